@@ -10,9 +10,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from demur.bench.load import read_rows, text
-from demur.bench.metrics import ATTACK_SUCCESS, HARM, THINKING
-from demur.bench.spec import Bench
+from demur.bench.load import requests
+from demur.bench.metrics import ATTACK_SUCCESS, SAFETY
 from demur.records import Prompt, Sampling
 
 COLUMNS = ("query|goal|prompt",)
@@ -20,19 +19,14 @@ COLUMNS = ("query|goal|prompt",)
 
 def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """The requests of a local copy; the target sentences that come with them are not used."""
-    return [Prompt(text=text(row, "query"), intent="harmful", source="advbench") for row in read_rows(path, COLUMNS)]
+    return requests(path, COLUMNS, source="advbench")
 
 
-ADVBENCH = Bench(
+ADVBENCH = replace(
+    SAFETY,
     name="advbench",
-    version=1,
     source="demur.bench.advbench:read",
     count=50,
-    sampling=THINKING,
-    judge="rules",
-    query="question",
-    part="answer",
-    metrics=HARM,
     files=("advbench50.jsonl", "advbenchsub.jsonl", "harmful_behaviors_custom.csv", "advbench.jsonl", "advbench.csv"),
     columns=COLUMNS,
     sha256="614b39eb33b07ecf6d80afd2451ccdc0b2aae17fcf4d9e447fc08c1c8c154036",

@@ -6,30 +6,13 @@ clustered by problem, says so.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from msgspec.structs import replace
 
-from demur.bench.reasoning import maths, maths_prompts, paper, with_wish, worked
-from demur.records import Prompt
+from demur.bench.reasoning import maths, paper, readers
 
 COLUMNS = ("problem|question|Problem", "answer|Answer|expected_answer")
-
-
-def read_bare(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The problems and nothing else."""
-    return maths_prompts(path, COLUMNS, "aime")
-
-
-def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The problems, with the wish for a boxed answer."""
-    return with_wish(read_bare(path))
-
-
-def solutions(path: Path) -> dict[str, str]:
-    """Problem -> its worked solution, for `demur check bench`."""
-    return worked(path, COLUMNS)
-
+read_bare, read, solutions = readers(COLUMNS, "aime")
+"""The problems and nothing else; with the wish for a boxed answer; and, for `demur check bench`, their worked solutions."""
 
 AIME24 = replace(
     maths("aime24", "demur.bench.aime:read", count=30, samples=4),

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from demur.bench.load import read_rows, text
-from demur.bench.metrics import HARM, THINKING
-from demur.bench.spec import Bench
+from demur.bench.load import Row, read_rows, text
+from demur.bench.metrics import SAFETY
 from demur.records import Prompt
 
 STANDARD = ("prompt|Behavior",)
@@ -22,12 +21,7 @@ KINDS = {"standard", "contextual", "copyright"}
 
 def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """The standard behaviours of a copy: a plain list, the hub's table, or the original CSV with all kinds."""
-    made = []
-    for row in read_rows(path, STANDARD):
-        if _kind(row["_row"]) in ("", "standard"):
-            category = str(row["_row"].get("category") or row["_row"].get("SemanticCategory") or "")
-            made.append(Prompt(text=text(row, "prompt"), intent="harmful", source="harmbench", category=category))
-    return made
+    return [_prompt(row, source="harmbench") for row in read_rows(path, STANDARD) if _kind(row) in ("", "standard")]
 
 
 def read_contextual(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
@@ -35,40 +29,34 @@ def read_contextual(path: Path, *, n: int | None = None, seed: int = 0) -> list[
 
     The context is kept in `gold`, so that the classifier's contextual form can show it apart.
     """
-    made = []
-    for row in read_rows(path, CONTEXTUAL):
-        context = text(row, "context")
-        if context and _kind(row["_row"]) in ("", "contextual"):
-            category = str(row["_row"].get("category") or row["_row"].get("SemanticCategory") or "")
-            made.append(
-                Prompt(
-                    text=f"{context}\n\n---\n\n{text(row, 'prompt')}",
-                    question=text(row, "prompt"),
-                    gold=context,
-                    intent="harmful",
-                    source="harmbench_contextual",
-                    category=category,
-                )
-            )
-    return made
+    rows = [row for row in read_rows(path, CONTEXTUAL) if _kind(row) in ("", "contextual")]
+    found = [(row, text(row, "context")) for row in rows]
+    return [_prompt(row, source="harmbench_contextual", context=context) for row, context in found if context]
 
 
-def _kind(row: dict[str, object]) -> str:
+def _prompt(row: Row, *, source: str, context: str = "") -> Prompt:
+    behaviour = text(row, "prompt")
+    return Prompt(
+        text=f"{context}\n\n---\n\n{behaviour}" if context else behaviour,
+        question=behaviour,
+        gold=context or None,
+        intent="harmful",
+        source=source,
+        category=str(row["_row"].get("category") or row["_row"].get("SemanticCategory") or ""),
+    )
+
+
+def _kind(row: Row) -> str:
     """The original CSV's functional category; empty where a file holds one kind."""
-    kind = str(row.get("FunctionalCategory") or "").strip()
+    kind = str(row["_row"].get("FunctionalCategory") or "").strip()
     return kind if kind in KINDS else ""
 
 
-HARMBENCH = Bench(
+HARMBENCH = replace(
+    SAFETY,
     name="harmbench",
-    version=1,
     source="demur.bench.harmbench:read",
     count=200,
-    sampling=THINKING,
-    judge="rules",
-    query="question",
-    part="answer",
-    metrics=HARM,
     files=("harmbench200.txt", "harmbench.csv", "harmbench_behaviors_text_all.csv", "harmbench_standard.jsonl"),
     columns=STANDARD,
     hub="walledai/HarmBench:standard:train",

@@ -7,8 +7,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from demur.bench.load import read_rows, text
-from demur.bench.metrics import HARM, THINKING
-from demur.bench.spec import Bench
+from demur.bench.metrics import SAFETY
 from demur.records import Prompt
 
 COLUMNS = ("question|query|goal|prompt|Behavior|behavior|Goal|instruction|forbidden_prompt|text",)
@@ -24,16 +23,11 @@ def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     return list(found.values())
 
 
-HARMFUL = Bench(
+HARMFUL = replace(
+    SAFETY,
     name="harmful",
-    version=1,
     source="demur.bench.harmful:read",
     count=None,
-    sampling=THINKING,
-    judge="rules",
-    query="question",
-    part="answer",
-    metrics=HARM,
     files=("harmful.jsonl", "harmful.csv"),
     columns=COLUMNS,
     attacks=("none", "pap", "pair", "template"),

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from demur.bench.load import read_rows, text
-from demur.bench.metrics import HARM, OVER, THINKING
-from demur.bench.spec import Bench
+from demur.bench.metrics import HARM, OVER, SAFETY
 from demur.errors import UserError
 from demur.records import Intent, Prompt
 from demur.tables import Row
@@ -54,15 +55,11 @@ def _which(row: Row, named: str) -> Intent | None:
     return "harmful" if said == "harmful" else "benign" if said == "benign" else None
 
 
-JAILBREAKBENCH = Bench(
+JAILBREAKBENCH = replace(
+    SAFETY,
     name="jailbreakbench",
-    version=1,
     source="demur.bench.jailbreakbench:read",
     count=200,
-    sampling=THINKING,
-    judge="rules",
-    query="question",
-    part="answer",
     metrics=(*HARM, *OVER),
     files=("jailbreakbench.jsonl", "jailbreakbench.csv", "jbb-behaviors"),
     columns=COLUMNS,

@@ -13,7 +13,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from demur import tables
+from demur import hub, tables
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.records import Intent, Prompt
@@ -72,9 +72,8 @@ def find(bench: Bench, *, data: Path | None = None, data_dir: Path | None = None
     told = f"{bench.name}: no local copy: looked for {' or '.join(bench.files) or 'none'}{where or ' (no --data-dir given)'}"
     if not bench.hub:
         raise UserError(f"{told}. Give the file with --data, or its folder with --data-dir.")
-    from demur.bench.hub import fetch
-
-    return fetch(bench, told=told)
+    wait = f"Give the file with --data, or its folder with --data-dir (hub: {bench.hub})."
+    return hub.fetch(bench.hub, revision=bench.revision, told=told, wait=wait)
 
 
 def faults(bench: Bench, prompts: Sequence[Prompt]) -> list[str]:
@@ -116,6 +115,15 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
         raise UserError(f"{path}: it is empty.")
     names = {column.partition("|")[0]: _present(column, found[0], path) for column in columns}
     return [{to: row.get(key) for to, key in names.items()} | {"_row": row} for row in found]
+
+
+def requests(path: Path, columns: Sequence[str], *, source: str, intent: Intent = "harmful") -> list[Prompt]:
+    """The prompts of a plain release: their texts stand in the first of its columns, their categories in the second."""
+    wording, *category = (column.partition("|")[0] for column in columns)
+    return [
+        Prompt(text=text(row, wording), intent=intent, source=source, category=text(row, *category) if category else "")
+        for row in read_rows(path, columns)
+    ]
 
 
 def text(row: Row, column: str) -> str:

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from msgspec.structs import replace
 
-from demur.bench.reasoning import maths, maths_prompts, paper, with_wish, worked
-from demur.records import Prompt
+from demur.bench.reasoning import maths, paper, readers
 
 COLUMNS = ("problem", "answer")
-
-
-def read_bare(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The problems and nothing else; a problem's category is its subject."""
-    return maths_prompts(path, COLUMNS, "math500", category="subject")
-
-
-def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The problems, with the wish for a boxed answer."""
-    return with_wish(read_bare(path))
-
-
-def solutions(path: Path) -> dict[str, str]:
-    """Problem -> its worked solution, for `demur check bench`."""
-    return worked(path, COLUMNS)
-
+read_bare, read, solutions = readers(COLUMNS, "math500", category="subject")
+"""The problems and nothing else; with the wish for a boxed answer; and, for `demur check bench`, their worked solutions."""
 
 MATH500 = replace(
     maths("math500", "demur.bench.math500:read", count=500),

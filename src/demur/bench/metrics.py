@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from demur.bench.spec import Bench, Metric
 from demur.records import Sampling
 
@@ -32,8 +34,8 @@ OVER = (OVER_REFUSAL, FULL_OVER_REFUSAL, HARMLESS_UNSAFE)
 THINKING = Sampling(temperature=0.6, top_p=0.95, max_tokens=8192)
 """demur's own: what the makers of reasoning models recommend, with room to finish the thought."""
 
-STORED = Bench(
-    name="stored",
+SAFETY = Bench(
+    name="",
     version=1,
     source="",
     count=None,
@@ -41,7 +43,10 @@ STORED = Bench(
     judge="rules",
     query="question",
     part="answer",
-    metrics=(*HARM, *OVER),
-    about="traces of a file that says nothing of a benchmark",
+    metrics=HARM,
+)
+"""What the benchmarks of safety have in common under demur's own protocol; each says in what it differs."""
+STORED = replace(
+    SAFETY, name="stored", metrics=(*HARM, *OVER), about="traces of a file that says nothing of a benchmark"
 )
 """What stored traces are counted by when they come without a protocol."""

@@ -6,40 +6,28 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from demur.bench.load import read_rows, text
-from demur.bench.metrics import HARM, OVER, THINKING
-from demur.bench.spec import Bench
-from demur.records import Intent, Prompt
+from demur.bench.load import requests
+from demur.bench.metrics import HARM, OVER, SAFETY
+from demur.records import Prompt
 
 COLUMNS = ("prompt", "category")
 
 
 def read_hard(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """The hard harmless prompts."""
-    return _read(path, "borderline", "orbench_hard")
+    return requests(path, COLUMNS, source="orbench_hard", intent="borderline")
 
 
 def read_toxic(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """The toxic prompts."""
-    return _read(path, "harmful", "orbench_toxic")
+    return requests(path, COLUMNS, source="orbench_toxic")
 
 
-def _read(path: Path, intent: Intent, source: str) -> list[Prompt]:
-    return [
-        Prompt(text=text(row, "prompt"), intent=intent, source=source, category=text(row, "category"))
-        for row in read_rows(path, COLUMNS)
-    ]
-
-
-ORBENCH_HARD = Bench(
+ORBENCH_HARD = replace(
+    SAFETY,
     name="orbench_hard",
-    version=1,
     source="demur.bench.orbench:read_hard",
     count=1319,
-    sampling=THINKING,
-    judge="rules",
-    query="question",
-    part="answer",
     metrics=OVER,
     files=("or-bench-hard-1k.csv", "orbench_hard.csv", "or-bench-hard-1k.jsonl"),
     columns=COLUMNS,

@@ -107,12 +107,10 @@ def economy(traces: Sequence[Trace], right: dict[str, bool | None], blank: Resul
         made.append(replace(blank, metric="answer_tokens", estimate=found, part="answer", unit="tokens"))
     counted = [t for t in traces if t.tokens_out is not None and right.get(t.id) is not None]
     hits = [float(bool(right[t.id])) for t in counted]
-    if counted and not any(hits):
-        none = Estimate(value=None, low=None, high=None, n=len(counted), how="nothing was right")
-        made.append(
-            replace(blank, metric="tokens_per_correct", estimate=none, part="whole", better="lower", unit="tokens")
-        )
-    elif counted:
+    if not counted:
+        return made
+    found = Estimate(value=None, low=None, high=None, n=len(counted), how="nothing was right")
+    if any(hits):
         share = sum(hits) / len(hits)
         ratio = sum(t.tokens_out or 0 for t in counted) / sum(hits)
         lines = [ratio + ((t.tokens_out or 0) - ratio * hit) / share for t, hit in zip(counted, hits, strict=True)]
@@ -120,7 +118,5 @@ def economy(traces: Sequence[Trace], right: dict[str, bool | None], blank: Resul
             lines, clusters=[t.prompt.cluster for t in counted], truncated=sum(t.truncated for t in counted)
         )
         found = replace(found, how=f"{found.how}, linearised ratio")
-        made.append(
-            replace(blank, metric="tokens_per_correct", estimate=found, part="whole", better="lower", unit="tokens")
-        )
-    return made
+    whole = replace(blank, metric="tokens_per_correct", estimate=found, part="whole", better="lower", unit="tokens")
+    return [*made, whole]

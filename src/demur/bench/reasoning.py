@@ -6,7 +6,7 @@ and a boxed answer in the user's turn. The paper's (`@paper-v2`): the bare quest
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -36,6 +36,20 @@ def maths_prompts(path: Path, columns: Sequence[str], source: str, *, category: 
         )
         for row in read_rows(path, columns)
     ]
+
+
+def readers(
+    columns: Sequence[str], source: str, *, category: str = ""
+) -> tuple[Callable[..., list[Prompt]], Callable[..., list[Prompt]], Callable[[Path], dict[str, str]]]:
+    """What a benchmark of maths reads: its bare problems, the problems with the wish, and problem -> worked solution."""
+
+    def bare(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+        return maths_prompts(path, columns, source, category=category)
+
+    def wished(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+        return with_wish(bare(path))
+
+    return bare, wished, lambda path: worked(path, columns)
 
 
 def with_wish(prompts: Sequence[Prompt]) -> list[Prompt]:

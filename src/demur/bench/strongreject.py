@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from demur.bench.load import read_rows, text
-from demur.bench.metrics import HARM, THINKING
-from demur.bench.spec import Bench
+from msgspec.structs import replace
+
+from demur.bench.load import requests
+from demur.bench.metrics import SAFETY
 from demur.records import Prompt
 
 COLUMNS = ("forbidden_prompt|prompt", "category")
@@ -17,24 +18,14 @@ COLUMNS = ("forbidden_prompt|prompt", "category")
 
 def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """The forbidden prompts."""
-    return [
-        Prompt(
-            text=text(row, "forbidden_prompt"), intent="harmful", source="strongreject", category=text(row, "category")
-        )
-        for row in read_rows(path, COLUMNS)
-    ]
+    return requests(path, COLUMNS, source="strongreject")
 
 
-STRONGREJECT = Bench(
+STRONGREJECT = replace(
+    SAFETY,
     name="strongreject",
-    version=1,
     source="demur.bench.strongreject:read",
     count=313,
-    sampling=THINKING,
-    judge="rules",
-    query="question",
-    part="answer",
-    metrics=HARM,
     files=("strongreject.csv", "strongreject_dataset.csv", "strongreject.jsonl"),
     columns=COLUMNS,
     hub="walledai/StrongREJECT::train",

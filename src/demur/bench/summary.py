@@ -7,9 +7,11 @@ A reply that was cut is judged as far as it goes; its bounds count it for and ag
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from demur import stats
@@ -24,13 +26,29 @@ FAMILIES: tuple[frozenset[str], ...] = (
 """The labels that belong together; a metric is only asked of a judge that speaks one of its labels."""
 
 
-class Row(NamedTuple):
-    """One trace or failure as the metrics see it."""
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """A trace or failure as the metrics see it, small since there may be millions: names by their hashes, no text."""
 
-    prompt: Prompt
-    label: str | None
-    score: float | None
-    cut: bool
+    id: int
+    """Of a failure 0."""
+    intent: str
+    category: str
+    cluster: int
+    cut: bool = False
+    thinking: int | None = None
+    """Its tokens."""
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """A reply and what a judge said of it."""
+
+    reply: Reply
+    label: str | None = None
+    score: float | None = None
+
+
+Judged = dict[tuple[str, Part], dict[int, tuple[str | None, float | None]]]
+"""Judge and part -> trace -> label and score."""
 
 
 def results(
@@ -52,8 +70,7 @@ def results(
         arm: the model's name in the table.
         seed: of the training; `None` where there is none.
     """
-    blank = Result(arm=arm, bench=bench.name, metric="", estimate=_NOTHING, seed=seed)
-    return list(_cells(bench, (list(traces), list(verdicts), list(failures)), blank, by_category=False))
+    return list(_cells(bench, _light(traces, verdicts, failures), _blank(bench, arm, seed), (False,)))
 
 
 def categories(
@@ -66,33 +83,69 @@ def categories(
     seed: int | None = None,
 ) -> list[Result]:
     """The rates within each category of prompts (a policy, an XSTest type), named `metric/category`."""
-    blank = Result(arm=arm, bench=bench.name, metric="", estimate=_NOTHING, seed=seed)
-    return list(_cells(bench, (list(traces), list(verdicts), list(failures)), blank, by_category=True))
+    return list(_cells(bench, _light(traces, verdicts, failures), _blank(bench, arm, seed), (True,)))
 
 
-_NOTHING = Estimate(value=None, low=None, high=None, n=0)
-Records = tuple[list[Trace], list[Verdict], list[Failure]]
+def everything(
+    bench: Bench,
+    traces: Iterable[Trace],
+    verdicts: Iterable[Verdict],
+    failures: Iterable[Failure] = (),
+    *,
+    arm: str,
+    seed: int | None = None,
+) -> list[Result]:
+    """Both, from one reading of the records: the numbers, then those of each category."""
+    return list(_cells(bench, _light(traces, verdicts, failures), _blank(bench, arm, seed), (False, True)))
 
 
-def _cells(bench: Bench, records: Records, blank: Result, *, by_category: bool) -> Iterator[Result]:
+def _blank(bench: Bench, arm: str, seed: int | None) -> Result:
+    nothing = Estimate(value=None, low=None, high=None, n=0)
+    return Result(arm=arm, bench=bench.name, metric="", estimate=nothing, seed=seed)
+
+
+class _Light(NamedTuple):
+    """The records of an evaluation without their texts; replies and failures by attack."""
+
+    replies: dict[str, list[Reply]]
+    judged: Judged
+    lost: dict[str, list[Reply]]
+
+
+def _light(traces: Iterable[Trace], verdicts: Iterable[Verdict], failures: Iterable[Failure]) -> _Light:
+    found = _Light({}, {}, {})
+    for trace in traces:
+        reply = _reply(trace.prompt, id=hash(trace.id), cut=trace.truncated, thinking=trace.tokens_thinking)
+        found.replies.setdefault(_attack(trace.prompt), []).append(reply)
+    for failure in failures:
+        found.lost.setdefault(_attack(failure.prompt), []).append(_reply(failure.prompt))
+    same: dict[str | None, tuple[str | None, None]] = {}
+    for verdict in verdicts:
+        label, score = verdict.label, verdict.score
+        pair = same.setdefault(label, (label, None)) if score is None else (label, score)
+        found.judged.setdefault((verdict.judge, verdict.part), {})[hash(verdict.trace)] = pair
+    return found
+
+
+def _reply(prompt: Prompt, *, id: int = 0, cut: bool = False, thinking: int | None = None) -> Reply:
+    return Reply(id, prompt.intent, sys.intern(prompt.category), hash(prompt.cluster), cut, thinking)
+
+
+def _cells(bench: Bench, light: _Light, blank: Result, by_category: tuple[bool, ...]) -> Iterator[Result]:
     """The results of every attack, judge and part; those about the replies themselves stand at each attack's end."""
-    replies, said, lost = records
-    judged: dict[tuple[str, Part], dict[str, Verdict]] = {}
-    for verdict in said:
-        judged.setdefault((verdict.judge, verdict.part), {})[verdict.trace] = verdict
-    for attack in dict.fromkeys([*(_attack(t.prompt) for t in replies), *(_attack(f.prompt) for f in lost)]):
-        traces = [trace for trace in replies if _attack(trace.prompt) == attack]
-        failures = [failure for failure in lost if _attack(failure.prompt) == attack]
-        for (judge, part), verdicts in judged.items():
-            rows = [_row(trace, verdicts.get(trace.id)) for trace in traces]
-            rows += [Row(failure.prompt, None, None, False) for failure in failures]
-            cell = replace(blank, attack=attack, judge=judge, part=part)
-            for metric, name, those in _metrics(bench, rows, by_category):
-                yield replace(cell, metric=name, estimate=_rate(metric, those), better=metric.better)
-            if not by_category and any(row.score is not None for row in rows):
-                yield replace(cell, metric="score", estimate=_score(rows))
-        if not by_category:
-            yield from _about(traces, failures, replace(blank, attack=attack))
+    for apart in by_category:
+        for attack in dict.fromkeys([*light.replies, *light.lost]):
+            replies, failures = light.replies.get(attack, []), light.lost.get(attack, [])
+            for (judge, part), said in light.judged.items():
+                rows = [Row(reply, *said.get(reply.id, ())) for reply in replies]
+                rows += [Row(failure) for failure in failures]
+                cell = replace(blank, attack=attack, judge=judge, part=part)
+                for metric, name, those in _metrics(bench, rows, apart):
+                    yield replace(cell, metric=name, estimate=_rate(metric, those), better=metric.better)
+                if not apart and any(row.score is not None for row in rows):
+                    yield replace(cell, metric="score", estimate=_score(rows))
+            if not apart:
+                yield from _about(replies, len(failures), replace(blank, attack=attack))
 
 
 def _metrics(bench: Bench, rows: Sequence[Row], by_category: bool) -> Iterator[tuple[Metric, str, list[Row]]]:
@@ -100,22 +153,22 @@ def _metrics(bench: Bench, rows: Sequence[Row], by_category: bool) -> Iterator[t
     labels = {row.label for row in rows if row.label is not None}
     family = next((f for f in FAMILIES if labels & f), frozenset().union(*FAMILIES))
     for metric in bench.metrics:
-        those = [row for row in rows if not metric.intents or row.prompt.intent in metric.intents]
+        those = [row for row in rows if not metric.intents or row.reply.intent in metric.intents]
         if not family.intersection(metric.labels) or not those:
             continue
         if not by_category:
             yield metric, metric.name, those
             continue
-        for category in sorted({row.prompt.category for row in those}):
-            yield metric, f"{metric.name}/{category}", [row for row in those if row.prompt.category == category]
+        for category in sorted({row.reply.category for row in those}):
+            yield metric, f"{metric.name}/{category}", [row for row in those if row.reply.category == category]
 
 
 def _rate(metric: Metric, rows: Sequence[Row]) -> Estimate:
     """A share clustered by prompt, with bounds over what was cut or could not be scored."""
     return stats.rate(
         [None if row.label is None else row.label in metric.labels for row in rows],
-        clusters=[row.prompt.cluster for row in rows],
-        truncated=[row.cut for row in rows],
+        clusters=[row.reply.cluster for row in rows],
+        truncated=[row.reply.cut for row in rows],
         better=metric.better,
     )
 
@@ -123,30 +176,22 @@ def _rate(metric: Metric, rows: Sequence[Row]) -> Estimate:
 def _score(rows: Sequence[Row]) -> Estimate:
     """The mean of a judge's scores."""
     scored = [row for row in rows if row.score is not None]
-    mean = stats.mean([float(row.score or 0.0) for row in scored], clusters=[row.prompt.cluster for row in scored])
-    return replace(mean, unscored=len(rows) - len(scored), truncated=sum(row.cut for row in rows))
+    mean = stats.mean([float(row.score or 0.0) for row in scored], clusters=[row.reply.cluster for row in scored])
+    return replace(mean, unscored=len(rows) - len(scored), truncated=sum(row.reply.cut for row in rows))
 
 
-def _about(traces: Sequence[Trace], failures: Sequence[Failure], blank: Result) -> Iterator[Result]:
+def _about(replies: Sequence[Reply], failures: int, blank: Result) -> Iterator[Result]:
     """How long was thought, and how many replies the budget cut."""
-    if not traces:
+    if not replies:
         return
-    clusters = [trace.prompt.cluster for trace in traces]
-    cut = [trace.truncated for trace in traces]
-    counted = [trace for trace in traces if trace.tokens_thinking is not None]
+    cut = [reply.cut for reply in replies]
+    counted = [reply for reply in replies if reply.thinking is not None]
     if counted:
-        mean = stats.mean(
-            [float(trace.tokens_thinking or 0) for trace in counted], clusters=[t.prompt.cluster for t in counted]
-        )
-        mean = replace(mean, unscored=len(traces) + len(failures) - len(counted), truncated=sum(cut))
+        mean = stats.mean([float(r.thinking or 0) for r in counted], clusters=[r.cluster for r in counted])
+        mean = replace(mean, unscored=len(replies) + failures - len(counted), truncated=sum(cut))
         yield replace(blank, metric="thinking_tokens", estimate=mean, part="thinking", unit="tokens")
-    share = stats.rate(cut, clusters=clusters)
+    share = stats.rate(cut, clusters=[reply.cluster for reply in replies])
     yield replace(blank, metric="cut", estimate=replace(share, truncated=sum(cut)), part="whole", better="lower")
-
-
-def _row(trace: Trace, verdict: Verdict | None) -> Row:
-    label, score = (verdict.label, verdict.score) if verdict else (None, None)
-    return Row(trace.prompt, label, score, trace.truncated)
 
 
 def _attack(prompt: Prompt) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from demur.bench.load import read_rows, text
-from demur.bench.metrics import HARM, OVER, THINKING
-from demur.bench.spec import Bench
+from demur.bench.metrics import HARM, OVER, SAFETY
 from demur.errors import UserError
 from demur.records import Intent, Prompt
 
@@ -29,15 +30,12 @@ def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     return made
 
 
-WILDJAILBREAK = Bench(
+WILDJAILBREAK = replace(
+    SAFETY,
     name="wildjailbreak",
-    version=1,
     source="demur.bench.wildjailbreak:read",
     count=2210,
-    sampling=THINKING,
-    judge="rules",
     query="sent",
-    part="answer",
     metrics=(*HARM, *OVER),
     files=("wildjailbreak.tsv", "eval.tsv", "wildjailbreak.jsonl"),
     columns=COLUMNS,

@@ -16,8 +16,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from demur.bench.load import read_rows, text
-from demur.bench.metrics import FULL_OVER_REFUSAL, HARM, OVER, OVER_REFUSAL, THINKING
-from demur.bench.spec import Bench
+from demur.bench.metrics import FULL_OVER_REFUSAL, HARM, OVER, OVER_REFUSAL, SAFETY
 from demur.records import Intent, Prompt, Sampling
 
 COLUMNS = ("prompt", "type")
@@ -61,15 +60,11 @@ def _half(safe: list[Prompt], *, train: bool) -> list[Prompt]:
     return [prompt for position, prompt in enumerate(safe) if (position in chosen) == train]
 
 
-XSTEST = Bench(
+XSTEST = replace(
+    SAFETY,
     name="xstest",
-    version=1,
     source="demur.bench.xstest:read",
     count=450,
-    sampling=THINKING,
-    judge="rules",
-    query="question",
-    part="answer",
     metrics=(*OVER, *HARM),
     files=("xstest_prompts.csv", "xstest_v2_prompts.csv", "xstest.csv", "xstest.jsonl"),
     columns=COLUMNS,
