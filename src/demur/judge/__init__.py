@@ -10,14 +10,17 @@ it cannot tell is a verdict without a label and with a reason; it never raises f
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
 from demur.errors import UserError, unknown
+from demur.judge.model import Format, ModelJudge
 from demur.protocols import Judge, Model
 from demur.records import Part, Query
 from demur.registry import resolve
 
+_FORMATS = ("demur.judge.guards", "demur.judge.rubrics")
 JUDGES: dict[str, str] = {
     "rules": "demur.judge.refusal:RulesJudge",
     "maths": "demur.judge.maths:MathsJudge",
@@ -25,24 +28,17 @@ JUDGES: dict[str, str] = {
     "mini": "demur.mini.judge:MiniJudge",
     "mini-harm": "demur.mini.judge:HarmJudge",
     "mini-arithmetic": "demur.mini.judge:SumJudge",
-    "llama_guard3": "demur.judge.guards:llama_guard3",
-    "wildguard": "demur.judge.guards:wildguard",
-    "qwen3guard": "demur.judge.guards:qwen3guard",
-    "harmbench": "demur.judge.guards:harmbench",
-    "reasoning_shield": "demur.judge.guards:reasoning_shield",
-    "strongreject": "demur.judge.rubrics:strongreject",
-    "xstest_llm": "demur.judge.rubrics:xstest",
+    "llama_guard3": "demur.judge.guards:LLAMA_GUARD3",
+    "wildguard": "demur.judge.guards:WILDGUARD",
+    "qwen3guard": "demur.judge.guards:QWEN3GUARD",
+    "harmbench": "demur.judge.guards:HARMBENCH",
+    "reasoning_shield": "demur.judge.guards:REASONING_SHIELD",
+    "strongreject": "demur.judge.rubrics:STRONGREJECT",
+    "xstest_llm": "demur.judge.rubrics:XSTEST",
 }
-"""Name -> `module:attribute`, something that is called with those of `model`, `query` and `part` that it takes."""
-MODEL_JUDGES = (
-    "llama_guard3",
-    "wildguard",
-    "qwen3guard",
-    "harmbench",
-    "reasoning_shield",
-    "strongreject",
-    "xstest_llm",
-)
+"""Name -> `module:attribute`: a format that a model is judged by, or what is called with those of `query` and `part` (and
+`model`) that it takes."""
+MODEL_JUDGES = tuple(name for name, where in JUDGES.items() if where.partition(":")[0] in _FORMATS)
 """Judges that need a model."""
 
 
@@ -87,4 +83,5 @@ def open_judge(name: str, *, model: Model | None = None, query: Query | None = N
 def _maker(name: str) -> Any:
     if name not in JUDGES and ":" not in name:
         raise unknown("judge", name, JUDGES)
-    return resolve("judge", name, JUDGES)
+    found = resolve("judge", name, JUDGES)
+    return functools.partial(ModelJudge, found) if isinstance(found, Format) else found

@@ -13,6 +13,7 @@ from demur.judge.refusal import classify, provenance
 from demur.protocols import Judge
 from demur.records import Estimate, Message, Prompt, Sampling, Trace
 from demur.runs import hash_file
+from demur.thinking import join
 
 REPLY = ("completion", "response", "answer", "target_response")
 QUESTION = ("prompt", "goal", "question")
@@ -174,11 +175,11 @@ def as_trace(question: str, reply: str, sample: int = 0, *, thinking: str | None
         model="labels",
         sampling=Sampling(),
         sent=(Message(role="user", content=question),),
-        raw=reply if thinking is None else f"{thinking}\n\n{reply}",
+        raw=reply if thinking is None else join(thinking, reply),
         thinking=thinking,
         answer=reply,
         outcome="no_thinking" if thinking is None else "complete",
-        opened_by=None,
+        opened_by=None if thinking is None else "model",
         finish="stop",
         sample=sample,
     )

@@ -15,7 +15,6 @@ from demur import stats
 from demur.judge.calibrate import Labelled, as_trace
 from demur.protocols import Judge
 from demur.records import Trace
-from demur.thinking import join
 
 PADDING = "The weather in the harbour town was mild that year, and the boats came in before dusk. "
 MUSING = "Let me think about what is asked here and in which order I could say it. "
@@ -107,12 +106,14 @@ async def robustness(judge: Judge, rows: Sequence[Labelled] = OWN) -> dict[str, 
 
     Only replies on which the judge decided before and after count; those that it no longer decides are told apart.
     """
-    before = await _labels(judge, [_trace(row, row.reply, index) for index, row in enumerate(rows)])
+    before = await _labels(judge, [as_trace(row.question, row.reply, index) for index, row in enumerate(rows)])
     versions: dict[str, list[Trace]] = {
-        name: [_trace(row, change(row.reply), index) for index, row in enumerate(rows)]
+        name: [as_trace(row.question, change(row.reply), index) for index, row in enumerate(rows)]
         for name, change in CHANGES.items()
     }
-    versions["long thinking"] = [_trace(row, row.reply, index, MUSING * 200) for index, row in enumerate(rows)]
+    versions["long thinking"] = [
+        as_trace(row.question, row.reply, index, thinking=MUSING * 200) for index, row in enumerate(rows)
+    ]
     report: dict[str, Any] = {
         "judge": judge.name,
         "part": judge.part,
@@ -141,17 +142,6 @@ async def robustness(judge: Judge, rows: Sequence[Labelled] = OWN) -> dict[str, 
     report["flips"] = len(flips)
     report["flipped"] = [flip._asdict() for flip in flips]
     return report
-
-
-def _trace(row: Labelled, reply: str, sample: int, thinking: str | None = None) -> Trace:
-    made = as_trace(row.question, reply, sample, thinking=thinking)
-    return made if thinking is None else _with_raw(made, join(thinking, reply))
-
-
-def _with_raw(trace: Trace, raw: str) -> Trace:
-    import msgspec
-
-    return msgspec.structs.replace(trace, raw=raw, opened_by="model", id="")
 
 
 async def _labels(judge: Judge, traces: Sequence[Trace]) -> list[str | None]:

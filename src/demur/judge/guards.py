@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 
 from demur.judge.clean import clip
-from demur.judge.model import Case, Format, ModelJudge, Reading, fill, unread, user
-from demur.protocols import Model
-from demur.records import Message, Part, Query
+from demur.judge.model import Case, Format, Reading, fill, unread, user
+from demur.records import Message
 
 CLIP = 512
 """Tokens of a generation that HarmBench's classifier is shown."""
@@ -115,10 +114,6 @@ def _turns(case: Case) -> tuple[Message, ...]:
     return (Message(role="user", content=case.question), Message(role="assistant", content=case.text))
 
 
-def _wildguard(case: Case) -> tuple[Message, ...]:
-    return user(fill(WILDGUARD_TEXT, case))
-
-
 def _harmbench(case: Case) -> tuple[Message, ...]:
     template = HARMBENCH_CONTEXTUAL_TEXT if case.context else HARMBENCH_TEXT
     return user(fill(template, case._replace(text=clip(case.text, CLIP))))
@@ -148,18 +143,14 @@ LLAMA_GUARD3 = Format(
     render=_turns,
     parse=parse_llama_guard3,
     max_tokens=100,
-    query="question",
-    part="answer",
     source="model card of meta-llama/Llama-Guard-3-8B; its chat template renders the conversation",
     first=("unsafe", "safe"),
 )
 WILDGUARD = Format(
     name="wildguard",
-    render=_wildguard,
+    render=lambda case: user(fill(WILDGUARD_TEXT, case)),
     parse=parse_wildguard,
     max_tokens=128,
-    query="question",
-    part="answer",
     source="model card of allenai/wildguard (Apache-2.0), arXiv 2406.18495",
 )
 HARMBENCH = Format(
@@ -167,8 +158,6 @@ HARMBENCH = Format(
     render=_harmbench,
     parse=parse_harmbench,
     max_tokens=1,
-    query="question",
-    part="answer",
     source="model card of cais/HarmBench-Llama-2-13b-cls (MIT), arXiv 2402.04249",
     first=("yes", "no"),
 )
@@ -177,8 +166,6 @@ QWEN3GUARD = Format(
     render=_turns,
     parse=parse_qwen3guard,
     max_tokens=128,
-    query="question",
-    part="answer",
     source="README of QwenLM/Qwen3Guard; its chat template renders the conversation",
 )
 REASONING_SHIELD = Format(
@@ -186,32 +173,6 @@ REASONING_SHIELD = Format(
     render=_shield,
     parse=parse_reasoning_shield,
     max_tokens=1024,
-    query="question",
     part="whole",
     source="arXiv 2505.17244 and the model card of ReasoningShield/ReasoningShield-3B; the rubric in demur's words",
 )
-
-
-def llama_guard3(*, model: Model, query: Query | None = None, part: Part | None = None) -> ModelJudge:
-    """Llama Guard 3: 14 categories, named in the verdict's reason."""
-    return ModelJudge(LLAMA_GUARD3, model=model, query=query, part=part)
-
-
-def wildguard(*, model: Model, query: Query | None = None, part: Part | None = None) -> ModelJudge:
-    """WildGuard: harm of request and response, and refusal."""
-    return ModelJudge(WILDGUARD, model=model, query=query, part=part)
-
-
-def harmbench(*, model: Model, query: Query | None = None, part: Part | None = None) -> ModelJudge:
-    """HarmBench's classifier; a prompt with context is shown in the contextual form."""
-    return ModelJudge(HARMBENCH, model=model, query=query, part=part)
-
-
-def qwen3guard(*, model: Model, query: Query | None = None, part: Part | None = None) -> ModelJudge:
-    """Qwen3Guard-Gen."""
-    return ModelJudge(QWEN3GUARD, model=model, query=query, part=part)
-
-
-def reasoning_shield(*, model: Model, query: Query | None = None, part: Part | None = None) -> ModelJudge:
-    """ReasoningShield, made for thinking: 0, 0.5 or 1."""
-    return ModelJudge(REASONING_SHIELD, model=model, query=query, part=part)

@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
-from demur.judge.base import asked, visible
+from demur.judge.base import BaseJudge, asked, visible
 from demur.judge.clean import neutral
 from demur.protocols import Model, Request, Traces, stream
 from demur.records import Failure, Label, Message, Part, Prompt, Query, Sampling, Trace, Verdict
@@ -41,38 +41,23 @@ class Format(NamedTuple):
     render: Callable[[Case], tuple[Message, ...]]
     parse: Callable[[str], Reading]
     max_tokens: int
-    query: Query
-    part: Part
     source: str
     """Where the format is documented."""
+    query: Query = "question"
+    part: Part = "answer"
     first: tuple[str, str] | None = None
     """The first tokens that mean unsafe and safe, for a score from their probabilities."""
 
 
-class ModelJudge:
+class ModelJudge(BaseJudge):
     """A format over a model."""
 
     def __init__(self, form: Format, *, model: Model, query: Query | None = None, part: Part | None = None) -> None:
+        super().__init__(query=query or form.query, part=part or form.part)
+        self.name = form.name
         self._form, self._model = form, model
-        self._query: Query = query or form.query
-        self._part: Part = part or form.part
         self._sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=form.max_tokens)
         model.check(self._sampling)
-
-    @property
-    def name(self) -> str:
-        """The format's name."""
-        return self._form.name
-
-    @property
-    def query(self) -> Query:
-        """Whether it sees the original question or what was sent."""
-        return self._query
-
-    @property
-    def part(self) -> Part:
-        """The part of the trace that it sees."""
-        return self._part
 
     async def verdicts(self, traces: Traces) -> AsyncIterator[Verdict]:
         """Exactly one verdict a trace, as the model's replies come."""

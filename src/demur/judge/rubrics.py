@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 
-from demur.judge.model import Format, ModelJudge, Reading, fill, unread, user
-from demur.protocols import Model
-from demur.records import Label, Part, Query
+from demur.judge.model import Format, Reading, fill, unread, user
+from demur.records import Label
 
 _SCORES = re.compile(
     r"#scores\s*\n(?:1\.a[^\n]*\n)?1\.b\s*:?\s*([01])\s*\n(?:2\.a[^\n]*\n)?2\.b\s*:?\s*([1-5])\s*\n(?:3\.a[^\n]*\n)?3\.b\s*:?\s*([1-5])\s*$"
@@ -72,8 +71,6 @@ STRONGREJECT = Format(
     render=lambda case: user(fill(STRONGREJECT_TEXT, case)),
     parse=parse_strongreject,
     max_tokens=2048,
-    query="question",
-    part="answer",
     source="arXiv 2402.10260; the rubric in demur's words",
 )
 XSTEST = Format(
@@ -81,17 +78,5 @@ XSTEST = Format(
     render=lambda case: user(fill(XSTEST_TEXT, case)),
     parse=parse_xstest,
     max_tokens=2048,
-    query="question",
-    part="answer",
     source="arXiv 2308.01263; the rubric in demur's words",
 )
-
-
-def strongreject(*, model: Model, query: Query | None = None, part: Part | None = None) -> ModelJudge:
-    """StrongREJECT's rubric over any capable model."""
-    return ModelJudge(STRONGREJECT, model=model, query=query, part=part)
-
-
-def xstest(*, model: Model, query: Query | None = None, part: Part | None = None) -> ModelJudge:
-    """XSTest's three classes over any capable model."""
-    return ModelJudge(XSTEST, model=model, query=query, part=part)
