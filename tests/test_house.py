@@ -28,6 +28,7 @@ SHARED = {
     "stats",
     "hub",
     "flow",
+    "spool",
 }
 SEE_ALL = {"study", "memory", "graph", "stages", "execute", "ray_cluster", "stand_in", "foresee", "report", "cli"}
 

@@ -1,21 +1,31 @@
-"""Asking and judging at the same time: the judges start on the first trace while the model still writes the last."""
+"""Asking and judging at the same time: the judges start on the first trace while the model still writes the last.
+
+What comes goes to the disk; in memory are the requests in flight, and the traces for which a judge has yet to find time.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
 
 from demur.protocols import Judge, Model, Progress, Requests, quiet
 from demur.records import Failure, Trace, Verdict
+from demur.spool import I64, Places, Rows, numbers
+
+AHEAD = 4096
+"""Traces that may wait for a judge; then the model waits too."""
 
 
 class Flow(NamedTuple):
     """What came of it, in the order in which it became ready."""
 
-    traces: list[Trace]
-    failures: list[Failure]
-    verdicts: list[Verdict]
+    traces: Rows[Trace]
+    failures: Rows[Failure]
+    verdicts: Rows[Verdict]
 
 
 def _same(trace: Trace) -> Trace:
@@ -45,8 +55,8 @@ async def ask_and_judge(
         judged: which traces the judges see.
         progress: called with replies so far.
     """
-    flow = Flow([], [], [])
-    queues: list[asyncio.Queue[Trace | None]] = [asyncio.Queue() for _ in judges]
+    flow = Flow(Rows(Trace), Rows(Failure), Rows(Verdict))
+    queues: list[asyncio.Queue[Trace | None]] = [asyncio.Queue(AHEAD) for _ in judges]
 
     async def ask() -> None:
         async for reply in model.answers(requests):
@@ -56,21 +66,66 @@ async def ask_and_judge(
                 trace = mark(reply)
                 flow.traces.append(trace)
                 for queue in queues if judged(trace) else ():
-                    queue.put_nowait(trace)
+                    await queue.put(trace)
             progress(len(flow.traces) + len(flow.failures), None, "")
         for queue in queues:
-            queue.put_nowait(None)
+            await queue.put(None)
 
-    async def judge(who: Judge, queue: asyncio.Queue[Trace | None]) -> None:
-        async def arriving() -> AsyncIterator[Trace]:
-            while (trace := await queue.get()) is not None:
-                yield trace
-
-        async for verdict in who.verdicts(arriving()):
-            flow.verdicts.append(verdict)
-
-    await together(ask(), *(judge(who, queue) for who, queue in zip(judges, queues, strict=True)))
+    reading = (_judge(who, queue, flow.verdicts) for who, queue in zip(judges, queues, strict=True))
+    await together(ask(), *reading)
     return flow
+
+
+async def _judge(who: Judge, queue: asyncio.Queue[Trace | None], verdicts: Rows[Verdict]) -> None:
+    """Have a judge read what comes out of its queue, up to `None`."""
+    more = True
+
+    async def arriving() -> AsyncIterator[Trace]:
+        nonlocal more
+        while (trace := await queue.get()) is not None:
+            yield trace
+        more = False
+
+    async for verdict in who.verdicts(arriving()):
+        verdicts.append(verdict)
+    while more:  # a judge that has stopped listening must not hold up the model
+        more = await queue.get() is not None
+
+
+class _Whose(msgspec.Struct, gc=False):
+    id: str
+
+
+class _Reply(msgspec.Struct, gc=False):
+    """Of a trace or failure, what its place depends on."""
+
+    prompt: _Whose
+    id: str = ""
+    sample: int = 0
+
+
+class _Said(msgspec.Struct, gc=False):
+    trace: str
+    judge: str
+    part: str
+
+
+def in_order(flow: Flow, asked: Iterable[str]) -> Flow:
+    """The traces and failures in the order in which prompts (by their ids) were asked, verdicts by trace, judge and part."""
+    prompts = Places(asked)
+
+    def by_prompt(rows: Rows[_Reply]) -> I64:
+        place = prompts.of(row.prompt.id for row in rows)
+        return np.lexsort((numbers(row.sample for row in rows), place))
+
+    replies = flow.traces.seen_as(_Reply)
+    traces = flow.traces.taken(by_prompt(replies))
+    said = flow.verdicts.seen_as(_Said)
+    names = sorted({(verdict.judge, verdict.part) for verdict in said})
+    who = numbers(names.index((verdict.judge, verdict.part)) for verdict in said)
+    place = Places(row.id for row in traces.seen_as(_Reply)).of(verdict.trace for verdict in said)
+    failures = flow.failures.taken(by_prompt(flow.failures.seen_as(_Reply)))
+    return Flow(traces, failures, flow.verdicts.taken(np.lexsort((who, place))))
 
 
 async def together(*work: Coroutine[Any, Any, None]) -> None:

@@ -24,6 +24,7 @@ import msgspec
 import demur
 from demur.errors import UserError, WorkError
 from demur.records import Record, digest, encode, read_jsonl, write_jsonl
+from demur.spool import Rows
 
 MANIFEST = "manifest.json"
 T = TypeVar("T")
@@ -79,6 +80,10 @@ class Artifact:
         """The records of `name.jsonl`."""
         return read_jsonl(self.folder / f"{name}.jsonl", kind)
 
+    def table(self, name: str, kind: type[T]) -> Rows[T]:
+        """The records of `name.jsonl` as a list that stays on the disk."""
+        return Rows(kind, path=self.folder / f"{name}.jsonl")
+
     def rows(self, name: str) -> int:
         """How many records `name.jsonl` holds."""
         info = self.manifest.files.get(f"{name}.jsonl")
@@ -100,7 +105,8 @@ class Draft:
 
     def write(self, name: str, records: Iterable[Any]) -> int:
         """Write `name.jsonl`; gives the number of records."""
-        count = write_jsonl(self.folder / f"{name}.jsonl", records)
+        lines = records.lines() if isinstance(records, Rows) else records
+        count = write_jsonl(self.folder / f"{name}.jsonl", lines)
         self._rows[f"{name}.jsonl"] = count
         return count
 

@@ -269,7 +269,7 @@ def test_every_trace_gets_one_verdict() -> None:
     by_trace = {v.trace: v for v in verdicts}
     assert by_trace[traces[3].id].label == "unsafe"
     assert by_trace[traces[5].id].reason == "no answer: cut_in_thinking"
-    assert failed(verdicts) == (0, 7), "a missing answer is not the judge's failure"
+    assert not any(map(failed, verdicts)), "a missing answer is not the judge's failure"
 
 
 def test_first_tokens_give_a_score() -> None:

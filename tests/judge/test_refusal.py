@@ -97,7 +97,7 @@ def test_nothing_is_not_compliance() -> None:
     assert (cut.label, silent.label) == (None, None)
     assert "cut_in_thinking" in cut.reason
     assert spoken.label == "full_compliance"
-    assert failed([cut, silent, spoken]) == (0, 3)
+    assert not any(map(failed, [cut, silent, spoken]))
 
 
 def test_only_the_part_asked_for_is_read() -> None:

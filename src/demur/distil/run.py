@@ -6,21 +6,25 @@ back is a failure; the funnel adds up: asked = answered + failed, and answered =
 
 from __future__ import annotations
 
+import itertools
 import math
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from demur import thinking
 from demur.distil.settings import DistilSettings
 from demur.distil.strategy import Strategy, load
 from demur.errors import UserError
-from demur.flow import ask_and_judge
+from demur.flow import Flow, ask_and_judge, in_order
 from demur.protocols import Judge, Model, Progress, Request, quiet
-from demur.records import Failure, Part, Prompt, Record, Sampling, Trace, Verdict
+from demur.records import Failure, Outcome, Part, Prompt, Record, Sampling, Trace, Verdict
+from demur.spool import Places, Rows
 
 Reason = Literal["cut", "unparsed", "unjudged", "unsafe thinking", "unsafe answer", "unsafe whole"]
 REASONS: tuple[Reason, ...] = ("cut", "unparsed", "unjudged", "unsafe thinking", "unsafe answer", "unsafe whole")
@@ -50,14 +54,14 @@ class TokenStats(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a distillation made, in order of prompts and samples."""
+    """What a distillation made, in order of prompts and samples; the records lie on the disk."""
 
-    traces: tuple[Trace, ...]
-    verdicts: tuple[Verdict, ...]
-    kept: tuple[str, ...]
+    traces: Sequence[Trace]
+    verdicts: Sequence[Verdict]
+    kept: Sequence[str]
     """Ids of the traces to train on."""
-    drops: tuple[Drop, ...]
-    failures: tuple[Failure, ...]
+    drops: Sequence[Drop]
+    failures: Sequence[Failure]
     funnel: dict[str, int]
     """asked, answered, failed, one count a reason, kept; with `rewrite` also fell_back."""
     tokens: dict[str, TokenStats]
@@ -93,20 +97,20 @@ async def distil(
         UserError: teacher, judge or given trace is missing, or the teacher cannot honour the sampling.
     """
     strategy = load(settings.strategy)
-    asked = list(prompts)
+    asked = prompts if isinstance(prompts, Rows) else Rows(Prompt, prompts)
     if strategy.constant is not None:
         return _constant(asked, strategy, settings)
-    work = _Work(strategy, settings, _needed(strategy, teacher), tuple(judges), given or {})
-    work.check(asked)
+    work = _Work(asked, settings, (strategy, _needed(strategy, teacher)), tuple(judges), given or {})
+    work.check()
     if settings.until_safe is None:
         await work.round(asked, range(settings.samples), progress)
     else:
         for sample in range(settings.bound):
-            short = [prompt for prompt in asked if work.kept_of[prompt.id] < settings.until_safe]
+            short = asked.taken(np.flatnonzero(work.kept_of < settings.until_safe))
             if not short:
                 break
             await work.round(short, range(sample, sample + 1), progress)
-    return work.result(asked)
+    return work.result()
 
 
 def _needed(strategy: Strategy, teacher: Model | None) -> Model:
@@ -115,15 +119,16 @@ def _needed(strategy: Strategy, teacher: Model | None) -> Model:
     return teacher
 
 
-def _constant(prompts: Sequence[Prompt], strategy: Strategy, settings: DistilSettings) -> Distilled:
+def _constant(prompts: Rows[Prompt], strategy: Strategy, settings: DistilSettings) -> Distilled:
     """One and the same reply for every prompt. It needs neither teacher nor filter."""
     raw = strategy.constant or ""
     parts = thinking.split(raw)
-    traces = tuple(
+    sampling = Sampling(max_tokens=settings.max_tokens)
+    made = (
         Trace(
             prompt=prompt,
             model=f"constant:{strategy.name}",
-            sampling=Sampling(max_tokens=settings.max_tokens),
+            sampling=sampling,
             sent=strategy.messages(prompt),
             raw=raw,
             thinking=parts.thinking,
@@ -135,33 +140,35 @@ def _constant(prompts: Sequence[Prompt], strategy: Strategy, settings: DistilSet
         )
         for prompt in prompts
     )
+    traces = Rows(Trace, made)
     funnel = {"asked": len(traces), "answered": len(traces), "failed": 0}
     funnel |= dict.fromkeys(REASONS, 0)
-    stats = tokens_of(traces)
-    kept = tuple(trace.id for trace in traces)
+    stats = _stats([])
+    kept = [trace.id for trace in traces]
     return Distilled(traces, (), kept, (), (), {**funnel, "kept": len(traces)}, {"all": stats, "kept": stats})
 
 
 class _Work:
-    """A distillation under way."""
+    """A distillation under way. Of a trace it keeps in memory its id, its length and whether it is kept."""
 
     def __init__(
         self,
-        strategy: Strategy,
+        prompts: Rows[Prompt],
         settings: DistilSettings,
-        teacher: Model,
+        how: tuple[Strategy, Model],
         judges: tuple[Judge, ...],
         given: Mapping[str, Trace],
     ) -> None:
-        self.strategy, self.settings, self.teacher, self.judges, self.given = strategy, settings, teacher, judges, given
-        self.traces: list[Trace] = []
-        self.failures: list[Failure] = []
-        self.verdicts: dict[str, list[Verdict]] = {}
-        self.drops: dict[str, Drop] = {}
-        self.kept_of: Counter[str] = Counter()
+        self.prompts, self.settings, self.judges, self.given = prompts, settings, judges, given
+        self.strategy, self.teacher = how
+        self.ids = [prompt.id for prompt in prompts.seen_as(_Named)]
+        self.places = Places(self.ids)
+        self.flow = Flow(Rows(Trace), Rows(Failure), Rows(Verdict))
+        self.kept_of = np.zeros(len(prompts), dtype=np.int64)
+        """Of each prompt, how many of its replies are kept."""
         self.asked = 0
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check(self) -> None:
         """Whatever can be known to be missing is said before the first request."""
         have = {judge.part for judge in self.judges}
         missing = [part for part in self.settings.parts if part not in have]
@@ -171,14 +178,13 @@ class _Work:
                 "give --judge, or set keep to 'everything'."
             )
         self.teacher.check(self.settings.drawn())
-        for prompt in prompts if self.strategy.needs_trace else ():
+        for prompt in self.prompts if self.strategy.needs_trace else ():
             self.strategy.messages(prompt, trace=self.given.get(prompt.id))
 
-    async def round(self, prompts: Sequence[Prompt], samples: range, progress: Progress) -> None:
-        """Ask and judge at the same time, then settle what is kept."""
+    async def round(self, prompts: Rows[Prompt], samples: range, progress: Progress) -> None:
+        """Ask and judge at the same time, then count what is kept."""
         self.asked += len(prompts) * len(samples)
-        before = len(self.traces)
-        answered = before + len(self.failures)
+        answered = len(self.flow.traces) + len(self.flow.failures)
         flow = await ask_and_judge(
             self.teacher,
             self._requests(prompts, samples),
@@ -187,40 +193,41 @@ class _Work:
             judged=lambda trace: trace.outcome == "complete",
             progress=lambda done, _, __: progress(answered + done, self.asked, self.strategy.name),
         )
-        self.traces += flow.traces
-        self.failures += flow.failures
-        for verdict in flow.verdicts:
-            self.verdicts.setdefault(verdict.trace, []).append(verdict)
-        for trace in self.traces[before:]:
-            drop = self._drop(trace)
-            if drop is None:
-                self.kept_of[trace.prompt.id] += 1
-            else:
-                self.drops[trace.id] = drop
+        if self.settings.until_safe is None:
+            self.flow = flow
+            return
+        self.flow.traces.extend(flow.traces)
+        self.flow.failures.extend(flow.failures)
+        self.flow.verdicts.extend(flow.verdicts)
+        kept = (trace.prompt.id for trace, drop in self._settled(in_order(flow, self.ids)) if drop is None)
+        np.add.at(self.kept_of, self.places.of(kept), 1)
 
-    def _requests(self, prompts: Sequence[Prompt], samples: range) -> list[Request]:
+    def _requests(self, prompts: Rows[Prompt], samples: range) -> Iterator[Request]:
         sampling = self.settings.drawn()
-        return [
-            Request(
-                messages=self.strategy.messages(prompt, trace=self.given.get(prompt.id)),
-                sampling=sampling,
-                prompt=prompt,
-                sample=sample,
-            )
-            for prompt in prompts
-            for sample in samples
-        ]
+        for prompt in prompts:
+            messages = self.strategy.messages(prompt, trace=self.given.get(prompt.id))
+            for sample in samples:
+                yield Request(messages=messages, sampling=sampling, prompt=prompt, sample=sample)
 
-    def _drop(self, trace: Trace) -> Drop | None:
+    def _settled(self, flow: Flow) -> Iterator[tuple[_Made, Drop | None]]:
+        """Traces in order, each with why it is not kept."""
+        said = iter(flow.verdicts)
+        verdict = next(said, None)
+        for trace in flow.traces.seen_as(_Made):
+            found: dict[Part, Verdict] = {}
+            while verdict is not None and verdict.trace == trace.id:
+                found[verdict.part] = verdict
+                verdict = next(said, None)
+            yield trace, self._drop(trace, found)
+
+    def _drop(self, trace: _Made, found: Mapping[Part, Verdict]) -> Drop | None:
         """Why a trace is not kept; `None` when it is."""
         reasons: list[Reason] = []
         detail = ""
-        if trace.truncated:
-            reasons, detail = ["cut"], trace.outcome
-        elif trace.outcome != "complete":
-            reasons, detail = ["unparsed"], trace.outcome
+        if trace.outcome != "complete":
+            cut = trace.outcome in ("cut_in_thinking", "cut_in_answer")
+            reasons, detail = ["cut" if cut else "unparsed"], trace.outcome
         else:
-            found = {verdict.part: verdict for verdict in self.verdicts.get(trace.id, [])}
             for part in self.settings.parts:
                 reason, why = self._unkept(part, found.get(part))
                 if reason:
@@ -238,46 +245,58 @@ class _Work:
             return "unjudged", verdict.reason
         return (None, "") if verdict.label in SAFE else (UNSAFE[part], verdict.reason)
 
-    def result(self, prompts: Sequence[Prompt]) -> Distilled:
+    def result(self) -> Distilled:
         """Everything in order of prompts and samples."""
-        place = {prompt.id: index for index, prompt in enumerate(prompts)}
-        traces = sorted(self.traces, key=lambda trace: (place[trace.prompt.id], trace.sample))
-        counts = Counter(drop.reasons[0] for drop in self.drops.values())
-        kept = [trace for trace in traces if trace.id not in self.drops]
-        funnel = {"asked": self.asked, "answered": len(traces), "failed": len(self.failures)}
+        flow = in_order(self.flow, self.ids)
+        drops, kept = Rows(Drop), list[str]()
+        counts: Counter[str] = Counter()
+        lengths, theirs, prompts = array("q"), array("q"), array("q")
+        for trace, drop in self._settled(flow):
+            long = [] if trace.tokens_out is None else [trace.tokens_out]
+            lengths.extend(long)
+            if drop is None:
+                kept.append(trace.id)
+                prompts.append(hash(trace.prompt.id))
+                theirs.extend(long)
+            else:
+                drops.append(drop)
+                counts[drop.reasons[0]] += 1
+        funnel = {"asked": self.asked, "answered": len(flow.traces), "failed": len(flow.failures)}
         funnel |= {reason: counts[reason] for reason in REASONS}
         funnel["kept"] = len(kept)
-        stats = {"all": tokens_of(traces), "kept": tokens_of(kept)}
+        traces = flow.traces
         if self.strategy.needs_trace:
-            back = [self._fallback(prompt) for prompt in prompts if not self.kept_of[prompt.id]]
-            traces, kept = traces + back, kept + back
+            kept_of = set(prompts)
+            back = Rows(Trace, (self._fallback(name) for name in self.ids if hash(name) not in kept_of))
+            traces = Rows(Trace, itertools.chain(traces, back))
+            kept += [trace.id for trace in back.seen_as(_Named)]
             funnel["fell_back"] = len(back)
-        order = {trace.id: index for index, trace in enumerate(traces)}
-        verdicts = sorted(
-            (v for many in self.verdicts.values() for v in many), key=lambda v: (order[v.trace], v.part, v.judge)
-        )
-        failures = sorted(self.failures, key=lambda failure: (place[failure.prompt.id], failure.sample))
-        return Distilled(
-            traces=tuple(traces),
-            verdicts=tuple(verdicts),
-            kept=tuple(trace.id for trace in kept),
-            drops=tuple(self.drops[trace.id] for trace in traces if trace.id in self.drops),
-            failures=tuple(failures),
-            funnel=funnel,
-            tokens=stats,
-        )
+        stats = {"all": _stats(lengths), "kept": _stats(theirs)}
+        return Distilled(traces, flow.verdicts, kept, drops, flow.failures, funnel, stats)
 
-    def _fallback(self, prompt: Prompt) -> Trace:
+    def _fallback(self, prompt: str) -> Trace:
         """The given trace in place of a rewrite that did not pass."""
-        trace = self.given[prompt.id]
+        trace = self.given[prompt]
         notes = (*trace.notes, "rewrite: fell back to the given trace")
         return msgspec.structs.replace(trace, strategy=self.strategy.name, notes=notes, id="")
 
 
-def tokens_of(traces: Iterable[Trace]) -> TokenStats:
+class _Named(msgspec.Struct, gc=False):
+    id: str
+
+
+class _Made(msgspec.Struct, gc=False):
+    """Of a trace, what decides whether it is kept."""
+
+    id: str
+    prompt: _Named
+    outcome: Outcome
+    tokens_out: int | None = None
+
+
+def _stats(counts: Sequence[int]) -> TokenStats:
     """Mean and 90th percentile of the tokens that came out, as the paper's Table 4 gives them."""
-    counts = sorted(trace.tokens_out for trace in traces if trace.tokens_out is not None)
     if not counts:
         return TokenStats(n=0, mean=None, p90=None)
     rank = math.ceil(0.9 * len(counts)) - 1
-    return TokenStats(n=len(counts), mean=sum(counts) / len(counts), p90=float(counts[rank]))
+    return TokenStats(n=len(counts), mean=sum(counts) / len(counts), p90=float(sorted(counts)[rank]))

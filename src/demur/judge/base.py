@@ -7,6 +7,7 @@ numbers mean nothing, and the run fails.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 
 from demur.errors import WorkError
@@ -70,13 +71,9 @@ def visible(trace: Trace, part: Part) -> tuple[str | None, str]:
     return text, ""
 
 
-def failed(verdicts: Iterable[Verdict]) -> tuple[int, int]:
-    """How many verdicts the judge itself failed on, and how many there are."""
-    broken = total = 0
-    for verdict in verdicts:
-        total += 1
-        broken += verdict.label is None and verdict.score is None and not verdict.reason.startswith(NO_PART)
-    return broken, total
+def failed(verdict: Verdict) -> bool:
+    """Whether the judge itself failed on a trace."""
+    return verdict.label is None and verdict.score is None and not verdict.reason.startswith(NO_PART)
 
 
 def require(verdicts: Iterable[Verdict], *, max_unscored: float = 0.05, who: str = "the judge") -> None:
@@ -85,14 +82,15 @@ def require(verdicts: Iterable[Verdict], *, max_unscored: float = 0.05, who: str
     Raises:
         WorkError: with the share and the most frequent reasons.
     """
-    found = list(verdicts)
-    broken, total = failed(found)
-    if not total or broken <= max_unscored * total:
+    broken = total = 0
+    counts: Counter[str] = Counter()
+    for verdict in verdicts:
+        total += 1
+        if failed(verdict):
+            broken += 1
+            counts[verdict.reason] += 1
+    if broken <= max_unscored * total:
         return
-    counts: dict[str, int] = {}
-    for verdict in found:
-        if verdict.label is None and verdict.score is None and not verdict.reason.startswith(NO_PART):
-            counts[verdict.reason] = counts.get(verdict.reason, 0) + 1
     often = "; ".join(f"{n}x {reason}" for reason, n in sorted(counts.items(), key=lambda item: -item[1])[:3])
     raise WorkError(
         f"{who} gave no verdict on {broken} of {total} traces ({broken / total:.0%}; allowed {max_unscored:.0%}): {often}. "

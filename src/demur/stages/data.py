@@ -17,6 +17,7 @@ from demur.prompts.forms import Odd
 from demur.records import Example, Finding, Prompt, Trace
 from demur.runs import Artifact
 from demur.settings import validate
+from demur.spool import Keyed
 from demur.stages.roles import role
 
 
@@ -49,17 +50,15 @@ async def _distil(task: Task) -> None:
     settings = validate(DistilSettings, task.node.settings["distil"], where=task.node.name)
     if "strategy" in task.files:
         settings = settings.model_copy(update={"strategy": str(task.files["strategy"])})
-    asked = list(task.inputs["prompts"].read("prompts", Prompt))
+    asked = task.inputs["prompts"].table("prompts", Prompt)
     async with AsyncExitStack() as stack:
         journal = stack.enter_context(Journal(task.journal))
         teacher = await role(task, "teacher", journal, stack)
         model = await role(task, "safety_filter", journal, stack) or await role(task, "judge", journal, stack)
         filters = [judges.open_judge(task.node.settings["filter"], model=model, part=part) for part in settings.parts]
-        given = (
-            {trace.prompt.id: trace for trace in kept_traces(task.inputs["given"])} if "given" in task.inputs else None
-        )
+        given = kept_traces(task.inputs["given"]) if "given" in task.inputs else None
         if given is not None:
-            asked = [prompt for prompt in asked if prompt.id in given]
+            asked = asked.taken([at for at, prompt in enumerate(asked) if prompt.id in given])
         made = await run(asked, settings=settings, teacher=teacher, judges=filters, given=given, progress=task.progress)
     draft = task.draft
     draft.write("traces", made.traces)
@@ -128,14 +127,13 @@ def _chosen(task: Task, share: str) -> set[str] | None:
     return set(traces) - bad
 
 
-def kept_traces(artifact: Artifact) -> list[Trace]:
-    """The traces of a stage: those that its filter kept, where it has one."""
+def kept_traces(artifact: Artifact) -> Keyed[Trace]:
+    """The traces of a stage by prompt: those that its filter kept, where it has one."""
     kept = artifact.manifest.summary.get("kept")
-    traces = artifact.read("traces", Trace)
-    if kept is None:
-        return list(traces)
-    chosen = set(kept)
-    return [trace for trace in traces if trace.id in chosen]
+    chosen = None if kept is None else set(kept)
+    traces = artifact.table("traces", Trace)
+    rows = traces.taken([at for at, trace in enumerate(traces) if chosen is None or trace.id in chosen])
+    return Keyed([trace.prompt.id for trace in rows], rows)
 
 
 def _hold_out(pools: dict[str, list[Example]], count: int) -> list[Example]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -16,15 +16,16 @@ from demur.attack.summary import results as attack_results
 from demur.bench.load import load_prompts, read_prompts
 from demur.bench.passk import results as reasoning_results
 from demur.bench.spec import Bench
-from demur.bench.summary import categories, results
+from demur.bench.summary import everything
 from demur.execute import Task
-from demur.flow import Flow, ask_and_judge
+from demur.flow import Flow, ask_and_judge, in_order
 from demur.journal import Journal
 from demur.judge.base import require
 from demur.models.decoding import preset
 from demur.protocols import Attack, Judge, Model
-from demur.records import Estimate, Prompt, Result, Sampling, Trace, Verdict, read_jsonl
+from demur.records import Estimate, Failure, Prompt, Result, Sampling, Trace, Verdict
 from demur.settings import validate
+from demur.spool import Rows
 from demur.stages.roles import role, target
 from demur.study import BenchUse
 
@@ -61,8 +62,9 @@ async def _evaluate(task: Task) -> None:
         )
     require(flow.verdicts, max_unscored=use.max_unscored, who=f"{bench.name}: the judge")
     # What an attacker could not write a prompt for is a failure like any other.
-    failures = [*flow.failures, *getattr(attack, "failures", [])]
-    asked = [*attacked, *(failure.prompt for failure in getattr(attack, "failures", []))]
+    unwritten: Sequence[Failure] = getattr(attack, "failures", [])
+    flow.failures.extend(unwritten)
+    asked = [prompt.id for prompt in (*attacked, *(failure.prompt for failure in unwritten))]
     blank = Result(
         arm=settings["arm"],
         bench=bench.name,
@@ -77,7 +79,7 @@ async def _evaluate(task: Task) -> None:
         more += reasoning_results(bench, flow.traces, flow.verdicts, flow.failures, blank=blank)
     if attempts := getattr(attack, "attempts", []):
         task.draft.write("attempts", attempts)
-    _write(task, bench, asked, flow._replace(failures=failures), more=more)
+    _write(task, bench, asked, flow, more=more)
 
 
 def _questions(task: Task, bench: Bench, use: BenchUse) -> list[Prompt]:
@@ -87,24 +89,16 @@ def _questions(task: Task, bench: Bench, use: BenchUse) -> list[Prompt]:
     return load_prompts(bench, data=task.files.get("data"), limit=use.limit, seed=use.seed)
 
 
-def _write(
-    task: Task,
-    bench: Bench,
-    asked: Sequence[Prompt],
-    flow: Flow,
-    *,
-    more: Sequence[Result] = (),
-) -> None:
-    """Sort, write and sum up an evaluation; `more` are results that its attack or several samples told."""
-    traces, failures, verdicts = flow
-    place = {prompt.id: index for index, prompt in enumerate(asked)}
-    traces.sort(key=lambda trace: (place[trace.prompt.id], trace.sample))
-    order = {trace.id: index for index, trace in enumerate(traces)}
-    verdicts.sort(key=lambda verdict: (order[verdict.trace], verdict.judge, verdict.part))
-    failures.sort(key=lambda failure: (place[failure.prompt.id], failure.sample))
+def _write(task: Task, bench: Bench, asked: Iterable[str], flow: Flow, *, more: Sequence[Result] = ()) -> None:
+    """Sort, write and sum up an evaluation.
+
+    Args:
+        asked: ids of the prompts, in their order.
+        more: results that its attack or several samples told.
+    """
+    traces, failures, verdicts = in_order(flow, asked)
     arm, seed = task.node.settings["arm"], task.node.settings["seed"]
-    cells = results(bench, traces, verdicts, failures, arm=arm, seed=seed)
-    cells += categories(bench, traces, verdicts, failures, arm=arm, seed=seed)
+    cells = everything(bench, traces, verdicts, failures, arm=arm, seed=seed)
     cells += more
     task.draft.write("traces", traces)
     task.draft.write("verdicts", verdicts)
@@ -120,19 +114,19 @@ def judge(task: Task) -> None:
 
 async def _judge_again(task: Task) -> None:
     settings = task.node.settings
-    traces = list(read_jsonl(task.files["traces"], Trace))
+    traces = Rows(Trace, path=task.files["traces"])
     async with AsyncExitStack() as stack:
         journal = stack.enter_context(Journal(task.journal))
         name = settings["judge"]
         model = await role(task, "judge_model", journal, stack) if judges.needs_model(name) else None
         who = judges.open_judge(name, model=model, query=settings.get("query"), part=settings.get("part"))
-        verdicts: list[Verdict] = []
+        verdicts = Rows(Verdict)
         async for verdict in who.verdicts(traces):
             verdicts.append(verdict)
             task.progress(len(verdicts), len(traces), name)
     require(verdicts, who=f"judge '{name}'")
-    asked = list({trace.prompt.id: trace.prompt for trace in traces}.values())
-    _write(task, benches.get_bench(settings["bench"]), asked, Flow(traces, [], verdicts))
+    asked = (trace.prompt.id for trace in traces)
+    _write(task, benches.get_bench(settings["bench"]), asked, Flow(traces, Rows(Failure), verdicts))
 
 
 def sampling_of(bench: Bench, use: BenchUse) -> Sampling:

@@ -11,7 +11,7 @@ Sources: Wilson 1927; Bonett and Price 2012 (paired differences); Satterthwaite 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -67,7 +67,7 @@ class Difference(Record, frozen=True, kw_only=True):
 def rate(
     outcomes: Sequence[bool | None],
     *,
-    clusters: Sequence[str] | None = None,
+    clusters: Sequence[Hashable] | None = None,
     seeds: Sequence[int | None] | None = None,
     truncated: int | Sequence[bool] = 0,
     unscored: int = 0,
@@ -110,7 +110,7 @@ def rate(
 def mean(
     values: Sequence[float | None],
     *,
-    clusters: Sequence[str] | None = None,
+    clusters: Sequence[Hashable] | None = None,
     seeds: Sequence[int | None] | None = None,
     truncated: int = 0,
 ) -> Estimate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
     seeds: int
 
 
-def sample(values: list[float], clusters: Sequence[str] | None, seeds: Sequence[int | None] | None) -> Sample:
+def sample(values: list[float], clusters: Sequence[Hashable] | None, seeds: Sequence[int | None] | None) -> Sample:
     """Values with their clusters and seeds as indices."""
     cluster, count = _index(clusters if clusters is not None else range(len(values)))
     seed, trained = _index(seeds if seeds is not None else [0] * len(values))
