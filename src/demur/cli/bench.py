@@ -33,8 +33,6 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
 
       demur bench list --data-dir data --json
     """
-    from rich.table import Table
-
     from demur.bench import BENCHES, get_bench
 
     rows = []
@@ -45,15 +43,14 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
     if json:
         common.print_json({"benches": [{"bench": bench, "here": here} for bench, here in rows]})
         return
-    table = Table()
-    for column in ("name", "prompts", "judge", "part", "attacks", "licence", "copy", "about"):
-        table.add_column(column, overflow="fold")
+    columns = ("name", "prompts", "judge", "part", "attacks", "licence", "copy", "about")
+    cells = []
     for bench, here in rows:
         copy = here or ("generated" if not bench.files and not bench.hub else "hub" if bench.hub else "–")
-        count = "any" if bench.count is None else f"{bench.count:,}"
-        cells = (bench.judge, bench.part, ", ".join(bench.attacks), bench.licence, copy, bench.about)
-        table.add_row(bench.name, count, *cells)
-    common.stdout.print(table)
+        count = "any" if bench.count is None else bench.count
+        attacks = ", ".join(bench.attacks)
+        cells.append((bench.name, count, bench.judge, bench.part, attacks, bench.licence, copy, bench.about))
+    common.stdout.print(common.table(columns, cells, left=len(columns)))
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,8 +58,6 @@ def guard(
 
       demur calibrate guard --detector http://127.0.0.1:8001/v1 --exam robustness --part whole
     """
-    import asyncio
-
     from demur.errors import UserError, unknown
 
     if exam not in (None, "robustness"):
@@ -91,17 +91,42 @@ def patterns(
 
       demur calibrate patterns --detector http://127.0.0.1:8000/v1 --data labels.jsonl --json
     """
-    from demur.cli.patterns import calibrate_patterns
+    report = asyncio.run(_scored(data, detector=detector, limit=limit, journal=journal))
+    if json:
+        common.print_json(report)
+        return
+    rows = []
+    for pattern, score in report["patterns"].items():
+        shares = [common.said(score[key]) for key in ("precision", "recall", "f1")]
+        rows.append((pattern.replace("_", " "), *shares, *(score[key] for key in ("positives", "n", "abstained"))))
+    columns = ("pattern", "precision", "recall", "F1", "with it", "decided", "abstained")
+    title = f"{report['detector']} on {report['half']}, n={report['n']}"
+    common.stdout.print(common.table(columns, rows, title=title))
+    macro = common.said(report["macro_f1"], ".3f", none="– (no pattern occurs)")
+    common.stdout.print(f"macro-F1 {macro}, over what it decided; abstained on {report['abstained']:.1%} of decisions")
 
-    calibrate_patterns(data, detector=detector, limit=limit, journal=journal, json=json)
+
+async def _scored(data: Path | None, *, detector: str, limit: int | None, journal: Path | None) -> dict[str, Any]:
+    from demur.diagnose import DETECTORS, open_detector
+    from demur.diagnose.exam import calibrated
+    from demur.journal import Journal
+    from demur.models.roles import opened, parse_role
+
+    async with AsyncExitStack() as stack:
+        if detector in DETECTORS:
+            return await calibrated(open_detector(detector), data, limit=limit)
+        kept = stack.enter_context(Journal(journal or Path("runs/calibrate/journal")))
+        minds = [
+            await stack.enter_async_context(opened(parse_role(one), journal=kept, label="detector/calibrate"))
+            for one in detector.split("+")
+        ]
+        return await calibrated(open_detector("llm", model=minds), data, limit=limit)
 
 
 async def _examined(
     detector: str, data: Path | None, *, exam: str | None, part: Any, limit: int | None, journal: Path | None
 ) -> dict[str, Any]:
     """Open the judge and put it to the labels or the exam."""
-    from contextlib import AsyncExitStack
-
     from demur.journal import Journal
     from demur.judge import JUDGES, needs_model, open_judge
     from demur.judge.calibrate import guard as against
@@ -128,55 +153,36 @@ def _told(report: dict[str, Any], *, json: bool, title: str) -> None:
     if json:
         common.print_json(report)
         return
-    from rich.table import Table
-
-    from demur.cli.judge import common_percent
-
     say = common.stdout.print
     say(f"[bold]{title}[/bold]: {report['n']} replies, {report['unscored']} unscored", highlight=False)
-    table = Table()
-    for column in ("judge", "agreement, %", "kappa", "partial recall, %", "unscored"):
-        table.add_column(column)
+    rows = []
     for name, row in {"this judge": report, **report["others"]}.items():
-        partial = row.get("recall_partial")
-        table.add_row(
-            name,
-            f"{100 * row['agreement']:.1f} [{100 * row['agreement_low']:.1f}–{100 * row['agreement_high']:.1f}]",
-            "–" if row["kappa"] is None else f"{row['kappa']:.2f}",
-            "–" if partial is None else f"{100 * partial:.0f}",
-            str(row["unscored"]),
-        )
-    say(table)
+        low, share, high = (f"{100 * row[f'agreement{end}']:.1f}" for end in ("_low", "", "_high"))
+        recall = common.said(row.get("recall_partial"), ".0f", scale=100)
+        rows.append((name, f"{share} [{low}–{high}]", common.said(row["kappa"]), recall, row["unscored"]))
+    say(common.table(("judge", "agreement, %", "kappa", "partial recall, %", "unscored"), rows))
     if report.get("fitted_to_this_file"):
         honest = report["cross_validated"]
         say(
             f"The judge's weights were fitted to this very file; on questions that they were not fitted to it agrees on "
             f"{100 * honest['agreement']:.1f} %, partial recall {100 * honest['recall_partial']:.0f} % (cross-validated)."
         )
-    classes = Table(title="this judge, class by class", title_justify="left")
-    for column in ("people say", "n", "recall, %", "precision, %", *(f"said {name}" for name in report["classes"])):
-        classes.add_column(column)
+    rows = []
     for name, row in report["classes"].items():
-        confusion = [str(report["confusion"][name][said]) for said in report["classes"]]
-        classes.add_row(
-            name, str(row["n"]), common_percent(row["recall"]), common_percent(row["precision"]), *confusion
-        )
-    say(classes)
+        confusion = (report["confusion"][name][other] for other in report["classes"])
+        rows.append((name, row["n"], common.percent(row["recall"]), common.percent(row["precision"]), *confusion))
+    columns = ("people say", "n", "recall, %", "precision, %", *(f"said {name}" for name in report["classes"]))
+    say(common.table(columns, rows, title="this judge, class by class"))
     for name in ("sensitivity", "specificity"):
         if name in report:
-            say(f"{name}: {common_percent(report[name])}")
+            say(f"{name}: {common.percent(report[name])}")
 
 
 def _show_exam(report: dict[str, Any]) -> None:
     """The flips of each change."""
-    from rich.table import Table
-
-    table = Table(title=f"{report['judge']} on the {report['part']}: {report['flips']} flips", title_justify="left")
-    for column in ("change", "flips", "no longer decided", "of"):
-        table.add_column(column)
-    for name, row in report["changes"].items():
-        table.add_row(name, str(row["flips"]), str(row["lost"]), str(report["n"]))
-    common.stdout.print(table)
+    rows = [(name, row["flips"], row["lost"], report["n"]) for name, row in report["changes"].items()]
+    title = f"{report['judge']} on the {report['part']}: {report['flips']} flips"
+    common.stdout.print(common.table(("change", "flips", "no longer decided", "of"), rows, title=title))
     if report["agreement"] is not None:
         common.stdout.print(f"right before any change: {100 * report['agreement']:.0f} %")
     for flip in report["flipped"][:10]:

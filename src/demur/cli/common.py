@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from demur.records import encode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from demur.records import Estimate
+    from demur.study import Study
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140)
 """Progress and logs: standard error, so that results can be piped."""
@@ -62,6 +69,46 @@ def apply_sets(data: dict[str, Any], sets: list[str] | None) -> dict[str, Any]:
     for item in sets or []:
         data = override(data, item)
     return data
+
+
+def role(text: str) -> dict[str, Any]:
+    """What a role named on the command line means, as the settings of a stage hold it."""
+    from demur.models.roles import parse_role
+
+    return parse_role(text).model_dump(mode="json", exclude_unset=True)
+
+
+def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_dir: Path | None = None) -> Study:
+    """A study file with its overrides."""
+    from demur import study
+
+    return study.load(path, sets=[*(sets or []), *([f"data_dir={data_dir}"] if data_dir else [])], quick=quick)
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], *, left: int = 1, title: str | None = None) -> Table:
+    """Rows for a terminal, markup in them without effect; what stands behind the first `left` columns is numbers."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for place, name in enumerate(columns):
+        made.add_column(name, justify="left" if place < left else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
+    return made
+
+
+def percent(estimate: Estimate) -> str:
+    """`96.7 [94.6–98.0] n 450`, or a dash with the reason."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return f"– ({estimate.how})"
+    text = f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}–{100 * estimate.high:.1f}] n {estimate.n}"
+    return f"{text}, {estimate.unscored} unscored" if estimate.unscored else text
+
+
+def said(value: float | None, form: str = ".2f", *, scale: float = 1.0, none: str = "–") -> str:
+    """A number, or a dash where there is none."""
+    return none if value is None else format(scale * value, form)
 
 
 def validated(model: type[Any], data: dict[str, Any], *, where: str = "--set") -> Any:

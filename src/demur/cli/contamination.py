@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-from rich.table import Table
-
 from demur.cli import common
 from demur.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from demur.mix.certificate import Certificate, Found
     from demur.records import Estimate, Example, Prompt
     from demur.stages.clean import Beside
@@ -187,15 +186,15 @@ def gather(
 
 def table(certificates: Mapping[str, Certificate]) -> Table:
     """Certificates for a terminal."""
-    made = Table(box=None, pad_edge=False)
-    many = len(certificates) > 1
-    for column in (*(["arm"] if many else []), "benchmark", "prompts", "held by rows", "rows", *RULES):
-        made.add_column(column, justify="left" if column in ("arm", "benchmark") else "right")
-    for name, certificate in certificates.items():
-        for one in certificate.compared:
-            counts = (one.prompts, len(one.held), one.rows, *(one.by_rule.get(rule, 0) for rule in RULES))
-            made.add_row(*([escape(name)] if many else []), escape(one.bench), *(f"{count:,}" for count in counts))
-    return made
+    columns = ("arm", "benchmark", "prompts", "held by rows", "rows", *RULES)
+    rows = [
+        (name, one.bench, one.prompts, len(one.held), one.rows, *(one.by_rule.get(rule, 0) for rule in RULES))
+        for name, certificate in certificates.items()
+        for one in certificate.compared
+    ]
+    if len(certificates) > 1:
+        return common.table(columns, rows, left=2)
+    return common.table(columns[1:], [row[1:] for row in rows])
 
 
 def _folder(examples: Path, out: Path | None) -> Path:

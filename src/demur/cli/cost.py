@@ -10,6 +10,7 @@ import typer
 from demur.cli import common
 
 app = common.app("What a run asked, and what it cost.")
+COUNTS = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_thinking")
 
 
 @app.command()
@@ -45,18 +46,12 @@ def cost(
     if json:
         common.print_json({"lines": lines, "total": _total(lines), "failures": failures})
         return
-    from rich.table import Table
-
-    table = Table(
-        "role", "stage", "requests", "failed", "retries", "tokens in", "out", "of it thinking", "money", box=None
-    )
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for line in [msgspec.structs.asdict(line) for line in lines] + [{"role": "all", "stage": "", **_total(lines)}]:
-        money = "–" if line["cost"] is None else f"{line['cost']:,.4f}"
-        counts = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_thinking")
-        table.add_row(line["role"], line["stage"], *(f"{line[name]:,}" for name in counts), money)
-    common.stdout.print(table)
+    columns = ("role", "stage", "requests", "failed", "retries", "tokens in", "out", "of it thinking", "money")
+    rows = [
+        (line["role"], line["stage"], *(line[c] for c in COUNTS), common.said(line["cost"], ",.4f"))
+        for line in [*map(msgspec.structs.asdict, lines), {"role": "all", "stage": "", **_total(lines)}]
+    ]
+    common.stdout.print(common.table(columns, rows, left=2))
     if failures:
         said = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items()))
         common.stdout.print(f"failed: {said}. Ask again: demur retry {run}")
@@ -78,8 +73,6 @@ def folder_of(run: Path, journal: Path | None) -> Path:
 
 
 def _total(lines: list[Any]) -> dict[str, Any]:
-    names = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_thinking")
     costs = [line.cost for line in lines if line.cost is not None]
-    return {name: sum(getattr(line, name) for line in lines) for name in names} | {
-        "cost": sum(costs) if costs else None
-    }
+    counts = {name: sum(getattr(line, name) for line in lines) for name in COUNTS}
+    return counts | {"cost": sum(costs) if costs else None}

@@ -74,11 +74,10 @@ def kept_of(file: Path) -> dict[str, Any]:
 def detector_settings(text: str) -> dict[str, Any]:
     """The settings of a stage that detects: a detector by name, or a model for the detector `llm`."""
     from demur.diagnose import DETECTORS
-    from demur.models.roles import parse_role
 
     if text in DETECTORS:
         return {"name": text}
-    return {"name": "llm", "detector": parse_role(text).model_dump(mode="json", exclude_unset=True)}
+    return {"name": "llm", "detector": common.role(text)}
 
 
 def markdown(summary: dict[str, Any], *, title: str, odd: int = 0) -> str:

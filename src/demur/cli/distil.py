@@ -80,7 +80,7 @@ def _nodes(
     plan: dict[str, Any] = {"distil": settings.model_dump(mode="json")}
     plan |= _judge(judge) if settings.parts else {"filter": ""}
     if teacher:
-        plan["teacher"] = _role(teacher)
+        plan["teacher"] = common.role(teacher)
     files = {"strategy": settings.strategy} if settings.strategy.endswith(".md") else {}
     drawn: dict[str, Any] = {"source": str(data)} | ({"n": limit} if limit else {})
     nodes = [Node(name="prompts", kind="prompts", settings=drawn, files={"source": str(data)})]
@@ -92,12 +92,6 @@ def _nodes(
     return [*nodes, Node(name=name, kind="distil", settings=plan, inputs=inputs, files=files)]
 
 
-def _role(text: str) -> dict[str, Any]:
-    from demur.models.roles import parse_role
-
-    return parse_role(text).model_dump(mode="json", exclude_unset=True)
-
-
 def _judge(text: str | None) -> dict[str, Any]:
     """The filter by name, and its model where it has one: NAME, NAME=MODEL, or a model for the default guard."""
     from demur.errors import UserError
@@ -107,7 +101,7 @@ def _judge(text: str | None) -> dict[str, Any]:
         raise UserError("the keep rule needs a judge: --judge NAME or NAME=MODEL, or --set keep=everything.")
     name, equals, model = text.partition("=")
     if name in JUDGES:
-        return {"filter": name} | ({"judge": _role(model)} if equals else {})
+        return {"filter": name} | ({"judge": common.role(model)} if equals else {})
     raise UserError(f"--judge {text}: no judge of that name. Allowed: {', '.join(sorted(JUDGES))}, or NAME=MODEL.")
 
 

@@ -102,14 +102,13 @@ def _node(text: str, how: dict[str, Any], about: dict[str, Any], path: Path) -> 
     from demur.errors import UserError
     from demur.execute import Node
     from demur.judge import needs_model
-    from demur.models.roles import parse_role
 
     name, _, model = text.partition("=")
     settings: dict[str, Any] = {"judge": name, **how, **{key: about[key] for key in ("arm", "seed", "bench")}}
     if needs_model(name):
         if not model:
             raise UserError(f"judge '{name}' is a model: say which, as --judge {name}=URL or {name}=FOLDER.")
-        settings["judge_model"] = parse_role(model).model_dump(mode="json", exclude_unset=True)
+        settings["judge_model"] = common.role(model)
     elif model:
         raise UserError(f"judge '{name}' needs no model; say --judge {name}.")
     label = "-".join(str(piece) for piece in (name.replace(":", "."), how["part"] or "", about["of"]) if piece)
@@ -147,25 +146,10 @@ def _beside(traces: list[Trace], verdicts: list[Verdict]) -> dict[str, Any]:
 
 
 def _show(extra: dict[str, Any]) -> None:
-    from rich.table import Table
-
     for judge, cells in extra["crossed"].items():
-        table = Table(title=f"thinking by answer, judge {judge}", title_justify="left")
-        table.add_column("cell")
-        table.add_column("% of traces")
-        for name, cell in cells.items():
-            table.add_row(name.replace("_", " "), common_percent(cell["share"]))
-        common.stdout.print(table)
+        rows = [(name.replace("_", " "), common.percent(cell["share"])) for name, cell in cells.items()]
+        title = f"thinking by answer, judge {judge}"
+        common.stdout.print(common.table(("cell", "% of traces"), rows, left=2, title=title))
     for pair in extra["agreement"]:
-        kappa = "–" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
-        common.stdout.print(
-            f"{pair['one']} and {pair['other']} agree on {common_percent(pair['share'])}, kappa {kappa}"
-        )
-
-
-def common_percent(estimate: Any) -> str:
-    """`96.7 [94.6–98.0] n 450`, or a dash with the reason."""
-    if estimate.value is None:
-        return f"– ({estimate.how})"
-    text = f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}–{100 * estimate.high:.1f}] n {estimate.n}"
-    return f"{text}, {estimate.unscored} unscored" if estimate.unscored else text
+        agree = f"{common.percent(pair['share'])}, kappa {common.said(pair['kappa'])}"
+        common.stdout.print(f"{pair['one']} and {pair['other']} agree on {agree}")

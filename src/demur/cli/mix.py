@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from demur.cli import common
 from demur.errors import UserError
@@ -106,15 +105,11 @@ def _tell(mixed: Artifact, odd: dict[str, list[Any]], *, json: bool) -> None:
         found = {"stage": str(mixed.folder), "examples": mixed.rows("examples"), "table": rows}
         common.print_json(found | {"left_out": left, "odd": counts})
         return
-    table = Table(box=None, pad_edge=False)
-    columns = ("share", "given", "duplicate", "over_cap", "not_drawn", "taken")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="left" if column == "share" else "right")
-    for row in rows:
-        table.add_row(*(escape(row["share"]) if c == "share" else f"{row.get(c, 0):,}" for c in columns))
+    columns = ("given", "duplicate", "over_cap", "not_drawn", "taken")
+    cells = [(row["share"], *(row.get(c, 0) for c in columns)) for row in rows]
     if len(rows) > 1:
-        table.add_row("all", *(f"{sum(row.get(c, 0) for row in rows):,}" for c in columns[1:]))
-    common.stdout.print(table)
+        cells.append(("all", *(sum(row.get(c, 0) for row in rows) for c in columns)))
+    common.stdout.print(common.table(("share", *(c.replace("_", " ") for c in columns)), cells))
     for reason, count in summary.get("left_out", {}).items():
         if count:
             common.console.print(f"left out before: {count:,} · {escape(str(reason))}")

@@ -29,25 +29,19 @@ def plan(
 
       demur plan studies/paper_v2.yaml --data-dir data --json
     """
-    from rich.table import Table
-
-    from demur import study as studies
     from demur.foresee import foresee
 
-    overrides = list(sets or [])
-    if data_dir is not None:
-        overrides.append(f"data_dir={data_dir}")
-    loaded = studies.load(study, sets=overrides, quick=quick)
+    loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
     seen = foresee(loaded, out or Path("runs") / loaded.name)
     if json:
         common.print_json(seen)
         return
-    table = Table("stage", "of", "done", "requests", "tokens, at most", "cost, at most", box=None)
-    for row in seen["stages"]:
-        cost = "–" if row["cost"] is None else f"{row['cost']:.2f}"
-        requests, tokens = f"{row['requests']:,}", f"{row['tokens']:,}"
-        table.add_row(row["kind"], str(row["of"]), str(row["done"]), requests, tokens, cost)
-    common.stdout.print(table)
+    rows = [
+        (*(row[key] for key in ("kind", "of", "done", "requests", "tokens")), common.said(row["cost"]))
+        for row in seen["stages"]
+    ]
+    columns = ("stage", "of", "done", "requests", "tokens, at most", "cost, at most")
+    common.stdout.print(common.table(columns, rows))
     for row in seen["roles"]:
         said = (
             f"{row['requests']:,} requests, {row['tokens_in']:,} tokens in, {row['tokens_out_at_most']:,} out at most"

@@ -35,7 +35,6 @@ def repair(
     """
     from demur.cli.runner import run_nodes
     from demur.execute import Node
-    from demur.models.roles import parse_role
     from demur.repair.settings import RepairSettings
     from demur.runs import atomic_write
 
@@ -45,7 +44,7 @@ def repair(
     settings = common.validated(RepairSettings, plain)
     given: dict[str, Any] = detector_settings(detector) | {"repair": settings.model_dump(mode="json", by_alias=True)}
     given |= kept_of(file) | ({"limit": limit} if limit else {})
-    given |= {"teacher": parse_role(teacher).model_dump(mode="json", exclude_unset=True)} if teacher else {}
+    given |= {"teacher": common.role(teacher)} if teacher else {}
     where = out or Path("runs/repair")
     names = {"traces": "import", "findings": "diagnose"}
     found = {key: value for key, value in given.items() if key in ("name", "detector", "limit", "kept")}

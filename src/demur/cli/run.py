@@ -39,12 +39,8 @@ def run(
 
       demur run studies/paper_v2.yaml --stand-in --data-dir data
     """
-    from demur import study as studies
     from demur.cli.runner import run_study
 
-    overrides = list(sets or [])
-    if data_dir is not None:
-        overrides.append(f"data_dir={data_dir}")
-    loaded = studies.load(study, sets=overrides, quick=quick)
+    loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
     folder = out or Path("runs") / loaded.name
     run_study(loaded, out=folder, journal=journal, on=on, stand_in=stand_in, json=json)

@@ -22,8 +22,6 @@ def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], js
 
       demur status runs/mini --json
     """
-    from rich.table import Table
-
     from demur import study as studies
     from demur.cli.runner import planned
     from demur.errors import UserError
@@ -39,10 +37,8 @@ def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], js
         counts = {kind: {"done": sum(done), "of": len(done)} for kind, done in groups.items()}
         common.print_json({"run": str(run), "stages": counts, "waiting": waiting})
         return
-    table = Table("stage", "done", "of", box=None)
-    for kind, ended in groups.items():
-        table.add_row(kind, str(sum(ended)), str(len(ended)))
-    common.stdout.print(table)
+    rows = [(kind, sum(ended), len(ended)) for kind, ended in groups.items()]
+    common.stdout.print(common.table(("stage", "done", "of"), rows))
     if waiting:
         common.stdout.print(f"waiting: {', '.join(waiting[:8])}{' …' if len(waiting) > 8 else ''}")
         common.stdout.print(f"go on:   demur run {run}/study.yaml --out {run}")
