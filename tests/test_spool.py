@@ -45,7 +45,7 @@ def test_a_file_is_rows_and_a_bad_line_is_named(tmp_path: Path) -> None:
     rows = Rows(Prompt, path=path)
     assert [one.text for one in rows[:3]] == ["a", "b", "c"], "empty lines are none"
     assert [bytes(line) for line in rows[2:3].lines()] == [encode(prompt("c"))]
-    with pytest.raises(UserError, match=r"prompts\.jsonl:4: not a Prompt"):
+    with pytest.raises(UserError, match=r"prompts\.jsonl:6: not a Prompt"):
         list(rows)
 
 

@@ -13,6 +13,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import eq
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast, overload
 
@@ -89,7 +90,7 @@ class Rows(Sequence[T]):
         try:
             return self._decoder.decode(self._line(at))
         except msgspec.DecodeError as error:
-            raise UserError(f"{self._path}:{at + 1}: not a {self._kind.__name__}: {error}") from None
+            raise UserError(f"{self._path}:{self._number(at)}: not a {self._kind.__name__}: {error}") from None
 
     def _line(self, at: int) -> bytes:
         row = at if self._order is None else int(self._order[at])
@@ -98,6 +99,16 @@ class Rows(Sequence[T]):
             self._written[0] = len(self._ends)
         start = self._ends[row - 1] if row else 0
         return os.pread(self._file.fileno(), self._ends[row] - start, start)
+
+    def _number(self, at: int) -> int:
+        """The line of the file at which a row stands; empty lines count."""
+        row = at if self._order is None else int(self._order[at])
+        return os.pread(self._file.fileno(), self._ends[row] - 1, 0).count(b"\n") + 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
 
     def lines(self) -> Iterator[msgspec.Raw]:
         """The rows as they were written, for writing them again without reading them."""

@@ -8,8 +8,9 @@ files, and changing one share leaves the others as they were.
 from __future__ import annotations
 
 import random
+import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -18,10 +19,11 @@ from demur.errors import UserError
 from demur.mix.settings import By, MixSettings, ShareSettings
 from demur.mix.text import normal
 from demur.records import Example, Record
+from demur.spool import Rows
 
 Reason = Literal["duplicate", "over_cap", "not_drawn"]
-Key = tuple[str, ...]
-"""What two examples have in common when one of them is enough."""
+Key = int
+"""Hash of what two examples have in common when one of them is enough."""
 
 
 class Drop(Record, frozen=True, kw_only=True):
@@ -45,11 +47,26 @@ class Row(Record, frozen=True, kw_only=True):
 
 
 class Mixed(NamedTuple):
-    """A mix: examples in the order of training, the account, and what was dropped."""
+    """A mix: examples in the order of training, the account, and what was dropped; on the disk, but for the account."""
 
-    examples: list[Example]
+    examples: Rows[Example]
     table: list[Row]
-    drops: list[Drop]
+    drops: Rows[Drop]
+
+
+class Item(msgspec.Struct, gc=False):
+    """What drawing needs of an example; its text stays where it is, since there may be millions."""
+
+    id: str
+    share: str
+    trace: str
+    cluster: str
+    said: Key
+    """Hash of what the user says, normalised."""
+    attack: str
+    stratum: str
+    at: int
+    """Its place in the pool."""
 
 
 def mix(pools: Mapping[str, Sequence[Example]], settings: MixSettings) -> Mixed:
@@ -64,48 +81,80 @@ def mix(pools: Mapping[str, Sequence[Example]], settings: MixSettings) -> Mixed:
     """
     # By name: a fingerprint does not see the order of keys, so neither may the result.
     names = sorted(settings.shares)
-    given = _clustered({name: _given(name, settings.shares[name], pools) for name in names}, settings)
-    drops: list[Drop] = []
+    sources = {name: _source(name, settings.shares[name], pools) for name in names}
+    given = {name: _given(name, settings.shares[name], sources[name]) for name in names}
+    _cluster(given, sources, settings)
+    drops = Rows(Drop)
     usable = {name: _capped(name, _unlike(rows, settings, drops), settings, drops) for name, rows in given.items()}
-    drawn: dict[str, list[Example]] = {}
+    drawn: dict[str, list[Item]] = {}
     taken: dict[Key, str] = {}
     for name in _counted(settings):
         drawn[name] = _take(name, settings.shares[name].n, usable[name], settings, taken, drops)
     for name, n in _sizes(usable, sum(map(len, drawn.values())), settings).items():
         drawn[name] = _take(name, n, usable[name], settings, taken, drops)
-    chosen = [example for name in names for example in drawn[name]]
+    chosen = [item for name in names for item in drawn[name]]
     random.Random(f"order {settings.seed}").shuffle(chosen)
-    return Mixed(chosen, _account(given, chosen, drops), drops)
+    made = Rows(Example, (_whole(item, sources[item.share]) for item in chosen))
+    return Mixed(made, _account(given, chosen, drops), drops)
 
 
-def _given(name: str, share: ShareSettings, pools: Mapping[str, Sequence[Example]]) -> list[Example]:
-    """The share's pool in an order of its own, each example under the share's name."""
+def _source(name: str, share: ShareSettings, pools: Mapping[str, Sequence[Example]]) -> Sequence[Example]:
+    """The pool that a share draws from."""
     pool = share.pool or name
     if pool not in pools:
         raise UserError(f"share '{name}': no pool '{pool}'. Pools: {', '.join(sorted(pools)) or 'none'}.")
-    renamed = (
-        example if example.share == name else msgspec.structs.replace(example, share=name, id="")
-        for example in pools[pool]
-    )
-    return sorted(renamed, key=lambda example: (example.id, example.origin.trace))
+    return pools[pool]
 
 
-def _clustered(given: Mapping[str, list[Example]], settings: MixSettings) -> dict[str, list[Example]]:
-    """The pools with their clusters made whole over all shares, where clusters are asked for."""
+def _given(name: str, share: ShareSettings, pool: Sequence[Example]) -> list[Item]:
+    """The share's pool in an order of its own, each example under the share's name."""
+    by: By = share.balance if share.balance != "none" else share.stratify
+    items = [_item(name, example, by, at) for at, example in enumerate(pool)]
+    items.sort(key=lambda item: (item.id, item.trace))
+    for item in items:
+        item.trace = ""  # only the order asked for it
+    return items
+
+
+def _item(name: str, example: Example, by: By, at: int) -> Item:
+    renamed = _renamed(name, example)
+    origin = example.origin
+    classes = {
+        "none": "",
+        "category": origin.category,
+        "source": origin.source,
+        "template": origin.attack,
+        "strategy": origin.strategy,
+    }
+    said = hash(normal(asked(example)))
+    attack, stratum = sys.intern(origin.attack), sys.intern(classes[by])
+    return Item(renamed.id, name, origin.trace, example.cluster, said, attack, stratum, at)
+
+
+def _renamed(share: str, example: Example) -> Example:
+    return example if example.share == share else msgspec.structs.replace(example, share=share, id="")
+
+
+def _whole(item: Item, pool: Sequence[Example]) -> Example:
+    """The example of an item, in the cluster that was found for it."""
+    return msgspec.structs.replace(_renamed(item.share, pool[item.at]), cluster=item.cluster)
+
+
+def _cluster(given: Mapping[str, list[Item]], sources: Mapping[str, Sequence[Example]], settings: MixSettings) -> None:
+    """Make clusters whole over all shares, where clusters are asked for."""
     near = settings.dedupe == "near"
     if not near and not any(share.cap for share in settings.shares.values()):
-        return dict(given)
+        return
     from demur.mix.duplicates import clusters
 
-    together = [example for examples in given.values() for example in examples]
+    together = (sources[name][item.at] for name, items in given.items() for item in items)
     found = iter(clusters(together, similarity=settings.similarity if near else 1.0))
-    return {
-        name: [msgspec.structs.replace(example, cluster=next(found)) for example in examples]
-        for name, examples in given.items()
-    }
+    for items in given.values():
+        for item in items:
+            item.cluster = next(found)
 
 
-def _unlike(examples: Sequence[Example], settings: MixSettings, drops: list[Drop]) -> list[Example]:
+def _unlike(examples: Sequence[Item], settings: MixSettings, drops: Rows[Drop]) -> list[Item]:
     """The examples of one share that ask something new."""
     if settings.dedupe == "none":
         return list(examples)
@@ -130,11 +179,11 @@ def _counted(settings: MixSettings) -> list[str]:
 def _take(
     name: str,
     n: int | None,
-    usable: list[Example],
+    usable: list[Item],
     settings: MixSettings,
     taken: dict[Key, str],
-    drops: list[Drop],
-) -> list[Example]:
+    drops: Rows[Drop],
+) -> list[Item]:
     """Draw `n` (all: `None`) of a share's examples that no share before it has taken.
 
     Raises:
@@ -142,7 +191,7 @@ def _take(
     """
     free = []
     for example in usable:
-        keys = _keys(example, settings.dedupe) if taken else []
+        keys = _keys(example, settings.dedupe) if taken else ()
         before = next((taken[key] for key in keys if key in taken), None)
         if before is None:
             free.append(example)
@@ -156,19 +205,17 @@ def _take(
     rng = random.Random(f"draw {settings.seed} {name}")
     drawn = _draw(free, len(free) if n is None else n, settings.shares[name], rng)
     chosen = {id(example) for example in drawn}
-    drops += [Drop(example=e.id, share=name, reason="not_drawn") for e in free if id(e) not in chosen]
+    drops.extend(Drop(example=e.id, share=name, reason="not_drawn") for e in free if id(e) not in chosen)
     if settings.dedupe != "none":
         taken.update((key, example.id) for example in drawn for key in _keys(example, settings.dedupe))
     return drawn
 
 
-def _keys(example: Example, dedupe: str) -> list[Key]:
+def _keys(item: Item, dedupe: str) -> tuple[Key, ...]:
     """What an example asks: what the user says, and the question with its wrapper. One in common makes a duplicate."""
-    keys: list[Key] = [(normal(asked(example)),)]
-    attack = example.origin.attack
-    if dedupe == "near" and (not attack or attack.startswith("template:")):
-        keys.append((example.cluster, attack))
-    return keys
+    if dedupe == "near" and (not item.attack or item.attack.startswith("template:")):
+        return item.said, hash((item.cluster, item.attack))
+    return (item.said,)
 
 
 def asked(example: Example) -> str:
@@ -176,7 +223,7 @@ def asked(example: Example) -> str:
     return "".join(part.text for part in example.parts if part.role == "user")
 
 
-def _capped(name: str, examples: list[Example], settings: MixSettings, drops: list[Drop]) -> list[Example]:
+def _capped(name: str, examples: list[Item], settings: MixSettings, drops: Rows[Drop]) -> list[Item]:
     """At most so many of one cluster, drawn by the seed."""
     cap = settings.shares[name].cap
     if cap is None:
@@ -189,11 +236,11 @@ def _capped(name: str, examples: list[Example], settings: MixSettings, drops: li
         seen[examples[i].cluster] += 1
         if seen[examples[i].cluster] > cap:
             over.add(i)
-    drops += [Drop(example=examples[i].id, share=name, reason="over_cap") for i in sorted(over)]
+    drops.extend(Drop(example=examples[i].id, share=name, reason="over_cap") for i in sorted(over))
     return [example for i, example in enumerate(examples) if i not in over]
 
 
-def _sizes(usable: Mapping[str, list[Example]], counted: int, settings: MixSettings) -> dict[str, int]:
+def _sizes(usable: Mapping[str, list[Item]], counted: int, settings: MixSettings) -> dict[str, int]:
     """How many of each share that is a ratio of the whole, given how many the others have."""
     ratios = {name: s.ratio for name, s in sorted(settings.shares.items()) if s.ratio is not None}
     if not ratios:
@@ -216,31 +263,17 @@ def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:
     return parts
 
 
-def _draw(examples: list[Example], n: int, share: ShareSettings, rng: random.Random) -> list[Example]:
+def _draw(examples: list[Item], n: int, share: ShareSettings, rng: random.Random) -> list[Item]:
     """`n` of the examples, by strata when the share says so."""
-    by: By = share.balance if share.balance != "none" else share.stratify
-    strata: dict[str, list[Example]] = defaultdict(list)
+    strata: dict[str, list[Item]] = defaultdict(list)
     for example in examples:
-        strata[_stratum(example, by)].append(example)
+        strata[example.stratum].append(example)
     there = {name: len(strata[name]) for name in sorted(strata)}
     if share.balance != "none":
         wanted = _levelled(n, there)
     else:
         wanted = apportion(n, there) if there else {}
     return [example for name, k in wanted.items() for example in rng.sample(strata[name], k)]
-
-
-def _stratum(example: Example, by: By) -> str:
-    """The class of an example."""
-    origin = example.origin
-    classes = {
-        "none": "",
-        "category": origin.category,
-        "source": origin.source,
-        "template": origin.attack,
-        "strategy": origin.strategy,
-    }
-    return classes[by]
 
 
 def _levelled(n: int, there: Mapping[str, int]) -> dict[str, int]:
@@ -254,7 +287,7 @@ def _levelled(n: int, there: Mapping[str, int]) -> dict[str, int]:
     return {name: wanted[name] for name in there}
 
 
-def _account(given: Mapping[str, list[Example]], chosen: list[Example], drops: list[Drop]) -> list[Row]:
+def _account(given: Mapping[str, list[Item]], chosen: list[Item], drops: Iterable[Drop]) -> list[Row]:
     """What became of each share."""
     counts: dict[tuple[str, str], int] = defaultdict(int)
     for drop in drops:

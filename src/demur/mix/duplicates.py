@@ -11,15 +11,20 @@ things; one question in twenty templates is one cluster.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator, Sequence
+import weakref
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from demur.mix.grams import I64, U64, packs
+from demur.mix.grams import I64, U64, Packed, packs
 from demur.mix.text import normal
 from demur.records import Example
+from demur.spool import scratch
 
 LETTERS = 5
 VALUES = 128
@@ -29,7 +34,7 @@ FIGURES = re.compile(r"[0-9]+|[-+*/=<>^%]")
 Signatures = NDArray[np.uint32]
 
 
-def clusters(examples: Sequence[Example], *, similarity: float) -> list[str]:
+def clusters(examples: Iterable[Example], *, similarity: float) -> list[str]:
     """The cluster id of each example, after joining the clusters whose questions are nearly the same.
 
     The id of a joined cluster is the smallest of its members' ids, so that it does not depend on their order.
@@ -38,35 +43,98 @@ def clusters(examples: Sequence[Example], *, similarity: float) -> list[str]:
         examples: any; the question is `origin.question`, or what the user says.
         similarity: from which on two questions are nearly the same; 1: only equal after normalisation.
     """
-    questions = [e.origin.question or "".join(p.text for p in e.parts if p.role == "user") for e in examples]
-    alike = components(questions, similarity=similarity)
-    own = [example.cluster or example.origin.prompt or example.id for example in examples]
+    own: list[str] = []
+
+    def questions() -> Iterator[str]:
+        for example in examples:
+            own.append(example.cluster or example.origin.prompt or example.id)
+            yield example.origin.question or "".join(p.text for p in example.parts if p.role == "user")
+
+    alike = components(questions(), similarity=similarity)
     return _joined(alike, own)
 
 
-def components(texts: Sequence[str], *, similarity: float) -> I64:
+def components(texts: Iterable[str], *, similarity: float) -> I64:
     """A number for each text; texts that are nearly the same, directly or through others, have the same."""
-    number: dict[str, int] = {}
-    which = np.fromiter((number.setdefault(normal(text), len(number)) for text in texts), dtype=np.int64)
-    unique = list(number)
-    if similarity >= 1 or len(unique) < 2:
-        return which
-    left, right = _similar(signatures(unique), figures(unique), similarity)
-    return _connected(len(unique), left, right)[which]
+    number: dict[int, int] = {}
+    which = array("q")
+
+    def different() -> Iterator[str]:
+        for text in map(normal, texts):
+            key = hash(text)
+            if key not in number:
+                number[key] = len(number)
+                yield text
+            which.append(number[key])
+
+    if similarity >= 1:
+        deque(different(), maxlen=0)
+        return np.array(which, dtype=np.int64)
+    table = _Table(different())
+    count = len(number)
+    number.clear()
+    if count < 2:
+        return np.array(which, dtype=np.int64)
+    left, right = _similar(table, similarity)
+    return _connected(count, left, right)[which]
 
 
 def signatures(texts: Sequence[str]) -> Signatures:
     """MinHash values of normalised texts, [texts, VALUES]."""
+    table = [_signed(pack) for _, pack in packs(texts)]
+    return np.concatenate(table) if table else np.empty((0, VALUES), dtype=np.uint32)
+
+
+def _signed(pack: Packed) -> Signatures:
     from rensa import RMinHash
 
-    table = np.empty((len(texts), VALUES), dtype=np.uint32)
-    for first, pack in packs(texts):
-        grams = pack.letters(LETTERS)
-        counts = np.bincount(grams.text, minlength=len(pack.lengths))
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
-        rows = RMinHash.digest_matrix_from_flat_token_hashes(grams.hashes, offsets, VALUES, SEED).to_rows()
-        table[first : first + len(rows)] = np.array(rows, dtype=np.uint32)
-    return table
+    grams = pack.letters(LETTERS)
+    counts = np.bincount(grams.text, minlength=len(pack.lengths))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
+    rows = RMinHash.digest_matrix_from_flat_token_hashes(grams.hashes, offsets, VALUES, SEED).to_rows()
+    return np.array(rows, dtype=np.uint32)
+
+
+class _Table:
+    """The MinHash values and band numbers of many texts, on the disk: 700 bytes a text would not stay small."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._values, self._bands = scratch(), scratch()
+        self._counts: list[int] = []
+        figured = array("q")
+
+        def noted() -> Iterator[str]:
+            for text in texts:
+                figured.append(_figures(text))
+                yield text
+
+        for _, pack in packs(noted()):
+            values = _signed(pack)
+            self._counts.append(len(values))
+            values.tofile(self._values)
+            for band in bands(values):
+                band.tofile(self._bands)
+        self._values.flush()
+        self._bands.flush()
+        self.figures = np.array(figured, dtype=np.int64)
+        weakref.finalize(self, self._values.close)
+        weakref.finalize(self, self._bands.close)
+
+    def bands(self) -> Iterator[U64]:
+        """As `bands`, of all texts."""
+        for band in range(BANDS):
+            parts, start = [], 0
+            for count in self._counts:
+                data = os.pread(self._bands.fileno(), 8 * count, 8 * (start + band * count))
+                parts.append(np.frombuffer(data, dtype=np.uint64))
+                start += BANDS * count
+            yield np.concatenate(parts)
+
+    def rows(self, which: I64) -> Signatures:
+        """The values of some texts."""
+        size = 4 * VALUES
+        data = b"".join(os.pread(self._values.fileno(), size, size * row) for row in which.tolist())
+        return np.frombuffer(data, dtype=np.uint32).reshape(-1, VALUES)
 
 
 def figures(texts: Sequence[str]) -> I64:
@@ -100,26 +168,28 @@ def agree(a: Signatures, b: Signatures) -> NDArray[np.float64]:
     return result
 
 
-def _similar(table: Signatures, figured: I64, similarity: float) -> tuple[I64, I64]:
+def _similar(table: _Table, similarity: float) -> tuple[I64, I64]:
     """Pairs of texts that are nearly the same; not all of them, but all that hold a cluster together."""
-    before = None
+    size, before = len(table.figures), None
     pairs = []
-    for value in bands(table):
+    for value in table.bands():
         # Within a bucket, sorted by another band, the most similar stand beside each other: a chain of neighbours
         # holds it together in linear time where all pairs would take the square.
         order = np.lexsort((value if before is None else before, value))
         before = value
         same = np.flatnonzero(value[order[1:]] == value[order[:-1]])
         a, b = order[same], order[same + 1]
-        pairs.append(np.minimum(a, b) * len(table) + np.maximum(a, b))
+        pairs.append(np.minimum(a, b) * size + np.maximum(a, b))
     keys = np.unique(np.concatenate(pairs))
-    left, right = keys // len(table), keys % len(table)
-    like = figured[left] == figured[right]
+    left, right = keys // size, keys % size
+    like = table.figures[left] == table.figures[right]
     left, right = left[like], right[like]
     close = np.zeros(len(left), dtype=bool)
     for i in range(0, len(left), 1 << 16):  # rows are gathered piece by piece to stay small
         part = slice(i, i + (1 << 16))
-        close[part] = agree(table[left[part]], table[right[part]]) >= similarity
+        met, places = np.unique(np.concatenate([left[part], right[part]]), return_inverse=True)
+        rows, half = table.rows(met), len(left[part])
+        close[part] = agree(rows[places[:half]], rows[places[half:]]) >= similarity
     return left[close], right[close]
 
 
@@ -134,12 +204,12 @@ def _connected(n: int, left: I64, right: I64) -> I64:
 
 def _joined(alike: I64, own: Sequence[str]) -> list[str]:
     """Cluster ids when texts of one component and texts of one cluster belong together."""
-    names = {name: i for i, name in enumerate(sorted(set(own)))}
-    which = np.array([names[name] for name in own], dtype=np.int64)
-    total = len(names) + (int(alike.max()) + 1 if len(alike) else 0)
-    labels = _connected(total, which, alike + len(names))
-    ordered = list(names)
-    smallest: dict[int, str] = {}
-    for i, name in enumerate(ordered):
-        smallest.setdefault(int(labels[i]), name)
-    return [smallest[int(labels[i])] for i in which]
+    ordered = sorted(set(own))
+    names = {name: i for i, name in enumerate(ordered)}
+    which = np.fromiter((names[name] for name in own), dtype=np.int64, count=len(own))
+    del names
+    total = len(ordered) + (int(alike.max()) + 1 if len(alike) else 0)
+    labels = _connected(total, which, alike + len(ordered))
+    # Names are in order, so that the first of a component is its smallest.
+    _, first, component = np.unique(labels[: len(ordered)], return_index=True, return_inverse=True)
+    return [ordered[i] for i in first[component[which]].tolist()]

@@ -7,7 +7,7 @@ gives every word n-gram and every run of letters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 BASE = 0x9E3779B97F4A7C15
-CHUNK = 1 << 21
+CHUNK = 1 << 19
 """Bytes that are worked on at once: enough for numpy, little enough for the cache."""
 
 
@@ -77,16 +77,17 @@ class Packed:
         return np.bincount(self.words()[2], minlength=len(self.lengths))
 
 
-def packs(texts: Sequence[str]) -> Iterator[tuple[int, Packed]]:
+def packs(texts: Iterable[str]) -> Iterator[tuple[int, Packed]]:
     """The texts in chunks, each with the number of its first text."""
-    first, size = 0, 0
-    for i, text in enumerate(texts):
+    first, size, chunk = 0, 0, list[str]()
+    for text in texts:
+        chunk.append(text)
         size += len(text)
         if size > CHUNK:
-            yield first, Packed(texts[first : i + 1])
-            first, size = i + 1, 0
-    if first < len(texts):
-        yield first, Packed(texts[first:])
+            yield first, Packed(chunk)
+            first, size, chunk = first + len(chunk), 0, []
+    if chunk:
+        yield first, Packed(chunk)
 
 
 def _room(length: int) -> int:

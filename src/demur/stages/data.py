@@ -17,7 +17,7 @@ from demur.prompts.forms import Odd
 from demur.records import Example, Finding, Prompt, Trace
 from demur.runs import Artifact
 from demur.settings import validate
-from demur.spool import Keyed
+from demur.spool import Keyed, Rows
 from demur.stages.roles import role
 
 
@@ -81,7 +81,7 @@ def mix(task: Task) -> None:
     from demur.stages.files import pool
 
     settings = validate(MixSettings, task.node.settings["mix"], where=task.node.name)
-    pools: dict[str, list[Example]] = {}
+    pools: dict[str, Rows[Example]] = {}
     left: dict[str, int] = {}
     odd: list[Odd] = []
     for share, options in settings.shares.items():
@@ -136,15 +136,16 @@ def kept_traces(artifact: Artifact) -> Keyed[Trace]:
     return Keyed([trace.prompt.id for trace in rows], rows)
 
 
-def _hold_out(pools: dict[str, list[Example]], count: int) -> list[Example]:
+def _hold_out(pools: dict[str, Rows[Example]], count: int) -> Rows[Example]:
     """Take safety rows away to measure learnability on: the last by id, whole clusters."""
     if not count or "safety" not in pools:
-        return []
-    rows = sorted(pools["safety"], key=lambda example: (example.cluster, example.id))
-    clusters = {example.cluster for example in rows[-count:]}
-    held = [example for example in rows if example.cluster in clusters]
-    pools["safety"] = [example for example in rows if example.cluster not in clusters]
-    return held
+        return Rows(Example)
+    rows = pools["safety"]
+    names = [(example.cluster, example.id) for example in rows]
+    order = sorted(range(len(rows)), key=names.__getitem__)
+    clusters = {names[at][0] for at in order[-count:]}
+    pools["safety"] = rows.taken([at for at in order if names[at][0] not in clusters])
+    return rows.taken([at for at in order if names[at][0] in clusters])
 
 
 def train(task: Task) -> None:

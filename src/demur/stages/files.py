@@ -6,20 +6,25 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from demur.execute import Task
-from demur.mix import examples_of
+from demur.mix import example_of, unfit
 from demur.mix.settings import ShareSettings
-from demur.prompts.forms import Loaded, Odd, load_file
+from demur.prompts.forms import Odd, load_file
 from demur.records import Example, Trace
 from demur.runs import Artifact
+from demur.spool import Rows
+
+T = TypeVar("T")
 
 
 class Pool(NamedTuple):
     """What a share draws from, and what it cannot."""
 
-    examples: list[Example]
+    examples: Rows[Example]
     left: Counter[str]
     """Reason -> how many traces cannot be trained on."""
     odd: list[Odd]
@@ -51,23 +56,36 @@ def pool(source: Path | Artifact, *, share: str, options: ShareSettings, only: I
         options: its form, intent, and what becomes of replies without thinking.
         only: ids of the traces that count, where a filter chose; examples go by the trace they were made of.
     """
-    if isinstance(source, Artifact):
-        traces = list(source.read("traces", Trace)) if source.has("traces") else []
-        loaded = Loaded(
-            "stage", [], traces, list(source.read("examples", Example)) if source.has("examples") else [], []
-        )
-    else:
-        loaded = load_file(source, form=options.form, intent=options.intent)
+    examples, traces, odd = _read(source, options)
     chosen = None if only is None else set(only)
-    ready = [example for example in loaded.examples if chosen is None or example.origin.trace in chosen]
-    traces = [trace for trace in loaded.traces if chosen is None or trace.id in chosen]
+    if chosen is not None:
+        examples = _where(examples, [example.origin.trace in chosen for example in examples])
+        traces = _where(traces, [trace.id in chosen for trace in traces])
     left: Counter[str] = Counter()
     if options.grade:
         right = asyncio.run(_right(traces))
         left["its final answer is not the gold one"] = len(traces) - len(right)
-        traces = [trace for trace in traces if trace.id in right]
-    made, unfit = examples_of(traces, share=share, no_thinking=options.no_thinking)
-    return Pool([*ready, *made], left + Counter(one.reason for one in unfit), list(loaded.odd))
+        traces = _where(traces, [trace.id in right for trace in traces])
+    made = Rows(Example, examples)
+    for trace in traces:
+        if reason := unfit(trace, no_thinking=options.no_thinking):
+            left[reason] += 1
+        else:
+            made.append(example_of(trace, share=share))
+    return Pool(made, +left, odd)
+
+
+def _read(source: Path | Artifact, options: ShareSettings) -> tuple[Rows[Example], Rows[Trace], list[Odd]]:
+    """The examples, traces and odd rows of a share's source."""
+    if isinstance(source, Artifact):
+        examples = source.table("examples", Example) if source.has("examples") else Rows(Example)
+        return examples, source.table("traces", Trace) if source.has("traces") else Rows(Trace), []
+    loaded = load_file(source, form=options.form, intent=options.intent)
+    return Rows(Example, loaded.examples), Rows(Trace, loaded.traces), loaded.odd
+
+
+def _where(rows: Rows[T], wanted: list[bool]) -> Rows[T]:
+    return rows.taken(np.flatnonzero(wanted))
 
 
 async def _right(traces: Sequence[Trace]) -> set[str]:
