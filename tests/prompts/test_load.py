@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from demur.errors import UserError
 from demur.prompts import SOURCES
-from demur.prompts.load import fill, load, templates
+from demur.prompts.load import load, templates
+from demur.prompts.recover import fill
 from demur.prompts.settings import PromptsSettings
 from demur.records import Prompt
 from demur.registry import resolve

@@ -122,7 +122,7 @@ class PairAttack:
         """
         self.name = settings.name
         self.attempts: list[Attempt] = []
-        self._how = how = settings.pair
+        self._how = how = _how(settings)
         self._models = (attacker, target, judge)
         self._progress = progress
         self._for_attacker = Sampling(
@@ -250,21 +250,13 @@ class PairAttack:
             )
 
 
-def adaptive(
-    *, settings: AttackSettings, target: Model, attacker: Model, judge: Model, progress: Progress = quiet
-) -> PairAttack:
-    """PAIR whose attacker is told how the target reasons, and aims at it."""
-    if not settings.pair.aimed_at:
-        settings = settings.model_copy(update={"pair": settings.pair.model_copy(update={"aimed_at": words.EIGHT})})
-    return PairAttack(settings=settings, target=target, attacker=attacker, judge=judge, progress=progress)
-
-
-def paper_v2(
-    *, settings: AttackSettings, target: Model, attacker: Model, judge: Model, progress: Progress = quiet
-) -> PairAttack:
-    """PAIR with every parameter as in the paper's second version."""
-    settings = settings.model_copy(update={"pair": PAPER_V2})
-    return PairAttack(settings=settings, target=target, attacker=attacker, judge=judge, progress=progress)
+def _how(settings: AttackSettings) -> PairSettings:
+    """What a name means: the paper's parameters, an attacker who is told how the target reasons, or what the settings say."""
+    if settings.name == "pair@paper-v2":
+        return PAPER_V2
+    if settings.name == "pair-adaptive" and not settings.pair.aimed_at:
+        return settings.pair.model_copy(update={"aimed_at": words.EIGHT})
+    return settings.pair
 
 
 def _outcome(answer: Trace | Failure) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,12 +12,10 @@ from demur import tables
 from demur.errors import UserError, unknown
 from demur.prompts import SOURCES
 from demur.prompts.forms import load_file
+from demur.prompts.recover import SLOT, fill, recover
 from demur.prompts.settings import PromptsSettings
 from demur.records import Prompt
 from demur.registry import resolve
-
-SLOT = re.compile(r"\{question(?::([1-9])/([1-9]))?\}")
-"""Where the question goes: whole, or as in `{question:1/3}` the first of three equal pieces of it."""
 
 
 def load(settings: PromptsSettings, *, data_dir: Path | None = None) -> list[Prompt]:
@@ -81,16 +78,13 @@ def templates(path: Path, questions: Sequence[str] = ()) -> dict[str, str]:
 
 def _recovered(path: Path, questions: Sequence[str]) -> dict[str, str]:
     """The wrappers behind a file's prompts."""
-    from demur.prompts.recover import recover
-
     behind = recover((prompt.text for prompt in load_file(path).prompts), questions)
-    plain = [template for template in behind.templates if template.text == "{question}"]
-    if behind.unexplained or plain or not behind.templates:
+    if behind.unexplained or not behind.templates or "{question}" in behind.templates.values():
         raise UserError(
             f"{path}: no {{question}} in it marks where the question goes, and its prompts are not these "
             f"{len(questions):,} questions wrapped in something; give a file of templates, or the released prompts."
         )
-    return {template.name: template.text for template in behind.templates}
+    return behind.templates
 
 
 def wrap(prompts: Sequence[Prompt], wrappers: Mapping[str, str], *, each: int, seed: int) -> list[Prompt]:
@@ -108,20 +102,6 @@ def wrap(prompts: Sequence[Prompt], wrappers: Mapping[str, str], *, each: int, s
             }
             made.append(msgspec.structs.replace(prompt, id="", **changes))
     return made
-
-
-def fill(wrapper: str, question: str) -> str:
-    """The wrapped question. What looks like a place inside the question stays text."""
-
-    def put(place: re.Match[str]) -> str:
-        if place[1] is None:
-            return question
-        number, of = int(place[1]), int(place[2])
-        size, longer = divmod(len(question), of)
-        begin = (number - 1) * size + min(number - 1, longer)
-        return question[begin : begin + size + (number <= longer)]
-
-    return SLOT.sub(put, wrapper)
 
 
 def _read(settings: PromptsSettings, data_dir: Path | None) -> list[Prompt]:

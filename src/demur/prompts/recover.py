@@ -7,61 +7,54 @@ whose questions are known, and what it gives back is proved: every prompt it cla
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from demur.records import Record, digest
+from demur.records import digest
 
-SLOT = re.compile(r"\{question(?::(\d+)/(\d+))?\}")
+SLOT = re.compile(r"\{question(?::([1-9])/([1-9]))?\}")
 PIECES = 3
 
 
-class Template(Record, frozen=True, kw_only=True):
-    """A wrapper for questions."""
-
-    text: str
-    name: str = ""
-
-    def fill(self, question: str) -> str:
-        """The wrapped question. Slots inside the question stay text."""
-
-        def put(slot: re.Match[str]) -> str:
-            if slot[1] is None:
-                return question
-            return pieces(question, int(slot[2]))[int(slot[1]) - 1]
-
-        return SLOT.sub(put, self.text)
-
-    def question(self, text: str) -> str | None:
-        """The question in a wrapped text; `None` when this template did not wrap it. Only for slots of whole questions."""
-        fixed = self.text.split("{question}")
-        length, rest = divmod(len(text) - sum(map(len, fixed)), max(1, len(fixed) - 1))
-        if len(fixed) < 2 or rest or length <= 0:
-            return None
-        found = text[len(fixed[0]) : len(fixed[0]) + length]
-        return found if self.fill(found) == text else None
-
-
-class Recovered(Record, frozen=True, kw_only=True):
+class Recovered(NamedTuple):
     """Templates found behind prompts."""
 
-    templates: tuple[Template, ...]
-    uses: dict[str, int]
-    """Name of a template -> prompts that it rebuilds."""
-    rebuilt: int
-    unexplained: tuple[str, ...]
+    templates: dict[str, str]
+    """Name -> template."""
+    uses: Counter[str]
+    """Name -> prompts that it rebuilds."""
+    unexplained: list[str]
     """Prompts that no found template rebuilds."""
+
+
+def fill(template: str, question: str) -> str:
+    """The wrapped question. What looks like a slot inside the question stays text."""
+    return SLOT.sub(
+        lambda slot: question if slot[1] is None else _piece(question, int(slot[1]), int(slot[2])), template
+    )
+
+
+def question_in(template: str, text: str) -> str | None:
+    """The question in a wrapped text; `None` when this template did not wrap it. Only for slots of whole questions."""
+    fixed = template.split("{question}")
+    length, rest = divmod(len(text) - sum(map(len, fixed)), max(1, len(fixed) - 1))
+    if len(fixed) < 2 or rest or length <= 0:
+        return None
+    found = text[len(fixed[0]) : len(fixed[0]) + length]
+    return found if fill(template, found) == text else None
 
 
 def pieces(text: str, number: int) -> list[str]:
     """A text cut into `number` consecutive pieces of equal length; what is left over lengthens the first ones by one."""
-    size, longer = divmod(len(text), number)
-    ends = [0]
-    for index in range(number):
-        ends.append(ends[-1] + size + (index < longer))
-    return [text[start:end] for start, end in itertools.pairwise(ends)]
+    return [_piece(text, place, number) for place in range(1, number + 1)]
+
+
+def _piece(text: str, number: int, of: int) -> str:
+    size, longer = divmod(len(text), of)
+    begin = (number - 1) * size + min(number - 1, longer)
+    return text[begin : begin + size + (number <= longer)]
 
 
 def recover(prompts: Iterable[str], questions: Iterable[str], *, at_least: int = 2) -> Recovered:
@@ -73,25 +66,18 @@ def recover(prompts: Iterable[str], questions: Iterable[str], *, at_least: int =
     texts = list(prompts)
     known = sorted(set(questions), key=lambda q: (-len(q), q))
     candidates = [_candidate(text, known) for text in texts]
-    counts = Counter(candidate for candidate, _ in filter(None, candidates))
-    shapes = [shape for shape, count in counts.most_common() if count >= at_least]
-    templates = {shape: Template(text=shape, name=f"t{digest(shape)[:6]}") for shape in shapes}
-    uses: Counter[str] = Counter()
-    unexplained: list[str] = []
+    counts = Counter(template for template, _ in filter(None, candidates))
+    names = {template: f"t{digest(template)[:6]}" for template, count in counts.most_common() if count >= at_least}
+    found = Recovered({name: template for template, name in names.items()}, Counter(), [])
     for text, candidate in zip(texts, candidates, strict=True):
-        template = templates.get(candidate[0]) if candidate else None
-        if template is None or candidate is None or template.fill(candidate[1]) != text:
-            template = next((t for t in templates.values() if t.question(text) is not None), None)
-        if template is not None:
-            uses[template.name] += 1
+        template = candidate[0] if candidate and fill(*candidate) == text else None
+        if template not in names:
+            template = next((t for t in names if question_in(t, text) is not None), None)
+        if template is None:
+            found.unexplained.append(text)
         else:
-            unexplained.append(text)
-    return Recovered(
-        templates=tuple(templates.values()),
-        uses=dict(uses),
-        rebuilt=sum(uses.values()),
-        unexplained=tuple(unexplained),
-    )
+            found.uses[names[template]] += 1
+    return found
 
 
 def _candidate(text: str, questions: Sequence[str]) -> tuple[str, str] | None:
