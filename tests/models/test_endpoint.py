@@ -302,7 +302,7 @@ def test_money_and_role_sampling() -> None:
     role = Role(
         url=("http://x",), prices=Prices(input=1.0, output=2.0), sampling=SamplingSettings(temperature=0.1, n=2)
     )
-    assert role.sampled(Sampling(max_tokens=7)) == Sampling(temperature=0.1, n=2, max_tokens=7)
+    assert role.sampling.over(Sampling(max_tokens=7)) == Sampling(temperature=0.1, n=2, max_tokens=7)
     with serving("echo") as server:
         (found,) = ask(server, 1, prices=Prices(input=1e6, output=2e6))
     assert isinstance(found, Trace)

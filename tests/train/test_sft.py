@@ -249,7 +249,6 @@ def test_settings_say_what_is_wrong() -> None:
         validate(TrainSettings, {"lora": {"rank": 4}}, where="x")
     with pytest.raises(UserError, match="Did you mean 'max_length'"):
         validate(TrainSettings, {"maxlength": 4}, where="x")
-    assert TrainSettings(epochs=1, batch=48).steps_for(1100) == 23
 
 
 def test_results_hold_no_time_or_place(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:

@@ -13,42 +13,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from demur.errors import UserError
 from demur.records import Sampling
+from demur.settings import STRICT
 
 if TYPE_CHECKING:
     from demur.journal import Journal
     from demur.protocols import Model
 
 
-class Settings(BaseModel):
-    """Strict and frozen, as all settings are."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SamplingSettings(Settings):
+class SamplingSettings(BaseModel):
     """How a role draws its replies. What is not said here stays as the stage has it."""
 
-    temperature: float | None = Field(default=None, ge=0, description="0 is greedy.")
+    model_config = STRICT
+
+    temperature: float | None = Field(default=None, ge=0)
+    """0 is greedy."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1, description="Bound on all new tokens, thinking included.")
-    thinking_budget: int | None = Field(default=None, ge=1, description="Bound on thinking tokens.")
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Bound on all new tokens, thinking included."""
+    thinking_budget: int | None = Field(default=None, ge=1)
+    """Bound on thinking tokens."""
     seed: int | None = None
-    n: int | None = Field(default=None, ge=1, description="Samples a prompt.")
-    system: str | None = Field(default=None, description="System turn of every request.")
-    prefill: str | None = Field(default=None, description="Text put at the start of the assistant's turn.")
+    n: int | None = Field(default=None, ge=1)
+    """Samples a prompt."""
+    system: str | None = None
+    """System turn of every request."""
+    prefill: str | None = None
+    """Text put at the start of the assistant's turn."""
 
     def over(self, base: Sampling) -> Sampling:
         """`base`, changed in what was said here."""
         return msgspec.structs.replace(base, **self.model_dump(exclude_unset=True, exclude_none=True))
 
 
-class Prices(Settings):
+class Prices(BaseModel):
     """What tokens cost, per million, in one currency of your choice."""
+
+    model_config = STRICT
 
     input: float = Field(default=0.0, ge=0)
     output: float = Field(default=0.0, ge=0)
@@ -58,81 +63,75 @@ class Prices(Settings):
         return ((tokens_in or 0) * self.input + (tokens_out or 0) * self.output) / 1e6
 
 
-class Role(Settings):
+class Role(BaseModel):
     """A model that answers: exactly one of `url`, `path`, `hub` and `script`."""
 
-    url: tuple[str, ...] | None = Field(
-        default=None,
-        description="Base URL up to /v1, or several that serve the same model: requests are spread by load.",
-    )
-    path: str | None = Field(default=None, description="Folder with weights and tokenizer, run on this machine.")
-    hub: str | None = Field(default=None, description="Hugging Face id, downloaded and run on this machine.")
-    script: str | None = Field(
-        default=None, description="Name of a script, or module:function; for tests and stand-ins."
-    )
-    serve: Literal["", "vllm", "transformers"] = Field(
-        default="", description="Start a server for `path` or `hub` with this engine, and stop it at the end."
-    )
-    model: str = Field(
-        default="", description="Name that the server knows the model by; empty: the only one it serves."
-    )
-    revision: str = Field(
-        default="", description="What you declare about the version behind the name; part of the identity."
-    )
-    weights: str = Field(
-        default="", description="Hash of the weights behind the URL, when known; then it is the identity."
-    )
-    key_env: str = Field(default="", description="Environment variable that holds the key.")
-    api: Literal["chat", "completions"] = Field(default="chat", description="Which protocol of the server is spoken.")
-    template: str = Field(
-        default="", description="For completions: a folder or .jinja file with the chat template; empty: none."
-    )
+    model_config = STRICT
+
+    url: tuple[str, ...] | None = None
+    """Base URL up to /v1, or several that serve the same model: requests are spread by load."""
+    path: str | None = None
+    """Folder with weights and tokenizer, run on this machine."""
+    hub: str | None = None
+    """Hugging Face id, downloaded and run on this machine."""
+    script: str | None = None
+    """Name of a script, or module:function; for tests and stand-ins."""
+    serve: Literal["", "vllm", "transformers"] = ""
+    """Start a server for `path` or `hub` with this engine, and stop it at the end."""
+    model: str = ""
+    """Name that the server knows the model by; empty: the only one it serves."""
+    revision: str = ""
+    """What you declare about the version behind the name; part of the identity."""
+    weights: str = ""
+    """Hash of the weights behind the URL, when known; then it is the identity."""
+    key_env: str = ""
+    """Environment variable that holds the key."""
+    api: Literal["chat", "completions"] = "chat"
+    """Which protocol of the server is spoken."""
+    template: str = ""
+    """For completions: a folder or .jinja file with the chat template; empty: none."""
     prices: Prices | None = None
     sampling: SamplingSettings = SamplingSettings()
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    thinking_budget_field: str = Field(
-        default="", description="The server's field for it, such as vLLM's thinking_token_budget."
-    )
-    two_calls: bool = Field(
-        default=False, description="Keep a thinking budget by a second call that goes on from the cut text."
-    )
-    forbidden: tuple[str, ...] = Field(
-        default=(), description="Fields that this server refuses, such as seed or temperature."
-    )
-    extra_body: dict[str, Any] = Field(default={}, description="Sent as it is, such as {chat_template_kwargs: {…}}.")
-    headers: dict[str, str] = Field(
-        default={}, description="Extra headers; a value $NAME is read from the environment."
-    )
-    opens_thinking: bool | None = Field(
-        default=None, description="Whether the chat template opens the thinking; None: by the text."
-    )
-    prefill: Literal["no", "plain", "vllm"] = Field(
-        default="no",
-        description="How the server takes a begun reply: as a last assistant turn, or so with vLLM's switches.",
-    )
-    first_tokens: int = Field(
-        default=0, ge=0, le=20, description="How many alternatives of the first token to ask for: guards score by them."
-    )
-    stream: bool = Field(default=False, description="Read the reply piece by piece, so that a stuck one is seen.")
-    stall: float = Field(
-        default=120.0, gt=0, description="Seconds without a new piece after which a streamed reply is stuck."
-    )
-    timeout: float = Field(
-        default=1800.0, gt=0, description="Seconds for one try; must exceed queueing and generation."
-    )
-    tries: int = Field(default=6, ge=1, description="Most tries of one request.")
-    patience: float = Field(default=900.0, gt=0, description="Most seconds that one request is tried again.")
-    in_flight: int = Field(default=256, ge=1, description="Most requests at one URL at the same time.")
-    on_swap: Literal["stop", "note"] = Field(
-        default="stop", description="When the server's replies show another model than before: stop, or only note it."
-    )
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps; or how a served model is placed.")
+    thinking_budget_field: str = ""
+    """The server's field for it, such as vLLM's thinking_token_budget."""
+    two_calls: bool = False
+    """Keep a thinking budget by a second call that goes on from the cut text."""
+    forbidden: tuple[str, ...] = ()
+    """Fields that this server refuses, such as seed or temperature."""
+    extra_body: dict[str, Any] = {}
+    """Sent as it is, such as {chat_template_kwargs: {…}}."""
+    headers: dict[str, str] = {}
+    """Extra headers; a value $NAME is read from the environment."""
+    opens_thinking: bool | None = None
+    """Whether the chat template opens the thinking; None: by the text."""
+    prefill: Literal["no", "plain", "vllm"] = "no"
+    """How the server takes a begun reply: as a last assistant turn, or so with vLLM's switches."""
+    first_tokens: int = Field(default=0, ge=0, le=20)
+    """How many alternatives of the first token to ask for: guards score by them."""
+    stream: bool = False
+    """Read the reply piece by piece, so that a stuck one is seen."""
+    stall: float = Field(default=120.0, gt=0)
+    """Seconds without a new piece after which a streamed reply is stuck."""
+    timeout: float = Field(default=1800.0, gt=0)
+    """Seconds for one try; must exceed queueing and generation."""
+    tries: int = Field(default=6, ge=1)
+    """Most tries of one request."""
+    patience: float = Field(default=900.0, gt=0)
+    """Most seconds that one request is tried again."""
+    in_flight: int = Field(default=256, ge=1)
+    """Most requests at one URL at the same time."""
+    on_swap: Literal["stop", "note"] = "stop"
+    """When the server's replies show another model than before: stop, or only note it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps; or how a served model is placed."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch: int = Field(default=0, ge=0, description="Rows of a batch; 0: by the model's size.")
-    threads: int = Field(default=1, ge=1, description="CPU threads; fixed, so that the same text comes everywhere.")
-    memory_share: float = Field(
-        default=0.9, gt=0, le=1, description="Share of the device's memory that a server may take."
-    )
+    batch: int = Field(default=0, ge=0)
+    """Rows of a batch; 0: by the model's size."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads; fixed, so that the same text comes everywhere."""
+    memory_share: float = Field(default=0.9, gt=0, le=1)
+    """Share of the device's memory that a server may take."""
 
     @field_validator("url", mode="before")
     @classmethod
@@ -159,10 +158,6 @@ class Role(Settings):
     def urls(self) -> tuple[str, ...]:
         """The URLs, those of the environment read."""
         return tuple(os.environ[url[1:]] if url.startswith("$") else url for url in self.url or ())
-
-    def sampled(self, base: Sampling) -> Sampling:
-        """The stage's sampling, changed in what this role says about it."""
-        return self.sampling.over(base)
 
     def missing(self) -> list[str]:
         """What is not there although this role needs it: one line each, with what to do. Asks no one."""
@@ -216,20 +211,11 @@ async def opened(role: Role, *, journal: Journal | None = None, label: str = "")
         raise UserError("\n".join(f"{role.where}: {line}" for line in lacks))
     from demur.journal import Journal
 
-    own = Journal(None) if journal is None else None
-    try:
-        async with _backend(role, journal or own, label) as model:
-            yield model
-    finally:
-        if own is not None:
-            own.close()
-
-
-@asynccontextmanager
-async def _backend(role: Role, journal: Journal | None, label: str) -> AsyncIterator[Model]:
-    """The backend that a role asks for, imported only now."""
-    assert journal is not None
-    if role.script:
+    if journal is None:
+        with Journal(None) as own:
+            async with opened(role, journal=own, label=label) as model:
+                yield model
+    elif role.script:
         from demur.models.scripted import ScriptedModel
 
         yield ScriptedModel(role, journal=journal, label=label)

@@ -166,9 +166,17 @@ class _Running:
         except (urllib.error.URLError, OSError):
             return False
 
-    def late(self) -> WorkError:
-        """The error for one that never became healthy."""
-        return WorkError(f"the server was not healthy after {PATIENCE:.0f} s.\n{self._said()}")
+    def wait(self) -> None:
+        """Until it answers.
+
+        Raises:
+            WorkError: it has ended, or was not healthy in time; with the end of its log.
+        """
+        until = time.monotonic() + PATIENCE
+        while not self.healthy():
+            if time.monotonic() > until:
+                raise WorkError(f"the server was not healthy after {PATIENCE:.0f} s.\n{self._said()}")
+            time.sleep(0.2)
 
     def _said(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
@@ -233,11 +241,7 @@ def served(role: Role, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[Ro
         WorkError: the server did not become healthy; with the end of its log.
     """
     with _started(role, host=host, port=port) as (running, remote):
-        until = time.monotonic() + PATIENCE
-        while not running.healthy():
-            if time.monotonic() > until:
-                raise running.late()
-            time.sleep(0.2)
+        running.wait()
         yield remote
 
 
@@ -245,11 +249,7 @@ def served(role: Role, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[Ro
 async def served_role(role: Role) -> AsyncIterator[Role]:
     """As `served`, for those who have an event loop to keep turning."""
     with _started(role, host="127.0.0.1", port=0) as (running, remote):
-        until = time.monotonic() + PATIENCE
-        while not await asyncio.to_thread(running.healthy):
-            if time.monotonic() > until:
-                raise running.late()
-            await asyncio.sleep(0.2)
+        await asyncio.to_thread(running.wait)
         yield remote
 
 

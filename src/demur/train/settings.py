@@ -100,7 +100,3 @@ class TrainSettings(BaseModel):
             if isinstance(data.get("report_to"), str):
                 data["report_to"] = () if data["report_to"] == "none" else (data["report_to"],)
         return data
-
-    def steps_for(self, rows: int) -> int:
-        """Updates that a data set of so many rows means."""
-        return self.steps or max(1, -(-int(self.epochs * rows + 0.5) // self.batch))
