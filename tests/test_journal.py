@@ -272,3 +272,11 @@ requests = st.fixed_dictionaries(
 def test_the_key_is_the_request(one: dict[str, object], two: dict[str, object]) -> None:
     assert (key_of(one) == key_of(two)) == (one == two)
     assert key_of(one) == key_of(dict(reversed(one.items())))
+
+
+def test_processes_that_make_a_journal_at_once_all_open_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from demur.journal import Journal\nfor i in range(40):\n    Journal(f'{sys.argv[1]}/{i}').close()"
+    )
+    opened = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE) for _ in range(4)]
+    assert [process.communicate()[1].decode() for process in opened] == [""] * 4

@@ -285,17 +285,26 @@ class Journal:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
-        # 16 MB of log between checkpoints: each costs two syncs and copies every page that changed meanwhile.
-        connection.execute("PRAGMA wal_autocheckpoint=4000")
+        for left in reversed(
+            range(3_000)
+        ):  # a change of mode minds no timeout: of two that make a journal one is refused
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError as error:
+                if not left or "locked" not in str(error):
+                    raise
+                time.sleep(0.02)
+        connection.execute("PRAGMA wal_autocheckpoint=4000")  # 16 MB: each costs two syncs and copies all that changed
         connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'OFF'}")
         return connection
 
     def _prepare(self) -> None:
         """Make the tables, or see that they are ours."""
-        (application,) = self.database.execute("PRAGMA application_id").fetchone()
-        (version,) = self.database.execute("PRAGMA user_version").fetchone()
+        # The tables first: whoever sees them sees the marks that another process committed with them.
         (tables,) = self.database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        marks = "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
+        application, version = self.database.execute(marks).fetchone()
         if tables and application != APPLICATION:
             raise WorkError(f"{self.path} is no journal of demur. Choose another folder with --journal.")
         if tables and version != FORMAT:
