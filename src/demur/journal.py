@@ -285,9 +285,8 @@ class Journal:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-        for left in reversed(
-            range(3_000)
-        ):  # a change of mode minds no timeout: of two that make a journal one is refused
+        # A change of mode minds no timeout: of two processes that make a journal at once, one is refused.
+        for left in reversed(range(3_000)):
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
                 break
@@ -300,8 +299,7 @@ class Journal:
         return connection
 
     def _prepare(self) -> None:
-        """Make the tables, or see that they are ours."""
-        # The tables first: whoever sees them sees the marks that another process committed with them.
+        """Make the tables, or see that they are ours. They are looked for first: marks are committed with them."""
         (tables,) = self.database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         marks = "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
         application, version = self.database.execute(marks).fetchone()
