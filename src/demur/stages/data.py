@@ -141,7 +141,8 @@ def _hold_out(pools: dict[str, Rows[Example]], count: int) -> Rows[Example]:
     if not count or "safety" not in pools:
         return Rows(Example)
     rows = pools["safety"]
-    names = [(example.cluster, example.id) for example in rows]
+    # By prompt: what is then drawn of the rest is about the same prompts in every format.
+    names = [(example.cluster, example.origin.prompt, example.id) for example in rows]
     order = sorted(range(len(rows)), key=names.__getitem__)
     clusters = {names[at][0] for at in order[-count:]}
     pools["safety"] = rows.taken([at for at in order if names[at][0] not in clusters])
