@@ -19,7 +19,7 @@ from demur.report import words
 from demur.report.cells import Cell, cells, difference
 from demur.report.compare import compare
 from demur.report.data import Claim
-from demur.report.read import light, read
+from demur.report.read import Asked, Row, light, read
 from demur.report.tell import as_csv, heads, json_bytes, lines, markdown
 
 
@@ -269,11 +269,14 @@ def _cell(attacks: list[str], values: list[bool]) -> Cell:
     """A cell of as many questions as values, each attacked in its own way."""
     cell = Cell()
     for place, (attack, value) in enumerate(zip(attacks, values, strict=True)):
-        cell.values.append(value)
-        cell.keys.append((f"question {place % 4}", attack, 0))
-        cell.clusters.append(f"question {place % 4}")
-        cell.seeds.append(0)
-        cell.cut.append(False)
+        question = Asked(
+            id=f"{attack} {place}",
+            intent="harmful",
+            cluster=f"question {place % 4}",
+            attack=attack,
+            parent=f"question {place % 4}",
+        )
+        cell.add(Row(prompt=question), 0, value)
     return cell
 
 

@@ -36,38 +36,29 @@ class Cell:
 
     def __init__(self) -> None:
         self.values: list[bool | float | None] = []
-        self.keys: list[Key] = []
-        self.clusters: list[str] = []
+        self.rows: list[Row] = []
         self.seeds: list[int | None] = []
-        self.cut: list[bool] = []
 
     def add(self, row: Row, seed: int | None, value: bool | float | None) -> None:
         """Take a reply in."""
         self.values.append(value)
-        self.keys.append(row.key)
-        self.clusters.append(row.prompt.cluster)
+        self.rows.append(row)
         self.seeds.append(seed)
-        self.cut.append(row.cut)
 
     def estimate(self, column: Column) -> Estimate:
         """The number over all seeds."""
+        clusters, cut = [row.prompt.cluster for row in self.rows], [row.cut for row in self.rows]
         if column.unit == "share" and column.metric != "score":
             outcomes = [None if value is None else bool(value) for value in self.values]
-            return stats.rate(
-                outcomes, clusters=self.clusters, seeds=self.seeds, truncated=self.cut, better=column.better
-            )
-        return stats.mean(self.values, clusters=self.clusters, seeds=self.seeds, truncated=sum(self.cut))
+            return stats.rate(outcomes, clusters=clusters, seeds=self.seeds, truncated=cut, better=column.better)
+        return stats.mean(self.values, clusters=clusters, seeds=self.seeds, truncated=sum(cut))
 
     def only(self, seed: int) -> Cell:
         """The part of one seed."""
         part = Cell()
-        for place, own in enumerate(self.seeds):
+        for row, own, value in zip(self.rows, self.seeds, self.values, strict=True):
             if own == seed:
-                part.values.append(self.values[place])
-                part.keys.append(self.keys[place])
-                part.clusters.append(self.clusters[place])
-                part.seeds.append(own)
-                part.cut.append(self.cut[place])
+                part.add(row, own, value)
         return part
 
 
@@ -169,7 +160,7 @@ def difference(a: Cell, b: Cell) -> stats.Difference:
             if partner is not None:
                 first.append(a.values[place])
                 second.append(b.values[partner])
-                clusters.append(a.clusters[place])
+                clusters.append(a.rows[place].prompt.cluster)
                 at.append(number)
     return stats.paired(first, second, clusters=clusters, seeds=at)
 
@@ -184,7 +175,7 @@ def _paired_seeds(a: Cell, b: Cell) -> list[tuple[int | None, int | None]]:
 
 def _one_a_question(cell: Cell) -> bool:
     """Whether every question has one prompt for each seed and sample."""
-    asked = [(seed, question, sample) for seed, (question, _, sample) in zip(cell.seeds, cell.keys, strict=True)]
+    asked = [(seed, row.key[0], row.sample) for seed, row in zip(cell.seeds, cell.rows, strict=True)]
     return len(set(asked)) == len(asked)
 
 
@@ -192,7 +183,8 @@ def _by_seed(cell: Cell, *, whole: bool) -> dict[int | None, dict[tuple[Key, int
     """Seed -> (key, how many of that key came before) -> place; `whole` keys tell attacks of one question apart."""
     found: dict[int | None, dict[tuple[Key, int], int]] = {}
     seen: dict[tuple[int | None, Key], int] = {}
-    for place, (seed, (question, attack, sample)) in enumerate(zip(cell.seeds, cell.keys, strict=True)):
+    for place, (seed, row) in enumerate(zip(cell.seeds, cell.rows, strict=True)):
+        question, attack, sample = row.key
         key = (question, attack if whole else "", sample)
         count = seen.get((seed, key), 0)
         seen[seed, key] = count + 1

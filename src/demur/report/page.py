@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from bisect import insort
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from demur.records import Finding, Trace, Verdict
+from demur.records import PATTERNS, Finding, Pattern, Trace, Verdict
 from demur.report import words
 from demur.report.calibrated import corrections
 from demur.report.data import Report
@@ -112,39 +114,54 @@ def samples(stages: Sequence[Artifact]) -> list[tuple[str, list[Sample]]]:
 
 def _diagnosed(source: Artifact, stage: Artifact) -> Iterator[Sample]:
     """Traces in which most was found, different patterns first."""
-    found: dict[str, list[Finding]] = {}
-    for finding in stage.read("findings", Finding):
-        if finding.present:
-            found.setdefault(finding.trace, []).append(finding)
+    best: dict[frozenset[Pattern], list[str]] = {}
+    for name, group in groupby(light(stage, "findings", _Found), key=lambda finding: finding.trace):
+        if shown := frozenset(finding.pattern for finding in group if finding.present):
+            names = best.setdefault(shown, [])
+            insort(names, name)
+            del names[SAMPLES:]
     chosen: set[str] = set()
     seen: set[str] = set()
-    for name, findings in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
-        if len(chosen) < SAMPLES and ({f.pattern for f in findings} - seen or len(seen) == 5):
+    ordered = sorted(
+        ((name, shown) for shown, names in best.items() for name in names), key=lambda o: (-len(o[1]), o[0])
+    )
+    for name, shown in ordered:
+        if len(chosen) < SAMPLES and (shown - seen or len(seen) == len(PATTERNS)):
             chosen.add(name)
-            seen |= {f.pattern for f in findings}
+            seen |= shown
+    found: dict[str, list[Finding]] = {}
+    for finding in stage.read("findings", Finding) if chosen else ():
+        if finding.present and finding.trace in chosen:
+            found.setdefault(finding.trace, []).append(finding)
     for trace in source.read("traces", Trace) if chosen else ():
-        if trace.id in chosen:
+        if trace.id in found:
             tags = tuple(f.pattern.replace("_", " ") for f in found[trace.id])
             yield sample(trace, findings=found[trace.id], tags=tags, title=trace.prompt.category or trace.prompt.source)
 
 
+class _Found(msgspec.Struct, gc=False):
+    trace: str
+    pattern: Pattern
+    present: bool | None
+
+
 def _judged(stage: Artifact) -> Iterator[Sample]:
     """One trace of each label that the stage's judge gave."""
-    said = {verdict.trace: verdict for verdict in stage.read("verdicts", Verdict)} if stage.has("verdicts") else {}
-    first: dict[str, str] = {}
-    for name, verdict in said.items():
-        first.setdefault(verdict.label or "cannot tell", name)
+    first: dict[str, Verdict] = {}
+    verdicts = stage.read("verdicts", Verdict) if stage.has("verdicts") else iter(())
+    for _, group in groupby(verdicts, key=lambda verdict: verdict.trace):
+        *_, last = group
+        first.setdefault(last.label or "cannot tell", last)
     bench = stage.manifest.settings.get("bench")
     protocol = bench["name"] if isinstance(bench, dict) else bench
-    left = len(first)
-    for trace in stage.read("traces", Trace) if first else ():
-        if not left:
-            break
-        if first.get(said[trace.id].label or "cannot tell" if trace.id in said else "") == trace.id:
-            left -= 1
-            tag = said[trace.id].label or f"cannot tell: {said[trace.id].reason}"
+    wanted = {verdict.trace: verdict for verdict in first.values()}
+    for trace in stage.read("traces", Trace) if wanted else ():
+        if (verdict := wanted.pop(trace.id, None)) is not None:
+            tag = verdict.label or f"cannot tell: {verdict.reason}"
             attack = f" under {words.attack(trace.prompt.attack)}" if trace.prompt.attack else ""
             yield sample(trace, tags=(tag.replace("_", " "),), title=f"{protocol}{attack}")
+        if not wanted:
+            break
 
 
 def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, ...] = (), title: str = "") -> Sample:
@@ -185,8 +202,10 @@ def costs(stages: Sequence[Artifact]) -> list[Cost]:
     found = []
     for stage in stages:
         if stage.manifest.kind in ("distil", "evaluate", "judge", "attack"):
-            rows = list(light(stage, "traces", _Priced))
-            priced = [row.cost for row in rows if row.cost is not None]
-            tokens = sum(row.tokens_out or 0 for row in rows)
-            found.append(Cost(stage.manifest.name, len(rows), tokens, sum(priced) if priced else None))
+            count, tokens, priced = 0, 0, list[float]()
+            for row in light(stage, "traces", _Priced):
+                count += 1
+                tokens += row.tokens_out or 0
+                priced += [] if row.cost is None else [row.cost]
+            found.append(Cost(stage.manifest.name, count, tokens, sum(priced) if priced else None))
     return found

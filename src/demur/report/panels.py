@@ -6,6 +6,7 @@ Each panel exists when the stages that it is about do.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from math import comb
@@ -106,24 +107,61 @@ def patterns(run: Run) -> Iterator[PatternRate]:
         source = makers.get(stage.manifest.inputs.get("traces", ""))
         if source is None:
             continue
-        lines = list(light(source, "traces", _Line))
-        clusters = {line.id: line.prompt.cluster for line in lines if line.prompt.intent in ("harmful", "borderline")}
+        told = _Told(source, stage)
+        for pattern in PATTERNS:
+            if pattern in told.marks:
+                yield told.rate(pattern, "pattern", told.marks[pattern])
+        for group, members in CLASSES.items():
+            if there := [told.marks[pattern] for pattern in members if pattern in told.marks]:
+                yield told.rate(group, "class", bytes(map(_any, *there)))
+
+
+NO, YES, UNKNOWN, ABSENT = range(4)
+"""What findings say of a pattern in a trace; the last: there is none."""
+
+
+class _Told:
+    """What was found in a set of traces: of each a byte a pattern, and whether it passed the filter."""
+
+    def __init__(self, source: Artifact, stage: Artifact) -> None:
         kept = source.manifest.summary.get("kept")
         keep = None if kept is None else set(kept)
-        found: dict[str, dict[str, bool | None]] = {}
-        detector = ""
+        place: dict[int, int] = {}
+        self.clusters, passed = array("q"), bytearray()
+        for line in light(source, "traces", _Line):
+            if line.prompt.intent in ("harmful", "borderline"):
+                place[hash(line.id)] = len(place)
+                self.clusters.append(hash(line.prompt.cluster))
+                passed.append(keep is not None and line.id in keep)
+        self.passed = None if keep is None else passed
+        self.marks: dict[str, bytearray] = {}
+        self.detector, self.name = "", label(source)
         for finding in light(stage, "findings", _Found):
-            if finding.trace in clusters:
-                found.setdefault(finding.pattern, {})[finding.trace] = finding.present
-            detector = finding.detector
-        name = label(source)
-        for pattern in PATTERNS:
-            if pattern in found:
-                yield _pattern_rate(name, pattern, "pattern", detector, found[pattern], (clusters, keep))
-        for group, members in CLASSES.items():
-            if any(pattern in found for pattern in members):
-                traces = {t: _any([found[p].get(t) for p in members if p in found]) for t in clusters}
-                yield _pattern_rate(name, group, "class", detector, traces, (clusters, keep))
+            at = place.get(hash(finding.trace))
+            if at is not None:
+                marks = self.marks.setdefault(finding.pattern, bytearray([ABSENT]) * len(place))
+                marks[at] = UNKNOWN if finding.present is None else finding.present
+            self.detector = finding.detector
+
+    def rate(self, pattern: str, kind: str, marks: Sequence[int]) -> PatternRate:
+        """How often, before and after the filter."""
+        before = self._rate(marks, [at for at, mark in enumerate(marks) if mark != ABSENT])
+        after = None
+        if self.passed is not None:
+            passed = self.passed
+            after = self._rate(marks, [at for at, mark in enumerate(marks) if mark != ABSENT and passed[at]])
+        return PatternRate(
+            traces=self.name, pattern=pattern, kind=kind, detector=self.detector, before=before, after=after
+        )
+
+    def _rate(self, marks: Sequence[int], those: list[int]) -> Estimate:
+        outcomes = [None if marks[at] == UNKNOWN else marks[at] == YES for at in those]
+        return stats.rate(outcomes, clusters=[self.clusters[at] for at in those], better="lower")
+
+
+def _any(*marks: int) -> int:
+    """Whether any holds; unknown when none does and one is unknown."""
+    return YES if YES in marks else UNKNOWN if UNKNOWN in marks or ABSENT in marks else NO
 
 
 class _Whose(msgspec.Struct, gc=False):
@@ -141,29 +179,6 @@ class _Found(msgspec.Struct, gc=False):
     pattern: str
     present: bool | None
     detector: str
-
-
-def _any(values: list[bool | None]) -> bool | None:
-    """Whether any holds; `None` when none does and one is unknown."""
-    return True if True in values else None if None in values else False
-
-
-def _pattern_rate(
-    name: str,
-    pattern: str,
-    kind: str,
-    detector: str,
-    present: dict[str, bool | None],
-    among: tuple[dict[str, str], set[str] | None],
-) -> PatternRate:
-    clusters, kept = among
-
-    def rate(ids: Sequence[str]) -> Estimate:
-        return stats.rate([present[i] for i in ids], clusters=[clusters.get(i, i) for i in ids], better="lower")
-
-    before = rate(list(present))
-    after = None if kept is None else rate([i for i in present if i in kept])
-    return PatternRate(traces=name, pattern=pattern, kind=kind, detector=detector, before=before, after=after)
 
 
 def measures(run: Run) -> dict[str, dict[str, Estimate]]:
@@ -297,9 +312,9 @@ def tries(found: Cells, columns: Sequence[Column]) -> Iterator[Tries]:
         for arm in found if column.metric == "attack_success" else ():
             cell = found[arm].get(column)
             groups: dict[tuple[str, int | None], list[bool]] = {}
-            for key, seed, value in zip(cell.keys, cell.seeds, cell.values, strict=True) if cell else ():
+            for row, seed, value in zip(cell.rows, cell.seeds, cell.values, strict=True) if cell else ():
                 if value is not None:
-                    groups.setdefault((key[0], seed), []).append(bool(value))
+                    groups.setdefault((row.key[0], seed), []).append(bool(value))
             shortest = min((len(group) for group in groups.values()), default=0)
             if shortest > 1:
                 shares = tuple(

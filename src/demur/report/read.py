@@ -5,38 +5,85 @@ A trace is a small row here; verdicts of any judge, from the evaluation or given
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from demur.errors import UserError
-from demur.records import Outcome, Part
+from demur.records import Intent, Outcome, Part
 from demur.runs import Artifact, artifacts
 
 T = TypeVar("T")
+SHARED = 10_000
+"""Different verdicts with scores that are looked for among later ones."""
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
     """What numbers need of a prompt."""
 
     id: str
-    intent: str
+    intent: Intent
     cluster: str
     category: str = ""
     attack: str = ""
     parent: str = ""
 
+    def __post_init__(self) -> None:
+        # Of millions of rows most say the same here: once in memory is enough.
+        force_setattr(self, "cluster", self.id if self.cluster == self.id else self.cluster)
+        force_setattr(self, "category", sys.intern(self.category))
+        force_setattr(self, "attack", sys.intern(self.attack))
+
 
 class Said(msgspec.Struct, frozen=True, gc=False):
     """What numbers need of a verdict."""
 
+    label: str | None
+    score: float | None = None
+
+
+class _Verdict(Said, frozen=True, gc=False, kw_only=True):
+    """The same, with whose it is."""
+
     trace: str
     judge: str
     part: Part
-    label: str | None
-    score: float | None = None
+
+
+Verdicts = dict[tuple[str, Part], Said]
+
+
+class Heard:
+    """Verdicts by trace. Traces of which the same was said share one mapping, which nobody may change."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, Verdicts] = {}
+        self._known: dict[tuple[object, ...], Verdicts] = {}
+        self.judges: dict[tuple[str, Part], None] = {}
+
+    def add(self, verdict: _Verdict) -> None:
+        """Take a verdict in; a later one of the same judge and part counts."""
+        at = (sys.intern(verdict.judge), verdict.part)
+        self.judges[at] = None
+        trace = hash(verdict.trace)
+        before = self._of.get(trace)
+        self._of[trace] = self._one(before, at, verdict.label, verdict.score)
+
+    def _one(self, before: Verdicts | None, at: tuple[str, Part], label: str | None, score: float | None) -> Verdicts:
+        key = (id(before) if before else None, at, label, score)
+        if (found := self._known.get(key)) is None:
+            found = {**(before or {}), at: Said(label, score)}
+            if score is None or len(self._known) < SHARED:
+                self._known[key] = found
+        return found
+
+    def of(self, trace: str) -> Verdicts:
+        """What was said of a trace."""
+        return self._of.get(hash(trace), {})
 
 
 class Row(msgspec.Struct, gc=False):
@@ -50,7 +97,7 @@ class Row(msgspec.Struct, gc=False):
     tokens_out: int | None = None
     tokens_thinking: int | None = None
     cost: float | None = None
-    verdicts: dict[tuple[str, Part], Said] = {}
+    verdicts: Verdicts = {}
 
     @property
     def cut(self) -> bool:
@@ -104,12 +151,12 @@ def read(folder: Path) -> Run:
     stages = current(artifacts(folder), list((study or {}).get("arms") or {}))
     if not stages:
         raise UserError(f"{folder} has no finished stage yet. See: demur status {folder}")
-    later: dict[str, list[Said]] = {}
+    later = Heard()
     known = {m.name for m in (stage.manifest for stage in stages) if m.kind == "evaluate"}
     for stage in stages:
         if stage.manifest.kind == "judge" and known:
-            for said in light(stage, "verdicts", Said):
-                later.setdefault(said.trace, []).append(said)
+            for verdict in light(stage, "verdicts", _Verdict):
+                later.add(verdict)
     kinds = ("evaluate",) if known else ("evaluate", "judge")
     evaluations = [e for stage in stages if stage.manifest.kind in kinds for e in _evaluations(stage, later)]
     return Run(folder, study or {}, stages, _as_asked(evaluations, (study or {}).get("bench") or []))
@@ -169,22 +216,21 @@ def light(stage: Artifact, name: str, kind: type[T]) -> Iterator[T]:
                     raise UserError(f"{path}:{number}: {error}") from None
 
 
-def _evaluations(stage: Artifact, later: dict[str, list[Said]]) -> Iterator[Evaluation]:
+def _evaluations(stage: Artifact, later: Heard) -> Iterator[Evaluation]:
     """The evaluations that a stage holds: one for each attack."""
     settings = stage.manifest.settings
     bench = settings["bench"]
     name = bench["name"] if isinstance(bench, dict) else str(bench)
-    said: dict[str, dict[tuple[str, Part], Said]] = {}
-    judges: dict[tuple[str, Part], None] = {}
-    for verdict in light(stage, "verdicts", Said):
-        said.setdefault(verdict.trace, {})[verdict.judge, verdict.part] = verdict
-        judges[verdict.judge, verdict.part] = None
+    heard = Heard()
+    for verdict in light(stage, "verdicts", _Verdict):
+        heard.add(verdict)
+    judges = dict(heard.judges)
     groups: dict[str, list[Row]] = {}
     for row in light(stage, "traces", Row):
-        row.verdicts = said.get(row.id, {})
-        for verdict in later.get(row.id, ()):
-            row.verdicts[verdict.judge, verdict.part] = verdict
-            judges[verdict.judge, verdict.part] = None
+        row.verdicts = heard.of(row.id)
+        if more := later.of(row.id):
+            row.verdicts = row.verdicts | more
+            judges |= dict.fromkeys(more)
         groups.setdefault(_family(row), []).append(row)
     for row in light(stage, "failures", Row):
         groups.setdefault(_family(row), []).append(row)
