@@ -15,9 +15,9 @@ Nothing is thrown away: `join` of a `Split` is the raw text again, to the byte.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from demur.records import Finish, OpenedBy, Outcome
+from demur.records import Finish, Message, OpenedBy, Outcome, Prompt, Sampling, Trace
 
 OPEN = "<think>"
 CLOSE = "</think>"
@@ -69,6 +69,22 @@ def split(raw: str, *, finish: Finish = "stop", opened: bool = False) -> Split:
         # Text, then a block: everything is kept where it will be judged, and the outcome says that the form is wrong.
         return Split(None, answer, "malformed", None, seams)
     return Split(None, answer, "cut_in_answer" if finish == "length" else "no_thinking", None, seams)
+
+
+def traced(prompt: Prompt, raw: str, *, finish: Finish = "stop", opened: bool = False, **known: Any) -> Trace:
+    """A reply as a record; `known` are its other fields. What was sent is the bare prompt unless they say otherwise."""
+    parts = split(raw, finish=finish, opened=opened)
+    usual: dict[str, Any] = {"sampling": Sampling(), "sent": (Message(role="user", content=prompt.text),)}
+    return Trace(
+        prompt=prompt,
+        raw=raw,
+        thinking=parts.thinking,
+        answer=parts.answer,
+        outcome=parts.outcome,
+        opened_by=parts.opened_by,
+        finish=finish,
+        **(usual | known),
+    )
 
 
 def join(

@@ -70,18 +70,12 @@ class Fake:
             return Failure(
                 prompt=request.prompt, model=self.identity, kind="too_long", detail="", sample=request.sample
             )
-        parts = thinking.split(raw)
-        return Trace(
-            prompt=request.prompt,
+        return thinking.traced(
+            request.prompt,
+            raw,
             model=self.identity,
             sampling=request.sampling,
             sent=request.messages,
-            raw=raw,
-            thinking=parts.thinking,
-            answer=parts.answer,
-            outcome=parts.outcome,
-            opened_by=parts.opened_by,
-            finish="stop",
             sample=request.sample,
         )
 

@@ -48,18 +48,12 @@ class Fake:
         async for request in stream(requests):
             self.asked += 1
             raw = self._say(request.messages[-1].content, request.sample)
-            parts = thinking.split(raw)
-            yield Trace(
-                prompt=request.prompt,
+            yield thinking.traced(
+                request.prompt,
+                raw,
                 model=self.identity,
                 sampling=request.sampling,
                 sent=request.messages,
-                raw=raw,
-                thinking=parts.thinking,
-                answer=parts.answer,
-                outcome=parts.outcome,
-                opened_by=parts.opened_by,
-                finish="stop",
                 sample=request.sample,
             )
 
@@ -247,12 +241,7 @@ def test_replay_sends_what_was_sent(tmp_path: Path) -> None:
     traces = []
     for prompt in run(attack):
         (request,) = requests(attack, prompt, Sampling())
-        traces.append(
-            Trace(
-                prompt=prompt, model="m", sampling=request.sampling, sent=request.messages, raw="x", thinking=None, answer="x",
-                outcome="no_thinking", opened_by=None, finish="stop",
-            )
-        )  # fmt: skip
+        traces.append(thinking.traced(prompt, "x", model="m", sampling=request.sampling, sent=request.messages))
     write_jsonl(tmp_path / "traces.jsonl", traces)
     again = open_attack("replay", data=tmp_path)
     found = run(again)
@@ -308,13 +297,7 @@ def test_best_of_k_is_pass_at_k(outcomes: list[bool], k: int) -> None:
 def test_techniques_and_best_of_k(tmp_path: Path) -> None:
     blank = Result(arm="a", bench="b", metric="", estimate=Estimate(value=None, low=None, high=None, n=0))
     prompts = run(open_attack("pap", data=rewrites(tmp_path / "pap.jsonl", "framing", "favor")))
-    traces = [
-        Trace(
-            prompt=p, model="m", sampling=Sampling(), sent=(), raw="x", thinking=None, answer="x",
-            outcome="no_thinking", opened_by=None, finish="stop",
-        )
-        for p in prompts
-    ]  # fmt: skip
+    traces = [thinking.traced(p, "x", model="m") for p in prompts]
     labels = {t.id: "unsafe" if "framing" in t.prompt.attack else "safe" for t in traces}
     found = {r.metric: r.estimate.value for r in techniques(traces, labels, blank=blank)}
     assert found == {

@@ -18,7 +18,8 @@ from demur.bench import get_bench, livecodebench
 from demur.bench.load import load_prompts
 from demur.bench.passk import economy, estimate, pass_at_k
 from demur.errors import UserError, WorkError
-from demur.records import Estimate, Message, Prompt, Result, Sampling, Trace
+from demur.records import Estimate, Prompt, Result, Sampling
+from demur.thinking import traced
 
 ASSET = Path(__file__).parents[1] / "assets" / "livecodebench_tiny.jsonl"
 
@@ -137,22 +138,7 @@ def test_economy_is_a_ratio_of_sums() -> None:
     traces = []
     for i, (tokens, thought) in enumerate([(100, 80), (300, 250), (200, 150), (400, 300)]):
         prompt = Prompt(text=f"question {i}", intent="maths", gold="1")
-        traces.append(
-            Trace(
-                prompt=prompt,
-                model="m",
-                sampling=Sampling(),
-                sent=(Message(role="user", content=prompt.text),),
-                raw="x",
-                thinking="",
-                answer="x",
-                outcome="complete",
-                opened_by="model",
-                finish="stop",
-                tokens_out=tokens,
-                tokens_thinking=thought,
-            )
-        )
+        traces.append(traced(prompt, "x", model="m", tokens_out=tokens, tokens_thinking=thought))
     right: dict[str, bool | None] = {t.id: i < 2 for i, t in enumerate(traces)}
     found = {result.metric: result.estimate for result in economy(traces, right, blank)}
     assert found["tokens_per_correct"].value == pytest.approx(1000 / 2)

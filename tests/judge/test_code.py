@@ -16,7 +16,7 @@ from demur.errors import UserError
 from demur.judge import isolation, open_judge
 from demur.judge.code import extract, same_output, same_value
 from demur.judge.isolation import Run
-from demur.records import Finish, Message, Prompt, Sampling, Trace, Verdict
+from demur.records import Finish, Prompt, Verdict
 
 ASSET = Path(__file__).parents[1] / "assets" / "livecodebench_tiny.jsonl"
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
@@ -44,19 +44,7 @@ def problems() -> list[Prompt]:
 
 def judged(prompt: Prompt, answer: str, *, finish: Finish = "stop") -> Verdict:
     raw = thinking.join("```python\nprint('a draft')\n```\n### plan", answer)
-    parts = thinking.split(raw, finish=finish)
-    trace = Trace(
-        prompt=prompt,
-        model="m",
-        sampling=Sampling(),
-        sent=(Message(role="user", content=prompt.text),),
-        raw=raw,
-        thinking=parts.thinking,
-        answer=parts.answer,
-        outcome=parts.outcome,
-        opened_by=parts.opened_by,
-        finish=finish,
-    )
+    trace = thinking.traced(prompt, raw, model="m", finish=finish)
 
     async def first() -> Verdict:
         (verdict,) = [verdict async for verdict in open_judge("code").verdicts([trace])]

@@ -14,22 +14,12 @@ from demur.judge.calibrate import Labelled, guard
 from demur.judge.cross import agreement, majority, two_by_two
 from demur.judge.exam import CHANGES, OWN, robustness
 from demur.protocols import Traces, stream
-from demur.records import Label, Message, Part, Prompt, Query, Sampling, Trace, Verdict
+from demur.records import Label, Part, Prompt, Query, Trace, Verdict
+from demur.thinking import join, traced
 
 
 def trace(i: int) -> Trace:
-    return Trace(
-        prompt=Prompt(text=f"q{i}", intent="harmful"),
-        model="m",
-        sampling=Sampling(),
-        sent=(Message(role="user", content=f"q{i}"),),
-        raw="r",
-        thinking="t",
-        answer="a",
-        outcome="complete",
-        opened_by="model",
-        finish="stop",
-    )
+    return traced(Prompt(text=f"q{i}", intent="harmful"), join("t", "a"), model="m")
 
 
 def says(t: Trace, label: Label | None, part: Part = "answer", judge: str = "j") -> Verdict:

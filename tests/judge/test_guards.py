@@ -29,7 +29,7 @@ from demur.judge.model import Case, Format, Reading, chance
 from demur.judge.rubrics import STRONGREJECT, parse_strongreject, parse_xstest, strongreject_score
 from demur.protocols import Model, Requests, stream
 from demur.records import Failure, Message, Prompt, Sampling, Trace, Verdict
-from demur.thinking import join, split
+from demur.thinking import join, split, traced
 
 PARSERS: dict[str, Callable[[str], Reading]] = {
     "llama_guard3": parse_llama_guard3,
@@ -78,18 +78,12 @@ class Says:
             if said is None:
                 yield Failure(prompt=request.prompt, model="says", kind="unavailable", detail="down")
                 continue
-            parts = split(said)
-            yield Trace(
-                prompt=request.prompt,
+            yield traced(
+                request.prompt,
+                said,
                 model="says",
                 sampling=request.sampling,
                 sent=request.messages,
-                raw=said,
-                thinking=parts.thinking,
-                answer=parts.answer,
-                outcome=parts.outcome,
-                opened_by=parts.opened_by,
-                finish="stop",
                 first_tokens=self.first,
             )
 

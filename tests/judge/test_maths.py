@@ -18,24 +18,12 @@ from demur.errors import UserError
 from demur.judge import open_judge
 from demur.judge.grader import Graders
 from demur.judge.maths import check_golds, compare_plain, equal, final_answer, last_boxed, perturbed
-from demur.records import Finish, Message, Prompt, Sampling, Trace, Verdict
+from demur.records import Finish, Prompt, Trace, Verdict
 
 
 def trace(raw: str, *, gold: str | None = "5", finish: Finish = "stop") -> Trace:
     prompt = Prompt(text="How much?", intent="maths", gold=gold)
-    parts = thinking.split(raw, finish=finish)
-    return Trace(
-        prompt=prompt,
-        model="m",
-        sampling=Sampling(),
-        sent=(Message(role="user", content=prompt.text),),
-        raw=raw,
-        thinking=parts.thinking,
-        answer=parts.answer,
-        outcome=parts.outcome,
-        opened_by=parts.opened_by,
-        finish=finish,
-    )
+    return thinking.traced(prompt, raw, model="m", finish=finish)
 
 
 def verdicts(*traces: Trace) -> list[Verdict]:

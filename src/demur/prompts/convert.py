@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
 from demur import thinking
-from demur.records import Finish, Intent, Message, Prompt, Sampling, Trace
+from demur.records import Intent, Message, Prompt, Sampling, Trace
 
 PROMPT_KEYS = ("prompt", "question", "query", "instruction", "goal", "Goal", "behavior", "Behavior", "problem", "text")
 RESPONSE_KEYS = ("response", "completion", "output", "answer", "model_output")
@@ -238,20 +238,13 @@ def _trace(
     if foreign:
         raw = thinking.join(foreign["thinking"].strip(), foreign["answer"].strip())
         notes = (*notes, "OpenThoughts' marks replaced by tags")
-    finish: Finish = "stop"
-    split = thinking.split(raw, finish=finish)
     before = (Message(role="system", content=system),) if system else ()
-    return Trace(
-        prompt=prompt,
+    return thinking.traced(
+        prompt,
+        raw,
         model=f"file:{file.name}",
         sampling=Sampling(system=system),
         sent=(*before, Message(role="user", content=prompt.text)),
-        raw=raw,
-        thinking=split.thinking,
-        answer=split.answer,
-        outcome=split.outcome,
-        opened_by=split.opened_by,
-        finish=finish,
         sample=sample,
         notes=notes,
     )
