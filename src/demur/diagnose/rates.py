@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
@@ -27,13 +29,29 @@ class PatternRate(Record, frozen=True, kw_only=True):
     estimate: Estimate
 
 
+class _Seen:
+    """The traces of a group, seventeen bytes each."""
+
+    def __init__(self) -> None:
+        self.clusters = array("q")
+        """By their hashes."""
+        self.outcomes = bytearray()
+        """One of each of `ROWS` a trace; 2: it cannot be told."""
+        self.cut = 0
+
+    def rate(self, row: int) -> Estimate:
+        """How often one of `ROWS` is there."""
+        outcomes = [None if outcome == 2 else bool(outcome) for outcome in self.outcomes[row :: len(ROWS)]]
+        return rate(outcomes, clusters=self.clusters, truncated=self.cut)
+
+
 class Tally:
-    """Counts findings as they come, in little memory: of each trace its group, cluster and outcomes."""
+    """Counts findings as they come, in little memory."""
 
     def __init__(self, *, by: By = "strategy", kept: Collection[str] | None = None) -> None:
         self._by = by
         self._kept = None if kept is None else frozenset(kept)
-        self._seen: dict[tuple[str, When], list[tuple[str, bool, bytes]]] = {}
+        self._seen: dict[tuple[str, When], _Seen] = defaultdict(_Seen)
         self.harmless = 0
         """Traces of harmless prompts: the patterns are about harmful ones, so these are not counted."""
 
@@ -46,25 +64,21 @@ class Tally:
         present = dict(zip(PATTERNS, (finding.present for finding in findings), strict=True))
         outcomes = [*present.values(), *(_any(present[p] for p in members) for members in CLASSES.values())]
         outcomes.append(_any(present.values()))
-        row = (trace.prompt.cluster, trace.truncated, bytes(2 if o is None else int(o) for o in outcomes))
-        self._seen.setdefault((group, "all" if self._kept is None else "before"), []).append(row)
+        row = bytes(2 if outcome is None else outcome for outcome in outcomes)
+        when: list[When] = ["all"] if self._kept is None else ["before"]
         if self._kept is not None and trace.id in self._kept:
-            self._seen.setdefault((group, "after"), []).append(row)
+            when.append("after")
+        for one in when:
+            seen = self._seen[group, one]
+            seen.clusters.append(hash(trace.prompt.cluster))
+            seen.outcomes += row
+            seen.cut += trace.truncated
 
     def rates(self) -> list[PatternRate]:
         """A rate for every pattern, class and `any`, in every group, before and after."""
         return [
-            PatternRate(
-                what=what,
-                group=group,
-                when=when,
-                estimate=rate(
-                    [None if row[2][index] == 2 else bool(row[2][index]) for row in rows],
-                    clusters=[row[0] for row in rows],
-                    truncated=sum(row[1] for row in rows),
-                ),
-            )
-            for (group, when), rows in sorted(self._seen.items(), key=lambda item: (item[0][0], WHEN.index(item[0][1])))
+            PatternRate(what=what, group=group, when=when, estimate=seen.rate(index))
+            for (group, when), seen in sorted(self._seen.items(), key=lambda item: (item[0][0], WHEN.index(item[0][1])))
             for index, what in enumerate(ROWS)
         ]
 

@@ -1,6 +1,6 @@
 """The stages about failure patterns: find them in traces, and mend the traces that show them.
 
-Diagnosing streams: of a trace nothing stays in memory but its group, cluster and outcomes, so that a hundred thousand fit.
+Diagnosing streams: of a trace nothing stays in memory but its group, cluster and outcomes, so that millions fit.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from demur.protocols import Detector
 from demur.records import PATTERNS, Estimate, Finding, Trace
 from demur.registry import resolve
 from demur.settings import validate
+from demur.spool import Rows
 from demur.stages.roles import role
 
 T = TypeVar("T")
@@ -44,9 +45,10 @@ def diagnose(task: Task) -> None:
     from demur.diagnose.measures import Measures, measured, summary
     from demur.diagnose.rates import Tally
 
-    kept = _kept(task)
+    passed = _kept(task)
+    kept = None if passed is None else frozenset(passed)
     tallies = {by: Tally(by=by, kept=kept) for by in ("strategy", "source")}
-    measures: list[Measures] = []
+    measures = Rows(Measures)
     # The measures read English; of the miniature language they would say nothing.
     english = task.node.settings["name"] != "mini"
     total = task.inputs["traces"].rows("traces")
