@@ -102,20 +102,13 @@ def _roles(use: dict[str, Any], *, attacker: str | None, judge: str | None, atta
 
     A model without a judge's name scores the attacker's progress, and is the benchmark's judge where that is a model.
     """
-    from demur.judge import JUDGES
-
     roles: dict[str, Any] = {"attacker": attacker} if attacker else {}
-    name, equals, model = (judge or "").partition("=")
-    bare = None
-    if name in JUDGES:
+    name, model = common.judge_of(judge) if judge else ("", "")
+    if name:
         use["judge"] = name
-        if equals:
-            roles["judge"] = model
-    elif judge and ":" in judge and not judge.startswith(("http", "script:")) and "/" not in judge:
-        use["judge"] = judge
-    elif judge:
-        bare = roles["judge"] = judge
-    scorer = attack_judge or bare or attacker
+    if model:
+        roles["judge"] = model
+    scorer = attack_judge or ("" if name else model) or attacker
     return roles | ({"attack_judge": scorer} if scorer else {})
 
 

@@ -78,6 +78,17 @@ def role(text: str) -> dict[str, Any]:
     return parse_role(text).model_dump(mode="json", exclude_unset=True)
 
 
+def judge_of(text: str) -> tuple[str, str]:
+    """Name and model in `--judge TEXT`: a judge alone has no model, a model alone (a URL, a folder, a hub id) no name."""
+    from demur.judge import JUDGES
+
+    name, _, model = text.partition("=")
+    if name in JUDGES:
+        return name, model
+    alone = "/" in text or text.startswith(("script:", ".", "$")) or Path(text).is_dir()
+    return ("", text) if alone else (text, "")
+
+
 def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_dir: Path | None = None) -> Study:
     """A study file with its overrides."""
     from demur import study
@@ -104,6 +115,21 @@ def percent(estimate: Estimate) -> str:
         return f"– ({estimate.how})"
     text = f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}–{100 * estimate.high:.1f}] n {estimate.n}"
     return f"{text}, {estimate.unscored} unscored" if estimate.unscored else text
+
+
+def tell(where: Path, text: str, *, results: dict[str, Any] | None = None, plain: dict[str, Any], json: bool) -> None:
+    """Write `summary.md` and `results.json`, and print the one or, for programs, what is plain."""
+    import msgspec
+
+    from demur.runs import atomic_write
+
+    atomic_write(where / "summary.md", text)
+    if results is not None:
+        atomic_write(where / "results.json", msgspec.json.format(msgspec.json.encode(results), indent=1))
+    if json:
+        print_json(plain)
+    else:
+        stdout.print(text, markup=False, soft_wrap=True)
 
 
 def said(value: float | None, form: str = ".2f", *, scale: float = 1.0, none: str = "–") -> str:

@@ -37,7 +37,6 @@ def diagnose(
     """
     from demur.cli.runner import run_nodes
     from demur.execute import Node
-    from demur.runs import atomic_write
 
     where = out or Path("runs/diagnose")
     settings = detector_settings(detector) | kept_of(file) | ({"limit": limit} if limit else {})
@@ -52,14 +51,9 @@ def diagnose(
     )
     summary = done["diagnose"].manifest.summary
     odd = done["import"].manifest.summary.get("odd", 0)
-    atomic_write(where / "summary.md", markdown(summary, title=f"Failure patterns in {file.name}", odd=odd))
-    atomic_write(where / "results.json", msgspec.json.format(msgspec.json.encode(summary), indent=1))
-    if json:
-        common.print_json({"n": summary["traces"], "odd": odd, "out": str(where)} | summary)
-    else:
-        common.stdout.print(
-            markdown(summary, title=f"Failure patterns in {file.name}", odd=odd), markup=False, soft_wrap=True
-        )
+    text = markdown(summary, title=f"Failure patterns in {file.name}", odd=odd)
+    plain = {"n": summary["traces"], "odd": odd, "out": str(where)} | summary
+    common.tell(where, text, results=summary, plain=plain, json=json)
     common.console.print(f"findings with evidence: {done['diagnose'].folder / 'findings.jsonl'}")
 
 

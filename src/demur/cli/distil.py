@@ -45,19 +45,14 @@ def distil(
     """
     from demur.cli.runner import run_nodes
     from demur.distil.settings import DistilSettings
-    from demur.runs import atomic_write
 
     settings: DistilSettings = common.validated(DistilSettings, common.apply_sets({"seed": seed}, sets))
     nodes = _nodes(settings, data=data, teacher=teacher, judge=judge, given=given, limit=limit)
     where = out or Path("runs/distil")
     done = run_nodes(nodes, out=where, journal=journal, title="distil")[nodes[-1].name]
     text = markdown(done, strategy=Path(settings.strategy).stem)
-    atomic_write(where / "summary.md", text)
-    if json:
-        rest = {key: value for key, value in done.manifest.summary.items() if key != "kept"}
-        common.print_json({"out": str(where)} | rest)
-    else:
-        common.stdout.print(text, markup=False, soft_wrap=True)
+    rest = {key: value for key, value in done.manifest.summary.items() if key != "kept"}
+    common.tell(where, text, plain={"out": str(where)} | rest, json=json)
     common.console.print(f"traces: {done.folder / 'traces.jsonl'}")
 
 
@@ -99,9 +94,9 @@ def _judge(text: str | None) -> dict[str, Any]:
 
     if text is None:
         raise UserError("the keep rule needs a judge: --judge NAME or NAME=MODEL, or --set keep=everything.")
-    name, equals, model = text.partition("=")
+    name, model = common.judge_of(text)
     if name in JUDGES:
-        return {"filter": name} | ({"judge": common.role(model)} if equals else {})
+        return {"filter": name} | ({"judge": common.role(model)} if model else {})
     raise UserError(f"--judge {text}: no judge of that name. Allowed: {', '.join(sorted(JUDGES))}, or NAME=MODEL.")
 
 

@@ -79,21 +79,17 @@ def _judge(text: str | None, roles: dict[str, Any], names: list[str]) -> str | N
     """
     from demur.bench import get_bench
     from demur.errors import UserError
-    from demur.judge import JUDGES, MODEL_JUDGES, needs_model
+    from demur.judge import MODEL_JUDGES, needs_model
 
-    if text is None or text in JUDGES:
-        return text
-    name, equals, model = text.partition("=")
-    if equals and name in JUDGES:
-        roles["judge"] = model
-        return name
-    if text.startswith(("http://", "https://", "script:", ".", "/")) or "/" in text or Path(text).is_dir():
-        plain = [name for name in names if not needs_model(get_bench(name).judge)]
-        if plain:
-            raise UserError(
-                f"--judge {text}: {', '.join(plain)} is judged offline, so say as what this model judges: "
-                f"--judge NAME={text}, with NAME one of {', '.join(MODEL_JUDGES)}."
-            )
-        roles["judge"] = text
+    if text is None:
         return None
-    return text
+    kind, model = common.judge_of(text)
+    plain = [name for name in names if not kind and not needs_model(get_bench(name).judge)]
+    if plain:
+        raise UserError(
+            f"--judge {text}: {', '.join(plain)} is judged offline, so say as what this model judges: "
+            f"--judge NAME={text}, with NAME one of {', '.join(MODEL_JUDGES)}."
+        )
+    if model:
+        roles["judge"] = model
+    return kind or None

@@ -36,7 +36,6 @@ def repair(
     from demur.cli.runner import run_nodes
     from demur.execute import Node
     from demur.repair.settings import RepairSettings
-    from demur.runs import atomic_write
 
     plain = common.apply_sets({}, sets)
     if not teacher and not {"with", "means"} & set(plain):
@@ -59,12 +58,9 @@ def repair(
         title="repair",
     )["repair"]
     summary = done.manifest.summary
-    atomic_write(where / "summary.md", markdown(summary, title=f"Repair of {file.name}"))
-    atomic_write(where / "results.json", msgspec.json.format(msgspec.json.encode(summary), indent=1))
-    if json:
-        common.print_json({"out": str(where), "traces": done.rows("traces")} | summary)
-    else:
-        common.stdout.print(markdown(summary, title=f"Repair of {file.name}"), markup=False, soft_wrap=True)
+    text = markdown(summary, title=f"Repair of {file.name}")
+    plain = {"out": str(where), "traces": done.rows("traces")} | summary
+    common.tell(where, text, results=summary, plain=plain, json=json)
     common.console.print(f"repaired traces: {done.folder / 'traces.jsonl'} (originals and actions beside them)")
 
 
