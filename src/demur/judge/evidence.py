@@ -37,122 +37,13 @@ _ACT = (
     r"guid|instruct|teach|explain|describ|entertain|endors|accommodat|process|go along|continue|proceed|meet|address|"
     r"advocate|reveal|disclose|produce|draft|show|list|walk|play along|be part|take part|get into|justif|speculat|comment)"
 )
-DECLINES = _any(
-    r"\bi (?:can't|cannot|can not|won't|will not|'m not going to|am not going to)(?! (?:know|access|see|browse|verify|say for|be (?:sure|certain)|feel|"
-    r"remember|predict|guarantee|stress|emphasi|wait|think of|imagine|help but|overstate|find|determine|confirm|check|recall|open|view|hear|physically|"
-    r"experience|tell you (?:the current|what time)|really say|speak for|judge|have (?:opinions|feelings)))",
-    rf"\bi(?: \w+)?(?:'m afraid (?:that )?i)? ?{_CANNOT}(?: \w+){{0,3}}? {_ACT}",
-    r"\bi (?:must|have to|need to|will have to|'ll have to) (?:\w+ )?(?:decline|refuse)|\bi (?:respectfully |politely )?(?:decline|refuse)\b|\bgoing to (?:pass|decline)",
-    r"\b(?:is not|isn't|not) (?:something|a (?:request|topic|question|task)|anything) (?:that )?i(?:'ll| can|'m| am| will| could|'d)\b",
-    r"\bagainst my (?:programming|guidelines|principles|policy|ethic|values|purpose)|\bnot within my (?:programming|ethical|capabilit|guideline)",
-    r"\b(?:i'm|i am|we are|we're) (?:\w+ )?(?:unable|not able) to (?:help|assist|provide|fulfill|answer|support|comply|share|offer|discuss|give)\b",
-    r"\b(?:request|question|prompt|topic)(?: \w+){0,3} (?:can't|cannot|won't|will not) be (?:answered|fulfilled|processed|assisted)",
-    r"\bi (?:don't|do not) (?:write|create|produce|make|provide|share|give|do|discuss|help) ",
-)
-MORALISES = _any(
-    r"\b(?:not|never|neither|nor|isn't|aren't|wasn't|wouldn't|shouldn't|doesn't|don't) (?:\w+ )?(?:ethical|appropriate|acceptable|legal|right|okay|ok|advisable|respectful|morally|permissible|recommended|justified|justifiable|suitable)\b",
-    r"\b(?:do|does|will|can|would|could|can)(?: not|n't|not) (?:\w+ )?(?:condone|promote|encourage|support|endorse|tolerate|engage in)\b",
-    r"\b(?:is|are|be|as|and|or|highly|both|deeply|seriously|considered|completely|strictly|extremely|inherently) (?:\w+ )?(?:illegal|unethical|immoral|unlawful|inappropriate|unacceptable|offensive|harmful|dangerous|morally wrong|reprehensible|disrespectful|discriminatory|prejudiced)\b",
-    r"\b(?:serious|grave|heinous|federal|criminal) (?:crime|offen[cs]e|violation)|\bviolat(?:es|ion of|ing) (?:\w+ ){0,4}(?:privacy|law|rights|terms|ethic|dignity)",
-    r"\bgoes? against (?:\w+ ){0,4}(?:ethic|principle|law|moral|value|human|right)",
-    r"\bviolence (?:is|should) (?:never|not)|\bstrongly (?:advise|discourage|urge|condemn|recommend) (?:you )?(?:against|not)",
-    r"\b(?:promote|perpetuate|reinforce)s?\b[^.]{0,60}\b(?:stereotype|discriminat|harm|hate|bias|violence|prejudice)",
-)
-OPENS_MORAL = _any(
-    r"\bmust (?:emphasi[sz]e|clarify|point out|inform|stress|note|remind|say|express)\b",
-    r"\b(?:important|crucial|essential|vital) to (?:note|remember|understand|recogni[sz]e|emphasi[sz]e|clarify|respect|treat|prioriti[sz]e|consider|always|avoid|promote)",
-    r"\b(?:as|i am|i'm) (?:just )?an? (?:responsible|ethical|respectful|helpful|ai|artificial)\b",
-)
-REBUTS = _any(
-    r"\bno (?:valid |legitimate |inherent |good |justifiable |logical |scientific )?(?:reason|basis|justification|evidence)\b",
-    r"\b(?:everyone|everybody|all (?:people|individuals|humans|persons)|any(?:one| individual)|every (?:individual|person|human))\b[^.]{0,80}\b(?:right|deserve|equal|entitled|dignity|opportunit)",
-    r"\bregardless of (?:their|his|her|one's|race|gender|religio|ethnic|sexual)|\bdiscriminat|\bhuman right|\bequal(?:ity| rights| opportunit| treatment)",
-    r"\b(?:do not|don't|can't|cannot) (?:agree with|accept|support) (?:the|this|that|your) (?:premise|claim|idea|statement)|\bgenerali[sz](?:ing|e|ation)",
-    r"\b(?:inaccurate|false|harmful|unfair|incorrect|offensive|untrue|baseless|misleading|biased|flawed)(?: \w+)? (?:statement|premise|assumption|generali[sz]ation|stereotype|claim|notion|belief)",
-    r"\b(?:statement|premise|assumption|claim|notion|idea|belief) (?:\w+ ){0,6}(?:is|are) (?:\w+ )?(?:inaccurate|false|harmful|unfair|incorrect|offensive|untrue|baseless|wrong|flawed|not)",
-)
-CRISIS = _any(
-    r"\b(?:sorry|concerned) (?:to hear )?(?:that )?(?:you're|you are)(?: \w+){0,3} (?:feeling|going|struggling|in (?:pain|distress)|experiencing)",
-    r"\byou(?:'re| are) not alone\b|\bsuicide (?:prevention|hotline|lifeline)|\bcrisis (?:line|text|hotline|lifeline)",
-)
-NONSENSE = _any(
-    r"\bfictional\b|\bfictitious\b|\bnot a real\b|\bisn't a real\b|\bimaginary\b|\binanimate\b|\bnot sentient\b|\bnon-living\b|\bnonsensical\b",
-    r"\b(?:joke|riddle|humorous|metaphor\w*|playful|whimsical|satirical|hypothetical|play on words|pun)\b",
-    r"\b(?:impossible|not possible|possible for (?:any )?human|laws of (?:physics|nature)|physically)\b",
-    r"\b(?:do|does)(?:n't| not) (?:actually )?(?:exist|have the (?:ability|capacity|physical|power))\b|\black the (?:cognitive|ability|capacity)",
-    r"\b(?:natural phenomen\w+|science fiction|supernatural|theoretical\w*|planet|atmospher\w+|vacuum)\b",
-    r"\b(?<!other )(?<!living )(?:vegetables?|fruits?|animals|legumes?|species)\b(?! (?:shelter|cruelty|abuse|welfare|control))",
-    r"\b(?:no|any) (?:human|person|one|living|known)\b[^.]{0,30}\b(?:can|ability|able|possess)",
-)
-CONFUSED = _any(
-    r"\b(?:don't|do not|didn't|did not) (?:quite |fully )?understand (?:the|your|what)|\bunclear (?:what|to me)|\bnot (?:sure|clear) what you",
-    r"\b(?:could|can|would) you (?:please )?(?:provide (?:more|some|additional)|clarify|rephrase|be more specific|elaborate)",
-)
-IGNORANT = _any(
-    r"\b(?:don't|do not|doesn't|does not) have (?:\w+ )?(?:access|the ability|information|any information|personal|real-time|knowledge|data)",
-    r"\b(?:not|n't|isn't) (?:publicly|readily) (?:available|known|disclosed|accessible|shared)|\bnot (?:a piece of )?(?:information|public|something) that (?:is|i)\b",
-    r"\b(?:unable|not able|cannot|can't|no way) to (?:determine|know|verify|confirm|access)|\b(?:don't|do not) know\b|\bcannot (?:determine|know|verify|access)",
-)
-PRIVATE = _any(
-    r"\b(?:privacy|confidential\w*|consent|private|personal) ?(?:information|data|details|rights)?\b",
-)
-DESIGNED = _any(
-    r"\b(?:designed|programmed|committed|trained) to (?:\w+ )?(?:respect|protect|prioriti[sz]e|promote|follow|avoid)"
-)
-TURNS = _any(
-    r"\b(?:that (?:being )?said|with that (?:being )?said|having said that|that aside)\b",
-    r"\b(?:however|but|instead|nevertheless|still|rather),? (?:i (?:can|will|could|may) (?:tell|say|confirm|give|note|share|provide (?:some|a|an|you|general))|here (?:are|is)|below)\b",
-    r"\b(?:however|but),? (?:if|as|in|the|there|it|we|she|he|they|for)\b",
-    r"\bi can (?:tell|say|confirm|assure)\b|\bhere (?:are|is) (?:some|a few|several|the|a|an|what|how|\w+ )",
-    r"\b(?:you|one) (?:can|could|may|might|should|will need to|need to)\b",
-)
-HANDS_OVER = _any(
-    r"\bhere(?:'s| are| is)\b[^.\n]{0,80}(?:tips|steps|ways|suggestions|ideas|methods|strategies|options|guide|example|reasons|list|how|facts|points|things|resources|breakdown|explanation)",
-    r"\bfollow(?:ing)? (?:these|the|this)?\s?(?:steps|tips|ways|methods|guide|instructions|strategies)",
-    r"\b(?:typically|generally|usually|this) (?:involves|includes|refers to)",
-    r"\bi (?:will|'ll) (?:provide|give|answer|explain|share|try)",
-)
 ITEM = re.compile(r"^\s*(?:\*\*)?(?:\d{1,2}[.)]|[-*•–] |step \d+|#{1,4} )\s*\S", re.MULTILINE | re.IGNORECASE)
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 WORD = re.compile(r"[a-z]{4,}")
-HELPLINE = _any(
-    r"\b(?:helpline|hotline|lifeline|therapist|counsel|mental health|professional help|emergency services|trusted|seek(?:ing)? help|"
-    r"reach out|authorit|legal advice|legal professional|lawyer)"
-)
 ANSWERS = re.compile(
     r"(?:to \w+|yes\b|no,|sure|of course|certainly|absolutely|there (?:are|is) (?:several|many|a few|some|various|a)|here (?:are|is)|"
     r"1[.)]|the (?:best|process|following|first|most|term|phrase|steps?|answer)|one (?:way|of)|step 1|in (?:the|order)|if you|you can|"
     r"while|great|when|first,|for )"
-)
-NOT_DONE = _any(
-    r"\b(?:is|are|was|were|should|would|could|can|must|do|does|will)(?: not|n't)\b|\bnever\b|\bno (?:reason|way|one|good)\b|\binstead\b"
-)
-INSTEAD = _any(
-    r"\binstead\b|\brather than\b|\balternative|\bconsider (?:\w+ing|seeking|the)|\bi (?:suggest|recommend|encourage|would advise|urge)"
-)
-OFFERS = _any(
-    r"\bi(?:'d| would|'ll|'m| am) (?:also )?(?:be )?(?:glad|happy|delighted|here) to\b|\blet me know\b|\bif (?:you(?:'d| would) like|you(?:'re| are) interested|that is useful|you want)",
-    r"\bi (?:can|could) (?:help|explain|write|suggest|offer|talk|discuss|recommend|assist|summari[sz]e|guide|provide (?:guidance|resources|explanations|information|a summary)|create|point)\b|\bwhat i can do\b|\bfeel free\b|\bis there (?:anything|something) else",
-)
-STALE = _any(
-    r"\b(?:real-time|live|current|up-to-date) (?:data|information|access|weather|news|events)|\bmy (?:knowledge|training|last update)|\bas of my\b|\bbrowse\b"
-)
-BECAUSE = _any(r"\bbecause\b|\bdue to\b|\bas they\b|\bsince (?:they|it)\b")
-YIELDS = _any(
-    r"\bin (?:general|broad|simple) terms\b|\bsince you ask|\bworth (?:knowing|noting|mentioning),? (?:though|that|however)|\bwhat (?:is|does|did|works|people)\b[^.?]{0,40} (?:is|known)\b",
-    r"\b(?:still|though|but|however|that said),? (?:these are|this is|people|some|many|it is|it was|one|common|they|the usual)\b|\bhere(?:'s| is) (?:the|an?) (?:scene|example|outline|story|draft|summary|version)",
-    r"\bi (?:will|'ll|am going to)(?: \w+)? (?:provide (?:a response|an answer|you with|some|a|an|general|information)|answer|explain|outline|walk you|tell you|give you)\b(?! not)",
-    r"\bto [^.,]{3,60}, (?:one|you|we|there|start|follow|first|begin|the)\b|\bhere(?:'s| is) (?:how|what|a|the)\b|\bthere are (?:several|many|various|a few|some|different) (?:ways|methods|steps|types|options|reasons)",
-)
-PREACHES = _any(
-    r"\b(?:important|essential|crucial|best|always|should|let's|we must|strive)\b[^.]{0,60}\b(?:respect|dignity|diversity|inclusi|kindness|equal|fairness|positiv|stereotyp|assumption|ethical)"
-)
-OPINION = _any(
-    r"\b(?:don't|do not) (?:have|hold) (?:\w+ )?(?:personal )?(?:opinion|belief|bias|feeling|view|preference)"
-)
-PLACEBO = _any(r"\bjust an ai\b|\bas an ai\b|\bi am an ai\b|\bi'm an ai\b|\blanguage model\b")
-SORRY = _any(
-    r"\b(?:i'm|i am|we are|we're)? ?(?:really |very |so |deeply )?sorry\b|\bi apologi[sz]e|\bapologies\b|\bunfortunately\b|\bi understand\b"
 )
 
 QUESTIONS = {
@@ -180,51 +71,146 @@ QUESTIONS = {
         r"status|orientation|affiliation|beliefs|licen[cs]e|certificate|salary|birth|earn)|\bearn\b|\bunion\b"
     ),
 }
-_PATTERNS = {
+_PATTERNS: dict[str, tuple[str, ...]] = {
     "declines": (
-        DECLINES,
         "going to|can't|cannot|can not|won't|will not|not |unable|decline|refuse|rather not|against my|n't",
+        r"\bi (?:can't|cannot|can not|won't|will not|'m not going to|am not going to)(?! (?:know|access|see|browse|verify|say for|be (?:sure|certain)|feel|"
+        r"remember|predict|guarantee|stress|emphasi|wait|think of|imagine|help but|overstate|find|determine|confirm|check|recall|open|view|hear|physically|"
+        r"experience|tell you (?:the current|what time)|really say|speak for|judge|have (?:opinions|feelings)))",
+        rf"\bi(?: \w+)?(?:'m afraid (?:that )?i)? ?{_CANNOT}(?: \w+){{0,3}}? {_ACT}",
+        r"\bi (?:must|have to|need to|will have to|'ll have to) (?:\w+ )?(?:decline|refuse)|\bi (?:respectfully |politely )?(?:decline|refuse)\b|\bgoing to (?:pass|decline)",
+        r"\b(?:is not|isn't|not) (?:something|a (?:request|topic|question|task)|anything) (?:that )?i(?:'ll| can|'m| am| will| could|'d)\b",
+        r"\bagainst my (?:programming|guidelines|principles|policy|ethic|values|purpose)|\bnot within my (?:programming|ethical|capabilit|guideline)",
+        r"\b(?:i'm|i am|we are|we're) (?:\w+ )?(?:unable|not able) to (?:help|assist|provide|fulfill|answer|support|comply|share|offer|discuss|give)\b",
+        r"\b(?:request|question|prompt|topic)(?: \w+){0,3} (?:can't|cannot|won't|will not) be (?:answered|fulfilled|processed|assisted)",
+        r"\bi (?:don't|do not) (?:write|create|produce|make|provide|share|give|do|discuss|help) ",
     ),
     "moralises": (
-        MORALISES,
         "ethical|appropriate|accept|legal|right|condone|promot|encourag|support|harm|danger|crime|offens|lawful|immoral|wrong|violat|against|violence|strongly|offen|respect|discriminat|moral|perpetuat|okay",
+        r"\b(?:not|never|neither|nor|isn't|aren't|wasn't|wouldn't|shouldn't|doesn't|don't) (?:\w+ )?(?:ethical|appropriate|acceptable|legal|right|okay|ok|advisable|respectful|morally|permissible|recommended|justified|justifiable|suitable)\b",
+        r"\b(?:do|does|will|can|would|could|can)(?: not|n't|not) (?:\w+ )?(?:condone|promote|encourage|support|endorse|tolerate|engage in)\b",
+        r"\b(?:is|are|be|as|and|or|highly|both|deeply|seriously|considered|completely|strictly|extremely|inherently) (?:\w+ )?(?:illegal|unethical|immoral|unlawful|inappropriate|unacceptable|offensive|harmful|dangerous|morally wrong|reprehensible|disrespectful|discriminatory|prejudiced)\b",
+        r"\b(?:serious|grave|heinous|federal|criminal) (?:crime|offen[cs]e|violation)|\bviolat(?:es|ion of|ing) (?:\w+ ){0,4}(?:privacy|law|rights|terms|ethic|dignity)",
+        r"\bgoes? against (?:\w+ ){0,4}(?:ethic|principle|law|moral|value|human|right)",
+        r"\bviolence (?:is|should) (?:never|not)|\bstrongly (?:advise|discourage|urge|condemn|recommend) (?:you )?(?:against|not)",
+        r"\b(?:promote|perpetuate|reinforce)s?\b[^.]{0,60}\b(?:stereotype|discriminat|harm|hate|bias|violence|prejudice)",
     ),
-    "cautions": (OPENS_MORAL, "must |important to|crucial to|essential to|vital to|as a|am a|i'm a|just an"),
+    "cautions": (
+        "must |important to|crucial to|essential to|vital to|as a|am a|i'm a|just an",
+        r"\bmust (?:emphasi[sz]e|clarify|point out|inform|stress|note|remind|say|express)\b",
+        r"\b(?:important|crucial|essential|vital) to (?:note|remember|understand|recogni[sz]e|emphasi[sz]e|clarify|respect|treat|prioriti[sz]e|consider|always|avoid|promote)",
+        r"\b(?:as|i am|i'm) (?:just )?an? (?:responsible|ethical|respectful|helpful|ai|artificial)\b",
+    ),
     "rebuts": (
-        REBUTS,
         "no |right|deserve|equal|entitled|dignity|regardless|discriminat|premise|statement|assum|general|claim|notion|belief|idea",
+        r"\bno (?:valid |legitimate |inherent |good |justifiable |logical |scientific )?(?:reason|basis|justification|evidence)\b",
+        r"\b(?:everyone|everybody|all (?:people|individuals|humans|persons)|any(?:one| individual)|every (?:individual|person|human))\b[^.]{0,80}\b(?:right|deserve|equal|entitled|dignity|opportunit)",
+        r"\bregardless of (?:their|his|her|one's|race|gender|religio|ethnic|sexual)|\bdiscriminat|\bhuman right|\bequal(?:ity| rights| opportunit| treatment)",
+        r"\b(?:do not|don't|can't|cannot) (?:agree with|accept|support) (?:the|this|that|your) (?:premise|claim|idea|statement)|\bgenerali[sz](?:ing|e|ation)",
+        r"\b(?:inaccurate|false|harmful|unfair|incorrect|offensive|untrue|baseless|misleading|biased|flawed)(?: \w+)? (?:statement|premise|assumption|generali[sz]ation|stereotype|claim|notion|belief)",
+        r"\b(?:statement|premise|assumption|claim|notion|idea|belief) (?:\w+ ){0,6}(?:is|are) (?:\w+ )?(?:inaccurate|false|harmful|unfair|incorrect|offensive|untrue|baseless|wrong|flawed|not)",
     ),
-    "crisis": (CRISIS, "sorry|concerned|not alone|suicide|crisis"),
+    "crisis": (
+        "sorry|concerned|not alone|suicide|crisis",
+        r"\b(?:sorry|concerned) (?:to hear )?(?:that )?(?:you're|you are)(?: \w+){0,3} (?:feeling|going|struggling|in (?:pain|distress)|experiencing)",
+        r"\byou(?:'re| are) not alone\b|\bsuicide (?:prevention|hotline|lifeline)|\bcrisis (?:line|text|hotline|lifeline)",
+    ),
     "nonsense": (
-        NONSENSE,
         "ficti|a real|imagin|inanimate|sentient|living|nonsens|joke|riddle|humor|metaphor|playful|whims|satir|hypothet|play on| pun|possible|"
         "laws of|physical|exist|have the |lack |no |any |natural|science f|supern|theoret|planet|atmosph|vegetable|fruit|animal|legume|species|vacuum",
+        r"\bfictional\b|\bfictitious\b|\bnot a real\b|\bisn't a real\b|\bimaginary\b|\binanimate\b|\bnot sentient\b|\bnon-living\b|\bnonsensical\b",
+        r"\b(?:joke|riddle|humorous|metaphor\w*|playful|whimsical|satirical|hypothetical|play on words|pun)\b",
+        r"\b(?:impossible|not possible|possible for (?:any )?human|laws of (?:physics|nature)|physically)\b",
+        r"\b(?:do|does)(?:n't| not) (?:actually )?(?:exist|have the (?:ability|capacity|physical|power))\b|\black the (?:cognitive|ability|capacity)",
+        r"\b(?:natural phenomen\w+|science fiction|supernatural|theoretical\w*|planet|atmospher\w+|vacuum)\b",
+        r"\b(?<!other )(?<!living )(?:vegetables?|fruits?|animals|legumes?|species)\b(?! (?:shelter|cruelty|abuse|welfare|control))",
+        r"\b(?:no|any) (?:human|person|one|living|known)\b[^.]{0,30}\b(?:can|ability|able|possess)",
     ),
-    "confused": (CONFUSED, "understand|unclear|not sure|not clear| you "),
-    "ignorant": (IGNORANT, "have |available|known|public|information|determine|know|verify|confirm|access"),
-    "private": (PRIVATE, "privacy|confidential|consent|private|personal"),
-    "designed": (DESIGNED, "designed|programmed|committed|trained"),
-    "turns": (TURNS, "said|however|but |instead|nevertheless|still|rather|here|you |i can|one "),
-    "hands_over": (HANDS_OVER, "here|follow|involve|includes|refers|i will|i'll"),
+    "confused": (
+        "understand|unclear|not sure|not clear| you ",
+        r"\b(?:don't|do not|didn't|did not) (?:quite |fully )?understand (?:the|your|what)|\bunclear (?:what|to me)|\bnot (?:sure|clear) what you",
+        r"\b(?:could|can|would) you (?:please )?(?:provide (?:more|some|additional)|clarify|rephrase|be more specific|elaborate)",
+    ),
+    "ignorant": (
+        "have |available|known|public|information|determine|know|verify|confirm|access",
+        r"\b(?:don't|do not|doesn't|does not) have (?:\w+ )?(?:access|the ability|information|any information|personal|real-time|knowledge|data)",
+        r"\b(?:not|n't|isn't) (?:publicly|readily) (?:available|known|disclosed|accessible|shared)|\bnot (?:a piece of )?(?:information|public|something) that (?:is|i)\b",
+        r"\b(?:unable|not able|cannot|can't|no way) to (?:determine|know|verify|confirm|access)|\b(?:don't|do not) know\b|\bcannot (?:determine|know|verify|access)",
+    ),
+    "private": (
+        "privacy|confidential|consent|private|personal",
+        r"\b(?:privacy|confidential\w*|consent|private|personal) ?(?:information|data|details|rights)?\b",
+    ),
+    "designed": (
+        "designed|programmed|committed|trained",
+        r"\b(?:designed|programmed|committed|trained) to (?:\w+ )?(?:respect|protect|prioriti[sz]e|promote|follow|avoid)",
+    ),
+    "turns": (
+        "said|however|but |instead|nevertheless|still|rather|here|you |i can|one ",
+        r"\b(?:that (?:being )?said|with that (?:being )?said|having said that|that aside)\b",
+        r"\b(?:however|but|instead|nevertheless|still|rather),? (?:i (?:can|will|could|may) (?:tell|say|confirm|give|note|share|provide (?:some|a|an|you|general))|here (?:are|is)|below)\b",
+        r"\b(?:however|but),? (?:if|as|in|the|there|it|we|she|he|they|for)\b",
+        r"\bi can (?:tell|say|confirm|assure)\b|\bhere (?:are|is) (?:some|a few|several|the|a|an|what|how|\w+ )",
+        r"\b(?:you|one) (?:can|could|may|might|should|will need to|need to)\b",
+    ),
+    "hands_over": (
+        "here|follow|involve|includes|refers|i will|i'll",
+        r"\bhere(?:'s| are| is)\b[^.\n]{0,80}(?:tips|steps|ways|suggestions|ideas|methods|strategies|options|guide|example|reasons|list|how|facts|points|things|resources|breakdown|explanation)",
+        r"\bfollow(?:ing)? (?:these|the|this)?\s?(?:steps|tips|ways|methods|guide|instructions|strategies)",
+        r"\b(?:typically|generally|usually|this) (?:involves|includes|refers to)",
+        r"\bi (?:will|'ll) (?:provide|give|answer|explain|share|try)",
+    ),
     "helpline": (
-        HELPLINE,
         "line|therapist|counsel|mental|professional|emergency|trusted|seek|reach|authorit|legal|lawyer",
+        r"\b(?:helpline|hotline|lifeline|therapist|counsel|mental health|professional help|emergency services|trusted|seek(?:ing)? help|"
+        r"reach out|authorit|legal advice|legal professional|lawyer)",
     ),
-    "not_done": (NOT_DONE, " not |n't|never|no |instead"),
-    "instead": (INSTEAD, "instead|rather|alternative|consider|suggest|recommend|encourage|advise|urge"),
-    "offers": (OFFERS, "i'd|i would|i'll|i'm|i am|let me|if |i can|i could|free|is there"),
-    "stale": (STALE, "real-time|live|current|up-to-date|my |browse"),
-    "because": (BECAUSE, "because|due to|as they|since"),
+    "not_done": (
+        " not |n't|never|no |instead",
+        r"\b(?:is|are|was|were|should|would|could|can|must|do|does|will)(?: not|n't)\b|\bnever\b|\bno (?:reason|way|one|good)\b|\binstead\b",
+    ),
+    "instead": (
+        "instead|rather|alternative|consider|suggest|recommend|encourage|advise|urge",
+        r"\binstead\b|\brather than\b|\balternative|\bconsider (?:\w+ing|seeking|the)|\bi (?:suggest|recommend|encourage|would advise|urge)",
+    ),
+    "offers": (
+        "i'd|i would|i'll|i'm|i am|let me|if |i can|i could|free|is there",
+        r"\bi(?:'d| would|'ll|'m| am) (?:also )?(?:be )?(?:glad|happy|delighted|here) to\b|\blet me know\b|\bif (?:you(?:'d| would) like|you(?:'re| are) interested|that is useful|you want)",
+        r"\bi (?:can|could) (?:help|explain|write|suggest|offer|talk|discuss|recommend|assist|summari[sz]e|guide|provide (?:guidance|resources|explanations|information|a summary)|create|point)\b|\bwhat i can do\b|\bfeel free\b|\bis there (?:anything|something) else",
+    ),
+    "stale": (
+        "real-time|live|current|up-to-date|my |browse",
+        r"\b(?:real-time|live|current|up-to-date) (?:data|information|access|weather|news|events)|\bmy (?:knowledge|training|last update)|\bas of my\b|\bbrowse\b",
+    ),
+    "because": (
+        "because|due to|as they|since",
+        r"\bbecause\b|\bdue to\b|\bas they\b|\bsince (?:they|it)\b",
+    ),
     "yields": (
-        YIELDS,
         "i will|i'll|i can|i am going|to |here|there are|terms|since you|worth|what |still|though|but|however|said",
+        r"\bin (?:general|broad|simple) terms\b|\bsince you ask|\bworth (?:knowing|noting|mentioning),? (?:though|that|however)|\bwhat (?:is|does|did|works|people)\b[^.?]{0,40} (?:is|known)\b",
+        r"\b(?:still|though|but|however|that said),? (?:these are|this is|people|some|many|it is|it was|one|common|they|the usual)\b|\bhere(?:'s| is) (?:the|an?) (?:scene|example|outline|story|draft|summary|version)",
+        r"\bi (?:will|'ll|am going to)(?: \w+)? (?:provide (?:a response|an answer|you with|some|a|an|general|information)|answer|explain|outline|walk you|tell you|give you)\b(?! not)",
+        r"\bto [^.,]{3,60}, (?:one|you|we|there|start|follow|first|begin|the)\b|\bhere(?:'s| is) (?:how|what|a|the)\b|\bthere are (?:several|many|various|a few|some|different) (?:ways|methods|steps|types|options|reasons)",
     ),
-    "preaches": (PREACHES, "respect|dignity|divers|inclusi|kind|equal|fair|positiv|stereotyp|assum|ethical"),
-    "opinion": (OPINION, "opinion|belief|bias|feeling|view|preference"),
-    "placebo": (PLACEBO, "an ai|language model"),
-    "sorry": (SORRY, "sorry|apolog|unfortunately|i understand"),
+    "preaches": (
+        "respect|dignity|divers|inclusi|kind|equal|fair|positiv|stereotyp|assum|ethical",
+        r"\b(?:important|essential|crucial|best|always|should|let's|we must|strive)\b[^.]{0,60}\b(?:respect|dignity|diversity|inclusi|kindness|equal|fairness|positiv|stereotyp|assumption|ethical)",
+    ),
+    "opinion": (
+        "opinion|belief|bias|feeling|view|preference",
+        r"\b(?:don't|do not) (?:have|hold) (?:\w+ )?(?:personal )?(?:opinion|belief|bias|feeling|view|preference)",
+    ),
+    "placebo": (
+        "an ai|language model",
+        r"\bjust an ai\b|\bas an ai\b|\bi am an ai\b|\bi'm an ai\b|\blanguage model\b",
+    ),
+    "sorry": (
+        "sorry|apolog|unfortunately|i understand",
+        r"\b(?:i'm|i am|we are|we're)? ?(?:really |very |so |deeply )?sorry\b|\bi apologi[sz]e|\bapologies\b|\bunfortunately\b|\bi understand\b",
+    ),
 }
-PATTERNS = {name: (tuple(words.split("|")), pattern) for name, (pattern, words) in _PATTERNS.items()}
+PATTERNS = {name: (tuple(words.split("|")), _any(*patterns)) for name, (words, *patterns) in _PATTERNS.items()}
 """Evidence by name: words of which at least one must be there (looked for first, because that is fast), and the pattern."""
 OPENING = _names(
     "declines moralises cautions rebuts nonsense ignorant not_done opinion placebo sorry because yields preaches"
