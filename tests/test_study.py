@@ -60,7 +60,9 @@ def test_a_study_that_ships_loads_and_its_graph_builds(
     loaded = studies.load(path, sets=[f"data_dir={data_dir}"])
     nodes = graph(loaded)
     evaluations = [node for node in nodes if node.kind == "evaluate"]
-    assert len(evaluations) == len(loaded.bench) * sum(len(loaded.seeds_of(arm)) for arm in loaded.arms)
+    assert len(evaluations) == len(loaded.bench) * sum(
+        len(loaded.copies(arm)) * len(loaded.seeds_of(arm)) for arm in loaded.arms
+    )
     assert {node.inputs["mix"] for node in nodes if node.kind == "train"} == {
         f"mix-{name}" for name, arm in loaded.arms.items() if arm.trained
     }

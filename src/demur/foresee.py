@@ -171,7 +171,7 @@ def _cost(role: Role | None, ask: Ask) -> float | None:
 
 def _memory(study: Study) -> list[str]:
     """What answering needs and whether it fits together, and what training needs."""
-    arms = [(study.base if arm.base is None else arm.base, arm.trained) for arm in study.arms.values()]
+    arms = [(copy.base, arm.trained) for name, arm in study.arms.items() for copy in study.copies(name)]
     models = {f"target {name}": name for name, _ in arms}
     models |= {role: spec.path or spec.hub or "" for role, spec in study.roles.items()}
     lines = together({role: model for role, model in models.items() if (parameters(model) or 0) > SMALL})

@@ -10,10 +10,13 @@ every study that asks for it in the same folder.
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
 from demur.bench import get_bench
+from demur.distil.strategy import file_of as strategy_file
 from demur.distil.strategy import load as load_strategy
 from demur.errors import UserError
 from demur.execute import Node
@@ -22,10 +25,8 @@ from demur.mini import base as mini_base
 from demur.models.roles import Role, parse_role
 from demur.prompts import SOURCES
 from demur.prompts.load import located
-from demur.study import Arm, BenchUse, Study
+from demur.study import STUDENT, Arm, BenchUse, Copy, Study
 
-STUDENT = ("self", "structured", "rewrite")
-"""Strategies whose traces the model under training writes itself."""
 REWRITTEN = "improved"
 """The strategy whose kept traces `rewrite` is given."""
 
@@ -56,10 +57,14 @@ class Graph:
         files = {role: str(path) for role, path in found.items()}
         return self.add(Node(name=f"prompts-{pool}", kind="prompts", settings=_dump(settings), files=files))
 
-    def distil(self, pool: str, strategy: str) -> str:
-        """The stage in which a teacher answers a pool by a strategy."""
+    def distil(self, pool: str, strategy: str, arm: Arm | None = None) -> str:
+        """The stage in which a teacher answers a pool by a strategy, filtered as the study or the arm says."""
+        own = arm or Arm()
         suffix = "" if pool == "harmful" else f"-{pool}"
-        settings = self.study.distil.model_copy(update={"strategy": strategy})
+        suffix += "".join(f"-{_slug(said)}" for said in (own.filter, own.keep) if said)
+        settings = self.study.distil.model_copy(
+            update={"strategy": strategy} | ({"keep": own.keep} if own.keep else {})
+        )
         if pool != "harmful":
             settings = settings.model_copy(update={"keep": "everything"})
         roles = self._roles("teacher", "safety_filter", "judge")
@@ -71,9 +76,9 @@ class Graph:
         node = Node(
             name=f"distil-{Path(strategy).stem}{suffix}",
             kind="distil",
-            settings={"distil": _dump(settings), "filter": self.study.filter} | roles,
+            settings={"distil": _dump(settings), "filter": own.filter or self.study.filter} | roles,
             inputs=inputs,
-            files={"strategy": strategy} if strategy.endswith(".md") else {},
+            files={"strategy": str(strategy_file(strategy))} if strategy.endswith(".md") else {},
         )
         return self.add(node)
 
@@ -82,11 +87,13 @@ class Graph:
         folder = base_folder(self.study.base)
         return _dump(Role(path=str(folder)) if folder else parse_role(self.study.base))
 
-    def diagnose(self, strategy: str) -> str:
-        """The stage that finds the failure patterns in a strategy's traces."""
+    def diagnose(self, arm: Arm) -> str:
+        """The stage that finds the failure patterns in the traces of an arm's format."""
+        assert arm.format is not None
         settings = {"name": self.study.detector} | self._roles("detector")
-        inputs = {"traces": self.distil("harmful", strategy)}
-        return self.add(Node(name=f"diagnose-{Path(strategy).stem}", kind="diagnose", settings=settings, inputs=inputs))
+        traces = self.distil("harmful", arm.format, arm)
+        name = f"diagnose-{traces.removeprefix('distil-')}"
+        return self.add(Node(name=name, kind="diagnose", settings=settings, inputs={"traces": traces}))
 
     def repair(self, name: str, arm: Arm) -> str:
         """The stage that mends an arm's safety traces."""
@@ -95,7 +102,7 @@ class Graph:
             "repair": arm.repair.model_dump(mode="json", by_alias=True),
             "name": self.study.detector,
         } | self._roles("teacher", "detector")
-        inputs = {"traces": self.distil("harmful", arm.format), "findings": self.diagnose(arm.format)}
+        inputs = {"traces": self.distil("harmful", arm.format, arm), "findings": self.diagnose(arm)}
         return self.add(Node(name=f"repair-{name}", kind="repair", settings=settings, inputs=inputs))
 
     def mix(self, name: str, arm: Arm) -> str:
@@ -110,9 +117,9 @@ class Graph:
                     files[share] = str(path)
             elif share == "safety":
                 assert arm.format is not None
-                inputs[share] = self.repair(name, arm) if arm.repair else self.distil("harmful", arm.format)
+                inputs[share] = self.repair(name, arm) if arm.repair else self.distil("harmful", arm.format, arm)
                 if arm.without:
-                    inputs["findings"] = self.diagnose(arm.format)
+                    inputs["findings"] = self.diagnose(arm)
             else:
                 inputs[share] = self.distil(share, self._other_format(share, arm))
         plain: dict[str, Any] = {"mix": _dump(settings), "held_out": self.study.held_out}
@@ -124,38 +131,39 @@ class Graph:
         """The strategy of rows that are not about safety. A constant refusal is no reply to them."""
         if share != "benign" or arm.format is None:
             return "default"
-        if self.study.benign_format != "same":
-            return self.study.benign_format
+        wanted = arm.benign_format or self.study.benign_format
+        if wanted != "same":
+            return wanted
         return "default" if load_strategy(arm.format).constant is not None else arm.format
 
-    def train(self, name: str, seed: int) -> str:
-        """The stage that trains an arm with one seed."""
-        arm = self.study.arms[name]
-        settings: dict[str, Any] = {"train": _dump(self.study.train_of(name, seed)), "arm": name, "seed": seed}
-        base, files = self._base(arm)
+    def train(self, copy: Copy, seed: int) -> str:
+        """The stage that trains an arm from one base with one seed."""
+        arm = self.study.arms[copy.arm]
+        settings: dict[str, Any] = {"train": _dump(self.study.train_of(copy.arm, seed)), "arm": copy.name, "seed": seed}
+        base, files = self._base(copy)
         return self.add(
             Node(
-                name=f"train-{name}-s{seed}",
+                name=f"train-{copy.name}-s{seed}",
                 kind="train",
                 settings=settings | base,
-                inputs={"mix": self.mix(name, arm)},
+                inputs={"mix": self.mix(copy.arm, arm)},
                 files=files,
             )
         )
 
-    def evaluate(self, name: str, seed: int, use: BenchUse) -> str:
+    def evaluate(self, copy: Copy, seed: int, use: BenchUse) -> str:
         """The stage that runs one benchmark under one attack against one model."""
-        arm = self.study.arms[name]
-        settings: dict[str, Any] = {"arm": name, "seed": seed if arm.trained else None, "bench": _dump(use)}
+        arm = self.study.arms[copy.arm]
+        settings: dict[str, Any] = {"arm": copy.name, "seed": seed if arm.trained else None, "bench": _dump(use)}
         settings |= {"decoding": arm.decoding} if arm.decoding else {}
         settings |= {"serve": self.study.serve} if self.study.serve else {}
         inputs: dict[str, str] = {}
         files: dict[str, str] = {}
         if arm.trained:
-            inputs["model"] = self.train(name, seed)
+            inputs["model"] = self.train(copy, seed)
             self.diagnose_format(arm)
         else:
-            base, files = self._base(arm)
+            base, files = self._base(copy)
             settings |= base
         bench = get_bench(use.name)
         path = _path(use.data) or _found(bench.files, self.study.data_dir)
@@ -170,22 +178,25 @@ class Graph:
         label = f"{use.name.replace('@', '-')}-{use.attack.name}{f'-{use.part}' if use.part else ''}"
         return self.add(
             Node(
-                name=f"evaluate-{name}-s{seed}-{label}", kind="evaluate", settings=settings, inputs=inputs, files=files
+                name=f"evaluate-{copy.name}-s{seed}-{label}",
+                kind="evaluate",
+                settings=settings,
+                inputs=inputs,
+                files=files,
             )
         )
 
     def diagnose_format(self, arm: Arm) -> None:
         """The pattern rates of an arm's format belong to the report, whether or not the mix needs them."""
         if arm.format is not None and isinstance(arm.safety, int) and "harmful" not in self.study.traces:
-            self.diagnose(arm.format)
+            self.diagnose(arm)
 
-    def _base(self, arm: Arm) -> tuple[dict[str, Any], dict[str, str]]:
+    def _base(self, copy: Copy) -> tuple[dict[str, Any], dict[str, str]]:
         """How a stage names the base: a role in its settings, and a folder whose content counts."""
-        base = self.study.base if arm.base is None else arm.base
-        folder = base_folder(base)
+        folder = base_folder(copy.base)
         if folder is not None:
             return {}, {"base": str(folder)}
-        role = self.study.roles.get(base) or parse_role(base)
+        role = self.study.roles.get(copy.base) or parse_role(copy.base)
         return {"target": _dump(role)}, {"base": role.path} if role.path else {}
 
     def _roles(self, *names: str) -> dict[str, Any]:
@@ -201,11 +212,11 @@ def graph(study: Study) -> list[Node]:
     """
     built = Graph(study)
     for name, arm in study.arms.items():
-        for seed in study.seeds_of(name):
+        for copy, seed in itertools.product(study.copies(name), study.seeds_of(name)):
             if arm.trained:
-                built.train(name, seed)
+                built.train(copy, seed)
             for use in study.bench:
-                built.evaluate(name, seed, use)
+                built.evaluate(copy, seed, use)
     return list(built.nodes.values())
 
 
@@ -223,8 +234,8 @@ def base_folder(base: str) -> Path | None:
 def missing(study: Study) -> list[str]:
     """What a study needs and does not have: one line each, with how to give it. Asks no one."""
     lines = [f"{name:<10} {line}" for name, role in study.roles.items() for line in role.missing()]
-    for name, arm in study.arms.items():
-        base = study.base if arm.base is None else arm.base
+    for _, name, base in (copy for arm in study.arms for copy in study.copies(arm)):
+        arm = study.arms[name]
         if base not in study.roles and base_folder(base) is None:
             try:
                 parse_role(base)
@@ -241,6 +252,11 @@ def _dump(settings: Any) -> dict[str, Any]:
     """Settings as plain data, defaults included: they are part of what was done."""
     data: dict[str, Any] = settings.model_dump(mode="json")
     return data
+
+
+def _slug(text: str) -> str:
+    """The last part of a name, fit for a folder's."""
+    return re.sub(r"[^\w.-]+", "-", text.rpartition(":")[2])
 
 
 def _path(text: str | None) -> Path | None:

@@ -81,6 +81,7 @@ def reduced(study: Study, *, base: Path, seeds: int = 1) -> dict[str, Any]:
     data["stand_in"] = True
     data.pop("serve", None)
     data["base"] = str(base)
+    data.pop("bases", None)
     data["seeds"] = list(study.seeds[:seeds])
     data["roles"] = {name: {"url": [f"${ADDRESS}"], "model": "scripted", "revision": "stand-in"} for name in ROLES}
     data["arms"] = {name: _arm(arm, study, base.parent) for name, arm in data.get("arms", {}).items()}

@@ -7,14 +7,16 @@ The settings of each stage are defined where that stage lives; a study is compos
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from demur.attack.settings import AttackSettings
-from demur.distil.settings import DistilSettings
+from demur.bench import get_bench
+from demur.distil.settings import DistilSettings, Keep
 from demur.errors import UserError, unknown
+from demur.judge import needs_model
 from demur.mix.settings import MixSettings, ShareSettings
 from demur.models.decoding import PRESETS
 from demur.models.roles import Role, parse_role
@@ -24,6 +26,11 @@ from demur.repair.settings import RepairSettings
 from demur.runs import atomic_write
 from demur.settings import STRICT, LineTable, override, read_yaml, validate
 from demur.train.settings import TrainSettings
+
+STUDENT = ("self", "structured", "rewrite")
+"""Strategies whose traces the model under training writes itself."""
+LOSS = "loss"
+"""The metric of a finding that is no benchmark's."""
 
 
 class Arm(BaseModel):
@@ -40,6 +47,12 @@ class Arm(BaseModel):
     benign: int | ShareSettings = 0
     without: tuple[Pattern, ...] = ()
     """Safety traces in which the detector found one of these patterns are left out."""
+    filter: str | None = None
+    """Another judge than the study's for this arm's safety traces, such as one that is known to leak."""
+    keep: Keep | None = None
+    """Another rule than the study's: `everything` leaves the traces unfiltered."""
+    benign_format: str | None = None
+    """Another strategy than the study's for the benign rows."""
     repair: RepairSettings | None = None
     """Repair the safety traces first, such as `{with: [trim, align, drop]}`."""
     decoding: str | None = None
@@ -105,6 +118,49 @@ class Comparison(BaseModel):
     """For `b not worse than a by more than this`, in the metric's unit."""
 
 
+class Evidence(BaseModel):
+    """A test that a finding rests on: what arm `a` does against arm `b`, paired by prompt, over all seeds and bases."""
+
+    model_config = STRICT
+
+    a: str
+    b: str
+    metric: str = "attack_success"
+    """One of a benchmark's, or `loss`: nats a response token on held-out rows at the end of training."""
+    bench: str = ""
+    """Empty: every benchmark that has the metric, pooled."""
+    attack: tuple[str, ...] = ()
+    """Empty: however the benchmarks put their questions, pooled."""
+    part: Part = "answer"
+    expect: Literal["lower", "higher", "same"]
+    """What the claim expects of `a`."""
+    by: float = Field(gt=0)
+    """The smallest difference that matters, in the metric's unit (0.05: five points). Less is the same."""
+
+    @field_validator("attack", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class Finding(BaseModel):
+    """A claim that the study puts to the test: seen when all of its evidence is, not seen when some is shown to fail."""
+
+    model_config = STRICT
+
+    claim: str
+    evidence: tuple[Evidence, ...] = Field(min_length=1)
+
+
+class Copy(NamedTuple):
+    """An arm on one of its bases."""
+
+    name: str
+    """`ARM`, or `ARM@BASE` where the study has several bases."""
+    arm: str
+    base: str
+
+
 class Study(BaseModel):
     """Everything that a run does."""
 
@@ -114,6 +170,8 @@ class Study(BaseModel):
     question: str = ""
     """What the study is asked; the report's first line."""
     base: str = "mini-lrm-a"
+    bases: tuple[str, ...] = ()
+    """Several bases in its place: every arm that names none is made from each, and the report pools them."""
     roles: dict[str, Role] = {}
     """Who answers: teacher, judge, attacker, attack_judge …"""
     prompts: dict[str, PromptsSettings] = {}
@@ -133,6 +191,8 @@ class Study(BaseModel):
     bench: tuple[BenchUse, ...] = ()
     seeds: tuple[int, ...] = (0,)
     compare: tuple[Comparison, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """Claims with the tests that decide them; the report's first table."""
     held_out: int = Field(default=0, ge=0)
     """Safety rows of each arm kept out of training to measure learnability on."""
     data_dir: str | None = None
@@ -174,6 +234,13 @@ class Study(BaseModel):
                 shares[share] = options.get(share, {}) | ready | {"n": wanted}
         return validate(MixSettings, self.mix | {"shares": shares}, where=f"mix of arm '{name}'")
 
+    def copies(self, name: str) -> list[Copy]:
+        """An arm on each of its bases."""
+        base = self.arms[name].base
+        if base is not None or not self.bases:
+            return [Copy(name, name, self.base if base is None else base)]
+        return [Copy(f"{name}@{Path(one).name}", name, one) for one in self.bases]
+
     def seeds_of(self, arm: str) -> tuple[int, ...]:
         """The seeds of an arm; an arm that is not trained has one."""
         if not self.arms[arm].trained:
@@ -214,7 +281,39 @@ def make(data: dict[str, Any], *, where: str, lines: LineTable | None = None) ->
         for arm in (comparison.a, comparison.b):
             if arm not in known:
                 raise UserError(f"{where}: compare names the arm '{arm}'. There are: {', '.join(sorted(known))}.")
+    for finding in study.findings:
+        for evidence in finding.evidence:
+            _check_evidence(study, evidence, f"{where}, finding '{finding.claim}'")
+    labels = [Path(base).name for base in study.bases]
+    if len(set(labels)) < len(labels) or any("@" in name for name in study.arms if study.bases):
+        raise UserError(
+            f"{where}: bases need different last names, and their arms names without @: ARM@BASE is a copy."
+        )
     return study
+
+
+def _check_evidence(study: Study, evidence: Evidence, where: str) -> None:
+    """What a finding rests on must be measured by the study."""
+    for arm in (evidence.a, evidence.b):
+        if arm not in study.arms:
+            raise unknown("arm", arm, study.arms, where=f" in {where}")
+        if evidence.metric == LOSS and not (study.arms[arm].trained and study.held_out):
+            raise UserError(f"{where}: '{LOSS}' is measured on held_out rows of trained arms; '{arm}' has none.")
+    if evidence.metric == LOSS:
+        return
+    uses = [use for use in study.bench if evidence.bench in ("", use.name)]
+    metrics = {metric.name for use in uses for metric in get_bench(use.name).metrics}
+    attacks = {use.attack.name for use in uses}
+    parts = {part for use in uses for part in (use.part or get_bench(use.name).part, *use.also)}
+    if not uses:
+        raise unknown("benchmark", evidence.bench, {use.name for use in study.bench}, where=f" in {where}")
+    if evidence.metric not in metrics:
+        raise unknown("metric", evidence.metric, metrics | {LOSS}, where=f" in {where}")
+    for attack in evidence.attack:
+        if attack not in attacks:
+            raise unknown("attack", attack, attacks, where=f" in {where}")
+    if evidence.part not in parts:
+        raise UserError(f"{where}: no judge reads the {evidence.part}. Add it under 'also' of the benchmark.")
 
 
 def _check_arm(study: Study, name: str, where: str) -> None:
@@ -230,6 +329,14 @@ def _check_arm(study: Study, name: str, where: str) -> None:
             )
     if arm.decoding is not None and arm.decoding not in PRESETS:
         raise unknown("decoding preset", arm.decoding, PRESETS, where=f" in {where}, arm '{name}'")
+    if (arm.filter or arm.keep or arm.benign_format) and (arm.format is None or not isinstance(arm.safety, int)):
+        raise UserError(f"{where}: arm '{name}' says how its traces are filtered, and no teacher writes them for it.")
+    if arm.filter and arm.keep == "everything":
+        raise UserError(f"{where}: arm '{name}' names a filter and keeps everything: give one of the two.")
+    if arm.filter:
+        needs_model(arm.filter)  # an unknown name is told here
+    if study.bases and {arm.format, arm.benign_format} & set(STUDENT):
+        raise UserError(f"{where}: arm '{name}' trains a model on its own traces, which takes one base: set 'base'.")
     if arm.format is not None and not arm.safety:
         raise UserError(f"{where}: arm '{name}' has a format and no safety rows: set safety to how many.")
 

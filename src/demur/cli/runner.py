@@ -60,7 +60,7 @@ def run_study(
     seeds = len(study.seeds)
     title = (
         f"{study.name} · {len(study.arms)} {'arm' if len(study.arms) == 1 else 'arms'} x "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'} · base {study.base} · {workers} workers"
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} · base {', '.join(study.bases) or study.base} · {workers} workers"
     )
     if on == "local":
         run_nodes(nodes, out=out, journal=journal, workers=workers, title=title)

@@ -8,6 +8,7 @@ prompt and the reply: the instruction is never part of it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Sequence
@@ -70,12 +71,21 @@ def load(name: str) -> Strategy:
     """
     if name in STRATEGIES:
         return _shipped(name)
-    path = Path(name)
+    path = file_of(name)
     if path.suffix != ".md":
         raise unknown("strategy", name, STRATEGIES, where=" (or a path to your own .md file)")
     if not path.is_file():
         raise UserError(f"strategy file {path} is not there. Shipped strategies: {', '.join(STRATEGIES)}.")
     return parse(path.read_text(encoding="utf-8"), name=path.stem, where=str(path))
+
+
+def file_of(name: str) -> Path:
+    """The file of a strategy that is named by a path, or by `package:path` where a package ships it."""
+    package, colon, inside = name.partition(":")
+    if colon and re.fullmatch(r"[\w.]+", package):
+        with contextlib.suppress(ModuleNotFoundError):
+            return Path(str(resources.files(package))) / inside
+    return Path(name)
 
 
 @functools.cache

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
@@ -15,7 +15,7 @@ from demur.errors import UserError
 from demur.records import Estimate, Part, Result
 from demur.report.read import Evaluation, Row, Said
 
-Unit = Literal["share", "tokens", "count"]
+Unit = Literal["share", "tokens", "nats", "count"]
 Key = tuple[str, str, int]
 
 
@@ -38,20 +38,30 @@ class Cell:
         self.values: list[bool | float | None] = []
         self.rows: list[Row] = []
         self.seeds: list[int | None] = []
+        self.bases: list[str] = []
 
-    def add(self, row: Row, seed: int | None, value: bool | float | None) -> None:
+    def add(self, row: Row, seed: int | None, value: bool | float | None, base: str = "") -> None:
         """Take a reply in."""
         self.values.append(value)
         self.rows.append(row)
         self.seeds.append(seed)
+        self.bases.append(base)
+
+    @property
+    def made(self) -> list[Made]:
+        """The training behind each value."""
+        return list(zip(self.bases, self.seeds, strict=True))
 
     def estimate(self, column: Column) -> Estimate:
-        """The number over all seeds."""
+        """The number over all seeds, and over all bases."""
+        return _widest([self._estimate(column, level) for level in levels(self.made)])
+
+    def _estimate(self, column: Column, level: list[int]) -> Estimate:
         clusters, cut = [row.prompt.cluster for row in self.rows], [row.cut for row in self.rows]
         if column.unit == "share" and column.metric != "score":
             outcomes = [None if value is None else bool(value) for value in self.values]
-            return stats.rate(outcomes, clusters=clusters, seeds=self.seeds, truncated=cut, better=column.better)
-        return stats.mean(self.values, clusters=clusters, seeds=self.seeds, truncated=sum(cut))
+            return stats.rate(outcomes, clusters=clusters, seeds=level, truncated=cut, better=column.better)
+        return stats.mean(self.values, clusters=clusters, seeds=level, truncated=sum(cut))
 
     def only(self, seed: int) -> Cell:
         """The part of one seed."""
@@ -60,6 +70,27 @@ class Cell:
             if own == seed:
                 part.add(row, own, value)
         return part
+
+
+Made = tuple[str, int | None]
+"""Base and seed of a training."""
+W = TypeVar("W", Estimate, stats.Difference)
+
+
+def levels(made: Sequence[tuple[str, object]]) -> list[list[int]]:
+    """What may vary beside the prompts, as indices: the trainings; and, where there are several, the bases."""
+    runs = {one: number for number, one in enumerate(dict.fromkeys(made))}
+    bases = {base: number for number, base in enumerate(dict.fromkeys(base for base, _ in made))}
+    found = [[runs[one] for one in made]]
+    return [*found, [bases[base] for base, _ in made]] if len(bases) > 1 else found
+
+
+def _widest(found: Sequence[W]) -> W:
+    """Of the same number with its trainings and with its bases as what varies, the one that promises less."""
+    chosen = max(found, key=lambda one: -1.0 if one.low is None or one.high is None else one.high - one.low)
+    if len(found) > 1 and chosen is found[-1]:
+        chosen = replace(chosen, how=chosen.how.replace(" seeds", " bases"))
+    return chosen
 
 
 Cells = dict[str, dict[Column, Cell]]
@@ -72,7 +103,7 @@ def cells(evaluations: Iterable[Evaluation], *, by_category: bool = False) -> Ce
     for evaluation in evaluations:
         arm = found.setdefault(evaluation.arm, {})
         for column, row, value in _values(evaluation, by_category):
-            arm.setdefault(column, Cell()).add(row, evaluation.seed, value)
+            arm.setdefault(column, Cell()).add(row, evaluation.seed, value, evaluation.base)
     return found
 
 
@@ -137,36 +168,67 @@ def results(found: Cells) -> Iterator[Result]:
             )  # fmt: skip
             yield blank
             seeds = list(dict.fromkeys(seed for seed in cell.seeds if seed is not None))
-            for seed in seeds if len(seeds) > 1 else ():
+            for seed in seeds if len(seeds) > 1 and len(set(cell.bases)) == 1 else ():
                 yield replace(blank, seed=seed, estimate=cell.only(seed).estimate(column))
 
 
+class Pairs(NamedTuple):
+    """Replies of two arms to the same."""
+
+    first: list[bool | float | None]
+    second: list[bool | float | None]
+    clusters: list[str]
+    made: list[tuple[str, object]]
+    """Base, and the two seeds."""
+
+
 def difference(a: Cell, b: Cell) -> stats.Difference:
-    """A minus B on what both were asked. An arm with one seed stands against every seed of the other.
+    """A minus B on what both were asked."""
+    return differing(aligned(a, b))
+
+
+def aligned(a: Cell, b: Cell) -> Pairs:
+    """What both were asked. An arm with one seed stands against every seed of the other, on the same base.
 
     An attack that adapts writes each arm another prompt about the same question: where both have one a question, the
     question pairs them.
     """
-    seeds = _paired_seeds(a, b)
     whole = not (_one_a_question(a) and _one_a_question(b))
     left, right = _by_seed(a, whole=whole), _by_seed(b, whole=whole)
-    first: list[bool | float | None] = []
-    second: list[bool | float | None] = []
-    clusters: list[str] = []
-    at: list[int | None] = []
-    for number, (own, other) in enumerate(seeds):
+    pairs = Pairs([], [], [], [])
+    for own, other in _paired(a, b):
         for key, place in left[own].items():
             partner = right[other].get(key)
             if partner is not None:
-                first.append(a.values[place])
-                second.append(b.values[partner])
-                clusters.append(a.rows[place].prompt.cluster)
-                at.append(number)
-    return stats.paired(first, second, clusters=clusters, seeds=at)
+                pairs.first.append(a.values[place])
+                pairs.second.append(b.values[partner])
+                pairs.clusters.append(a.rows[place].prompt.cluster)
+                pairs.made.append((own[0] or other[0], (own[1], other[1])))
+    return pairs
 
 
-def _paired_seeds(a: Cell, b: Cell) -> list[tuple[int | None, int | None]]:
-    left, right = list(dict.fromkeys(a.seeds)), list(dict.fromkeys(b.seeds))
+def differing(pairs: Pairs) -> stats.Difference:
+    """A minus B with its trainings, and its bases, as what varies: the larger p and the wider interval."""
+    found = [stats.paired(pairs.first, pairs.second, clusters=pairs.clusters, seeds=at) for at in levels(pairs.made)]
+    ps = [one.p for one in found if one.p is not None]
+    return replace(_widest(found), p=max(ps, default=None), seeds=found[0].seeds)
+
+
+def _paired(a: Cell, b: Cell) -> list[tuple[Made, Made]]:
+    """Which training of A stands against which of B: of one base those of one seed."""
+    left, right = (_seeds_by_base(cell) for cell in (a, b))
+    together = [(x, y) for x in left for y in right if x == y or "" in (x, y)]
+    return [((x, own), (y, other)) for x, y in together for own, other in _paired_seeds(left[x], right[y])]
+
+
+def _seeds_by_base(cell: Cell) -> dict[str, list[int | None]]:
+    found: dict[str, list[int | None]] = {}
+    for base, seed in dict.fromkeys(cell.made):
+        found.setdefault(base, []).append(seed)
+    return found
+
+
+def _paired_seeds(left: list[int | None], right: list[int | None]) -> list[tuple[int | None, int | None]]:
     if len(left) == 1 or len(right) == 1:
         return [(own, other) for own in left for other in right]
     common = [(seed, seed) for seed in left if seed in right]
@@ -175,15 +237,15 @@ def _paired_seeds(a: Cell, b: Cell) -> list[tuple[int | None, int | None]]:
 
 def _one_a_question(cell: Cell) -> bool:
     """Whether every question has one prompt for each seed and sample."""
-    asked = [(seed, row.key[0], row.sample) for seed, row in zip(cell.seeds, cell.rows, strict=True)]
+    asked = [(seed, row.key[0], row.sample) for seed, row in zip(cell.made, cell.rows, strict=True)]
     return len(set(asked)) == len(asked)
 
 
-def _by_seed(cell: Cell, *, whole: bool) -> dict[int | None, dict[tuple[Key, int], int]]:
+def _by_seed(cell: Cell, *, whole: bool) -> dict[Made, dict[tuple[Key, int], int]]:
     """Seed -> (key, how many of that key came before) -> place; `whole` keys tell attacks of one question apart."""
-    found: dict[int | None, dict[tuple[Key, int], int]] = {}
-    seen: dict[tuple[int | None, Key], int] = {}
-    for place, (seed, row) in enumerate(zip(cell.seeds, cell.rows, strict=True)):
+    found: dict[Made, dict[tuple[Key, int], int]] = {}
+    seen: dict[tuple[Made, Key], int] = {}
+    for place, (seed, row) in enumerate(zip(cell.made, cell.rows, strict=True)):
         question, attack, sample = row.key
         key = (question, attack if whole else "", sample)
         count = seen.get((seed, key), 0)

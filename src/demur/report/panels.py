@@ -194,8 +194,10 @@ def measures(run: Run) -> dict[str, dict[str, Estimate]]:
 
 
 def label(stage: Artifact) -> str:
-    """How a set of traces is called: by its strategy, or by its stage."""
-    return str(stage.manifest.summary.get("strategy") or stage.manifest.name)
+    """How a set of traces is called: by its strategy and how it was filtered, or by its stage."""
+    if "strategy" in stage.manifest.summary:
+        return stage.manifest.name.removeprefix("distil-")
+    return stage.manifest.name
 
 
 def funnels(run: Run) -> dict[str, dict[str, int]]:
@@ -240,7 +242,8 @@ def lengths(run: Run) -> Iterator[Lengths]:
 def learnability(run: Run) -> Iterator[Curve]:
     """Loss a response token while training: of the rows trained on, and of rows held out, by part."""
     for stage in run.of_kind("train"):
-        arm, seed = str(stage.manifest.settings.get("arm", stage.manifest.name)), stage.manifest.settings.get("seed")
+        settings = stage.manifest.settings
+        arm, seed = run.split(str(settings.get("arm", stage.manifest.name)))[0], settings.get("seed")
         series: dict[str, list[_Loss]] = {}
         for row in light(stage, "metrics", _Loss):
             series.setdefault("training rows", []).append(row)

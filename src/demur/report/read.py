@@ -121,6 +121,8 @@ class Evaluation(NamedTuple):
     judges: tuple[tuple[str, Part], ...]
     """Judges with the part that they saw; the protocol's own comes first."""
     stage: Artifact
+    base: str = ""
+    """Which of a study's several bases, where the arms on them are taken together."""
 
 
 class Run(NamedTuple):
@@ -130,6 +132,17 @@ class Run(NamedTuple):
     study: dict[str, Any]
     stages: list[Artifact]
     evaluations: list[Evaluation]
+
+    def pooled(self) -> Run:
+        """The same with the copies of an arm on several bases, `ARM@BASE`, taken together as that arm."""
+        told = [e._replace(arm=arm, base=base) for e in self.evaluations for arm, base in (self.split(e.arm),)]
+        return self._replace(evaluations=told)
+
+    def split(self, arm: str) -> tuple[str, str]:
+        """Arm and base of a copy; of another arm its name alone."""
+        name, at, base = arm.rpartition("@")
+        several = {Path(base).name for base in self.study.get("bases") or ()}
+        return (name, base) if at and base in several else (arm, "")
 
     def of_kind(self, kind: str) -> list[Artifact]:
         """Its stages of a kind, by name."""
@@ -192,7 +205,8 @@ def current(stages: list[Artifact], arms: list[str]) -> list[Artifact]:
     place = {arm: index for index, arm in enumerate(arms)}
 
     def order(stage: Artifact) -> tuple[int, str]:
-        return place.get(str(stage.manifest.settings.get("arm")), len(place)), stage.manifest.name
+        arm = str(stage.manifest.settings.get("arm"))
+        return place.get(arm, place.get(arm.rpartition("@")[0], len(place))), stage.manifest.name
 
     return sorted(newest.values(), key=order)
 

@@ -84,7 +84,8 @@ def notes(report: Report) -> list[str]:
     judges = dict.fromkeys(f"{c.judge} ({c.part})" for c in report.columns)
     text = [
         f"{seeds} seed{'' if seeds == 1 else 's'}, {prompts} prompts a column; 95 % intervals, clustered by prompt"
-        f"{', seeds as their own level' if seeds > 1 else ''}; "
+        f"{', seeds as their own level' if seeds > 1 else ''}"
+        f"{f' on each of {len(report.bases)} bases, which are another' if report.bases else ''}; "
         f"truncated {_share(cut, replies)}, unscored {_share(unscored, replies)}; "
         f"judge{'' if len(judges) == 1 else 's'}: {', '.join(judges) or 'none'}"
     ]
@@ -149,7 +150,8 @@ def terminal(report: Report) -> Group:
         table.add_row(
             Text(line.arm, style=style), *cells, words.number(line.tokens.value, "tokens") if line.tokens else ""
         )
-    return Group(table, *(Text(note, style="yellow" if "garbled" in note else "dim") for note in notes(report)))
+    told = [Text(words.conclusion(one), style="bold" if one.outcome == "seen" else "") for one in report.findings]
+    return Group(table, *told, *(Text(note, style="yellow" if "garbled" in note else "dim") for note in notes(report)))
 
 
 def _pattern_table(report: Report) -> Table:
@@ -170,6 +172,8 @@ def markdown(report: Report) -> str:
         out += ["**stand-in**: small local models in every part; these numbers say nothing of any real model.", ""]
     if report.question:
         out += [report.question, ""]
+    if report.findings:
+        out += [*_table(words.FINDING, [list(row) for row in words.findings(report.findings)]), ""]
     if report.arms:
         out += [*_first_table(report), "", *(f"- {_escaped(note)}" for note in notes(report))]
     if report.claims:

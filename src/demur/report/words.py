@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from demur import stats
 from demur.records import Estimate
 from demur.report.data import Claim
+from demur.report.findings import Found, Tested
 from demur.stats import Difference
 
 NAMES = {
@@ -65,6 +68,9 @@ def spread(difference: Difference, unit: str = "share") -> str:
     """`−4 [−18, +10]`."""
     if difference.value is None:
         return "–"
+    if unit == "nats":
+        low, high = (f"{bound or 0.0:+.3f}".replace("-", "−") for bound in (difference.low, difference.high))
+        return f"{difference.value:+.3f} [{low}, {high}]".replace("-", "−")
     scale = 100 if unit == "share" else 1
     low, high = (_whole(scale * (bound or 0.0)) for bound in (difference.low, difference.high))
     return f"{signed(difference.value, unit)} [{low}, {high}]"
@@ -135,6 +141,48 @@ def sentence(claim: Claim) -> str:
         f"[{number(near, claim.unit)}–{number(far, claim.unit)}], paired, p {_p(claim.p_holm)} after Holm over "
         f"{claim.comparisons} comparison{'' if claim.comparisons == 1 else 's'}"
     )
+
+
+FINDING = ["claim", "in this run", "test", "difference [95 %]", "matters from", "p (Holm)", "rests on"]
+"""The head of the table of findings."""
+
+
+def findings(found: Sequence[Found]) -> Iterator[tuple[str, ...]]:
+    """The rows of that table: one for each test, the claim at the first."""
+    for one in found:
+        for number, test in enumerate(one.evidence):
+            head = (one.claim, one.outcome) if number == 0 else ("", "")
+            yield (*head, *tested(test))
+
+
+def conclusion(found: Found) -> str:
+    """A claim with its outcome and the numbers behind it, as one line."""
+    numbers = "; ".join(
+        f"{test.a} − {test.b} {spread(test.difference, test.unit)}, p {_p(test.p_holm)}"
+        if test.difference.n
+        else test.why
+        for test in found.evidence
+    )
+    return f"{found.claim}: {found.outcome} ({numbers})"
+
+
+def tested(test: Tested) -> tuple[str, ...]:
+    """A test in words: what was compared and what was expected, its numbers, and what they rest on."""
+    where = " ".join(part for part in (test.bench, ", ".join(map(attack, test.attack))) if part)
+    part = f" of the {test.part}" if test.part != "answer" else ""
+    said = f"{test.a} − {test.b}, {name(test.metric)}{part}{f' ({where})' if where else ''}, {test.expect}"
+    rest = f"{said}: {test.outcome}, {test.why}"
+    d, unit = test.difference, test.unit
+    if d.value is None:
+        return rest, "–", difference_of(test.by, unit), "–", "–"
+    trained = f"{d.seeds} training{'' if d.seeds == 1 else 's'} on {test.bases} base{'' if test.bases == 1 else 's'}"
+    on = f"{d.n:,} pairs, {d.clusters} prompts, {trained}" if unit != "nats" else trained
+    return rest, spread(d, unit), difference_of(test.by, unit), p_value(test.p_holm), on
+
+
+def difference_of(value: float, unit: str) -> str:
+    """A distance with its unit."""
+    return f"{number(value, unit)} {'points' if unit == 'share' else unit}" if unit != "nats" else f"{value:g} nats"
 
 
 def _p(p: float | None) -> str:
