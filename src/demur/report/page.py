@@ -98,17 +98,19 @@ def html() -> Any:
 
 
 def samples(stages: Sequence[Artifact]) -> list[tuple[str, list[Sample]]]:
-    """A few traces of every distillation (with findings first) and of every evaluation of a first seed."""
+    """A few traces of every distillation (with findings first) and of every evaluation of an arm's first training."""
     by_mark = {stage.manifest.fingerprint: stage for stage in stages}
     groups: dict[str, list[Sample]] = {}
+    first: dict[str, tuple[str, int | None]] = {}
     for stage in stages:
         kind = stage.manifest.kind
         source = by_mark.get(stage.manifest.inputs.get("traces", "")) if kind == "diagnose" else None
         if source is not None:
             groups[f"training traces: {label(source)}"] = list(_diagnosed(source, stage))
-        elif kind == "evaluate" and stage.manifest.settings.get("seed") in (None, 0):
-            settings = stage.manifest.settings
-            groups.setdefault(f"replies of {settings.get('arm')}", []).extend(_judged(stage))
+        elif kind == "evaluate":
+            arm, seed = str(stage.manifest.settings.get("arm")), stage.manifest.settings.get("seed")
+            if first.setdefault(arm.partition("@")[0], (arm, seed)) == (arm, seed):
+                groups.setdefault(f"replies of {arm}", []).extend(_judged(stage))
     return list(groups.items())
 
 

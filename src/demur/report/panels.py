@@ -16,7 +16,7 @@ import msgspec
 
 from demur import stats
 from demur.records import CLASSES, PATTERNS, Estimate, Record
-from demur.report.cells import Cells, Column
+from demur.report.cells import Cells, Column, Made, levels
 from demur.report.read import Row, Run, light
 from demur.runs import Artifact
 
@@ -262,7 +262,7 @@ class _Loss(msgspec.Struct):
 
 def crossing(run: Run) -> Iterator[Crossing]:
     """Thinking and answer judged apart and crossed, where one judge saw both."""
-    groups: dict[tuple[str, str, str, str], list[tuple[Row, int | None, str, str]]] = {}
+    groups: dict[tuple[str, str, str, str], list[tuple[Row, Made, str, str]]] = {}
     for e in run.evaluations:
         for judge in dict.fromkeys(judge for judge, _ in e.judges):
             for row in e.rows:
@@ -270,14 +270,13 @@ def crossing(run: Run) -> Iterator[Crossing]:
                 sides = [_side(v.label) if v else None for v in said]
                 if row.prompt.intent == "harmful" and sides[0] and sides[1]:
                     key = e.arm, e.bench, e.attack, judge
-                    groups.setdefault(key, []).append((row, e.seed, sides[0], sides[1]))
+                    groups.setdefault(key, []).append((row, (e.base, e.seed), sides[0], sides[1]))
     for (arm, bench, attack, judge), members in groups.items():
         for thinking in ("safe", "unsafe"):
             for answer in ("safe", "unsafe"):
                 hits = [(t, a) == (thinking, answer) for _, _, t, a in members]
-                estimate = stats.rate(
-                    hits, clusters=[row.prompt.cluster for row, *_ in members], seeds=[seed for _, seed, *_ in members]
-                )
+                made = levels([made for _, made, *_ in members])[0]
+                estimate = stats.rate(hits, clusters=[row.prompt.cluster for row, *_ in members], seeds=made)
                 ids = tuple(m[0].id for m, hit in zip(members, hits, strict=True) if hit)[:5]
                 yield Crossing(
                     arm=arm, bench=bench, attack=attack, judge=judge, thinking=thinking, answer=answer,

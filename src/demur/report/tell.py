@@ -85,7 +85,7 @@ def notes(report: Report) -> list[str]:
     text = [
         f"{seeds} seed{'' if seeds == 1 else 's'}, {prompts} prompts a column; 95 % intervals, clustered by prompt"
         f"{', seeds as their own level' if seeds > 1 else ''}"
-        f"{f' on each of {len(report.bases)} bases, which are another' if report.bases else ''}; "
+        f"{f', and {len(report.bases)} bases as theirs' if len(report.bases) > 1 else ''}; "
         f"truncated {_share(cut, replies)}, unscored {_share(unscored, replies)}; "
         f"judge{'' if len(judges) == 1 else 's'}: {', '.join(judges) or 'none'}"
     ]
