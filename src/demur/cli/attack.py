@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
+from demur import study as studies
+from demur.attack import NEEDS, needs
+from demur.attack.replay import stored
 from demur.cli import common
+from demur.cli.runner import run_study
+from demur.errors import UserError
+from demur.runs import artifacts
 
 app = common.app("Attack a model and keep what was found.")
 
@@ -60,9 +67,6 @@ def attack(
 
       demur attack replay runs/attack --target ./other-model
     """
-    from demur import study as studies
-    from demur.cli.runner import run_study
-
     use: dict[str, Any] = {"name": bench, "attack": {"name": kind, "file": file}, "limit": limit, "samples": samples}
     use["sampling"] = {"seed": seed} if seed else {}
     plain = _plain(kind, use, run=run, data=data, data_dir=data_dir)
@@ -73,8 +77,6 @@ def attack(
 
 
 def _wanted(target: str | None) -> str:
-    from demur.errors import UserError
-
     if target is None:
         raise UserError("which model is attacked? Give --target URL, a local folder or a hub id.")
     return target
@@ -84,8 +86,6 @@ def _plain(
     kind: str, use: dict[str, Any], *, run: Path | None, data: Path | None, data_dir: Path | None
 ) -> dict[str, Any]:
     """The study, but for its roles; where the questions come from goes into `use`."""
-    from demur.errors import UserError
-
     if kind == "replay":
         then = _as_then(run or data)
         use |= then | {"sampling": then["sampling"] | use["sampling"]}
@@ -114,9 +114,6 @@ def _roles(use: dict[str, Any], *, attacker: str | None, judge: str | None, atta
 
 def _check_needs(kind: str, roles: dict[str, Any]) -> None:
     """What an attack cannot do without, before anything is opened."""
-    from demur.attack import NEEDS, needs
-    from demur.errors import UserError
-
     for need, role in (("attacker", "attacker"), ("judge", "attack_judge")):
         if need in needs(kind) and role not in roles:
             raise UserError(f"attack '{kind}' needs {NEEDS[need]}")
@@ -124,12 +121,6 @@ def _check_needs(kind: str, roles: dict[str, Any]) -> None:
 
 def _as_then(run: Path | None) -> dict[str, Any]:
     """How the prompts of an earlier run were sent and judged."""
-    import msgspec
-
-    from demur.attack.replay import stored
-    from demur.errors import UserError
-    from demur.runs import artifacts
-
     if run is None:
         raise UserError("which run is replayed? demur attack replay RUN --target OTHER")
     trace = next(stored(run))

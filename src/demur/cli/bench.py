@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 import typer
 
+from demur.bench import BENCHES, get_bench
 from demur.cli import common
 
 app = common.app("What benchmarks there are.")
@@ -33,8 +35,6 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
 
       demur bench list --data-dir data --json
     """
-    from demur.bench import BENCHES, get_bench
-
     rows = []
     for name in BENCHES:
         bench = get_bench(name)
@@ -64,10 +64,6 @@ def show(
 
       demur bench show advbench@paper-v2 --json
     """
-    import msgspec
-
-    from demur.bench import get_bench
-
     bench = get_bench(name)
     if json:
         common.print_json(bench)

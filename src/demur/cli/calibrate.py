@@ -10,6 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from demur.cli import common
+from demur.diagnose import DETECTORS, open_detector
+from demur.diagnose.exam import calibrated
+from demur.errors import UserError, unknown
+from demur.journal import Journal
+from demur.judge import JUDGES, needs_model, open_judge
+from demur.judge.calibrate import read
+from demur.judge.calibrate import refusal as against
+from demur.judge.exam import OWN, robustness
+from demur.models.roles import opened, parse_role
 
 app = common.app("A judge or a detector against labels.")
 
@@ -30,8 +39,6 @@ def refusal(
 
       demur calibrate refusal --data labels.jsonl --json
     """
-    from demur.judge.calibrate import refusal as against
-
     _told(against(data, limit=limit), json=json, title=f"rules against {data.name}")
 
 
@@ -58,8 +65,6 @@ def guard(
 
       demur calibrate guard --detector http://127.0.0.1:8001/v1 --exam robustness --part whole
     """
-    from demur.errors import UserError, unknown
-
     if exam not in (None, "robustness"):
         raise unknown("exam", str(exam), ["robustness"])
     if exam is None and data is None:
@@ -107,11 +112,6 @@ def patterns(
 
 
 async def _scored(data: Path | None, *, detector: str, limit: int | None, journal: Path | None) -> dict[str, Any]:
-    from demur.diagnose import DETECTORS, open_detector
-    from demur.diagnose.exam import calibrated
-    from demur.journal import Journal
-    from demur.models.roles import opened, parse_role
-
     async with AsyncExitStack() as stack:
         if detector in DETECTORS:
             return await calibrated(open_detector(detector), data, limit=limit)
@@ -127,12 +127,7 @@ async def _examined(
     detector: str, data: Path | None, *, exam: str | None, part: Any, limit: int | None, journal: Path | None
 ) -> dict[str, Any]:
     """Open the judge and put it to the labels or the exam."""
-    from demur.journal import Journal
-    from demur.judge import JUDGES, needs_model, open_judge
     from demur.judge.calibrate import guard as against
-    from demur.judge.calibrate import read
-    from demur.judge.exam import OWN, robustness
-    from demur.models.roles import opened, parse_role
 
     name, equals, model = detector.partition("=")
     if name not in JUDGES and not (equals and "/" not in name):

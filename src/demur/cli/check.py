@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from demur.bench import get_bench
+from demur.bench.load import faults, find, load_prompts, read_prompts, text_hash
 from demur.cli import common
+from demur.cli.contamination import check_contamination
 from demur.errors import CheckFailed, UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from demur.records import Example, Prompt
+from demur.graph import base_folder, graph
+from demur.judge.isolation import run_program
+from demur.judge.maths import check_golds
+from demur.mix import examples_of
+from demur.prompts.forms import load_file
+from demur.records import Example, Prompt
+from demur.train.check import check_template as check
+from demur.train.check import render_report
+from demur.train.settings import TrainSettings
 
 app = common.app("Is this sound? Exits 1 when it is not.")
 
@@ -33,8 +41,6 @@ def study(
 
       demur check study mine.yaml --data-dir data --json
     """
-    from demur.graph import graph
-
     rows = []
     for path in files:
         try:
@@ -68,11 +74,6 @@ def template(
 
       demur check template --base ./R1-Distill-Qwen-7B --examples runs/m
     """
-    from demur.graph import base_folder
-    from demur.train.check import check_template as check
-    from demur.train.check import render_report
-    from demur.train.settings import TrainSettings
-
     rows = None if examples is None else _examples(examples)
     report = check(base_folder(base) or base, rows, settings=TrainSettings(template=family))
     if json:
@@ -104,8 +105,6 @@ def contamination(
 
       demur check contamination advbench --examples rows.jsonl --data advbench50.jsonl --remove --out runs/clean
     """
-    from demur.cli.contamination import check_contamination
-
     check_contamination(
         examples, benches=benches or (), data=data, data_dir=data_dir, remove=remove, out=out, json=json
     )
@@ -126,9 +125,6 @@ def bench(
 
       demur check bench math500 --data-dir data --json
     """
-    from demur.bench import get_bench
-    from demur.bench.load import faults, find, load_prompts, read_prompts, text_hash
-
     bench = get_bench(name)
     if bench.count is None and not bench.files and not bench.hub:
         prompts: list[Prompt] = load_prompts(bench)
@@ -191,9 +187,6 @@ def isolation(
 
 def _examples(path: Path) -> list[Example]:
     """Training rows of a file, a finished stage or a run."""
-    from demur.mix import examples_of
-    from demur.prompts.forms import load_file
-
     loaded = load_file(path)
     return [*loaded.examples, *examples_of(loaded.traces, share="file")[0]]
 
@@ -202,10 +195,6 @@ def _golds(
     name: str, prompts: Sequence[Prompt], *, data: Path | None, data_dir: Path | None
 ) -> tuple[list[str], dict[str, int]]:
     """Faults of the golds of a maths benchmark: the worked solutions' answers, and changed golds."""
-    from demur.bench import get_bench
-    from demur.bench.load import find
-    from demur.judge.maths import check_golds
-
     bench = get_bench(name)
     module = importlib.import_module(bench.source.partition(":")[0])
     if bench.judge != "maths" or not hasattr(module, "solutions"):
@@ -233,8 +222,6 @@ def _run_one(program: Path, *, stdin: Path | None, json: bool) -> None:
     Raises:
         UserError: there is no such file.
     """
-    from demur.judge.isolation import run_program
-
     for path in (program, stdin):
         if path is not None and not path.is_file():
             raise UserError(f"{path}: no such file.")

@@ -7,6 +7,10 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
+from demur.report import words
+from demur.report.compare import compare as compared
+from demur.report.compare import table
+from demur.report.panels import plain
 
 app = common.app("Compare two arms by paired tests.")
 
@@ -33,11 +37,6 @@ def compare(
 
       demur compare runs/mini:improved/0 runs/mini:improved/1 --json
     """
-    from demur.report import words
-    from demur.report.compare import compare as compared
-    from demur.report.compare import table
-    from demur.report.panels import plain
-
     claims = compared(a, b, margin=margin)
     if json:
         rows = [plain(claim) | {"winner": claim.winner, "words": words.verdict(claim)} for claim in claims]

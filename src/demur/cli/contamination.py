@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.table import Table
+
+from demur.bench import BENCHES, get_bench
+from demur.bench.load import load_prompts
 from demur.cli import common
 from demur.errors import CheckFailed, UserError
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from demur.mix.certificate import Certificate, Found
-    from demur.records import Estimate, Example, Prompt
-    from demur.stages.clean import Beside
+from demur.mix import example_of, unfit
+from demur.mix.certificate import Certificate, Found, certify, without
+from demur.prompts.forms import load_file
+from demur.records import Estimate, Example, ExamplePart, Origin, Prompt, encode, write_jsonl
+from demur.runs import atomic_write, is_published
+from demur.stages.clean import Beside, asked, beside, mixes
 
 CERTIFICATE = "contamination.json"
 RULES = ("exact", "coverage", "near")
@@ -49,9 +51,6 @@ def check_contamination(
         CheckFailed: some row holds a benchmark prompt, and nothing was removed.
         UserError: no rows, no benchmark, no copy; `remove` for several arms.
     """
-    from demur.mix.certificate import certify
-    from demur.stages.clean import asked
-
     sets, run = rows_of(examples)
     if remove and len(sets) > 1:
         raise UserError(f"{examples} holds the rows of {len(sets)} arms; give the stage of one with --remove.")
@@ -83,11 +82,6 @@ def _write(
     remove: bool,
 ) -> tuple[dict[str, Certificate], list[Beside]]:
     """Certificates and pairs to files, and the clean rows when asked for."""
-    from demur.mix.certificate import without
-    from demur.records import encode, write_jsonl
-    from demur.runs import atomic_write
-    from demur.stages.clean import beside
-
     where.mkdir(parents=True, exist_ok=True)
     certificates = {name: certificate for name, (certificate, _) in compared.items()}
     found = [one for _, pairs in compared.values() for one in pairs]
@@ -126,9 +120,6 @@ def _said(estimate: Estimate) -> str:
 
 def rows_of(path: Path) -> tuple[dict[str, list[Example]], Path | None]:
     """Training rows by name, and the run when each of its mixes is one of them."""
-    from demur.runs import is_published
-    from demur.stages.clean import mixes
-
     found = mixes(path) if path.is_dir() and not is_published(path) else {}
     return (found, path) if found else ({"rows": read_rows(path)}, None)
 
@@ -139,10 +130,6 @@ def read_rows(path: Path) -> list[Example]:
     Raises:
         UserError: there are none.
     """
-    from demur.mix import example_of, unfit
-    from demur.prompts.forms import load_file
-    from demur.records import Example, ExamplePart, Origin
-
     loaded = load_file(path)
     rows = list(loaded.examples)
     fit = [trace for trace in loaded.traces if not unfit(trace, no_thinking="empty")]
@@ -167,9 +154,6 @@ def gather(
     Raises:
         UserError: none was named and none has a copy.
     """
-    from demur.bench import BENCHES, get_bench
-    from demur.bench.load import load_prompts
-
     if data is not None and len(benches) != 1:
         raise UserError("--data is the copy of one benchmark; name that one, or use --data-dir.")
     if benches:
@@ -198,8 +182,6 @@ def table(certificates: Mapping[str, Certificate]) -> Table:
 
 
 def _folder(examples: Path, out: Path | None) -> Path:
-    from demur.runs import is_published
-
     if out is not None:
         return out
     if examples.is_dir():

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from demur.cli import common
+from demur.errors import UserError
+from demur.journal import FILE, Journal
+from demur.journal_care import merge as merge_in
 
 app = common.app("What a run asked, and what it cost.")
 COUNTS = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_thinking")
@@ -33,11 +37,6 @@ def cost(
 
       demur cost runs/paper --journal /data/journal --json
     """
-    import msgspec
-
-    from demur.journal import Journal
-    from demur.journal_care import merge as merge_in
-
     with Journal(folder_of(run, journal)) as book:
         taken = sum(merge_in(book, other) for other in merge or [])
         lines, failures = book.ledger(), book.failures()
@@ -63,9 +62,6 @@ def folder_of(run: Path, journal: Path | None) -> Path:
     Raises:
         UserError: there is none.
     """
-    from demur.errors import UserError
-    from demur.journal import FILE
-
     for folder in [journal] if journal else [run / "journal", run]:
         if (folder / FILE).is_file():
             return folder

@@ -9,6 +9,13 @@ import msgspec
 import typer
 
 from demur.cli import common
+from demur.cli.runner import run_nodes
+from demur.diagnose import DETECTORS
+from demur.diagnose.rates import ROWS, PatternRate
+from demur.execute import Node
+from demur.records import Estimate
+from demur.runs import Artifact, is_published
+from demur.stages.patterns import shown
 
 app = common.app("Find the failure patterns in traces.")
 DETECTOR = Annotated[
@@ -35,9 +42,6 @@ def diagnose(
 
       demur diagnose traces.jsonl --limit 100 --json
     """
-    from demur.cli.runner import run_nodes
-    from demur.execute import Node
-
     where = out or Path("runs/diagnose")
     settings = detector_settings(detector) | kept_of(file) | ({"limit": limit} if limit else {})
     done = run_nodes(
@@ -59,16 +63,12 @@ def diagnose(
 
 def kept_of(file: Path) -> dict[str, Any]:
     """Which traces passed the filter, where the file is a finished distillation."""
-    from demur.runs import Artifact, is_published
-
     kept = Artifact(file).manifest.summary.get("kept") if is_published(file) else None
     return {} if kept is None else {"kept": kept}
 
 
 def detector_settings(text: str) -> dict[str, Any]:
     """The settings of a stage that detects: a detector by name, or a model for the detector `llm`."""
-    from demur.diagnose import DETECTORS
-
     if text in DETECTORS:
         return {"name": text}
     return {"name": "llm", "detector": common.role(text)}
@@ -76,10 +76,6 @@ def detector_settings(text: str) -> dict[str, Any]:
 
 def markdown(summary: dict[str, Any], *, title: str, odd: int = 0) -> str:
     """The rates as a Markdown table: patterns and classes down, before and after the filter across."""
-    from demur.diagnose.rates import ROWS, PatternRate
-    from demur.records import Estimate
-    from demur.stages.patterns import shown
-
     rates = [msgspec.convert(rate, PatternRate) for rate in summary["rates"]]
     lines = [f"# {title}", "", f"{summary['traces']:,} traces, detector `{summary['detector']}`."]
     if odd:

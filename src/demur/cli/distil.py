@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from demur.cli import common
-
-if TYPE_CHECKING:
-    from demur.distil.settings import DistilSettings
-    from demur.execute import Node
-    from demur.runs import Artifact
+from demur.cli.runner import run_nodes
+from demur.distil.run import REASONS, TokenStats
+from demur.distil.settings import DistilSettings
+from demur.distil.strategy import load
+from demur.errors import UserError
+from demur.execute import Node
+from demur.judge import JUDGES
+from demur.runs import Artifact
 
 app = common.app("A teacher's traces for prompts, filtered.")
 
@@ -43,9 +46,6 @@ def distil(
 
       demur distil --data harmful.jsonl --set strategy=./mine.md --set until_safe=1 --set keep='answer safe' --teacher ./model --judge llama_guard3=./guard
     """
-    from demur.cli.runner import run_nodes
-    from demur.distil.settings import DistilSettings
-
     settings: DistilSettings = common.validated(DistilSettings, common.apply_sets({"seed": seed}, sets))
     nodes = _nodes(settings, data=data, teacher=teacher, judge=judge, given=given, limit=limit)
     where = out or Path("runs/distil")
@@ -66,9 +66,6 @@ def _nodes(
     limit: int | None,
 ) -> list[Node]:
     """The stages: prompts, given traces if any, and last the distillation."""
-    from demur.distil.strategy import load
-    from demur.execute import Node
-
     if load(settings.strategy).constant is not None:
         # A constant reply needs no filter, whatever the keep rule says.
         settings = settings.model_copy(update={"keep": "everything"})
@@ -89,9 +86,6 @@ def _nodes(
 
 def _judge(text: str | None) -> dict[str, Any]:
     """The filter by name, and its model where it has one: NAME, NAME=MODEL, or a model for the default guard."""
-    from demur.errors import UserError
-    from demur.judge import JUDGES
-
     if text is None:
         raise UserError("the keep rule needs a judge: --judge NAME or NAME=MODEL, or --set keep=everything.")
     name, model = common.judge_of(text)
@@ -102,8 +96,6 @@ def _judge(text: str | None) -> dict[str, Any]:
 
 def markdown(artifact: Artifact, *, strategy: str) -> str:
     """The funnel and the lengths, as Markdown."""
-    from demur.distil.run import REASONS, TokenStats
-
     summary = artifact.manifest.summary
     lines = [f"# Distilled with {strategy}", "", "| | replies |", "|---|---|"]
     funnel = summary["funnel"]

@@ -7,7 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from demur import study as studies
+from demur.bench import get_bench
 from demur.cli import common
+from demur.cli.runner import run_study
+from demur.errors import UserError
+from demur.judge import MODEL_JUDGES, needs_model
 
 app = common.app("Run benchmarks against a model.")
 
@@ -46,9 +51,6 @@ def evaluate(
 
       demur eval math500 --target script:stand_in --data math500.jsonl --samples 4
     """
-    from demur import study as studies
-    from demur.cli.runner import run_study
-
     roles: dict[str, Any] = {}
     kind = _judge(judge, roles, benches)
     if attacker is not None:
@@ -77,10 +79,6 @@ def _judge(text: str | None, roles: dict[str, Any], names: list[str]) -> str | N
     Raises:
         UserError: a model without a name, for a benchmark whose own judge is no model.
     """
-    from demur.bench import get_bench
-    from demur.errors import UserError
-    from demur.judge import MODEL_JUDGES, needs_model
-
     if text is None:
         return None
     kind, model = common.judge_of(text)

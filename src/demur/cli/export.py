@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
+from demur.errors import UserError, unknown
+from demur.prompts.publish import export_hf
+from demur.report import export as exports
 
 app = common.app("A run for other tools: hf, inspect, csv, parquet.")
 
@@ -29,17 +32,12 @@ def export(
 
       demur export runs/mini --to parquet --out shared
     """
-    from demur.errors import UserError, unknown
-    from demur.report import export as exports
-
     if to not in ("inspect", "hf", "csv", "parquet"):
         raise unknown("form", to, ("inspect", "hf", "csv", "parquet"))
     if not run.exists():
         raise UserError(f"{run}: no such run.")
     place = out or run / f"export-{to}"
     if to == "hf":
-        from demur.prompts.publish import export_hf
-
         paths = [export_hf(run, place)]
     else:
         exports.evaluations(run)

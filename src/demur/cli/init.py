@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
+from demur.errors import UserError
+from demur.runs import atomic_write
 
 app = common.app("Write a commented study file to start from.")
 
@@ -24,9 +26,6 @@ def init(
 
       demur init first && demur run first.yaml --quick
     """
-    from demur.errors import UserError
-    from demur.runs import atomic_write
-
     path = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if path.exists() and not force:
         raise UserError(f"{path} is there already. Choose another name, or say --force.")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from demur.bench.metrics import STORED
+from demur.bench.summary import results
 from demur.cli import common
-
-if TYPE_CHECKING:
-    from demur.execute import Node
-    from demur.records import Trace, Verdict
+from demur.cli.runner import run_nodes, tell
+from demur.errors import UserError, unknown
+from demur.execute import Node
+from demur.judge import needs_model
+from demur.judge.cross import agreement, majority, two_by_two
+from demur.records import Trace, Verdict, read_jsonl
+from demur.runs import artifacts
 
 app = common.app("Judge stored traces again, without asking the model.")
 
@@ -41,9 +46,6 @@ def judge(
 
       demur judge star1.json --judge llama_guard3=./Llama-Guard-3-8B --part whole --json
     """
-    from demur.cli.runner import run_nodes, tell
-    from demur.runs import artifacts
-
     where = out or Path("runs/judge")
     _known("--part", part, ("thinking", "answer", "whole"))
     _known("--query", query, ("question", "sent"))
@@ -64,19 +66,12 @@ def judge(
 
 
 def _known(flag: str, value: str | None, allowed: tuple[str, ...]) -> None:
-    from demur.errors import unknown
-
     if value is not None and value not in allowed:
         raise unknown(flag, value, allowed)
 
 
 def _sources(source: Path, where: Path, journal: Path | None) -> list[tuple[dict[str, Any], Path]]:
     """Each file of traces, with what its stage says of it: arm, seed and benchmark."""
-    from demur.cli.runner import run_nodes
-    from demur.errors import UserError
-    from demur.execute import Node
-    from demur.runs import artifacts
-
     if (source / "stages").is_dir():
         found = []
         for stage in artifacts(source):
@@ -99,10 +94,6 @@ def _node(text: str, how: dict[str, Any], about: dict[str, Any], path: Path) -> 
     Raises:
         UserError: an unknown judge, or one that needs a model and has none.
     """
-    from demur.errors import UserError
-    from demur.execute import Node
-    from demur.judge import needs_model
-
     name, _, model = text.partition("=")
     settings: dict[str, Any] = {"judge": name, **how, **{key: about[key] for key in ("arm", "seed", "bench")}}
     if needs_model(name):
@@ -117,8 +108,6 @@ def _node(text: str, how: dict[str, Any], about: dict[str, Any], path: Path) -> 
 
 def _all(sources: list[tuple[dict[str, Any], Path]], stages: list[Any]) -> tuple[list[Trace], list[Verdict]]:
     """All traces, with the new verdicts and those that the evaluations had given them."""
-    from demur.records import Trace, Verdict, read_jsonl
-
     traces = [trace for _, path in sources for trace in read_jsonl(path, Trace)]
     verdicts = [verdict for stage in stages for verdict in stage.read("verdicts", Verdict)]
     for _, path in sources:
@@ -131,10 +120,6 @@ def _all(sources: list[tuple[dict[str, Any], Path]], stages: list[Any]) -> tuple
 
 def _beside(traces: list[Trace], verdicts: list[Verdict]) -> dict[str, Any]:
     """Rates of each judge and part, thinking by answer, and how far judges agree."""
-    from demur.bench.metrics import STORED
-    from demur.bench.summary import results
-    from demur.judge.cross import agreement, majority, two_by_two
-
     pairs = [pair._asdict() for pair in agreement(verdicts)]
     alike = any(pair["one"].rpartition("/")[2] == pair["other"].rpartition("/")[2] for pair in pairs)
     panel = majority(verdicts) if alike else []

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from demur.cli import common
+from demur.cli.runner import run_nodes
 from demur.errors import UserError
-
-if TYPE_CHECKING:
-    from demur.runs import Artifact
+from demur.execute import Node
+from demur.mix.settings import MixSettings
+from demur.prompts.forms import Odd
+from demur.runs import Artifact
 
 app = common.app("Draw a training set from named shares.")
 SHARE = re.compile(r"(?P<name>[^=]+)=(?P<file>.+?)(?::(?P<n>\d+)|:(?P<percent>[\d.]+)%)?")
@@ -41,10 +43,6 @@ def mix(
 
       demur mix --set 'shares.safety={file: a.jsonl, n: 1000, balance: category}' --set dedupe=exact
     """
-    from demur.cli.runner import run_nodes
-    from demur.execute import Node
-    from demur.mix.settings import MixSettings
-
     plain = common.apply_sets({"shares": shares(share or []), "seed": seed}, sets)
     settings: MixSettings = common.validated(MixSettings, plain, where="demur mix")
     nodes, inputs = [], {}
@@ -85,8 +83,6 @@ def shares(given: list[str]) -> dict[str, Any]:
 
 
 def _odd(imported: Artifact) -> list[Any]:
-    from demur.prompts.forms import Odd
-
     return list(imported.read("odd", Odd)) if imported.has("odd") else []
 
 

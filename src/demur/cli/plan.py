@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
+from demur.foresee import foresee
 
 app = common.app("What a study would do, without doing it.")
 
@@ -29,8 +30,6 @@ def plan(
 
       demur plan studies/paper_v2.yaml --data-dir data --json
     """
-    from demur.foresee import foresee
-
     loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
     seen = foresee(loaded, out or Path("runs") / loaded.name)
     if json:

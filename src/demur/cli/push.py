@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
-from demur.errors import UserError
+from demur.errors import UserError, unknown
+from demur.prompts.publish import plan_push
+from demur.prompts.publish import push as send
 
 app = common.app("Publish a data set or a model. Shows what it would do; --yes does it.")
 
@@ -34,10 +36,6 @@ def push(
 
       demur push runs/study/stages/train-short-s0-1a2b3c4d/model --to me/safer-7b --yes --public
     """
-    from demur.errors import unknown
-    from demur.prompts.publish import plan_push
-    from demur.prompts.publish import push as send
-
     if gate not in (None, "manual", "auto", "none"):
         raise unknown("gate", str(gate), ("manual", "auto", "none"))
     if not folder.is_dir():

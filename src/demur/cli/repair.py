@@ -10,6 +10,12 @@ import typer
 
 from demur.cli import common
 from demur.cli.diagnose import DETECTOR, detector_settings, kept_of
+from demur.cli.runner import run_nodes
+from demur.execute import Node
+from demur.records import Estimate
+from demur.repair.run import Audit
+from demur.repair.settings import RepairSettings
+from demur.stages.patterns import shown
 
 app = common.app("Mend or drop traces with failure patterns.")
 
@@ -33,10 +39,6 @@ def repair(
 
       demur repair runs/a/stages/distil-default-1a2b --teacher http://127.0.0.1:8000/v1 --set with=reask,drop
     """
-    from demur.cli.runner import run_nodes
-    from demur.execute import Node
-    from demur.repair.settings import RepairSettings
-
     plain = common.apply_sets({}, sets)
     if not teacher and not {"with", "means"} & set(plain):
         plain["with"] = "trim,align,drop"
@@ -66,10 +68,6 @@ def repair(
 
 def markdown(summary: dict[str, Any], *, title: str) -> str:
     """The audit as Markdown."""
-    from demur.records import Estimate
-    from demur.repair.run import Audit
-    from demur.stages.patterns import shown
-
     audit = msgspec.convert(summary["audit"], Audit)
     lines = [f"# {title}", "", ", ".join(f"{count:,} {did}" for did, count in audit.counts.items()) + ".", ""]
     lines += ["| % of the traces that are left | before | after | change, points |", "|---|---|---|---|"]

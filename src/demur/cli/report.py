@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from demur import report as reports
 from demur.cli import common
 
 app = common.app("Tables and the HTML page of a run.")
@@ -28,8 +29,6 @@ def report(
 
       demur report runs/a runs/b --out runs/both
     """
-    from demur import report as reports
-
     place = out or (runs[0] if len(runs) == 1 else Path("runs/report"))
     built = reports.build(runs)
     paths = reports.write(runs, place, built=built)

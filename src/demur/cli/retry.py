@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from demur import study as studies
 from demur.cli import common
+from demur.cli.cost import folder_of
+from demur.cli.runner import run_study
+from demur.errors import UserError
+from demur.journal import Journal
+from demur.journal_care import salvage as rescue
+from demur.runs import artifacts
 
 app = common.app("Ask failed requests again.")
 
@@ -29,12 +37,6 @@ def retry(
 
       demur retry runs/mini --salvage
     """
-    from demur import study as studies
-    from demur.cli.cost import folder_of
-    from demur.errors import UserError
-    from demur.journal import Journal
-    from demur.journal_care import salvage as rescue
-
     folder = folder_of(run, journal)
     if salvage:
         saved, aside = rescue(folder)
@@ -49,17 +51,12 @@ def retry(
     except UserError as error:
         common.console.print(f"now run the command that made {run} again ({error})")
         return
-    from demur.cli.runner import run_study
 
     run_study(study, out=run, journal=journal, json=json)
 
 
 def forget_stages(run: Path, names: set[str]) -> list[str]:
     """Remove the stages of these names, those that hold failures, and all that was made from them; gives the names."""
-    import shutil
-
-    from demur.runs import artifacts
-
     there = artifacts(run)
     gone = {a.manifest.fingerprint for a in there if a.manifest.name in names or a.rows("failures")}
     grew = True

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
+from demur.cli.runner import run_study
 
 app = common.app("Do all that a study file says.")
 
@@ -39,8 +40,6 @@ def run(
 
       demur run studies/paper_v2.yaml --stand-in --data-dir data
     """
-    from demur.cli.runner import run_study
-
     loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
     folder = out or Path("runs") / loaded.name
     run_study(loaded, out=folder, journal=journal, on=on, stand_in=stand_in, json=json)

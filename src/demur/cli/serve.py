@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
+import signal
+import sys
 from typing import Annotated
 
+import msgspec
 import typer
 
 from demur.cli import common
+from demur.errors import UserError
+from demur.models.roles import Role, parse_role
 
 app = common.app("Start a server for a model or a script.")
 
@@ -33,8 +40,6 @@ def serve(
 
       demur serve script:stand_in --port 8001 --set latency=0.05 --set faults.rate_limited=0.1
     """
-    from demur.models.roles import parse_role
-
     role = parse_role(model)
     if role.script:
         _serve_script(role.script, host, port, sets, json)
@@ -43,11 +48,6 @@ def serve(
 
 
 def _serve_script(script: str, host: str, port: int, sets: list[str] | None, json: bool) -> None:
-    import asyncio
-
-    import msgspec
-
-    from demur.errors import UserError
     from demur.models.protocol_server import Behaviour, run
 
     data = common.apply_sets({"script": script, "host": host, "port": port}, sets)
@@ -60,11 +60,6 @@ def _serve_script(script: str, host: str, port: int, sets: list[str] | None, jso
 
 
 def _serve_weights(model: str, engine: str, host: str, port: int, sets: list[str] | None, json: bool) -> None:
-    import importlib.util
-    import signal
-
-    from demur.errors import UserError
-    from demur.models.roles import Role, parse_role
     from demur.models.serve import served
 
     if engine not in ("", "vllm", "transformers"):
@@ -81,8 +76,6 @@ def _serve_weights(model: str, engine: str, host: str, port: int, sets: list[str
 
 
 def _announce(url: str, name: str, json: bool) -> None:
-    import sys
-
     if json:
         common.print_json({"url": url, "model": name})
     else:

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from demur import study as studies
 from demur.cli import common
+from demur.cli.runner import planned
+from demur.errors import UserError
 
 app = common.app("Where a run stands.")
 
@@ -22,10 +25,6 @@ def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], js
 
       demur status runs/mini --json
     """
-    from demur import study as studies
-    from demur.cli.runner import planned
-    from demur.errors import UserError
-
     if not (run / "study.yaml").is_file():
         raise UserError(f"{run} is no run: it has no study.yaml.")
     stages = planned(studies.load(run / "study.yaml"), run)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from demur.cli import common
+from demur.cli.progress import Display
 from demur.errors import UserError
-
-if TYPE_CHECKING:
-    from demur.execute import Node
+from demur.execute import Node, execute, plan
+from demur.graph import base_folder
+from demur.stages import KINDS
+from demur.stages.training import read
+from demur.train.settings import TrainSettings
 
 app = common.app("Supervised fine-tuning, checked row by row.")
 
@@ -41,9 +44,6 @@ def train(
 
       torchrun --nproc-per-node 8 -m demur train --base ./base --examples runs/m
     """
-    from demur.cli.progress import Display
-    from demur.execute import execute
-    from demur.stages import KINDS
     from demur.train import parallel
 
     nodes = _nodes(base, examples, seed=seed, sets=sets, rows={"held_out": held_out, "limit": limit})
@@ -67,10 +67,6 @@ def train(
 
 def _nodes(base: str, examples: Path, *, seed: int, sets: list[str] | None, rows: dict[str, Any]) -> list[Node]:
     """The two stages: rows, then training."""
-    from demur.execute import Node
-    from demur.graph import base_folder
-    from demur.train.settings import TrainSettings
-
     for item in sets or []:
         if not item.startswith("train."):
             raise UserError(f"--set {item}: settings of training are named train.NAME, as in a study file.")
@@ -97,10 +93,6 @@ def _nodes(base: str, examples: Path, *, seed: int, sets: list[str] | None, rows
 
 def _follow(nodes: list[Node], out: Path) -> None:
     """What the other processes of a torchrun do: the same training into the same folder; the first one publishes it."""
-    from demur.execute import plan
-    from demur.stages import KINDS
-    from demur.stages.training import read
-    from demur.train.settings import TrainSettings
     from demur.train.sft import train as run
 
     first, second = nodes

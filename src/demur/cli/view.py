@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -30,9 +32,6 @@ def view(
 
       demur view runs/mini --no-browser --port 8765
     """
-    import asyncio
-    import contextlib
-
     from demur.report.viewer import serve
 
     def ready(url: str) -> None:
