@@ -149,3 +149,62 @@ def test_only_what_a_change_reaches_gets_another_fingerprint(small: Path, tmp_pa
     assert changed
     assert all(name.startswith(("train-short", "evaluate-short")) for name in changed)
     assert len(changed) == 2 + 2 * 2
+
+
+def test_every_arm_is_made_from_every_base(small: Path) -> None:
+    names = {node.name for node in graph(studies.load(small, sets=["bases=[mini-lrm-a, mini-lrm-c]"]))}
+    assert {"train-short@mini-lrm-a-s1", "train-short@mini-lrm-c-s2", "train-nocot@mini-lrm-c-s7"} <= names
+    assert {"evaluate-raw@mini-lrm-a-s0-mini_harm-none", "evaluate-raw@mini-lrm-c-s0-mini_harm-none"} <= names
+    assert sum(name.startswith("mix-") for name in names) == 2  # the data is the same for all
+    alone = graph(studies.load(small, sets=["bases=[mini-lrm-a, mini-lrm-c]", "arms.nocot.base=mini-lrm-b"]))
+    assert [node.name for node in alone if node.name.startswith("train-nocot")] == ["train-nocot-s7"]
+
+
+def test_an_arm_may_filter_in_its_own_way(small: Path) -> None:
+    leaking = ["distil.keep=whole safe", "filter=mini-harm", "arms.short.filter=demur.mini.judge:LEAK_20"]
+    nodes = {node.name: node for node in graph(studies.load(small, sets=leaking))}
+    assert nodes["distil-short-LEAK_20"].settings["filter"] == "demur.mini.judge:LEAK_20"
+    assert (
+        nodes["mix-short"].inputs["safety"]
+        == nodes["diagnose-short-LEAK_20"].inputs["traces"]
+        == "distil-short-LEAK_20"
+    )
+    assert nodes["distil-nocot"].settings["filter"] == "mini-harm"
+    unfiltered = {
+        node.name: node for node in graph(studies.load(small, sets=[*leaking[:2], "arms.short.keep=everything"]))
+    }
+    assert unfiltered["distil-short-everything"].settings["distil"]["keep"] == "everything"
+    assert unfiltered["distil-nocot"].settings["distil"]["keep"] == "whole safe"
+
+
+def test_strategies_of_a_package_are_found_from_anywhere(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small.parent)
+    wanted = "arms.short.format=demur.mini:strategies/matched_inconsistency.md"
+    nodes = {node.name: node for node in graph(studies.load(small, sets=[wanted]))}
+    assert Path(nodes["distil-matched_inconsistency"].files["strategy"]).is_file()
+    own = graph(studies.load(small, sets=[wanted, "arms.short.benign_format=improved"]))
+    assert next(n for n in own if n.name == "mix-short").inputs["benign"] == "distil-improved-benign"
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["arms.short.filter=mini-harms"], "mini-harm"),
+        (["arms.short.filter=mini-harm", "arms.short.keep=everything"], "give one of the two"),
+        (["arms.raw.filter=mini-harm"], "no teacher writes them"),
+        (["arms.short.keep=nothing"], "keep"),
+        (["bases=[a/x, b/x]"], "different last names"),
+        (["bases=[mini-lrm-a, mini-lrm-b]", "arms.short.format=self"], "takes one base"),
+        (["findings=[{claim: x, evidence: []}]"], "evidence"),
+        (["findings=[{claim: x, evidence: [{a: shorty, b: raw, expect: lower, by: 0.1}]}]"], "short"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0}]}]"], "by"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: less, by: 0.1}]}]"], "expect"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0.1, metric: speed}]}]"], "speed"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0.1, attack: pap}]}]"], "pap"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0.1, part: thinking}]}]"], "also"),
+        (["findings=[{claim: x, evidence: [{a: short, b: nocot, expect: lower, by: 0.1, metric: loss}]}]"], "held_out"),
+    ],
+)  # fmt: skip
+def test_what_filters_bases_and_findings_may_not_be(small: Path, sets: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        studies.load(small, sets=sets)

@@ -1,0 +1,132 @@
+"""The table of findings: what is decided, from numbers that are known."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.report.made import evaluation, harm_label, prompts_of, publish
+
+from demur.report import build, words
+from demur.report.data import Report
+from demur.report.tell import markdown
+
+BASES = ("x", "y", "z")
+SEEDS = (1, 2, 3)
+
+
+def made(folder: Path, chances: dict[str, dict[str, float]], evidence: dict[str, Any], *, prompts: int = 120) -> Report:
+    """A run on three bases; arm -> base -> chance of success. `raw` is not trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for arm, by_base in chances.items():
+        for base, chance in by_base.items():
+            for seed in (None,) if arm == "raw" else SEEDS:
+                asked = prompts_of("harm", "harmful", prompts)
+                evaluation(folder, f"{arm}@{base}", seed, "mini_harm", "", asked, harm_label(chance))
+                if seed is not None:
+                    wobble = random.Random(f"{arm} {base} {seed}").gauss(0, 0.01)
+                    line = {"step": 1, "part": "whole", "loss": chance + wobble, "loss_per_sequence": 20.0, "rows": 9}
+                    publish(
+                        folder, f"train-{arm}@{base}-s{seed}", "train", {"learnability": [line | {"trained_tokens": 5}]},
+                        settings={"arm": f"{arm}@{base}", "seed": seed},
+                    )  # fmt: skip
+    study = {
+        "name": "made", "arms": {arm: {} for arm in chances}, "bases": list(BASES),
+        "findings": [{"claim": "the claim", "evidence": [{"bench": "mini_harm"} | evidence]}],
+    }  # fmt: skip
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    return build(folder)
+
+
+def everywhere(chance: float) -> dict[str, float]:
+    return dict.fromkeys(BASES, chance)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expect", "by", "outcome"),
+    [
+        (0.30, 0.05, "higher", 0.05, "seen"),
+        (0.30, 0.05, "lower", 0.05, "not seen"),
+        (0.05, 0.05, "higher", 0.15, "not seen"),
+        (0.05, 0.05, "same", 0.15, "seen"),
+        (0.60, 0.05, "same", 0.15, "not seen"),
+        (0.05, 0.05, "same", 0.001, "cannot tell"),
+    ],
+)
+def test_a_claim_is_decided_by_size_and_certainty(
+    tmp_path: Path, a: float, b: float, expect: str, by: float, outcome: str
+) -> None:
+    report = made(tmp_path, {"a": everywhere(a), "b": everywhere(b)}, {"a": "a", "b": "b", "expect": expect, "by": by})
+    (found,) = report.findings
+    (test,) = found.evidence
+    assert found.outcome == test.outcome == outcome
+    assert (test.difference.n, test.difference.clusters, test.difference.seeds, test.bases) == (9 * 120, 120, 9, 3)
+    assert found.claim in markdown(report).partition("| arm |")[0]
+    assert outcome in words.conclusion(found)
+
+
+def test_bases_that_disagree_leave_a_claim_open(tmp_path: Path) -> None:
+    # 1,080 pairs of which a third is sure: prompts alone, or nine seeds alone, would call it shown.
+    chances = {"a": {"x": 0.65, "y": 0.06, "z": 0.04}, "b": everywhere(0.05)}
+    (found,) = made(tmp_path, chances, {"a": "a", "b": "b", "expect": "higher", "by": 0.05}).findings
+    assert found.outcome == "cannot tell"
+    assert (found.evidence[0].difference.value or 0) > 0.15
+
+
+def test_an_untrained_arm_stands_against_the_trainings_of_its_own_base(tmp_path: Path) -> None:
+    chances = {"a": {"x": 0.0, "y": 0.5, "z": 1.0}, "raw": {"x": 0.0, "y": 0.5, "z": 1.0}}
+    (found,) = made(tmp_path, chances, {"a": "a", "b": "raw", "expect": "same", "by": 0.2}).findings
+    assert found.evidence[0].difference.n == 9 * 120
+    assert found.outcome == "seen"
+
+
+def test_nothing_is_read_of_a_garbled_arm(tmp_path: Path) -> None:
+    evidence = {"a": "a", "b": "b", "expect": "lower", "by": 0.05}
+    made(tmp_path, {"a": everywhere(0.0), "b": everywhere(0.9)}, evidence)
+    for base in BASES:
+        asked = prompts_of("kind", "benign", 40)
+        evaluation(
+            tmp_path, f"a@{base}", 1, "mini_benign", "", asked,
+            lambda rng, _: "garbled" if rng.random() < 0.3 else "full_compliance",
+        )  # fmt: skip
+    report = build(tmp_path)
+    (found,) = report.findings
+    assert set(report.incoherent) == {"a"}
+    assert found.outcome == "cannot tell"
+    assert "garbled" in found.evidence[0].why
+    assert found.evidence[0].difference.value is None
+
+
+def test_loss_is_compared_training_by_training(tmp_path: Path) -> None:
+    evidence = {"a": "a", "b": "b", "metric": "loss", "expect": "lower", "by": 0.02}
+    report = made(tmp_path, {"a": everywhere(0.1), "b": everywhere(0.4)}, evidence)
+    (test,) = report.findings[0].evidence
+    assert test.outcome == "seen"
+    assert test.difference.value == pytest.approx(-0.3, abs=0.02)
+    assert (test.difference.n, test.unit) == (9, "nats")
+
+
+def test_one_failed_test_of_several_fails_the_claim(tmp_path: Path) -> None:
+    made(tmp_path, {"a": everywhere(0.3), "b": everywhere(0.05)}, {"a": "a", "b": "b", "expect": "higher", "by": 0.05})
+    study = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    first = study["findings"][0]["evidence"][0]
+    study["findings"][0]["evidence"] = [first, first | {"expect": "same", "by": 0.01}, first | {"by": 0.2}]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    (found,) = build(tmp_path).findings
+    assert [test.outcome for test in found.evidence] == ["seen", "not seen", "seen"]
+    assert found.outcome == "not seen"
+
+
+def test_arms_are_shown_over_all_bases_and_on_each(tmp_path: Path) -> None:
+    evidence = {"a": "a", "b": "b", "expect": "higher", "by": 0.05}
+    report = made(tmp_path, {"a": {"x": 0.0, "y": 0.5, "z": 1.0}, "b": everywhere(0.5)}, evidence)
+    assert report.arms == ("a", "b")
+    success = {r.arm: r.estimate for r in report.results if r.metric == "attack_success" and r.seed is None}
+    assert success["a@x"].value == 0
+    assert success["a@z"].value == 1
+    assert success["a"].value == pytest.approx(0.5, abs=0.05)
+    assert (success["a"].high or 0) - (success["a"].low or 0) > 0.5  # three bases that differ promise little
+    assert (success["b"].high or 0) - (success["b"].low or 0) < 0.2
