@@ -206,7 +206,7 @@ def _take(
     drawn = _draw(free, len(free) if n is None else n, settings.shares[name], rng)
     chosen = {id(example) for example in drawn}
     drops.extend(Drop(example=e.id, share=name, reason="not_drawn") for e in free if id(e) not in chosen)
-    if settings.dedupe != "none":
+    if settings.dedupe != "none" and len(settings.shares) > 1:
         taken.update((key, example.id) for example in drawn for key in _keys(example, settings.dedupe))
     return drawn
 

@@ -85,8 +85,7 @@ def mix(task: Task) -> None:
     left: dict[str, int] = {}
     odd: list[Odd] = []
     for share, options in settings.shares.items():
-        only = _chosen(task, share)
-        found = pool(_source(task, share, options), share=share, options=options, only=only)
+        found = pool(_source(task, share, options), share=share, options=options, only=_chosen(task, share))
         pools[share] = found.examples
         odd += found.odd
         left |= {f"{share}: {why}": count for why, count in sorted(found.left.items())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -47,7 +47,7 @@ def import_file(task: Task) -> None:
     task.draft.summary |= rows | {"form": loaded.form, "line": f"{counted} read as {loaded.form}{odd}"}
 
 
-def pool(source: Path | Artifact, *, share: str, options: ShareSettings, only: Iterable[str] | None = None) -> Pool:
+def pool(source: Path | Artifact, *, share: str, options: ShareSettings, only: set[str] | None = None) -> Pool:
     """What a share draws from, why some of its traces cannot be trained on, and a file's odd rows.
 
     Args:
@@ -57,10 +57,9 @@ def pool(source: Path | Artifact, *, share: str, options: ShareSettings, only: I
         only: ids of the traces that count, where a filter chose; examples go by the trace they were made of.
     """
     examples, traces, odd = _read(source, options)
-    chosen = None if only is None else set(only)
-    if chosen is not None:
-        examples = _where(examples, [example.origin.trace in chosen for example in examples])
-        traces = _where(traces, [trace.id in chosen for trace in traces])
+    if only is not None:
+        examples = _where(examples, [example.origin.trace in only for example in examples])
+        traces = _where(traces, [trace.id in only for trace in traces])
     left: Counter[str] = Counter()
     if options.grade:
         right = asyncio.run(_right(traces))
