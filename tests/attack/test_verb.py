@@ -53,7 +53,6 @@ def test_pair_then_replay(questions: Path, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["pair", "--target", SCRIPT], "--attacker"),
-        (["none"], "--target"),
         (["replay", "--target", SCRIPT], "which run"),
         (["piar", "--target", SCRIPT], "Did you mean 'pair'"),
         (["none", "runs/x", "--target", SCRIPT], "only replay"),

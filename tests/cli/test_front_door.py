@@ -51,6 +51,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["run"], "Missing argument"),
         (["run", "none.yaml"], "no such study file"),
         (["run", "--badflag"], "No such option"),
+        (["attack", "none"], "--target"),
         (["eval", "xtest", "--target", "script:echo"], "Did you mean 'xstest'"),
         (["eval", "xstest", "--target", "nowhere"], "is no model"),
         (["diagnose", "none.jsonl"], "none.jsonl"),

@@ -24,8 +24,8 @@ def attack(
     kind: Annotated[
         str, typer.Argument(help="none, pap, template, pair, pair-adaptive, prefill, pivot, hijack, replay …")
     ],
+    target: common.Target,
     run: Annotated[Path | None, typer.Argument(help="replay: the run whose prompts are sent again.")] = None,
-    target: common.Target = None,
     attacker: common.Attacker = None,
     judge: Annotated[
         str | None,
@@ -70,16 +70,10 @@ def attack(
     use: dict[str, Any] = {"name": bench, "attack": {"name": kind, "file": file}, "limit": limit, "samples": samples}
     use["sampling"] = {"seed": seed} if seed else {}
     plain = _plain(kind, use, run=run, data=data, data_dir=data_dir)
-    plain |= {"base": _wanted(target), "roles": _roles(use, attacker=attacker, judge=judge, attack_judge=attack_judge)}
+    plain |= {"base": target, "roles": _roles(use, attacker=attacker, judge=judge, attack_judge=attack_judge)}
     _check_needs(kind, plain["roles"])
     study = studies.make(common.apply_sets(plain, sets), where="demur attack")
     run_study(study, out=out or Path("runs/attack"), journal=journal, json=json)
-
-
-def _wanted(target: str | None) -> str:
-    if target is None:
-        raise UserError("which model is attacked? Give --target URL, a local folder or a hub id.")
-    return target
 
 
 def _plain(

@@ -35,7 +35,7 @@ Data = Annotated[Path | None, typer.Option("--data", help="Local copy of a bench
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder with local copies of benchmarks and sources, found by name.")
 ]
-Target = Annotated[str | None, typer.Option("--target", help="Model under test: URL, local folder, hub id or role.")]
+Target = Annotated[str, typer.Option("--target", help="Model under test: URL, local folder, hub id or script:NAME.")]
 Teacher = Annotated[
     str | None, typer.Option("--teacher", help="Model that writes traces: URL, folder, hub id or role.")
 ]

@@ -20,7 +20,7 @@ app = common.app("Run benchmarks against a model.")
 @app.command()
 def evaluate(
     benches: Annotated[list[str], typer.Argument(help="Benchmarks by name: `demur bench list` shows them.")],
-    target: Annotated[str, typer.Option("--target", help="Model under test: URL, local folder, hub id, script:NAME.")],
+    target: common.Target,
     attack: Annotated[
         str, typer.Option("--attack", help="Attack by name, for benchmarks of harmful requests.")
     ] = "none",

@@ -11,14 +11,14 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from demur import tables
+from demur.judge.calibrate import read
 from demur.judge.evidence import features
 from demur.judge.refusal import CLASSES, WEIGHTS
 from demur.runs import atomic_write, hash_file
@@ -42,13 +42,10 @@ Reply = tuple[str, str, int]
 Matrix = npt.NDArray[np.float64]
 
 
-def labelled(path: Path) -> Iterator[Reply]:
+def labelled(path: Path) -> list[Reply]:
     """Question, reply and class of the rows of a label file; undecided rows are left out."""
-    for _, row in tables.rows(path):
-        label = str(row.get("final_label") or row.get("label") or "").strip()
-        name = label[2:] if label[:2] in ("1_", "2_", "3_") else label
-        if name in CLASSES:
-            yield str(row.get("prompt", "")), str(row.get("completion", "")), CLASSES.index(name)
+    place: dict[str, int] = {name: at for at, name in enumerate(CLASSES)}
+    return [(row.question, row.reply, place[row.gold]) for row in read(path) if row.gold in place]
 
 
 def rules() -> dict[str, tuple[float, float]]:
@@ -127,8 +124,8 @@ def _figures(pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
 
 def main(paths: list[str]) -> None:
     """Fit to the files named and to the project's own examples, and write weights with what they are worth."""
-    files = {path: list(labelled(path)) for path in map(Path, paths)}
-    own = list(labelled(OWN))
+    files = {path: labelled(path) for path in map(Path, paths)}
+    own = labelled(OWN)
     replies = [reply for rows in files.values() for reply in rows]
     left_out = {}
     for path, rows in files.items() if len(files) > 1 else ():

@@ -90,20 +90,10 @@ def _decode(data: bytes) -> _Body:
     try:
         # Lone surrogates and the like: what a stricter reader refuses is kept, with a mark where it is no character.
         loose = json.loads(data.decode("utf-8", "replace"))
-        clean = json.dumps(loose).encode()
-        return msgspec.convert(_without_surrogates(json.loads(clean)), _Body)
+        clean = json.dumps(loose, ensure_ascii=False).encode("utf-8", "replace")
+        return msgspec.convert(json.loads(clean), _Body)
     except (ValueError, msgspec.ValidationError):
         raise Unreadable(f"no JSON: {excerpt(data)}") from None
-
-
-def _without_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _without_surrogates(item) for key, item in value.items()}
-    return value
 
 
 def excerpt(data: bytes) -> str:
