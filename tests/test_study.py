@@ -151,12 +151,18 @@ def test_only_what_a_change_reaches_gets_another_fingerprint(small: Path, tmp_pa
     assert len(changed) == 2 + 2 * 2
 
 
-def test_every_arm_is_made_from_every_base(small: Path) -> None:
-    names = {node.name for node in graph(studies.load(small, sets=["bases=[mini-lrm-a, mini-lrm-c]"]))}
+@pytest.fixture
+def several(small: Path) -> Path:
+    small.write_text(SMALL.replace("base: mini-lrm-a", "bases: [mini-lrm-a, mini-lrm-c]"))
+    return small
+
+
+def test_every_arm_is_made_from_every_base(several: Path) -> None:
+    names = {node.name for node in graph(studies.load(several))}
     assert {"train-short@mini-lrm-a-s1", "train-short@mini-lrm-c-s2", "train-nocot@mini-lrm-c-s7"} <= names
     assert {"evaluate-raw@mini-lrm-a-s0-mini_harm-none", "evaluate-raw@mini-lrm-c-s0-mini_harm-none"} <= names
     assert sum(name.startswith("mix-") for name in names) == 2  # the data is the same for all
-    alone = graph(studies.load(small, sets=["bases=[mini-lrm-a, mini-lrm-c]", "arms.nocot.base=mini-lrm-b"]))
+    alone = graph(studies.load(several, sets=["arms.nocot.base=mini-lrm-b"]))
     assert [node.name for node in alone if node.name.startswith("train-nocot")] == ["train-nocot-s7"]
 
 
@@ -193,8 +199,7 @@ def test_strategies_of_a_package_are_found_from_anywhere(small: Path, monkeypatc
         (["arms.short.filter=mini-harm", "arms.short.keep=everything"], "give one of the two"),
         (["arms.raw.filter=mini-harm"], "no teacher writes them"),
         (["arms.short.keep=nothing"], "keep"),
-        (["bases=[a/x, b/x]"], "different last names"),
-        (["bases=[mini-lrm-a, mini-lrm-b]", "arms.short.format=self"], "takes one base"),
+        (["bases=[mini-lrm-a, mini-lrm-b]"], "both given"),
         (["findings=[{claim: x, evidence: []}]"], "evidence"),
         (["findings=[{claim: x, evidence: [{a: shorty, b: raw, expect: lower, by: 0.1}]}]"], "short"),
         (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0}]}]"], "by"),
@@ -208,3 +213,16 @@ def test_strategies_of_a_package_are_found_from_anywhere(small: Path, monkeypatc
 def test_what_filters_bases_and_findings_may_not_be(small: Path, sets: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         studies.load(small, sets=sets)
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["bases=[a/x, b/x]"], "different last names"),
+        (["base=mini-lrm-b"], "both given"),
+        (["arms.short.format=self"], "takes one base"),
+    ],
+)
+def test_what_several_bases_forbid(several: Path, sets: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        studies.load(several, sets=sets)

@@ -281,15 +281,22 @@ def make(data: dict[str, Any], *, where: str, lines: LineTable | None = None) ->
         for arm in (comparison.a, comparison.b):
             if arm not in known:
                 raise UserError(f"{where}: compare names the arm '{arm}'. There are: {', '.join(sorted(known))}.")
+    _check_bases(study, where)
     for finding in study.findings:
         for evidence in finding.evidence:
             _check_evidence(study, evidence, f"{where}, finding '{finding.claim}'")
+    return study
+
+
+def _check_bases(study: Study, where: str) -> None:
+    """Several bases must be told apart, and nothing else may speak of them."""
+    if study.bases and "base" in study.model_fields_set:
+        raise UserError(f"{where}: 'base' and 'bases' are both given. For one base set bases=[] as well.")
     labels = [Path(base).name for base in study.bases]
     if len(set(labels)) < len(labels) or any("@" in name for name in study.arms if study.bases):
         raise UserError(
             f"{where}: bases need different last names, and their arms names without @: ARM@BASE is a copy."
         )
-    return study
 
 
 def _check_evidence(study: Study, evidence: Evidence, where: str) -> None:
