@@ -54,7 +54,7 @@ class Cell:
 
     def estimate(self, column: Column) -> Estimate:
         """The number over all seeds, and over all bases."""
-        return _widest([self._estimate(column, level) for level in levels(self.made)])
+        return widest([self._estimate(column, level) for level in levels(self.made)])
 
     def _estimate(self, column: Column, level: list[int]) -> Estimate:
         clusters, cut = [row.prompt.cluster for row in self.rows], [row.cut for row in self.rows]
@@ -85,8 +85,8 @@ def levels(made: Sequence[tuple[str, object]]) -> list[list[int]]:
     return [*found, [bases[base] for base, _ in made]] if len(bases) > 1 else found
 
 
-def _widest(found: Sequence[W]) -> W:
-    """Of the same number with its trainings and with its bases as what varies, the one that promises less."""
+def widest(found: Sequence[W]) -> W:
+    """Of one number with its trainings and with its bases as what varies, the one that promises less."""
     chosen = max(found, key=lambda one: -1.0 if one.low is None or one.high is None else one.high - one.low)
     if len(found) > 1 and chosen is found[-1]:
         chosen = replace(chosen, how=chosen.how.replace(" seeds", " bases"))
@@ -209,9 +209,15 @@ def aligned(a: Cell, b: Cell) -> Pairs:
 
 def differing(pairs: Pairs) -> stats.Difference:
     """A minus B with its trainings, and its bases, as what varies: the larger p and the wider interval."""
+    found = by_level(pairs)
+    return replace(widest(found), p=max((one.p for one in found if one.p is not None), default=None))
+
+
+def by_level(pairs: Pairs) -> list[stats.Difference]:
+    """A minus B with its trainings as what varies beside the prompts; and with its bases, where there are several."""
+    trainings = len(set(pairs.made))
     found = [stats.paired(pairs.first, pairs.second, clusters=pairs.clusters, seeds=at) for at in levels(pairs.made)]
-    ps = [one.p for one in found if one.p is not None]
-    return replace(_widest(found), p=max(ps, default=None), seeds=found[0].seeds)
+    return [replace(one, seeds=trainings) for one in found]
 
 
 def _paired(a: Cell, b: Cell) -> list[tuple[Made, Made]]:

@@ -1,11 +1,12 @@
 """The claims that a study puts to the test, each seen, not seen, or open, by the tests that the study declares.
 
-A difference is paired by prompt and pooled over attacks, seeds and bases: prompts are clusters, and what differs between
-trainings, or between bases where there are several, widens it. P is Holm's over all tests of all claims; intervals are not
-adjusted. With `by`, the smallest difference that matters:
+A difference is paired by prompt and pooled over attacks, seeds and bases. P has prompts and trainings as what varies, and is
+Holm's over all tests of all claims. The interval is the wider of that and of one with the bases as what varies, of which
+there are few; it is not adjusted. A difference is shown when p < 0.05 and the interval leaves zero out: beyond chance on
+these bases, and no matter of one of them. With `by`, the smallest difference that matters:
 
-    lower, higher   seen: p < 0.05, and the estimate is at least `by`; not seen: the interval rules a difference of `by` out
-    same            seen: the interval lies within `by` of nothing; not seen: p < 0.05, and the estimate is at least `by`
+    lower, higher   seen: shown, and the estimate is at least `by`; not seen: the interval rules a difference of `by` out
+    same            seen: the interval lies within `by` of nothing; not seen: shown, and the estimate is at least `by`
 
 All else is open, and so is whatever rests on an arm that does not speak coherently.
 """
@@ -19,9 +20,10 @@ from msgspec.structs import replace
 
 from demur import stats
 from demur.records import Estimate, Record
-from demur.report.cells import Cell, Cells, Column, Pairs, Unit, aligned, differing
+from demur.report.cells import Cell, Cells, Column, Pairs, aligned, by_level, widest
 from demur.report.learnt import Learnt
 from demur.report.read import Run
+from demur.stats.spread import cluster_variance, sample, t_test
 
 ALPHA = 0.05
 Outcome = Literal["seen", "not seen", "cannot tell"]
@@ -102,8 +104,10 @@ def _test(
     pairs = [aligned(found[test.a][column], found[test.b][column]) for column in columns]
     merged = Pairs(*([item for part in parts for item in part] for parts in zip(*pairs, strict=True)))
     estimates = [_merged(found[arm], columns).estimate(columns[0]) for arm in (test.a, test.b)]
+    found_by = by_level(merged)
     return replace(
-        test, unit=columns[0].unit, estimate_a=estimates[0], estimate_b=estimates[1], difference=differing(merged),
+        test, unit=columns[0].unit, estimate_a=estimates[0], estimate_b=estimates[1],
+        difference=replace(widest(found_by), p=found_by[0].p),
         bases=len({base for base, _ in merged.made}),
     )  # fmt: skip
 
@@ -140,13 +144,19 @@ def _of_loss(test: Tested, run: Run, learnt: Sequence[Learnt]) -> Tested:
     both = [made for made in a if made in b]
     if len(both) < 2:
         return replace(test, unit="nats", why="fewer than two trainings of both arms")
-    names = [f"{base} {seed}" for base, seed in both]
-    pairs = Pairs([a[made] for made in both], [b[made] for made in both], names, [(base, 0) for base, _ in both])
-    unit: Unit = "nats"
-    return replace(
-        test, unit=unit, estimate_a=stats.mean(pairs.first), estimate_b=stats.mean(pairs.second),
-        difference=replace(differing(pairs), seeds=len(both)), bases=len({base for base, _ in both}),
+    gaps = [a[made] - b[made] for made in both]
+    bases = [base for base, _ in both]
+    levels = [stats.mean(gaps)] + ([stats.mean(gaps, clusters=bases)] if len(set(bases)) > 1 else [])
+    wide = widest(levels)
+    noise = cluster_variance(sample(gaps, None, None))
+    difference = stats.Difference(
+        value=wide.value, low=wide.low, high=wide.high, p=t_test(sum(gaps) / len(gaps), noise, len(gaps) - 1.0),
+        n=len(gaps), clusters=len(gaps), seeds=len(gaps), how=wide.how,
     )  # fmt: skip
+    means = [stats.mean([ends[arm][made] for made in both]) for arm in (test.a, test.b)]
+    return replace(
+        test, unit="nats", estimate_a=means[0], estimate_b=means[1], difference=difference, bases=len(set(bases))
+    )
 
 
 def _decided(test: Tested) -> Tested:
@@ -154,7 +164,7 @@ def _decided(test: Tested) -> Tested:
     d, p = test.difference, test.p_holm
     if d.value is None or d.low is None or d.high is None or p is None:
         return test if test.why else replace(test, why=d.how or "nothing to compare")
-    shown = p < ALPHA
+    shown = p < ALPHA and not d.low <= 0 <= d.high
     if test.expect == "same":
         if max(-d.low, d.high) < test.by:
             return replace(test, outcome="seen", why="the interval is within what matters")
