@@ -1,6 +1,6 @@
 """Many traces through journal, judge, detector, mix and report: what a million costs in time, memory and disk.
 
-    python benchmarks/scale.py                      10,000, 30,000 and 100,000 traces
+    python benchmarks/scale.py                      10,000 and 100,000 traces
     python benchmarks/scale.py --full               and 1,000,000
     python benchmarks/scale.py --sizes 3000 10000   others
     python benchmarks/scale.py --json out.json      flat figures for programs
@@ -27,7 +27,7 @@ from typing import Any
 
 from demur.records import Message, Sampling
 
-SIZES = (10_000, 30_000, 100_000)
+SIZES = (10_000, 100_000)
 WORDS = tuple(
     f"{a}{b}{c}" for a in ("bra", "ko", "mi", "se") for b in ("lu", "ta", "ne", "ro", "vi") for c in "dkmnprst"
 )

@@ -30,7 +30,19 @@ SHARED = {
     "flow",
     "spool",
 }
-SEE_ALL = {"study", "memory", "graph", "stages", "execute", "ray_cluster", "stand_in", "foresee", "report", "cli"}
+SEE_ALL = {
+    "study",
+    "memory",
+    "graph",
+    "stages",
+    "execute",
+    "ray_cluster",
+    "ray_training",
+    "stand_in",
+    "foresee",
+    "report",
+    "cli",
+}
 
 
 def _part(path: Path) -> str:

@@ -19,6 +19,7 @@ from demur.errors import DemurError, UserError, WorkError
 from demur.execute import Event, Job, Node, Watch, do
 from demur.journal import Journal
 from demur.journal_care import merge
+from demur.ray_training import rooms
 from demur.registry import missing
 
 RETRIES = 5
@@ -74,9 +75,14 @@ class RayPool:
 
     def submit(self, job: Job) -> Any:
         """Start a stage as a task; its resources follow from its kind."""
-        gpus = devices(job.node) if self._ray.cluster_resources().get("GPU") else 0
         own = job._replace(journal=self._journal / "stages" / job.folder.name)
-        task = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
+        many = int(job.node.settings["train"].get("processes", 1)) if job.node.kind == "train" else 1
+        gpus = devices(job.node) if self._ray.cluster_resources().get("GPU") else 0
+        if many > 1 and many > max(room for _, room in rooms(self._ray)):
+            # The stage itself only looks after its processes, which have a place on several nodes.
+            task = self._ray.remote(num_cpus=0, max_retries=RETRIES)(_spread_task)
+        else:
+            task = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
         handle = task.remote(own, self._events)
         self._jobs[handle] = own
         return handle
@@ -115,6 +121,18 @@ class RayPool:
         with contextlib.suppress(self._ray.exceptions.RayError):
             for event in self._ray.get(self._events.drain.remote(), timeout=5):
                 self._say(Event(*event))
+
+
+def _spread_task(job: Job, events: Any) -> tuple[float, str]:
+    """A training whose processes need more than one node."""
+    from demur.ray_training import spread
+    from demur.train import parallel
+
+    before = parallel.elsewhere.set(spread)
+    try:
+        return _task(job, events)
+    finally:
+        parallel.elsewhere.reset(before)
 
 
 def devices(node: Node) -> int:

@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ from demur.train.settings import TrainSettings
 PREFIX = "demur-progress "
 STOP = "stop"
 """File in a job's folder that asks its processes for a checkpoint and an end."""
+
+
+Runner = Callable[[Path, TrainSettings, Progress], tuple[str, int]]
+elsewhere: ContextVar[Runner | None] = ContextVar("elsewhere", default=None)
+"""How the processes of a job are run where one machine does not hold them: whoever runs the stage knows, not the training."""
 
 
 def launched() -> bool:
@@ -52,7 +58,7 @@ def launch(
     held_out: Sequence[Example],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train in `settings.processes` processes on this machine, started by torchrun.
+    """Train in `settings.processes` processes started by torchrun, on this machine or where `elsewhere` says.
 
     Raises:
         UserError, WorkError: what the processes raised.
@@ -67,24 +73,12 @@ def launch(
     )
     for name in ("result.json", STOP):
         (job / name).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={settings.processes}"]
-    command += [
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0",
-        "--local-addr=127.0.0.1",
-        f"--rdzv-id={os.getpid()}",
-    ]
-    command += ["-m", "demur.train.worker", str(job)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        noise = _listen(process, progress, stop=job / STOP)
+    noise, code = (elsewhere.get() or _here)(job, settings, progress)
     try:
         result: dict[str, Any] = json.loads((job / "result.json").read_text())
     except FileNotFoundError:
         raise WorkError(
-            f"a training process ended without a result (exit code {process.returncode}); the same command goes on from "
+            f"a training process ended without a result (exit code {code}); the same command goes on from "
             f"the last checkpoint. Its last words:\n{noise[-2000:]}"
         ) from None
     if "error" in result:
@@ -94,6 +88,40 @@ def launch(
     shutil.rmtree(job)
     summary: dict[str, Any] = result["summary"]
     return summary
+
+
+def _here(job: Path, settings: TrainSettings, progress: Progress) -> tuple[str, int]:
+    """All processes on this machine."""
+    flags = [f"--nproc-per-node={settings.processes}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return agent(job, [*flags, "--local-addr=127.0.0.1", f"--rdzv-id={os.getpid()}"], settings, progress)
+
+
+def agent(
+    job: Path, flags: Sequence[str], settings: TrainSettings, progress: Progress, *, tied: bool = False
+) -> tuple[str, int]:
+    """Run torchrun with these flags until its processes have ended; gives what they wrote to standard error, and its code.
+
+    `tied`: it ends with the process that called, however that ends.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "demur.train.worker", str(job)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=_tie if tied else None,
+    ) as process:
+        noise = _listen(process, progress, stop=job / STOP)
+    return noise, process.returncode
+
+
+def _tie() -> None:
+    """Have the kernel end this process when its parent ends."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _listen(process: subprocess.Popen[str], progress: Progress, *, stop: Path) -> str:

@@ -80,7 +80,8 @@ class TrainSettings(BaseModel):
     threads: int = Field(default=1, ge=1)
     """CPU threads. One thread makes runs repeatable to the bit."""
     processes: int = Field(default=1, ge=1)
-    """Processes, one a device, that demur starts on this machine. Under torchrun, its world size counts."""
+    """Processes, one a device, that demur starts on this machine, or on several nodes of a Ray cluster where one has not as
+    many devices. Under torchrun, its world size counts."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """With several processes: replicate the model, or shard it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

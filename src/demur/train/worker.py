@@ -54,7 +54,9 @@ def main(job: Path) -> None:
         result = {"stopped": True}
     except Exception:
         result = {"error": f"process {parallel.rank()} failed:\n{traceback.format_exc()[-3000:]}", "kind": "WorkError"}
-    if parallel.rank() == 0 or "error" in result:
+    # The first error is the cause: the others only miss the process that had it.
+    known = "error" in result and (job / "result.json").exists()
+    if not known and (parallel.rank() == 0 or "error" in result):
         atomic_write(job / "result.json", json.dumps(result))
     if "error" in result:
         # The launcher ends the others, which would wait for this one.
