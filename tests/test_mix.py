@@ -145,6 +145,13 @@ def test_the_same_seed_gives_the_same_rows_whatever_the_order_of_the_file() -> N
     )
 
 
+def test_two_formats_train_on_the_same_prompts_in_the_same_order() -> None:
+    formats = [[example(f"question {i}", reply=f"{reply} {i}") for i in range(60)] for reply in ("no", "never")]
+    short, long = (mix({"a": rows}, said(a={"n": 20}, dedupe="none")).examples for rows in formats)
+    assert [row.origin.prompt for row in short] == [row.origin.prompt for row in long]
+    assert not {row.id for row in short} & {row.id for row in long}
+
+
 def test_the_order_of_keys_means_nothing() -> None:
     pools = {"x": [example(f"thing number {i} to do") for i in range(20)]}
     shares: dict[str, Any] = {"a": {"n": 5, "pool": "x"}, "b": {"pool": "x"}, "c": {"ratio": 0.1, "pool": "y"}}

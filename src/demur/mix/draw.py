@@ -1,7 +1,7 @@
 """Named shares to one training set, with an account that adds up.
 
-Every example that comes in goes out or is listed with the reason why not. Pools are sorted by id before anything is
-drawn and every share has a random stream of its own, so that the same seed gives the same rows whatever the order of the
+Every example that comes in goes out or is listed with the reason why not. Pools are sorted by prompt and id before
+anything is drawn and every share has a random stream of its own, so that the same seed gives the same rows whatever the order of the
 files, and changing one share leaves the others as they were.
 """
 
@@ -59,7 +59,7 @@ class Item(msgspec.Struct, gc=False):
 
     id: str
     share: str
-    trace: str
+    place: str
     cluster: str
     said: Key
     """Hash of what the user says, normalised."""
@@ -110,9 +110,9 @@ def _given(name: str, share: ShareSettings, pool: Sequence[Example]) -> list[Ite
     """The share's pool in an order of its own, each example under the share's name."""
     by: By = share.balance if share.balance != "none" else share.stratify
     items = [_item(name, example, by, at) for at, example in enumerate(pool)]
-    items.sort(key=lambda item: (item.id, item.trace))
+    items.sort(key=lambda item: item.place)
     for item in items:
-        item.trace = ""  # only the order asked for it
+        item.place = ""  # only the order asked for it
     return items
 
 
@@ -128,7 +128,9 @@ def _item(name: str, example: Example, by: By, at: int) -> Item:
     }
     said = hash(normal(asked(example)))
     attack, stratum = sys.intern(origin.attack), sys.intern(classes[by])
-    return Item(renamed.id, name, origin.trace, example.cluster, said, attack, stratum, at)
+    # By prompt first: of pools that ask the same, such as two formats, the same prompts are drawn.
+    place = f"{origin.prompt} {renamed.id} {origin.trace}"
+    return Item(renamed.id, name, place, example.cluster, said, attack, stratum, at)
 
 
 def _renamed(share: str, example: Example) -> Example:

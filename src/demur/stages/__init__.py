@@ -13,7 +13,7 @@ KINDS: dict[str, Kind] = {
     "distil": Kind("demur.stages.data:distil", 1),
     "diagnose": Kind("demur.stages.patterns:diagnose", 3),
     "repair": Kind("demur.stages.patterns:repair", 2),
-    "mix": Kind("demur.stages.data:mix", 5),
+    "mix": Kind("demur.stages.data:mix", 6),
     "examples": Kind("demur.stages.training:examples", 1),
     "train": Kind("demur.stages.data:train", 1, resumable=True),
     "evaluate": Kind("demur.stages.measure:evaluate", 2),
