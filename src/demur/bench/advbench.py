@@ -6,21 +6,15 @@ one frozen persuasive rewrite each (PAP), and with PAIR.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from msgspec.structs import replace
 
-from demur.bench.load import requests
+from demur.bench.load import plain
 from demur.bench.metrics import ATTACK_SUCCESS, SAFETY
-from demur.records import Prompt, Sampling
+from demur.records import Sampling
 
 COLUMNS = ("query|goal|prompt",)
-
-
-def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The requests of a local copy; the target sentences that come with them are not used."""
-    return requests(path, COLUMNS, source="advbench")
-
+read = plain(COLUMNS, "advbench")
+"""The requests of a local copy; the target sentences that come with them are not used."""
 
 ADVBENCH = replace(
     SAFETY,

@@ -117,13 +117,22 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
     return [{to: row.get(key) for to, key in names.items()} | {"_row": row} for row in found]
 
 
-def requests(path: Path, columns: Sequence[str], *, source: str, intent: Intent = "harmful") -> list[Prompt]:
-    """The prompts of a plain release: their texts stand in the first of its columns, their categories in the second."""
+def plain(columns: Sequence[str], source: str, *, intent: Intent = "harmful") -> Callable[..., list[Prompt]]:
+    """The reader of a plain release: texts stand in the first of its columns, categories in the second, if there is one."""
     wording, *category = (column.partition("|")[0] for column in columns)
-    return [
-        Prompt(text=text(row, wording), intent=intent, source=source, category=text(row, *category) if category else "")
-        for row in read_rows(path, columns)
-    ]
+
+    def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+        return [
+            Prompt(
+                text=text(row, wording),
+                intent=intent,
+                source=source,
+                category=text(row, *category) if category else "",
+            )
+            for row in read_rows(path, columns)
+        ]
+
+    return read
 
 
 def text(row: Row, column: str) -> str:

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from msgspec.structs import replace
 
-from demur.bench.load import requests
+from demur.bench.load import plain
 from demur.bench.metrics import HARM, OVER, SAFETY
-from demur.records import Prompt
 
 COLUMNS = ("prompt", "category")
-
-
-def read_hard(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The hard harmless prompts."""
-    return requests(path, COLUMNS, source="orbench_hard", intent="borderline")
-
-
-def read_toxic(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The toxic prompts."""
-    return requests(path, COLUMNS, source="orbench_toxic")
-
+read_hard = plain(COLUMNS, "orbench_hard", intent="borderline")
+read_toxic = plain(COLUMNS, "orbench_toxic")
 
 ORBENCH_HARD = replace(
     SAFETY,

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from msgspec.structs import replace
 
-from demur.bench.load import requests
+from demur.bench.load import plain
 from demur.bench.metrics import SAFETY
-from demur.records import Prompt
 
 COLUMNS = ("question", "category_name")
-
-
-def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The plain questions; the imperative form that FigStep draws as a picture is not used."""
-    return requests(path, COLUMNS, source="safebench")
-
+read = plain(COLUMNS, "safebench")
+"""The plain questions; the imperative form that FigStep draws as a picture is not used."""
 
 SAFEBENCH = replace(
     SAFETY,

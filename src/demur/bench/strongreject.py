@@ -5,21 +5,13 @@ Its own judge is a rubric from 0 to 1 (`--judge strongreject`), which means some
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from msgspec.structs import replace
 
-from demur.bench.load import requests
+from demur.bench.load import plain
 from demur.bench.metrics import SAFETY
-from demur.records import Prompt
 
 COLUMNS = ("forbidden_prompt|prompt", "category")
-
-
-def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The forbidden prompts."""
-    return requests(path, COLUMNS, source="strongreject")
-
+read = plain(COLUMNS, "strongreject")
 
 STRONGREJECT = replace(
     SAFETY,
