@@ -71,12 +71,12 @@ def test_two_nodes_train_what_one_process_trains_and_one_may_be_lost(
     def watch(event: Event) -> None:
         """A node is lost while it trains, and another comes."""
         nonlocal lost_at
-        if event.name == "train-a-s0" and event.state == "progress":
-            if event.done > 20 and cluster.second is not None:
-                lost_at = event.done
-                cluster.remove_node(cluster.second, allow_graceful=False)
-                cluster.second = None
-                cluster.add_node(num_cpus=1)
+        training = event.name == "train-a-s0" and event.state == "progress"
+        if training and event.done > 20 and cluster.second is not None:
+            lost_at = event.done
+            cluster.remove_node(cluster.second, allow_graceful=False)
+            cluster.second = None
+            cluster.add_node(num_cpus=1)
 
     with ray_pool("ray", journal=out / "journal", say=watch) as pool:
         nodes = graph(rows, stand_in, processes=2)
