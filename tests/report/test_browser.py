@@ -199,7 +199,7 @@ def test_no_answer_without_the_token(served: Served) -> None:
     for url in (
         f"http://{host}/",
         f"http://{host}/api/traces",
-        f"http://{host}/{token[:-1]}x/",
+        f"http://{host}/{token[:-1]}{'y' if token[-1] == 'x' else 'x'}/",
         f"http://{host}/{token}x/",
     ):
         wrong.url = url
