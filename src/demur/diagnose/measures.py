@@ -7,8 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 
-from demur.diagnose.lexicon import Cue
-from demur.diagnose.rules import Reading, read
+from demur.diagnose.roles import Reading, read
 from demur.records import Estimate, Record, Trace
 from demur.stats import mean, rate
 
@@ -44,21 +43,20 @@ class Measures(Record, frozen=True, kw_only=True):
 
 def measured(trace: Trace, reading: Reading | None = None) -> Measures:
     """The measures of a trace; `reading` saves reading it again."""
-    reading = reading or read(trace)
-    said = reading.thinking
-    place = {sentence.start: index for index, sentence in enumerate(said)}
-    decisions = list(reading.refusing) or [s for s in reading.harmless if s.shows(Cue.COMPLY)]
-    decided = place[decisions[0].start] if decisions else None
-    behind = said[decided + 1 :] if decided is not None else []
+    said = (reading or read(trace)).thinking
+    sentences = [span.text.lower() for span in said.spans]
+    aware = next(iter(said.playing("harm")), None)
+    decided = next(iter(said.playing("decline") or said.playing("comply")), None)
+    behind = sentences[decided + 1 :] if decided is not None else []
     text = trace.thinking or ""
     return Measures(
         trace=trace.id,
-        sentences=len(said),
-        first_awareness=place[reading.aware[0].start] / len(said) if reading.aware else None,
-        key_sentence=decided / len(said) if decided is not None else None,
+        sentences=len(sentences),
+        first_awareness=aware / len(sentences) if aware is not None else None,
+        key_sentence=decided / len(sentences) if decided is not None else None,
         after_decision=len(behind),
-        reopenings=sum(REOPENING.match(s.lower) is not None for s in behind),
-        loop=_loops(text, [s.lower for s in said]),
+        reopenings=sum(REOPENING.match(sentence) is not None for sentence in behind),
+        loop=_loops(text, sentences),
         language_switches=sum(1 for _ in FOREIGN.finditer(text)),
     )
 

@@ -46,7 +46,7 @@ def load(half: Half = "held_out") -> list[Question]:
     """A half of the exam that ships."""
     path = resources.files("demur.diagnose.exam") / f"{half}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [_question(msgspec.json.decode(line), f"{half}.jsonl:{number}") for number, line in enumerate(lines, 1)]
+    return [question(msgspec.json.decode(line), f"{half}.jsonl:{number}") for number, line in enumerate(lines, 1)]
 
 
 def load_file(path: Path) -> list[Question]:
@@ -55,10 +55,15 @@ def load_file(path: Path) -> list[Question]:
     Raises:
         UserError: a row without prompt, response or a pattern's 0 or 1.
     """
-    return [_question(row, f"{path}:{number}") for number, row in rows(path)]
+    return [question(row, f"{path}:{number}") for number, row in rows(path)]
 
 
-def _question(row: Mapping[str, Any], where: str) -> Question:
+def question(row: Mapping[str, Any], where: str) -> Question:
+    """A labelled row as a question; `where` is named in errors.
+
+    Raises:
+        UserError: a row without prompt, response or a pattern's 0 or 1.
+    """
     prompt, raw = row.get("prompt"), row.get("response")
     if not isinstance(prompt, str) or not isinstance(raw, str):
         raise UserError(f"{where}: a labelled row needs the texts 'prompt' and 'response'.")
