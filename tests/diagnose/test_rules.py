@@ -144,12 +144,11 @@ def test_detectors_open_by_name() -> None:
 
 
 def test_the_held_out_half_scores_what_the_docs_say() -> None:
-    """A change of the rules must not make the blind half worse unseen; `docs/patterns.md` quotes 0.61."""
+    """`docs/patterns.md` quotes these figures; other weights need another exam."""
     scored = exam.calibrate(RulesDetector())
-    assert (scored["half"], scored["n"]) == ("held_out", 80)
-    assert scored["macro_f1"] >= 0.60
-    assert scored["abstained"] <= 0.15
-    assert exam.calibrate(RulesDetector(), half="tuning")["macro_f1"] >= 0.80
+    assert (scored["half"], scored["n"]) == ("held_out", 280)
+    assert scored["macro_f1"] == pytest.approx(0.909, abs=0.01)
+    assert scored["abstained"] == pytest.approx(0.101, abs=0.01)
 
 
 def test_the_exam_is_large_enough_and_its_halves_differ() -> None:
