@@ -152,7 +152,7 @@ def findings(found: Sequence[Found]) -> Iterator[tuple[str, ...]]:
     for one in found:
         for number, test in enumerate(one.evidence):
             head = (one.claim, one.outcome) if number == 0 else ("", "")
-            yield (*head, *tested(test))
+            yield (*head, *tested(test, alone=len(one.evidence) == 1))
 
 
 def conclusion(found: Found) -> str:
@@ -166,17 +166,17 @@ def conclusion(found: Found) -> str:
     return f"{found.claim}: {found.outcome} ({numbers})"
 
 
-def tested(test: Tested) -> tuple[str, ...]:
-    """A test in words: what was compared and what was expected, its numbers, and what they rest on."""
+def tested(test: Tested, *, alone: bool) -> tuple[str, ...]:
+    """A test in words: what was compared and expected, its numbers, what they rest on; its outcome unless it is `alone`."""
     where = " ".join(part for part in (test.bench, ", ".join(map(attack, test.attack))) if part)
     part = f" of the {test.part}" if test.part != "answer" else ""
     said = f"{test.a} − {test.b}, {name(test.metric)}{part}{f' ({where})' if where else ''}, {test.expect}"
-    rest = f"{said}: {test.outcome}, {test.why}"
+    rest = f"{said}: {test.why}" if alone else f"{said}: {test.outcome}, {test.why}"
     d, unit = test.difference, test.unit
     if d.value is None:
         return rest, "–", difference_of(test.by, unit), "–", "–"
     trained = f"{d.seeds} training{'' if d.seeds == 1 else 's'} on {test.bases} base{'' if test.bases == 1 else 's'}"
-    on = f"{d.n:,} pairs, {d.clusters} prompts, {trained}" if unit != "nats" else trained
+    on = f"{d.n:,} pairs, {trained}" if unit != "nats" else trained
     return rest, spread(d, unit), difference_of(test.by, unit), p_value(test.p_holm), on
 
 
