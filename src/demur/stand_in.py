@@ -198,16 +198,4 @@ def _trace(prompt: Prompt) -> Trace:
     """What the scripted teacher says to a prompt."""
     sent = (Message(role="user", content=prompt.text),)
     raw = teacher(sent, Sampling(), random.Random(prompt.id))
-    parts = thinking.split(raw)
-    return Trace(
-        prompt=prompt,
-        model="script:teacher",
-        sampling=Sampling(),
-        sent=sent,
-        raw=raw,
-        thinking=parts.thinking,
-        answer=parts.answer,
-        outcome=parts.outcome,
-        opened_by=parts.opened_by,
-        finish="stop",
-    )
+    return thinking.traced(prompt, raw, model="script:teacher", sent=sent)

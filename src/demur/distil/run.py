@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -122,24 +122,12 @@ def _needed(strategy: Strategy, teacher: Model | None) -> Model:
 def _constant(prompts: Rows[Prompt], strategy: Strategy, settings: DistilSettings) -> Distilled:
     """One and the same reply for every prompt. It needs neither teacher nor filter."""
     raw = strategy.constant or ""
-    parts = thinking.split(raw)
-    sampling = Sampling(max_tokens=settings.max_tokens)
-    made = (
-        Trace(
-            prompt=prompt,
-            model=f"constant:{strategy.name}",
-            sampling=sampling,
-            sent=strategy.messages(prompt),
-            raw=raw,
-            thinking=parts.thinking,
-            answer=parts.answer,
-            outcome=parts.outcome,
-            opened_by=parts.opened_by,
-            finish="stop",
-            strategy=strategy.name,
-        )
-        for prompt in prompts
-    )
+    same: dict[str, Any] = {
+        "model": f"constant:{strategy.name}",
+        "sampling": Sampling(max_tokens=settings.max_tokens),
+        "strategy": strategy.name,
+    }
+    made = (thinking.traced(prompt, raw, sent=strategy.messages(prompt), **same) for prompt in prompts)
     traces = Rows(Trace, made)
     funnel = {"asked": len(traces), "answered": len(traces), "failed": 0}
     funnel |= dict.fromkeys(REASONS, 0)

@@ -18,7 +18,7 @@ import msgspec
 from demur import thinking
 from demur.errors import UserError
 from demur.protocols import Detector
-from demur.records import PATTERNS, Finding, Pattern, Prompt, Sampling, Trace
+from demur.records import PATTERNS, Finding, Pattern, Prompt, Trace
 from demur.tables import rows
 
 Half = Literal["held_out", "tuning"]
@@ -72,20 +72,8 @@ def question(row: Mapping[str, Any], where: str) -> Question:
         if value not in ("0", "1", "true", "false"):
             raise UserError(f"{where}: '{pattern}' must be 0 or 1; it is {row.get(pattern)!r}.")
     labels = {pattern: value in ("1", "true") for pattern, value in values.items()}
-    parts = thinking.split(raw)
-    trace = Trace(
-        prompt=Prompt(text=prompt, intent=row.get("intent") or "harmful", source=str(row.get("id", where))),
-        model="exam",
-        sampling=Sampling(),
-        sent=(),
-        raw=raw,
-        thinking=parts.thinking,
-        answer=parts.answer,
-        outcome=parts.outcome,
-        opened_by=parts.opened_by,
-        finish="stop",
-    )
-    return Question(trace, labels)
+    asked = Prompt(text=prompt, intent=row.get("intent") or "harmful", source=str(row.get("id", where)))
+    return Question(thinking.traced(asked, raw, model="exam"), labels)
 
 
 async def graded(detector: Detector, questions: Iterable[Question]) -> list[tuple[Question, tuple[Finding, ...]]]:
