@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
+import numpy as np
 
 from demur.errors import UserError
 from demur.mix.settings import By, MixSettings, ShareSettings
@@ -160,10 +161,15 @@ def _unlike(examples: Sequence[Item], settings: MixSettings, drops: Rows[Drop]) 
     """The examples of one share that ask something new."""
     if settings.dedupe == "none":
         return list(examples)
+    values, counts = np.unique(
+        np.fromiter((key for example in examples for key in _keys(example, settings.dedupe)), dtype=np.int64),
+        return_counts=True,
+    )
+    shared = set(values[counts > 1].tolist())  # most keys are one example's own, and need not be remembered
     seen: dict[Key, str] = {}
     kept = []
     for example in examples:
-        keys = _keys(example, settings.dedupe)
+        keys = [key for key in _keys(example, settings.dedupe) if key in shared]
         first = next((seen[key] for key in keys if key in seen), None)
         if first is None:
             kept.append(example)
@@ -206,8 +212,9 @@ def _take(
         )
     rng = random.Random(f"draw {settings.seed} {name}")
     drawn = _draw(free, len(free) if n is None else n, settings.shares[name], rng)
-    chosen = {id(example) for example in drawn}
-    drops.extend(Drop(example=e.id, share=name, reason="not_drawn") for e in free if id(e) not in chosen)
+    if len(drawn) < len(free):
+        chosen = {id(example) for example in drawn}
+        drops.extend(Drop(example=e.id, share=name, reason="not_drawn") for e in free if id(e) not in chosen)
     if settings.dedupe != "none" and len(settings.shares) > 1:
         taken.update((key, example.id) for example in drawn for key in _keys(example, settings.dedupe))
     return drawn
