@@ -179,11 +179,11 @@ def _similar(table: _Table, similarity: float) -> tuple[I64, I64]:
         before = value
         same = np.flatnonzero(value[order[1:]] == value[order[:-1]])
         a, b = order[same], order[same + 1]
+        like = table.figures[a] == table.figures[b]
+        a, b = a[like], b[like]
         pairs.append(np.minimum(a, b) * size + np.maximum(a, b))
     keys = np.unique(np.concatenate(pairs))
     left, right = keys // size, keys % size
-    like = table.figures[left] == table.figures[right]
-    left, right = left[like], right[like]
     close = np.zeros(len(left), dtype=bool)
     for i in range(0, len(left), 1 << 16):  # rows are gathered piece by piece to stay small
         part = slice(i, i + (1 << 16))
