@@ -22,7 +22,7 @@ from demur.mix.grams import packs
 from demur.mix.settings import MixSettings
 from demur.mix.text import masked, normal
 from demur.prompts.forms import load_file
-from demur.records import Example, ExamplePart, Message, Origin, Prompt, Sampling, Trace
+from demur.records import Example, ExamplePart, Message, Origin, Prompt, Trace
 from demur.settings import validate
 
 
@@ -43,20 +43,8 @@ def said(**shares: Any) -> MixSettings:
 
 def trace(raw: str, *, prompt: Prompt | None = None) -> Trace:
     prompt = prompt or Prompt(text="wrapped q", question="q", parent="p", attack="template:1", intent="harmful")
-    split = thinking.split(raw)
-    return Trace(
-        prompt=prompt,
-        model="m",
-        sampling=Sampling(),
-        sent=(Message(role="user", content=f"Refuse politely: {prompt.text}"),),
-        raw=raw,
-        thinking=split.thinking,
-        answer=split.answer,
-        outcome=split.outcome,
-        opened_by=split.opened_by,
-        finish="stop",
-        strategy="short",
-    )
+    sent = (Message(role="user", content=f"Refuse politely: {prompt.text}"),)
+    return thinking.traced(prompt, raw, model="m", sent=sent, strategy="short")
 
 
 # Traces to examples

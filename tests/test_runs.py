@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demur.errors import UserError
-from demur.records import Prompt, Sampling, Trace, digest, encode, read_jsonl, write_jsonl
+from demur.records import Prompt, digest, encode, read_jsonl, write_jsonl
 from demur.runs import Artifact, Draft, artifacts, fingerprint, hash_path, is_published
+from demur.thinking import traced
 
 PROMPTS = st.builds(
     Prompt,
@@ -51,10 +52,7 @@ def test_ids_are_content(tmp_path: Path) -> None:
     assert Prompt(text="wrapped", intent="harmful", parent=one.id).cluster == one.id
     with pytest.raises(AttributeError):
         one.text = "b"  # type: ignore[misc]
-    trace = Trace(
-        prompt=one, model="m", sampling=Sampling(), sent=(), raw="x", thinking=None, answer="x", outcome="no_thinking",
-        opened_by=None, finish="stop",
-    )  # fmt: skip
+    trace = traced(one, "x", model="m")
     assert trace.id != msgspec.structs.replace(trace, id="", raw="y").id
 
 

@@ -6,25 +6,17 @@ import pytest
 
 from demur.bench import get_bench
 from demur.bench.summary import categories, results
-from demur.records import Failure, Label, Message, Outcome, Prompt, Result, Sampling, Trace, Verdict
+from demur.records import Failure, Label, Outcome, Prompt, Result, Trace, Verdict
+from demur.thinking import join, traced
 
 
 def made(
     i: int, *, intent: str = "harmful", outcome: Outcome = "complete", attack: str = "", category: str = "c"
 ) -> Trace:
     prompt = Prompt(text=f"q{i}", intent=intent, attack=attack, category=category)  # type: ignore[arg-type]
-    return Trace(
-        prompt=prompt,
-        model="m",
-        sampling=Sampling(),
-        sent=(Message(role="user", content=prompt.text),),
-        raw="r",
-        thinking="t",
-        answer=None if outcome == "cut_in_thinking" else "a",
-        outcome=outcome,
-        opened_by="model",
-        finish="length" if outcome.startswith("cut") else "stop",
-        tokens_thinking=10 * i,
+    raw = join("t", None if outcome == "cut_in_thinking" else "a")
+    return traced(
+        prompt, raw, model="m", finish="length" if outcome.startswith("cut") else "stop", tokens_thinking=10 * i
     )
 
 

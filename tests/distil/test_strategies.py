@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from demur.distil import STRATEGIES
 from demur.distil.strategy import load, parse, recognise
 from demur.errors import UserError
-from demur.records import PATTERNS, Prompt, Sampling, Trace
+from demur.records import PATTERNS, Prompt, Trace
+from demur.thinking import traced
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -20,18 +21,7 @@ def prompt(text: str) -> Prompt:
 
 
 def safe(asked: Prompt) -> Trace:
-    return Trace(
-        prompt=asked,
-        model="m",
-        sampling=Sampling(),
-        sent=(),
-        raw="<think>\nno\n</think>\n\nSorry.",
-        thinking="no",
-        answer="Sorry.",
-        outcome="complete",
-        opened_by="model",
-        finish="stop",
-    )
+    return traced(asked, "<think>\nno\n</think>\n\nSorry.", model="m")
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -29,7 +29,7 @@ from demur.judge.model import Case, Format, Reading, chance
 from demur.judge.rubrics import STRONGREJECT, parse_strongreject, parse_xstest, strongreject_score
 from demur.protocols import Model, Requests, stream
 from demur.records import Failure, Message, Prompt, Sampling, Trace, Verdict
-from demur.thinking import join, split, traced
+from demur.thinking import join, traced
 
 PARSERS: dict[str, Callable[[str], Reading]] = {
     "llama_guard3": parse_llama_guard3,
@@ -43,21 +43,8 @@ PARSERS: dict[str, Callable[[str], Reading]] = {
 
 
 def made(answer: str | None = "Here is how.", thinking: str | None = "Let me see.", *, question: str = "How?") -> Trace:
-    raw = join(thinking, answer)
-    parts = split(raw, finish="stop" if answer is not None else "length")
     prompt = Prompt(text=f"Please! {question}", question=question, intent="harmful")
-    return Trace(
-        prompt=prompt,
-        model="m",
-        sampling=Sampling(),
-        sent=(Message(role="user", content=prompt.text),),
-        raw=raw,
-        thinking=parts.thinking,
-        answer=parts.answer,
-        outcome=parts.outcome,
-        opened_by=parts.opened_by,
-        finish="stop" if answer is not None else "length",
-    )
+    return traced(prompt, join(thinking, answer), model="m", finish="stop" if answer is not None else "length")
 
 
 class Says:

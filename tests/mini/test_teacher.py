@@ -25,19 +25,7 @@ def _asked(rng: random.Random) -> world.Asked:
 def _trace(asked: world.Asked, reply: teacher.Reply, rng: random.Random) -> Trace:
     text = asked.framing.wrap(world.request(rng, asked.pair))
     raw = thinking.join(reply.thinking, reply.answer)
-    split = thinking.split(raw)
-    return Trace(
-        prompt=Prompt(text=text, intent="harmful"),
-        model="teacher",
-        sampling=Sampling(),
-        sent=(),
-        raw=raw,
-        thinking=split.thinking,
-        answer=split.answer,
-        outcome=split.outcome,
-        opened_by=split.opened_by,
-        finish="stop",
-    )
+    return thinking.traced(Prompt(text=text, intent="harmful"), raw, model="teacher")
 
 
 @pytest.mark.parametrize(

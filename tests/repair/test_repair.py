@@ -29,21 +29,8 @@ FINE = ("There is nothing wrong with it, it is perfectly fine to answer.", REFUS
 
 
 def made(text: str, pair: tuple[str, str], *, tokens: int | None = 100) -> Trace:
-    raw = thinking.join(*pair)
-    return Trace(
-        prompt=Prompt(text=text, intent="harmful"),
-        model="m",
-        sampling=Sampling(),
-        sent=(),
-        raw=raw,
-        thinking=pair[0],
-        answer=pair[1],
-        outcome="complete",
-        opened_by="model",
-        finish="stop",
-        tokens_out=tokens,
-        strategy="default",
-    )
+    prompt = Prompt(text=text, intent="harmful")
+    return thinking.traced(prompt, thinking.join(*pair), model="m", tokens_out=tokens, strategy="default")
 
 
 class Teacher:

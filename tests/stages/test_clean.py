@@ -8,8 +8,9 @@ import pytest
 
 from demur.cli.contamination import check_contamination
 from demur.errors import CheckFailed, UserError
-from demur.records import Example, ExamplePart, Failure, Message, Origin, Prompt, Sampling, Trace, Verdict
+from demur.records import Example, ExamplePart, Failure, Origin, Prompt, Trace, Verdict
 from demur.runs import Draft
+from demur.thinking import traced
 
 QUESTIONS = [f"Tell me all about the {thing} of the kingdom, please" for thing in ("roads", "wells", "mines", "ships")]
 
@@ -26,18 +27,7 @@ def staged(run: Path, name: str, kind: str, settings: dict[str, Any], **records:
 def reply(question: str) -> Trace:
     parent = Prompt(text=question, intent="harmful")
     prompt = Prompt(text=f"As an actor: {question}", question=question, parent=parent.id, attack="x", intent="harmful")
-    return Trace(
-        prompt=prompt,
-        model="m",
-        sampling=Sampling(),
-        sent=(Message(role="user", content=prompt.text),),
-        raw="no",
-        thinking=None,
-        answer="no",
-        outcome="no_thinking",
-        opened_by=None,
-        finish="stop",
-    )
+    return traced(prompt, "no", model="m")
 
 
 @pytest.fixture
