@@ -365,17 +365,21 @@ def _start_worker(events: Any, parent: int) -> None:
 
 def _work(job: Job) -> float:
     """Run one stage in a worker."""
-    name = job.node.name
+    return do(job, reported(job.node.name, _events.put))
+
+
+def reported(name: str, put: Callable[[tuple[Any, ...]], object]) -> Progress:
+    """Says that a stage has started; gives its progress, which is told at most five times a second."""
     last = 0.0
 
     def progress(done: int, total: int | None, remark: str) -> None:
         nonlocal last
         if time.monotonic() - last > 0.2 or done == total:
             last = time.monotonic()
-            _events.put(tuple(Event(name, "progress", done, total, remark)))
+            put(tuple(Event(name, "progress", done, total, remark)))
 
-    _events.put(tuple(Event(name, "started")))
-    return do(job, progress)
+    put(tuple(Event(name, "started")))
+    return progress
 
 
 @contextlib.contextmanager

@@ -28,21 +28,13 @@ class Flow(NamedTuple):
     verdicts: Rows[Verdict]
 
 
-def _same(trace: Trace) -> Trace:
-    return trace
-
-
-def _all(_trace: Trace) -> bool:
-    return True
-
-
 async def ask_and_judge(
     model: Model,
     requests: Requests,
     judges: Sequence[Judge] = (),
     *,
-    mark: Callable[[Trace], Trace] = _same,
-    judged: Callable[[Trace], bool] = _all,
+    mark: Callable[[Trace], Trace] = lambda trace: trace,
+    judged: Callable[[Trace], bool] = lambda trace: True,
     progress: Progress = quiet,
 ) -> Flow:
     """Ask a model and have every judge read what comes back.

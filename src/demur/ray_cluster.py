@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from demur.errors import DemurError, UserError, WorkError
-from demur.execute import Event, Job, Node, Watch, do
+from demur.execute import Event, Job, Node, Watch, do, reported
 from demur.journal import Journal
 from demur.journal_care import merge
-from demur.ray_training import rooms
+from demur.ray_training import Mailbox, rooms
 from demur.registry import missing
 
 RETRIES = 5
@@ -66,7 +66,7 @@ class RayPool:
         self._ray, self._journal, self._say = ray, journal, say
         self._jobs: dict[Any, Job] = {}
         # The driver keeps the actor on its own node: losing another node loses no events.
-        self._events = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Events).remote()
+        self._events = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox).remote()
 
     @property
     def slots(self) -> int:
@@ -142,43 +142,9 @@ def devices(node: Node) -> int:
     return int(node.kind == "evaluate")
 
 
-class _Events:
-    """An actor that holds what stages report until the driver asks."""
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[Any, ...]] = []
-
-    def put(self, event: tuple[Any, ...]) -> None:
-        self._kept.append(event)
-
-    def drain(self) -> list[tuple[Any, ...]]:
-        kept, self._kept = self._kept, []
-        return kept
-
-
 def _task(job: Job, events: Any) -> tuple[float, str]:
     """Run one stage on a node; gives the seconds, and what went wrong in words (a lost node raises instead)."""
-
-    def progress(done: int, total: int | None, remark: str) -> None:
-        events.put.remote(tuple(Event(job.node.name, "progress", done, total, remark)))
-
-    events.put.remote(tuple(Event(job.node.name, "started")))
     try:
-        return do(job, _thinned(progress)), ""
+        return do(job, reported(job.node.name, events.put.remote)), ""
     except DemurError as error:
         return 0.0, str(error)
-
-
-def _thinned(progress: Any) -> Any:
-    """Progress, told at most five times a second."""
-    import time
-
-    last = 0.0
-
-    def told(done: int, total: int | None, remark: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > 0.2 or done == total:
-            last = time.monotonic()
-            progress(done, total, remark)
-
-    return told

@@ -106,7 +106,7 @@ def _run(ray: Any, group: Any, work: tuple[Path, TrainSettings], progress: Progr
         where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
         return ray.remote(max_retries=0, scheduling_strategy=where, **needs)(function)
 
-    told = ray.remote(num_cpus=0)(_Told).remote()
+    told = ray.remote(num_cpus=0)(Mailbox).remote()
     sizes = [(int(bundle["CPU"]), int(bundle.get("GPU", 0))) for bundle in group.bundle_specs]
     agents: list[Any] = []
     try:
@@ -166,15 +166,17 @@ def _agent(job: Path, settings: TrainSettings, flags: list[str], told: Any) -> t
     return parallel.agent(job, [*flags, here], settings, progress, tied=True)
 
 
-class _Told:
-    """An actor that holds the processes' progress until the stage asks."""
+class Mailbox:
+    """An actor that holds what others report until it is asked for."""
 
     def __init__(self) -> None:
-        self._kept: list[tuple[int, int | None, str]] = []
+        self._kept: list[tuple[Any, ...]] = []
 
-    def put(self, step: tuple[int, int | None, str]) -> None:
-        self._kept.append(step)
+    def put(self, report: tuple[Any, ...]) -> None:
+        """Keep a report."""
+        self._kept.append(report)
 
-    def drain(self) -> list[tuple[int, int | None, str]]:
+    def drain(self) -> list[tuple[Any, ...]]:
+        """What was kept, which is then forgotten."""
         kept, self._kept = self._kept, []
         return kept

@@ -48,8 +48,7 @@ class Rows(Sequence[T]):
         self._written = [0]
         self._owner = _Owner(path.open("rb") if path else scratch())
         self._file = self._owner.file
-        for record in records:
-            self.append(record)
+        self.extend(records)
         end = 0
         for line in self._file if path else ():
             end += len(line)
