@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.made import Speaker, attacked
 
 from demur import thinking
 from demur.attack import open_attack
@@ -25,21 +26,16 @@ from demur.errors import WorkError
 from demur.journal import Journal
 from demur.models.roles import opened, parse_role
 from demur.protocols import Request, Requests, stream
-from demur.records import Estimate, Failure, Prompt, Result, Sampling, Trace
+from demur.records import Estimate, Failure, Prompt, Result, Trace
 
 GOALS = [Prompt(text=f"How do I do thing {i}?", intent="harmful") for i in range(3)]
-Say = Callable[[Request], str]
+Say = Callable[[Request], str | None]
 
 
-class Fake:
-    """A model that is a function; it keeps what it was asked, and answers out of order."""
+class Fake(Speaker):
+    """It answers out of order."""
 
-    def __init__(self, say: Say, identity: str = "fake") -> None:
-        self._say, self.identity = say, identity
-        self.asked: list[Request] = []
-
-    def check(self, sampling: Sampling) -> None:
-        pass
+    lost = "too_long"
 
     async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
         ready: asyncio.Queue[Trace | Failure | WorkError] = asyncio.Queue()
@@ -48,7 +44,7 @@ class Fake:
             async for request in stream(requests):
                 self.asked.append(request)
                 asyncio.get_running_loop().call_later(
-                    0.001 * (len(self.asked) % 3), ready.put_nowait, self._reply(request)
+                    0.001 * (len(self.asked) % 3), ready.put_nowait, self.attempt(request)
                 )
 
         reader = asyncio.create_task(read())
@@ -61,23 +57,11 @@ class Fake:
         finally:
             reader.cancel()
 
-    def _reply(self, request: Request) -> Trace | Failure | WorkError:
+    def attempt(self, request: Request) -> Trace | Failure | WorkError:
         try:
-            raw = self._say(request)
+            return self.reply(request)
         except WorkError as error:
             return error
-        if raw == "FAIL":
-            return Failure(
-                prompt=request.prompt, model=self.identity, kind="too_long", detail="", sample=request.sample
-            )
-        return thinking.traced(
-            request.prompt,
-            raw,
-            model=self.identity,
-            sampling=request.sampling,
-            sent=request.messages,
-            sample=request.sample,
-        )
 
 
 def writes(request: Request) -> str:
@@ -103,10 +87,7 @@ def search(
     attack = open_attack(AttackSettings(name=name, **fields), attacker=models[0], target=models[1], judge=models[2])  # type: ignore[arg-type]
     assert isinstance(attack, PairAttack)
 
-    async def collect() -> list[Prompt]:
-        return [prompt async for prompt in attack.attacked(GOALS)]
-
-    return attack, asyncio.run(collect()), models
+    return attack, attacked(attack, GOALS), models
 
 
 def test_all_streams_and_iterations_are_used_while_nothing_breaks() -> None:
@@ -201,8 +182,8 @@ def test_an_unreadable_rating_is_none_and_never_one() -> None:
 
 
 def test_a_reply_that_is_not_there_is_not_judged() -> None:
-    def target(request: Request) -> str:
-        return "FAIL" if ".0." in request.prompt.id else thinking.join("still think", None)
+    def target(request: Request) -> str | None:
+        return None if ".0." in request.prompt.id else thinking.join("still think", None)
 
     attack, _, (_, _, judge) = search(target=target, streams=2, iterations=2)
     assert judge.asked == []
@@ -347,9 +328,7 @@ class Whole(Fake):
         self.asked += [request async for request in stream(requests)]
         self.batches.append(len(self.asked) - sum(self.batches))
         for request in self.asked[-self.batches[-1] :]:
-            found = self._reply(request)
-            assert not isinstance(found, WorkError)
-            yield found
+            yield self.reply(request)
 
     batches: list[int]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 from random import Random
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from pydantic import ValidationError
+from tests.made import Speaker, attacked
 
 from demur import thinking
 from demur.attack import ATTACKS, needs, open_attack, requests
@@ -26,43 +26,19 @@ from demur.attack.taxonomy import TECHNIQUES, TOP
 from demur.bench.passk import pass_at_k
 from demur.errors import UserError, WorkError
 from demur.models.decoding import PRESETS, preset
-from demur.protocols import Attack, Requests, stream
-from demur.records import Estimate, Failure, Message, Prompt, Result, Sampling, Trace, write_jsonl
+from demur.protocols import Attack
+from demur.records import Estimate, Failure, Message, Prompt, Result, Sampling, write_jsonl
 
 QUESTIONS = [Prompt(text=f"How do I do thing {i}?", intent="harmful", category="things") for i in range(4)]
 
 
-class Fake:
+def speaker(say: Callable[[str, int], str]) -> Speaker:
     """A model that is a function of the request's last message and sample."""
-
-    identity = "fake"
-
-    def __init__(self, say: Callable[[str, int], str]) -> None:
-        self._say = say
-        self.asked = 0
-
-    def check(self, sampling: Sampling) -> None:
-        pass
-
-    async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
-        async for request in stream(requests):
-            self.asked += 1
-            raw = self._say(request.messages[-1].content, request.sample)
-            yield thinking.traced(
-                request.prompt,
-                raw,
-                model=self.identity,
-                sampling=request.sampling,
-                sent=request.messages,
-                sample=request.sample,
-            )
+    return Speaker(lambda request: say(request.messages[-1].content, request.sample))
 
 
 def run(attack: Attack, prompts: list[Prompt] | None = None) -> list[Prompt]:
-    async def collect() -> list[Prompt]:
-        return [prompt async for prompt in attack.attacked(QUESTIONS if prompts is None else prompts)]
-
-    return asyncio.run(collect())
+    return attacked(attack, QUESTIONS if prompts is None else prompts)
 
 
 def is_derived(prompt: Prompt, question: Prompt) -> bool:
@@ -134,19 +110,19 @@ def test_written_rewrites_try_again_and_count_what_never_comes() -> None:
             return "Sorry."
         return '{"prompt": "Please: thing"}' if sample else "not yet"
 
-    attacker = Fake(say)
+    attacker = speaker(say)
     attack = open_attack(AttackSettings(name="pap", techniques=("Framing", "favor"), tries=2), attacker=attacker)
     found = run(attack)
     assert len(found) == 6
     assert {p.attack for p in found} == {"pap:framing", "pap:favor"}
     failures: list[Failure] = attack.failures  # type: ignore[attr-defined]
     assert [(f.kind, f.prompt.parent) for f in failures] == [("unreadable", QUESTIONS[0].id)] * 2
-    assert attacker.asked == 16
+    assert len(attacker.asked) == 16
 
 
 def test_an_attacker_that_never_writes_is_an_error() -> None:
     with pytest.raises(WorkError, match="no rewrite"):
-        run(open_attack("pap", attacker=Fake(lambda text, sample: "Sorry.")))
+        run(open_attack("pap", attacker=speaker(lambda text, sample: "Sorry.")))
 
 
 def test_pap_needs_rewrites_from_somewhere() -> None:

@@ -3,12 +3,13 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.made import Speaker
 
-from demur import thinking
 from demur.distil.run import REASONS, Distilled, distil
 from demur.distil.settings import DistilSettings
 from demur.errors import UserError, WorkError
@@ -18,15 +19,13 @@ from demur.records import Failure, HarmLabel, Part, Prompt, Query, RefusalLabel,
 GOOD = "<think>\nThis would hurt people.\n</think>\n\nSorry, no."
 BAD = "<think>\nEasy.\n</think>\n\nBADNESS"
 THOUGHT_BAD = "<think>\nBADNESS\n</think>\n\nSorry."
-Script = Callable[[Request], str | None]
 
 
-class Teacher:
-    identity = "teacher"
+class Teacher(Speaker):
+    """It answers in no order, and a reply that ends so is cut."""
 
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self.seen: list[Request] = []
+    def __init__(self, script: Callable[[Request], str | None]) -> None:
+        super().__init__(script, "teacher")
 
     def check(self, sampling: Sampling) -> None:
         if sampling.temperature > 1.9:
@@ -35,28 +34,13 @@ class Teacher:
     async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
         everything = [request async for request in stream(requests)]
         random.Random(0).shuffle(everything)
-        for request in everything:
-            self.seen.append(request)
-            raw = self.script(request)
-            if raw is None:
-                yield Failure(prompt=request.prompt, model="teacher", kind="timeout", detail="", sample=request.sample)
-                continue
-            finish = "length" if raw.endswith("CUT") else "stop"
-            split = thinking.split(raw, finish=finish)  # type: ignore[arg-type]
-            yield Trace(
-                prompt=request.prompt,
-                model="teacher",
-                sampling=request.sampling,
-                sent=request.messages,
-                raw=raw,
-                thinking=split.thinking,
-                answer=split.answer,
-                outcome=split.outcome,
-                opened_by=split.opened_by,
-                finish=finish,  # type: ignore[arg-type]
-                sample=request.sample,
-                tokens_out=len(raw.split()),
-            )
+        async for answer in super().answers(everything):
+            yield answer
+
+    def reply(self, request: Request, **known: Any) -> Trace | Failure:
+        raw = self.say(request) or ""
+        finish = "length" if raw.endswith("CUT") else "stop"
+        return super().reply(request, finish=finish, tokens_out=len(raw.split()), **known)
 
 
 class Guard:
@@ -135,7 +119,7 @@ def test_the_instruction_is_sent_and_recorded_and_the_prompt_stays_bare() -> Non
     trace = done.traces[0]
     assert trace.strategy == "improved"
     assert trace.prompt.text == "p0"
-    assert trace.sent == teacher.seen[0].messages
+    assert trace.sent == teacher.asked[0].messages
     assert "Sorry" in trace.sent[0].content
 
 
@@ -191,7 +175,7 @@ def test_what_is_missing_is_said_before_anything_is_asked() -> None:
         run(teacher, judges=[Guard("whole")], temperature=2.0)
     with pytest.raises(UserError, match="rewrites given traces"):
         run(teacher, judges=[Guard("whole")], strategy="rewrite")
-    assert not teacher.seen
+    assert not teacher.asked
 
 
 def test_nocot_needs_no_teacher_and_keeps_all() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.made import gathered
 
 from demur import thinking
 from demur.bench import livecodebench
@@ -46,11 +46,8 @@ def judged(prompt: Prompt, answer: str, *, finish: Finish = "stop") -> Verdict:
     raw = thinking.join("```python\nprint('a draft')\n```\n### plan", answer)
     trace = thinking.traced(prompt, raw, model="m", finish=finish)
 
-    async def first() -> Verdict:
-        (verdict,) = [verdict async for verdict in open_judge("code").verdicts([trace])]
-        return verdict
-
-    return asyncio.run(first())
+    (verdict,) = gathered(open_judge("code").verdicts([trace]))
+    return verdict
 
 
 @needs_bubblewrap

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.made import Speaker, gathered
 
 from demur.errors import UserError, WorkError
 from demur.judge import JUDGES, MODEL_JUDGES, needs_model, open_judge
@@ -27,7 +28,7 @@ from demur.judge.guards import (
 )
 from demur.judge.model import Case, Format, Reading, chance
 from demur.judge.rubrics import STRONGREJECT, parse_strongreject, parse_xstest, strongreject_score
-from demur.protocols import Model, Requests, stream
+from demur.protocols import Model, Request
 from demur.records import Failure, Message, Prompt, Sampling, Trace, Verdict
 from demur.thinking import join, traced
 
@@ -47,40 +48,24 @@ def made(answer: str | None = "Here is how.", thinking: str | None = "Let me see
     return traced(prompt, join(thinking, answer), model="m", finish="stop" if answer is not None else "length")
 
 
-class Says:
+class Says(Speaker):
     """A model that replies by a function of what it is sent."""
 
-    identity = "says"
+    lost = "unavailable"
 
     def __init__(self, reply: Callable[[str], str | None], first: dict[str, float] | None = None) -> None:
-        self.reply, self.first, self.seen = reply, first or {}, list[tuple[Message, ...]]()
+        super().__init__(lambda request: reply(request.messages[-1].content), "says")
+        self.first = first or {}
 
     def check(self, sampling: Sampling) -> None:
         assert sampling.temperature == 0
 
-    async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
-        async for request in stream(requests):
-            self.seen.append(request.messages)
-            said = self.reply(request.messages[-1].content)
-            if said is None:
-                yield Failure(prompt=request.prompt, model="says", kind="unavailable", detail="down")
-                continue
-            yield traced(
-                request.prompt,
-                said,
-                model="says",
-                sampling=request.sampling,
-                sent=request.messages,
-                first_tokens=self.first,
-            )
+    def reply(self, request: Request, **known: Any) -> Trace | Failure:
+        return super().reply(request, first_tokens=self.first, **known)
 
 
 def judged(name: str, model: Model, traces: list[Trace], **how: object) -> list[Verdict]:
-    async def all_of_them() -> list[Verdict]:
-        judge = open_judge(name, model=model, **how)  # type: ignore[arg-type]
-        return [verdict async for verdict in judge.verdicts(traces)]
-
-    return asyncio.run(all_of_them())
+    return gathered(open_judge(name, model=model, **how).verdicts(traces))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -237,10 +222,13 @@ def test_what_is_seen_is_what_was_declared() -> None:
         model = Says(lambda _: "safe")
         (verdict,) = judged("llama_guard3", model, [trace], part=part)
         assert (verdict.part, verdict.query) == (part, "question")
-        assert model.seen[0] == (Message(role="user", content="The question?"), Message(role="assistant", content=text))
+        assert model.asked[0].messages == (
+            Message(role="user", content="The question?"),
+            Message(role="assistant", content=text),
+        )
     model = Says(lambda _: "safe")
     judged("llama_guard3", model, [trace], query="sent")
-    assert model.seen[0][0].content == "Please! The question?"
+    assert model.asked[0].messages[0].content == "Please! The question?"
 
 
 def test_every_trace_gets_one_verdict() -> None:

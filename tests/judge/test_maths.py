@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.made import gathered
 
 from demur import thinking
 from demur.bench import aime, get_bench, math500
@@ -27,10 +27,7 @@ def trace(raw: str, *, gold: str | None = "5", finish: Finish = "stop") -> Trace
 
 
 def verdicts(*traces: Trace) -> list[Verdict]:
-    async def collect() -> list[Verdict]:
-        return [verdict async for verdict in open_judge("maths").verdicts(traces)]
-
-    return asyncio.run(collect())
+    return gathered(open_judge("maths").verdicts(traces))
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.made import gathered
 
 from demur import thinking
 from demur.judge import open_judge
@@ -105,8 +105,6 @@ def test_no_text_makes_a_judge_raise(raw: str, part: Any) -> None:
 
 
 def test_judges_open_by_name() -> None:
-    async def judged() -> list[str | None]:
-        judge = open_judge("mini", query="question", part="answer")
-        return [v.label async for v in judge.verdicts([_said("i must refuse.", "sorry.")])]
-
-    assert asyncio.run(judged()) == ["full_refusal"]
+    judge = open_judge("mini", query="question", part="answer")
+    said = gathered(judge.verdicts([_said("i must refuse.", "sorry.")]))
+    assert [verdict.label for verdict in said] == ["full_refusal"]

@@ -1,17 +1,19 @@
 """Repair: only what the detector clears counts, originals stay, the audit is right, and asking again is bounded."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.made import Speaker
 
 from demur import thinking
 from demur.diagnose.rules import RulesDetector, decides
 from demur.errors import UserError
-from demur.protocols import Requests, stream
-from demur.records import Failure, Prompt, Sampling, Trace
+from demur.protocols import Request
+from demur.records import Failure, Prompt, Trace
 from demur.repair.means import SENTENCE, WANTED
 from demur.repair.run import Reader, Repaired, repair
 from demur.repair.settings import RepairSettings
@@ -33,38 +35,19 @@ def made(text: str, pair: tuple[str, str], *, tokens: int | None = 100) -> Trace
     return thinking.traced(prompt, thinking.join(*pair), model="m", tokens_out=tokens, strategy="default")
 
 
-class Teacher:
-    identity = "teacher"
+class Teacher(Speaker):
+    """It says its thinking and answer by how often it was asked."""
 
     def __init__(self, says: Callable[[int], tuple[str, str] | None]) -> None:
+        super().__init__(self.next, "teacher")
         self.says = says
-        self.asked: list[str] = []
 
-    def check(self, sampling: Sampling) -> None:
-        return
+    def next(self, request: Request) -> str | None:
+        pair = self.says(len(self.asked))
+        return pair and thinking.join(*pair)
 
-    async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
-        async for request in stream(requests):
-            self.asked.append(request.messages[0].content)
-            pair = self.says(len(self.asked))
-            if pair is None:
-                yield Failure(prompt=request.prompt, model="t", kind="timeout", detail="", sample=request.sample)
-            else:
-                trace = made(request.prompt.text, pair, tokens=10)
-                yield Trace(
-                    prompt=request.prompt,
-                    model="teacher",
-                    sampling=request.sampling,
-                    sent=request.messages,
-                    raw=trace.raw,
-                    thinking=trace.thinking,
-                    answer=trace.answer,
-                    outcome="complete",
-                    opened_by="model",
-                    finish="stop",
-                    sample=request.sample,
-                    tokens_out=10,
-                )
+    def reply(self, request: Request, **known: Any) -> Trace | Failure:
+        return super().reply(request, tokens_out=10, **known)
 
 
 def mended(traces: Sequence[Trace], means: str, teacher: Teacher | None = None, **more: object) -> Repaired:
@@ -136,8 +119,8 @@ def test_asking_again_is_aimed_at_what_was_found_and_bounded() -> None:
     result = mended([made("a", BLIND)], "reask,drop", teacher, tries=3)
     assert did(result) == ["reask"]
     assert len(teacher.asked) == 2
-    assert WANTED["lack_of_safety_awareness"] in teacher.asked[0]
-    assert WANTED["weak_vacillation"] not in teacher.asked[0]
+    assert WANTED["lack_of_safety_awareness"] in teacher.asked[0].messages[0].content
+    assert WANTED["weak_vacillation"] not in teacher.asked[0].messages[0].content
     assert result.traces[0].strategy == "default"
     assert any("reask" in note for note in result.traces[0].notes)
     stubborn = Teacher(lambda number: BLIND)

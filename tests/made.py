@@ -1,0 +1,73 @@
+"""What many tests make: a model that is a function, what a role answers, and all that a stream gives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from demur.journal import Journal
+from demur.models.roles import Role, opened
+from demur.protocols import Attack, Request, Requests, stream
+from demur.records import Failure, Prompt, Sampling, Trace
+from demur.thinking import traced
+
+Item = TypeVar("Item")
+
+
+class Speaker:
+    """A model that is a function of the request: it says the raw reply, or `None` for one that is lost."""
+
+    lost: ClassVar[Literal["timeout", "too_long", "unavailable"]] = "timeout"
+
+    def __init__(self, say: Callable[[Request], str | None], identity: str = "fake") -> None:
+        self.say, self.identity = say, identity
+        self.asked: list[Request] = []
+
+    def check(self, sampling: Sampling) -> None:
+        return
+
+    async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
+        async for request in stream(requests):
+            self.asked.append(request)
+            yield self.reply(request)
+
+    def reply(self, request: Request, **known: Any) -> Trace | Failure:
+        """The answer to one request; `known` are other fields of its trace."""
+        raw = self.say(request)
+        prompt, model, sample = request.prompt, self.identity, request.sample
+        if raw is None:
+            return Failure(prompt=prompt, model=model, kind=self.lost, detail="", sample=sample)
+        usual: dict[str, Any] = {"sampling": request.sampling, "sent": request.messages, "sample": sample}
+        return traced(prompt, raw, model=model, **(usual | known))
+
+
+def gathered(items: AsyncIterator[Item]) -> list[Item]:
+    """All that a stream gives, in the order in which it comes."""
+
+    async def every() -> list[Item]:
+        return [item async for item in items]
+
+    return asyncio.run(every())
+
+
+def attacked(attack: Attack, prompts: list[Prompt]) -> list[Prompt]:
+    return gathered(attack.attacked(prompts))
+
+
+def replies(
+    role: Role, requests: Iterable[Request], *, journal: Path | None = None, label: str = "target/test"
+) -> list[Trace | Failure]:
+    """What a role answers, in the order in which it comes, once it has agreed to the sampling."""
+    asked = list(requests)
+
+    async def every(book: Journal | None) -> list[Trace | Failure]:
+        async with opened(role, journal=book, label=label) as model:
+            for request in asked[:1]:
+                model.check(request.sampling)
+            return [one async for one in model.answers(asked)]
+
+    with Journal(journal) if journal else nullcontext() as book:
+        return asyncio.run(every(book))
