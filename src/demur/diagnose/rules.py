@@ -11,7 +11,7 @@ What the rules do not see: meaning. They know ways of saying things.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -230,10 +230,6 @@ class RulesDetector:
     """The rules as a `protocols.Detector`."""
 
     name = NAME
-
-    def each(self, traces: Iterable[Trace]) -> Iterable[tuple[Finding, ...]]:
-        """Findings of traces one by one, without an event loop."""
-        return map(findings_of, traces)
 
     async def findings(self, traces: Traces) -> AsyncIterator[tuple[Finding, ...]]:
         """For each trace one `Finding` a pattern."""
