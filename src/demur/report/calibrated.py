@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from demur import stats
 from demur.records import Estimate
 from demur.report.cells import bench_of
 from demur.report.data import Report
-from demur.report.labels import KINDS
+from demur.report.labels import KINDS, given
 
 
 class Correction(NamedTuple):
@@ -31,7 +29,7 @@ class Correction(NamedTuple):
 
 def corrections(report: Report, run: Path) -> Iterator[Correction]:
     """Every headline rate whose judge's verdicts were labelled by people in this run."""
-    rows = {kind: _rows(run / "labels" / f"{kind}.jsonl") for kind in ("refusal", "harm")}
+    rows = {kind: given(run, kind) for kind in ("refusal", "harm")}
     for column in report.columns:
         bench = bench_of(column.bench)
         metric = next((m for m in bench.metrics if m.name == column.metric), None) if bench else None
@@ -55,18 +53,4 @@ def corrections(report: Report, run: Path) -> Iterator[Correction]:
             observed = report.find(arm, column)
             if observed is not None and pairs:
                 repaired = stats.corrected(observed, right[True], right[False])
-                yield Correction(
-                    arm,
-                    column.bench,
-                    column.attack,
-                    column.metric,
-                    column.judge,
-                    observed,
-                    repaired,
-                    right[True],
-                    right[False],
-                )
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+                yield Correction(arm, *column[:4], observed, repaired, right[True], right[False])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from demur import __version__
 from demur.errors import UserError
 from demur.records import Trace, Verdict
-from demur.report.read import current
+from demur.report.read import bench_name, current, family
 from demur.runs import Artifact, artifacts
 
 COLUMNS = (
@@ -44,15 +44,12 @@ def evaluations(run: Path) -> list[Artifact]:
 
 def told(stage: Artifact) -> Iterator[Told]:
     """The traces of a stage with their verdicts, in its order."""
-    settings = stage.manifest.settings
-    bench = settings.get("bench") or ""
-    name = bench["name"] if isinstance(bench, dict) else str(bench)
+    settings, name = stage.manifest.settings, bench_name(stage)
     said: dict[str, list[Verdict]] = {}
     for verdict in stage.read("verdicts", Verdict) if stage.has("verdicts") else ():
         said.setdefault(verdict.trace, []).append(verdict)
     for trace in stage.read("traces", Trace):
-        attack = trace.prompt.attack.partition(":")[0] or "none"
-        verdicts = tuple(said.get(trace.id, ()))
+        attack, verdicts = family(trace.prompt.attack), tuple(said.get(trace.id, ()))
         yield Told(str(settings.get("arm", "target")), settings.get("seed"), name, attack, trace, verdicts)
 
 

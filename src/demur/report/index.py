@@ -19,7 +19,7 @@ import msgspec
 
 from demur.errors import UserError
 from demur.records import Finding, Outcome, Trace, Verdict, digest
-from demur.report.read import current
+from demur.report.read import bench_name, current, family
 from demur.runs import Artifact, artifacts
 
 VERSION = 3
@@ -247,18 +247,15 @@ def _lines(number: int, stage: Artifact) -> Iterator[tuple[Any, ...]]:
     if not path.is_file():
         return
     decoder = msgspec.json.Decoder(_Line)
-    bench = settings.get("bench") or ""
-    name = bench["name"] if isinstance(bench, dict) else str(bench)
-    place = 0
+    name, place = bench_name(stage), 0
     with path.open("rb") as file:
         for line in file:
             trace = decoder.decode(line)
             arm = str(settings.get("arm") or (f"teacher: {trace.strategy}" if trace.strategy else stage.manifest.name))
             prompt = trace.prompt
-            attack = prompt.attack.partition(":")[0] or "none"
             key = f"{name}|{prompt.parent or prompt.id}|{prompt.attack}|{trace.sample}"
             yield (
-                trace.id, number, arm, settings.get("seed"), name, attack, prompt.intent, trace.outcome, key, place,
+                trace.id, number, arm, settings.get("seed"), name, family(prompt.attack), prompt.intent, trace.outcome, key, place,
                 len(line), prompt.text[:160],
             )  # fmt: skip
             place += len(line)

@@ -26,6 +26,12 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
+def given(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The labels of a kind, as they stand in the run's file."""
+    path = run / "labels" / f"{kind}.jsonl"
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+
+
 class Labels:
     """The labels of a run."""
 
@@ -34,9 +40,7 @@ class Labels:
         self._rows = {kind: self._read(kind) for kind in KINDS}
 
     def _read(self, kind: str) -> dict[tuple[str, str], dict[str, Any]]:
-        path = self.folder / f"{kind}.jsonl"
-        rows = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
-        return {(row["id"], row["by"]): row for row in rows}
+        return {(row["id"], row["by"]): row for row in given(self.folder.parent, kind)}
 
     def put(
         self, trace: Trace, *, kind: str, value: str | list[str] | None, by: str, verdicts: Sequence[Verdict] = ()

@@ -19,7 +19,7 @@ from demur.report.data import Report
 from demur.report.figures import figures
 from demur.report.marks import Piece, pieces, visible
 from demur.report.panels import label
-from demur.report.read import light
+from demur.report.read import bench_name, light
 from demur.report.tell import heads, lines, notes
 from demur.runs import Artifact, artifacts
 
@@ -154,14 +154,12 @@ def _judged(stage: Artifact) -> Iterator[Sample]:
     for _, group in groupby(verdicts, key=lambda verdict: verdict.trace):
         *_, last = group
         first.setdefault(last.label or "cannot tell", last)
-    bench = stage.manifest.settings.get("bench")
-    protocol = bench["name"] if isinstance(bench, dict) else bench
     wanted = {verdict.trace: verdict for verdict in first.values()}
     for trace in stage.read("traces", Trace) if wanted else ():
         if (verdict := wanted.pop(trace.id, None)) is not None:
             tag = verdict.label or f"cannot tell: {verdict.reason}"
             attack = f" under {words.attack(trace.prompt.attack)}" if trace.prompt.attack else ""
-            yield sample(trace, tags=(tag.replace("_", " "),), title=f"{protocol}{attack}")
+            yield sample(trace, tags=(tag.replace("_", " "),), title=f"{bench_name(stage)}{attack}")
         if not wanted:
             break
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -233,26 +234,28 @@ def light(stage: Artifact, name: str, kind: type[T]) -> Iterator[T]:
 def _evaluations(stage: Artifact, later: Heard) -> Iterator[Evaluation]:
     """The evaluations that a stage holds: one for each attack."""
     settings = stage.manifest.settings
-    bench = settings["bench"]
-    name = bench["name"] if isinstance(bench, dict) else str(bench)
     heard = Heard()
     for verdict in light(stage, "verdicts", _Verdict):
         heard.add(verdict)
     judges = dict(heard.judges)
     groups: dict[str, list[Row]] = {}
-    for row in light(stage, "traces", Row):
+    for row in chain(light(stage, "traces", Row), light(stage, "failures", Row)):
         row.verdicts = heard.of(row.id)
         if more := later.of(row.id):
             row.verdicts = row.verdicts | more
             judges |= dict.fromkeys(more)
-        groups.setdefault(_family(row), []).append(row)
-    for row in light(stage, "failures", Row):
-        groups.setdefault(_family(row), []).append(row)
+        groups.setdefault(family(row.prompt.attack), []).append(row)
     for attack, rows in groups.items():
         arm, seed = str(settings.get("arm", "target")), settings.get("seed")
-        yield Evaluation(arm, seed, name, attack, rows, tuple(judges), stage)
+        yield Evaluation(arm, seed, bench_name(stage), attack, rows, tuple(judges), stage)
 
 
-def _family(row: Row) -> str:
+def bench_name(stage: Artifact) -> str:
+    """The benchmark that a stage measured; empty for a stage that measured none."""
+    bench = stage.manifest.settings.get("bench") or ""
+    return str(bench["name"] if isinstance(bench, dict) else bench)
+
+
+def family(attack: str) -> str:
     """The family of an attack: `pap` of `pap:framing`."""
-    return row.prompt.attack.partition(":")[0] or "none"
+    return attack.partition(":")[0] or "none"
