@@ -1,13 +1,18 @@
-"""What many tests make: a model that is a function, what a role answers, and all that a stream gives."""
+"""What many tests want: files beside them, the command, a model that is a function, all that a role or stream gives."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import pytest
+
+from demur.cli import main
 from demur.journal import Journal
 from demur.models.roles import Role, opened
 from demur.protocols import Attack, Request, Requests, stream
@@ -15,6 +20,23 @@ from demur.records import Failure, Prompt, Sampling, Trace
 from demur.thinking import traced
 
 Item = TypeVar("Item")
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+SHARED = ASSETS.parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
+
+
+def demur(*words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a user runs it."""
+    command = [sys.executable, "-m", "demur", *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def exit_code(*words: str) -> int:
+    """What the command leaves with, run in this process."""
+    with pytest.raises(SystemExit) as left:
+        main(list(words))
+    return int(left.value.code or 0)
 
 
 class Speaker:

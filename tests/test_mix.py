@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.made import demur
 
 from demur import thinking
 from demur.errors import UserError
@@ -328,8 +328,7 @@ def test_the_papers_released_set_has_few_near_duplicates_and_two_hundred_cluster
 
 
 def run_mix(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "demur", "mix", "--out", str(folder / "run"), *more]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    return demur("mix", "--out", str(folder / "run"), *more)
 
 
 def test_the_command_draws_shares_from_files_and_names_what_it_kept_aside(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +33,6 @@ async def _ask(task: Task) -> None:
             found = [reply async for reply in model.answers(requests_for(prompts, Sampling(max_tokens=64)))]
     traces = sorted((t for t in found if isinstance(t, Trace)), key=lambda trace: trace.prompt.id)
     task.draft.write("traces", traces)
-
-
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    ray = pytest.importorskip("ray")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from ray.cluster_utils import Cluster
-
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        made.second = made.add_node(num_cpus=1)
-        ray.init(address=made.address, log_to_driver=False, runtime_env={"working_dir": None})
-        yield made
-        ray.shutdown()
-        made.shutdown()
 
 
 @pytest.mark.slow

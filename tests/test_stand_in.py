@@ -38,8 +38,7 @@ STUDY = {
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEMUR_CACHE", str(tmp_path / "cache"))
+def nowhere(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(stand_in.ADDRESS, raising=False)
 
 

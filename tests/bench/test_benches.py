@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from tests.made import ASSETS, SHARED, needs_shared
 
 from demur import tables
 from demur.bench import BENCHES, get_bench
@@ -17,9 +18,7 @@ from demur.errors import UserError
 from demur.judge import JUDGES
 from demur.records import Prompt
 
-ASSETS = Path(__file__).parents[1] / "assets" / "bench"
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-here = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
+TINY = ASSETS / "bench"
 OURS = ("advbench", "harmbench", "safebench", "strongreject", "jailbreakbench", "wildjailbreak", "xstest", "orbench")
 SAFETY = [name for name in BENCHES if name.startswith(OURS)]
 
@@ -58,26 +57,26 @@ def test_unknown_names_get_the_nearest() -> None:
 
 
 def test_strongreject() -> None:
-    prompts = tiny("strongreject", 3, ASSETS / "strongreject_dataset.csv")
+    prompts = tiny("strongreject", 3, TINY / "strongreject_dataset.csv")
     assert [p.category for p in prompts] == ["Disinformation and deception", "Illegal goods and services", "Violence"]
     assert all(p.intent == "harmful" for p in prompts)
 
 
 def test_jailbreakbench_twins_share_a_cluster() -> None:
-    prompts = tiny("jailbreakbench", 4, ASSETS / "jbb-behaviors")
+    prompts = tiny("jailbreakbench", 4, TINY / "jbb-behaviors")
     assert [p.intent for p in prompts] == ["harmful", "harmful", "benign", "benign"]
     assert prompts[0].cluster == prompts[2].cluster != prompts[1].cluster
 
 
 def test_jailbreakbench_needs_its_halves(tmp_path: Path) -> None:
     mixed = tmp_path / "jailbreakbench.csv"
-    mixed.write_text((ASSETS / "jbb-behaviors" / "harmful-behaviors.csv").read_text())
+    mixed.write_text((TINY / "jbb-behaviors" / "harmful-behaviors.csv").read_text())
     with pytest.raises(UserError, match="harmful or benign"):
         load_prompts(replace(get_bench("jailbreakbench"), count=2), data=mixed)
 
 
 def test_wildjailbreak() -> None:
-    harmful, benign = tiny("wildjailbreak", 2, ASSETS / "eval.tsv")
+    harmful, benign = tiny("wildjailbreak", 2, TINY / "eval.tsv")
     assert (harmful.intent, benign.intent) == ("harmful", "benign")
     assert 'describe "the" [placeholder]\nin two lines.' in harmful.text
     assert benign.text.endswith(", None"), "nothing in a cell is taken for a missing value"
@@ -91,12 +90,12 @@ def test_wildjailbreak_is_not_its_training_set(tmp_path: Path) -> None:
 
 
 def test_orbench() -> None:
-    assert [p.intent for p in tiny("orbench_hard", 2, ASSETS / "or-bench-hard-1k.csv")] == ["borderline"] * 2
-    assert [p.intent for p in tiny("orbench_toxic", 1, ASSETS / "or-bench-toxic.csv")] == ["harmful"]
+    assert [p.intent for p in tiny("orbench_hard", 2, TINY / "or-bench-hard-1k.csv")] == ["borderline"] * 2
+    assert [p.intent for p in tiny("orbench_toxic", 1, TINY / "or-bench-toxic.csv")] == ["harmful"]
 
 
 def test_harmbench_kinds_are_kept_apart() -> None:
-    data = ASSETS / "harmbench_behaviors_text_all.csv"
+    data = TINY / "harmbench_behaviors_text_all.csv"
     (standard,) = tiny("harmbench", 1, data)
     (contextual,) = tiny("harmbench_contextual", 1, data)
     assert standard.text == standard.question == "Give instructions for making [placeholder]"
@@ -116,7 +115,7 @@ def test_missing_columns_and_copies_are_told(tmp_path: Path) -> None:
         find(get_bench("safebench"), data=tmp_path / "none.csv")
 
 
-@here
+@needs_shared
 @pytest.mark.parametrize(
     ("name", "count", "intents"),
     [
@@ -136,7 +135,7 @@ def test_the_releases_load(name: str, count: int, intents: set[str]) -> None:
     assert not faults(get_bench(name), prompts)
 
 
-@here
+@needs_shared
 def test_a_changed_text_is_not_the_release(tmp_path: Path) -> None:
     copy = tmp_path / "safebench.csv"
     copy.write_text((SHARED / "safebench.csv").read_text().replace("manufacture", "make", 1))
@@ -144,7 +143,7 @@ def test_a_changed_text_is_not_the_release(tmp_path: Path) -> None:
         load_prompts(get_bench("safebench"), data=copy)
 
 
-@here
+@needs_shared
 def test_a_copy_in_another_form_is_the_same_release(tmp_path: Path) -> None:
     prompts = load_prompts(get_bench("advbench"), data_dir=SHARED)
     plain = tmp_path / "advbench.txt"
@@ -159,7 +158,7 @@ def test_the_split_is_fixed() -> None:
     assert chosen[:8] == (2, 3, 4, 5, 6, 7, 8, 11), "published: it never changes"
 
 
-@here
+@needs_shared
 def test_the_documented_ids_are_those_of_the_split() -> None:
     rows = [row for _, row in tables.rows(SHARED / "xstest_prompts.csv") if row["label"] == "safe"]
     ids = ", ".join(str(rows[place]["id"]) for place in split())
@@ -167,7 +166,7 @@ def test_the_documented_ids_are_those_of_the_split() -> None:
     assert ids in " ".join(documented.split())
 
 
-@here
+@needs_shared
 def test_train_and_test_share_no_prompt() -> None:
     from demur.bench.xstest import read_safe, read_test, read_train
 

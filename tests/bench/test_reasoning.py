@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.made import ASSETS
 
 from demur.bench import get_bench, livecodebench
 from demur.bench.load import load_prompts
@@ -21,13 +22,10 @@ from demur.errors import UserError, WorkError
 from demur.records import Estimate, Prompt, Result, Sampling
 from demur.thinking import traced
 
-ASSET = Path(__file__).parents[1] / "assets" / "livecodebench_tiny.jsonl"
+ASSET = ASSETS / "livecodebench_tiny.jsonl"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DEMUR_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_the_paper_asks_the_bare_question(data_dir: Path) -> None:

@@ -11,18 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.made import exit_code
 
-from demur.cli import main
 from demur.cli.retry import forget_stages
 from demur.journal import FILE, Journal, Reply, key_of
 from demur.records import Failure, Prompt
 from demur.runs import artifacts, drafted
-
-
-def call(*args: str) -> int:
-    with pytest.raises(SystemExit) as leave:
-        main(list(args))
-    return int(leave.value.code or 0)
 
 
 @pytest.fixture
@@ -38,7 +32,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_cost_as_json_and_as_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("cost", str(run), "--json") == 0
+    assert exit_code("cost", str(run), "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert said["total"] == {
         "requests": 3,
@@ -51,9 +45,9 @@ def test_cost_as_json_and_as_a_table(run: Path, capsys: pytest.CaptureFixture[st
     }
     assert [(line["role"], line["stage"]) for line in said["lines"]] == [("target", "eval-a"), ("teacher", "distil-b")]
     assert said["failures"] == {"timeout": 1}
-    assert call("cost", str(run / "journal")) == 0
+    assert exit_code("cost", str(run / "journal")) == 0
     assert "demur retry" in capsys.readouterr().out
-    assert call("cost", str(run / "nowhere")) == 2
+    assert exit_code("cost", str(run / "nowhere")) == 2
     assert "holds no journal" in capsys.readouterr().err
 
 
@@ -74,7 +68,7 @@ def test_retry_makes_again_what_lacked_replies_and_all_that_came_of_it(
     stage(run, "train", inputs={"examples": mix})
     stage(run, "eval-a", inputs={"prompts": prompts})
     stage(run, "eval-c", inputs={"prompts": prompts})
-    assert call("retry", str(run)) == 0
+    assert exit_code("retry", str(run)) == 0
     assert {artifact.manifest.name for artifact in artifacts(run)} == {"prompts", "eval-c"}
     said = capsys.readouterr().err
     assert "1 failed requests will be asked again; 4 stages will be made again" in said
@@ -86,7 +80,7 @@ def test_retry_makes_again_what_lacked_replies_and_all_that_came_of_it(
 def test_a_damaged_journal_is_rescued_on_request(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "journal" / FILE
     path.write_bytes(path.read_bytes().replace(b'"cost":0.25', b'"cost":0.75', 1))
-    assert call("retry", str(run), "--salvage") == 0
+    assert exit_code("retry", str(run), "--salvage") == 0
     assert "2 replies rescued" in capsys.readouterr().err
 
 
@@ -103,9 +97,9 @@ def test_serve_announces_a_script_and_ends_on_sigterm() -> None:
 
 
 def test_serve_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert call("serve", "script:echo", "--set", "latncy=1") == 2
+    assert exit_code("serve", "script:echo", "--set", "latncy=1") == 2
     assert "Allowed" in capsys.readouterr().err
-    assert call("serve", "script:echo", "--set", "faults.lateness=1") == 2
+    assert exit_code("serve", "script:echo", "--set", "faults.lateness=1") == 2
     assert "unknown faults: lateness" in capsys.readouterr().err
-    assert call("serve", str(tmp_path), "--with", "sglang") == 2
+    assert exit_code("serve", str(tmp_path), "--with", "sglang") == 2
     assert "Allowed: vllm, transformers" in capsys.readouterr().err

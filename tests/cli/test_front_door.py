@@ -8,18 +8,12 @@ from typing import Any
 
 import pytest
 import typer.main
+from tests.made import exit_code
 
-from demur.cli import MODULES, VERBS, main
+from demur.cli import MODULES, VERBS
 
 VERB_NAMES = [verb for group in VERBS.values() for verb in group]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def call(*args: str) -> int:
-    """The exit code of a command."""
-    with pytest.raises(SystemExit) as left:
-        main(list(args))
-    return int(left.value.code or 0)
 
 
 def commands(verb: str) -> list[Any]:
@@ -34,12 +28,12 @@ def test_every_command_shows_examples(verb: str, capsys: pytest.CaptureFixture[s
     for command in commands(verb):
         assert "Examples:" in (command.help or ""), f"demur {verb} {command.name}"
         assert "demur " in command.help
-    assert call(verb, "--help") == 0
+    assert exit_code(verb, "--help") == 0
     assert f"demur {verb}" in capsys.readouterr().out
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("--help") == 0
+    assert exit_code("--help") == 0
     shown = capsys.readouterr().out
     assert all(f" {verb} " in shown for verb in VERB_NAMES)
 
@@ -64,7 +58,7 @@ def test_mistakes_are_told_and_exit_with_2(
     args: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call(*args) == 2
+    assert exit_code(*args) == 2
     shown = capsys.readouterr()
     assert said in shown.err + shown.out
     assert "Traceback" not in shown.err
@@ -72,26 +66,26 @@ def test_mistakes_are_told_and_exit_with_2(
 
 def test_a_wrong_key_of_a_study(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert call("run", "studies/mini.yaml", "--set", "trian.lr=1") == 2
+    assert exit_code("run", "studies/mini.yaml", "--set", "trian.lr=1") == 2
     assert "unknown key 'trian'. Did you mean 'train'" in capsys.readouterr().err
 
 
 def test_an_unsound_study_fails_its_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("name: x\narms: {a: {format: improved}}\n")
-    assert call("check", "study", str(bad)) == 1
+    assert exit_code("check", "study", str(bad)) == 1
     assert "has a format and no safety rows" in capsys.readouterr().out
 
 
 def test_init_writes_a_study_that_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "first.yaml"
-    assert call("init", str(path)) == 0
-    assert call("check", "study", str(path)) == 0
-    assert call("plan", str(path), "--json") == 0
-    assert call("init", str(path)) == 2
+    assert exit_code("init", str(path)) == 0
+    assert exit_code("check", "study", str(path)) == 0
+    assert exit_code("plan", str(path), "--json") == 0
+    assert exit_code("init", str(path)) == 2
     assert "is there already" in capsys.readouterr().err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("--version") == 0
+    assert exit_code("--version") == 0
     assert capsys.readouterr().out.startswith("demur 0.")

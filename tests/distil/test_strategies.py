@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.made import SHARED
 
 from demur.distil import STRATEGIES
 from demur.distil.strategy import load, parse, recognise
 from demur.errors import UserError
 from demur.records import PATTERNS, Prompt, Trace
 from demur.thinking import traced
-
-DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def prompt(text: str) -> Prompt:
@@ -54,7 +53,7 @@ def test_improved_is_aimed_at_all_patterns_and_realsafe_at_one() -> None:
 
 
 def test_nocot_gives_the_released_bytes() -> None:
-    path = DATA / "lrm_safety_study_nocot.json"
+    path = SHARED / "lrm_safety_study_nocot.json"
     if not path.exists():
         pytest.skip("the paper's released No-CoT set is not at ../shared/data")
     assert {row["response"] for row in json.loads(path.read_text())} == {load("nocot").constant}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.made import gathered
+from tests.made import ASSETS, gathered
 
 from demur import thinking
 from demur.bench import livecodebench
@@ -18,7 +17,7 @@ from demur.judge.code import extract, same_output, same_value
 from demur.judge.isolation import Run
 from demur.records import Finish, Prompt, Verdict
 
-ASSET = Path(__file__).parents[1] / "assets" / "livecodebench_tiny.jsonl"
+ASSET = ASSETS / "livecodebench_tiny.jsonl"
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 SUM = "```python\ninput()\nprint(sum(map(int, input().split())))\n```"
 PAIR = """```python
@@ -33,9 +32,7 @@ class Solution:
 ```"""
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEMUR_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def problems() -> list[Prompt]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,41 +9,27 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.made import ASSETS, SHARED, gathered, needs_shared
 
 from demur.judge import open_judge, refit
 from demur.judge.base import failed
 from demur.judge.calibrate import compare, errors_of, meaning, read, refusal
 from demur.judge.evidence import features
 from demur.judge.refusal import CLASSES, classify, provenance, weights
-from demur.records import Message, Prompt, Sampling, Trace, Verdict
+from demur.records import Prompt, Trace, Verdict
+from demur.thinking import join, traced
 
-ASSETS = Path(__file__).parents[1] / "assets"
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 FILES = tuple(SHARED / f"xstest_annotated_{name}.csv" for name in ("gpt4", "mistralguard"))
-here = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
 REPLIES = [json.loads(line) for line in (ASSETS / "lrm_replies.jsonl").read_text().splitlines()]
 
 
 def trace(answer: str | None, *, thinking: str | None = None, question: str = "How?") -> Trace:
-    return Trace(
-        prompt=Prompt(text=question, intent="borderline"),
-        model="m",
-        sampling=Sampling(),
-        sent=(Message(role="user", content=question),),
-        raw=f"{thinking}|{answer}",
-        thinking=thinking,
-        answer=answer,
-        outcome="complete" if answer is not None else "cut_in_thinking",
-        opened_by="model",
-        finish="stop",
-    )
+    prompt = Prompt(text=question, intent="borderline")
+    return traced(prompt, join(thinking, answer), model="m", finish="length" if answer is None else "stop")
 
 
 def verdicts(traces: list[Trace], **how: str) -> list[Verdict]:
-    async def judged() -> list[Verdict]:
-        return [v async for v in open_judge("rules", **how).verdicts(traces)]  # type: ignore[arg-type]
-
-    return asyncio.run(judged())
+    return gathered(open_judge("rules", **how).verdicts(traces))  # type: ignore[arg-type]
 
 
 def test_replies_of_reasoning_models() -> None:
@@ -131,7 +116,7 @@ def test_the_weights_say_where_they_come_from() -> None:
     assert min(f["agreement"] for f in about["judged_by_the_other_files"].values()) >= 0.85
 
 
-@here
+@needs_shared
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_agreement_with_people(path: Path) -> None:
     report = refusal(path)
@@ -144,14 +129,14 @@ def test_agreement_with_people(path: Path) -> None:
     assert sum(sum(row.values()) for row in report["confusion"].values()) == 450
 
 
-@here
+@needs_shared
 def test_partial_refusals_are_found() -> None:
     reports = [refusal(path) for path in FILES]
     found = sum(r["confusion"]["partial_refusal"]["partial_refusal"] for r in reports)
     assert found / sum(r["classes"]["partial_refusal"]["n"] for r in reports) >= 0.4
 
 
-@here
+@needs_shared
 @pytest.mark.slow
 def test_the_weights_can_be_made_again() -> None:
     replies = [reply for path in (*FILES, refit.OWN) for reply in refit.labelled(path)]
@@ -161,7 +146,7 @@ def test_the_weights_can_be_made_again() -> None:
         assert made[name][2:] == pytest.approx(list(weight), abs=0.02), name
 
 
-@here
+@needs_shared
 def test_one_file_teaches_the_other() -> None:
     """What is learnt from one model's replies holds for another's."""
     one, other = (list(refit.labelled(path)) for path in FILES)

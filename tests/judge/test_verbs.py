@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.made import ASSETS
 from typer.testing import CliRunner
 
 from demur.bench import BENCHES
 from demur.cli import bench, calibrate, judge
 from demur.errors import UserError
 
-LRM = Path(__file__).parents[1] / "assets" / "lrm_replies.jsonl"
+LRM = ASSETS / "lrm_replies.jsonl"
 
 
 def called(app: Any, *args: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
+from tests.made import demur
 
 from demur.errors import UserError
 from demur.mix.certificate import certify
@@ -196,8 +196,7 @@ def hub() -> Iterator[tuple[type[Hub], dict[str, str]]]:
 
 
 def pushed(folder: Path, env: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "demur", "push", str(folder), "--to", "me/set", *more]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+    return demur("push", str(folder), "--to", "me/set", *more, env=env)
 
 
 def test_a_dry_run_sends_nothing(run: Path, hub: tuple[type[Hub], dict[str, str]]) -> None:

@@ -1,15 +1,13 @@
 """Templates: filling and finding are inverse, and the paper's twenty come out of its released prompts."""
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.made import SHARED
 
 from demur.prompts.recover import fill, pieces, question_in, recover
-
-DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 @given(st.text(max_size=60), st.integers(1, 7))
@@ -38,7 +36,7 @@ def test_templates_are_recovered_and_rebuild_their_prompts() -> None:
 
 
 def test_the_papers_twenty_templates_rebuild_its_thousand_prompts() -> None:
-    released, questions = DATA / "lrm_safety_study_nocot.json", DATA / "harmbench200.txt"
+    released, questions = SHARED / "lrm_safety_study_nocot.json", SHARED / "harmbench200.txt"
     if not released.exists():
         pytest.skip("the paper's released set is not at ../shared/data")
     prompts = [row["prompt"] for row in json.loads(released.read_text())]

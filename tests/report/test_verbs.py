@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from tests.made import demur
 from tests.report.made import make_run, prompts_of, trace_of
 
 from demur.diagnose import exam
@@ -19,10 +20,6 @@ from demur.records import RefusalLabel, Verdict, encode
 from demur.report import build
 from demur.report.calibrated import corrections
 from demur.report.labels import Labels
-
-
-def demur(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "demur", *arguments], capture_output=True, text=True, check=False)
 
 
 def test_report_prints_the_table_and_writes_the_files(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from tests.made import ASSETS
 
 from demur.mini import corpus
 from demur.records import Example, ExamplePart, Origin
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
 Role = Literal["system", "user", "thinking", "answer"]
 Make = Callable[..., Example]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.made import demur
 
 from demur.records import Example, write_jsonl
 from demur.train.check import check_template, render_report
@@ -75,9 +75,8 @@ def test_the_verb_trains_reuses_and_refuses(mini_base: Path, mini_examples: list
     write_jsonl(data, mini_examples)
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "demur", "train", "--base", "mini-lrm-a", "--examples", str(data)]
-        command += ["--out", str(tmp_path / "t"), "--set", "train.steps=3", "--held-out", "8", *more]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        words = ["train", "--base", "mini-lrm-a", "--examples", str(data), "--out", str(tmp_path / "t")]
+        return demur(*words, "--set", "train.steps=3", "--held-out", "8", *more)
 
     done = run("--json")
     assert done.returncode == 0, done.stderr

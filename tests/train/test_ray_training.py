@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +18,6 @@ def test_the_fewest_nodes_share_the_processes() -> None:
     assert shares([("a", 8), ("b", 8), ("c", 2)], 4) == [4]
     assert shares([("a", 8), ("b", 8), ("c", 2)], 12) == [8, 4]
     assert sum(shares([("a", 8), ("b", 1)], 12)) == 9, "too small"
-
-
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    ray = pytest.importorskip("ray")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from ray.cluster_utils import Cluster
-
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        made.second = made.add_node(num_cpus=1)
-        ray.init(address=made.address, log_to_driver=False, runtime_env={"working_dir": None})
-        yield made
-        ray.shutdown()
-        made.shutdown()
 
 
 def graph(rows: Path, base: Path, *, processes: int) -> list[Node]:

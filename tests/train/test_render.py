@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.made import ASSETS
 
 from demur import thinking
 from demur.errors import CheckFailed, UserError
@@ -17,7 +18,6 @@ from demur.records import Example
 from demur.train.families import prompt_of, recognise
 from demur.train.render import IGNORED, Renderer, Row
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
 Make = Callable[..., Example]
 FAMILIES = ("r1-distill", "qwen3", "qwq", "mini")
 GOLDEN = ASSETS / "golden_tokens.json"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.made import ASSETS
 
 from demur.errors import CheckFailed, UserError, WorkError
 from demur.records import Example, encode, write_jsonl
@@ -22,7 +23,6 @@ from demur.train import checkpoints
 from demur.train.settings import LoraSettings, TrainSettings
 from demur.train.sft import prepare, train
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
 Make = Callable[..., Example]
 TINY = TrainSettings(lr=1e-3, steps=6, batch=8, checkpoint_every=2)
 SCRIPT = """
