@@ -276,7 +276,7 @@ def _cell(attacks: list[str], values: list[bool]) -> Cell:
             attack=attack,
             parent=f"question {place % 4}",
         )
-        cell.add(Row(prompt=question), 0, value)
+        cell.add(Row(prompt=question), value, ("", 0))
     return cell
 
 

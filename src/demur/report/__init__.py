@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demur.report.data import Report, build
-from demur.report.tell import as_csv, as_json, json_bytes, markdown, terminal
+from demur.report.panels import plain as as_json
+from demur.report.tell import as_csv, json_bytes, markdown, terminal
 from demur.runs import atomic_write
 
 
 def write(run: Path | Sequence[Path], out: Path | None = None, *, built: Report | None = None) -> dict[str, Path]:
-    """Write results.json, results.csv, summary.md and report.html into a run (or into `out`); gives their paths.
+    """Write results.json, results.csv, summary.md and report.html into the first run, or into `out`; gives their paths.
 
-    Args:
-        run: the folder or folders.
-        out: where to, if not into the first of them.
-        built: their report, if it is there already.
+    `built` is their report, where it is there already.
     """
     from demur.report.page import page
 

@@ -37,20 +37,14 @@ class Cell:
     def __init__(self) -> None:
         self.values: list[bool | float | None] = []
         self.rows: list[Row] = []
-        self.seeds: list[int | None] = []
-        self.bases: list[str] = []
+        self.made: list[Made] = []
+        """The training behind each value."""
 
-    def add(self, row: Row, seed: int | None, value: bool | float | None, base: str = "") -> None:
+    def add(self, row: Row, value: bool | float | None, made: Made) -> None:
         """Take a reply in."""
         self.values.append(value)
         self.rows.append(row)
-        self.seeds.append(seed)
-        self.bases.append(base)
-
-    @property
-    def made(self) -> list[Made]:
-        """The training behind each value."""
-        return list(zip(self.bases, self.seeds, strict=True))
+        self.made.append(made)
 
     def estimate(self, column: Column) -> Estimate:
         """The number over all seeds, and over all bases."""
@@ -66,9 +60,9 @@ class Cell:
     def only(self, seed: int) -> Cell:
         """The part of one seed."""
         part = Cell()
-        for row, own, value in zip(self.rows, self.seeds, self.values, strict=True):
-            if own == seed:
-                part.add(row, own, value)
+        for row, value, made in zip(self.rows, self.values, self.made, strict=True):
+            if made[1] == seed:
+                part.add(row, value, made)
         return part
 
 
@@ -101,9 +95,9 @@ def cells(evaluations: Iterable[Evaluation], *, by_category: bool = False) -> Ce
     """All cells of some evaluations; with `by_category`, those of each category of prompts instead."""
     found: Cells = {}
     for evaluation in evaluations:
-        arm = found.setdefault(evaluation.arm, {})
+        arm, made = found.setdefault(evaluation.arm, {}), (evaluation.base, evaluation.seed)
         for column, row, value in _values(evaluation, by_category):
-            arm.setdefault(column, Cell()).add(row, evaluation.seed, value, evaluation.base)
+            arm.setdefault(column, Cell()).add(row, value, made)
     return found
 
 
@@ -167,8 +161,8 @@ def results(found: Cells) -> Iterator[Result]:
                 part=column.part, better=column.better, unit=column.unit, estimate=cell.estimate(column),
             )  # fmt: skip
             yield blank
-            seeds = list(dict.fromkeys(seed for seed in cell.seeds if seed is not None))
-            for seed in seeds if len(seeds) > 1 and len(set(cell.bases)) == 1 else ():
+            seeds = list(dict.fromkeys(seed for _, seed in cell.made if seed is not None))
+            for seed in seeds if len(seeds) > 1 and len({base for base, _ in cell.made}) == 1 else ():
                 yield replace(blank, seed=seed, estimate=cell.only(seed).estimate(column))
 
 

@@ -109,18 +109,14 @@ class Report(Record, frozen=True, kw_only=True):
 
     def find(self, arm: str, column: Column, seed: int | None = None) -> Estimate | None:
         """The number of an arm in a column."""
-        for result in self.results:
-            at = (result.arm, result.bench, result.attack, result.metric, result.judge, result.part, result.seed)
-            if at == (arm, column.bench, column.attack, column.metric, column.judge, column.part, seed):
-                return result.estimate
-        return None
+        at = (arm, *column[:5])
+        return next((r.estimate for r in self.results if r.seed == seed and _place(r) == at), None)
 
     @property
     def listed(self) -> list[Result]:
         """Every number once: over all seeds where there is such a number, else of each seed."""
-        pooled = {(r.arm, r.bench, r.attack, r.metric, r.judge, r.part) for r in self.results if r.seed is None}
-        keys = ((r, (r.arm, r.bench, r.attack, r.metric, r.judge, r.part)) for r in self.results)
-        return [r for r, key in keys if r.seed is None or key not in pooled]
+        pooled = {_place(r) for r in self.results if r.seed is None}
+        return [r for r in self.results if r.seed is None or _place(r) not in pooled]
 
     @property
     def columns(self) -> list[Column]:
@@ -131,6 +127,11 @@ class Report(Record, frozen=True, kw_only=True):
                 column = Column(r.bench, r.attack, r.metric, r.judge, r.part, r.better)
                 seen.setdefault((r.bench, r.attack, r.metric), column)
         return sorted(seen.values(), key=lambda column: HEADLINES.index(column.metric))
+
+
+def _place(r: Result) -> tuple[str, ...]:
+    """Where a number stands: its arm, and what a column is told by."""
+    return r.arm, r.bench, r.attack, r.metric, r.judge, r.part
 
 
 def build(run: Path | Sequence[Path]) -> Report:
@@ -167,12 +168,8 @@ def of_run(run: Run) -> Report:
         results=tuple(numbers),
     )
     incoherent, taken = _incoherent(blank), tuple(learnt(single))
-    return Report(
-        name=blank.name,
-        question=blank.question,
-        stand_in=blank.stand_in,
-        arms=blank.arms,
-        results=blank.results,
+    return replace(
+        blank,
         claims=tuple(declared(found, blank.columns, run.study.get("compare") or [])),
         best=tuple(best(found, blank.columns)),
         incoherent=incoherent,
@@ -196,14 +193,14 @@ def of_run(run: Run) -> Report:
 
 def _told_by_stages(run: Run, known: Sequence[Result]) -> list[Result]:
     """Results that only the stages can tell, such as an attack's queries or tokens a solved problem; each of its seed."""
-    have = {(r.arm, r.bench, r.attack, r.metric, r.judge, r.part) for r in known}
+    have = {_place(r) for r in known}
     single = {arm for arm in {r.arm for r in known} if len({e.seed for e in run.evaluations if e.arm == arm}) == 1}
     found: dict[str, list[Result]] = {}
     for e in run.evaluations:
         if e.stage.manifest.name not in found and e.stage.has("results"):
             told = (replace(result, arm=e.arm) for result in e.stage.read("results", Result))
             told = (r for r in told if "/" not in r.metric or not run.split(r.arm)[1])
-            new = [r for r in told if (r.arm, r.bench, r.attack, r.metric, r.judge, r.part) not in have]
+            new = [r for r in told if _place(r) not in have]
             found[e.stage.manifest.name] = [replace(r, seed=None) if r.arm in single else r for r in new]
     return [result for results in found.values() for result in results]
 
@@ -261,22 +258,17 @@ def best(found: Cells, columns: Sequence[Column]) -> list[Best]:
 
 
 def _first(values: dict[str, float], better: stats.Better) -> str:
-    if not values:
-        return ""
-    return min(values, key=lambda arm: values[arm] if better == "lower" else -values[arm])
+    return min(values, key=lambda arm: values[arm] if better == "lower" else -values[arm], default="")
 
 
 def _incoherent(report: Report) -> dict[str, Estimate]:
     """Arms that are garbled too often, with the worst of their rates."""
-    found: dict[str, Estimate] = {}
-    for result in report.results:
-        value = result.estimate.value
-        mine = result.arm in report.arms and result.part == "answer"
-        if mine and result.metric == "garbled" and result.seed is None and value is not None and value > GARBLED:
-            worst = found.get(result.arm)
-            if worst is None or value > (worst.value or 0):
-                found[result.arm] = result.estimate
-    return found
+    found: dict[str, list[Estimate]] = {}
+    for r in report.results:
+        mine = r.arm in report.arms and (r.part, r.metric, r.seed) == ("answer", "garbled", None)
+        if mine and (r.estimate.value or 0) > GARBLED:
+            found.setdefault(r.arm, []).append(r.estimate)
+    return {arm: max(rates, key=lambda e: e.value or 0) for arm, rates in found.items()}
 
 
 def _protocols(run: Run) -> list[Protocol]:

@@ -213,9 +213,8 @@ def _colours(report: Report, names: Sequence[str]) -> list[str]:
 def _with_legend(figure: Figure, axis: Axes) -> Figure:
     """Names of the lines under all panels."""
     handles, names = axis.get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc="outside lower center", ncols=8, fontsize=9, frameon=False)
-    for text in legend.get_texts():
-        text.set_color(INK)
+    where = "outside lower center"
+    figure.legend(handles, names, loc=where, ncols=8, fontsize=9, frameon=False, labelcolor=INK)
     return figure
 
 

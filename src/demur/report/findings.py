@@ -128,8 +128,9 @@ def _merged(cells: dict[Column, Cell], columns: Sequence[Column]) -> Cell:
     """The cells of some columns as one."""
     merged = Cell()
     for cell in (cells[column] for column in columns):
-        for row, seed, value, base in zip(cell.rows, cell.seeds, cell.values, cell.bases, strict=True):
-            merged.add(row, seed, value, base)
+        merged.rows += cell.rows
+        merged.values += cell.values
+        merged.made += cell.made
     return merged
 
 

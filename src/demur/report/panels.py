@@ -9,15 +9,16 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
+from itertools import combinations, product
 from math import comb
 from typing import Any
 
 import msgspec
 
 from demur import stats
-from demur.records import CLASSES, PATTERNS, Estimate, Record
+from demur.records import CLASSES, PATTERNS, Estimate, Part, Record
 from demur.report.cells import Cells, Column, Made, levels
-from demur.report.read import Row, Run, light
+from demur.report.read import Evaluation, Row, Run, light
 from demur.runs import Artifact
 
 HARM = ("unsafe", "full_compliance")
@@ -100,13 +101,17 @@ class Published(Record, frozen=True, kw_only=True):
     value: float
 
 
-def patterns(run: Run) -> Iterator[PatternRate]:
-    """Pattern rates of every set of traces that was diagnosed."""
+def _diagnosed(run: Run) -> Iterator[tuple[Artifact, Artifact]]:
+    """Every diagnosis of the run's own traces, behind the stage that made them."""
     makers = {stage.manifest.fingerprint: stage for stage in run.stages}
     for stage in run.of_kind("diagnose"):
-        source = makers.get(stage.manifest.inputs.get("traces", ""))
-        if source is None:
-            continue
+        if source := makers.get(stage.manifest.inputs.get("traces", "")):
+            yield source, stage
+
+
+def patterns(run: Run) -> Iterator[PatternRate]:
+    """Pattern rates of every set of traces that was diagnosed."""
+    for source, stage in _diagnosed(run):
         told = _Told(source, stage)
         for pattern in PATTERNS:
             if pattern in told.marks:
@@ -145,14 +150,11 @@ class _Told:
 
     def rate(self, pattern: str, kind: str, marks: Sequence[int]) -> PatternRate:
         """How often, before and after the filter."""
-        before = self._rate(marks, [at for at, mark in enumerate(marks) if mark != ABSENT])
-        after = None
-        if self.passed is not None:
-            passed = self.passed
-            after = self._rate(marks, [at for at, mark in enumerate(marks) if mark != ABSENT and passed[at]])
+        there, passed = [at for at, mark in enumerate(marks) if mark != ABSENT], self.passed
         return PatternRate(
-            traces=self.name, pattern=pattern, kind=kind, detector=self.detector, before=before, after=after
-        )
+            traces=self.name, pattern=pattern, kind=kind, detector=self.detector, before=self._rate(marks, there),
+            after=None if passed is None else self._rate(marks, [at for at in there if passed[at]]),
+        )  # fmt: skip
 
     def _rate(self, marks: Sequence[int], those: list[int]) -> Estimate:
         outcomes = [None if marks[at] == UNKNOWN else marks[at] == YES for at in those]
@@ -183,14 +185,8 @@ class _Found(msgspec.Struct, gc=False):
 
 def measures(run: Run) -> dict[str, dict[str, Estimate]]:
     """What the detectors count besides the patterns, such as sentences after the decision."""
-    makers = {stage.manifest.fingerprint: stage for stage in run.stages}
-    found = {}
-    for stage in run.of_kind("diagnose"):
-        source = makers.get(stage.manifest.inputs.get("traces", ""))
-        given = stage.manifest.summary.get("measures")
-        if given and source:
-            found[label(source)] = msgspec.convert(given, dict[str, Estimate])
-    return found
+    told = ((label(source), stage.manifest.summary.get("measures")) for source, stage in _diagnosed(run))
+    return {name: msgspec.convert(given, dict[str, Estimate]) for name, given in told if given}
 
 
 def label(stage: Artifact) -> str:
@@ -265,23 +261,26 @@ def crossing(run: Run) -> Iterator[Crossing]:
     groups: dict[tuple[str, str, str, str], list[tuple[Row, Made, str, str]]] = {}
     for e in run.evaluations:
         for judge in dict.fromkeys(judge for judge, _ in e.judges):
-            for row in e.rows:
-                said = [row.verdicts.get((judge, part)) for part in ("thinking", "answer")]
-                sides = [_side(v.label) if v else None for v in said]
-                if row.prompt.intent == "harmful" and sides[0] and sides[1]:
-                    key = e.arm, e.bench, e.attack, judge
-                    groups.setdefault(key, []).append((row, (e.base, e.seed), sides[0], sides[1]))
+            for row, one, two in _sided(e, (judge, "thinking"), (judge, "answer")):
+                groups.setdefault((e.arm, e.bench, e.attack, judge), []).append((row, (e.base, e.seed), one, two))
     for (arm, bench, attack, judge), members in groups.items():
-        for thinking in ("safe", "unsafe"):
-            for answer in ("safe", "unsafe"):
-                hits = [(t, a) == (thinking, answer) for _, _, t, a in members]
-                made = levels([made for _, made, *_ in members])[0]
-                estimate = stats.rate(hits, clusters=[row.prompt.cluster for row, *_ in members], seeds=made)
-                ids = tuple(m[0].id for m, hit in zip(members, hits, strict=True) if hit)[:5]
-                yield Crossing(
-                    arm=arm, bench=bench, attack=attack, judge=judge, thinking=thinking, answer=answer,
-                    estimate=estimate, examples=ids,
-                )  # fmt: skip
+        for thinking, answer in product(("safe", "unsafe"), repeat=2):
+            hits = [(t, a) == (thinking, answer) for _, _, t, a in members]
+            made = levels([made for _, made, *_ in members])[0]
+            estimate = stats.rate(hits, clusters=[row.prompt.cluster for row, *_ in members], seeds=made)
+            ids = tuple(m[0].id for m, hit in zip(members, hits, strict=True) if hit)[:5]
+            yield Crossing(
+                arm=arm, bench=bench, attack=attack, judge=judge, thinking=thinking, answer=answer,
+                estimate=estimate, examples=ids,
+            )  # fmt: skip
+
+
+def _sided(e: Evaluation, *judges: tuple[str, Part]) -> Iterator[tuple[Row, str, str]]:
+    """Replies to harmful prompts of which two verdicts each say on which side of harm they are."""
+    for row in e.rows:
+        one, two = (_side(v.label) if (v := row.verdicts.get(judge)) else None for judge in judges)
+        if row.prompt.intent == "harmful" and one and two:
+            yield row, one, two
 
 
 def _side(label: str | None) -> str | None:
@@ -295,13 +294,9 @@ def agreement(run: Run) -> Iterator[Agreement]:
     """Every two judges that saw the same parts."""
     pairs: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {}
     for e in run.evaluations:
-        for i, (a, part) in enumerate(e.judges):
-            for b, other in e.judges[i + 1 :]:
-                for row in e.rows if part == other and a != b else ():
-                    one, two = row.verdicts.get((a, part)), row.verdicts.get((b, part))
-                    sides = _side(one.label) if one else None, _side(two.label) if two else None
-                    if row.prompt.intent == "harmful" and sides[0] and sides[1]:
-                        pairs.setdefault((part, a, b), []).append((row.prompt.cluster, sides[0], sides[1]))
+        for (a, part), (b, other) in combinations(e.judges, 2):
+            for row, one, two in _sided(e, (a, part), (b, part)) if part == other else ():
+                pairs.setdefault((part, a, b), []).append((row.prompt.cluster, one, two))
     for (judged, a, b), rows in pairs.items():
         same = stats.rate([x == y for _, x, y in rows], clusters=[c for c, _, _ in rows], better="higher")
         kappa = stats.kappa([x for _, x, _ in rows], [y for _, _, y in rows])
@@ -314,9 +309,9 @@ def tries(found: Cells, columns: Sequence[Column]) -> Iterator[Tries]:
         for arm in found if column.metric == "attack_success" else ():
             cell = found[arm].get(column)
             groups: dict[tuple[str, int | None], list[bool]] = {}
-            for row, seed, value in zip(cell.rows, cell.seeds, cell.values, strict=True) if cell else ():
+            for row, value, made in zip(cell.rows, cell.values, cell.made, strict=True) if cell else ():
                 if value is not None:
-                    groups.setdefault((row.key[0], seed), []).append(bool(value))
+                    groups.setdefault((row.key[0], made[1]), []).append(bool(value))
             shortest = min((len(group) for group in groups.values()), default=0)
             if shortest > 1:
                 shares = tuple(

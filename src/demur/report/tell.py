@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -12,6 +12,7 @@ from demur.records import Estimate, encode
 from demur.report import words
 from demur.report.cells import Column
 from demur.report.data import Report
+from demur.report.panels import plain
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -159,10 +160,15 @@ def _pattern_table(report: Report) -> Table:
     from rich.table import Table
 
     table = Table("traces", "pattern", "before the filter, %", "after, %", "detector", box=None, pad_edge=False)
-    for rate in report.patterns:
-        after = words.interval(rate.after) if rate.after else ""
-        table.add_row(rate.traces, rate.pattern.replace("_", " "), words.interval(rate.before), after, rate.detector)
+    for row in _pattern_rows(report):
+        table.add_row(*row)
     return table
+
+
+def _pattern_rows(report: Report) -> list[list[str]]:
+    """Traces, pattern, rate before the filter and after it, detector."""
+    shown = [(r, words.interval(r.before), words.interval(r.after) if r.after else "") for r in report.patterns]
+    return [[r.traces, r.pattern.replace("_", " "), before, after, r.detector] for r, before, after in shown]
 
 
 def markdown(report: Report) -> str:
@@ -191,17 +197,7 @@ def markdown(report: Report) -> str:
         out += _table(["benchmark", "arms", "difference [95 %]", "p (Holm)", "in words"], body)
     if report.patterns:
         out += ["", "## Failure patterns in the traces, %", ""]
-        body = [
-            [
-                r.traces,
-                r.pattern.replace("_", " "),
-                words.interval(r.before),
-                words.interval(r.after) if r.after else "",
-                r.detector,
-            ]
-            for r in report.patterns
-        ]
-        out += _table(["traces", "pattern", "before the filter", "after", "detector"], body)
+        out += _table(["traces", "pattern", "before the filter", "after", "detector"], _pattern_rows(report))
     if report.funnels:
         keys = list(dict.fromkeys(key for funnel in report.funnels.values() for key in funnel))
         out += ["", "## What became of the teacher's replies", ""]
@@ -250,12 +246,6 @@ def as_csv(report: Report) -> str:
     return out.getvalue()
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """results.json as plain data."""
-    data: dict[str, Any] = msgspec.to_builtins(report)
-    return data
-
-
 def json_bytes(report: Report) -> bytes:
     """results.json: canonical, indented."""
-    return msgspec.json.format(encode(as_json(report)), indent=1) + b"\n"
+    return msgspec.json.format(encode(plain(report)), indent=1) + b"\n"

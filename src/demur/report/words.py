@@ -39,8 +39,6 @@ def number(value: float | None, unit: str = "share") -> str:
     if value is None:
         return "–"
     scaled = 100 * value if unit == "share" else value
-    if unit == "share" and round(scaled, 1) == round(scaled):
-        return f"{scaled:.0f}"
     return f"{scaled:.1f}" if abs(scaled) < 10 and round(scaled, 1) != round(scaled) else f"{scaled:.0f}"
 
 
@@ -99,9 +97,8 @@ def verdict(claim: Claim) -> str:
     d = claim.difference
     if d.value is None:
         return f"cannot tell: {d.how}"
-    points = f"{number(abs(d.value), claim.unit)} {'points' if claim.unit == 'share' else claim.unit}"
     if claim.winner:
-        return f"{claim.winner} is better by {points}"
+        return f"{claim.winner} is better by {difference_of(abs(d.value), claim.unit)}"
     if claim.margin is not None:
         held = stats.non_inferior(d, claim.margin, better=claim.better)
         limit = number(claim.margin, claim.unit)
@@ -117,9 +114,7 @@ def _needed(claim: Claim) -> str:
     if d.value is None or not d.spread:
         return ""
     shown = stats.minimum_detectable(d.spread, d.clusters)
-    text = (
-        f"; n={d.clusters} would show {number(shown, claim.unit)} {'points' if claim.unit == 'share' else claim.unit}"
-    )
+    text = f"; n={d.clusters} would show {difference_of(shown, claim.unit)}"
     if d.by_seeds > 0.5:
         return f"{text}; the {d.seeds} seeds differ more than the prompts do: more seeds would tell"
     needed = stats.prompts_needed(d.value, d.spread)
