@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
+from tests.made import replies
 
 from demur import thinking
 from demur.distil.strategy import load
 from demur.errors import UserError
-from demur.journal import Journal
 from demur.mini import base, benches, corpus
 from demur.mini.judge import MiniJudge, SumJudge
-from demur.models.roles import Role, opened
+from demur.models.roles import Role
 from demur.protocols import requests_for
 from demur.records import Prompt, Trace
 from demur.runs import hash_file
@@ -82,12 +81,8 @@ def test_a_base_is_made_again_the_same(tmp_path: Path) -> None:
 
 
 def _replies(prompts: list[Prompt], folder: Path, journal: Path) -> list[Trace]:
-    async def asked() -> list[Trace]:
-        async with opened(Role(path=str(folder)), journal=Journal(journal), label="test") as model:
-            requests = requests_for(prompts, benches.SAMPLING)
-            return [found async for found in model.answers(requests) if isinstance(found, Trace)]
-
-    return asyncio.run(asked())
+    found = replies(Role(path=str(folder)), requests_for(prompts, benches.SAMPLING), journal=journal)
+    return [one for one in found if isinstance(one, Trace)]
 
 
 def test_the_base_obeys_and_computes(tmp_path: Path) -> None:

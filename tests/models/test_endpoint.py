@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.made import replies
 
 from demur.errors import UserError, WorkError
 from demur.journal import Journal, Reply
@@ -35,18 +36,9 @@ def ask(
     """What a role at a server answers to some prompts, in their order."""
     url = server if isinstance(server, str) else server.url
 
-    async def main() -> list[Trace | Failure]:
-        book = Journal(journal) if journal else None
-        try:
-            async with opened(Role(url=(url,), **role), journal=book, label="target/test") as model:
-                model.check(sampling or Sampling())
-                found = [one async for one in model.answers(requests_for(prompts(count), sampling or Sampling()))]
-        finally:
-            if book:
-                book.close()
-        return sorted(found, key=lambda one: int(one.prompt.text.split()[1]))
-
-    return asyncio.run(main())
+    requests = requests_for(prompts(count), sampling or Sampling())
+    found = replies(Role(url=(url,), **role), requests, journal=journal)
+    return sorted(found, key=lambda one: int(one.prompt.text.split()[1]))
 
 
 def answers(found: list[Trace | Failure]) -> list[str | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import signal
@@ -12,10 +11,11 @@ import time
 from pathlib import Path
 
 import msgspec
+from tests.made import replies
 
 from demur.journal import Journal
 from demur.models.protocol_server import serving
-from demur.models.roles import Role, opened
+from demur.models.roles import Role
 from demur.protocols import requests_for
 from demur.records import Prompt, Sampling, Trace, encode
 
@@ -45,13 +45,9 @@ asyncio.run(main())
 
 
 def results(url: str, folder: Path) -> list[bytes]:
-    async def main() -> list[bytes]:
-        with Journal(folder) as journal:
-            async with opened(Role(url=(url,), model="scripted"), journal=journal) as model:
-                prompts = [Prompt(text=f"question {i}", intent="benign") for i in range(COUNT)]
-                return sorted([encode(one) async for one in model.answers(requests_for(prompts, Sampling()))])
-
-    return asyncio.run(main())
+    prompts = [Prompt(text=f"question {i}", intent="benign") for i in range(COUNT)]
+    found = replies(Role(url=(url,), model="scripted"), requests_for(prompts, Sampling()), journal=folder)
+    return sorted(map(encode, found))
 
 
 def test_fifty_kills_in_a_row_lose_nothing_and_ask_nothing_twice(tmp_path: Path) -> None:

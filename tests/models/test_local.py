@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import random
@@ -14,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.made import replies
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demur.errors import UserError
 from demur.journal import Journal
 from demur.models.local import LocalModel
-from demur.models.roles import Role, opened
+from demur.models.roles import Role
 from demur.models.weights import identity_of
 from demur.protocols import Request, requests_for
 from demur.records import Failure, Message, Prompt, Sampling, Trace
@@ -36,17 +36,8 @@ def prompts(count: int, seed: int = 0) -> list[Prompt]:
 def texts(
     role: Role, asked: list[Prompt], *, sampling: Sampling = SAMPLING, journal: Path | None = None
 ) -> dict[tuple[str, int], Trace | Failure]:
-    async def main() -> dict[tuple[str, int], Trace | Failure]:
-        book = Journal(journal) if journal else None
-        try:
-            async with opened(role, journal=book, label="target/x") as model:
-                model.check(sampling)
-                return {(one.prompt.id, one.sample): one async for one in model.answers(requests_for(asked, sampling))}
-        finally:
-            if book:
-                book.close()
-
-    return asyncio.run(main())
+    found = replies(role, requests_for(asked, sampling), journal=journal, label="target/x")
+    return {(one.prompt.id, one.sample): one for one in found}
 
 
 def raw(found: dict[Any, Trace | Failure]) -> dict[Any, str]:
@@ -175,11 +166,7 @@ def test_plain_completions_send_the_text_as_it_is(checkpoint: Path) -> None:
         prompt=Prompt(text="w1 w2", intent="benign"),
     )
 
-    async def main() -> list[Trace | Failure]:
-        async with opened(Role(path=str(checkpoint), api="completions")) as model:
-            return [one async for one in model.answers([request, request])]
-
-    one, two = asyncio.run(main())
+    one, two = replies(Role(path=str(checkpoint), api="completions"), [request, request])
     assert one == two
     assert isinstance(one, Trace)
     assert (one.tokens_in, one.opened_by) == (2, None if "</think>" not in one.raw else "prompt")

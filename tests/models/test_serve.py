@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -13,10 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.made import replies
 
 from demur.errors import UserError, WorkError
 from demur.models import serve
-from demur.models.roles import Role, opened, parse_role
+from demur.models.roles import Role, parse_role
 from demur.models.serve import served
 from demur.models.weights import identity_of, template_opens_thinking
 from demur.protocols import requests_for
@@ -26,13 +26,7 @@ PROMPTS = [Prompt(text=f"w{i} w{i + 1} w7", intent="benign") for i in range(6)]
 
 
 def ask(role: Role, sampling: Sampling) -> list[Trace | Failure]:
-    async def main() -> list[Trace | Failure]:
-        async with opened(role) as model:
-            model.check(sampling)
-            found = [one async for one in model.answers(requests_for(PROMPTS, sampling))]
-        return sorted(found, key=lambda one: one.prompt.text)
-
-    return asyncio.run(main())
+    return sorted(replies(role, requests_for(PROMPTS, sampling)), key=lambda one: one.prompt.text)
 
 
 @pytest.mark.slow
