@@ -73,7 +73,7 @@ def rewrites(path: Path, *techniques_: str, leave_out: int = 0) -> Path:
         for q in QUESTIONS[leave_out:]
         for t in techniques_
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, rows)
     return path
 
 

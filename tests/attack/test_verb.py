@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from typer.testing import CliRunner
 from demur.attack.pair import Attempt
 from demur.cli.attack import app
 from demur.errors import UserError
-from demur.records import Result, Trace, read_jsonl
+from demur.records import Result, Trace, read_jsonl, write_jsonl
 
 SCRIPT = "script:stand_in"
 
@@ -23,7 +22,7 @@ def run(*words: str) -> None:
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
     file = tmp_path / "questions.jsonl"
-    file.write_text("".join(json.dumps({"question": f"How do I steal thing {i}?"}) + "\n" for i in range(4)))
+    write_jsonl(file, [{"question": f"How do I steal thing {i}?"} for i in range(4)])
     return file
 
 

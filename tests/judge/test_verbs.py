@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from demur.bench import BENCHES
 from demur.cli import bench, calibrate, judge
 from demur.errors import UserError
+from demur.records import write_jsonl
 
 LRM = ASSETS / "lrm_replies.jsonl"
 
@@ -65,7 +66,7 @@ def test_judge_a_file_again(tmp_path: Path) -> None:
         )
     ]
     path = tmp_path / "traces.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, rows)
     out = tmp_path / "again"
     first = called(judge.app, str(path), "--judge", "rules", "--out", str(out))
     assert first["n"] == 3

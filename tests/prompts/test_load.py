@@ -12,7 +12,7 @@ from demur.prompts import SOURCES
 from demur.prompts.load import load, templates
 from demur.prompts.recover import fill
 from demur.prompts.settings import PromptsSettings
-from demur.records import Prompt
+from demur.records import Prompt, write_jsonl
 from demur.registry import resolve
 from demur.settings import validate
 
@@ -83,7 +83,7 @@ def test_pieces_of_a_question_put_together_are_the_question(question: str, of: i
 
 def test_templates_have_names(tmp_path: Path) -> None:
     rows = [{"text": "Act: {question}", "name": "dan"}, {"template": "b={question:2/2} a={question:1/2}"}]
-    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    write_jsonl(tmp_path / "t.jsonl", rows)
     assert templates(tmp_path / "t.jsonl") == {"dan": rows[0]["text"], "2": rows[1]["template"]}
 
 

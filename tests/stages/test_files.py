@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def imported(path: Path, out: Path, **settings: object) -> Artifact:
 
 def test_everything_a_file_held_is_kept(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "response": thinking.join("t", "x")}, {"prompt": "b"}, {"prompt": "c", "response": "y"}]
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    write_jsonl(tmp_path / "a.jsonl", rows)
     stage = imported(tmp_path / "a.jsonl", tmp_path / "run", intent="benign")
     assert {prompt.intent for prompt in stage.read("prompts", Prompt)} == {"benign"}
     assert [odd.where for odd in stage.read("odd", Odd)] == [f"{tmp_path / 'a.jsonl'}:2"]
@@ -37,7 +36,7 @@ def test_examples_are_drawn_from_as_they_are_and_filters_choose(tmp_path: Path) 
     rows = [Example(parts=(part,), origin=Origin(prompt="p", trace=str(i)), cluster=str(i)) for i in range(3)]
     write_jsonl(tmp_path / "a.jsonl", rows)
     assert pool(tmp_path / "a.jsonl", share="s", options=ShareSettings())[0] == rows
-    assert pool(tmp_path / "a.jsonl", share="s", options=ShareSettings(), only=["1"])[0] == rows[1:2]
+    assert pool(tmp_path / "a.jsonl", share="s", options=ShareSettings(), only={"1"})[0] == rows[1:2]
     stage = imported(tmp_path / "a.jsonl", tmp_path / "run", limit=2)
     assert pool(stage, share="s", options=ShareSettings())[0] == rows[:2]
     assert list(stage.read("traces", Trace)) == []
@@ -45,7 +44,7 @@ def test_examples_are_drawn_from_as_they_are_and_filters_choose(tmp_path: Path) 
 
 def test_odd_rows_of_a_share_are_kept_aside(tmp_path: Path) -> None:
     rows = [{"prompt": "Hi?", "response": "<think>\nA greeting.\n</think>\n\nHello."}, {"prompt": 7, "response": None}]
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    write_jsonl(tmp_path / "a.jsonl", rows)
     found = pool(tmp_path / "a.jsonl", share="s", options=ShareSettings())
     assert len(found.examples) == 1
     assert [odd.where for odd in found.odd] == [f"{tmp_path / 'a.jsonl'}:2"]
@@ -57,7 +56,7 @@ def test_wrong_maths_traces_are_left_out_by_the_grader(tmp_path: Path) -> None:
         return {"problem": f"What is {gold} + 0?", "generations": [reply], "solution": "I add.", "answer": gold}
 
     rows = [row("4", "4"), row("5", "7"), row("\\frac{1}{2}", "0.5")]
-    (tmp_path / "maths.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    write_jsonl(tmp_path / "maths.jsonl", rows)
     every = pool(tmp_path / "maths.jsonl", share="maths", options=ShareSettings())
     graded = pool(tmp_path / "maths.jsonl", share="maths", options=ShareSettings(grade=True))
     assert len(every.examples) == 3
