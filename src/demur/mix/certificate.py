@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from demur.mix.contamination import RULES, USUAL, Index, Limits, Rule
-from demur.mix.draw import asked
-from demur.mix.text import masked
+from demur.mix.text import asked, masked
 from demur.records import Example, Prompt, Record, digest
 
 SHOWN = 5

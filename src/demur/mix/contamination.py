@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demur.mix.duplicates import FIGURES, Signatures, agree, bands, figures, signatures
-from demur.mix.grams import I64, U64, Grams, Packed, packs
+from demur.mix.grams import I64, U64, Grams, Packed, packs, places
 from demur.mix.text import normal
 
 Rule = Literal["exact", "coverage", "near"]
@@ -202,8 +202,7 @@ class _Runs:
     def _shares(self, which: I64, least: float) -> Found:
         """Coverage from pairs of row and run: each run of a prompt covers its words once."""
         count = self.count[which[1]]
-        offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        entry = np.repeat(self.first[which[1]], count) + offset
+        entry = np.repeat(self.first[which[1]], count) + places(count)
         row, prompt, place = np.repeat(which[0], count), self.prompt[entry], self.place[entry]
         order = np.lexsort((place, prompt, row))
         row, prompt, place = row[order], prompt[order], place[order]
@@ -250,8 +249,7 @@ class _Near:
         for value, (known, order) in zip(bands(table), self.bands, strict=True):
             low, high = np.searchsorted(known, value), np.searchsorted(known, value, side="right")
             count = high - low
-            offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-            prompt = order[np.repeat(low, count) + offset]
+            prompt = order[np.repeat(low, count) + places(count)]
             keys.append(np.unique(np.repeat(np.arange(len(texts)), count) * size + prompt))
         key = np.unique(np.concatenate(keys))
         row, prompt = key // size, key % size

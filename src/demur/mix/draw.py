@@ -18,7 +18,7 @@ import numpy as np
 
 from demur.errors import UserError
 from demur.mix.settings import By, MixSettings, ShareSettings
-from demur.mix.text import normal
+from demur.mix.text import asked, normal
 from demur.records import Example, Record
 from demur.spool import Rows
 
@@ -225,11 +225,6 @@ def _keys(item: Item, dedupe: str) -> tuple[Key, ...]:
     if dedupe == "near" and (not item.attack or item.attack.startswith("template:")):
         return item.said, hash((item.cluster, item.attack))
     return (item.said,)
-
-
-def asked(example: Example) -> str:
-    """What the user says in an example."""
-    return "".join(part.text for part in example.parts if part.role == "user")
 
 
 def _capped(name: str, examples: list[Item], settings: MixSettings, drops: Rows[Drop]) -> list[Item]:

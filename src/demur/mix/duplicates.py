@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demur.mix.grams import I64, U64, Packed, packs
-from demur.mix.text import normal
+from demur.mix.text import asked, normal
 from demur.records import Example
-from demur.spool import scratch
+from demur.spool import numbers, scratch
 
 LETTERS = 5
 VALUES = 128
@@ -48,7 +48,7 @@ def clusters(examples: Iterable[Example], *, similarity: float) -> list[str]:
     def questions() -> Iterator[str]:
         for example in examples:
             own.append(example.cluster or example.origin.prompt or example.id)
-            yield example.origin.question or "".join(p.text for p in example.parts if p.role == "user")
+            yield example.origin.question or asked(example)
 
     alike = components(questions(), similarity=similarity)
     return _joined(alike, own)
@@ -139,7 +139,7 @@ class _Table:
 
 def figures(texts: Sequence[str]) -> I64:
     """A number for each text that is the same for the same figures and signs of calculation in the same order."""
-    return np.fromiter((_figures(text) for text in texts), dtype=np.int64, count=len(texts))
+    return numbers(map(_figures, texts))
 
 
 def _figures(text: str) -> int:

@@ -50,7 +50,7 @@ class Packed:
         """All runs of `n` bytes inside a text; a text that is shorter gives itself."""
         count = np.maximum(self.lengths - n + 1, 1)
         text = np.repeat(np.arange(len(count)), count)
-        place = np.arange(len(text)) - np.repeat(np.cumsum(count) - count, count)
+        place = places(count)
         begin = self.starts[text] + place
         end = np.minimum(begin + n, (self.starts + self.lengths)[text])
         return Grams(self.hashes(begin, end), text, place)
@@ -72,9 +72,10 @@ class Packed:
         hashes = self.hashes(begin[whole], end[whole + n - 1])
         return Grams(hashes, text[whole], whole - first[text[whole]])
 
-    def counts(self) -> I64:
-        """How many words each text has."""
-        return np.bincount(self.words()[2], minlength=len(self.lengths))
+
+def places(counts: I64) -> I64:
+    """0, 1, … for each of some counts, end to end."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def packs(texts: Iterable[str]) -> Iterator[tuple[int, Packed]]:

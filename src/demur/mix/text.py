@@ -8,10 +8,17 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from demur.records import Example
+
 _PUNCTUATION = str.maketrans({chr(i): " " for i in range(128) if not chr(i).isalnum()})
 _CALCULATES = re.compile(r"[0-9=]")
 _SIGN = re.compile(r"([-+*/=<>^%])")
 _OTHER = re.compile(r"[^\w+*/=<>^%-]|_")
+
+
+def asked(example: Example) -> str:
+    """What the user says in an example."""
+    return "".join(part.text for part in example.parts if part.role == "user")
 
 
 def normal(text: str) -> str:

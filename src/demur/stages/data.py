@@ -27,12 +27,7 @@ def prompts(task: Task) -> None:
     from demur.prompts.settings import PromptsSettings
 
     settings = validate(PromptsSettings, task.node.settings, where=task.node.name)
-    places = {
-        "source": task.files.get("source"),
-        "data": task.files.get("data"),
-        "templates": task.files.get("templates"),
-    }
-    moved = {key: str(path) if key == "source" else path for key, path in places.items() if path is not None}
+    moved = {key: str(path) if key == "source" else path for key, path in task.files.items()}
     found = load(settings.model_copy(update=moved))
     count = task.draft.write("prompts", found)
     task.draft.summary |= {"line": f"{count:,} {task.node.name.partition('-')[2]}", "prompts": count}
@@ -60,12 +55,9 @@ async def _distil(task: Task) -> None:
         if given is not None:
             asked = asked.taken([at for at, prompt in enumerate(asked) if prompt.id in given])
         made = await run(asked, settings=settings, teacher=teacher, judges=filters, given=given, progress=task.progress)
-    draft = task.draft
-    draft.write("traces", made.traces)
-    draft.write("verdicts", made.verdicts)
-    draft.write("drops", made.drops)
-    draft.write("failures", made.failures)
-    draft.summary |= {
+    for name in ("traces", "verdicts", "drops", "failures"):
+        task.draft.write(name, getattr(made, name))
+    task.draft.summary |= {
         "strategy": settings.strategy,
         "funnel": made.funnel,
         "tokens": msgspec.to_builtins(made.tokens),

@@ -34,10 +34,10 @@ def _traces(task: Task) -> Iterator[Trace]:
         yield trace
 
 
-def _kept(task: Task) -> list[str] | None:
+def _kept(task: Task) -> frozenset[str] | None:
     """Ids that passed the filter, as the distillation says, or whoever imported it; `None` where there was no filter."""
-    kept: list[str] | None = task.inputs["traces"].manifest.summary.get("kept", task.node.settings.get("kept"))
-    return kept
+    kept = task.inputs["traces"].manifest.summary.get("kept", task.node.settings.get("kept"))
+    return None if kept is None else frozenset(kept)
 
 
 def diagnose(task: Task) -> None:
@@ -45,8 +45,7 @@ def diagnose(task: Task) -> None:
     from demur.diagnose.measures import Measures, measured, summary
     from demur.diagnose.rates import Tally
 
-    passed = _kept(task)
-    kept = None if passed is None else frozenset(passed)
+    kept = _kept(task)
     tallies = {by: Tally(by=by, kept=kept) for by in ("strategy", "source")}
     measures = Rows(Measures)
     # The measures read English; of the miniature language they would say nothing.
@@ -137,8 +136,7 @@ async def _repair(task: Task) -> None:
     given = plain["repair"] if "repair" in plain else {"with": plain["with"]}
     settings = validate(RepairSettings, given, where=task.node.name)
     kept = _kept(task)
-    chosen = None if kept is None else set(kept)
-    traces = [trace for trace in _traces(task) if chosen is None or trace.id in chosen]
+    traces = [trace for trace in _traces(task) if kept is None or trace.id in kept]
     decides = resolve("decision rule", DECIDERS.get(plain["name"], DECIDERS["rules"]), {})
     async with AsyncExitStack() as stack:
         journal = stack.enter_context(Journal(task.journal))
