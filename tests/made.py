@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ from demur.journal import Journal
 from demur.models.roles import Role, opened
 from demur.protocols import Attack, Request, Requests, stream
 from demur.records import Failure, Prompt, Sampling, Trace
+from demur.runs import Artifact, drafted
 from demur.thinking import traced
 
 Item = TypeVar("Item")
@@ -37,6 +39,20 @@ def exit_code(*words: str) -> int:
     with pytest.raises(SystemExit) as left:
         main(list(words))
     return int(left.value.code or 0)
+
+
+def publish(
+    run: Path, name: str, kind: str, records: dict[str, list[Any]], *, settings: dict[str, Any] | None = None,
+    inputs: dict[str, str] | None = None, summary: dict[str, Any] | None = None, mark: str = "0000",
+) -> Artifact:  # fmt: skip
+    """A stage as a run leaves it, in its folder `name-mark`."""
+    with drafted(run / "stages" / f"{name}-{mark}") as (draft, _):
+        for file, rows in records.items():
+            draft.write(file, rows)
+        draft.summary |= summary or {}
+        return draft.publish(
+            name=name, kind=kind, version=1, settings=settings or {}, inputs=inputs or {}, seconds=random.random()
+        )
 
 
 class Speaker:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.made import publish
 
 from demur import thinking
 from demur.errors import UserError
 from demur.prompts.forms import FORMS, load_file
 from demur.records import Example, ExamplePart, Origin, Prompt, write_jsonl
-from demur.runs import Draft
 
 THOUGHT = thinking.join("Let me see.", "Four.")
 
@@ -137,12 +137,8 @@ def test_what_cannot_be_recognised_says_what_was_found(tmp_path: Path) -> None:
 def test_stages_runs_and_folders_of_tables(tmp_path: Path) -> None:
     run, prompts = tmp_path / "run", [Prompt(text=str(i), intent="benign") for i in range(3)]
     for name in ("a", "b"):
-        folder = run / "stages" / f"{name}-0"
-        folder.mkdir(parents=True)
-        draft = Draft(folder)
-        draft.write("prompts", prompts)
-        draft.publish(name=name, kind="prompts", version=1, settings={}, inputs={}, seconds=0)
-        assert load_file(folder).prompts == prompts
+        stage = publish(run, name, "prompts", {"prompts": prompts}, mark="0")
+        assert load_file(stage.folder).prompts == prompts
     with pytest.raises(UserError, match="2 stages hold prompts"):
         load_file(run)
     plain = tmp_path / "set" / "data"

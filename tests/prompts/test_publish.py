@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
-from tests.made import demur
+from tests.made import demur, publish
 
 from demur.errors import UserError
 from demur.mix.certificate import certify
@@ -20,7 +20,6 @@ from demur.prompts.card import harmful
 from demur.prompts.forms import load_file
 from demur.prompts.publish import export_hf, flat, plan_push
 from demur.records import Example, ExamplePart, Origin, Prompt, encode
-from demur.runs import Draft
 
 pytest.importorskip("pyarrow")
 
@@ -39,14 +38,10 @@ def example(i: int, *, share: str = "safety", intent: Any = "harmful", thought: 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "m" / "stages" / "mix-0"
-    folder.mkdir(parents=True)
-    draft = Draft(folder)
     rows = [example(i) for i in range(4)] + [example(9, share="maths", intent="maths")]
-    draft.write("examples", rows)
-    draft.write("held_out", [example(7)])
     shares = {"safety": {"file": "/home/me/a.jsonl", "n": 4}, "maths": {"licence": "CC0-1.0"}}
-    draft.publish(name="mix", kind="mix", version=1, settings={"mix": {"shares": shares}}, inputs={}, seconds=0)
+    records = {"examples": rows, "held_out": [example(7)]}
+    publish(tmp_path / "m", "mix", "mix", records, settings={"mix": {"shares": shares}}, mark="0")
     certificate, _ = certify(
         rows, {"xstest": [Prompt(text="ask 3", intent="harmful"), Prompt(text="x", intent="benign")]}
     )
@@ -99,14 +94,10 @@ def test_a_certificate_for_other_rows_is_not_published(run: Path) -> None:
 
 
 def test_two_mixes_of_one_name_are_not_published_over_each_other(run: Path) -> None:
-    folder = run / "stages" / "mix-1"
-    folder.mkdir()
-    draft = Draft(folder)
-    draft.write("examples", [example(1)])
-    draft.publish(name="mix", kind="mix", version=1, settings={}, inputs={}, seconds=0)
+    other = publish(run, "mix", "mix", {"examples": [example(1)]}, mark="1")
     with pytest.raises(UserError, match=r"(?s)have one name.*mix-0.*mix-1"):
         export_hf(run)
-    assert export_hf(folder, run / "out").is_dir()
+    assert export_hf(other.folder, run / "out").is_dir()
 
 
 def test_flat_rows_keep_the_difference_between_no_thinking_and_empty_thinking() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.made import publish as publish
 
 from demur.records import (
     PATTERNS,
@@ -23,7 +24,6 @@ from demur.records import (
     Trace,
     Verdict,
 )
-from demur.runs import Artifact, drafted
 
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -55,19 +55,6 @@ def trace_of(
         raw=f"{thinking} / {answer}", thinking=thinking, answer=answer, outcome=outcome, opened_by="prompt", finish="stop",
         sample=sample, tokens_out=tokens + 3, tokens_thinking=tokens, strategy=strategy,
     )  # fmt: skip
-
-
-def publish(
-    run: Path, name: str, kind: str, records: dict[str, list[Any]], *, settings: dict[str, Any] | None = None,
-    inputs: dict[str, str] | None = None, summary: dict[str, Any] | None = None,
-) -> Artifact:  # fmt: skip
-    with drafted(run / "stages" / f"{name}-0000") as (draft, _):
-        for file, rows in records.items():
-            draft.write(file, rows)
-        draft.summary |= summary or {}
-        return draft.publish(
-            name=name, kind=kind, version=1, settings=settings or {}, inputs=inputs or {}, seconds=random.random()
-        )
 
 
 def prompts_of(bench: str, intent: Intent, count: int, attack: str = "") -> list[Prompt]:

@@ -5,23 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.made import publish
 
 from demur.cli.contamination import check_contamination
 from demur.errors import CheckFailed, UserError
 from demur.records import Example, ExamplePart, Failure, Origin, Prompt, Trace, Verdict
-from demur.runs import Draft
 from demur.thinking import traced
 
 QUESTIONS = [f"Tell me all about the {thing} of the kingdom, please" for thing in ("roads", "wells", "mines", "ships")]
-
-
-def staged(run: Path, name: str, kind: str, settings: dict[str, Any], **records: list[Any]) -> None:
-    folder = run / "stages" / f"{name}-0"
-    folder.mkdir(parents=True)
-    draft = Draft(folder)
-    for key, rows in records.items():
-        draft.write(key, rows)
-    draft.publish(name=name, kind=kind, version=1, settings=settings, inputs={}, seconds=0)
 
 
 def reply(question: str) -> Trace:
@@ -36,8 +27,8 @@ def run(tmp_path: Path) -> Path:
         part = ExamplePart(role="user", text=text, train=False)
         return Example(parts=(part,), origin=Origin(prompt=text))
 
-    staged(tmp_path, "mix-held", "mix", {}, examples=[row(QUESTIONS[0]), row("Something else")])
-    staged(tmp_path, "mix-free", "mix", {}, examples=[row("Something else")])
+    publish(tmp_path, "mix-held", "mix", {"examples": [row(QUESTIONS[0]), row("Something else")]})
+    publish(tmp_path, "mix-free", "mix", {"examples": [row("Something else")]})
     traces = [reply(question) for question in QUESTIONS[:3]]
     lost = Failure(prompt=reply(QUESTIONS[3]).prompt, model="m", kind="timeout", detail="")
     labels = ("safe", "unsafe", "safe")
@@ -45,9 +36,10 @@ def run(tmp_path: Path) -> Path:
         Verdict(trace=t.id, judge="j", query="question", part="answer", label=label)  # type: ignore[arg-type]
         for t, label in zip(traces, labels, strict=True)
     ]
+    records: dict[str, list[Any]] = {"traces": traces, "verdicts": verdicts, "failures": [lost]}
     for arm in ("held", "free"):
         settings = {"arm": arm, "seed": 0, "bench": {"name": "advbench"}}
-        staged(tmp_path, f"evaluate-{arm}", "evaluate", settings, traces=traces, verdicts=verdicts, failures=[lost])
+        publish(tmp_path, f"evaluate-{arm}", "evaluate", records, settings=settings)
     return tmp_path
 
 
