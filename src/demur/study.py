@@ -131,7 +131,8 @@ class Evidence(BaseModel):
     """Empty: every benchmark that has the metric, pooled."""
     attack: tuple[str, ...] = ()
     """Empty: however the benchmarks put their questions, pooled."""
-    part: Part = "answer"
+    part: Part | None = None
+    """Another part than the one that each benchmark's judge reads first."""
     expect: Literal["lower", "higher", "same"]
     """What the claim expects of `a`."""
     by: float = Field(gt=0)
@@ -319,7 +320,7 @@ def _check_evidence(study: Study, evidence: Evidence, where: str) -> None:
     for attack in evidence.attack:
         if attack not in attacks:
             raise unknown("attack", attack, attacks, where=f" in {where}")
-    if evidence.part not in parts:
+    if evidence.part and evidence.part not in parts:
         raise UserError(f"{where}: no judge reads the {evidence.part}. Add it under 'also' of the benchmark.")
 
 

@@ -17,6 +17,7 @@ from demur.records import (
     Label,
     Message,
     Outcome,
+    Part,
     Prompt,
     Result,
     Sampling,
@@ -76,6 +77,7 @@ def prompts_of(bench: str, intent: Intent, count: int, attack: str = "") -> list
 def evaluation(
     run: Path, arm: str, seed: int | None, bench: str, attack: str, asked: list[Prompt],
     label_of: Callable[[random.Random, Prompt], Label | None], *, judge: str = "mini", text: str = "",
+    part: Part = "answer",
 ) -> None:  # fmt: skip
     traces, verdicts = [], []
     for number, prompt in enumerate(asked):
@@ -87,7 +89,7 @@ def evaluation(
         traces.append(trace)
         verdicts.append(
             Verdict(
-                trace=trace.id, judge=judge, query="question", part="answer", label=label,
+                trace=trace.id, judge=judge, query="question", part=part, label=label,
                 reason="" if label else "cannot tell",
             )
         )  # fmt: skip

@@ -83,6 +83,21 @@ def test_an_untrained_arm_stands_against_the_trainings_of_its_own_base(tmp_path:
     assert found.outcome == "seen"
 
 
+def test_a_test_goes_by_the_part_that_the_judge_reads_unless_it_names_one(tmp_path: Path) -> None:
+    for arm, chance in (("a", 0.6), ("b", 0.05)):
+        for seed in SEEDS:
+            asked = prompts_of("harm", "harmful", 60)
+            evaluation(tmp_path, arm, seed, "mini_harm", "", asked, harm_label(chance), part="whole")
+    evidence = {"a": "a", "b": "b", "expect": "higher", "by": 0.05}
+    findings = [{"claim": "c", "evidence": [evidence]}, {"claim": "d", "evidence": [evidence | {"part": "thinking"}]}]
+    (tmp_path / "study.yaml").write_text(
+        yaml.safe_dump({"name": "made", "findings": findings, "arms": {"a": {}, "b": {}}})
+    )
+    read, unread = build(tmp_path).findings
+    assert read.outcome == "seen"
+    assert unread.evidence[0].why == "not measured on both arms"
+
+
 def test_nothing_is_read_of_a_garbled_arm(tmp_path: Path) -> None:
     evidence = {"a": "a", "b": "b", "expect": "lower", "by": 0.05}
     made(tmp_path, {"a": everywhere(0.0), "b": everywhere(0.9)}, evidence)

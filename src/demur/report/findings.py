@@ -91,7 +91,7 @@ def _test(
     attack = want.get("attack") or ()
     test = Tested(
         a=want["a"], b=want["b"], metric=want.get("metric", "attack_success"), bench=want.get("bench", ""),
-        attack=(attack,) if isinstance(attack, str) else tuple(attack), part=want.get("part", "answer"),
+        attack=(attack,) if isinstance(attack, str) else tuple(attack), part=want.get("part") or "",
         expect=want["expect"], by=want["by"], unit="share",
     )  # fmt: skip
     if broken := [arm for arm in (test.a, test.b) if arm in incoherent]:
@@ -116,7 +116,7 @@ def _columns(test: Tested, found: Cells) -> Iterator[Column]:
     """What both arms were measured on: of each benchmark and attack the first judge, which is the protocol's."""
     taken = set()
     for column in found.get(test.a, {}):
-        wanted = column.metric == test.metric and column.part == test.part and test.bench in ("", column.bench)
+        wanted = column.metric == test.metric and test.part in ("", column.part) and test.bench in ("", column.bench)
         at = (column.bench, column.attack)
         if wanted and (not test.attack or column.attack in test.attack) and at not in taken:
             taken.add(at)

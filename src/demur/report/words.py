@@ -164,7 +164,7 @@ def conclusion(found: Found) -> str:
 def tested(test: Tested, *, alone: bool) -> tuple[str, ...]:
     """A test in words: what was compared and expected, its numbers, what they rest on; its outcome unless it is `alone`."""
     where = " ".join(part for part in (test.bench, ", ".join(map(attack, test.attack))) if part)
-    part = f" of the {test.part}" if test.part != "answer" else ""
+    part = f" of the {test.part}" if test.part else ""
     said = f"{test.a} − {test.b}, {name(test.metric)}{part}{f' ({where})' if where else ''}, {test.expect}"
     rest = f"{said}: {test.why}" if alone else f"{said}: {test.outcome}, {test.why}"
     d, unit = test.difference, test.unit
