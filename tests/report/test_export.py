@@ -6,9 +6,11 @@ import csv
 from pathlib import Path
 
 import pytest
+from tests.made import publish
 from tests.report.made import HOSTILE, make_run
 
 from demur.errors import UserError
+from demur.records import Trace, Verdict
 from demur.report import export
 
 
@@ -31,6 +33,18 @@ def test_inspect_reads_its_logs(small: Path, tmp_path: Path) -> None:
     assert [part.type for part in sample.messages[-1].content] == ["reasoning", "text"]
     assert sample.messages[-1].content[0].reasoning.startswith("=1+1")
     assert read.results.scores[0].scored_samples == 6
+
+
+def test_judging_again_makes_a_log_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("inspect_ai.log", reason="the group 'inspect' is not installed")
+    run = make_run(tmp_path / "run", prompts=3, seeds=(0,))
+    stage = export.evaluations(run)[0]
+    records = {"traces": list(stage.read("traces", Trace)), "verdicts": list(stage.read("verdicts", Verdict))}
+    before = export.to_inspect(run, tmp_path / "a")
+    publish(run, "judge-again", "judge", records, settings=stage.manifest.settings)
+    paths = export.to_inspect(run, tmp_path / "b")
+    assert len(set(paths)) == len(paths) == len(before) + 1
+    assert all(path.exists() for path in paths)
 
 
 def test_csv_holds_every_trace_and_no_formula(small: Path, tmp_path: Path) -> None:

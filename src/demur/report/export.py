@@ -109,6 +109,8 @@ def to_inspect(run: Path, out: Path) -> list[Path]:
             seed = "" if first.seed is None else f"-s{first.seed}"
             name = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{first.arm}{seed}-{first.bench}-{attack}")
             path = out / f"{name}.eval"
+            if path in paths:  # judged again: the same arm, benchmark and attack
+                path = out / f"{name}-{stage.manifest.fingerprint[:8]}.eval"
             write_eval_log(_log(stage, items), str(path))
             paths.append(path)
     return paths
