@@ -225,7 +225,7 @@ def _figure(down: int, across: int, *, height: float, width: float = WIDTH) -> t
     figure = Figure(figsize=(width, height + 0.35), layout="constrained")
     axes = list(figure.subplots(down, across, squeeze=False).flat)
     for axis in axes:
-        axis.tick_params(colors=INK, labelsize=9, length=0)
+        axis.tick_params(which="both", colors=INK, labelsize=9, length=0)
         axis.xaxis.label.set_color(INK)
         axis.yaxis.label.set_color(INK)
         axis.patch.set_alpha(0)
