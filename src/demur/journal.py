@@ -5,8 +5,7 @@
 A reply is committed (SQLite, write-ahead log, `synchronous=FULL`) before anyone sees it, so that a killed run never asks
 twice and never loses what was paid for. One thread writes: it takes what has come while it was at work, commits once,
 and wakes those who wait. Identical requests are asked once, in this process by a shared future, between processes by a lock on one byte of a
-side file, which dies with its holder. Failures are rows with a type. What was spent is summed up from the rows, and so
-survives every restart.
+side file, which dies with its holder. Failures are rows with a type. What was spent is their sum.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from demur.bench import get_bench
-from demur.bench.summary import categories, results
+from demur.bench.summary import everything, results
 from demur.records import Failure, Label, Outcome, Prompt, Result, Trace, Verdict
 from demur.thinking import join, traced
 
@@ -89,5 +89,6 @@ def test_scores_are_averaged() -> None:
 def test_categories() -> None:
     traces = [made(i, category="ab"[i % 2]) for i in range(8)]
     verdicts = [says(t, "unsafe" if i % 2 else "safe") for i, t in enumerate(traces)]
-    found = categories(get_bench("advbench"), traces, verdicts, arm="a")
-    assert {r.metric: r.estimate.value for r in found} == {"attack_success/a": 0.0, "attack_success/b": 1.0}
+    found = everything(get_bench("advbench"), traces, verdicts, arm="a")
+    values = {r.metric: r.estimate.value for r in found if r.metric.startswith("attack_success")}
+    assert values == {"attack_success": 0.5, "attack_success/a": 0.0, "attack_success/b": 1.0}

@@ -73,19 +73,6 @@ def results(
     return list(_cells(bench, _light(traces, verdicts, failures), _blank(bench, arm, seed), (False,)))
 
 
-def categories(
-    bench: Bench,
-    traces: Iterable[Trace],
-    verdicts: Iterable[Verdict],
-    failures: Iterable[Failure] = (),
-    *,
-    arm: str,
-    seed: int | None = None,
-) -> list[Result]:
-    """The rates within each category of prompts (a policy, an XSTest type), named `metric/category`."""
-    return list(_cells(bench, _light(traces, verdicts, failures), _blank(bench, arm, seed), (True,)))
-
-
 def everything(
     bench: Bench,
     traces: Iterable[Trace],
@@ -95,7 +82,7 @@ def everything(
     arm: str,
     seed: int | None = None,
 ) -> list[Result]:
-    """Both, from one reading of the records: the numbers, then those of each category."""
+    """`results`, then the rates within each category of prompts (a policy, an XSTest type), named `metric/category`."""
     return list(_cells(bench, _light(traces, verdicts, failures), _blank(bench, arm, seed), (False, True)))
 
 
