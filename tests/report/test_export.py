@@ -40,7 +40,10 @@ def test_judging_again_makes_a_log_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("inspect_ai.log", reason="the group 'inspect' is not installed")
     run = make_run(tmp_path / "run", prompts=3, seeds=(0,))
     stage = export.evaluations(run)[0]
-    records: dict[str, list[Any]] = {"traces": list(stage.read("traces", Trace)), "verdicts": list(stage.read("verdicts", Verdict))}
+    records: dict[str, list[Any]] = {
+        "traces": list(stage.read("traces", Trace)),
+        "verdicts": list(stage.read("verdicts", Verdict)),
+    }
     before = export.to_inspect(run, tmp_path / "a")
     publish(run, "judge-again", "judge", records, settings=stage.manifest.settings)
     paths = export.to_inspect(run, tmp_path / "b")
