@@ -52,7 +52,10 @@ def test_export_names_what_it_wrote(run: Path, tmp_path: Path, form: str) -> Non
     assert demur("export", str(run), "--to", "xml").returncode == 2
 
 
-def test_view_prints_its_address_and_ends_when_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_view_prints_its_address_and_ends_when_told(tmp_path: Path, told: signal.Signals, code: int) -> None:
+    if signal.getsignal(told) == signal.SIG_IGN:
+        pytest.skip(f"{told.name} is ignored here, as in background jobs, and so by every child")
     run = make_run(tmp_path / "run", prompts=6, seeds=(0,))
     command = [sys.executable, "-m", "demur", "view", str(run), "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
@@ -61,8 +64,11 @@ def test_view_prints_its_address_and_ends_when_told(tmp_path: Path) -> None:
         with urlopen(url) as answer:
             assert b"viewer.js" in answer.read()
             assert "script-src 'self'" in answer.headers["Content-Security-Policy"]
-        server.send_signal(signal.SIGINT)
-        assert server.wait(10) == 130
+        server.send_signal(told)
+        try:
+            assert server.wait(20) == code
+        finally:
+            server.kill()
 
 
 def test_labels_calibrate_judges_and_detectors(tmp_path: Path) -> None:
