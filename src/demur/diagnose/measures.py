@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 
-from demur.diagnose.roles import Reading, read
+from demur.diagnose.roles import read
 from demur.records import Estimate, Record, Trace
 from demur.stats import mean, rate
 
@@ -41,9 +41,9 @@ class Measures(Record, frozen=True, kw_only=True):
     """Passages in another script than Latin."""
 
 
-def measured(trace: Trace, reading: Reading | None = None) -> Measures:
-    """The measures of a trace; `reading` saves reading it again."""
-    said = (reading or read(trace)).thinking
+def measured(trace: Trace) -> Measures:
+    """The measures of a trace."""
+    said = read(trace).thinking
     sentences = [span.text.lower() for span in said.spans]
     aware = next(iter(said.playing("harm")), None)
     decided = next(iter(said.playing("decline") or said.playing("comply")), None)

@@ -160,11 +160,11 @@ def scales() -> Scales:
     )
 
 
-def opinions(trace: Trace, reading: Reading | None = None) -> dict[Pattern, Opinion]:
-    """What the rules think of each pattern of a trace; `reading` saves reading it again."""
+def opinions(trace: Trace) -> dict[Pattern, Opinion]:
+    """What the rules think of each pattern of a trace."""
     if trace.thinking is None or not trace.thinking.strip():
         return dict.fromkeys(PATTERNS, Opinion(None, reason="there is no reasoning to judge"))
-    reading = reading or read(trace)
+    reading = read(trace)
     weights, start, left_open = scales()
     chances = 1 / (1 + np.exp(-(weights @ signs(reading) + start)))
     found = {
@@ -210,9 +210,9 @@ def _showing(part: Said, *roles: Role) -> tuple[Span, ...]:
     return tuple(part.spans[place] for place in places)
 
 
-def findings_of(trace: Trace, reading: Reading | None = None) -> tuple[Finding, ...]:
+def findings_of(trace: Trace) -> tuple[Finding, ...]:
     """One finding a pattern, in the order of `records.PATTERNS`."""
-    found = opinions(trace, reading)
+    found = opinions(trace)
     return tuple(
         Finding(
             trace=trace.id,
