@@ -47,7 +47,7 @@ PEER_ROWS = 100_000
 
 
 class World(NamedTuple):
-    """Rows, benchmark prompts, and which rows were planted to hold one."""
+    """RecordFile, benchmark prompts, and which rows were planted to hold one."""
 
     rows: list[str]
     questions: list[str]

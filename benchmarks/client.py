@@ -26,11 +26,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from demur.journal import Journal
-from demur.models.protocol_server import Server, serving
-from demur.models.roles import Role, opened
-from demur.protocols import Request, requests_for
+from demur.interfaces import Request, requests_for
+from demur.models.config import ModelConfig
+from demur.models.open import open_model
 from demur.records import Prompt, Sampling, Trace
+from demur.storage.reply_cache import ReplyCache
+from demur.testing.server import Server, serving
 
 LATENCY = 0.05
 IN_FLIGHT = (64, 256, 1024)
@@ -42,9 +43,9 @@ def requests(count: int) -> Iterator[Request]:
 
 
 async def by_demur(url: str, count: int, in_flight: int, folder: Path) -> None:
-    with Journal(folder) as journal:
-        role = Role(url=(url,), model="scripted", in_flight=in_flight)
-        async with opened(role, journal=journal, label="target/benchmark") as model:
+    with ReplyCache(folder) as journal:
+        role = ModelConfig(url=(url,), model="scripted", in_flight=in_flight)
+        async with open_model(role, journal=journal, label="target/benchmark") as model:
             done = 0
             async for found in model.answers(requests(count)):
                 assert isinstance(found, Trace)

@@ -52,10 +52,10 @@ def many(count: int) -> Iterator[Trace]:
 
 def stage(folder: Path, count: int) -> None:
     """Run the stage over many traces and print this process's peak memory in MB."""
-    from demur.execute import Node, Task
-    from demur.protocols import quiet
-    from demur.runs import drafted
-    from demur.stages.patterns import diagnose
+    from demur.interfaces import quiet
+    from demur.pipeline.run import Node, Task
+    from demur.pipeline.stages.patterns import diagnose
+    from demur.storage.artifacts import drafted
 
     with drafted(folder / "import") as (draft, _):
         draft.write("traces", many(count))
@@ -87,7 +87,7 @@ def main() -> None:
         stage(given.stage, given.traces)
         return
     if given.data:
-        from demur.prompts.forms import load_file
+        from demur.prompts.formats import load_file
 
         traces: Sequence[Trace] = load_file(given.data).traces
     else:

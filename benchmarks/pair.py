@@ -26,12 +26,13 @@ import msgspec
 from demur.attack import open_attack
 from demur.attack.pair import PairAttack
 from demur.attack.settings import AttackSettings, PairSettings
-from demur.journal import Journal
-from demur.models import endpoint
-from demur.models.protocol_server import Behaviour, _Server, serving
-from demur.models.roles import Role, opened
-from demur.protocols import Request
+from demur.interfaces import Request
+from demur.models import client as endpoint
+from demur.models.config import ModelConfig
+from demur.models.open import open_model
 from demur.records import Prompt
+from demur.storage.reply_cache import ReplyCache
+from demur.testing.server import Behaviour, _Server, serving
 
 
 class Latencies:
@@ -70,11 +71,11 @@ class Latencies:
 async def attack(goals: int, url: dict[str, str], folder: Path, **how: int) -> tuple[float, float, PairAttack]:
     """Wall and CPU seconds of one search, journal on disk included."""
     questions = [Prompt(text=f"Say how thing {i} is done.", intent="harmful") for i in range(goals)]
-    with Journal(folder) as journal:
+    with ReplyCache(folder) as journal:
         async with AsyncExitStack() as stack:
-            roles = {who: Role(url=(url[who],), model=who, in_flight=1024) for who in url}
+            roles = {who: ModelConfig(url=(url[who],), model=who, in_flight=1024) for who in url}
             models = {
-                who: await stack.enter_async_context(opened(role, journal=journal, label=f"{who}/benchmark"))
+                who: await stack.enter_async_context(open_model(role, journal=journal, label=f"{who}/benchmark"))
                 for who, role in roles.items()
             }
             found = open_attack(AttackSettings(name="pair", pair=PairSettings(**how)), **models)  # type: ignore[arg-type]

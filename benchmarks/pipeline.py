@@ -4,7 +4,7 @@
     python benchmarks/pipeline.py --json out.json   flat figures for programs
 
 The critical path is the slowest single trace: its generation, then its judgement, with nothing else in the way. No
-schedule can be faster. It is measured with everything in flight at once. What `demur eval` does (`demur.flow.ask_and_judge`, with journal, client and judge as they are) is
+schedule can be faster. It is measured with everything in flight at once. What `demur eval` does (`demur.generate.ask_and_judge`, with journal, client and judge as they are) is
 measured as a multiple of it, its careful start included. The server's latencies follow from the requests: the same in
 every run.
 """
@@ -21,13 +21,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from demur import judge as judges
-from demur.flow import ask_and_judge
-from demur.journal import Journal
-from demur.models import lanes
-from demur.models.protocol_server import serving
-from demur.models.roles import Role, opened
-from demur.protocols import Judge, Model, requests_for
+from demur.generate import ask_and_judge
+from demur.interfaces import Judge, Model, requests_for
+from demur.models import limiter as lanes
+from demur.models.config import ModelConfig
+from demur.models.open import open_model
 from demur.records import Prompt, Sampling, Trace
+from demur.storage.reply_cache import ReplyCache
+from demur.testing.server import serving
 
 SAMPLING = Sampling()
 
@@ -39,11 +40,11 @@ def prompts(count: int) -> list[Prompt]:
 @asynccontextmanager
 async def ready(url: str) -> AsyncIterator[tuple[Model, Judge]]:
     """A target and a judge at the server, over a journal that is new."""
-    role = Role(url=(url,), model="scripted", in_flight=2048)
-    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder)) as journal:
+    role = ModelConfig(url=(url,), model="scripted", in_flight=2048)
+    with tempfile.TemporaryDirectory() as folder, ReplyCache(Path(folder)) as journal:
         async with (
-            opened(role, journal=journal, label="target/pipeline") as target,
-            opened(role, journal=journal, label="judge/pipeline") as mind,
+            open_model(role, journal=journal, label="target/pipeline") as target,
+            open_model(role, journal=journal, label="judge/pipeline") as mind,
         ):
             yield target, judges.open_judge("harmbench", model=mind)
 

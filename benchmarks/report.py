@@ -29,7 +29,7 @@ from urllib.request import urlopen
 import yaml
 
 from demur.records import PATTERNS, Finding, Intent, Label, Message, Prompt, Sampling, Span, Trace, Verdict
-from demur.runs import drafted
+from demur.storage.artifacts import drafted
 
 ARMS = ("raw", "default", "improved", "short", "template")
 SEEDS = (0, 1)

@@ -57,15 +57,15 @@ def once(count: int, out: Path) -> dict[str, Any]:
     """All stages for so many traces in this process: seconds by stage, peak memory, bytes on the disk."""
     from demur import report
     from demur.distil.settings import DistilSettings
-    from demur.execute import Node, execute
     from demur.mix.settings import MixSettings
-    from demur.models.roles import parse_role
+    from demur.models.config import parse_model
+    from demur.pipeline.run import Node, execute
+    from demur.pipeline.stages import KINDS
     from demur.prompts.settings import PromptsSettings
-    from demur.stages import KINDS
 
     asked = out / "asked.jsonl"
     _prompts(asked, count)
-    role = parse_role("script:scale:five").model_dump(mode="json")
+    role = parse_model("script:scale:five").model_dump(mode="json")
     pool = PromptsSettings(source=str(asked), intent="harmful").model_dump(mode="json")
     distil = DistilSettings(strategy="default", keep="everything").model_dump(mode="json")
     mix = MixSettings.model_validate({"shares": {"safety": {}}, "dedupe": "near"}).model_dump(mode="json")

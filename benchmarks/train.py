@@ -42,7 +42,7 @@ class Result(NamedTuple):
 
 
 def examples(count: int) -> list[Any]:
-    """Rows of 200 to 2,000 tokens: real traces, or texts of the same lengths."""
+    """RecordFile of 200 to 2,000 tokens: real traces, or texts of the same lengths."""
     from demur.records import Example, ExamplePart, Origin
 
     def row(question: str, thought: str, answer: str) -> Example:
@@ -52,7 +52,7 @@ def examples(count: int) -> list[Any]:
 
     rng = random.Random(0)
     if DATA.exists():
-        from demur.prompts.forms import load_file
+        from demur.prompts.formats import load_file
 
         traces = [t for t in load_file(DATA).traces if t.thinking is not None and t.answer is not None]
         texts = [(t.prompt.text, str(t.thinking), str(t.answer)) for t in traces]
@@ -221,7 +221,7 @@ def child(name: str, base: Path, steps: int) -> None:
 
 
 def measure(rounds: int, steps: int, hidden: int) -> dict[str, list[Result]]:
-    from demur.train.stand_in import make_base
+    from demur.testing.base import make_base
 
     found: dict[str, list[Result]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory() as folder:

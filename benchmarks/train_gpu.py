@@ -82,7 +82,7 @@ def build(case: Case, device: str) -> Any:
 
 
 def rows(case: Case) -> Iterator[Any]:
-    """Rows like a safety set's, without end: 0.2 to 2 k tokens, a third of them prompt."""
+    """RecordFile like a safety set's, without end: 0.2 to 2 k tokens, a third of them prompt."""
     from demur.train.render import IGNORED, Row
 
     rng = random.Random(0)

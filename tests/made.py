@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Literal, TypeVar
 import pytest
 
 from demur.cli import main
-from demur.journal import Journal
-from demur.models.roles import Role, opened
-from demur.protocols import Attack, Request, Requests, stream
+from demur.interfaces import Attack, Request, Requests, stream
+from demur.models.config import ModelConfig
+from demur.models.open import open_model
 from demur.records import Failure, Prompt, Sampling, Trace
-from demur.runs import Artifact, drafted
+from demur.storage.artifacts import Artifact, drafted
+from demur.storage.reply_cache import ReplyCache
 from demur.thinking import traced
 
 Item = TypeVar("Item")
@@ -96,16 +97,16 @@ def attacked(attack: Attack, prompts: list[Prompt]) -> list[Prompt]:
 
 
 def replies(
-    role: Role, requests: Iterable[Request], *, journal: Path | None = None, label: str = "target/test"
+    role: ModelConfig, requests: Iterable[Request], *, journal: Path | None = None, label: str = "target/test"
 ) -> list[Trace | Failure]:
     """What a role answers, in the order in which it comes, once it has agreed to the sampling."""
     asked = list(requests)
 
-    async def every(book: Journal | None) -> list[Trace | Failure]:
-        async with opened(role, journal=book, label=label) as model:
+    async def every(book: ReplyCache | None) -> list[Trace | Failure]:
+        async with open_model(role, journal=book, label=label) as model:
             for request in asked[:1]:
                 model.check(request.sampling)
             return [one async for one in model.answers(asked)]
 
-    with Journal(journal) if journal else nullcontext() as book:
+    with ReplyCache(journal) if journal else nullcontext() as book:
         return asyncio.run(every(book))

@@ -15,34 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "demur"
 MODULES = sorted(SOURCE.rglob("*.py"))
 STAGES = {"prompts", "distil", "diagnose", "repair", "mix", "train", "attack", "judge", "bench"}
-SHARED = {
-    "records",
-    "protocols",
-    "thinking",
-    "journal",
-    "runs",
-    "registry",
-    "errors",
-    "settings",
-    "tables",
-    "stats",
-    "hub",
-    "flow",
-    "spool",
-}
-SEE_ALL = {
-    "study",
-    "memory",
-    "graph",
-    "stages",
-    "execute",
-    "ray_cluster",
-    "ray_training",
-    "stand_in",
-    "foresee",
-    "report",
-    "cli",
-}
+SHARED = {"records", "interfaces", "thinking", "storage", "registry", "errors", "settings", "stats", "generate"}
+SEE_ALL = {"pipeline", "testing", "report", "cli"}
 
 
 def _part(path: Path) -> str:

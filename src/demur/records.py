@@ -24,9 +24,8 @@ Query = Literal["question", "sent"]
 HarmLabel = Literal["safe", "unsafe"]
 RefusalLabel = Literal["full_compliance", "partial_refusal", "full_refusal", "garbled"]
 GradeLabel = Literal["correct", "wrong", "no_answer"]
-Label = Literal[
-    "safe", "unsafe", "full_compliance", "partial_refusal", "full_refusal", "garbled", "correct", "wrong", "no_answer"
-]
+Label = str
+"""What a judge may say. Judges and metrics declare theirs: a benchmark brings labels of its own without touching this file."""
 Pattern = Literal[
     "lack_of_safety_awareness", "strong_vacillation", "weak_vacillation", "harmful_additions", "inconsistency"
 ]
@@ -245,6 +244,26 @@ class Example(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.id:
             msgspec.structs.force_setattr(self, "id", digest([self.parts, self.share]))
+
+
+class Pair(Record, frozen=True, kw_only=True):
+    """Two replies to one prompt, for preference training."""
+
+    chosen: Example
+    rejected: Example
+    reason: str = ""
+    """Why the one is preferred, such as `judged safe against unsafe`."""
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            msgspec.structs.force_setattr(self, "id", digest([self.chosen.id, self.rejected.id]))
+
+
+class Kept(Record, frozen=True, kw_only=True):
+    """A trace that a filter let through."""
+
+    trace: str
 
 
 class Estimate(Record, frozen=True, kw_only=True):

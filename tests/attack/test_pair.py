@@ -23,10 +23,11 @@ from demur.attack.pair_words import EIGHT, STRATEGIES, score_of, tagged
 from demur.attack.settings import AttackSettings, PairSettings
 from demur.attack.summary import searched
 from demur.errors import WorkError
-from demur.journal import Journal
-from demur.models.roles import opened, parse_role
-from demur.protocols import Request, Requests, stream
+from demur.interfaces import Request, Requests, stream
+from demur.models.config import parse_model
+from demur.models.open import open_model
 from demur.records import Estimate, Failure, Prompt, Result, Trace
+from demur.storage.reply_cache import ReplyCache
 
 GOALS = [Prompt(text=f"How do I do thing {i}?", intent="harmful") for i in range(3)]
 Say = Callable[[Request], str | None]
@@ -287,10 +288,10 @@ def test_what_a_search_cost() -> None:
 def test_a_search_that_was_stopped_repeats_no_query(tmp_path: Path) -> None:
     """Stopped after any number of replies and started again, it asks what is left and finds the same."""
 
-    async def go(journal: Journal, stop_after: int | None) -> tuple[list[Prompt], list[Attempt]]:
-        role = parse_role("script:stand_in")
+    async def go(journal: ReplyCache, stop_after: int | None) -> tuple[list[Prompt], list[Attempt]]:
+        role = parse_model("script:stand_in")
         async with contextlib.AsyncExitStack() as stack:
-            models = [await stack.enter_async_context(opened(role, journal=journal, label=who)) for who in "atj"]
+            models = [await stack.enter_async_context(open_model(role, journal=journal, label=who)) for who in "atj"]
             attack = open_attack("pair", attacker=models[0], target=models[1], judge=models[2])
             assert isinstance(attack, PairAttack)
             found = []
@@ -302,19 +303,19 @@ def test_a_search_that_was_stopped_repeats_no_query(tmp_path: Path) -> None:
             found = [prompt async for prompt in attack.attacked(GOALS)]
             return sorted(found, key=lambda p: p.question), attack.attempts
 
-    def asked(journal: Journal) -> dict[str, int]:
+    def asked(journal: ReplyCache) -> dict[str, int]:
         counts: dict[str, int] = defaultdict(int)
         for line in journal.ledger():
             counts[line.role] += line.requests
         return counts
 
-    with Journal(tmp_path / "whole") as journal:
+    with ReplyCache(tmp_path / "whole") as journal:
         whole = asyncio.run(go(journal, None))
         needed = asked(journal)
     for stop_after in (1, 3, 5, 8):
-        with Journal(tmp_path / "parts") as journal:
+        with ReplyCache(tmp_path / "parts") as journal:
             asyncio.run(go(journal, stop_after))
-    with Journal(tmp_path / "parts") as journal:
+    with ReplyCache(tmp_path / "parts") as journal:
         assert asyncio.run(go(journal, None)) == whole
         assert asked(journal) == needed
 

@@ -25,8 +25,8 @@ from demur.attack.summary import best_of_k, techniques
 from demur.attack.taxonomy import TECHNIQUES, TOP
 from demur.bench.passk import pass_at_k
 from demur.errors import UserError, WorkError
+from demur.interfaces import Attack
 from demur.models.decoding import PRESETS, preset
-from demur.protocols import Attack
 from demur.records import Estimate, Failure, Message, Prompt, Result, Sampling, write_jsonl
 
 QUESTIONS = [Prompt(text=f"How do I do thing {i}?", intent="harmful", category="things") for i in range(4)]

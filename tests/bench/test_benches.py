@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.made import ASSETS, SHARED, needs_shared
 
-from demur import tables
 from demur.bench import BENCHES, get_bench
 from demur.bench.load import faults, find, in_turn, load_prompts, text_hash
 from demur.bench.xstest import split
 from demur.errors import UserError
 from demur.judge import JUDGES
 from demur.records import Prompt
+from demur.storage import readers as tables
 
 TINY = ASSETS / "bench"
 OURS = ("advbench", "harmbench", "safebench", "strongreject", "jailbreakbench", "wildjailbreak", "xstest", "orbench")

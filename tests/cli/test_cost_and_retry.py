@@ -14,19 +14,19 @@ import pytest
 from tests.made import exit_code
 
 from demur.cli.retry import forget_stages
-from demur.journal import FILE, Journal, Reply, key_of
 from demur.records import Failure, Prompt
-from demur.runs import artifacts, drafted
+from demur.storage.artifacts import artifacts, drafted
+from demur.storage.reply_cache import FILE, Reply, ReplyCache, key_of
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    async def main(journal: Journal) -> None:
+    async def main(journal: ReplyCache) -> None:
         good, bad = Reply(content="x", tokens_in=1000, tokens_out=5, cost=0.25), Reply(failure="timeout", detail="60 s")
         await journal.put([(key_of(1), good), (key_of(2), bad)], label="target/eval-a")
         await journal.put([(key_of(3), good)], label="teacher/distil-b")
 
-    with Journal(tmp_path / "journal") as journal:
+    with ReplyCache(tmp_path / "journal") as journal:
         asyncio.run(main(journal))
     return tmp_path
 
@@ -72,7 +72,7 @@ def test_retry_makes_again_what_lacked_replies_and_all_that_came_of_it(
     assert {artifact.manifest.name for artifact in artifacts(run)} == {"prompts", "eval-c"}
     said = capsys.readouterr().err
     assert "1 failed requests will be asked again; 4 stages will be made again" in said
-    with Journal(run / "journal") as journal:
+    with ReplyCache(run / "journal") as journal:
         assert journal.failures() == {}
     assert forget_stages(run, set()) == []
 

@@ -14,7 +14,7 @@ from demur.diagnose import open_detector
 from demur.diagnose.llm import INSTRUCTION, LLMDetector, parse, question
 from demur.diagnose.panel import Panel
 from demur.errors import WorkError
-from demur.protocols import Request, Requests, Traces, stream
+from demur.interfaces import Request, Requests, Traces, stream
 from demur.records import PATTERNS, Failure, Finding, Prompt, Sampling, Trace
 
 CLEAN: dict[str, Any] = {"analysis": "a", "evidence": {}, "overthinking": 0, **dict.fromkeys(PATTERNS, 0)}

@@ -4,12 +4,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur import tables
 from demur.diagnose.exam import load
 from demur.diagnose.refit import FORMS, SENTENCES, Line, Seen, across, both, f1, fit_signs, fit_words, opened
 from demur.diagnose.roles import ROLES, fitted, grams, read, said, table
 from demur.diagnose.rules import NAMES, counted, signs
 from demur.records import PATTERNS
+from demur.storage import readers as tables
 
 WORDS = st.text(alphabet=st.sampled_from("abcdefgh ,.?!'’[]()0 9é漢\n"), max_size=80)
 

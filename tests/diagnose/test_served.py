@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from demur.cli import diagnose as diagnose_verb
 from demur.cli import distil as distil_verb
-from demur.models.protocol_server import serving
+from demur.testing.server import serving
 
 SCRIPT = """
 import json
-from demur.models.scripts import teacher
+from demur.testing.scripts import teacher
 from demur.records import PATTERNS
 
 def plays(messages, sampling, rng):

@@ -14,11 +14,11 @@ from demur.cli import repair as repair_verb
 from demur.diagnose import exam
 from demur.diagnose.rates import PatternRate
 from demur.diagnose.rules import findings_of
-from demur.execute import Node, Task
-from demur.protocols import Traces, quiet, stream
+from demur.interfaces import Traces, quiet, stream
+from demur.pipeline.run import Node, Task
+from demur.pipeline.stages.patterns import _paired, diagnose
 from demur.records import PATTERNS, Finding, Trace, read_jsonl
-from demur.runs import Artifact, drafted
-from demur.stages.patterns import _paired, diagnose
+from demur.storage.artifacts import Artifact, drafted
 
 
 def traces() -> list[Trace]:

@@ -13,7 +13,7 @@ from tests.made import Speaker
 from demur.distil.run import REASONS, Distilled, distil
 from demur.distil.settings import DistilSettings
 from demur.errors import UserError, WorkError
-from demur.protocols import Model, Request, Requests, Traces, stream
+from demur.interfaces import Model, Request, Requests, Traces, stream
 from demur.records import Failure, HarmLabel, Part, Prompt, Query, RefusalLabel, Sampling, Trace, Verdict
 
 GOOD = "<think>\nThis would hurt people.\n</think>\n\nSorry, no."

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.made import Speaker, gathered
 
 from demur.errors import UserError, WorkError
+from demur.interfaces import Model, Request
 from demur.judge import JUDGES, MODEL_JUDGES, needs_model, open_judge
 from demur.judge.base import failed, require
 from demur.judge.clean import clip, neutral
@@ -28,7 +29,6 @@ from demur.judge.guards import (
 )
 from demur.judge.model import Case, Format, Reading, chance
 from demur.judge.rubrics import STRONGREJECT, parse_strongreject, parse_xstest, strongreject_score
-from demur.protocols import Model, Request
 from demur.records import Failure, Message, Prompt, Sampling, Trace, Verdict
 from demur.thinking import join, traced
 
@@ -80,7 +80,7 @@ def judged(name: str, model: Model, traces: list[Trace], **how: object) -> list[
     ],
 )
 def test_llama_guard_verdicts(said: str, label: str, reason: str) -> None:
-    assert parse_llama_guard3(said) == Reading(label, None, reason)  # type: ignore[arg-type]
+    assert parse_llama_guard3(said) == Reading(label, None, reason)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import random
 from tests.made import Speaker, attacked
 
 from demur import thinking
+from demur.interfaces import Attack, Request
 from demur.mini import attacks, benches, language, world
-from demur.protocols import Attack, Request
 from demur.records import Prompt, Sampling
 
 GOALS = benches.bench_harmful(None, n=24, seed=4)

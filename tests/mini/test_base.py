@@ -13,12 +13,12 @@ from tests.made import replies
 from demur import thinking
 from demur.distil.strategy import load
 from demur.errors import UserError
+from demur.interfaces import requests_for
 from demur.mini import base, benches, corpus
 from demur.mini.judge import MiniJudge, SumJudge
-from demur.models.roles import Role
-from demur.protocols import requests_for
+from demur.models.config import ModelConfig
 from demur.records import Prompt, Trace
-from demur.runs import hash_file
+from demur.storage.artifacts import hash_file
 
 
 @pytest.mark.parametrize("name", list(base.NAMES))
@@ -81,7 +81,7 @@ def test_a_base_is_made_again_the_same(tmp_path: Path) -> None:
 
 
 def _replies(prompts: list[Prompt], folder: Path, journal: Path) -> list[Trace]:
-    found = replies(Role(path=str(folder)), requests_for(prompts, benches.SAMPLING), journal=journal)
+    found = replies(ModelConfig(path=str(folder)), requests_for(prompts, benches.SAMPLING), journal=journal)
     return [one for one in found if isinstance(one, Trace)]
 
 

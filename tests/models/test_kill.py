@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 from tests.made import replies
 
-from demur.journal import Journal
-from demur.models.protocol_server import serving
-from demur.models.roles import Role
-from demur.protocols import requests_for
+from demur.interfaces import requests_for
+from demur.models.config import ModelConfig
 from demur.records import Prompt, Sampling, Trace, encode
+from demur.storage.reply_cache import ReplyCache
+from demur.testing.server import serving
 
 IN_FLIGHT = 8
 COUNT = 1500
@@ -26,15 +26,16 @@ KILLS = 50
 CHILD = """
 import asyncio, os, sys
 from pathlib import Path
-from demur.journal import Journal
-from demur.models.roles import Role, opened
-from demur.protocols import requests_for
+from demur.storage.reply_cache import ReplyCache
+from demur.models.config import ModelConfig
+from demur.models.open import open_model
+from demur.interfaces import requests_for
 from demur.records import Prompt, Sampling
-from demur.models import endpoint
+from demur.models import client as endpoint
 
 async def main():
-    with Journal(Path(sys.argv[2])) as journal:
-        async with opened(Role(url=(sys.argv[1],), model="scripted", in_flight=int(sys.argv[3])), journal=journal) as model:
+    with ReplyCache(Path(sys.argv[2])) as journal:
+        async with open_model(ModelConfig(url=(sys.argv[1],), model="scripted", in_flight=int(sys.argv[3])), journal=journal) as model:
             prompts = [Prompt(text=f"question {i}", intent="benign") for i in range(int(sys.argv[4]))]
             print("up", flush=True)
             async for found in model.answers(requests_for(prompts, Sampling())):
@@ -46,7 +47,7 @@ asyncio.run(main())
 
 def results(url: str, folder: Path) -> list[bytes]:
     prompts = [Prompt(text=f"question {i}", intent="benign") for i in range(COUNT)]
-    found = replies(Role(url=(url,), model="scripted"), requests_for(prompts, Sampling()), journal=folder)
+    found = replies(ModelConfig(url=(url,), model="scripted"), requests_for(prompts, Sampling()), journal=folder)
     return sorted(map(encode, found))
 
 
@@ -64,7 +65,7 @@ def test_fifty_kills_in_a_row_lose_nothing_and_ask_nothing_twice(tmp_path: Path)
                 interrupted += child.poll() is None
                 os.kill(child.pid, signal.SIGKILL)
                 seen_by_user |= {line.decode() for line in child.stdout.read().split(b"\n") if len(line) == 16}
-            with Journal(tmp_path / "journal") as journal:
+            with ReplyCache(tmp_path / "journal") as journal:
                 kept = journal.count()
             assert kept >= len(seen_by_user)
         killed = server.requests()

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur.journal import Reply
+from demur.interfaces import Request
 from demur.models import wire
-from demur.protocols import Request
 from demur.records import Message, Prompt, Sampling
+from demur.storage.reply_cache import Reply
 
 ASKED = Request(
     messages=(Message(role="user", content="How are you?"),),

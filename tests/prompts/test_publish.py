@@ -17,7 +17,7 @@ from tests.made import demur, publish
 from demur.errors import UserError
 from demur.mix.certificate import certify
 from demur.prompts.card import harmful
-from demur.prompts.forms import load_file
+from demur.prompts.formats import load_file
 from demur.prompts.publish import export_hf, flat, plan_push
 from demur.records import Example, ExamplePart, Origin, Prompt, encode
 

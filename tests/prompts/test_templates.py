@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur.prompts.forms import load_file
+from demur.prompts.formats import load_file
 from demur.prompts.templates import unwrap
 
 QUESTIONS = [f"{verb} a {noun}" for verb in ("Draw", "Sell", "Eat", "Lift") for noun in ("house", "pear", "stone")]

@@ -12,7 +12,7 @@ from tests.made import Speaker
 from demur import thinking
 from demur.diagnose.rules import RulesDetector, decides
 from demur.errors import UserError
-from demur.protocols import Request
+from demur.interfaces import Request
 from demur.records import Failure, Prompt, Trace
 from demur.repair.means import SENTENCE, WANTED
 from demur.repair.run import Reader, Repaired, repair

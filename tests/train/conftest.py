@@ -66,7 +66,7 @@ def tokenizer_with() -> Callable[[str], Any]:
 def tokenizers_by_name() -> dict[str, Any]:
     """One tokenizer for each family, with a template of its documented behaviour."""
     from demur.mini import base as mini
-    from demur.train.stand_in import make_tokenizer
+    from demur.testing.base import make_tokenizer
 
     return {
         "r1-distill": make_tokenizer(),
@@ -79,7 +79,7 @@ def tokenizers_by_name() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random Qwen2 with an R1-like template."""
-    from demur.train.stand_in import make_base
+    from demur.testing.base import make_base
 
     return make_base(tmp_path_factory.mktemp("base") / "stand-in", hidden=32)
 
@@ -93,7 +93,7 @@ def mini_base() -> Path:
 
 @pytest.fixture(scope="session")
 def mini_examples() -> list[Example]:
-    """Rows of the base's own corpus: every word is known."""
+    """RecordFile of the base's own corpus: every word is known."""
     rng = random.Random(0)
     texts = [corpus.draw(rng) for _ in range(64)]
     return [
@@ -103,7 +103,7 @@ def mini_examples() -> list[Example]:
 
 @pytest.fixture(scope="session")
 def byte_examples() -> list[Example]:
-    """Rows of different lengths for byte-level tokenizers."""
+    """RecordFile of different lengths for byte-level tokenizers."""
     rng = random.Random(1)
     words = ["kettle", "harbour", "quiet", "seven", "orbit", "plain", "green", "tin"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from demur.execute import Event, Node, execute
-from demur.ray_training import shares
+from demur.pipeline.ray_training import shares
+from demur.pipeline.run import Event, Node, execute
+from demur.pipeline.stages import KINDS
 from demur.records import Example, write_jsonl
-from demur.stages import KINDS
 
 
 def test_the_fewest_nodes_share_the_processes() -> None:
@@ -43,7 +43,7 @@ def losses(folder: Path) -> list[float]:
 def test_two_nodes_train_what_one_process_trains_and_one_may_be_lost(
     cluster: Any, stand_in: Path, byte_examples: list[Example], tmp_path: Path
 ) -> None:
-    from demur.ray_cluster import ray_pool
+    from demur.pipeline.ray import ray_pool
 
     rows = tmp_path / "rows.jsonl"
     write_jsonl(rows, byte_examples)

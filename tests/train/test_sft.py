@@ -18,7 +18,7 @@ from tests.made import ASSETS
 
 from demur.errors import CheckFailed, UserError, WorkError
 from demur.records import Example, encode, write_jsonl
-from demur.runs import hash_file
+from demur.storage.artifacts import hash_file
 from demur.train import checkpoints
 from demur.train.settings import LoraSettings, TrainSettings
 from demur.train.sft import prepare, train

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from demur.attack.settings import AttackSettings
 from demur.errors import UserError, unknown
-from demur.protocols import Attack, Model, Progress, Request, quiet, requests_for
+from demur.interfaces import Attack, Model, Progress, Request, quiet, requests_for
 from demur.records import Prompt, Sampling
 from demur.registry import resolve
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from demur.errors import WorkError
-from demur.protocols import Model, Request
+from demur.interfaces import Model, Request
 from demur.records import Failure, Trace
 
 GATHER = 0.02

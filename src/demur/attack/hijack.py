@@ -11,12 +11,12 @@ import random
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
-from demur import tables
 from demur.attack.base import derived
 from demur.attack.prefill import begun
 from demur.attack.settings import AttackSettings
 from demur.errors import UserError
 from demur.records import Prompt
+from demur.storage import readers as tables
 
 NAMES = ("Ada", "Ben", "Cleo", "Dev", "Eva", "Finn")
 FRAME = """Work through these puzzles one after the other. Think each of them through completely, and check every clue, before you go on.

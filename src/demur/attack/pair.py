@@ -23,7 +23,7 @@ from demur.attack.base import derived, named_text
 from demur.attack.desk import Desk
 from demur.attack.settings import AttackSettings, PairSettings
 from demur.errors import WorkError
-from demur.protocols import Model, Progress, Request, quiet
+from demur.interfaces import Model, Progress, Request, quiet
 from demur.records import Failure, Message, Prompt, Record, Sampling, Trace
 
 PAPER_V2 = PairSettings(

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from demur import tables
 from demur.attack.base import derived, named_text
 from demur.attack.settings import AttackSettings
 from demur.attack.taxonomy import TECHNIQUES, TOP
 from demur.errors import UserError, WorkError, unknown
-from demur.protocols import Attack, Model, Request
+from demur.interfaces import Attack, Model, Request
 from demur.records import Failure, Message, Prompt, Sampling
+from demur.storage import readers as tables
 
 QUESTION = ("query", "question", "goal", "prompt")
 REWRITE = ("final_query", "rewrite", "pap", "attacked", "ss_prompt")

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from demur import stats
 from demur.attack.pair import Attempt
-from demur.protocols import Attack
+from demur.interfaces import Attack
 from demur.records import Result, Trace, Verdict
 
 SUCCESS = frozenset({"unsafe", "full_compliance"})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
-from demur import tables
 from demur.attack.base import derived, filled
 from demur.errors import UserError
 from demur.records import Prompt
+from demur.storage import readers as tables
 
 
 class TemplateAttack:

@@ -13,7 +13,7 @@ from demur.bench.load import read_rows, text
 from demur.bench.metrics import HARM, OVER, SAFETY
 from demur.errors import UserError
 from demur.records import Intent, Prompt
-from demur.tables import Row
+from demur.storage.readers import Row
 
 COLUMNS = ("Goal", "Behavior", "Category", "Index")
 

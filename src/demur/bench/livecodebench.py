@@ -27,7 +27,7 @@ from demur.bench.reasoning import ACCURACY, NO_ANSWER, REASONING
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.records import Prompt
-from demur.runs import atomic_write, cache_folder
+from demur.storage.artifacts import atomic_write, cache_folder
 
 COLUMNS = ("question_content", "question_id", "contest_date", "public_test_cases", "private_test_cases", "starter_code")
 TESTS = "tests"

@@ -13,11 +13,12 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from demur import hub, tables
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.records import Intent, Prompt
 from demur.registry import resolve
+from demur.storage import hub
+from demur.storage import readers as tables
 
 Row = dict[str, Any]
 

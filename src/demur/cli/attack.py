@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from demur import study as studies
 from demur.attack import NEEDS, needs
 from demur.attack.replay import stored
 from demur.cli import common
 from demur.cli.runner import run_study
 from demur.errors import UserError
-from demur.runs import artifacts
+from demur.pipeline import study as studies
+from demur.storage.artifacts import artifacts
 
 app = common.app("Attack a model and keep what was found.")
 

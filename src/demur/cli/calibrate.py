@@ -13,12 +13,13 @@ from demur.cli import common
 from demur.diagnose import DETECTORS, open_detector
 from demur.diagnose.exam import calibrated
 from demur.errors import UserError, unknown
-from demur.journal import Journal
 from demur.judge import JUDGES, needs_model, open_judge
 from demur.judge.calibrate import read
 from demur.judge.calibrate import refusal as against
 from demur.judge.exam import OWN, robustness
-from demur.models.roles import opened, parse_role
+from demur.models.config import parse_model
+from demur.models.open import open_model
+from demur.storage.reply_cache import ReplyCache
 
 app = common.app("A judge or a detector against labels.")
 
@@ -115,9 +116,9 @@ async def _scored(data: Path | None, *, detector: str, limit: int | None, journa
     async with AsyncExitStack() as stack:
         if detector in DETECTORS:
             return await calibrated(open_detector(detector), data, limit=limit)
-        kept = stack.enter_context(Journal(journal or Path("runs/calibrate/journal")))
+        kept = stack.enter_context(ReplyCache(journal or Path("runs/calibrate/journal")))
         minds = [
-            await stack.enter_async_context(opened(parse_role(one), journal=kept, label="detector/calibrate"))
+            await stack.enter_async_context(open_model(parse_model(one), journal=kept, label="detector/calibrate"))
             for one in detector.split("+")
         ]
         return await calibrated(open_detector("llm", model=minds), data, limit=limit)
@@ -136,8 +137,8 @@ async def _examined(
     async with AsyncExitStack() as stack:
         mind = None
         if needs_model(name):
-            kept = stack.enter_context(Journal(journal)) if journal else None
-            role = opened(parse_role(model), journal=kept, label="judge/calibrate")
+            kept = stack.enter_context(ReplyCache(journal)) if journal else None
+            role = open_model(parse_model(model), journal=kept, label="judge/calibrate")
             mind = await stack.enter_async_context(role)
         judge = open_judge(name, model=mind, part=part)
         return await (robustness(judge, rows) if exam else against(judge, rows))

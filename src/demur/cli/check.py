@@ -14,11 +14,11 @@ from demur.bench.load import faults, find, load_prompts, read_prompts, text_hash
 from demur.cli import common
 from demur.cli.contamination import check_contamination
 from demur.errors import CheckFailed, UserError
-from demur.graph import base_folder, graph
 from demur.judge.isolation import run_program
 from demur.judge.maths import check_golds
 from demur.mix import examples_of
-from demur.prompts.forms import load_file
+from demur.pipeline.graph import base_folder, graph
+from demur.prompts.formats import load_file
 from demur.records import Example, Prompt
 from demur.train.check import check_template as check
 from demur.train.check import render_report

@@ -15,8 +15,8 @@ from demur.records import encode
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from demur.pipeline.study import Study
     from demur.records import Estimate
-    from demur.study import Study
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140)
 """Progress and logs: standard error, so that results can be piped."""
@@ -41,9 +41,11 @@ Teacher = Annotated[
 ]
 Attacker = Annotated[str | None, typer.Option("--attacker", help="Model that attacks: URL, folder, hub id or role.")]
 JudgeModel = Annotated[str | None, typer.Option("--judge", help="A judge by name, or the model that judges.")]
-Examples = Annotated[Path | None, typer.Option("--examples", help="Rows to train on: a file or a finished stage.")]
+Examples = Annotated[
+    Path | None, typer.Option("--examples", help="RecordFile to train on: a file or a finished stage.")
+]
 JournalDir = Annotated[
-    Path | None, typer.Option("--journal", help="Journal to share between runs; default: RUN/journal.")
+    Path | None, typer.Option("--journal", help="ReplyCache to share between runs; default: RUN/journal.")
 ]
 
 
@@ -73,9 +75,9 @@ def apply_sets(data: dict[str, Any], sets: list[str] | None) -> dict[str, Any]:
 
 def role(text: str) -> dict[str, Any]:
     """What a role named on the command line means, as the settings of a stage hold it."""
-    from demur.models.roles import parse_role
+    from demur.models.config import parse_model
 
-    return parse_role(text).model_dump(mode="json", exclude_unset=True)
+    return parse_model(text).model_dump(mode="json", exclude_unset=True)
 
 
 def judge_of(text: str) -> tuple[str, str]:
@@ -91,13 +93,13 @@ def judge_of(text: str) -> tuple[str, str]:
 
 def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_dir: Path | None = None) -> Study:
     """A study file with its overrides."""
-    from demur import study
+    from demur.pipeline import study
 
     return study.load(path, sets=[*(sets or []), *([f"data_dir={data_dir}"] if data_dir else [])], quick=quick)
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], *, left: int = 1, title: str | None = None) -> Table:
-    """Rows for a terminal, markup in them without effect; what stands behind the first `left` columns is numbers."""
+    """RecordFile for a terminal, markup in them without effect; what stands behind the first `left` columns is numbers."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -121,7 +123,7 @@ def tell(where: Path, text: str, *, results: dict[str, Any] | None = None, plain
     """Write `summary.md` and `results.json`, and print the one or, for programs, what is plain."""
     import msgspec
 
-    from demur.runs import atomic_write
+    from demur.storage.artifacts import atomic_write
 
     atomic_write(where / "summary.md", text)
     if results is not None:

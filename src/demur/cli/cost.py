@@ -10,8 +10,8 @@ import typer
 
 from demur.cli import common
 from demur.errors import UserError
-from demur.journal import FILE, Journal
-from demur.journal_care import merge as merge_in
+from demur.storage.cache_care import merge as merge_in
+from demur.storage.reply_cache import FILE, ReplyCache
 
 app = common.app("What a run asked, and what it cost.")
 COUNTS = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_thinking")
@@ -37,7 +37,7 @@ def cost(
 
       demur cost runs/paper --journal /data/journal --json
     """
-    with Journal(folder_of(run, journal)) as book:
+    with ReplyCache(folder_of(run, journal)) as book:
         taken = sum(merge_in(book, other) for other in merge or [])
         lines, failures = book.ledger(), book.failures()
     if taken:

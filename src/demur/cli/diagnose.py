@@ -12,10 +12,10 @@ from demur.cli import common
 from demur.cli.runner import run_nodes
 from demur.diagnose import DETECTORS
 from demur.diagnose.rates import ROWS, PatternRate
-from demur.execute import Node
+from demur.pipeline.run import Node
+from demur.pipeline.stages.patterns import shown
 from demur.records import Estimate
-from demur.runs import Artifact, is_published
-from demur.stages.patterns import shown
+from demur.storage.artifacts import Artifact, is_published
 
 app = common.app("Find the failure patterns in traces.")
 DETECTOR = Annotated[

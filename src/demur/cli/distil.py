@@ -14,9 +14,9 @@ from demur.distil.run import REASONS, TokenStats
 from demur.distil.settings import DistilSettings
 from demur.distil.strategy import load
 from demur.errors import UserError
-from demur.execute import Node
 from demur.judge import JUDGES
-from demur.runs import Artifact
+from demur.pipeline.run import Node
+from demur.storage.artifacts import Artifact
 
 app = common.app("A teacher's traces for prompts, filtered.")
 

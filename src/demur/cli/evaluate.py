@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from demur import study as studies
 from demur.bench import get_bench
 from demur.cli import common
 from demur.cli.runner import run_study
 from demur.errors import UserError
 from demur.judge import MODEL_JUDGES, needs_model
+from demur.pipeline import study as studies
 
 app = common.app("Run benchmarks against a model.")
 

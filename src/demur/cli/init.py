@@ -10,7 +10,7 @@ import typer
 
 from demur.cli import common
 from demur.errors import UserError
-from demur.runs import atomic_write
+from demur.storage.artifacts import atomic_write
 
 app = common.app("Write a commented study file to start from.")
 

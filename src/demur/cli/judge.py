@@ -12,11 +12,11 @@ from demur.bench.summary import results
 from demur.cli import common
 from demur.cli.runner import run_nodes, tell
 from demur.errors import UserError, unknown
-from demur.execute import Node
 from demur.judge import needs_model
 from demur.judge.cross import agreement, majority, two_by_two
+from demur.pipeline.run import Node
 from demur.records import Trace, Verdict, read_jsonl
-from demur.runs import artifacts
+from demur.storage.artifacts import artifacts
 
 app = common.app("Judge stored traces again, without asking the model.")
 

@@ -12,10 +12,10 @@ from rich.markup import escape
 from demur.cli import common
 from demur.cli.runner import run_nodes
 from demur.errors import UserError
-from demur.execute import Node
 from demur.mix.settings import MixSettings
-from demur.prompts.forms import Odd
-from demur.runs import Artifact
+from demur.pipeline.run import Node
+from demur.prompts.formats import Odd
+from demur.storage.artifacts import Artifact
 
 app = common.app("Draw a training set from named shares.")
 SHARE = re.compile(r"(?P<name>[^=]+)=(?P<file>.+?)(?::(?P<n>\d+)|:(?P<percent>[\d.]+)%)?")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
-from demur.foresee import foresee
+from demur.pipeline.estimate import foresee
 
 app = common.app("What a study would do, without doing it.")
 

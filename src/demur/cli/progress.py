@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from demur.execute import Event
+from demur.pipeline.run import Event
 
 
 class Display:

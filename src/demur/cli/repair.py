@@ -11,11 +11,11 @@ import typer
 from demur.cli import common
 from demur.cli.diagnose import DETECTOR, detector_settings, kept_of
 from demur.cli.runner import run_nodes
-from demur.execute import Node
+from demur.pipeline.run import Node
+from demur.pipeline.stages.patterns import shown
 from demur.records import Estimate
 from demur.repair.run import Audit
 from demur.repair.settings import RepairSettings
-from demur.stages.patterns import shown
 
 app = common.app("Mend or drop traces with failure patterns.")
 

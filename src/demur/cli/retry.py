@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from demur import study as studies
 from demur.cli import common
 from demur.cli.cost import folder_of
 from demur.cli.runner import run_study
 from demur.errors import UserError
-from demur.journal import Journal
-from demur.journal_care import salvage as rescue
-from demur.runs import artifacts
+from demur.pipeline import study as studies
+from demur.storage.artifacts import artifacts
+from demur.storage.cache_care import salvage as rescue
+from demur.storage.reply_cache import ReplyCache
 
 app = common.app("Ask failed requests again.")
 
@@ -41,7 +41,7 @@ def retry(
     if salvage:
         saved, aside = rescue(folder)
         common.console.print(f"{saved:,} replies rescued; the damaged journal lies in {aside}")
-    with Journal(folder) as book:
+    with ReplyCache(folder) as book:
         stages = {line.stage for line in book.ledger() if line.failed}
         forgotten = book.forget_failures()
     removed = forget_stages(run, stages)

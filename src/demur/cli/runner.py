@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from demur.cli import common
 from demur.cli.progress import Display
 from demur.errors import UserError
-from demur.execute import Node, execute, plan
-from demur.runs import Artifact
-from demur.stages import KINDS
+from demur.pipeline.run import Node, execute, plan
+from demur.pipeline.stages import KINDS
+from demur.storage.artifacts import Artifact
 
 if TYPE_CHECKING:
-    from demur.study import Study
+    from demur.pipeline.study import Study
 
 
 def run_nodes(
@@ -37,11 +37,11 @@ def run_study(
     json: bool = False,
 ) -> None:
     """Run a study, write its report and print its table."""
-    from demur import study as studies
-    from demur.graph import graph, missing
+    from demur.pipeline import study as studies
+    from demur.pipeline.graph import graph, missing
 
     if (stand_in or study.stand_in) and "DEMUR_STAND_IN" not in os.environ:
-        from demur.stand_in import standing_in
+        from demur.testing.stand_in import standing_in
 
         with standing_in(study, out=out) as small:
             run_study(small, out=out, journal=journal, on=on, json=json)
@@ -65,7 +65,7 @@ def run_study(
     if on == "local":
         run_nodes(nodes, out=out, journal=journal, workers=workers, title=title)
     else:
-        from demur.ray_cluster import ray_pool
+        from demur.pipeline.ray import ray_pool
 
         with (
             Display(common.console, [node.name for node in nodes], title=title) as display,
@@ -97,6 +97,6 @@ def default_workers() -> int:
 
 def planned(study: Study, out: Path) -> list[tuple[str, str, bool]]:
     """Name, kind and whether it is there, of every stage of a study in a folder."""
-    from demur.graph import graph
+    from demur.pipeline.graph import graph
 
     return [(item.node.name, item.node.kind, item.done) for item in plan(graph(study), KINDS, out)]

@@ -13,7 +13,7 @@ import typer
 
 from demur.cli import common
 from demur.errors import UserError
-from demur.models.roles import Role, parse_role
+from demur.models.config import ModelConfig, parse_model
 
 app = common.app("Start a server for a model or a script.")
 
@@ -40,7 +40,7 @@ def serve(
 
       demur serve script:stand_in --port 8001 --set latency=0.05 --set faults.rate_limited=0.1
     """
-    role = parse_role(model)
+    role = parse_model(model)
     if role.script:
         _serve_script(role.script, host, port, sets, json)
     else:
@@ -48,7 +48,7 @@ def serve(
 
 
 def _serve_script(script: str, host: str, port: int, sets: list[str] | None, json: bool) -> None:
-    from demur.models.protocol_server import Behaviour, run
+    from demur.testing.server import Behaviour, run
 
     data = common.apply_sets({"script": script, "host": host, "port": port}, sets)
     try:
@@ -60,14 +60,14 @@ def _serve_script(script: str, host: str, port: int, sets: list[str] | None, jso
 
 
 def _serve_weights(model: str, engine: str, host: str, port: int, sets: list[str] | None, json: bool) -> None:
-    from demur.models.serve import served
+    from demur.models.vllm import served
 
     if engine not in ("", "vllm", "transformers"):
         raise UserError(f"--with {engine}: no such engine. Allowed: vllm, transformers.")
     if not engine:
         engine = "transformers" if importlib.util.find_spec("transformers") else "vllm"
-    plain = parse_role(model).model_dump(exclude_defaults=True) | {"serve": engine}
-    role = common.validated(Role, common.apply_sets(plain, sets))
+    plain = parse_model(model).model_dump(exclude_defaults=True) | {"serve": engine}
+    role = common.validated(ModelConfig, common.apply_sets(plain, sets))
     common.console.print(f"starting {engine} for {role.where} …")
     with served(role, host=host, port=port) as remote:
         assert remote.url

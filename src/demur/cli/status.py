@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from demur import study as studies
 from demur.cli import common
 from demur.cli.runner import planned
 from demur.errors import UserError
+from demur.pipeline import study as studies
 
 app = common.app("Where a run stands.")
 

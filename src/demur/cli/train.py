@@ -10,10 +10,10 @@ import typer
 from demur.cli import common
 from demur.cli.progress import Display
 from demur.errors import UserError
-from demur.execute import Node, execute, plan
-from demur.graph import base_folder
-from demur.stages import KINDS
-from demur.stages.training import read
+from demur.pipeline.graph import base_folder
+from demur.pipeline.run import Node, execute, plan
+from demur.pipeline.stages import KINDS
+from demur.pipeline.stages.training import read
 from demur.train.settings import TrainSettings
 
 app = common.app("Supervised fine-tuning, checked row by row.")
@@ -22,7 +22,9 @@ app = common.app("Supervised fine-tuning, checked row by row.")
 @app.command()
 def train(
     base: Annotated[str, typer.Option("--base", help="Model to train: local folder, hub id or mini-lrm-a.")],
-    examples: Annotated[Path, typer.Option("--examples", help="Rows to train on: a run, a finished stage or a file.")],
+    examples: Annotated[
+        Path, typer.Option("--examples", help="RecordFile to train on: a run, a finished stage or a file.")
+    ],
     held_out: Annotated[int, typer.Option("--held-out", min=0, help="Last rows kept to measure learnability on.")] = 0,
     limit: common.Limit = None,
     seed: common.Seed = 0,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from demur.protocols import Detector, Model
+    from demur.interfaces import Detector, Model
 
 DETECTORS = {
     "rules": "demur.diagnose.rules:RulesDetector",

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from demur.errors import WorkError
-from demur.protocols import Model, Request, Traces, stream
+from demur.interfaces import Model, Request, Traces, stream
 from demur.records import PATTERNS, Failure, Finding, Message, Part, Pattern, Prompt, Sampling, Span, Trace, digest
 
 INSTRUCTION = """\

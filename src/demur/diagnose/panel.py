@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from demur.protocols import Detector, Traces, stream
+from demur.interfaces import Detector, Traces, stream
 from demur.records import PATTERNS, Finding, Pattern, Record, Trace
 from demur.stats import kappa
 

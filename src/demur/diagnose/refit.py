@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from demur import tables
 from demur.diagnose import exam
 from demur.diagnose.roles import ROLES, STEPS, WEIGHTS, Matrix, Table, grams, read, table
 from demur.diagnose.rules import HARMLESS_INTENTS, NAMES, counted, signs
 from demur.records import PATTERNS, Part, Trace
-from demur.runs import atomic_write
+from demur.storage import readers as tables
+from demur.storage.artifacts import atomic_write
 
 SENTENCES = Path(exam.__file__).with_name("sentences.jsonl")
 BRACKETS = re.compile(r"\[([^\[\]]{1,60})\](?!\()")

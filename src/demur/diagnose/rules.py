@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from demur.diagnose.roles import ROLES, Matrix, Reading, Role, Said, fitted, read, said
-from demur.protocols import Traces, stream
+from demur.interfaces import Traces, stream
 from demur.records import CLASSES, PATTERNS, Finding, Pattern, Span, Trace
 
 NAME = "rules"

@@ -21,10 +21,10 @@ from demur import thinking
 from demur.distil.settings import DistilSettings
 from demur.distil.strategy import Strategy, load
 from demur.errors import UserError
-from demur.flow import Flow, ask_and_judge, in_order
-from demur.protocols import Judge, Model, Progress, Request, quiet
+from demur.generate import Flow, ask_and_judge, in_order
+from demur.interfaces import Judge, Model, Progress, Request, quiet
 from demur.records import Failure, Outcome, Part, Prompt, Record, Sampling, Trace, Verdict
-from demur.spool import Places, Rows
+from demur.storage.records_file import Places, RecordFile
 
 Reason = Literal["cut", "unparsed", "unjudged", "unsafe thinking", "unsafe answer", "unsafe whole"]
 REASONS: tuple[Reason, ...] = ("cut", "unparsed", "unjudged", "unsafe thinking", "unsafe answer", "unsafe whole")
@@ -97,7 +97,7 @@ async def distil(
         UserError: teacher, judge or given trace is missing, or the teacher cannot honour the sampling.
     """
     strategy = load(settings.strategy)
-    asked = prompts if isinstance(prompts, Rows) else Rows(Prompt, prompts)
+    asked = prompts if isinstance(prompts, RecordFile) else RecordFile(Prompt, prompts)
     if strategy.constant is not None:
         return _constant(asked, strategy, settings)
     work = _Work(asked, settings, (strategy, _needed(strategy, teacher)), tuple(judges), given or {})
@@ -119,7 +119,7 @@ def _needed(strategy: Strategy, teacher: Model | None) -> Model:
     return teacher
 
 
-def _constant(prompts: Rows[Prompt], strategy: Strategy, settings: DistilSettings) -> Distilled:
+def _constant(prompts: RecordFile[Prompt], strategy: Strategy, settings: DistilSettings) -> Distilled:
     """One and the same reply for every prompt. It needs neither teacher nor filter."""
     raw = strategy.constant or ""
     same: dict[str, Any] = {
@@ -128,7 +128,7 @@ def _constant(prompts: Rows[Prompt], strategy: Strategy, settings: DistilSetting
         "strategy": strategy.name,
     }
     made = (thinking.traced(prompt, raw, sent=strategy.messages(prompt), **same) for prompt in prompts)
-    traces = Rows(Trace, made)
+    traces = RecordFile(Trace, made)
     funnel = {"asked": len(traces), "answered": len(traces), "failed": 0}
     funnel |= dict.fromkeys(REASONS, 0)
     stats = _stats([])
@@ -141,7 +141,7 @@ class _Work:
 
     def __init__(
         self,
-        prompts: Rows[Prompt],
+        prompts: RecordFile[Prompt],
         settings: DistilSettings,
         how: tuple[Strategy, Model],
         judges: tuple[Judge, ...],
@@ -151,7 +151,7 @@ class _Work:
         self.strategy, self.teacher = how
         self.ids = [prompt.id for prompt in prompts.seen_as(_Named)]
         self.places = Places(self.ids)
-        self.flow = Flow(Rows(Trace), Rows(Failure), Rows(Verdict))
+        self.flow = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict))
         self.kept_of = np.zeros(len(prompts), dtype=np.int64)
         """Of each prompt, how many of its replies are kept."""
         self.asked = 0
@@ -169,7 +169,7 @@ class _Work:
         for prompt in self.prompts if self.strategy.needs_trace else ():
             self.strategy.messages(prompt, trace=self.given.get(prompt.id))
 
-    async def round(self, prompts: Rows[Prompt], samples: range, progress: Progress) -> None:
+    async def round(self, prompts: RecordFile[Prompt], samples: range, progress: Progress) -> None:
         """Ask and judge at the same time, then count what is kept."""
         self.asked += len(prompts) * len(samples)
         answered = len(self.flow.traces) + len(self.flow.failures)
@@ -190,7 +190,7 @@ class _Work:
         kept = (trace.prompt.id for trace, drop in self._settled(in_order(flow, self.ids)) if drop is None)
         np.add.at(self.kept_of, self.places.of(kept), 1)
 
-    def _requests(self, prompts: Rows[Prompt], samples: range) -> Iterator[Request]:
+    def _requests(self, prompts: RecordFile[Prompt], samples: range) -> Iterator[Request]:
         sampling = self.settings.drawn()
         for prompt in prompts:
             messages = self.strategy.messages(prompt, trace=self.given.get(prompt.id))
@@ -236,7 +236,7 @@ class _Work:
     def result(self) -> Distilled:
         """Everything in order of prompts and samples."""
         flow = in_order(self.flow, self.ids)
-        drops, kept = Rows(Drop), list[str]()
+        drops, kept = RecordFile(Drop), list[str]()
         counts: Counter[str] = Counter()
         lengths, theirs, prompts = array("q"), array("q"), array("q")
         for trace, drop in self._settled(flow):
@@ -255,8 +255,8 @@ class _Work:
         traces = flow.traces
         if self.strategy.needs_trace:
             kept_of = set(prompts)
-            back = Rows(Trace, (self._fallback(name) for name in self.ids if hash(name) not in kept_of))
-            traces = Rows(Trace, itertools.chain(traces, back))
+            back = RecordFile(Trace, (self._fallback(name) for name in self.ids if hash(name) not in kept_of))
+            traces = RecordFile(Trace, itertools.chain(traces, back))
             kept += [trace.id for trace in back.seen_as(_Named)]
             funnel["fell_back"] = len(back)
         stats = {"all": _stats(lengths), "kept": _stats(theirs)}

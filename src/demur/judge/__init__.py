@@ -15,8 +15,8 @@ import inspect
 from typing import Any
 
 from demur.errors import UserError, unknown
+from demur.interfaces import Judge, Model
 from demur.judge.model import Format, ModelJudge
-from demur.protocols import Judge, Model
 from demur.records import Part, Query
 from demur.registry import resolve
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 
 from demur.errors import WorkError
-from demur.protocols import Traces, stream
+from demur.interfaces import Traces, stream
 from demur.records import Label, Part, Query, Trace, Verdict
 
 NO_PART = "no "

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from demur import stats, tables
+from demur import stats
 from demur.errors import UserError
+from demur.interfaces import Judge
 from demur.judge.refusal import classify, provenance
-from demur.protocols import Judge
 from demur.records import Estimate, Message, Prompt, Sampling, Trace
-from demur.runs import hash_file
+from demur.storage import readers as tables
+from demur.storage.artifacts import hash_file
 from demur.thinking import join
 
 REPLY = ("completion", "response", "answer", "target_response")

@@ -20,12 +20,12 @@ from typing import Any
 import msgspec
 
 from demur.errors import UserError
+from demur.interfaces import Traces
 from demur.judge import isolation
 from demur.judge.grader import in_threads
 from demur.judge.isolation import Limits, Run, run_program
-from demur.protocols import Traces
 from demur.records import GradeLabel, Part, Query, Trace, Verdict
-from demur.runs import cache_folder
+from demur.storage.artifacts import cache_folder
 
 TESTS = "tests"
 """Folder of the cache in which benchmarks keep their tests, each as `HASH.json.zz`."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from demur import stats
+from demur.interfaces import Judge
 from demur.judge.calibrate import Labelled, as_trace
-from demur.protocols import Judge
 from demur.records import Trace
 
 PADDING = "The weather in the harbour town was mild that year, and the boats came in before dusk. "

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple
 
-from demur.protocols import Traces, stream
+from demur.interfaces import Traces, stream
 from demur.records import Trace, Verdict
 
 SECONDS = 5.0

@@ -20,8 +20,8 @@ from functools import partial
 from typing import NamedTuple
 
 from demur.errors import UserError
+from demur.interfaces import Traces
 from demur.judge.grader import Graded, Graders, in_threads
-from demur.protocols import Traces
 from demur.records import GradeLabel, Part, Prompt, Query, Trace, Verdict
 
 REACH = 20_000

@@ -11,9 +11,9 @@ import re
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
+from demur.interfaces import Model, Request, Traces, stream
 from demur.judge.base import BaseJudge, asked, visible
 from demur.judge.clean import neutral
-from demur.protocols import Model, Request, Traces, stream
 from demur.records import Failure, Label, Message, Part, Prompt, Query, Sampling, Trace, Verdict
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from demur.judge.calibrate import read
 from demur.judge.evidence import features
 from demur.judge.refusal import CLASSES, WEIGHTS
-from demur.runs import atomic_write, hash_file
+from demur.storage.artifacts import atomic_write, hash_file
 
 PULL = 2.0
 """How strongly the weights are held to the rules: the precision of a normal prior around them."""

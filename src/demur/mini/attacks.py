@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from demur.interfaces import Model, Request
 from demur.mini import world
 from demur.mini.judge import concluded, replied
-from demur.protocols import Model, Request
 from demur.records import Message, Prompt, Sampling, Trace
 
 BUDGET = 8

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demur.errors import UserError
+from demur.interfaces import Progress, quiet
 from demur.mini import corpus, world
-from demur.protocols import Progress, quiet
-from demur.runs import atomic_write, hash_file
+from demur.storage.artifacts import atomic_write, hash_file
 from demur.thinking import CLOSE, OPEN
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _row(words: Any, text: corpus.Text) -> tuple[list[int], int]:
 
 
 def _padded(rows: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows of different lengths as tensors, padded on the right."""
+    """RecordFile of different lengths as tensors, padded on the right."""
     import torch
 
     longest = max(len(ids) for ids, _ in rows)

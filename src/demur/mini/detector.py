@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 
+from demur.interfaces import Traces, stream
 from demur.mini import judge, world
-from demur.protocols import Traces, stream
 from demur.records import PATTERNS, Finding, Part, Pattern, Span, Trace
 
 _AWARE = re.compile(

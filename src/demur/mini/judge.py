@@ -13,8 +13,8 @@ import random
 import re
 from collections.abc import AsyncIterator
 
+from demur.interfaces import Traces, stream
 from demur.mini import language, world
-from demur.protocols import Traces, stream
 from demur.records import Label, Part, Query, RefusalLabel, Trace, Verdict
 
 _CONCLUDES_REFUSAL = re.compile(

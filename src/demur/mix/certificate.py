@@ -64,7 +64,7 @@ class Certificate(Record, frozen=True, kw_only=True):
     similarity: float
     compared: tuple[Compared, ...]
     removed: int = 0
-    """Rows that were taken out."""
+    """RecordFile that were taken out."""
     left_hash: str = ""
     """Hash of the ids of the rows that are left, where some were taken out."""
     version: int = 1

@@ -111,7 +111,7 @@ def _same_sum(prompt: str, row: str) -> bool:
 
 
 def _views(rows: Sequence[str], questions: Sequence[str] | None) -> Iterator[tuple[Sequence[str], bool]]:
-    """Rows as they are and as bare questions; once where these are the same."""
+    """RecordFile as they are and as bare questions; once where these are the same."""
     if questions is None or list(questions) == list(rows):
         yield rows, True
     else:
@@ -125,7 +125,7 @@ def _certainty(hit: Hit) -> tuple[int, float]:
 
 Scores = NDArray[np.float64]
 Found = tuple[I64, I64, Scores]
-"""Rows, prompts and scores."""
+"""RecordFile, prompts and scores."""
 
 
 def _as_hits(first: int, rule: Rule, found: Found) -> Iterator[Hit]:
@@ -187,7 +187,7 @@ class _Runs:
         return hashes >> np.uint64(64 - BITS)
 
     def covered(self, pack: Packed, least: float) -> Found:
-        """Rows, prompts and the share of the prompt that stands in the row in runs of `n` words."""
+        """RecordFile, prompts and the share of the prompt that stands in the row in runs of `n` words."""
         runs = pack.runs(self.n)
         likely = np.flatnonzero(self.maybe[self._slot(runs.hashes)])
         at = np.searchsorted(self.hashes, runs.hashes[likely])
@@ -242,7 +242,7 @@ class _Near:
             self.bands.append((value[order], order))
 
     def alike(self, texts: Sequence[str]) -> Found:
-        """Rows, prompts and similarity."""
+        """RecordFile, prompts and similarity."""
         table, figured = signatures(texts), figures(texts)
         size = max(len(self.table), 1)
         keys = []

@@ -20,7 +20,7 @@ from demur.errors import UserError
 from demur.mix.settings import By, MixSettings, ShareSettings
 from demur.mix.text import asked, normal
 from demur.records import Example, Record
-from demur.spool import Rows
+from demur.storage.records_file import RecordFile
 
 Reason = Literal["duplicate", "over_cap", "not_drawn"]
 Key = int
@@ -50,9 +50,9 @@ class Row(Record, frozen=True, kw_only=True):
 class Mixed(NamedTuple):
     """A mix: examples in the order of training, the account, and what was dropped; on the disk, but for the account."""
 
-    examples: Rows[Example]
+    examples: RecordFile[Example]
     table: list[Row]
-    drops: Rows[Drop]
+    drops: RecordFile[Drop]
 
 
 class Item(msgspec.Struct, gc=False):
@@ -85,7 +85,7 @@ def mix(pools: Mapping[str, Sequence[Example]], settings: MixSettings) -> Mixed:
     sources = {name: _source(name, settings.shares[name], pools) for name in names}
     given = {name: _given(name, settings.shares[name], sources[name]) for name in names}
     _cluster(given, sources, settings)
-    drops = Rows(Drop)
+    drops = RecordFile(Drop)
     usable = {name: _capped(name, _unlike(rows, settings, drops), settings, drops) for name, rows in given.items()}
     drawn: dict[str, list[Item]] = {}
     taken: dict[Key, str] = {}
@@ -95,7 +95,7 @@ def mix(pools: Mapping[str, Sequence[Example]], settings: MixSettings) -> Mixed:
         drawn[name] = _take(name, n, usable[name], settings, taken, drops)
     chosen = [item for name in names for item in drawn[name]]
     random.Random(f"order {settings.seed}").shuffle(chosen)
-    made = Rows(Example, (_whole(item, sources[item.share]) for item in chosen))
+    made = RecordFile(Example, (_whole(item, sources[item.share]) for item in chosen))
     return Mixed(made, _account(given, chosen, drops), drops)
 
 
@@ -157,7 +157,7 @@ def _cluster(given: Mapping[str, list[Item]], sources: Mapping[str, Sequence[Exa
             item.cluster = next(found)
 
 
-def _unlike(examples: Sequence[Item], settings: MixSettings, drops: Rows[Drop]) -> list[Item]:
+def _unlike(examples: Sequence[Item], settings: MixSettings, drops: RecordFile[Drop]) -> list[Item]:
     """The examples of one share that ask something new."""
     if settings.dedupe == "none":
         return list(examples)
@@ -190,7 +190,7 @@ def _take(
     usable: list[Item],
     settings: MixSettings,
     taken: dict[Key, str],
-    drops: Rows[Drop],
+    drops: RecordFile[Drop],
 ) -> list[Item]:
     """Draw `n` (all: `None`) of a share's examples that no share before it has taken.
 
@@ -227,7 +227,7 @@ def _keys(item: Item, dedupe: str) -> tuple[Key, ...]:
     return (item.said,)
 
 
-def _capped(name: str, examples: list[Item], settings: MixSettings, drops: Rows[Drop]) -> list[Item]:
+def _capped(name: str, examples: list[Item], settings: MixSettings, drops: RecordFile[Drop]) -> list[Item]:
     """At most so many of one cluster, drawn by the seed."""
     cap = settings.shares[name].cap
     if cap is None:

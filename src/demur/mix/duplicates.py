@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from demur.mix.grams import I64, U64, Packed, packs
 from demur.mix.text import asked, normal
 from demur.records import Example
-from demur.spool import numbers, scratch
+from demur.storage.records_file import numbers, scratch
 
 LETTERS = 5
 VALUES = 128

@@ -5,10 +5,10 @@ it is. Replies go through the journal before anyone sees them.
 """
 
 SCRIPTS: dict[str, str] = {
-    "stand_in": "demur.models.scripts:stand_in",
-    "echo": "demur.models.scripts:echo",
-    "target": "demur.models.scripts:target",
-    "teacher": "demur.models.scripts:teacher",
-    "filler": "demur.models.scripts:filler",
+    "stand_in": "demur.testing.scripts:stand_in",
+    "echo": "demur.testing.scripts:echo",
+    "target": "demur.testing.scripts:target",
+    "teacher": "demur.testing.scripts:teacher",
+    "filler": "demur.testing.scripts:filler",
 }
 """Scripts by name; any other is named `module:function`."""

@@ -2,7 +2,7 @@
 
 The batches are planned from the complete, sorted list of requests, so that a resumed run forms the same ones; a batch is
 what is committed. Within a batch each row draws with its own noise (see `sampler`), so that its text does not depend on
-its neighbours. Rows that have ended leave the batch.
+its neighbours. RecordFile that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from transformers.utils import logging as transformers_logging
 
 from demur import thinking
 from demur.errors import UserError
-from demur.journal import Journal, Reply, key_of
+from demur.interfaces import Request, Requests, stream
+from demur.models.config import ModelConfig
 from demur.models.replies import asked, record, seed_of
-from demur.models.roles import Role
 from demur.models.sampler import Rule, Writing, Written
 from demur.models.weights import folder_of, identity_of
-from demur.protocols import Request, Requests, stream
 from demur.records import Failure, Sampling, Trace, digest
+from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
 SMALL = 50_000_000
 """Parameters below which a batch may be large."""
@@ -48,7 +48,7 @@ class LocalModel:
     complete_first = True
     """It answers nothing before its requests have ended: whoever asks turn by turn asks again for each turn."""
 
-    def __init__(self, role: Role, *, folder: Path, journal: Journal, label: str = "") -> None:
+    def __init__(self, role: ModelConfig, *, folder: Path, journal: ReplyCache, label: str = "") -> None:
         """Load a folder; see `load`, which does so beside the event loop."""
         transformers_logging.disable_progress_bar()
         self._role = role
@@ -72,7 +72,7 @@ class LocalModel:
             )
 
     @classmethod
-    async def load(cls, role: Role, *, journal: Journal, label: str = "") -> LocalModel:
+    async def load(cls, role: ModelConfig, *, journal: ReplyCache, label: str = "") -> LocalModel:
         """Load the weights of a role's folder or hub id.
 
         Raises:

@@ -15,9 +15,9 @@ import msgspec
 
 from demur import thinking
 from demur.errors import UserError
-from demur.journal import Reply
-from demur.protocols import Request, Requests, stream
+from demur.interfaces import Request, Requests, stream
 from demur.records import Failure, Message, Trace, digest
+from demur.storage.reply_cache import Reply
 
 T = TypeVar("T")
 

@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from demur import registry
 from demur.errors import UserError
-from demur.journal import Journal, Reply, key_of
+from demur.interfaces import Request, Requests
 from demur.models import SCRIPTS
+from demur.models.config import ModelConfig
 from demur.models.replies import asked, chunks, record, rng_of
-from demur.models.roles import Role
-from demur.protocols import Request, Requests
 from demur.records import Failure, Finish, Message, Sampling, Trace, digest
+from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
 Script = Callable[[Sequence[Message], Sampling, random.Random], str]
 CHUNK = 64
@@ -55,7 +55,7 @@ def spoken(script: Script, request: Request) -> tuple[str, Finish, int]:
 class ScriptedModel:
     """A `Model` over a script, in this process."""
 
-    def __init__(self, role: Role, *, journal: Journal, label: str = "") -> None:
+    def __init__(self, role: ModelConfig, *, journal: ReplyCache, label: str = "") -> None:
         self._script, self.identity = load_script(role.script or "")
         self._role = role
         self._journal = journal

@@ -11,13 +11,13 @@ import msgspec
 
 from demur.errors import UserError
 from demur.models import wire
-from demur.models.roles import Role
+from demur.models.config import ModelConfig
 
 LARGEST = 256 << 20
 """Bytes of a reply beyond which it is taken for one that never ends."""
 
 
-async def only_model(role: Role, session: aiohttp.ClientSession) -> str:
+async def only_model(role: ModelConfig, session: aiohttp.ClientSession) -> str:
     """The name of the one model that a server says it serves."""
     url = f"{(role.url or ('',))[0].rstrip('/')}/models"
     hint = "name it: --set roles.ROLE.model=NAME in a study, or model: NAME."
@@ -37,7 +37,7 @@ async def only_model(role: Role, session: aiohttp.ClientSession) -> str:
     return names[0]
 
 
-def headers_of(role: Role) -> dict[str, str]:
+def headers_of(role: ModelConfig) -> dict[str, str]:
     """The headers of every request, with secrets from the environment."""
     headers = {"Content-Type": "application/json"}
     if role.key_env:

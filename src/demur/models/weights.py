@@ -7,10 +7,10 @@ from pathlib import Path
 
 from demur import thinking
 from demur.errors import UserError
+from demur.models.config import ModelConfig
 from demur.models.replies import Template
-from demur.models.roles import Role
 from demur.records import Message, digest
-from demur.runs import hash_file
+from demur.storage.artifacts import hash_file
 
 DECISIVE = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """Files of a checkpoint that decide what it says."""
@@ -28,7 +28,7 @@ def identity_of(folder: Path) -> str:
     return f"weights:{digest(parts)}"
 
 
-def folder_of(role: Role) -> Path:
+def folder_of(role: ModelConfig) -> Path:
     """Where a role's weights lie; a hub id is downloaded first.
 
     Raises:

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from demur import thinking
-from demur.journal import Reply
-from demur.protocols import Request
+from demur.interfaces import Request
 from demur.records import Finish
+from demur.storage.reply_cache import Reply
 
 SHOWN = 300
 """Characters of a server's own words that an error repeats."""

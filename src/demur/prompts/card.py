@@ -102,7 +102,7 @@ def card(
         f"> **Harmful content.** {NOTICE}" if harmful(examples) else "",
         f"Made with demur {demur.__version__}: training rows for reasoning models, "
         "with thinking and answer apart and the place of the loss in the data.",
-        "## Rows",
+        "## RecordFile",
         _table(("configuration", "split", "rows"), [(s.config, s.split, len(s.examples)) for s in splits]),
         *[_counts(title, key, examples) for title, key in _VIEWS.items()],
         "## Sources and licences",
@@ -131,7 +131,7 @@ def _counts(title: str, key: Any, examples: Sequence[Example]) -> str:
 
 
 def _provenance(examples: Sequence[Example], settings: Mapping[str, Any]) -> Counter[tuple[str, str, str]]:
-    """Rows by the file or source they are from, its origin and its licence."""
+    """RecordFile by the file or source they are from, its origin and its licence."""
     stated = {
         share: options["licence"]
         for made in settings.values()

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import msgspec
 
-from demur import tables
 from demur.errors import UserError, unknown
 from demur.prompts import SOURCES
-from demur.prompts.forms import load_file
+from demur.prompts.formats import load_file
 from demur.prompts.recover import SLOT, fill, recover
 from demur.prompts.settings import PromptsSettings
 from demur.records import Prompt
 from demur.registry import resolve
+from demur.storage import readers as tables
 
 
 def load(settings: PromptsSettings, *, data_dir: Path | None = None) -> list[Prompt]:

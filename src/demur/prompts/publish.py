@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 from demur import thinking
 from demur.errors import UserError, WorkError
 from demur.prompts.card import Split, card
-from demur.prompts.forms import unambiguous
+from demur.prompts.formats import unambiguous
 from demur.records import Example, digest, encode, read_jsonl, write_jsonl
 from demur.registry import missing
-from demur.runs import Artifact, artifacts, is_published
+from demur.storage.artifacts import Artifact, artifacts, is_published
 
 CERTIFICATE = "contamination.json"
 DATA_FILES = ("README.md", "LICENSE*", "data/**", CERTIFICATE)

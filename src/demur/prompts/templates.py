@@ -14,7 +14,7 @@ from typing import NamedTuple
 from demur.records import digest
 
 FEWEST = 5
-"""Rows that must share a wrapper."""
+"""RecordFile that must share a wrapper."""
 SHORTEST = 60
 """Characters that a wrapper has at least; plain questions share beginnings too ("Give detailed instructions for …")."""
 START = 24

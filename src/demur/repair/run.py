@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from demur.errors import UserError, WorkError
-from demur.protocols import Detector, Model, Progress, Request, quiet
+from demur.interfaces import Detector, Model, Progress, Request, quiet
 from demur.records import PATTERNS, Estimate, Failure, Finding, Pattern, Record, Trace
 from demur.repair.means import Decides, aligned, asked_again, trimmed
 from demur.repair.settings import RepairSettings

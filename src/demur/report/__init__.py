@@ -14,7 +14,7 @@ from pathlib import Path
 from demur.report.data import Report, build
 from demur.report.panels import plain as as_json
 from demur.report.tell import as_csv, json_bytes, markdown, terminal
-from demur.runs import atomic_write
+from demur.storage.artifacts import atomic_write
 
 
 def write(run: Path | Sequence[Path], out: Path | None = None, *, built: Report | None = None) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from demur import __version__
 from demur.errors import UserError
 from demur.records import Trace, Verdict
 from demur.report.read import bench_name, current, family
-from demur.runs import Artifact, artifacts
+from demur.storage.artifacts import Artifact, artifacts
 
 COLUMNS = (
     "arm", "seed", "bench", "attack", "trace", "prompt_id", "sample", "intent", "category", "cluster", "question", "prompt",

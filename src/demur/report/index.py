@@ -20,7 +20,7 @@ import msgspec
 from demur.errors import UserError
 from demur.records import Finding, Outcome, Trace, Verdict, digest
 from demur.report.read import bench_name, current, family
-from demur.runs import Artifact, artifacts
+from demur.storage.artifacts import Artifact, artifacts
 
 VERSION = 3
 FILTERS = ("arm", "bench", "attack", "intent", "outcome", "verdict", "pattern")

@@ -14,10 +14,11 @@ from typing import Any, get_args
 
 import msgspec
 
-from demur import runs, stats
+from demur import stats
 from demur.errors import UserError
 from demur.records import PATTERNS, HarmLabel, RefusalLabel, Trace, Verdict, encode
-from demur.runs import atomic_write
+from demur.storage import artifacts as runs
+from demur.storage.artifacts import atomic_write
 
 KINDS: dict[str, tuple[str, ...]] = {
     "refusal": get_args(RefusalLabel),

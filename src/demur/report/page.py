@@ -21,7 +21,7 @@ from demur.report.marks import Piece, pieces, visible
 from demur.report.panels import label
 from demur.report.read import bench_name, light
 from demur.report.tell import heads, lines, notes
-from demur.runs import Artifact, artifacts
+from demur.storage.artifacts import Artifact, artifacts
 
 SAMPLES = 3
 """Traces shown of each stage: enough to see what the numbers are about; the viewer has them all."""

@@ -19,7 +19,7 @@ from demur import stats
 from demur.records import CLASSES, PATTERNS, Estimate, Part, Record
 from demur.report.cells import Cells, Column, Made, levels
 from demur.report.read import Evaluation, Row, Run, light
-from demur.runs import Artifact
+from demur.storage.artifacts import Artifact
 
 HARM = ("unsafe", "full_compliance")
 """Labels that say that a text serves a harmful request."""

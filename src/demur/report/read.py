@@ -16,7 +16,7 @@ from msgspec.structs import force_setattr
 
 from demur.errors import UserError
 from demur.records import Intent, Outcome, Part
-from demur.runs import Artifact, artifacts
+from demur.storage.artifacts import Artifact, artifacts
 
 T = TypeVar("T")
 SHARED = 10_000

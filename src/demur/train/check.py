@@ -48,7 +48,7 @@ class Report(NamedTuple):
 
 
 def samples() -> list[Example]:
-    """Rows that try what goes wrong: empty thinking, other scripts, tags in prompts, flags per part, two turns."""
+    """RecordFile that try what goes wrong: empty thinking, other scripts, tags in prompts, flags per part, two turns."""
 
     def row(*parts: tuple[Role, str, bool]) -> Example:
         made = tuple(ExamplePart(role=role, text=text, train=train) for role, text, train in parts)

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from demur.records import read_jsonl
-from demur.runs import atomic_write
+from demur.storage.artifacts import atomic_write
 
 MARKER = "complete.json"
 

@@ -65,7 +65,7 @@ def measure(model: Any, rows: Sequence[Row], *, pad: int, packed: bool = False) 
 
 
 def _groups(order: Sequence[int], rows: Sequence[Row]) -> Iterable[list[int]]:
-    """Rows of like length, as many as fit."""
+    """RecordFile of like length, as many as fit."""
     group: list[int] = []
     for i in order:
         if group and len(rows[i].ids) * (len(group) + 1) > BATCH_TOKENS:

@@ -1,4 +1,4 @@
-"""Rows to the exact sequence of micro-batches, known before the first step.
+"""RecordFile to the exact sequence of micro-batches, known before the first step.
 
 The rows of an update follow from the seed alone: shuffled epochs, one behind the other, `batch` at a time. How they are
 cut into micro-batches follows from lengths, memory and the number of processes, and changes neither the rows of the update
@@ -83,7 +83,7 @@ def plan(lengths: Sequence[int], *, rows: Sequence[int], batch: int, limits: Lim
 
 
 def _bins(step: Sequence[int], lengths: Sequence[int], limits: Limits, count: int) -> list[Group]:
-    """Rows into bins of like sums, the longest first into the emptiest; `count` 0: as few as the limits allow."""
+    """RecordFile into bins of like sums, the longest first into the emptiest; `count` 0: as few as the limits allow."""
     ranked = sorted(step, key=lambda i: (-lengths[i], i))
     if not count:
         need = 1
@@ -108,7 +108,7 @@ def _fit(groups: list[Group], lengths: Sequence[int], limits: Limits) -> bool:
 
 
 def _bands(step: Sequence[int], lengths: Sequence[int], limits: Limits, count: int) -> list[Group]:
-    """Rows sorted by length and cut into `count` bands of like padded size; 0: as few as the limits allow."""
+    """RecordFile sorted by length and cut into `count` bands of like padded size; 0: as few as the limits allow."""
     ranked = sorted(step, key=lambda i: (-lengths[i], i))
     if not count:
         return _cut(ranked, lengths, limits)
@@ -141,7 +141,7 @@ def _cut(ranked: Sequence[int], lengths: Sequence[int], limits: Limits) -> list[
 
 
 def collate(rows: Sequence[Row], *, pad: int, packed: bool) -> dict[str, Any]:
-    """Rows as the tensors of one micro-batch.
+    """RecordFile as the tensors of one micro-batch.
 
     Padded: `input_ids`, `labels`, `attention_mask`, each [rows, longest]. Packed: `input_ids`, `labels`, `position_ids`,
     each [1, tokens], and the bounds of the rows for attention. The first token of a row is never a target. Both

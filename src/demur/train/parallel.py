@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from demur.errors import CheckFailed, UserError, WorkError
-from demur.protocols import Progress
+from demur.interfaces import Progress
 from demur.records import Example, write_jsonl
 from demur.train.settings import TrainSettings
 

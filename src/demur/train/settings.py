@@ -43,9 +43,9 @@ class TrainSettings(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     """Number of updates."""
     batch: int = Field(default=32, ge=1)
-    """Rows of one update, over all devices."""
+    """RecordFile of one update, over all devices."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Rows that a device holds at once, about; rows are grouped by length. Default: what `micro_tokens` holds."""
+    """RecordFile that a device holds at once, about; rows are grouped by length. Default: what `micro_tokens` holds."""
     micro_tokens: int = Field(default=16384, ge=1)
     """Tokens, padding included, that a device holds at once; at least one row."""
     max_length: int = Field(default=4096, ge=8)
@@ -66,7 +66,7 @@ class TrainSettings(BaseModel):
     template: str = "auto"
     """A family (r1-distill, qwen3, qwq, mini, generic), `auto`, or `tokenizer`: the chat template's own text."""
     packing: bool | Literal["auto"] = "auto"
-    """Rows in one line without padding, attending to themselves alone. `auto`: wherever the model's attention
+    """RecordFile in one line without padding, attending to themselves alone. `auto`: wherever the model's attention
     allows it, else rows of like length are padded together."""
     dtype: Literal["auto", "float32", "mixed", "bfloat16"] = "auto"
     """`mixed`: float32 weights, bfloat16 arithmetic. `auto`: mixed on an accelerator, float32 on a CPU. With `bfloat16`

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur.errors import UserError
-from demur.protocols import Progress, quiet
+from demur.interfaces import Progress, quiet
 from demur.records import Example, write_jsonl
 from demur.train import checkpoints, pack
 from demur.train.render import IGNORED, Rendered, Renderer, load_tokenizer, stops_of

@@ -14,7 +14,7 @@ import torch
 
 import demur
 from demur.errors import UserError
-from demur.runs import atomic_write
+from demur.storage.artifacts import atomic_write
 from demur.train import attention, loss, parallel
 from demur.train.settings import LoraSettings, TrainSettings
 
@@ -273,7 +273,7 @@ Supervised fine-tuning of `{name}` by demur {demur.__version__}, on examples who
 |---|---|
 {rows}
 
-Rows trained on: {data["rows"]} (dropped: {dropped}); {data["steps"]} updates of {settings.batch} rows; seed {settings.seed};
+RecordFile trained on: {data["rows"]} (dropped: {dropped}); {data["steps"]} updates of {settings.batch} rows; seed {settings.seed};
 data set {data["mark"]}; chat format {data["template"]}.
 
 Settings other than the defaults:

@@ -13,7 +13,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from demur.errors import WorkError
-from demur.protocols import Progress
+from demur.interfaces import Progress
 from demur.train import checkpoints, learnability, pack, parallel
 from demur.train.settings import TrainSettings
 from demur.train.students import Place

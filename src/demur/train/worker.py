@@ -11,7 +11,7 @@ from typing import Any
 
 from demur.errors import DemurError
 from demur.records import Example, read_jsonl
-from demur.runs import atomic_write
+from demur.storage.artifacts import atomic_write
 from demur.train import parallel
 from demur.train.settings import TrainSettings
 from demur.train.sft import train

@@ -17,9 +17,9 @@ import msgspec
 
 from demur import thinking
 from demur.errors import UserError
-from demur.protocols import Detector
+from demur.interfaces import Detector
 from demur.records import PATTERNS, Finding, Pattern, Prompt, Trace
-from demur.tables import rows
+from demur.storage.readers import rows
 
 Half = Literal["held_out", "tuning"]
 

@@ -1,0 +1,134 @@
+"""Asking and judging at the same time: the judges start on the first trace while the model still writes the last.
+
+What comes goes to the disk; in memory are the requests in flight, and the traces for which a judge has yet to find time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from demur.interfaces import Judge, Model, Progress, Requests, quiet
+from demur.records import Failure, Trace, Verdict
+from demur.storage.records_file import I64, Places, RecordFile, numbers
+
+AHEAD = 4096
+"""Traces that may wait for a judge; then the model waits too."""
+
+
+class Flow(NamedTuple):
+    """What came of it, in the order in which it became ready."""
+
+    traces: RecordFile[Trace]
+    failures: RecordFile[Failure]
+    verdicts: RecordFile[Verdict]
+
+
+async def ask_and_judge(
+    model: Model,
+    requests: Requests,
+    judges: Sequence[Judge] = (),
+    *,
+    mark: Callable[[Trace], Trace] = lambda trace: trace,
+    judged: Callable[[Trace], bool] = lambda trace: True,
+    progress: Progress = quiet,
+) -> Flow:
+    """Ask a model and have every judge read what comes back.
+
+    Args:
+        model: who answers.
+        requests: what is asked.
+        judges: each gets every trace for which `judged` holds, and has its own queue.
+        mark: changes a trace as it comes in, such as to name its strategy.
+        judged: which traces the judges see.
+        progress: called with replies so far.
+    """
+    flow = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict))
+    queues: list[asyncio.Queue[Trace | None]] = [asyncio.Queue(AHEAD) for _ in judges]
+
+    async def ask() -> None:
+        async for reply in model.answers(requests):
+            if isinstance(reply, Failure):
+                flow.failures.append(reply)
+            else:
+                trace = mark(reply)
+                flow.traces.append(trace)
+                for queue in queues if judged(trace) else ():
+                    await queue.put(trace)
+            progress(len(flow.traces) + len(flow.failures), None, "")
+        for queue in queues:
+            await queue.put(None)
+
+    reading = (_judge(who, queue, flow.verdicts) for who, queue in zip(judges, queues, strict=True))
+    await together(ask(), *reading)
+    return flow
+
+
+async def _judge(who: Judge, queue: asyncio.Queue[Trace | None], verdicts: RecordFile[Verdict]) -> None:
+    """Have a judge read what comes out of its queue, up to `None`."""
+    more = True
+
+    async def arriving() -> AsyncIterator[Trace]:
+        nonlocal more
+        while (trace := await queue.get()) is not None:
+            yield trace
+        more = False
+
+    async for verdict in who.verdicts(arriving()):
+        verdicts.append(verdict)
+    while more:  # a judge that has stopped listening must not hold up the model
+        more = await queue.get() is not None
+
+
+class _Whose(msgspec.Struct, gc=False):
+    id: str
+
+
+class _Reply(msgspec.Struct, gc=False):
+    """Of a trace or failure, what its place depends on."""
+
+    prompt: _Whose
+    id: str = ""
+    sample: int = 0
+
+
+class _Said(msgspec.Struct, gc=False):
+    trace: str
+    judge: str
+    part: str
+
+
+def in_order(flow: Flow, asked: Iterable[str]) -> Flow:
+    """The traces and failures in the order in which prompts (by their ids) were asked, verdicts by trace, judge and part."""
+    prompts = Places(asked)
+
+    def by_prompt(rows: RecordFile[_Reply]) -> I64:
+        place = prompts.of(row.prompt.id for row in rows)
+        return np.lexsort((numbers(row.sample for row in rows), place))
+
+    replies = flow.traces.seen_as(_Reply)
+    traces = flow.traces.taken(by_prompt(replies))
+    said = flow.verdicts.seen_as(_Said)
+    names = sorted({(verdict.judge, verdict.part) for verdict in said})
+    who = numbers(names.index((verdict.judge, verdict.part)) for verdict in said)
+    place = Places(row.id for row in traces.seen_as(_Reply)).of(verdict.trace for verdict in said)
+    failures = flow.failures.taken(by_prompt(flow.failures.seen_as(_Reply)))
+    return Flow(traces, failures, flow.verdicts.taken(np.lexsort((who, place))))
+
+
+async def together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run side by side; the first error ends the others and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

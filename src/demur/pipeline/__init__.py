@@ -1,0 +1,1 @@
+"""A study file, its stages, and running them."""

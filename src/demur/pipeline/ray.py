@@ -1,0 +1,150 @@
+"""The same stages as tasks of a Ray cluster: `demur run STUDY --on ray` (this machine) or `--on ray://ADDRESS`.
+
+Artifacts lie in the run's folder, which every node must see (a shared POSIX folder). SQLite and network file systems do
+not go together, so a stage writes its replies to a journal of its own beside the run's, and the driver merges it when the
+stage has ended. A stage whose worker or node was lost is started again by Ray; it finds that journal and asks nothing
+twice that was answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from demur.errors import DemurError, UserError, WorkError
+from demur.pipeline.ray_training import Mailbox, rooms
+from demur.pipeline.run import Event, Job, Node, Watch, do, reported
+from demur.registry import missing
+from demur.storage.cache_care import merge
+from demur.storage.reply_cache import ReplyCache
+
+RETRIES = 5
+"""Times that a stage is started again after its worker or node was lost."""
+
+
+@contextlib.contextmanager
+def ray_pool(address: str, *, journal: Path, say: Watch) -> Iterator[RayPool]:
+    """Workers on a Ray cluster, for as long as the block lasts.
+
+    Args:
+        address: `ray` for a cluster that this machine is part of (or a new one), or `ray://HOST:PORT`.
+        journal: the run's journal, into which the stages' journals are merged.
+        say: told of starts and progress.
+
+    Raises:
+        UserError: Ray is not installed, or the cluster is not there.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise missing(error, "--on ray") from error
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            where = None if address == "ray" and not os.environ.get("RAY_ADDRESS") else address
+            environment = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
+            ray.init(where, runtime_env=environment, log_to_driver=False, include_dashboard=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--on {address}: {error}. Start a cluster with `ray start --head`, or use --on ray."
+            ) from None
+    try:
+        yield RayPool(ray, journal, say)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+class RayPool:
+    """A `Pool` whose workers are Ray tasks."""
+
+    def __init__(self, ray: Any, journal: Path, say: Watch) -> None:
+        self._ray, self._journal, self._say = ray, journal, say
+        self._jobs: dict[Any, Job] = {}
+        # The driver keeps the actor on its own node: losing another node loses no events.
+        self._events = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox).remote()
+
+    @property
+    def slots(self) -> int:
+        """One stage a CPU of the cluster, as it is now."""
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+
+    def submit(self, job: Job) -> Any:
+        """Start a stage as a task; its resources follow from its kind."""
+        own = job._replace(journal=self._journal / "stages" / job.folder.name)
+        many = int(job.node.settings["train"].get("processes", 1)) if job.node.kind == "train" else 1
+        gpus = devices(job.node) if self._ray.cluster_resources().get("GPU") else 0
+        if many > 1 and many > max(room for _, room in rooms(self._ray)):
+            # The stage itself only looks after its processes, which have a place on several nodes.
+            task = self._ray.remote(num_cpus=0, max_retries=RETRIES)(_spread_task)
+        else:
+            task = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
+        handle = task.remote(own, self._events)
+        self._jobs[handle] = own
+        return handle
+
+    def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
+        """Block until a stage has ended, passing on what the others report meanwhile."""
+        ended: Sequence[Any] = []
+        while not ended:
+            ended, _ = self._ray.wait(list(handles), num_returns=1, timeout=0.5)
+            self._pass_on()
+        return ended
+
+    def seconds(self, handle: Any) -> float:
+        """How long an ended stage took; its replies are merged into the run's journal."""
+        job = self._jobs.pop(handle)
+        try:
+            took, failed = self._ray.get(handle)
+        except self._ray.exceptions.RayError as error:
+            raise WorkError(
+                f"{job.node.name}: lost {RETRIES + 1} times ({type(error).__name__}). Run the same command to go on."
+            ) from None
+        finally:
+            self._merge(job.journal)
+        if failed:
+            raise WorkError(f"{job.node.name}: {failed}")
+        return float(took)
+
+    def _merge(self, own: Path) -> None:
+        """Take a stage's replies into the run's journal."""
+        if own.is_dir():
+            with ReplyCache(self._journal) as journal:
+                merge(journal, own)
+            shutil.rmtree(own, ignore_errors=True)
+
+    def _pass_on(self) -> None:
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            for event in self._ray.get(self._events.drain.remote(), timeout=5):
+                self._say(Event(*event))
+
+
+def _spread_task(job: Job, events: Any) -> tuple[float, str]:
+    """A training whose processes need more than one node."""
+    from demur.pipeline.ray_training import spread
+    from demur.train import parallel
+
+    before = parallel.elsewhere.set(spread)
+    try:
+        return _task(job, events)
+    finally:
+        parallel.elsewhere.reset(before)
+
+
+def devices(node: Node) -> int:
+    """GPUs that a stage takes on one node of the cluster: a training as many as it has processes."""
+    if node.kind == "train":
+        return int(node.settings["train"].get("processes", 1))
+    return int(node.kind == "evaluate")
+
+
+def _task(job: Job, events: Any) -> tuple[float, str]:
+    """Run one stage on a node; gives the seconds, and what went wrong in words (a lost node raises instead)."""
+    try:
+        return do(job, reported(job.node.name, events.put.remote)), ""
+    except DemurError as error:
+        return 0.0, str(error)

@@ -1,0 +1,82 @@
+"""What a finished study's scores are without the prompts that its training rows held.
+
+Nothing is asked or judged again: the prompts are those of the stored traces, and the clean score is the full one's records
+with the held prompts left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from demur.bench import get_bench
+from demur.bench.summary import results
+from demur.mix.certificate import Certificate
+from demur.prompts.formats import unambiguous
+from demur.records import Example, Failure, Prompt, Record, Result, Trace, Verdict
+from demur.storage.artifacts import Artifact, artifacts
+
+
+class Beside(Record, frozen=True, kw_only=True):
+    """A result over all prompts, and over those that no training row holds."""
+
+    full: Result
+    clean: Result | None
+    """`None` when no prompt is left."""
+    held: int
+    """Prompts that some row holds."""
+
+
+def mixes(run: Path) -> dict[str, list[Example]]:
+    """The training rows of a run by arm (by name, for a mix that stands alone)."""
+    made = unambiguous([stage for stage in artifacts(run) if stage.manifest.kind == "mix"])
+    return {stage.manifest.name.removeprefix("mix-"): list(stage.read("examples", Example)) for stage in made}
+
+
+def asked(run: Path, arm: str) -> dict[str, list[Prompt]]:
+    """The questions that an arm was scored on, by benchmark."""
+    found: dict[str, dict[str, Prompt]] = {}
+    for stage in _evaluations(run, arm):
+        questions = found.setdefault(stage.manifest.settings["bench"]["name"], {})
+        traces = (trace.prompt for trace in stage.read("traces", Trace))
+        failures = (failure.prompt for failure in stage.read("failures", Failure))
+        for prompt in (*traces, *failures):
+            key = prompt.parent or prompt.id
+            questions[key] = Prompt(text=prompt.question, intent=prompt.intent, id=key)
+    return {bench: list(questions.values()) for bench, questions in found.items()}
+
+
+def beside(run: Path, certificates: Mapping[str, Certificate]) -> list[Beside]:
+    """Full and clean results of every evaluation in which some prompt is held by the arm's rows."""
+    return [one for arm, certificate in certificates.items() for one in _beside(run, arm, certificate)]
+
+
+def _beside(run: Path, arm: str, certificate: Certificate) -> Iterable[Beside]:
+    for stage in _evaluations(run, arm):
+        name, seed = stage.manifest.settings["bench"]["name"], stage.manifest.settings.get("seed")
+        traces = list(stage.read("traces", Trace))
+        failures = list(stage.read("failures", Failure))
+        verdicts = list(stage.read("verdicts", Verdict))
+        prompts = {prompt.id: prompt for prompt in (*(t.prompt for t in traces), *(f.prompt for f in failures))}
+        left = {prompt.id for prompt in certificate.clean_subset(name, prompts.values())}
+        if len(left) == len(prompts):
+            continue
+        kept = [trace for trace in traces if trace.prompt.id in left]
+        bench = get_bench(name)
+        some = results(
+            bench, kept, _of(verdicts, kept), [f for f in failures if f.prompt.id in left], arm=arm, seed=seed
+        )
+        clean = {(one.metric, one.attack, one.judge, one.part): one for one in some}
+        for full in results(bench, traces, verdicts, failures, arm=arm, seed=seed):
+            key = (full.metric, full.attack, full.judge, full.part)
+            yield Beside(full=full, clean=clean.get(key), held=len(prompts) - len(left))
+
+
+def _of(verdicts: Iterable[Verdict], traces: Iterable[Trace]) -> list[Verdict]:
+    kept = {trace.id for trace in traces}
+    return [verdict for verdict in verdicts if verdict.trace in kept]
+
+
+def _evaluations(run: Path, arm: str) -> list[Artifact]:
+    found = [s for s in artifacts(run) if s.manifest.kind == "evaluate" and s.manifest.settings["arm"] == arm]
+    return unambiguous(found)

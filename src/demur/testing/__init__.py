@@ -1,0 +1,1 @@
+"""Doubles for tests: scripted models, servers and bases. Public: users test their plug-ins with them."""

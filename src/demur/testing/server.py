@@ -1,0 +1,355 @@
+"""Our own small OpenAI-compatible server: a script answers over HTTP, as slowly and as badly as one asks it to.
+
+Tests, stand-ins and benchmarks use it: chat and completions, streaming, logprobs, `/v1/models`, latencies with a heavy
+tail, and every fault that a client must survive. Latencies and faults are decided by the hash of the request, so that
+they strike the same requests in every run; `GET /requests` says what was seen.
+
+    with serving("stand_in", latency=0.05) as server:
+        ... server.url ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+from aiohttp import web
+
+from demur import thinking
+from demur.errors import UserError, WorkError
+from demur.interfaces import Request
+from demur.models.scripted import load_script, spoken
+from demur.records import Finish, Message, Prompt, Record, Sampling
+
+FAULTS = (
+    "rate_limited",
+    "server_error",
+    "dropped",
+    "half_json",
+    "wrong_type",
+    "endless",
+    "null_content",
+    "huge",
+    "slow_first_byte",
+    "refused",
+    "too_long",
+    "filtered",
+    "unicode",
+    "stuck",
+)
+TAIL_SHAPE = 2.5
+"""Of the Pareto distribution of heavy-tailed latencies."""
+
+
+class Behaviour(Record, frozen=True, kw_only=True):
+    """How the server behaves. Faults: name -> share of the requests that it strikes."""
+
+    script: str = "stand_in"
+    model: str = "scripted"
+    port: int = 0
+    host: str = "127.0.0.1"
+    latency: float = 0.0
+    """Seconds of every reply; the shortest, with a tail."""
+    tail: bool = False
+    """Whether latencies are heavy-tailed: Pareto, bounded at 40 times the shortest."""
+    faults: dict[str, float] = {}
+    strikes: int = 1
+    """How many tries of the same request a fault strikes; 0: all."""
+    retry_after: float = 0.05
+    swap_after: int = 0
+    """After so many replies another model answers under the same name; 0: never."""
+    reasoning_field: str = ""
+    """`reasoning_content` or `reasoning`: the thinking is taken out of the content."""
+    echo: bool = False
+    """Repeat the prompt before the reply, as one well-known server does."""
+    fingerprint: str = ""
+
+
+class _Server:
+    """The handlers and their counts."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        if unknown := set(behaviour.faults) - set(FAULTS):
+            raise UserError(f"unknown faults: {', '.join(sorted(unknown))}. Allowed: {', '.join(FAULTS)}.")
+        self._how = behaviour
+        self._script, self.identity = load_script(behaviour.script)
+        self._seen: Counter[bytes] = Counter()
+        self._replies = 0
+        self._in_flight = 0
+        self._most_in_flight = 0
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_post("/v1/chat/completions", self._post)
+        app.router.add_post("/v1/completions", self._post)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/requests", self._requests)
+        app.router.add_get("/health", self._models)
+        return app
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": self._how.model, "object": "model"}]})
+
+    async def _requests(self, _: web.Request) -> web.Response:
+        seen = sum(self._seen.values())
+        counts = {"seen": seen, "distinct": len(self._seen), "most": max(self._seen.values(), default=0)}
+        return web.json_response(counts | {"replies": self._replies, "most_in_flight": self._most_in_flight})
+
+    async def _post(self, http: web.Request) -> web.StreamResponse:
+        data = await http.read()
+        key = hashlib.blake2b(data, digest_size=8).digest()
+        self._seen[key] += 1
+        self._in_flight += 1
+        self._most_in_flight = max(self._most_in_flight, self._in_flight)
+        try:
+            body = msgspec.json.decode(data)
+            await asyncio.sleep(self._latency(key))
+            return await self._answer(http, body, self._fault(key))
+        except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+            return _error(400, f"not a request: {error}")
+        finally:
+            self._in_flight -= 1
+
+    def _latency(self, key: bytes) -> float:
+        if not self._how.tail:
+            return self._how.latency
+        share = (int.from_bytes(key[:4]) + 0.5) / 2**32
+        return float(self._how.latency * min(share ** (-1 / TAIL_SHAPE), 40.0))
+
+    def _fault(self, key: bytes) -> str:
+        """The fault that strikes this try of a request, if any."""
+        if self._how.strikes and self._seen[key] > self._how.strikes:
+            return ""
+        share = int.from_bytes(key[4:8]) / 2**32
+        for name, part in self._how.faults.items():
+            if share < part:
+                return name
+            share -= part
+        return ""
+
+    async def _answer(self, http: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
+        if fault in _REFUSALS:
+            status, said = _REFUSALS[fault]
+            return _error(status, said, {"Retry-After": str(self._how.retry_after)} if status == 429 else {})
+        if fault == "dropped":
+            assert http.transport is not None
+            http.transport.abort()
+            return web.Response()
+        if fault == "slow_first_byte":
+            await asyncio.sleep(1.0)
+        chat = http.path.endswith("/chat/completions")
+        text, finish, request, count = self._speak(body)
+        text, finish = _distorted(text, finish, fault)
+        self._replies += 1
+        if body.get("stream"):
+            return await self._stream(http, chat=chat, text=text, finish=finish, fault=fault)
+        reply = self._reply(chat=chat, text=text, finish=finish, count=count)
+        if body.get("logprobs"):
+            reply["choices"][0]["logprobs"] = _logprobs(text, chat=chat)
+        reply["usage"]["prompt_tokens"] = sum(len(turn.content.split()) for turn in request.messages)
+        if fault == "null_content" and chat:
+            reply["choices"][0]["message"]["content"] = None
+        return await _sent(http, msgspec.json.encode(reply), fault)
+
+    def _speak(self, body: dict[str, Any]) -> tuple[str, Finish, Request, int]:
+        """What the script says."""
+        turns = body["messages"] if "messages" in body else [{"role": "user", "content": body["prompt"]}]
+        messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
+        # A last assistant's turn is a begun reply, unless it is asked greedily: then a guard is shown a conversation.
+        last = messages[-1]
+        goes_on = last.role == "assistant" and (body.get("continue_final_message") or body.get("temperature", 1.0) > 0)
+        begun = last.content if goes_on else ""
+        sampling = Sampling(
+            temperature=body.get("temperature", 1.0),
+            top_p=body.get("top_p", 1.0),
+            seed=body.get("seed", 0),
+            max_tokens=body.get("max_tokens") or body.get("max_completion_tokens") or 4096,
+        )
+        asked = messages[:-1] if begun else messages
+        request = Request(messages=asked, sampling=sampling, prompt=Prompt(text=asked[-1].content, intent="benign"))
+        text, finish, count = spoken(self._script, request)
+        if thinking.CLOSE in begun:
+            text = thinking.split(text, finish=finish).answer or text
+            count = len(text.split())
+        if self._how.echo and not begun:
+            text = (
+                f"<|user|>{asked[-1].content}<|assistant|>{thinking.OPEN}\n{text.partition(thinking.OPEN)[2].lstrip()}"
+            )
+        return text, finish, request, count
+
+    def _reply(self, *, chat: bool, text: str, finish: Finish, count: int) -> dict[str, Any]:
+        swapped = 0 < self._how.swap_after < self._replies
+        reply: dict[str, Any] = {
+            "id": "reply",
+            "object": "chat.completion" if chat else "text_completion",
+            "created": 0,
+            "model": self._how.model + ("-other" if swapped else ""),
+            "usage": {"prompt_tokens": 0, "completion_tokens": count, "total_tokens": count},
+        }
+        if self._how.fingerprint:
+            reply["system_fingerprint"] = self._how.fingerprint
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
+        if not chat:
+            return reply | {"choices": [choice | {"text": text}]}
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        parts = thinking.split(text, finish=finish)
+        if self._how.reasoning_field and parts.thinking is not None:
+            message = {"role": "assistant", self._how.reasoning_field: parts.thinking, "content": parts.answer}
+            details = {"reasoning_tokens": len(parts.thinking.split())}
+            reply["usage"]["completion_tokens_details"] = details
+        return reply | {"choices": [choice | {"message": message}]}
+
+    async def _stream(
+        self, http: web.Request, *, chat: bool, text: str, finish: Finish, fault: str
+    ) -> web.StreamResponse:
+        """The reply as server-sent events, in pieces of forty characters."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(http)
+        pieces = [text[at : at + 40] for at in range(0, len(text), 40)] or [""]
+        for number, piece in enumerate(pieces):
+            if fault == "stuck" and number == len(pieces) // 2:
+                await asyncio.sleep(3600)
+            choice = {"index": 0, "finish_reason": finish if number == len(pieces) - 1 else None}
+            said = {"delta": {"content": piece}} if chat else {"text": piece}
+            event = {"model": self._how.model, "choices": [choice | said]}
+            await response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")
+        usage = {"prompt_tokens": 0, "completion_tokens": len(text.split())}
+        await response.write(b"data: " + msgspec.json.encode({"choices": [], "usage": usage}) + b"\n\ndata: [DONE]\n\n")
+        return response
+
+
+_REFUSALS = {
+    "rate_limited": (429, "slow down"),
+    "server_error": (500, "something broke"),
+    "refused": (400, "this request is not accepted"),
+    "too_long": (400, "This model's maximum context length is 4096 tokens. Please reduce the length of the messages."),
+}
+
+
+def _distorted(text: str, finish: Finish, fault: str) -> tuple[str, Finish]:
+    if fault == "huge":
+        return text + " filler" * (20_000_000 // 7), finish
+    if fault == "unicode":
+        return text + " \u0000 \u2028 \U0001f600 é e\u0301 \ufeff \u202e", finish
+    return ("", "content_filter") if fault == "filtered" else (text, finish)
+
+
+async def _sent(http: web.Request, data: bytes, fault: str) -> web.StreamResponse:
+    """A whole reply, or what a fault makes of it."""
+    if fault == "half_json":
+        return web.Response(body=data[: len(data) // 2], content_type="application/json")
+    if fault == "wrong_type":
+        return web.Response(body=b"<html><body>Bad gateway</body></html>", content_type="text/html")
+    if fault == "endless":
+        response = web.StreamResponse()
+        await response.prepare(http)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(b" " * 1024)
+                await asyncio.sleep(0.01)
+        return response
+    return web.Response(body=data, content_type="application/json")
+
+
+def _error(status: int, said: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.json_response({"error": {"message": said, "code": status}}, status=status, headers=headers)
+
+
+def _logprobs(text: str, *, chat: bool) -> dict[str, Any]:
+    """One token a word; each is nearly sure, and the rest goes to a guard's other word, or to any."""
+    others = {"safe": "unsafe", "unsafe": "safe", "yes": "no", "no": "yes"}
+    places = [{word: -0.05, others.get(word, "other"): -3.02} for word in text.split()[:64]]
+    if not chat:
+        return {"tokens": text.split()[:64], "top_logprobs": places}
+    content = []
+    for place in places:
+        tops = [{"token": token, "logprob": logprob} for token, logprob in place.items()]
+        content.append({**tops[0], "top_logprobs": tops})
+    return {"content": content}
+
+
+class Server(NamedTuple):
+    """A running protocol server."""
+
+    url: str
+    """Up to `/v1`."""
+    process: subprocess.Popen[str]
+
+    def requests(self) -> dict[str, int]:
+        """What the server saw: `seen`, `distinct`, `most` (of one request), `replies`, `most_in_flight`."""
+        with urllib.request.urlopen(self.url.removesuffix("/v1") + "/requests", timeout=30) as answer:
+            counts: dict[str, int] = json.load(answer)
+        return counts
+
+
+@contextlib.contextmanager
+def serving(script: str = "stand_in", **options: Any) -> Iterator[Server]:
+    """A protocol server in its own process, for as long as the block lasts; `options` are fields of `Behaviour`.
+
+    Raises:
+        WorkError: it did not start.
+    """
+    behaviour = msgspec.convert({"script": script, **options}, Behaviour)
+    command = [sys.executable, "-m", "demur.testing.server", msgspec.json.encode(behaviour).decode()]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | _ONE_THREAD
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        if not url:
+            raise WorkError(f"the protocol server for '{script}' did not start (exit code {process.wait()})")
+        yield Server(url, process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+async def run(behaviour: Behaviour, *, announce: Any = None) -> None:
+    """Serve until cancelled; `announce(url)` is called once requests are taken."""
+    runner = web.AppRunner(_Server(behaviour).app(), access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, behaviour.host, behaviour.port, backlog=4096)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        if announce is not None:
+            announce(f"http://{host}:{port}/v1")
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+def _leave_with_parent() -> None:
+    """End when the process that started us is gone: its end of our standard input closes."""
+    sys.stdin.read()
+    os._exit(0)
+
+
+def _main() -> None:
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    behaviour = msgspec.json.decode(sys.argv[1], type=Behaviour)
+
+    def announce(url: str) -> None:
+        sys.stdout.write(url + "\n")
+        sys.stdout.flush()
+
+    asyncio.run(run(behaviour, announce=announce))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from demur import thinking
+from demur.mix.settings import ShareSettings
+from demur.pipeline.run import Kind, Node, execute
+from demur.pipeline.stages.files import pool
+from demur.prompts.formats import Odd
+from demur.records import Example, ExamplePart, Origin, Prompt, Trace, write_jsonl
+from demur.storage.artifacts import Artifact
+
+KINDS = {"import": Kind("demur.pipeline.stages.files:import_file", 1)}
+
+
+def imported(path: Path, out: Path, **settings: object) -> Artifact:
+    node = Node(name="import", kind="import", settings=settings, files={"file": str(path)})
+    return execute([node], kinds=KINDS, out=out)["import"]
+
+
+def test_everything_a_file_held_is_kept(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "response": thinking.join("t", "x")}, {"prompt": "b"}, {"prompt": "c", "response": "y"}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    stage = imported(tmp_path / "a.jsonl", tmp_path / "run", intent="benign")
+    assert {prompt.intent for prompt in stage.read("prompts", Prompt)} == {"benign"}
+    assert [odd.where for odd in stage.read("odd", Odd)] == [f"{tmp_path / 'a.jsonl'}:2"]
+    made, left, _ = pool(stage, share="s", options=ShareSettings())
+    assert (len(made), dict(left)) == (1, {"it has no thinking": 1})
+    made, left, _ = pool(stage, share="s", options=ShareSettings(no_thinking="empty"))
+    assert (len(made), dict(left)) == (2, {})
+
+
+def test_examples_are_drawn_from_as_they_are_and_filters_choose(tmp_path: Path) -> None:
+    part = ExamplePart(role="user", text="q", train=False)
+    rows = [Example(parts=(part,), origin=Origin(prompt="p", trace=str(i)), cluster=str(i)) for i in range(3)]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    assert pool(tmp_path / "a.jsonl", share="s", options=ShareSettings())[0] == rows
+    assert pool(tmp_path / "a.jsonl", share="s", options=ShareSettings(), only={"1"})[0] == rows[1:2]
+    stage = imported(tmp_path / "a.jsonl", tmp_path / "run", limit=2)
+    assert pool(stage, share="s", options=ShareSettings())[0] == rows[:2]
+    assert list(stage.read("traces", Trace)) == []
+
+
+def test_odd_rows_of_a_share_are_kept_aside(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi?", "response": "<think>\nA greeting.\n</think>\n\nHello."}, {"prompt": 7, "response": None}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    found = pool(tmp_path / "a.jsonl", share="s", options=ShareSettings())
+    assert len(found.examples) == 1
+    assert [odd.where for odd in found.odd] == [f"{tmp_path / 'a.jsonl'}:2"]
+
+
+def test_wrong_maths_traces_are_left_out_by_the_grader(tmp_path: Path) -> None:
+    def row(answer: str, gold: str) -> dict[str, Any]:
+        reply = f"<think>\nI add.\n</think>\n\nIt is \\boxed{{{answer}}}."
+        return {"problem": f"What is {gold} + 0?", "generations": [reply], "solution": "I add.", "answer": gold}
+
+    rows = [row("4", "4"), row("5", "7"), row("\\frac{1}{2}", "0.5")]
+    write_jsonl(tmp_path / "maths.jsonl", rows)
+    every = pool(tmp_path / "maths.jsonl", share="maths", options=ShareSettings())
+    graded = pool(tmp_path / "maths.jsonl", share="maths", options=ShareSettings(grade=True))
+    assert len(every.examples) == 3
+    assert len(graded.examples) == 2
+    assert graded.left["its final answer is not the gold one"] == 1

@@ -1,0 +1,228 @@
+"""Studies: what a file may say, what it may not, and that each that ships is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from demur.errors import UserError
+from demur.pipeline import study as studies
+from demur.pipeline.graph import graph
+from demur.pipeline.run import plan
+from demur.pipeline.stages import KINDS
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "studies").rglob("*.yaml"))
+SMALL = """
+name: small
+base: mini-lrm-a
+roles: {teacher: "script:demur.mini.teacher:script"}
+prompts:
+  harmful: {source: mini-harmful, n: 20}
+  benign: {source: mini-benign, n: 10}
+distil: {keep: everything}
+train: {lr: 1.0e-3, steps: 5}
+arms:
+  raw: {}
+  short: {format: short, safety: 8, benign: 4, train: {lr: 2.0e-3}}
+  nocot: {format: nocot, safety: 8, seeds: [7]}
+bench:
+  - mini_harm
+  - {name: mini_harm, attack: mini-seen, limit: 5}
+seeds: [1, 2]
+quick: {train.steps: 2, seeds: [1]}
+compare: [{a: short, b: nocot}]
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def test_every_study_ships() -> None:
+    names = {path.relative_to(ROOT / "studies").as_posix() for path in SHIPPED}
+    assert {"paper_released.yaml", "paper_v1.yaml", "paper_v2.yaml", "safebench.yaml", "check_model.yaml"} <= names
+    assert {"teacher", "samples", "benign", "learning_rate", "epochs", "formats"} == {
+        path.stem for path in SHIPPED if path.parent.name == "ablations"
+    }
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_study_that_ships_loads_and_its_graph_builds(
+    path: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    loaded = studies.load(path, sets=[f"data_dir={data_dir}"])
+    nodes = graph(loaded)
+    evaluations = [node for node in nodes if node.kind == "evaluate"]
+    assert len(evaluations) == len(loaded.bench) * sum(
+        len(loaded.copies(arm)) * len(loaded.seeds_of(arm)) for arm in loaded.arms
+    )
+    assert {node.inputs["mix"] for node in nodes if node.kind == "train"} == {
+        f"mix-{name}" for name, arm in loaded.arms.items() if arm.trained
+    }
+    planned = plan(nodes, KINDS, tmp_path)
+    assert len({item.folder for item in planned}) == len(planned)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_what_is_saved_is_the_same_study(path: Path, tmp_path: Path) -> None:
+    loaded = studies.load(path)
+    studies.save(loaded, tmp_path / "study.yaml")
+    assert studies.load(tmp_path / "study.yaml") == loaded
+
+
+def test_overrides_reach_every_depth(small: Path) -> None:
+    sets = ["train.lr=5e-4", "arms.short.safety=6", "bench.1.limit=3", "seeds=[4]", "base=mini-lrm-b"]
+    loaded = studies.load(small, sets=sets)
+    assert loaded.train.lr == 5e-4
+    assert loaded.train_of("short", 4).lr == 2e-3, "what an arm says goes before what the study says"
+    assert loaded.train_of("nocot", 4).lr == 5e-4
+    assert loaded.mix_of("short").shares["safety"].n == 6
+    assert loaded.bench[1].limit == 3
+    assert (loaded.seeds_of("raw"), loaded.seeds_of("short"), loaded.seeds_of("nocot")) == ((0,), (4,), (7,))
+    assert loaded.base == "mini-lrm-b"
+
+
+def test_overrides_go_before_the_quick_version_and_that_before_the_file(small: Path) -> None:
+    assert studies.load(small).train.steps == 5
+    quick = studies.load(small, quick=True)
+    assert (quick.train.steps, quick.seeds) == (2, (1,))
+    assert studies.load(small, quick=True, sets=["train.steps=3"]).train.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"compare": [{"a": "short", "b": "shorter"}]}, "compare names the arm 'shorter'"),
+        ({"arms": {"short": {"format": "short", "safety": 8, "maths": 5}}, "compare": []}, "no pool of that name"),
+        ({"arms": {"short": {"format": "short"}}, "compare": []}, "has a format and no safety rows"),
+        ({"armz": {}}, "armz"),
+        ({"train": {"learning_rate": 1}}, "learning_rate"),
+        ({"arms": {"short": {"format": "short", "safety": 8, "train": {"lrr": 1}}}, "compare": []}, "lrr"),
+        ({"stand_in_data": {"advbench": "x"}}, "stand_in_data is for stand-ins alone"),
+    ],
+)
+def test_what_is_wrong_is_named(small: Path, change: dict[str, object], said: str) -> None:
+    small.write_text(yaml.safe_dump(yaml.safe_load(SMALL) | change))
+    with pytest.raises(UserError, match=said):
+        studies.load(small)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("bench=[{name: advbenchh}]", "advbenchh"), ("arms.short.format=shorty", "shorty")],
+)
+def test_an_unknown_benchmark_or_strategy_is_named(small: Path, change: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        graph(studies.load(small, sets=[change]))
+
+
+def test_arms_share_what_they_have_in_common(small: Path) -> None:
+    nodes = {node.name: node for node in graph(studies.load(small))}
+    assert [name for name in nodes if name.startswith("distil-")] == [
+        "distil-short",
+        "distil-default-benign",
+        "distil-nocot",
+    ]
+    assert [name for name in nodes if name.startswith("train-")] == [
+        "train-short-s1",
+        "train-short-s2",
+        "train-nocot-s7",
+    ]
+    assert nodes["evaluate-raw-s0-mini_harm-none"].settings["seed"] is None
+    assert "model" not in nodes["evaluate-raw-s0-mini_harm-none"].inputs
+
+
+def test_only_what_a_change_reaches_gets_another_fingerprint(small: Path, tmp_path: Path) -> None:
+    def marks(*sets: str) -> dict[str, str]:
+        items = plan(graph(studies.load(small, sets=list(sets))), KINDS, tmp_path)
+        return {item.node.name: item.fingerprint for item in items}
+
+    before, after = marks(), marks("arms.short.train.lr=3e-3")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed
+    assert all(name.startswith(("train-short", "evaluate-short")) for name in changed)
+    assert len(changed) == 2 + 2 * 2
+
+
+@pytest.fixture
+def several(small: Path) -> Path:
+    small.write_text(SMALL.replace("base: mini-lrm-a", "bases: [mini-lrm-a, mini-lrm-c]"))
+    return small
+
+
+def test_every_arm_is_made_from_every_base(several: Path) -> None:
+    names = {node.name for node in graph(studies.load(several))}
+    assert {"train-short@mini-lrm-a-s1", "train-short@mini-lrm-c-s2", "train-nocot@mini-lrm-c-s7"} <= names
+    assert {"evaluate-raw@mini-lrm-a-s0-mini_harm-none", "evaluate-raw@mini-lrm-c-s0-mini_harm-none"} <= names
+    assert sum(name.startswith("mix-") for name in names) == 2  # the data is the same for all
+    alone = graph(studies.load(several, sets=["arms.nocot.base=mini-lrm-b"]))
+    assert [node.name for node in alone if node.name.startswith("train-nocot")] == ["train-nocot-s7"]
+
+
+def test_an_arm_may_filter_in_its_own_way(small: Path) -> None:
+    leaking = ["distil.keep=whole safe", "filter=mini-harm", "arms.short.filter=demur.mini.judge:LEAK_20"]
+    nodes = {node.name: node for node in graph(studies.load(small, sets=leaking))}
+    assert nodes["distil-short-LEAK_20"].settings["filter"] == "demur.mini.judge:LEAK_20"
+    assert (
+        nodes["mix-short"].inputs["safety"]
+        == nodes["diagnose-short-LEAK_20"].inputs["traces"]
+        == "distil-short-LEAK_20"
+    )
+    assert nodes["distil-nocot"].settings["filter"] == "mini-harm"
+    unfiltered = {
+        node.name: node for node in graph(studies.load(small, sets=[*leaking[:2], "arms.short.keep=everything"]))
+    }
+    assert unfiltered["distil-short-everything"].settings["distil"]["keep"] == "everything"
+    assert unfiltered["distil-nocot"].settings["distil"]["keep"] == "whole safe"
+
+
+def test_strategies_of_a_package_are_found_from_anywhere(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small.parent)
+    wanted = "arms.short.format=demur.mini:strategies/matched_inconsistency.md"
+    nodes = {node.name: node for node in graph(studies.load(small, sets=[wanted]))}
+    assert Path(nodes["distil-matched_inconsistency"].files["strategy"]).is_file()
+    own = graph(studies.load(small, sets=[wanted, "arms.short.benign_format=improved"]))
+    assert next(n for n in own if n.name == "mix-short").inputs["benign"] == "distil-improved-benign"
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["arms.short.filter=mini-harms"], "mini-harm"),
+        (["arms.short.filter=mini-harm", "arms.short.keep=everything"], "give one of the two"),
+        (["arms.raw.filter=mini-harm"], "no teacher writes them"),
+        (["arms.short.keep=nothing"], "keep"),
+        (["bases=[mini-lrm-a, mini-lrm-b]"], "both given"),
+        (["findings=[{claim: x, evidence: []}]"], "evidence"),
+        (["findings=[{claim: x, evidence: [{a: shorty, b: raw, expect: lower, by: 0.1}]}]"], "short"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0}]}]"], "by"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: less, by: 0.1}]}]"], "expect"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0.1, metric: speed}]}]"], "speed"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0.1, attack: pap}]}]"], "pap"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0.1, part: thinking}]}]"], "also"),
+        (["findings=[{claim: x, evidence: [{a: short, b: nocot, expect: lower, by: 0.1, metric: loss}]}]"], "held_out"),
+    ],
+)  # fmt: skip
+def test_what_filters_bases_and_findings_may_not_be(small: Path, sets: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        studies.load(small, sets=sets)
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["bases=[a/x, b/x]"], "different last names"),
+        (["base=mini-lrm-b"], "both given"),
+        (["arms.short.format=self"], "takes one base"),
+    ],
+)
+def test_what_several_bases_forbid(several: Path, sets: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        studies.load(several, sets=sets)

@@ -1,0 +1,280 @@
+"""The journal: nothing is asked twice, nothing that was kept is lost, damage is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demur.errors import UserError, WorkError
+from demur.storage.cache_care import merge, salvage
+from demur.storage.reply_cache import FILE, Reply, ReplyCache, key_of
+
+
+def keyed(count: int, *, size: int = 40) -> list[tuple[bytes, Reply]]:
+    return [(key_of(i), Reply(content=f"{i} " * size, tokens_in=1, tokens_out=size)) for i in range(count)]
+
+
+def fill(folder: Path, pairs: list[tuple[bytes, Reply]], *, label: str = "target/x") -> None:
+    with ReplyCache(folder) as journal:
+        asyncio.run(journal.put(pairs, label=label))
+
+
+def test_a_reply_survives_and_is_not_asked_again(tmp_path: Path) -> None:
+    asked = 0
+
+    async def ask() -> Reply:
+        nonlocal asked
+        asked += 1
+        return Reply(content="é\u2028\U0001f600\x00", notes=("n",))
+
+    for _ in range(2):
+        with ReplyCache(tmp_path) as journal:
+            reply = asyncio.run(journal.once(key_of("q"), ask))
+            assert reply == Reply(content="é\u2028\U0001f600\x00", notes=("n",))
+    assert asked == 1
+
+
+def test_identical_requests_are_asked_once_at_the_same_time(tmp_path: Path) -> None:
+    asked = 0
+
+    async def ask() -> Reply:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.01)
+        return Reply(content="one")
+
+    async def main() -> list[Reply]:
+        return await asyncio.gather(*(journal.once(key_of("q"), ask) for _ in range(50)))
+
+    with ReplyCache(tmp_path) as journal:
+        assert {reply.content for reply in asyncio.run(main())} == {"one"}
+    assert asked == 1
+
+
+def test_the_next_in_line_asks_when_the_first_is_cancelled_or_fails(tmp_path: Path) -> None:
+    started: list[str] = []
+
+    async def main() -> None:
+        async def ask(name: str) -> Reply:
+            started.append(name)
+            if name == "failing":
+                raise ValueError(name)
+            await asyncio.sleep(0.02)
+            return Reply(content=name)
+
+        first = asyncio.create_task(journal.once(key_of("q"), lambda: ask("first")))
+        await asyncio.sleep(0.005)
+        second = asyncio.create_task(journal.once(key_of("q"), lambda: ask("failing")))
+        third = asyncio.create_task(journal.once(key_of("q"), lambda: ask("third")))
+        await asyncio.sleep(0.005)
+        first.cancel()
+        results = await asyncio.gather(first, second, third, return_exceptions=True)
+        assert isinstance(results[0], asyncio.CancelledError)
+        assert isinstance(results[1], ValueError)
+        assert isinstance(results[2], Reply)
+        assert results[2].content == "third"
+
+    with ReplyCache(tmp_path) as journal:
+        asyncio.run(main())
+    assert started == ["first", "failing", "third"]
+
+
+CHILD = textwrap.dedent("""
+    import asyncio, sys, pathlib
+    from demur.storage.reply_cache import ReplyCache, Reply, key_of
+    folder, log, name = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+
+    async def ask(i):
+        with log.open("a") as file:
+            file.write(f"{i}\\n")
+        await asyncio.sleep(0.01)
+        return Reply(content=f"{name} {i}")
+
+    async def main():
+        with ReplyCache(folder) as journal:
+            found = await asyncio.gather(*(journal.once(key_of(i), lambda i=i: ask(i)) for i in range(40)))
+        print("|".join(reply.content for reply in found))
+
+    asyncio.run(main())
+""")
+
+
+def test_several_processes_ask_once_and_agree(tmp_path: Path) -> None:
+    log = tmp_path / "asked"
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "journal"), str(log)]
+    children = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "abc"]
+    said = {child.communicate(timeout=60)[0] for child in children}
+    assert len(said) == 1
+    assert sorted(map(int, log.read_text().split())) == list(range(40))
+
+
+def test_failures_are_rows_that_can_be_forgotten(tmp_path: Path) -> None:
+    pairs = [*keyed(3), (key_of("bad"), Reply(failure="timeout", detail="60 s"))]
+    fill(tmp_path, pairs)
+    with ReplyCache(tmp_path) as journal:
+        assert journal.failures() == {"timeout": 1}
+        found = journal.get(key_of("bad"))
+        assert found is not None
+        assert found.failure == "timeout"
+        assert journal.forget_failures() == 1
+        assert journal.get(key_of("bad")) is None
+        assert journal.count() == 3
+
+
+def test_the_ledger_sums_up_by_role_and_stage_and_survives(tmp_path: Path) -> None:
+    fill(
+        tmp_path,
+        [(key_of("one"), Reply(tokens_in=10, tokens_out=5, tokens_thinking=2, cost=0.5, retries=1))],
+        label="judge/x",
+    )
+    fill(
+        tmp_path,
+        [(key_of("two"), Reply(tokens_in=1, cost=0.25)), (key_of("three"), Reply(failure="timeout"))],
+        label="judge/x",
+    )
+    fill(tmp_path, keyed(2), label="target/y")
+    with ReplyCache(tmp_path) as journal:
+        judge, target = journal.ledger()
+    assert (judge.role, judge.stage, judge.requests, judge.failed, judge.retries) == ("judge", "x", 3, 1, 1)
+    assert (judge.tokens_in, judge.tokens_out, judge.tokens_thinking, judge.cost) == (11, 5, 2, 0.75)
+    assert (target.requests, target.tokens_out, target.cost) == (2, 80, None)
+
+
+def test_the_first_of_two_replies_is_the_one(tmp_path: Path) -> None:
+    with ReplyCache(tmp_path) as one, ReplyCache(tmp_path) as two:
+        asyncio.run(one.put([(key_of(1), Reply(content="first"))]))
+        (seen,) = asyncio.run(two.put([(key_of(1), Reply(content="second"))]))
+    assert seen.content == "first"
+
+
+def test_merging_takes_in_what_is_missing(tmp_path: Path) -> None:
+    fill(tmp_path / "a", keyed(10))
+    fill(tmp_path / "b", keyed(15))
+    with ReplyCache(tmp_path / "a") as journal:
+        assert merge(journal, tmp_path / "b") == 5
+        assert merge(journal, tmp_path / "b") == 0
+        assert all(journal.get(key) == reply for key, reply in keyed(15))
+        with pytest.raises(UserError, match="holds no journal"):
+            merge(journal, tmp_path / "c")
+
+
+def test_damage_is_seen_and_good_rows_are_rescued(tmp_path: Path) -> None:
+    pairs = keyed(400, size=400)
+    fill(tmp_path, pairs)
+    path = tmp_path / FILE
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 3 * 4096] = os.urandom(3 * 4096)
+    path.write_bytes(data)
+    with ReplyCache(tmp_path) as journal, pytest.raises(WorkError, match=r"damaged.*--salvage"):
+        assert [journal.get(key) for key, _ in pairs]
+    saved, aside = salvage(tmp_path)
+    assert (aside / FILE).is_file()
+    assert 300 < saved < 400
+    with ReplyCache(tmp_path) as journal:
+        found = [journal.get(key) for key, _ in pairs]
+        assert sum(reply is not None for reply in found) == saved
+        assert all(reply in (None, good) for reply, (_, good) in zip(found, pairs, strict=True))
+
+
+def test_a_flipped_byte_in_a_reply_is_seen(tmp_path: Path) -> None:
+    fill(tmp_path, keyed(3))
+    path = tmp_path / FILE
+    data = path.read_bytes()
+    assert data.count(b"1 1 1 1") >= 1
+    path.write_bytes(data.replace(b"1 1 1 1", b"1 7 1 1", 1))
+    with ReplyCache(tmp_path) as journal, pytest.raises(WorkError, match="checksum"):
+        journal.get(key_of(1))
+    assert salvage(tmp_path)[0] == 2
+
+
+def test_a_torn_log_loses_only_what_was_not_committed(tmp_path: Path) -> None:
+    """A power cut may leave half a write-ahead log: the rows before the tear are there, and nothing is malformed."""
+    script = "import asyncio, os, sys, pathlib\nfrom demur.storage.reply_cache import *\nj = ReplyCache(pathlib.Path(sys.argv[1]))\n"
+    script += (
+        "for i in range(20): asyncio.run(j.put([(key_of(i), Reply(content=str(i) * 500))]))\nos.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
+    log = tmp_path / f"{FILE}-wal"
+    log.write_bytes(log.read_bytes()[: int(log.stat().st_size * 0.6)])
+    with ReplyCache(tmp_path) as journal:
+        found = [journal.get(key_of(i)) for i in range(20)]
+    there = [reply is not None for reply in found]
+    assert 5 < sum(there) < 20
+    assert there == sorted(there, reverse=True)
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / FILE)
+    connection.execute("CREATE TABLE notes(text)")
+    connection.close()
+    with pytest.raises(WorkError, match="no journal of demur"):
+        ReplyCache(tmp_path)
+    (tmp_path / FILE).write_bytes(b"hello, I am no database " * 300)
+    with pytest.raises(WorkError, match="damaged"):
+        ReplyCache(tmp_path)
+    with pytest.raises(UserError, match="holds no journal"):
+        salvage(tmp_path / "nowhere")
+
+
+def test_a_full_disk_is_an_error_that_leaves_good_rows(tmp_path: Path) -> None:
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mounted)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        written = 0
+
+        async def until_full(journal: ReplyCache) -> None:
+            nonlocal written
+            for i in range(200):
+                await journal.put([(key_of(i), Reply(content=os.urandom(10_000).hex()))])
+                written += 1
+
+        with ReplyCache(mounted) as journal, pytest.raises(WorkError, match=r"disk is full.*Make room"):
+            asyncio.run(until_full(journal))
+        assert 5 < written < 100
+        subprocess.run(["mount", "-o", "remount,size=8m", str(mounted)], check=True)
+        with ReplyCache(mounted) as journal:
+            assert [journal.get(key_of(i)) is not None for i in range(written)] == [True] * written
+            assert journal.get(key_of(written)) is None
+            asyncio.run(journal.put([(key_of("more"), Reply(content="room"))]))
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+
+
+def test_a_closed_transient_journal_leaves_nothing(tmp_path: Path) -> None:
+    journal = ReplyCache(None)
+    folder = journal.folder
+    asyncio.run(journal.put(keyed(2)))
+    assert journal.count() == 2
+    journal.close()
+    journal.close()
+    assert not folder.exists()
+
+
+requests = st.fixed_dictionaries(
+    {"messages": st.lists(st.text(max_size=20), max_size=3), "temperature": st.floats(0, 2), "seed": st.integers(0, 9)}
+)
+
+
+@given(requests, requests)
+def test_the_key_is_the_request(one: dict[str, object], two: dict[str, object]) -> None:
+    assert (key_of(one) == key_of(two)) == (one == two)
+    assert key_of(one) == key_of(dict(reversed(one.items())))
+
+
+def test_processes_that_make_a_journal_at_once_all_open_it(tmp_path: Path) -> None:
+    code = "import sys; from demur.storage.reply_cache import ReplyCache\nfor i in range(40):\n    ReplyCache(f'{sys.argv[1]}/{i}').close()"
+    opened = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE) for _ in range(4)]
+    assert [process.communicate()[1].decode() for process in opened] == [""] * 4

@@ -1,0 +1,100 @@
+"""A study of large models on this machine: everything stood in for, every cell counted, nothing asked twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from demur.bench import BENCHES, get_bench
+from demur.bench.load import faults, read_prompts
+from demur.cli.runner import run_study
+from demur.pipeline.study import Study, make
+from demur.records import Result
+from demur.storage import readers as tables
+from demur.storage.artifacts import artifacts
+from demur.testing import stand_in
+
+STUDY = {
+    "name": "large",
+    "base": "nobody/Huge-70B",
+    "roles": {
+        "teacher": {"url": "https://teacher.invalid/v1", "model": "t", "key_env": "NOT_SET"},
+        "judge": {"hub": "nobody/guard", "serve": "vllm"},
+    },
+    "distil": {"keep": "whole safe"},
+    "filter": "llama_guard3",
+    "prompts": {"harmful": {"source": "mini-harmful", "n": 5000}},
+    "train": {"lr": 1e-5, "epochs": 3, "batch": 48},
+    "held_out": 50,
+    "arms": {"raw": {}, "short": {"format": "short", "safety": 1000, "maths": {"hub": "nobody/maths", "n": 4000}}},
+    "bench": [
+        {"name": "advbench@paper-v2"},
+        {"name": "advbench@paper-v2", "attack": "pair@paper-v2"},
+        {"name": "livecodebench@paper-v2"},
+        {"name": "math500@paper-v2"},
+    ],
+    "seeds": [3, 4],
+}
+
+
+@pytest.fixture(autouse=True)
+def nowhere(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(stand_in.ADDRESS, raising=False)
+
+
+def study(**changes: object) -> Study:
+    return make(STUDY | {"workers": 1} | changes, where="test")
+
+
+def test_a_study_of_large_models_runs_whole_and_again_asks_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run_study(study(), out=out, stand_in=True)
+    done = artifacts(out)
+    cells = [cell for stage in done if stage.manifest.kind == "evaluate" for cell in stage.read("results", Result)]
+    assert {(cell.arm, cell.bench, cell.attack) for cell in cells} == {
+        (arm, bench, attack)
+        for arm in ("raw", "short")
+        for bench, attack in (
+            ("advbench@paper-v2", "none"),
+            ("advbench@paper-v2", "pair"),
+            ("livecodebench@paper-v2", "none"),
+            ("math500@paper-v2", "none"),
+        )
+    }, "a PAIR of another size does not go by the paper's name"
+    assert all(cell.estimate.n > 0 for cell in cells)
+    assert {cell.seed for cell in cells} == {None, 3}, "one seed unless more are asked for"
+    for name in ("report.html", "summary.md"):
+        assert "stand-in" in (out / name).read_text().lower()
+    before = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
+    # The server of the second run has another port; what was asked of the first is the same to the journal and the plan.
+    run_study(study(), out=out, stand_in=True)
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
+
+
+def test_servers_differ_in_their_address_from_start_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    seen = []
+    for _ in range(2):
+        with stand_in.standing_in(study(), out=tmp_path) as small:
+            seen.append((os.environ[stand_in.ADDRESS], small))
+        assert stand_in.ADDRESS not in os.environ
+    assert seen[0][0] != seen[1][0]
+    assert seen[0][1] == seen[1][1]
+    assert seen[0][1].stand_in
+
+
+@pytest.mark.parametrize("name", sorted(n for n in BENCHES if get_bench(n).files and get_bench(n).columns))
+def test_rows_in_the_form_of_a_benchmark_are_read_by_its_reader(name: str, tmp_path: Path) -> None:
+    bench = get_bench(name)
+    made = stand_in._absent(study(bench=[{"name": name}]), tmp_path)
+    prompts = read_prompts(bench, Path(made[name]))
+    assert prompts
+    assert bench.count is None or faults(bench, prompts), "what stands in does not pass for the release"
+    assert sum(1 for _ in tables.rows(Path(made[name]))) <= stand_in.PROMPTS
+
+
+def test_a_real_copy_goes_before_what_stands_in(data_dir: Path, tmp_path: Path) -> None:
+    made = stand_in._absent(study(data_dir=str(data_dir)), tmp_path)
+    assert set(made) == {"livecodebench@paper-v2"}
