@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from demur.errors import UserError
-from demur.settings import STRICT, LineTable, override, read_yaml, validate
+from demur.settings import STRICT, LineTable, connection, identity_of, override, read_yaml, validate
 
 
 class Inner(BaseModel):
@@ -100,3 +100,19 @@ def test_a_wrong_key_that_the_file_does_not_have_came_from_an_override(tmp_path:
     data, lines = read_yaml(path)
     with pytest.raises(UserError, match=r"^--set: unknown key 'trian' in 'arms\.improved'"):
         validate(Outer, override(data, "arms.improved.trian=1"), where="study.yaml", lines=lines)
+
+
+def test_identity_leaves_connections_out_at_any_depth() -> None:
+    class Inner(BaseModel):
+        lr: float = 0.1
+        threads: int = connection(1)
+
+    class Outer(BaseModel):
+        name: str
+        inner: Inner = Inner()
+        many: tuple[Inner, ...] = (Inner(threads=3),)
+        timeout: float = connection(5.0)
+        file: Path = Path("a")
+
+    assert identity_of(Outer(name="x")) == {"name": "x", "inner": {"lr": 0.1}, "many": [{"lr": 0.1}], "file": "a"}
+    assert identity_of(Outer(name="x", timeout=9.0)) == identity_of(Outer(name="x"))

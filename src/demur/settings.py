@@ -15,7 +15,7 @@ from typing import Any
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from demur.errors import UserError
 
@@ -23,6 +23,31 @@ M = typing.TypeVar("M", bound=BaseModel)
 STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 """The configuration of every settings model: unknown keys are errors, values do not change, docstrings describe."""
 Location = tuple[int | str, ...]
+
+
+def connection(default: Any = ..., **limits: Any) -> Any:
+    """A field that says how something is reached or run, such as a timeout: it changes no result and is in no fingerprint."""
+    return Field(default, json_schema_extra={"connection": True}, **limits)
+
+
+def identity_of(settings: BaseModel) -> dict[str, Any]:
+    """The plain data of settings without connection fields, at any depth: what a fingerprint is made of."""
+    return {
+        name: _identity(getattr(settings, name))
+        for name, field in type(settings).model_fields.items()
+        if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("connection"))
+    }
+
+
+def _identity(value: Any) -> Any:
+    """A field's value as plain data, settings inside it reduced to their identity."""
+    if isinstance(value, BaseModel):
+        return identity_of(value)
+    if isinstance(value, dict):
+        return {key: _identity(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_identity(item) for item in value]
+    return pydantic.TypeAdapter(Any).dump_python(value, mode="json")
 
 
 def override(data: dict[str, Any], item: str) -> dict[str, Any]:
