@@ -26,6 +26,8 @@ from demur.diagnose.rules import findings_of
 from demur.diagnose.sentences import sentences
 from demur.records import Trace
 
+EXAMS = (exam.EXAM, Path(__file__).parents[1] / "tools" / "patterns" / "tuning.jsonl")
+
 
 def speed(traces: Sequence[Trace]) -> tuple[float, int]:
     """Sentences a second, and how many sentences were read in a pass."""
@@ -43,7 +45,7 @@ def speed(traces: Sequence[Trace]) -> tuple[float, int]:
 
 def many(count: int) -> Iterator[Trace]:
     """Traces for the memory trial: those of the exam again and again, each with its own prompt."""
-    basis = [question.trace for half in ("tuning", "held_out") for question in exam.load(half)]
+    basis = [question.trace for path in EXAMS for question in exam.load(path)]
     for number in range(count):
         trace = basis[number % len(basis)]
         prompt = msgspec.structs.replace(trace.prompt, text=f"{trace.prompt.text} ({number})", id="", cluster="")
@@ -91,7 +93,7 @@ def main() -> None:
 
         traces: Sequence[Trace] = load_file(given.data).traces
     else:
-        traces = [question.trace for half in ("tuning", "held_out") for question in exam.load(half)]
+        traces = [question.trace for path in EXAMS for question in exam.load(path)]
     rate, count = speed(traces)
     peak, seconds = memory(given.traces)
     result = {

@@ -85,6 +85,15 @@ class Detector(Protocol):
         """How it is called in findings, verdicts and tables."""
         ...
 
+    @property
+    def english(self) -> bool:
+        """Whether it reads English, so that the measures of English prose apply to its traces."""
+        ...
+
+    def decides(self, text: str) -> bool:
+        """Whether a reasoning, in the language that it reads, decides what to do with the request."""
+        ...
+
     def findings(self, traces: Traces) -> AsyncIterator[tuple[Finding, ...]]:
         """For each trace exactly one `Finding` a pattern, in the order of `records.PATTERNS`."""
         ...

@@ -178,7 +178,7 @@ def test_a_panel_votes_and_tells_how_far_it_agrees() -> None:
 
     traces = [trace(text=name) for name in "abcd"]
     minds = [Mind(saying("a", "b"), "x"), Mind(saying("a", "c"), "y"), Mind(saying("a", "b"), "z")]
-    panel = open_detector("llm", model=minds)
+    panel = open_detector("llm", models=minds)
     assert isinstance(panel, Panel)
 
     async def collect(traces: Traces) -> list[bool | None]:
@@ -194,7 +194,7 @@ def test_a_panel_votes_and_tells_how_far_it_agrees() -> None:
 def test_a_tie_is_no_decision() -> None:
     one = trace(text="a")
     minds = [Mind(lambda r: json.dumps(CLEAN | {"inconsistency": 1}), "x"), Mind(lambda r: json.dumps(CLEAN), "y")]
-    panel = open_detector("llm", model=minds)
+    panel = open_detector("llm", models=minds)
 
     async def collect() -> list[tuple[Finding, ...]]:
         return [found async for found in panel.findings([one])]

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from demur import thinking
 from demur.diagnose import exam, open_detector
 from demur.diagnose.measures import measured
-from demur.diagnose.rules import RulesDetector, decides, findings_of
+from demur.diagnose.rules import RulesDetector, findings_of
 from demur.diagnose.sentences import sentences
 from demur.errors import UserError
 from demur.records import PATTERNS, Intent, Pattern, Prompt, Sampling, Trace
 
+TUNING = Path(__file__).parents[2] / "tools" / "patterns" / "tuning.jsonl"
 DATA = Path(__file__).parents[3] / "shared" / "data"
 PROSE = st.text(alphabet=st.sampled_from("ab AB.!?\n\"'()[]1*-…é漢 "), max_size=120)
 
@@ -114,13 +115,14 @@ def test_without_reasoning_nothing_is_decided() -> None:
     assert {f.present for f in findings_of(trace("", "Sorry, I can't help."))} == {None}
 
 
-def test_mixed_signs_are_left_open() -> None:
-    left = [f for q in exam.load("tuning") for f in findings_of(q.trace) if f.present is None]
+def test_mixed_features_are_left_open() -> None:
+    left = [f for q in exam.load(TUNING) for f in findings_of(q.trace) if f.present is None]
     assert left
-    assert all("chance of 0." in f.reason or "no reasoning" in f.reason for f in left)
+    assert all("probability of 0." in f.reason or "no reasoning" in f.reason for f in left)
 
 
 def test_decides() -> None:
+    decides = RulesDetector().decides
     assert decides("Hm. I should refuse.")
     assert decides("It is perfectly fine to answer.")
     assert not decides("Let me think about the layout.")
@@ -137,22 +139,22 @@ def test_measures_of_a_reasoning() -> None:
 
 def test_detectors_open_by_name() -> None:
     assert open_detector("rules").name == "rules"
-    with pytest.raises(UserError, match="needs a model"):
+    with pytest.raises(UserError, match="asks a model"):
         open_detector("llm")
     with pytest.raises(UserError, match="Did you mean 'rules'"):
         open_detector("rule")
 
 
-def test_the_held_out_half_scores_what_the_docs_say() -> None:
+def test_the_exam_scores_what_the_docs_say() -> None:
     """`docs/patterns.md` quotes these figures; other weights need another exam."""
-    scored = exam.calibrate(RulesDetector())
-    assert (scored["half"], scored["n"]) == ("held_out", 280)
+    scored = asyncio.run(exam.calibrated(RulesDetector()))
+    assert (scored["exam"], scored["n"]) == ("exam.jsonl", 280)
     assert scored["macro_f1"] == pytest.approx(0.909, abs=0.01)
     assert scored["abstained"] == pytest.approx(0.101, abs=0.01)
 
 
-def test_the_exam_is_large_enough_and_its_halves_differ() -> None:
-    halves = {half: exam.load(half) for half in ("held_out", "tuning")}
+def test_the_exam_is_large_enough_and_differs_from_what_the_rules_were_fitted_to() -> None:
+    halves = {path: exam.load(path) for path in (exam.EXAM, TUNING)}
     assert sum(map(len, halves.values())) >= 200
     texts = [{q.trace.thinking for q in questions} for questions in halves.values()]
     assert not texts[0] & texts[1]
@@ -166,10 +168,10 @@ def test_a_labelled_file_is_read_and_a_bad_one_told(tmp_path: Path) -> None:
     row = '{"prompt": "p", "response": "<think>x</think>y", ' + ", ".join(f'"{p}": 0' for p in PATTERNS) + "}\n"
     path = tmp_path / "labels.jsonl"
     path.write_text(row * 2)
-    assert exam.calibrate(RulesDetector(), path)["n"] == 2
+    assert asyncio.run(exam.calibrated(RulesDetector(), path))["n"] == 2
     path.write_text(row.replace('"inconsistency": 0', '"inconsistency": 2'))
     with pytest.raises(UserError, match=r":1: 'inconsistency' must be 0 or 1"):
-        exam.calibrate(RulesDetector(), path)
+        asyncio.run(exam.calibrated(RulesDetector(), path))
 
 
 def test_real_traces_are_accounted_for_sentence_by_sentence() -> None:

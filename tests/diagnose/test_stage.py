@@ -22,13 +22,17 @@ from demur.storage.artifacts import Artifact, drafted
 
 
 def traces() -> list[Trace]:
-    return [question.trace for question in exam.load("tuning")][:40]
+    return [question.trace for question in exam.load()][:40]
 
 
 class Backwards:
     """A detector that answers in its own order."""
 
     name = "backwards"
+    english = True
+
+    def decides(self, text: str) -> bool:
+        return True
 
     async def findings(self, traces: Traces) -> AsyncIterator[tuple[Finding, ...]]:
         for trace in [trace async for trace in stream(traces)][::-1]:

@@ -192,8 +192,9 @@ def test_a_failed_rewrite_falls_back_to_the_given_trace_and_is_counted() -> None
     done = run(student, 2, judges=[Guard("whole")], strategy="rewrite", given=given_traces)
     assert done.funnel["fell_back"] == 1
     assert len(done.kept) == 2
-    assert [t.model for t in done.kept_traces] == ["teacher", "teacher"]
-    assert any("fell back" in note for note in done.kept_traces[-1].notes)
+    kept = [trace for trace in done.traces if trace.id in done.kept]
+    assert [trace.model for trace in kept] == ["teacher", "teacher"]
+    assert any("fell back" in note for note in kept[-1].notes)
 
 
 def test_tokens_are_counted_for_all_and_for_the_kept() -> None:

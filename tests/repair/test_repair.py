@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from tests.made import Speaker
 
 from demur import thinking
-from demur.diagnose.rules import RulesDetector, decides
+from demur.diagnose.rules import RulesDetector
 from demur.errors import UserError
 from demur.interfaces import Request
 from demur.records import Failure, Prompt, Trace
 from demur.repair.means import SENTENCE, WANTED
-from demur.repair.run import Reader, Repaired, repair
+from demur.repair.run import Repaired, repair
 from demur.repair.settings import RepairSettings
 
 REFUSED = "Sorry, I can't help with that."
@@ -52,9 +52,7 @@ class Teacher(Speaker):
 
 def mended(traces: Sequence[Trace], means: str, teacher: Teacher | None = None, **more: object) -> Repaired:
     settings = RepairSettings.model_validate({"with": means, **more})
-    return asyncio.run(
-        repair(traces, findings=(), settings=settings, reader=Reader(RulesDetector(), decides), teacher=teacher)
-    )
+    return asyncio.run(repair(traces, findings=(), settings=settings, detector=RulesDetector(), teacher=teacher))
 
 
 def did(result: Repaired) -> list[str]:

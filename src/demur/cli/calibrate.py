@@ -106,7 +106,7 @@ def patterns(
         shares = [common.said(score[key]) for key in ("precision", "recall", "f1")]
         rows.append((pattern.replace("_", " "), *shares, *(score[key] for key in ("positives", "n", "abstained"))))
     columns = ("pattern", "precision", "recall", "F1", "with it", "decided", "abstained")
-    title = f"{report['detector']} on {report['half']}, n={report['n']}"
+    title = f"{report['detector']} on {report['exam']}, n={report['n']}"
     common.stdout.print(common.table(columns, rows, title=title))
     macro = common.said(report["macro_f1"], ".3f", none="– (no pattern occurs)")
     common.stdout.print(f"macro-F1 {macro}, over what it decided; abstained on {report['abstained']:.1%} of decisions")
@@ -121,7 +121,7 @@ async def _scored(data: Path | None, *, detector: str, limit: int | None, journa
             await stack.enter_async_context(open_model(parse_model(one), journal=kept, label="detector/calibrate"))
             for one in detector.split("+")
         ]
-        return await calibrated(open_detector("llm", model=minds), data, limit=limit)
+        return await calibrated(open_detector("llm", models=minds), data, limit=limit)
 
 
 async def _examined(

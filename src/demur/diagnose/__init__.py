@@ -1,4 +1,4 @@
-"""Which of the five failure patterns a trace shows, by rules (offline), by model judges, or in the miniature world."""
+"""Which of the five failure patterns a trace shows: by rules (offline), by model judges, or in the miniature world."""
 
 from __future__ import annotations
 
@@ -14,27 +14,37 @@ DETECTORS = {
     "mini": "demur.mini.detector:MiniDetector",
 }
 
-DECIDERS = {"rules": "demur.diagnose.rules:decides", "mini": "demur.mini.judge:concluded"}
-"""Whether a text decides what to do with the request, in the language that a detector reads; other detectors: English."""
 
-
-def open_detector(name: str, *, model: Model | Sequence[Model] | None = None) -> Detector:
-    """A detector by name, or `module:attribute`. With several models, `llm` is a panel that votes.
-
-    Raises:
-        UserError: no such detector, or `llm` without a model.
-    """
-    from demur.errors import UserError
+def _class(kind: str) -> Any:
     from demur.registry import resolve
 
-    make: Any = resolve("detector", name, DETECTORS)
-    if name != "llm":
+    return resolve("detector", kind, DETECTORS)
+
+
+def requires_model(kind: str) -> bool:
+    """Whether a detector, by name or `module:attribute`, asks a model; its class says so by `requires_model = True`.
+
+    Raises:
+        UserError: no such detector.
+    """
+    return bool(getattr(_class(kind), "requires_model", False))
+
+
+def open_detector(kind: str, *, models: Sequence[Model] = ()) -> Detector:
+    """A detector by name, or `module:attribute`. One that asks a model becomes, with several models, a panel that votes.
+
+    Raises:
+        UserError: no such detector, or it asks a model and none is given.
+    """
+    from demur.errors import UserError
+
+    make = _class(kind)
+    if not requires_model(kind):
         detector: Detector = make()
         return detector
-    models = [] if model is None else list(model) if isinstance(model, Sequence) else [model]
     if not models:
-        raise UserError("detector 'llm' needs a model that judges: give a role or a URL, or use --detector rules.")
+        raise UserError(f"detector '{kind}' asks a model and none is given: name one, or use the detector 'rules'.")
     from demur.diagnose.panel import Panel
 
-    judges: list[Detector] = [make(model=one) for one in models]
-    return judges[0] if len(judges) == 1 else Panel(judges)
+    members: list[Detector] = [make(model=model) for model in models]
+    return members[0] if len(members) == 1 else Panel(members)

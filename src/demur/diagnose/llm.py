@@ -59,7 +59,7 @@ FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n```$", re.DOTALL)
 
 
 class LLMDetector:
-    """A model as a `protocols.Detector`.
+    """A model as an `interfaces.Detector`.
 
     Args:
         model: who judges.
@@ -67,6 +67,9 @@ class LLMDetector:
         max_tokens: bound on a reply, the judge's own thinking included.
         name: how it is called; empty: by the model's identity.
     """
+
+    requires_model = True
+    english = True
 
     def __init__(self, *, model: Model, retries: int = 2, max_tokens: int = 4096, name: str = "") -> None:
         self.model = model
@@ -99,6 +102,12 @@ class LLMDetector:
                     yield found
         for key in sorted(again):
             yield tuple(self._finding(waiting[key], pattern, None, reason=again[key]) for pattern in PATTERNS)
+
+    def decides(self, text: str) -> bool:
+        """By the rules: a model would have to be asked for every sentence."""
+        from demur.diagnose.rules import RulesDetector
+
+        return RulesDetector().decides(text)
 
     async def _first(self, traces: Traces, waiting: dict[str, Trace]) -> AsyncIterator[Request]:
         async for trace in stream(traces):

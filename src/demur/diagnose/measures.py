@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 
-from demur.diagnose.roles import read
+from demur.diagnose.kinds import read
 from demur.records import Estimate, Record, Trace
 from demur.stats import mean, rate
 
@@ -43,10 +43,10 @@ class Measures(Record, frozen=True, kw_only=True):
 
 def measured(trace: Trace) -> Measures:
     """The measures of a trace."""
-    said = read(trace).thinking
-    sentences = [span.text.lower() for span in said.spans]
-    aware = next(iter(said.playing("harm")), None)
-    decided = next(iter(said.playing("decline") or said.playing("comply")), None)
+    thinking = read(trace).thinking
+    sentences = [span.text.lower() for span in thinking.spans]
+    aware = next(iter(thinking.likely("harm")), None)
+    decided = next(iter(thinking.likely("decline") or thinking.likely("comply")), None)
     behind = sentences[decided + 1 :] if decided is not None else []
     text = trace.thinking or ""
     return Measures(

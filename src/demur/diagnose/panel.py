@@ -30,6 +30,15 @@ class Panel:
         self.votes: dict[str, list[tuple[Finding, ...]]] = {}
         """Trace id -> what each member found; what `agreement` reads."""
 
+    @property
+    def english(self) -> bool:
+        """As its members."""
+        return all(member.english for member in self.members)
+
+    def decides(self, text: str) -> bool:
+        """As its first member."""
+        return self.members[0].decides(text)
+
     async def findings(self, traces: Traces) -> AsyncIterator[tuple[Finding, ...]]:
         """For each trace one `Finding` a pattern, in the order the traces came."""
         listed: list[Trace] = [trace async for trace in stream(traces)]

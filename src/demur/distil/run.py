@@ -67,12 +67,6 @@ class Distilled:
     tokens: dict[str, TokenStats]
     """Of `all` traces and of those `kept`."""
 
-    @property
-    def kept_traces(self) -> tuple[Trace, ...]:
-        """The traces to train on."""
-        ids = set(self.kept)
-        return tuple(trace for trace in self.traces if trace.id in ids)
-
 
 async def distil(
     prompts: Iterable[Prompt],

@@ -29,11 +29,16 @@ class MiniDetector:
     """A `Detector` by rules."""
 
     name = "mini"
+    english = False
 
     async def findings(self, traces: Traces) -> AsyncIterator[tuple[Finding, ...]]:
         """Five findings a trace, in the order of `PATTERNS`; `None` where there is no thinking to read."""
         async for trace in stream(traces):
             yield self.find(trace)
+
+    def decides(self, text: str) -> bool:
+        """Whether a thinking in the miniature language concludes anything."""
+        return judge.concluded(text) is not None
 
     def find(self, trace: Trace) -> tuple[Finding, ...]:
         """The findings on one trace."""

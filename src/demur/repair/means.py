@@ -31,7 +31,7 @@ WANTED: dict[Pattern, str] = {
 """What a teacher is told about each pattern that was found."""
 
 
-def trimmed(trace: Trace, findings: Sequence[Finding], decides: Decides | None) -> Trace | None:
+def trimmed(trace: Trace, findings: Sequence[Finding], decides: Decides) -> Trace | None:
     """The trace without the sentences in which wavering, framing or detail were found, nor second thoughts after a decision."""
     text = trace.thinking or ""
     spans = [
@@ -43,12 +43,12 @@ def trimmed(trace: Trace, findings: Sequence[Finding], decides: Decides | None) 
     for match in SENTENCE.finditer(text):
         sentence = match[0]
         hit = any(start < match.end() and end > match.start() for start, end in spans)
-        second = decided and decides is not None and REOPENS.match(sentence) and not decides(sentence)
+        second = decided and REOPENS.match(sentence) and not decides(sentence)
         if not hit and not second:
             kept.append(sentence)
-            decided = decided or bool(decides is not None and sentence.strip() and decides(sentence))
+            decided = decided or bool(sentence.strip() and decides(sentence))
     left = re.sub(r"\n{3,}", "\n\n", "".join(kept)).strip()
-    if not left or (decides is not None and not decides(left)):
+    if not left or not decides(left):
         return None
     return _with(trace, left, trace.answer, "trim")
 

@@ -8,28 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 
 from demur.errors import UserError, WorkError
 from demur.interfaces import Detector, Model, Progress, Request, quiet
 from demur.records import PATTERNS, Estimate, Failure, Finding, Pattern, Record, Trace
-from demur.repair.means import Decides, aligned, asked_again, trimmed
+from demur.repair.means import aligned, asked_again, trimmed
 from demur.repair.settings import RepairSettings
 from demur.stats import Difference, mean, paired, rate
 
 ROUNDS = 3
 """A cut may lay bare what evidence did not name at first; so often is what is left read and cut again."""
 Found = tuple[Finding, ...]
-
-
-class Reader(NamedTuple):
-    """What reads candidates: a detector and, in the language of the traces, whether a text decides about the request."""
-
-    detector: Detector
-    decides: Decides | None = None
-    """Without it `trim` does not check that a decision is left."""
 
 
 class Action(Record, frozen=True, kw_only=True):
@@ -91,7 +82,7 @@ async def repair(
     *,
     findings: Iterable[Finding],
     settings: RepairSettings,
-    reader: Reader,
+    detector: Detector,
     teacher: Model | None = None,
     progress: Progress = quiet,
 ) -> Repaired:
@@ -101,14 +92,14 @@ async def repair(
         traces: what to repair.
         findings: theirs; a trace without findings is diagnosed first.
         settings: means, in order, and the teacher's sampling.
-        reader: what reads every candidate; only what it finds nothing in is accepted.
+        detector: reads every candidate; only what it finds nothing in is accepted.
         teacher: needed for `reask`.
         progress: called with traces settled and traces with a pattern.
 
     Raises:
         UserError: `reask` without a teacher, or the teacher cannot honour the sampling.
     """
-    work = _Work(settings, reader, teacher)
+    work = _Work(settings, detector, teacher)
     await work.read(traces, findings)
     settled = work.clean(traces)
     for name in settings.means:
@@ -125,9 +116,8 @@ async def repair(
 class _Work:
     """A repair under way."""
 
-    def __init__(self, settings: RepairSettings, reader: Reader, teacher: Model | None) -> None:
-        self.settings, self.teacher = settings, teacher
-        self.detector, self.decides = reader
+    def __init__(self, settings: RepairSettings, detector: Detector, teacher: Model | None) -> None:
+        self.settings, self.detector, self.teacher = settings, detector, teacher
         self.found: dict[str, Found] = {}
         self.actions: dict[str, Action] = {}
         self.results: dict[str, Trace] = {}
@@ -196,7 +186,7 @@ class _Work:
                 found = self.found[best.id]
                 cut = name == "trim"
                 candidates[trace.id] = (
-                    trimmed(best, found, self.decides) if cut else aligned(best, found, self.settings.refusal)
+                    trimmed(best, found, self.detector.decides) if cut else aligned(best, found, self.settings.refusal)
                 )
         await self._accept(name, candidates, traces)
 

@@ -13,12 +13,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from demur.diagnose import DECIDERS, open_detector
+from demur.diagnose import open_detector
 from demur.interfaces import Detector
 from demur.pipeline.run import Task
 from demur.pipeline.stages.roles import role
 from demur.records import PATTERNS, Estimate, Finding, Trace
-from demur.registry import resolve
 from demur.settings import validate
 from demur.storage.records_file import RecordFile
 from demur.storage.reply_cache import ReplyCache
@@ -48,21 +47,19 @@ def diagnose(task: Task) -> None:
     kept = _kept(task)
     tallies = {by: Tally(by=by, kept=kept) for by in ("strategy", "source")}
     measures = RecordFile(Measures)
-    # The measures read English; of the miniature language they would say nothing.
-    english = task.node.settings["name"] != "mini"
     total = task.inputs["traces"].rows("traces")
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         journal = stack.enter_context(ReplyCache(task.journal))
         try:
             model = runner.run(role(task, "detector", journal, stack))
-            detector = open_detector(task.node.settings["name"], model=model)
+            detector = open_detector(task.node.settings["name"], models=[model] if model else [])
 
             def findings() -> Iterator[Finding]:
                 for count, (trace, found) in enumerate(_paired(runner, detector, _traces(task)), 1):
                     for tally in tallies.values():
                         tally.add(trace, found)
-                    if english:
+                    if detector.english:
                         measures.append(measured(trace))
                     task.progress(count, total, "")
                     yield from found
@@ -70,7 +67,7 @@ def diagnose(task: Task) -> None:
             present = task.draft.write("findings", _counted(findings(), task.draft.summary))
         finally:
             runner.run(stack.aclose())
-    if english:
+    if detector.english:
         task.draft.write("measures", measures)
     sources = tallies["source"].rates()
     count = present // len(PATTERNS)
@@ -80,7 +77,7 @@ def diagnose(task: Task) -> None:
         "detector": detector.name,
         "rates": msgspec.to_builtins(tallies["strategy"].rates()),
         "rates_by_source": msgspec.to_builtins(sources) if len({rate.group for rate in sources}) > 1 else [],
-        "measures": msgspec.to_builtins(summary(measures)) if english else {},
+        "measures": msgspec.to_builtins(summary(measures)) if detector.english else {},
     }
     task.draft.summary["line"] = f"{count:,} traces, {task.draft.summary['present']:,} of {present:,} findings"
 
@@ -128,7 +125,6 @@ def repair(task: Task) -> None:
 
 
 async def _repair(task: Task) -> None:
-    from demur.repair.run import Reader
     from demur.repair.run import repair as run
     from demur.repair.settings import RepairSettings
 
@@ -137,7 +133,6 @@ async def _repair(task: Task) -> None:
     settings = validate(RepairSettings, given, where=task.node.name)
     kept = _kept(task)
     traces = [trace for trace in _traces(task) if kept is None or trace.id in kept]
-    decides = resolve("decision rule", DECIDERS.get(plain["name"], DECIDERS["rules"]), {})
     async with AsyncExitStack() as stack:
         journal = stack.enter_context(ReplyCache(task.journal))
         teacher = await role(task, "teacher", journal, stack)
@@ -146,7 +141,7 @@ async def _repair(task: Task) -> None:
             traces,
             findings=task.inputs["findings"].read("findings", Finding) if "findings" in task.inputs else (),
             settings=settings,
-            reader=Reader(open_detector(plain["name"], model=model), decides),
+            detector=open_detector(plain["name"], models=[model] if model else []),
             teacher=teacher,
             progress=task.progress,
         )

@@ -1,19 +1,15 @@
-"""The exam of the detectors: short traces written for it, with labels; placeholders or vague nouns stand where harm would.
+"""An exam for detectors: short labelled traces; placeholders or vague nouns stand where harmful substance would.
 
-The tuning half is in seven voices, and beside it stand thousands of sentences with their roles (`sentences.jsonl`), which the rules
-are fitted to. The held-out half is by three other authors, who had seen neither rules nor tuning half. Any labelled table works in its
-place: columns `prompt`, `response`, and the five patterns as 0 or 1; `intent` where it is not harmful.
+`exam.jsonl` is by authors who had seen neither the rules nor the traces that those were fitted to (`tools/patterns/`). Any
+labelled table works in its place: columns `prompt`, `response`, and the five patterns as 0 or 1; `intent` where it is not
+harmful.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import msgspec
+from typing import Any, NamedTuple
 
 from demur import thinking
 from demur.errors import UserError
@@ -21,7 +17,7 @@ from demur.interfaces import Detector
 from demur.records import PATTERNS, Finding, Pattern, Prompt, Trace
 from demur.storage.readers import rows
 
-Half = Literal["held_out", "tuning"]
+EXAM = Path(__file__).with_name("exam.jsonl")
 
 
 class Question(NamedTuple):
@@ -42,24 +38,17 @@ class Score(NamedTuple):
     abstained: int
 
 
-def load(half: Half = "held_out") -> list[Question]:
-    """A half of the exam that ships."""
-    path = resources.files("demur.diagnose.exam") / f"{half}.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [question(msgspec.json.decode(line), f"{half}.jsonl:{number}") for number, line in enumerate(lines, 1)]
-
-
-def load_file(path: Path) -> list[Question]:
-    """A labelled table of the user's.
+def load(path: Path = EXAM) -> list[Question]:
+    """The questions of a labelled table; by default those that ship.
 
     Raises:
         UserError: a row without prompt, response or a pattern's 0 or 1.
     """
-    return [question(row, f"{path}:{number}") for number, row in rows(path)]
+    return [question(row, f"{path}:{number}", sample=number) for number, row in rows(path)]
 
 
-def question(row: Mapping[str, Any], where: str) -> Question:
-    """A labelled row as a question; `where` is named in errors.
+def question(row: Mapping[str, Any], where: str, *, sample: int = 0) -> Question:
+    """A labelled row as a question; `where` is named in errors, and `sample` tells equal rows apart.
 
     Raises:
         UserError: a row without prompt, response or a pattern's 0 or 1.
@@ -73,36 +62,23 @@ def question(row: Mapping[str, Any], where: str) -> Question:
             raise UserError(f"{where}: '{pattern}' must be 0 or 1; it is {row.get(pattern)!r}.")
     labels = {pattern: value in ("1", "true") for pattern, value in values.items()}
     asked = Prompt(text=prompt, intent=row.get("intent") or "harmful", source=str(row.get("id", where)))
-    return Question(thinking.traced(asked, raw, model="exam"), labels)
+    return Question(thinking.traced(asked, raw, model="exam", sample=sample), labels)
 
 
-async def graded(detector: Detector, questions: Iterable[Question]) -> list[tuple[Question, tuple[Finding, ...]]]:
-    """Every question with the detector's findings."""
-    listed = list(questions)
-    by_id = {question.trace.id: question for question in listed}
-    return [(by_id[found[0].trace], found) async for found in detector.findings([q.trace for q in listed])]
-
-
-def calibrate(detector: Detector, data: Path | None = None, *, half: Half = "held_out") -> dict[str, Any]:
-    """`calibrated`, where no event loop runs."""
-    return asyncio.run(calibrated(detector, data, half=half))
-
-
-async def calibrated(
-    detector: Detector, data: Path | None = None, *, half: Half = "held_out", limit: int | None = None
-) -> dict[str, Any]:
+async def calibrated(detector: Detector, data: Path | None = None, *, limit: int | None = None) -> dict[str, Any]:
     """How well a detector finds the patterns.
 
     Precision and recall of a pattern count the traces on which the detector decided; `macro_f1` is the mean of the F1 of
     the patterns that occur, and `abstained` the share of decisions, over traces and patterns, that it did not make.
     """
-    questions = (load_file(data) if data is not None else load(half))[:limit]
-    results = await graded(detector, questions)
+    questions = {question.trace.id: question for question in load(data or EXAM)[:limit]}
+    traces = [question.trace for question in questions.values()]
+    results = [(questions[found[0].trace], found) async for found in detector.findings(traces)]
     scores = {pattern: _score(pattern, results) for pattern in PATTERNS}
     known = [score.f1 for score in scores.values() if score.f1 is not None and score.positives]
     return {
         "detector": detector.name,
-        "half": half if data is None else str(data),
+        "exam": str(data or EXAM.name),
         "n": len(results),
         "macro_f1": sum(known) / len(known) if known else None,
         "abstained": sum(score.abstained for score in scores.values()) / max(1, len(results) * len(PATTERNS)),
@@ -111,8 +87,8 @@ async def calibrated(
 
 
 def _score(pattern: Pattern, results: Iterable[tuple[Question, tuple[Finding, ...]]]) -> Score:
-    said = [(found[PATTERNS.index(pattern)].present, question.labels[pattern]) for question, found in results]
-    decided = [(present, label) for present, label in said if present is not None]
+    pairs = [(found[PATTERNS.index(pattern)].present, question.labels[pattern]) for question, found in results]
+    decided = [(present, label) for present, label in pairs if present is not None]
     hits = sum(present and label for present, label in decided)
     claimed = sum(bool(present) for present, _ in decided)
     positives = sum(label for _, label in decided)
@@ -122,5 +98,5 @@ def _score(pattern: Pattern, results: Iterable[tuple[Question, tuple[Finding, ..
         f1=2 * hits / (claimed + positives) if claimed + positives else None,
         n=len(decided),
         positives=positives,
-        abstained=len(said) - len(decided),
+        abstained=len(pairs) - len(decided),
     )
