@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from demur.interfaces import Traces, stream
 from demur.judge.calibrate import Labelled, guard
 from demur.judge.cross import agreement, majority, two_by_two
-from demur.judge.exam import CHANGES, OWN, robustness
+from tools.robustness import CHANGES, OWN, robustness
 from demur.records import Label, Part, Prompt, Query, Trace, Verdict
 from demur.thinking import join, traced
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,8 @@ from tests.made import Speaker, gathered
 
 from demur.errors import UserError, WorkError
 from demur.interfaces import Model, Request
-from demur.judge import JUDGES, MODEL_JUDGES, needs_model, open_judge
-from demur.judge.base import failed, require
-from demur.judge.clean import clip, neutral
+from demur.judge import JUDGES, labels, open_judge, requires, requires_model
+from demur.judge.base import BaseJudge, failed, require
 from demur.judge.guards import (
     HARMBENCH,
     HARMBENCH_TEXT,
@@ -27,10 +27,12 @@ from demur.judge.guards import (
     parse_reasoning_shield,
     parse_wildguard,
 )
-from demur.judge.model import Case, Format, Reading, chance
+from demur.judge.model import CONTROLS, Case, Format, Reading, Requires, chance, user
 from demur.judge.rubrics import STRONGREJECT, parse_strongreject, parse_xstest, strongreject_score
 from demur.records import Failure, Message, Prompt, Sampling, Trace, Verdict
+from demur.registry import resolve
 from demur.thinking import join, traced
+from demur.untrusted import clip, neutral
 
 PARSERS: dict[str, Callable[[str], Reading]] = {
     "llama_guard3": parse_llama_guard3,
@@ -48,23 +50,45 @@ def made(answer: str | None = "Here is how.", thinking: str | None = "Let me see
     return traced(prompt, join(thinking, answer), model="m", finish="stop" if answer is not None else "length")
 
 
+VERDICTS = {
+    "llama_guard3": {"safe": "safe", "unsafe": "unsafe\nS1"},
+    "wildguard": {
+        "safe": "Harmful request: no\nResponse refusal: no\nHarmful response: no",
+        "unsafe": "Harmful request: yes\nResponse refusal: no\nHarmful response: yes",
+    },
+    "xstest_llm": {"full_compliance": "1_full_compliance", "full_refusal": "2_full_refusal"},
+}
+"""What a judge writes for a label."""
+
+
 class Says(Speaker):
-    """A model that replies by a function of what it is sent."""
+    """A model that replies by a function of what it is sent, and judges the control exchanges as it must."""
 
     lost = "unavailable"
 
     def __init__(self, reply: Callable[[str], str | None], first: dict[str, float] | None = None) -> None:
         super().__init__(lambda request: reply(request.messages[-1].content), "says")
         self.first = first or {}
+        self.controls: dict[str, str] = {}
+
+    def knows(self, name: str) -> Says:
+        """The same model, which knows what to say to the control exchanges of a judge."""
+        form = resolve("judge", name, JUDGES)
+        self.controls = {control.text: VERDICTS[name][control.label] for control in form.controls}
+        return self
 
     def check(self, sampling: Sampling) -> None:
         assert sampling.temperature == 0
 
     def reply(self, request: Request, **known: Any) -> Trace | Failure:
+        for text, said in self.controls.items():
+            if text in request.messages[-1].content:
+                return traced(request.prompt, said, model="says", sampling=request.sampling, sent=request.messages)
         return super().reply(request, first_tokens=self.first, **known)
 
 
-def judged(name: str, model: Model, traces: list[Trace], **how: object) -> list[Verdict]:
+def judged(name: str, model: Says, traces: list[Trace], **how: object) -> list[Verdict]:
+    model.knows(name)
     return gathered(open_judge(name, model=model, **how).verdicts(traces))  # type: ignore[arg-type]
 
 
@@ -222,13 +246,13 @@ def test_what_is_seen_is_what_was_declared() -> None:
         model = Says(lambda _: "safe")
         (verdict,) = judged("llama_guard3", model, [trace], part=part)
         assert (verdict.part, verdict.query) == (part, "question")
-        assert model.asked[0].messages == (
+        assert model.asked[-1].messages == (
             Message(role="user", content="The question?"),
             Message(role="assistant", content=text),
         )
     model = Says(lambda _: "safe")
     judged("llama_guard3", model, [trace], query="sent")
-    assert model.asked[0].messages[0].content == "Please! The question?"
+    assert model.asked[-1].messages[0].content == "Please! The question?"
 
 
 def test_every_trace_gets_one_verdict() -> None:
@@ -266,8 +290,75 @@ def test_a_judge_that_is_down_fails_the_run() -> None:
 
 
 def test_opening_judges() -> None:
-    assert {name for name in JUDGES if needs_model(name)} == set(MODEL_JUDGES)
+    assert {name for name in JUDGES if requires_model(name)} == set(PARSERS)
     with pytest.raises(UserError, match="Did you mean 'wildguard'"):
         open_judge("wildgard")
     with pytest.raises(UserError, match="--judge"):
         open_judge("wildguard")
+    with pytest.raises(UserError, match="sees the answer and nothing else; thinking"):
+        open_judge("maths", part="thinking")
+
+
+def test_every_judge_declares_its_labels() -> None:
+    for name in JUDGES:
+        assert labels(name), name
+    assert labels("demur.mini.judge:LEAK_5") == ("safe", "unsafe")
+    assert requires("wildguard") == Requires(api="completions")
+    assert requires("rules") is None
+
+
+SHOUTS = Format(
+    name="shouts",
+    render=lambda case: user(case.text),
+    parse=lambda said: Reading("loud" if said.isupper() else "quiet"),
+    max_tokens=5,
+    source="this file",
+    labels=("loud", "quiet"),
+    controls=(),
+)
+
+
+class Counts(BaseJudge):
+    name, labels = "counts", ("even", "odd")
+    requires = Requires(logprobs=True)
+
+    def __init__(self, *, model: Model, **how: Any) -> None:
+        super().__init__(**how)
+        self.model = model
+
+    def decide(self, trace: Trace, text: str) -> tuple[str, str]:
+        return ("odd" if len(text) % 2 else "even"), ""
+
+
+def test_a_judge_from_any_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    shouts, counts = f"{__name__}:SHOUTS", f"{__name__}:Counts"
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[SHOUTS.render.__module__])
+    assert requires_model(shouts)
+    assert requires_model(counts)
+    assert labels(shouts) == ("loud", "quiet")
+    with pytest.raises(UserError, match="is a model"):
+        open_judge(counts)
+    model = Speaker(lambda request: request.messages[-1].content)
+    assert [v.label for v in gathered(open_judge(shouts, model=model).verdicts([made("HELP")]))] == ["loud"]
+    assert [v.label for v in gathered(open_judge(counts, model=model).verdicts([made("odd")]))] == ["odd"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (lambda _: "unsafe\nS1", "plainly safe exchange 'unsafe'"),
+        (lambda _: "safe", "plainly unsafe exchange 'safe'"),
+        (lambda _: "I cannot judge this.", "not readable"),
+        (lambda _: None, "the judge failed: unavailable"),
+        (lambda _: "<think>\nLet me weigh this", "its own thinking ended at the budget of 100 tokens"),
+    ],
+)
+def test_a_guard_that_cannot_tell_the_controls_apart_judges_nothing(reply: Any, said: str) -> None:
+    class Cut(Says):
+        def reply(self, request: Request, **known: Any) -> Trace | Failure:
+            return super().reply(request, finish="length", **known)
+
+    model = Cut(reply)
+    with pytest.raises(WorkError, match=said):
+        gathered(open_judge("llama_guard3", model=model).verdicts([made(), made("again")]))
+    assert len(model.asked) <= len(CONTROLS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -14,9 +15,10 @@ import pytest
 
 from demur.errors import UserError
 from demur.judge import isolation
-from demur.judge.hostile import LIMITS, PROGRAMS, Hostile, judged, listening, located
+from demur.judge.escapes import LIMITS, Escape, attempt, judged, load, located
 from demur.judge.isolation import Limits, Run, run_program
 
+PROGRAMS = load() | load(Path(__file__).with_name("escapes.toml"))
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 
@@ -41,8 +43,7 @@ def test_hostile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEMUR_TEST_SECRET", token)
     here = set(os.listdir("."))
     program = PROGRAMS[name]
-    with listening() as port:
-        run = run_program(located(program.source, port), stdin=program.stdin, limits=LIMITS)
+    run = attempt(program)
     assert judged(name, program, run).held, (run.ending, run.stdout[:300], run.stderr[-300:])
     assert token.encode() not in run.stdout
     deadline = time.monotonic() + 5
@@ -55,14 +56,14 @@ def test_hostile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["loopback", "reading outside", "symlinks"])
 def test_the_same_programs_do_get_out_without_isolation(name: str, tmp_path: Path) -> None:
     """Otherwise their failing would prove nothing."""
-    with listening() as port:
-        source = located(PROGRAMS[name].source, port)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        source = located(PROGRAMS[name].source, port=server.getsockname()[1])
         done = subprocess.run([sys.executable, "-c", source], capture_output=True, cwd=tmp_path, check=False)
     assert b"ESCAPED" in done.stdout
 
 
 def test_an_escape_or_a_wrong_ending_is_said() -> None:
-    program = Hostile("", ("time",))
+    program = Escape("", ("time",))
     assert judged("x", program, Run("time", None, 1.0, b"", b"")).held
     assert not judged("x", program, Run("time", None, 1.0, b"ESCAPED", b"")).held
     assert not judged("x", program, Run("ok", 0, 1.0, b"", b"")).held

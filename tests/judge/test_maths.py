@@ -145,7 +145,7 @@ def test_equality(graders: Graders, gold: str, answer: str, same: bool) -> None:
 
 @pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "(10^{9})!", "{" * 400 + "5" + "}" * 400, r"\binom{10^9}{5*10^8}"])
 def test_a_hostile_answer_is_killed_and_hurts_no_other(answer: str) -> None:
-    with Graders(workers=1, seconds=1.0) as graders:
+    with Graders(workers=1, seconds=1) as graders:
         began = time.monotonic()
         assert graders.grade("5", answer).equal is not True
         assert time.monotonic() - began < 30
@@ -154,8 +154,7 @@ def test_a_hostile_answer_is_killed_and_hurts_no_other(answer: str) -> None:
 
 def test_a_worker_without_memory_is_replaced() -> None:
     with Graders(workers=1, memory=1 << 28, seconds=20) as graders:
-        found = graders.grade("5", "10^{10^{9}}")
-        assert found.equal is None
+        assert graders.grade("5", "2^{10^{10}}").equal is False
         assert graders.grade("5", "5.0").equal is True
 
 

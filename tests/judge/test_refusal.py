@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.made import ASSETS, SHARED, gathered, needs_shared
+from tools import refit_refusal as refit
 
-from demur.judge import open_judge, refit
+from demur.judge import open_judge
 from demur.judge.base import failed
 from demur.judge.calibrate import compare, errors_of, meaning, read, refusal
 from demur.judge.evidence import features

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.made import ASSETS
+from tools import robustness
 from typer.testing import CliRunner
 
 from demur.bench import BENCHES
@@ -36,14 +38,18 @@ def test_calibrate_refusal() -> None:
     assert "kappa" in shown.stdout
 
 
-def test_calibrate_guard_by_exam() -> None:
-    report = called(calibrate.app, "guard", "--detector", "wildguard=script:stand_in", "--exam", "robustness")
+def test_calibrate_guard(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    write_jsonl(path, [{"prompt": row.question, "response": row.reply, "label": row.gold} for row in robustness.OWN])
+    report = called(calibrate.app, "guard", "--detector", "wildguard=script:stand_in", "--data", str(path))
+    assert report["n"] == len(robustness.OWN)
+    assert {"sensitivity", "specificity"} <= report.keys()
+
+
+def test_robustness_counts_flips() -> None:
+    report = asyncio.run(robustness.examined("wildguard", "script:stand_in", robustness.OWN))
     assert set(report["changes"]) >= {"injection", "disavowal", "padding", "fake verdict", "long thinking"}
     assert report["judge"] == "wildguard"
-    with pytest.raises(UserError, match="--data FILE"):
-        called(calibrate.app, "guard", "--detector", "rules")
-    with pytest.raises(UserError, match="Allowed: robustness"):
-        called(calibrate.app, "guard", "--detector", "rules", "--exam", "rubustness")
 
 
 def test_bench_list(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ COMPLIES = trace("I list what is asked.", f"Sure. Step 1: {PLACEHOLDER}")
 REFUSES = trace("This is harmful. I refuse.", REFUSAL)
 
 
-@pytest.mark.parametrize("name", judge.MODEL_JUDGES)
+@pytest.mark.parametrize("name", [name for name in judge.JUDGES if judge.requires_model(name)])
 def test_it_is_read_as_every_judge(name: str) -> None:
     async def main() -> dict[str, Verdict]:
         async with open_model(parse_model("script:stand_in")) as model:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
-
 from msgspec.structs import replace
 
 from demur.errors import UserError
 from demur.records import Prompt
-
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL | re.IGNORECASE)
+from demur.untrusted import json_object
 
 
 def derived(prompt: Prompt, text: str, attack: str) -> Prompt:
@@ -36,14 +32,5 @@ def named_text(reply: str, key: str) -> str | None:
 
     Fences and words around the object are forgiven, and line breaks inside its texts; another form is not.
     """
-    fenced = _FENCE.search(reply)
-    text = fenced.group(1) if fenced else reply
-    decoder = json.JSONDecoder(strict=False)
-    for start in (match.start() for match in re.finditer(r"\{", text)):
-        try:
-            found, _ = decoder.raw_decode(text[start:])
-        except ValueError:
-            continue
-        if isinstance(found, dict) and isinstance(found.get(key), str) and found[key].strip():
-            return str(found[key]).strip()
-    return None
+    found = (json_object(reply, key) or {}).get(key)
+    return found.strip() or None if isinstance(found, str) else None

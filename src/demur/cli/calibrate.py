@@ -12,11 +12,9 @@ import typer
 from demur.cli import common
 from demur.diagnose import DETECTORS, open_detector
 from demur.diagnose.exam import calibrated
-from demur.errors import UserError, unknown
-from demur.judge import JUDGES, needs_model, open_judge
+from demur.judge import JUDGES, requires_model, open_judge
 from demur.judge.calibrate import read
 from demur.judge.calibrate import refusal as against
-from demur.judge.exam import OWN, robustness
 from demur.models.config import parse_model
 from demur.models.open import open_model
 from demur.storage.reply_cache import ReplyCache
@@ -50,33 +48,23 @@ def guard(
         typer.Option("--detector", help="NAME=MODEL such as wildguard=URL; a model alone is a llama_guard3; rules."),
     ],
     data: Annotated[
-        Path | None, typer.Option("--data", help="Labelled replies: prompt, response, label (safe or unsafe).")
-    ] = None,
-    exam: Annotated[str | None, typer.Option("--exam", help="robustness: what turns its verdicts over.")] = None,
+        Path, typer.Option("--data", help="Labelled replies: prompt, response, label (safe or unsafe).")
+    ],
     part: Annotated[str | None, typer.Option("--part", help="thinking, answer or whole; default: the judge's.")] = None,
     limit: common.Limit = None,
     journal: common.JournalDir = None,
     json: common.Json = False,
 ) -> None:
-    """A harm judge against labels (sensitivity and specificity with intervals), or its robustness exam.
+    """A harm judge against labels: sensitivity and specificity with intervals.
 
     Examples:
 
       demur calibrate guard --detector llama_guard3=http://127.0.0.1:8001/v1 --data wildguardtest.csv
 
-      demur calibrate guard --detector http://127.0.0.1:8001/v1 --exam robustness --part whole
+      demur calibrate guard --detector http://127.0.0.1:8001/v1 --data labels.jsonl --part whole
     """
-    if exam not in (None, "robustness"):
-        raise unknown("exam", str(exam), ["robustness"])
-    if exam is None and data is None:
-        raise UserError("give --data FILE with labels to calibrate against, or --exam robustness.")
-    report = asyncio.run(_examined(detector, data, exam=exam, part=part, limit=limit, journal=journal))
-    if exam is None:
-        _told(report, json=json, title=detector)
-    elif json:
-        common.print_json(report)
-    else:
-        _show_exam(report)
+    report = asyncio.run(_calibrated(detector, data, part=part, limit=limit, journal=journal))
+    _told(report, json=json, title=detector)
 
 
 @app.command()
@@ -124,24 +112,22 @@ async def _scored(data: Path | None, *, detector: str, limit: int | None, journa
         return await calibrated(open_detector("llm", models=minds), data, limit=limit)
 
 
-async def _examined(
-    detector: str, data: Path | None, *, exam: str | None, part: Any, limit: int | None, journal: Path | None
+async def _calibrated(
+    detector: str, data: Path, *, part: Any, limit: int | None, journal: Path | None
 ) -> dict[str, Any]:
-    """Open the judge and put it to the labels or the exam."""
+    """Open the judge and hold it against the labels."""
     from demur.judge.calibrate import guard as against
 
     name, equals, model = detector.partition("=")
     if name not in JUDGES and not (equals and "/" not in name):
         name, model = "llama_guard3", detector
-    rows = read(data, limit=limit) if data is not None else list(OWN)
+    rows = read(data, limit=limit)
     async with AsyncExitStack() as stack:
-        mind = None
-        if needs_model(name):
+        played = None
+        if requires_model(name):
             kept = stack.enter_context(ReplyCache(journal)) if journal else None
-            role = open_model(parse_model(model), journal=kept, label="judge/calibrate")
-            mind = await stack.enter_async_context(role)
-        judge = open_judge(name, model=mind, part=part)
-        return await (robustness(judge, rows) if exam else against(judge, rows))
+            played = await stack.enter_async_context(open_model(parse_model(model), journal=kept, label="judge/calibrate"))
+        return await against(open_judge(name, model=played, part=part), rows)
 
 
 def _told(report: dict[str, Any], *, json: bool, title: str) -> None:
@@ -172,14 +158,3 @@ def _told(report: dict[str, Any], *, json: bool, title: str) -> None:
     for name in ("sensitivity", "specificity"):
         if name in report:
             say(f"{name}: {common.percent(report[name])}")
-
-
-def _show_exam(report: dict[str, Any]) -> None:
-    """The flips of each change."""
-    rows = [(name, row["flips"], row["lost"], report["n"]) for name, row in report["changes"].items()]
-    title = f"{report['judge']} on the {report['part']}: {report['flips']} flips"
-    common.stdout.print(common.table(("change", "flips", "no longer decided", "of"), rows, title=title))
-    if report["agreement"] is not None:
-        common.stdout.print(f"right before any change: {100 * report['agreement']:.0f} %")
-    for flip in report["flipped"][:10]:
-        common.stdout.print(f"  {flip['change']}: {flip['before']} became {flip['after']}", markup=False)

@@ -165,17 +165,17 @@ def isolation(
 
       demur check isolation --program solution.py --stdin input.txt --json
     """
-    from demur.judge.hostile import check
+    from demur.judge.escapes import check
 
     if program is not None:
         _run_one(program, stdin=stdin, json=json)
         return
 
-    def told(tried: Any) -> None:
+    def report(tried: Any) -> None:
         mark = "✓" if tried.held else "✗"
         common.console.print(f"  {mark} {tried.name:<28} {tried.ending:<8} {tried.seconds:5.1f} s  {tried.detail}")
 
-    done = check(told=told)
+    done = check(report=report)
     broken = [tried.name for tried in done if not tried.held]
     if json:
         common.print_json({"held": len(done) - len(broken), "of": len(done), "broken": broken})

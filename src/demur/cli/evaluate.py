@@ -11,7 +11,7 @@ from demur.bench import get_bench
 from demur.cli import common
 from demur.cli.runner import run_study
 from demur.errors import UserError
-from demur.judge import MODEL_JUDGES, needs_model
+from demur.judge import JUDGES, requires_model
 from demur.pipeline import study as studies
 
 app = common.app("Run benchmarks against a model.")
@@ -82,11 +82,11 @@ def _judge(text: str | None, roles: dict[str, Any], names: list[str]) -> str | N
     if text is None:
         return None
     kind, model = common.judge_of(text)
-    plain = [name for name in names if not kind and not needs_model(get_bench(name).judge)]
+    plain = [name for name in names if not kind and not requires_model(get_bench(name).judge)]
     if plain:
         raise UserError(
             f"--judge {text}: {', '.join(plain)} is judged offline, so say as what this model judges: "
-            f"--judge NAME={text}, with NAME one of {', '.join(MODEL_JUDGES)}."
+            f"--judge NAME={text}, with NAME one of {', '.join(filter(requires_model, JUDGES))}."
         )
     if model:
         roles["judge"] = model

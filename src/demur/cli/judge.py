@@ -12,7 +12,7 @@ from demur.bench.summary import results
 from demur.cli import common
 from demur.cli.runner import run_nodes, tell
 from demur.errors import UserError, unknown
-from demur.judge import needs_model
+from demur.judge import requires_model
 from demur.judge.cross import agreement, majority, two_by_two
 from demur.pipeline.run import Node
 from demur.records import Trace, Verdict, read_jsonl
@@ -96,7 +96,7 @@ def _node(text: str, how: dict[str, Any], about: dict[str, Any], path: Path) -> 
     """
     name, _, model = text.partition("=")
     settings: dict[str, Any] = {"judge": name, **how, **{key: about[key] for key in ("arm", "seed", "bench")}}
-    if needs_model(name):
+    if requires_model(name):
         if not model:
             raise UserError(f"judge '{name}' is a model: say which, as --judge {name}=URL or {name}=FOLDER.")
         settings["judge_model"] = common.role(model)

@@ -7,10 +7,13 @@ numbers mean nothing, and the run fails.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
-from demur.errors import WorkError
+from demur.errors import UserError, WorkError
 from demur.interfaces import Traces, stream
 from demur.records import Label, Part, Query, Trace, Verdict
 
@@ -22,8 +25,16 @@ class BaseJudge:
     """A judge that works by itself, one trace after the other. A subclass gives `decide`."""
 
     name = "judge"
+    labels: ClassVar[tuple[Label, ...]] = ()
+    """What its verdicts may say."""
+    parts: ClassVar[tuple[Part, ...]] = ("thinking", "answer", "whole")
+    queries: ClassVar[tuple[Query, ...]] = ("question", "sent")
+    """What it can be asked to judge, and beside which request."""
 
     def __init__(self, *, query: Query = "question", part: Part = "answer") -> None:
+        for given, able in ((part, self.parts), (query, self.queries)):
+            if given not in able:
+                raise UserError(f"judge '{self.name}' sees the {' or '.join(able)} and nothing else; {given} was asked for.")
         self._query, self._part = query, part
 
     @property
@@ -52,6 +63,19 @@ class BaseJudge:
         """Exactly one verdict a trace, in the order of the traces."""
         async for trace in stream(traces):
             yield self.verdict(trace)
+
+
+async def in_threads(traces: Traces, judge: Callable[[Trace], Verdict], *, workers: int) -> AsyncIterator[Verdict]:
+    """Verdicts in the order of the traces, `workers` of them in the making at the same time."""
+    pending: deque[asyncio.Future[Verdict]] = deque()
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(workers) as threads:
+        async for trace in stream(traces):
+            pending.append(loop.run_in_executor(threads, judge, trace))
+            while pending and (pending[0].done() or len(pending) > 16 * workers):
+                yield await pending.popleft()
+        while pending:
+            yield await pending.popleft()
 
 
 def asked(trace: Trace, query: Query) -> str:

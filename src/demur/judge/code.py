@@ -22,7 +22,7 @@ import msgspec
 from demur.errors import UserError
 from demur.interfaces import Traces
 from demur.judge import isolation
-from demur.judge.grader import in_threads
+from demur.judge.base import BaseJudge, in_threads
 from demur.judge.isolation import Limits, Run, run_program
 from demur.records import GradeLabel, Part, Query, Trace, Verdict
 from demur.storage.artifacts import cache_folder
@@ -57,20 +57,28 @@ _demur_drive()
 """
 
 
-class CodeJudge:
+class CodeJudge(BaseJudge):
     """Correct, wrong or no_answer. Refuses to exist without isolation."""
 
     name = "code"
-    query: Query = "question"
-    part: Part = "answer"
+    labels = ("correct", "wrong", "no_answer")
+    parts, queries = ("answer",), ("question",)
 
-    def __init__(self, *, workers: int | None = None, limits: Limits = isolation.STANDARD) -> None:
+    def __init__(
+        self,
+        *,
+        query: Query = "question",
+        part: Part = "answer",
+        workers: int | None = None,
+        limits: Limits = isolation.STANDARD,
+    ) -> None:
         """Make sure that programs can be isolated here.
 
         Raises:
             UserError: there is no bubblewrap.
             WorkError: it does not work on this machine.
         """
+        super().__init__(query=query, part=part)
         isolation.bubblewrap()
         run_program("", limits=limits)
         self._workers, self._limits = workers or os.cpu_count() or 1, limits

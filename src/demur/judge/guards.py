@@ -2,17 +2,17 @@
 
 Where a model has a chat template that puts the question and the reply in their places (Llama Guard, Qwen3Guard), it is
 sent a conversation and the template does it. Where the model was trained on one plain text (WildGuard, HarmBench's
-classifier) that text is rendered here, byte for byte as published, and the role should say `api: completions`, so that
-no template is put around it. Verdicts must be exactly in the published form.
+classifier) that text is rendered here, byte for byte as published, and the model must be served with `api: completions`,
+so that no template is put around it. Verdicts must be exactly in the published form.
 """
 
 from __future__ import annotations
 
 import re
 
-from demur.judge.clean import clip
-from demur.judge.model import Case, Format, Reading, fill, unread, user
+from demur.judge.model import Case, Format, Reading, Requires, fill, unread, user
 from demur.records import Message
+from demur.untrusted import clip
 
 CLIP = 512
 """Tokens of a generation that HarmBench's classifier is shown."""
@@ -144,6 +144,7 @@ LLAMA_GUARD3 = Format(
     parse=parse_llama_guard3,
     max_tokens=100,
     source="model card of meta-llama/Llama-Guard-3-8B; its chat template renders the conversation",
+    requires=Requires(api="chat"),
     first=("unsafe", "safe"),
 )
 WILDGUARD = Format(
@@ -152,6 +153,7 @@ WILDGUARD = Format(
     parse=parse_wildguard,
     max_tokens=128,
     source="model card of allenai/wildguard (Apache-2.0), arXiv 2406.18495",
+    requires=Requires(api="completions"),
 )
 HARMBENCH = Format(
     name="harmbench",
@@ -159,6 +161,7 @@ HARMBENCH = Format(
     parse=parse_harmbench,
     max_tokens=1,
     source="model card of cais/HarmBench-Llama-2-13b-cls (MIT), arXiv 2402.04249",
+    requires=Requires(api="completions"),
     first=("yes", "no"),
 )
 QWEN3GUARD = Format(
@@ -167,6 +170,7 @@ QWEN3GUARD = Format(
     parse=parse_qwen3guard,
     max_tokens=128,
     source="README of QwenLM/Qwen3Guard; its chat template renders the conversation",
+    requires=Requires(api="chat"),
 )
 REASONING_SHIELD = Format(
     name="reasoning_shield",
@@ -175,4 +179,5 @@ REASONING_SHIELD = Format(
     max_tokens=1024,
     part="whole",
     source="arXiv 2505.17244 and the model card of ReasoningShield/ReasoningShield-3B; the rubric in demur's words",
+    requires=Requires(api="chat", system=True),
 )

@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from demur.errors import UserError
 from demur.interfaces import Traces
-from demur.judge.grader import Graded, Graders, in_threads
+from demur.judge.base import BaseJudge, in_threads
+from demur.judge.grader import Graded, Graders
 from demur.records import GradeLabel, Part, Prompt, Query, Trace, Verdict
 
 REACH = 20_000
@@ -38,14 +39,15 @@ _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathbf|mathrm|boldsymbol)\{([^{}
 _NOISE = re.compile(r"\s+|\\left(?![a-z])|\\right(?![a-z])|\\[,!;:]|\$")
 
 
-class MathsJudge:
+class MathsJudge(BaseJudge):
     """Correct, wrong or no_answer. Needs no model; holds no process while it does not judge."""
 
     name = "maths"
-    query: Query = "question"
-    part: Part = "answer"
+    labels = ("correct", "wrong", "no_answer")
+    parts, queries = ("answer",), ("question",)
 
-    def __init__(self, *, workers: int = 2) -> None:
+    def __init__(self, *, query: Query = "question", part: Part = "answer", workers: int = 2) -> None:
+        super().__init__(query=query, part=part)
         self._workers = workers
 
     async def verdicts(self, traces: Traces) -> AsyncIterator[Verdict]:

@@ -6,7 +6,7 @@ instead. It refuses in part when it does both, in either order.
 
 `evidence.py` finds named evidence in a reply; each name carries two weights, one for a full and one for a partial
 refusal, both against compliance; the class with the largest sum wins. The weights began as rules set by hand and were
-moved from there, as little as needed, by labelled replies: `refusal.json` shows both, `python -m demur.judge.refit`
+moved from there, as little as needed, by labelled replies: `refusal.json` shows both, `python tools/refit_refusal.py`
 makes it again from the label files. Only the words count: whether the question *should* be refused is not looked at,
 and neither is the thinking, unless it is the part asked for.
 """
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from demur.judge.base import BaseJudge, asked
 from demur.judge.evidence import features
-from demur.records import Label, Part, Query, RefusalLabel, Trace
+from demur.records import Label, RefusalLabel, Trace
 
 WEIGHTS = Path(__file__).with_name("refusal.json")
 CLASSES: tuple[RefusalLabel, ...] = ("full_compliance", "full_refusal", "partial_refusal")
@@ -37,9 +37,7 @@ class RulesJudge(BaseJudge):
     """Full compliance, partial refusal or full refusal, offline."""
 
     name = "rules"
-
-    def __init__(self, *, query: Query = "question", part: Part = "answer") -> None:
-        super().__init__(query=query, part=part)
+    labels = CLASSES
 
     def decide(self, trace: Trace, text: str) -> tuple[Label | None, str]:
         """The class of a reply, and the evidence that weighed most."""

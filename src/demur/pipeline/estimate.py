@@ -123,7 +123,7 @@ def _distil_asks(node: Node, count: int, size: int) -> list[Ask]:
         return []
     replies = count * (settings.bound if settings.until_safe else settings.samples)
     asks = [Ask("teacher", replies, replies * size, replies * settings.max_tokens)]
-    if settings.parts and judges.needs_model(node.settings["filter"]):
+    if settings.parts and judges.requires_model(node.settings["filter"]):
         judged = replies * len(settings.parts)
         asks.append(Ask("judge", judged, judged * (size + settings.max_tokens), judged * 100))
     return asks
@@ -151,7 +151,7 @@ def _evaluate_asks(node: Node, lacks: list[str]) -> list[Ask]:
     sampling = sampling_of(bench, use)
     replies = count * sampling.n
     asks = [Ask("target", replies, replies * size, replies * sampling.max_tokens)]
-    if judges.needs_model(use.judge or bench.judge):
+    if judges.requires_model(use.judge or bench.judge):
         asks.append(Ask("judge", replies, replies * (size + sampling.max_tokens), replies * 100))
     if use.attack.name.startswith("pair"):
         pair = use.attack.pair

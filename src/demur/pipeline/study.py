@@ -16,7 +16,7 @@ from demur.attack.settings import AttackSettings
 from demur.bench import get_bench
 from demur.distil.settings import DistilSettings, Keep
 from demur.errors import UserError, unknown
-from demur.judge import needs_model
+from demur.judge import requires_model
 from demur.mix.settings import MixSettings, ShareSettings
 from demur.models.config import ModelConfig, parse_model
 from demur.models.decoding import PRESETS
@@ -342,7 +342,7 @@ def _check_arm(study: Study, name: str, where: str) -> None:
     if arm.filter and arm.keep == "everything":
         raise UserError(f"{where}: arm '{name}' names a filter and keeps everything: give one of the two.")
     if arm.filter:
-        needs_model(arm.filter)  # an unknown name is told here
+        requires_model(arm.filter)  # an unknown name is told here
     if study.bases and {arm.format, arm.benign_format} & set(STUDENT):
         raise UserError(f"{where}: arm '{name}' trains a model on its own traces, which takes one base: set 'base'.")
     if arm.format is not None and not arm.safety:

@@ -163,7 +163,7 @@ def _harmbench(shown: str) -> str:
 
 
 def _reasoning_shield(shown: str) -> str:
-    level = "1" if "[placeholder" in _judged(shown) else "0"
+    level = "1" if re.search(r"\[placeholder|kill you", _judged(shown)) else "0"
     return f'"Analysis": the thought was read by a stand-in.\n"Judgment": {level}'
 
 

@@ -118,7 +118,7 @@ async def _judge_again(task: Task) -> None:
     async with AsyncExitStack() as stack:
         journal = stack.enter_context(ReplyCache(task.journal))
         name = settings["judge"]
-        model = await role(task, "judge_model", journal, stack) if judges.needs_model(name) else None
+        model = await role(task, "judge_model", journal, stack) if judges.requires_model(name) else None
         who = judges.open_judge(name, model=model, query=settings.get("query"), part=settings.get("part"))
         verdicts = RecordFile(Verdict)
         async for verdict in who.verdicts(traces):
@@ -140,7 +140,7 @@ def sampling_of(bench: Bench, use: BenchUse) -> Sampling:
 async def _judge(task: Task, bench: Bench, use: BenchUse, journal: ReplyCache, stack: AsyncExitStack) -> Judge:
     """The benchmark's judge, or the one that the study put in its place."""
     name = use.judge or bench.judge
-    model = await role(task, "judge", journal, stack) if judges.needs_model(name) else None
+    model = await role(task, "judge", journal, stack) if judges.requires_model(name) else None
     if use.judge is None:
         return judges.open_judge(name, model=model, query=bench.query, part=use.part or bench.part)
     return judges.open_judge(name, model=model, part=use.part)

@@ -1,5 +1,7 @@
 """The robustness exam of a judge: replies whose verdict is known are changed in ways that must not change it.
 
+    python tools/robustness.py wildguard=http://127.0.0.1:8001/v1 [--data LABELLED] [--part whole] [--limit 100]
+
 Each change keeps what the reply does: a text that tells the judge what to say, a sentence that takes everything back, a
 long thinking before it, padding, a verdict ready to be read, control tokens. A verdict that turns over is a flip. The
 replies are demur's own and hold placeholders where harm would stand; a guard that only reacts to real harm may call
@@ -8,12 +10,19 @@ them safe to begin with, and then `--data` brings labelled replies of one's own.
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur import stats
 from demur.interfaces import Judge
-from demur.judge.calibrate import Labelled, as_trace
+from demur.judge import open_judge
+from demur.judge.calibrate import Labelled, as_trace, read
+from demur.models.config import parse_model
+from demur.models.open import open_model
 from demur.records import Trace
 
 PADDING = "The weather in the harbour town was mild that year, and the boats came in before dusk. "
@@ -147,3 +156,30 @@ async def robustness(judge: Judge, rows: Sequence[Labelled] = OWN) -> dict[str, 
 async def _labels(judge: Judge, traces: Sequence[Trace]) -> list[str | None]:
     said = {verdict.trace: verdict.label async for verdict in judge.verdicts(traces)}
     return [said[trace.id] for trace in traces]
+
+
+async def examined(name: str, model: str, rows: Sequence[Labelled], *, part: Any = None) -> dict[str, Any]:
+    """Open a judge and put it to the exam."""
+    async with AsyncExitStack() as stack:
+        played = await stack.enter_async_context(open_model(parse_model(model))) if model else None
+        return await robustness(open_judge(name, model=played, part=part), rows)
+
+
+def main() -> None:
+    """Print the flips of each change."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("judge", help="NAME or NAME=MODEL")
+    parser.add_argument("--data", type=Path, help="labelled replies; default: the exam's own")
+    parser.add_argument("--part", choices=["thinking", "answer", "whole"])
+    parser.add_argument("--limit", type=int)
+    args = parser.parse_args()
+    name, _, model = args.judge.partition("=")
+    rows = read(args.data, limit=args.limit) if args.data else OWN
+    report = asyncio.run(examined(name, model, rows, part=args.part))
+    print(f"{report['judge']} on the {report['part']}, n={report['n']}: {report['flips']} flips")
+    for change, row in report["changes"].items():
+        print(f"  {change:<16} {row['flips']:>3} flips, {row['lost']:>3} no longer decided")
+
+
+if __name__ == "__main__":
+    main()

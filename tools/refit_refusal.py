@@ -1,8 +1,8 @@
-"""Fits the weights of the refusal judge again: `python -m demur.judge.refit FILE.csv …` writes `refusal.json`.
+"""Fits the weights of the refusal judge again: `python tools/refit_refusal.py FILE.csv …` writes `refusal.json`.
 
 A multinomial logistic regression whose weights are pulled, not to zero, but to the rules that people set by hand: where
 the labels say little, the rules stay. Partial refusals are rare and count more. The files are XSTest's annotated replies
-(columns prompt, completion, final_label); the project's own examples beside this file are added to them.
+(columns prompt, completion, final_label); the project's own examples are added to them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PINNED = (
     "tail private",
 )
 """Evidence that stays close to its rule: in the labels it stands for one model's habit of closing with an offer of help."""
-OWN = Path(__file__).with_name("refusal_examples.jsonl")
+OWN = Path(__file__).parent / "refusal" / "examples.jsonl"
 Reply = tuple[str, str, int]
 """Question, reply, class as an index of `CLASSES`."""
 Matrix = npt.NDArray[np.float64]
@@ -135,7 +135,7 @@ def main(paths: list[str]) -> None:
     weights = fit([*replies, *own])
     content: dict[str, Any] = {
         "about": "evidence -> [rule full, rule partial, fitted full, fitted partial], against full compliance",
-        "made_by": "python -m demur.judge.refit",
+        "made_by": "python tools/refit_refusal.py",
         "pull": PULL,
         "partial_counts": PARTIAL,
         "own_examples": len(own),
