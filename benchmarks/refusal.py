@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize
+from tools.refit_refusal import Reply, labelled
 
 from demur.judge.refusal import CLASSES, classify
-from tools.refit_refusal import Reply, labelled
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -15,7 +15,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "demur"
 MODULES = sorted(SOURCE.rglob("*.py"))
 STAGES = {"prompts", "distil", "diagnose", "repair", "mix", "train", "attack", "judge", "bench"}
-SHARED = {"records", "interfaces", "thinking", "storage", "registry", "errors", "settings", "stats", "generate", "untrusted"}
+SHARED = {
+    "records",
+    "interfaces",
+    "thinking",
+    "storage",
+    "registry",
+    "errors",
+    "settings",
+    "stats",
+    "generate",
+    "untrusted",
+}
 SEE_ALL = {"pipeline", "testing", "report", "cli"}
 
 

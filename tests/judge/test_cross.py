@@ -9,11 +9,11 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tools.robustness import CHANGES, OWN, robustness
 
 from demur.interfaces import Traces, stream
 from demur.judge.calibrate import Labelled, guard
 from demur.judge.cross import agreement, majority, two_by_two
-from tools.robustness import CHANGES, OWN, robustness
 from demur.records import Label, Part, Prompt, Query, Trace, Verdict
 from demur.thinking import join, traced
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.made import ASSETS, SHARED, gathered, needs_shared
-from tools import refit_refusal as refit
 
 from demur.judge import open_judge
 from demur.judge.base import failed
@@ -19,6 +18,7 @@ from demur.judge.evidence import features
 from demur.judge.refusal import CLASSES, classify, provenance, weights
 from demur.records import Prompt, Trace, Verdict
 from demur.thinking import join, traced
+from tools import refit_refusal as refit
 
 FILES = tuple(SHARED / f"xstest_annotated_{name}.csv" for name in ("gpt4", "mistralguard"))
 REPLIES = [json.loads(line) for line in (ASSETS / "lrm_replies.jsonl").read_text().splitlines()]

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from tests.made import ASSETS
-from tools import robustness
 from typer.testing import CliRunner
 
 from demur.bench import BENCHES
 from demur.cli import bench, calibrate, judge
 from demur.errors import UserError
 from demur.records import write_jsonl
+from tools import robustness
 
 LRM = ASSETS / "lrm_replies.jsonl"
 

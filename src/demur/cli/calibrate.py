@@ -12,7 +12,7 @@ import typer
 from demur.cli import common
 from demur.diagnose import DETECTORS, open_detector
 from demur.diagnose.exam import calibrated
-from demur.judge import JUDGES, requires_model, open_judge
+from demur.judge import JUDGES, open_judge, requires_model
 from demur.judge.calibrate import read
 from demur.judge.calibrate import refusal as against
 from demur.models.config import parse_model
@@ -47,9 +47,7 @@ def guard(
         str,
         typer.Option("--detector", help="NAME=MODEL such as wildguard=URL; a model alone is a llama_guard3; rules."),
     ],
-    data: Annotated[
-        Path, typer.Option("--data", help="Labelled replies: prompt, response, label (safe or unsafe).")
-    ],
+    data: Annotated[Path, typer.Option("--data", help="Labelled replies: prompt, response, label (safe or unsafe).")],
     part: Annotated[str | None, typer.Option("--part", help="thinking, answer or whole; default: the judge's.")] = None,
     limit: common.Limit = None,
     journal: common.JournalDir = None,
@@ -126,7 +124,9 @@ async def _calibrated(
         played = None
         if requires_model(name):
             kept = stack.enter_context(ReplyCache(journal)) if journal else None
-            played = await stack.enter_async_context(open_model(parse_model(model), journal=kept, label="judge/calibrate"))
+            played = await stack.enter_async_context(
+                open_model(parse_model(model), journal=kept, label="judge/calibrate")
+            )
         return await against(open_judge(name, model=played, part=part), rows)
 
 

@@ -34,7 +34,9 @@ class BaseJudge:
     def __init__(self, *, query: Query = "question", part: Part = "answer") -> None:
         for given, able in ((part, self.parts), (query, self.queries)):
             if given not in able:
-                raise UserError(f"judge '{self.name}' sees the {' or '.join(able)} and nothing else; {given} was asked for.")
+                raise UserError(
+                    f"judge '{self.name}' sees the {' or '.join(able)} and nothing else; {given} was asked for."
+                )
         self._query, self._part = query, part
 
     @property
