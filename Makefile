@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,ray,inspect,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,ray,inspect,data,dev]'
 	touch $(STAMP)
 
 demo: setup

@@ -91,7 +91,7 @@ def ours(world: World) -> dict[str, float]:
     """demur: unwrap, cluster, compare."""
     from demur.mix.contamination import Index
     from demur.mix.duplicates import components
-    from demur.prompts.templates import unwrap
+    from demur.prompts.wrappers import unwrap
 
     began = time.perf_counter()
     questions = [item.question for item in unwrap(world.rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
@@ -59,6 +60,19 @@ def data_dir() -> Path:
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the folder with real data, ../shared/data, is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def study_data(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of real public data with what a user makes of it: the templates behind the paper's prompts."""
+    from tools.recover_templates import main
+
+    folder = tmp_path_factory.mktemp("study_data")
+    for path in data_dir.iterdir():
+        (folder / path.name).symlink_to(path)
+    with (folder / "lrm_safety_study_templates.jsonl").open("w") as file, contextlib.redirect_stdout(file):
+        main(str(data_dir / "lrm_safety_study_nocot.json"), str(data_dir / "harmbench200.txt"))
     return folder
 
 

@@ -67,6 +67,8 @@ def test_imports_go_one_way(path: Path) -> None:
         if part == "mini" and target in ("bench", "cli"):
             assert name == "demur.bench.spec", f"{path.name} imports {name}"
             continue
+        if name == "demur.prompts.wrappers":  # templates are filled in one place
+            continue
         assert target in allowed, f"{part} must not import {name}: stages meet through protocols"
 
 

@@ -39,8 +39,10 @@ GROUPS = {
     "tokenizers": "train",
     "ray": "ray",
     "inspect_ai": "inspect",
-    "datasets": "inspect",
-    "pyarrow": "inspect",
+    "datasets": "dev",
+    "huggingface_hub": "data",
+    "pyarrow": "data",
+    "zstandard": "data",
 }
 """Which optional group of dependencies holds a module."""
 

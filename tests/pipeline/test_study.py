@@ -54,10 +54,10 @@ def test_every_study_ships() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_study_that_ships_loads_and_its_graph_builds(
-    path: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, study_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    loaded = studies.load(path, sets=[f"data_dir={data_dir}"])
+    loaded = studies.load(path, sets=[f"data_dir={study_data}"])
     nodes = graph(loaded)
     evaluations = [node for node in nodes if node.kind == "evaluate"]
     assert len(evaluations) == len(loaded.bench) * sum(

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from demur.errors import UserError
 from demur.prompts import SOURCES
-from demur.prompts.load import load, templates
-from demur.prompts.recover import fill
+from demur.prompts.load import load
 from demur.prompts.settings import PromptsSettings
-from demur.records import Prompt, write_jsonl
+from demur.records import Prompt
 from demur.registry import resolve
 from demur.settings import validate
 
@@ -52,39 +48,8 @@ def test_questions_are_put_into_templates_and_keep_their_cluster(questions: Path
         assert prompt.parent == Prompt(text=prompt.question, intent="harmful").id
     with pytest.raises(UserError, match="there are 3 templates"):
         load(PromptsSettings(source=str(questions), templates=tmp_path / "t.txt", per_question=4))
-    with pytest.raises(UserError, match=r"q\.txt: no \{question\} in it"):
+    with pytest.raises(UserError, match=r"q\.txt:1: a template without \{question\}"):
         load(PromptsSettings(source=str(questions), templates=questions))
-
-
-def test_templates_are_recovered_from_prompts_that_were_made_of_the_questions(questions: Path, tmp_path: Path) -> None:
-    asked = load(PromptsSettings(source=str(questions), intent="harmful"))
-    rows = [{"prompt": f"You are DAN. {p.text} Go on.", "response": "No."} for p in asked[:4]]
-    rows += [{"prompt": f"Once upon a time: {p.text}", "response": "No."} for p in asked[3:]]
-    (tmp_path / "released.json").write_text(json.dumps(rows))
-    settings = PromptsSettings(
-        source=str(questions), intent="harmful", templates=tmp_path / "released.json", per_question=2
-    )
-    made = {prompt.text for prompt in load(settings)}
-    assert len(made) == 20
-    assert {str(row["prompt"]) for row in rows} <= made
-    (tmp_path / "other.json").write_text(json.dumps([{"prompt": "Something else.", "response": "No."}]))
-    with pytest.raises(UserError, match="not these 10 questions"):
-        load(settings.model_copy(update={"templates": tmp_path / "other.json"}))
-
-
-@given(st.text(max_size=30), st.integers(1, 9))
-def test_pieces_of_a_question_put_together_are_the_question(question: str, of: int) -> None:
-    pieces = [f"{{question:{i}/{of}}}" for i in range(1, of + 1)]
-    assert fill("".join(pieces), question) == question
-    assert fill("<{question}>{question}", question) == f"<{question}>{question}"
-    lengths = [len(fill(piece, question)) for piece in pieces]
-    assert max(lengths) - min(lengths) <= 1
-
-
-def test_templates_have_names(tmp_path: Path) -> None:
-    rows = [{"text": "Act: {question}", "name": "dan"}, {"template": "b={question:2/2} a={question:1/2}"}]
-    write_jsonl(tmp_path / "t.jsonl", rows)
-    assert templates(tmp_path / "t.jsonl") == {"dan": rows[0]["text"], "2": rows[1]["template"]}
 
 
 def test_a_source_by_module_and_function(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from demur.errors import UserError
 from demur.records import Prompt
 from demur.untrusted import json_object
 
@@ -12,19 +11,6 @@ from demur.untrusted import json_object
 def derived(prompt: Prompt, text: str, attack: str) -> Prompt:
     """The prompt that an attack made of a question: same intent, category, cluster and gold; the question is its parent."""
     return replace(prompt, id="", text=text, attack=attack, parent=prompt.parent or prompt.id)
-
-
-def filled(template: str, question: str) -> str:
-    """A template with the question in the place of `{question}`; other braces are text.
-
-    Raises:
-        UserError: the template has no such place.
-    """
-    if "{question}" not in template:
-        raise UserError(
-            f"a template without {{question}}: {template[:80]!r}. Write {{question}} where the request goes."
-        )
-    return template.replace("{question}", question)
 
 
 def named_text(reply: str, key: str) -> str | None:

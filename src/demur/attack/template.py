@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
-from demur.attack.base import derived, filled
-from demur.errors import UserError
+from demur.attack.base import derived
+from demur.prompts.wrappers import fill, read_templates
 from demur.records import Prompt
-from demur.storage import readers as tables
 
 
 class TemplateAttack:
@@ -28,26 +27,4 @@ class TemplateAttack:
         """Questions in order, templates within them; `attack` is `template:NAME`."""
         for prompt in prompts:
             for name, template in self.templates.items():
-                yield derived(prompt, filled(template, prompt.text), f"template:{name}")
-
-
-def read_templates(path: Path) -> dict[str, str]:
-    """Name -> template. A row's name is its column `name`; rows without one are numbered.
-
-    Raises:
-        UserError: no templates, two of one name, or one without `{question}`.
-    """
-    found: dict[str, str] = {}
-    for number, row in tables.rows(path):
-        text = str(row.get("template") or row.get("text") or row.get("prompt") or "")
-        name = str(row.get("name") or len(found) + 1)
-        try:
-            filled(text, "")
-        except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
-        if name in found:
-            raise UserError(f"{path}:{number}: a second template named '{name}'.")
-        found[name] = text
-    if not found:
-        raise UserError(f"{path}: no templates in it.")
-    return found
+                yield derived(prompt, fill(template, prompt.text), f"template:{name}")

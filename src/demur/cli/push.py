@@ -1,18 +1,36 @@
-"""`demur push DIR`: publish a data set or a model."""
+"""`demur push DIR`: publish a data set or a model on the Hugging Face hub, by huggingface_hub."""
 
 from __future__ import annotations
 
+import os
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from demur.cli import common
-from demur.errors import UserError, unknown
-from demur.prompts.publish import plan_push
-from demur.prompts.publish import push as send
+from demur.errors import UserError, WorkError
+from demur.registry import missing
 
 app = common.app("Publish a data set or a model. Shows what it would do; --yes does it.")
+FILES = {
+    "dataset": ["README.md", "LICENSE*", "data/*", "contamination.json"],
+    "model": [
+        "README.md", "LICENSE*", "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
+        "adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
+        "chat_template*",
+    ],
+}  # fmt: skip
+"""What of a folder is uploaded: never reply caches, optimizer states, logs or dot files."""
+
+
+class Gate(StrEnum):
+    """Who gets at the files of a repository."""
+
+    none = "none"
+    auto = "auto"
+    manual = "manual"
 
 
 @app.command()
@@ -22,7 +40,7 @@ def push(
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this nothing is sent.")] = False,
     public: Annotated[bool, typer.Option("--public", help="Visible to everybody; private otherwise.")] = False,
     gate: Annotated[
-        str | None, typer.Option("--gate", help="manual, auto or none; default: manual for harmful content.")
+        Gate | None, typer.Option("--gate", help="Who gets at the files; default: manual for harmful content.")
     ] = None,
     json: common.Json = False,
 ) -> None:
@@ -36,19 +54,67 @@ def push(
 
       demur push runs/study/stages/train-short-s0-1a2b3c4d/model --to me/safer-7b --yes --public
     """
-    if gate not in (None, "manual", "auto", "none"):
-        raise unknown("gate", str(gate), ("manual", "auto", "none"))
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder.")
-    plan = plan_push(folder, to, public=public, gate=gate)  # type: ignore[arg-type]
-    url = send(folder, plan) if yes else None
-    names = [path.relative_to(folder).as_posix() for path in plan.files]
+    if to.count("/") != 1 or not all(to.split("/")):
+        raise UserError(f"'{to}' is no repository; write owner/name.")
+    kind, files, harmful = _contents(folder)
+    closed = gate or (Gate.manual if harmful else Gate.none)
+    if harmful and public and closed is Gate.none:
+        raise UserError("this holds harmful content: public without a gate is refused. Use --gate manual or auto.")
+    url = _send(folder, to, kind=kind, files=files, public=public, gate=closed) if yes else None
+    sizes = {name: (folder / name).stat().st_size for name in files}
     if json:
-        common.print_json(plan._asdict() | {"files": names, "sent": yes, "url": url})
+        plan = {"repo": to, "kind": kind, "files": sizes, "private": not public, "gate": closed.value}
+        common.print_json(plan | {"sent": yes, "url": url})
         return
-    state = "private" if plan.private else "public"
-    who = {"none": "open to all who see it", "auto": "gated, granted by itself", "manual": "gated, granted by hand"}
-    common.stdout.print(f"{plan.kind} {plan.repo} · {state} · {who[plan.gate]}")
-    for path, name in zip(plan.files, names, strict=True):
-        common.stdout.print(f"  {path.stat().st_size:>12,}  {name}")
-    common.stdout.print(f"sent: {url}" if yes else f"{plan.size:,} bytes; nothing was sent. Add --yes to send it.")
+    common.stdout.print(f"{kind} {to} · {'public' if public else 'private'} · gate: {closed.value}")
+    for name, size in sizes.items():
+        common.stdout.print(f"  {size:>12,}  {name}", markup=False)
+    total = f"{sum(sizes.values()):,} bytes; nothing was sent. Add --yes to send it."
+    common.stdout.print(f"sent: {url}" if yes else total, markup=False)
+
+
+def _contents(folder: Path) -> tuple[str, list[str], bool]:
+    """Whether a folder is a model or a data set, its files to upload, and whether its card asks for a gate."""
+    try:
+        from huggingface_hub import RepoCard
+        from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+    except ModuleNotFoundError as error:
+        raise missing(error, "demur push") from error
+    model = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if not model and not (folder / "data").is_dir():
+        raise UserError(f"{folder} is neither a model (config.json) nor a data set (data/); see demur export --to hf.")
+    if not (folder / "README.md").is_file():
+        raise UserError(f"{folder} has no card (README.md). demur export --to hf writes one; write one for a model.")
+    kind = "model" if model else "dataset"
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    card = RepoCard.load(folder / "README.md", ignore_metadata_errors=True)
+    return kind, list(filter_repo_objects(visible, allow_patterns=FILES[kind])), "extra_gated_prompt" in card.data
+
+
+def _send(folder: Path, repo: str, *, kind: str, files: list[str], public: bool, gate: Gate) -> str:
+    """Upload; private until everything is in place: gate first, files next, visibility last.
+
+    Raises:
+        WorkError: the hub refused something; what was done before stays, and running again goes on.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    where: Any = {"repo_id": repo, "repo_type": kind}
+    try:
+        api.create_repo(**where, private=True, exist_ok=True)
+        if gate is not Gate.none:
+            api.update_repo_settings(**where | {"gated": gate.value})
+        commit = api.upload_folder(
+            **where, folder_path=folder, allow_patterns=files, commit_message="Upload with demur"
+        )
+        if public:
+            api.update_repo_settings(**where, private=False)
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no answer"
+        raise WorkError(f"the hub refused ({status}): {error.server_message or error}. Fix that, push again.") from None
+    except (HTTPError, OSError, ValueError) as error:
+        raise WorkError(f"{repo} could not be pushed: {str(error).rstrip('.')}. Push again to go on.") from None
+    return str(commit.commit_url)

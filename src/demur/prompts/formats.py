@@ -1,7 +1,7 @@
 """One loader that recognises what people have, and says of every row that it cannot use where it stands and why.
 
 A file's form is told from the keys of its first rows; a folder is a run or a finished stage of demur, or a data set
-folder with tables in it. Prompts that a file has put into shared wrappers get their question back (`templates`), so that
+folder with tables in it. Prompts that a file has put into shared wrappers get their question back (`wrappers`), so that
 one question in twenty jailbreak templates is one cluster, and two questions in one template are not alike.
 """
 
@@ -18,8 +18,8 @@ import msgspec
 from demur.errors import UserError, unknown
 from demur.prompts import convert
 from demur.prompts.convert import PROMPT_KEYS, RESPONSE_KEYS, File, LeftOut, OddRow
-from demur.prompts.templates import unwrap
-from demur.records import Example, Intent, Prompt, Record, Trace
+from demur.prompts.wrappers import unwrap
+from demur.records import Example, Intent, Origin, Prompt, Record, Trace
 from demur.storage import readers as tables
 from demur.storage.artifacts import Artifact, artifacts, is_published
 
@@ -69,7 +69,16 @@ def _any(*keys: str) -> Callable[[set[str]], bool]:
     return lambda found: bool(set(keys) & found)
 
 
+def _published(row: dict[str, Any], _: File) -> Iterator[Example]:
+    """A row of `publish.flat`."""
+    known = {key: row[key] for key in ("id", "parts", "share", "cluster")}
+    origin = {key: row[key] for key in Origin.__struct_fields__ if row[key]} | {"prompt": row["prompt_id"]}
+    origin["repairs"] = row["repairs"].split("; ") if row["repairs"] else []
+    yield msgspec.convert(known | {"origin": origin}, Example)
+
+
 FORMS: dict[str, Form] = {
+    "published": Form(_has("parts", "prompt_id", "share"), _published),
     "examples": Form(_has("parts", "origin"), _own(Example)),
     "traces": Form(_has("prompt", "raw", "sent", "outcome"), _own(Trace)),
     "prompts": Form(_has("text", "intent"), _own(Prompt)),

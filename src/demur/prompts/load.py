@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,11 +10,11 @@ import msgspec
 from demur.errors import UserError, unknown
 from demur.prompts import SOURCES
 from demur.prompts.formats import load_file
-from demur.prompts.recover import SLOT, fill, recover
 from demur.prompts.settings import PromptsSettings
+from demur.prompts.wrappers import read_templates, wrap
 from demur.records import Prompt
 from demur.registry import resolve
-from demur.storage import readers as tables
+from demur.storage.readers import READERS
 
 
 def load(settings: PromptsSettings, *, data_dir: Path | None = None) -> list[Prompt]:
@@ -32,12 +31,8 @@ def load(settings: PromptsSettings, *, data_dir: Path | None = None) -> list[Pro
     if settings.intent is not None:
         prompts = [msgspec.structs.replace(prompt, intent=settings.intent) for prompt in prompts]
     if settings.templates is not None:
-        prompts = wrap(
-            prompts,
-            templates(located(settings.templates, data_dir), [p.text for p in prompts]),
-            each=settings.per_question,
-            seed=settings.seed,
-        )
+        templates = read_templates(located(settings.templates, data_dir))
+        prompts = wrap(prompts, templates, each=settings.per_question, seed=settings.seed)
     if settings.n is None:
         return prompts
     if settings.n > len(prompts):
@@ -53,57 +48,6 @@ def located(path: Path, data_dir: Path | None) -> Path:
     return data_dir / path
 
 
-def templates(path: Path, questions: Sequence[str] = ()) -> dict[str, str]:
-    """Wrappers from a file, by name; those without a name are numbered.
-
-    A file without any `{question}` is taken for prompts in which these questions were wrapped: the wrappers behind them
-    are recovered, and must rebuild every prompt.
-
-    Raises:
-        UserError: a row without a place for the question, or prompts that no wrapper rebuilds.
-    """
-    rows = [(number, row) for number, row in tables.rows(path)]
-    if questions and not any(isinstance(v, str) and SLOT.search(v) for _, row in rows for v in row.values()):
-        return _recovered(path, questions)
-    found: dict[str, str] = {}
-    for number, row in rows:
-        text = next((value for value in row.values() if isinstance(value, str) and SLOT.search(value)), None)
-        if text is None:
-            raise UserError(f"{path}:{number}: no {{question}} in this template; it marks where the question goes.")
-        found[str(row.get("name") or len(found) + 1)] = text
-    if not found:
-        raise UserError(f"{path}: no templates.")
-    return found
-
-
-def _recovered(path: Path, questions: Sequence[str]) -> dict[str, str]:
-    """The wrappers behind a file's prompts."""
-    behind = recover((prompt.text for prompt in load_file(path).prompts), questions)
-    if behind.unexplained or not behind.templates or "{question}" in behind.templates.values():
-        raise UserError(
-            f"{path}: no {{question}} in it marks where the question goes, and its prompts are not these "
-            f"{len(questions):,} questions wrapped in something; give a file of templates, or the released prompts."
-        )
-    return behind.templates
-
-
-def wrap(prompts: Sequence[Prompt], wrappers: Mapping[str, str], *, each: int, seed: int) -> list[Prompt]:
-    """Each question in `each` different wrappers, drawn by the seed and the question alone."""
-    if each > len(wrappers):
-        raise UserError(f"per_question = {each}, but there are {len(wrappers)} templates.")
-    names, made = list(wrappers), []
-    for prompt in prompts:
-        for i in sorted(random.Random(f"templates {seed} {prompt.id}").sample(range(len(names)), each)):
-            changes = {
-                "text": fill(wrappers[names[i]], prompt.text),
-                "attack": f"template:{names[i]}",
-                "parent": prompt.parent or prompt.id,
-                "cluster": prompt.cluster,
-            }
-            made.append(msgspec.structs.replace(prompt, id="", **changes))
-    return made
-
-
 def _read(settings: PromptsSettings, data_dir: Path | None) -> list[Prompt]:
     path = located(Path(settings.source), data_dir)
     if path.exists() and settings.source not in SOURCES:
@@ -113,7 +57,7 @@ def _read(settings: PromptsSettings, data_dir: Path | None) -> list[Prompt]:
     if settings.form is not None:
         raise UserError(f"form says how a file is read, and '{settings.source}' is no file.")
     if settings.source not in SOURCES and ":" not in settings.source:
-        if "/" in settings.source or path.suffix in (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet"):
+        if "/" in settings.source or path.suffix in READERS:
             raise UserError(f"{settings.source}: no such file{f', nor in {data_dir}' if data_dir else ''}.")
         raise unknown("source", settings.source, SOURCES, where=", and no file of that name")
     read = resolve("source", settings.source, SOURCES)

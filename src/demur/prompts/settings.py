@@ -28,7 +28,7 @@ class PromptsSettings(BaseModel):
     form: str | None = None
     """The form of the file; told from its rows when left out."""
     templates: Path | None = None
-    """Wrappers with a place for `{question}`: a text file with one a line, or a table with a prompt column."""
+    """Templates with a place for `{question}`: a text file with one a line, or a table; `tools/recover_templates.py` makes one."""
     per_question: int = Field(default=1, ge=1)
     """In how many different templates each question is put."""
 

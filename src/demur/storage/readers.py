@@ -37,12 +37,12 @@ def rows(path: Path, *, bad: Bad | None = None) -> Iterator[tuple[int, Row]]:
         UserError: no such file, an unknown ending, or a row that is no row (with file and line).
     """
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give a file, one of {', '.join(_READERS)}.")
+        raise UserError(f"{path} is a folder; give a file, one of {', '.join(READERS)}.")
     if not path.exists():
         raise UserError(f"{path}: no such file.")
-    reader = _READERS.get(path.suffix.lower())
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path}: cannot tell what '{path.suffix}' holds. Allowed: {', '.join(_READERS)}.")
+        raise UserError(f"{path}: cannot tell what '{path.suffix}' holds. Allowed: {', '.join(READERS)}.")
 
     def refuse(number: int, reason: str) -> None:
         raise UserError(f"{path}:{number}: {reason}")
@@ -176,7 +176,7 @@ def _text(path: Path, bad: Bad) -> Iterator[tuple[int, Row]]:
                 yield number, {"prompt": text}
 
 
-_READERS: dict[str, Callable[[Path, Bad], Iterator[tuple[int, Row]]]] = {
+READERS: dict[str, Callable[[Path, Bad], Iterator[tuple[int, Row]]]] = {
     ".jsonl": _json_lines,
     ".json": _json_list,
     ".csv": _separated(","),

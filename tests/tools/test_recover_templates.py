@@ -6,16 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.made import SHARED
+from tools.recover_templates import main, question_in, recover
 
-from demur.prompts.recover import fill, pieces, question_in, recover
-
-
-@given(st.text(max_size=60), st.integers(1, 7))
-def test_pieces_put_together_are_the_text(text: str, number: int) -> None:
-    cut = pieces(text, number)
-    assert "".join(cut) == text
-    assert len(cut) == number
-    assert max(map(len, cut)) - min(map(len, cut)) <= 1
+from demur.prompts.wrappers import fill
 
 
 @given(st.text(alphabet="abc{}:/123question ", min_size=1, max_size=30))
@@ -35,10 +28,13 @@ def test_templates_are_recovered_and_rebuild_their_prompts() -> None:
     assert found.unexplained == ["nothing known"]
 
 
-def test_the_papers_twenty_templates_rebuild_its_thousand_prompts() -> None:
+def test_the_papers_twenty_templates_rebuild_its_thousand_prompts(capsys: pytest.CaptureFixture[str]) -> None:
     released, questions = SHARED / "lrm_safety_study_nocot.json", SHARED / "harmbench200.txt"
     if not released.exists():
         pytest.skip("the paper's released set is not at ../shared/data")
+    main(str(released), str(questions))
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (len(rows), len({row["name"] for row in rows})) == (20, 20)
     prompts = [row["prompt"] for row in json.loads(released.read_text())]
     found = recover(prompts, [line for line in questions.read_text().split("\n") if line.strip()])
     assert (len(found.templates), found.uses.total(), found.unexplained) == (20, 1000, [])

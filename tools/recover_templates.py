@@ -1,20 +1,25 @@
-"""Jailbreak templates: question x template -> prompt, and back from prompts to templates.
+"""The jailbreak templates behind a published set of prompts whose questions are known.
 
-A template is text with `{question}` where the question goes, as often as it likes; `{question:1/3}` stands for the first
-of three equal pieces, for templates that take a question apart. `recover` finds the templates behind a set of prompts
-whose questions are known, and what it gives back is proved: every prompt it claims is rebuilt to the character.
+    python tools/recover_templates.py RELEASED QUESTIONS > templates.jsonl
+
+    python tools/recover_templates.py lrm_safety_study_nocot.json harmbench200.txt > lrm_safety_study_templates.jsonl
+
+The second makes the 20 templates of the paper's set, which `studies/paper_v2.yaml` names. Every prompt that a template claims
+is rebuilt from it to the character; prompts that no template rebuilds are an error.
 """
 
 from __future__ import annotations
 
-import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from demur.records import digest
+from demur.prompts.formats import load_file
+from demur.prompts.wrappers import fill, piece
+from demur.records import digest, encode
 
-SLOT = re.compile(r"\{question(?::([1-9])/([1-9]))?\}")
 PIECES = 3
 
 
@@ -29,13 +34,6 @@ class Recovered(NamedTuple):
     """Prompts that no found template rebuilds."""
 
 
-def fill(template: str, question: str) -> str:
-    """The wrapped question. What looks like a slot inside the question stays text."""
-    return SLOT.sub(
-        lambda slot: question if slot[1] is None else _piece(question, int(slot[1]), int(slot[2])), template
-    )
-
-
 def question_in(template: str, text: str) -> str | None:
     """The question in a wrapped text; `None` when this template did not wrap it. Only for slots of whole questions."""
     fixed = template.split("{question}")
@@ -44,17 +42,6 @@ def question_in(template: str, text: str) -> str | None:
         return None
     found = text[len(fixed[0]) : len(fixed[0]) + length]
     return found if fill(template, found) == text else None
-
-
-def pieces(text: str, number: int) -> list[str]:
-    """A text cut into `number` consecutive pieces of equal length; what is left over lengthens the first ones by one."""
-    return [_piece(text, place, number) for place in range(1, number + 1)]
-
-
-def _piece(text: str, number: int, of: int) -> str:
-    size, longer = divmod(len(text), of)
-    begin = (number - 1) * size + min(number - 1, longer)
-    return text[begin : begin + size + (number <= longer)]
 
 
 def recover(prompts: Iterable[str], questions: Iterable[str], *, at_least: int = 2) -> Recovered:
@@ -86,9 +73,23 @@ def _candidate(text: str, questions: Sequence[str]) -> tuple[str, str] | None:
         if question in text:
             return text.replace(question, "{question}"), question
     for question in questions:
-        parts = pieces(question, PIECES)
+        parts = [piece(question, number, PIECES) for number in range(1, PIECES + 1)]
         if min(map(len, parts)) > 3 and all(part in text for part in parts):
-            for index, part in enumerate(parts, 1):
-                text = text.replace(part, f"{{question:{index}/{PIECES}}}", 1)
+            for number, part in enumerate(parts, 1):
+                text = text.replace(part, f"{{question:{number}/{PIECES}}}", 1)
             return text, question
     return None
+
+
+def main(released: str, questions: str) -> None:
+    """Write the templates as JSON Lines to standard output."""
+    asked = (prompt.text for prompt in load_file(Path(questions), intent="harmful").prompts)
+    found = recover((prompt.text for prompt in load_file(Path(released), intent="harmful").prompts), asked)
+    if found.unexplained or not found.templates:
+        sys.exit(f"{released}: {len(found.unexplained):,} prompts are not these questions wrapped in something.")
+    for name, template in found.templates.items():
+        sys.stdout.write(encode({"name": name, "template": template}).decode() + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

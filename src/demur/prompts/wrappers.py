@@ -1,0 +1,191 @@
+"""Wrappers: texts around a question, such as jailbreak templates. Filling them, and finding the questions in wrapped prompts.
+
+A template is text with `{question}` where the question goes, as often as it likes; `{question:1/3}` stands for the first
+of three equal pieces. `tools/recover_templates.py` writes a file of templates from prompts whose questions are known.
+
+Jailbreak sets put a few hundred questions into a few dozen templates and publish only the result. Compared as they are,
+all rows of one template look alike, and one question in twenty templates looks like twenty questions. `unwrap` takes for a wrapper
+what several rows share at their beginning and end, word for word and at length; what differs between them is the question.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from demur.errors import UserError
+from demur.records import Prompt, digest
+from demur.storage import readers
+
+SLOT = re.compile(r"\{question(?::([1-9])/([1-9]))?\}")
+FEWEST = 5
+"""Rows that must share a wrapper."""
+SHORTEST = 60
+"""Characters of a wrapper at least; plain questions share beginnings too ("Give detailed instructions for …")."""
+START = 24
+"""Characters that two neighbours must share to be looked at together."""
+
+
+def fill(template: str, question: str) -> str:
+    """The wrapped question. What looks like a slot inside the question stays text."""
+    return SLOT.sub(lambda slot: piece(question, int(slot[1] or 1), int(slot[2] or 1)), template)
+
+
+def piece(text: str, number: int, of: int) -> str:
+    """One of `of` consecutive pieces of equal length; what is left over lengthens the first ones by a character."""
+    size, longer = divmod(len(text), of)
+    begin = (number - 1) * size + min(number - 1, longer)
+    return text[begin : begin + size + (number <= longer)]
+
+
+def read_templates(path: Path) -> dict[str, str]:
+    """Templates from a table or a text file, by the column `name`; those without a name are numbered.
+
+    Raises:
+        UserError: none, two of one name, or a row without a place for the question.
+    """
+    found: dict[str, str] = {}
+    for number, row in readers.rows(path):
+        text = next((value for value in row.values() if isinstance(value, str) and SLOT.search(value)), None)
+        if text is None:
+            raise UserError(
+                f"{path}:{number}: a template without {{question}}, which marks where the question goes. "
+                "From prompts that are wrapped already, tools/recover_templates.py makes a file of templates."
+            )
+        name = str(row.get("name") or len(found) + 1)
+        if name in found:
+            raise UserError(f"{path}:{number}: a second template named '{name}'.")
+        found[name] = text
+    if not found:
+        raise UserError(f"{path}: no templates in it.")
+    return found
+
+
+def wrap(prompts: Sequence[Prompt], templates: Mapping[str, str], *, each: int, seed: int) -> list[Prompt]:
+    """Each question in `each` different templates, drawn by the seed and the question alone."""
+    if each > len(templates):
+        raise UserError(f"per_question = {each}, but there are {len(templates)} templates.")
+    names, made = list(templates), []
+    for prompt in prompts:
+        for i in sorted(random.Random(f"templates {seed} {prompt.id}").sample(range(len(names)), each)):
+            text = fill(templates[names[i]], prompt.text)
+            parent = prompt.parent or prompt.id
+            made.append(msgspec.structs.replace(prompt, id="", text=text, attack=f"template:{names[i]}", parent=parent))
+    return made
+
+
+class Unwrapped(NamedTuple):
+    """The question inside a prompt and the id of what was around it; the prompt itself and "" when nothing was."""
+
+    question: str
+    template: str
+
+
+def unwrap(texts: Sequence[str]) -> list[Unwrapped]:
+    """The question inside each text, in order."""
+    found = {text: Unwrapped(text, "") for text in texts}
+    joined: dict[tuple[str, str], str] = {}
+    for strip in (_beginnings, _repetitions, _endings, _repetitions):
+        # A question that several templates end with looks like a wrapper itself: endings are for what has none yet.
+        bare = strip is _endings
+        inner = strip(sorted({question for question, template in found.values() if not (bare and template)}))
+        for text, (question, template) in found.items() if inner else ():
+            if question in inner and not (bare and template):
+                new, pair = inner[question], (template, inner[question].template)
+                found[text] = Unwrapped(new.question, joined.setdefault(pair, digest(pair)[:8]))
+    return [found[text] for text in texts]
+
+
+def _beginnings(ordered: list[str]) -> dict[str, Unwrapped]:
+    """Texts that begin alike, without what they share."""
+    return {text: bare for group in _groups(ordered) for text, bare in _taken_apart(group).items()}
+
+
+def _endings(ordered: list[str]) -> dict[str, Unwrapped]:
+    """The same from behind, for templates that begin with the question."""
+    groups = _groups(sorted(text[::-1] for text in ordered))
+    return {text: bare for group in groups for text, bare in _taken_apart([text[::-1] for text in group]).items()}
+
+
+def _repetitions(ordered: list[str]) -> dict[str, Unwrapped]:
+    """Texts that have one thing first, last and perhaps between, with the same words around it."""
+    around: dict[str, dict[str, str]] = {}
+    for text in ordered:
+        question = _border(text) if len(text) > SHORTEST and text.rfind(text[:8]) > 0 else ""
+        frame = text.replace(question, "\0") if question else ""
+        if len(frame) >= SHORTEST:
+            around.setdefault(frame, {})[text] = question
+    frames = [(digest(frame)[:8], rows) for frame, rows in around.items() if len(rows) >= FEWEST]
+    return {text: Unwrapped(question, name) for name, rows in frames for text, question in rows.items()}
+
+
+def _groups(ordered: list[str]) -> list[list[str]]:
+    """Runs of neighbours in sorted order that share their first characters, where a run is long enough."""
+    runs: list[list[str]] = []
+    last = None
+    for text in ordered:
+        if len(text) > START and text[:START] == last:
+            runs[-1].append(text)
+        else:
+            runs.append([text])
+            last = text[:START]
+    return [group for run in runs if len(run) >= FEWEST for group in _split(run)]
+
+
+def _split(run: list[str]) -> list[list[str]]:
+    """Part a run whose rows go on to share much more in parts: two templates that begin alike."""
+    common = len(_common(run))
+    finer: list[list[str]] = [[]]
+    for text in run:
+        if finer[-1] and finer[-1][-1][: common + SHORTEST] != text[: common + SHORTEST]:
+            finer.append([])
+        finer[-1].append(text)
+    parts = [part for part in finer if len(part) >= FEWEST]
+    if len(parts) < 2 or sum(map(len, parts)) < 0.8 * len(run):
+        return [run]
+    return [group for part in parts for group in _split(part)]
+
+
+def _taken_apart(group: list[str]) -> dict[str, Unwrapped]:
+    """The question of each row of a group, if what they share is long enough to be a wrapper."""
+    before = _whole_words(_common(group))
+    after = _whole_words(_common([text[len(before) :][::-1] for text in group]))[::-1]
+    inner = {text: text[len(before) : len(text) - len(after)].strip() for text in group}
+    if len(before) + len(after) < SHORTEST or not all(inner.values()):
+        return {}
+    name = digest([before, after])[:8]
+    return {text: Unwrapped(question, name) for text, question in inner.items()}
+
+
+def _border(text: str) -> str:
+    """The longest text that stands both at the beginning and at the end, without overlapping itself."""
+    lengths = [0] * len(text)
+    for i in range(1, len(text)):  # Knuth, Morris and Pratt's failure function
+        length = lengths[i - 1]
+        while length and text[i] != text[length]:
+            length = lengths[length - 1]
+        lengths[i] = length + (text[i] == text[length])
+    length = lengths[-1]
+    while length * 2 > len(text):
+        length = lengths[length - 1]
+    return text[:length].strip()
+
+
+def _common(texts: Sequence[str]) -> str:
+    """What all texts begin with; the first and the last in sorted order show it."""
+    low, high = min(texts), max(texts)
+    end = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return low[:end]
+
+
+def _whole_words(shared: str) -> str:
+    """The shared text without the last word, which may be the beginning of what differs."""
+    end = len(shared)
+    while end and shared[end - 1].isalnum():
+        end -= 1
+    return shared[:end]
