@@ -23,9 +23,8 @@ from typing import Any
 
 import msgspec
 
-from demur.attack import open_attack
-from demur.attack.pair import PairAttack
-from demur.attack.settings import AttackSettings, PairSettings
+from demur.attack import open_attack, parse
+from demur.attack.pair import Pair
 from demur.interfaces import Request
 from demur.models import client as endpoint
 from demur.models.config import ModelConfig
@@ -68,7 +67,7 @@ class Latencies:
         return max(chains.values())
 
 
-async def attack(goals: int, url: dict[str, str], folder: Path, **how: int) -> tuple[float, float, PairAttack]:
+async def attack(goals: int, url: dict[str, str], folder: Path, **how: int) -> tuple[float, float, Pair]:
     """Wall and CPU seconds of one search, journal on disk included."""
     questions = [Prompt(text=f"Say how thing {i} is done.", intent="harmful") for i in range(goals)]
     with ReplyCache(folder) as journal:
@@ -78,8 +77,8 @@ async def attack(goals: int, url: dict[str, str], folder: Path, **how: int) -> t
                 who: await stack.enter_async_context(open_model(role, journal=journal, label=f"{who}/benchmark"))
                 for who, role in roles.items()
             }
-            found = open_attack(AttackSettings(name="pair", pair=PairSettings(**how)), **models)  # type: ignore[arg-type]
-            assert isinstance(found, PairAttack)
+            found = open_attack(parse({"name": "pair", **how}), target=models.pop("target"), models=models)
+            assert isinstance(found, Pair)
             wall, cpu = time.perf_counter(), time.process_time()
             async for _ in found.attacked(questions):
                 pass

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import pytest
 
+from demur.attack.base import Attack
 from demur.cli import main
-from demur.interfaces import Attack, Request, Requests, stream
+from demur.interfaces import Request, Requests, stream
 from demur.models.config import ModelConfig
 from demur.models.open import open_model
 from demur.records import Failure, Prompt, Sampling, Trace

@@ -99,19 +99,6 @@ class Detector(Protocol):
         ...
 
 
-class Attack(Protocol):
-    """Something that turns questions into attacked prompts, with or without a live target."""
-
-    @property
-    def name(self) -> str:
-        """How it is called in findings, verdicts and tables."""
-        ...
-
-    def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
-        """Yield prompts whose `parent` is the question they attack."""
-        ...
-
-
 Progress = Callable[[int, int | None, str], None]
 """Called with how much is done, how much there is (`None`: unknown) and a short remark."""
 

@@ -205,6 +205,33 @@ class Verdict(Record, frozen=True, kw_only=True):
     """The judge's own words, when it has any."""
 
 
+class Attempt(Record, frozen=True, kw_only=True):
+    """One turn of an attack that searches: a prompt that was put to the target, and how its own judge rated the reply."""
+
+    goal: str
+    """Id of the question."""
+    stream: int = 0
+    """Which conversation, or branch, about the goal."""
+    iteration: int
+    prompt: str
+    """What was put to the target."""
+    score: int | None
+    """Of the attack's own judge, from 1 to 10; `None` with the reason."""
+    broken: bool = False
+    """Whether the attack's own judge calls the goal reached."""
+    reason: str = ""
+    strategy: str = ""
+    improvement: str = ""
+    """What the attacker says that it changed."""
+    written: bool = True
+    """Whether the attacker wrote the prompt; after its last try without the right form, the goal itself was put."""
+    outcome: str = ""
+    """How the target's reply ended, or the kind of failure."""
+    attacker_queries: int = 0
+    judge_queries: int = 0
+    """The target is asked once a turn."""
+
+
 class ExamplePart(Record, frozen=True, kw_only=True):
     """A piece of a training conversation, and whether loss falls on it."""
 

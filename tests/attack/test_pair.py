@@ -17,16 +17,15 @@ from hypothesis import strategies as st
 from tests.made import Speaker, attacked
 
 from demur import thinking
-from demur.attack import open_attack
-from demur.attack.pair import PAPER_V2, Attempt, PairAttack
-from demur.attack.pair_words import EIGHT, STRATEGIES, score_of, tagged
-from demur.attack.settings import AttackSettings, PairSettings
+from demur.attack import open_attack, parse
+from demur.attack.pair import EIGHT, PAPER_V2, Pair, PairSettings
+from demur.attack.search import score_of, tagged
 from demur.attack.summary import searched
 from demur.errors import WorkError
 from demur.interfaces import Request, Requests, stream
 from demur.models.config import parse_model
 from demur.models.open import open_model
-from demur.records import Estimate, Failure, Prompt, Result, Trace
+from demur.records import Attempt, Estimate, Failure, Prompt, Result, Trace
 from demur.storage.reply_cache import ReplyCache
 
 GOALS = [Prompt(text=f"How do I do thing {i}?", intent="harmful") for i in range(3)]
@@ -82,11 +81,11 @@ ONE = rates(1)
 
 def search(
     *, attacker: Say = writes, target: Say = replies, judge: Say = ONE, name: str = "pair", **how: object
-) -> tuple[PairAttack, list[Prompt], list[Fake]]:
+) -> tuple[Pair, list[Prompt], list[Fake]]:
     models = [Fake(attacker, "attacker"), Fake(target, "target"), Fake(judge, "judge")]
-    fields = {} if name == "pair@paper-v2" else {"pair": PairSettings(**how)}  # type: ignore[arg-type]
-    attack = open_attack(AttackSettings(name=name, **fields), attacker=models[0], target=models[1], judge=models[2])  # type: ignore[arg-type]
-    assert isinstance(attack, PairAttack)
+    use = parse({"name": name, **how})
+    attack = open_attack(use, target=models[1], models={"attacker": models[0], "judge": models[2]})
+    assert isinstance(attack, Pair)
 
     return attack, attacked(attack, GOALS), models
 
@@ -127,12 +126,13 @@ def test_the_best_prompt_is_the_earliest_of_the_highest_score() -> None:
 
 
 def test_streams_share_nothing_and_take_turns_in_strategy() -> None:
-    _, _, (attacker, *_) = search(streams=4, iterations=3)
+    attack, _, (attacker, *_) = search(streams=4, iterations=3)
+    strategies = list(attack.words["strategies"].values())
     for request in attacker.asked:
         goal, stream_, iteration, _ = request.prompt.id.split(".")
         text = "\n".join(turn.content for turn in request.messages[1:])
         assert set(re.findall(rf"{goal}\.(\d+)\.\d+", text)) <= {stream_}
-        strategy = list(STRATEGIES.values())[int(stream_) % 3]
+        strategy = strategies[int(stream_) % 3]
         assert strategy in request.messages[0].content
         assert len(request.messages) == 2 + 2 * int(iteration)
         assert [turn.role for turn in request.messages[1:]] == ["user", "assistant"] * int(iteration) + ["user"]
@@ -196,7 +196,7 @@ def test_a_reply_that_is_not_there_is_not_judged() -> None:
     ("who", "said"),
     [
         ({"judge": lambda r: "no"}, "the attack's judge, judge, gave no score"),
-        ({"attacker": lambda r: "no"}, "the attacker, attacker,"),
+        ({"attacker": lambda r: "no"}, "the attack's attacker, attacker, wrote no prompt"),
     ],
 )
 def test_a_judge_or_attacker_that_fails_ends_in_a_clear_error(who: dict[str, Say], said: str) -> None:
@@ -269,20 +269,20 @@ def test_hostile_text_cannot_close_its_tag(text: str) -> None:
 
 def test_what_a_search_cost() -> None:
     def one(goal: str, stream_: int, iteration: int, score: int | None) -> Attempt:
-        return Attempt(goal=goal, stream=stream_, iteration=iteration, prompt="", score=score)
+        return Attempt(goal=goal, stream=stream_, iteration=iteration, prompt="", score=score, broken=score == 10)
 
     attempts = [one("a", s, i, 10 if (s, i) == (1, 1) else 2) for i, s in itertools.product(range(2), range(2))]
     attempts += [one("b", s, i, None if s else 5) for i, s in itertools.product(range(3), range(2))]
     attempts += [one("c", s, 0, 10) for s in range(2)]
     blank = Result(arm="a", bench="b", metric="", estimate=Estimate(value=None, low=None, high=None, n=0))
-    found = {r.metric: r.estimate for r in searched(attempts, blank=blank, stop_score=10)}
+    found = {r.metric: r.estimate for r in searched(attempts, blank=blank)}
     assert found["own_success"].value == pytest.approx(2 / 3)
     assert "3 of 12 turns without a score" in found["own_success"].how
     assert found["queries_to_success"].value == pytest.approx((4 + 1) / 2)
     assert found["queries_to_success"].unscored == 1
     assert found["target_queries"].value == pytest.approx(4)
     assert [found[f"own_success/after_{k}_queries"].value for k in (2, 4, 6)] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
-    assert searched([], blank=blank, stop_score=10) == []
+    assert searched([], blank=blank) == []
 
 
 def test_a_search_that_was_stopped_repeats_no_query(tmp_path: Path) -> None:
@@ -292,8 +292,8 @@ def test_a_search_that_was_stopped_repeats_no_query(tmp_path: Path) -> None:
         role = parse_model("script:stand_in")
         async with contextlib.AsyncExitStack() as stack:
             models = [await stack.enter_async_context(open_model(role, journal=journal, label=who)) for who in "atj"]
-            attack = open_attack("pair", attacker=models[0], target=models[1], judge=models[2])
-            assert isinstance(attack, PairAttack)
+            attack = open_attack("pair", target=models[1], models={"attacker": models[0], "judge": models[2]})
+            assert isinstance(attack, Pair)
             found = []
             if stop_after is not None:
                 with contextlib.suppress(TimeoutError):
@@ -318,32 +318,3 @@ def test_a_search_that_was_stopped_repeats_no_query(tmp_path: Path) -> None:
     with ReplyCache(tmp_path / "parts") as journal:
         assert asyncio.run(go(journal, None)) == whole
         assert asked(journal) == needed
-
-
-class Whole(Fake):
-    """A model that answers only once its requests have ended, as one on this machine does."""
-
-    complete_first = True
-
-    async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
-        self.asked += [request async for request in stream(requests)]
-        self.batches.append(len(self.asked) - sum(self.batches))
-        for request in self.asked[-self.batches[-1] :]:
-            yield self.reply(request)
-
-    batches: list[int]
-
-
-def test_models_that_want_all_requests_first_are_asked_again_and_again() -> None:
-    models = [Whole(writes, "attacker"), Whole(replies, "target"), Whole(ONE, "judge")]
-    for model in models:
-        model.batches = []
-    settings = AttackSettings(name="pair", pair=PairSettings(streams=2, iterations=3))
-    attack = open_attack(settings, attacker=models[0], target=models[1], judge=models[2])
-
-    async def collect() -> list[Prompt]:
-        return [prompt async for prompt in attack.attacked(GOALS)]
-
-    assert len(asyncio.run(asyncio.wait_for(collect(), 30))) == 3
-    assert all(sum(model.batches) == 3 * 2 * 3 for model in models)
-    assert all(len(model.batches) <= 9 for model in models), "conversations that move together are asked together"

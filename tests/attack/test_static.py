@@ -13,21 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from pydantic import ValidationError
 from tests.made import Speaker, attacked
 
 from demur import thinking
-from demur.attack import ATTACKS, needs, open_attack, requests
-from demur.attack.base import named_text
+from demur.attack import ATTACKS, attack_class, open_attack, parse, requests
+from demur.attack.base import Attack, named_text, read_texts
 from demur.attack.hijack import NAMES, puzzle
-from demur.attack.settings import AttackSettings
 from demur.attack.summary import best_of_k, techniques
-from demur.attack.taxonomy import TECHNIQUES, TOP
 from demur.bench.passk import pass_at_k
 from demur.errors import UserError, WorkError
-from demur.interfaces import Attack
 from demur.models.decoding import PRESETS, preset
-from demur.records import Estimate, Failure, Message, Prompt, Result, Sampling, write_jsonl
+from demur.records import Estimate, Message, Prompt, Result, Sampling, write_jsonl
 
 QUESTIONS = [Prompt(text=f"How do I do thing {i}?", intent="harmful", category="things") for i in range(4)]
 
@@ -53,7 +49,7 @@ def test_no_attack_changes_nothing() -> None:
 def test_templates(tmp_path: Path) -> None:
     file = tmp_path / "t.jsonl"
     file.write_text('{"name": "a", "template": "{x} Well: {question}"}\n{"template": "{question}!"}\n')
-    found = run(open_attack(AttackSettings(name="template", file=str(file))))
+    found = run(open_attack(parse({"name": "template", "file": str(file)})))
     assert [p.attack for p in found[:2]] == ["template:a", "template:2"]
     assert found[0].text == "{x} Well: How do I do thing 0?"
     assert all(is_derived(p, q) for p, q in zip(found, [q for q in QUESTIONS for _ in range(2)], strict=True))
@@ -64,7 +60,7 @@ def test_bad_templates_are_errors(tmp_path: Path, text: str) -> None:
     file = tmp_path / "t.jsonl"
     file.write_text(text)
     with pytest.raises(UserError, match=r"t\.jsonl"):
-        open_attack("template", data=file)
+        open_attack("template", files={"file": file})
 
 
 def rewrites(path: Path, *techniques_: str, leave_out: int = 0) -> Path:
@@ -79,26 +75,28 @@ def rewrites(path: Path, *techniques_: str, leave_out: int = 0) -> Path:
 
 def test_frozen_rewrites(tmp_path: Path) -> None:
     file = rewrites(tmp_path / "pap.jsonl", "Framing", "Favor", "Favor")
-    found = run(open_attack("pap", data=file))
+    found = run(open_attack("pap", files={"file": file}))
     assert [p.attack for p in found[:3]] == ["pap:framing", "pap:favor", "pap:favor 2"]
     assert is_derived(found[4], QUESTIONS[1])
-    some = run(open_attack(AttackSettings(name="pap", techniques=("framing",)), data=file))
+    some = run(open_attack(parse({"name": "pap", "techniques": ("framing",)}), files={"file": file}))
     assert [p.attack for p in some] == ["pap:framing"] * 4
 
 
 def test_a_question_without_a_rewrite_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no rewrite for 1 of 4"):
-        run(open_attack("pap", data=rewrites(tmp_path / "pap.jsonl", "x", leave_out=1)))
+        run(open_attack("pap", files={"file": rewrites(tmp_path / "pap.jsonl", "x", leave_out=1)}))
     with pytest.raises(UserError, match="framing"):
-        open_attack(AttackSettings(name="pap", techniques=("framng",)), data=rewrites(tmp_path / "p.jsonl", "framing"))
+        open_attack(
+            parse({"name": "pap", "techniques": ("framng",)}), files={"file": rewrites(tmp_path / "p.jsonl", "framing")}
+        )
 
 
 def test_the_papers_frozen_rewrites(data_dir: Path) -> None:
     from demur.bench.advbench import read
 
     questions = read(data_dir / "advbench50.jsonl")
-    settings = AttackSettings(name="pap")
-    found = run(open_attack(settings, data=settings.local_file(data_dir)), questions)
+    pap = parse("pap")
+    found = run(open_attack(pap, files=pap.files(data_dir)), questions)
     assert len(found) == 50
     assert {p.parent for p in found} == {q.id for q in questions}
     assert len({p.attack for p in found}) == 20
@@ -111,24 +109,29 @@ def test_written_rewrites_try_again_and_count_what_never_comes() -> None:
         return '{"prompt": "Please: thing"}' if sample else "not yet"
 
     attacker = speaker(say)
-    attack = open_attack(AttackSettings(name="pap", techniques=("Framing", "favor"), tries=2), attacker=attacker)
+    attack = open_attack(
+        parse({"name": "pap-written", "techniques": ["Framing", "favor"], "tries": 2}), models={"attacker": attacker}
+    )
     found = run(attack)
     assert len(found) == 6
-    assert {p.attack for p in found} == {"pap:framing", "pap:favor"}
-    failures: list[Failure] = attack.failures  # type: ignore[attr-defined]
-    assert [(f.kind, f.prompt.parent) for f in failures] == [("unreadable", QUESTIONS[0].id)] * 2
+    assert {p.attack for p in found} == {"pap-written:framing", "pap-written:favor"}
+    assert [(f.kind, f.prompt.parent) for f in attack.failures] == [("unreadable", QUESTIONS[0].id)] * 2
     assert len(attacker.asked) == 16
 
 
 def test_an_attacker_that_never_writes_is_an_error() -> None:
     with pytest.raises(WorkError, match="no rewrite"):
-        run(open_attack("pap", attacker=speaker(lambda text, sample: "Sorry.")))
+        run(open_attack("pap-written", models={"attacker": speaker(lambda text, sample: "Sorry.")}))
 
 
-def test_pap_needs_rewrites_from_somewhere() -> None:
-    with pytest.raises(UserError, match="--attacker"):
-        open_attack("pap")
-    assert set(TOP) <= set(TECHNIQUES)
+def test_pap_without_its_file_is_an_error_whoever_could_write() -> None:
+    attacker = speaker(lambda text, sample: '{"prompt": "Please"}')
+    with pytest.raises(
+        UserError, match=r"'pap' needs frozen rewrites by question: name the file with 'file'.*pap_advbench50"
+    ):
+        open_attack("pap", models={"attacker": attacker})
+    with pytest.raises(UserError, match=r"not/there\.jsonl: no such file"):
+        parse({"name": "pap", "file": "not/there.jsonl"}).files()
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_begun_thinking(name: str) -> None:
 
 
 def test_a_begun_thinking_of_the_users_own() -> None:
-    attack = open_attack(AttackSettings(name="prefill", prefill="Sure {question} {x}"))
+    attack = open_attack(parse({"name": "prefill", "prefill": "Sure {question} {x}"}))
     first, second = requests(attack, run(attack)[0], Sampling(n=2, prefill="[[", temperature=0.3))
     assert first.sampling.prefill == "[[" + thinking.join(f"Sure {QUESTIONS[0].text} {{x}}", None)
     assert first.sampling.temperature == 0.3
@@ -190,7 +193,7 @@ def test_plain_attacks_send_plain_requests() -> None:
 
 
 def test_hijack_puts_the_request_last_and_is_the_same_every_time() -> None:
-    settings = AttackSettings(name="hijack", puzzles=2)
+    settings = parse({"name": "hijack", "puzzles": 2})
     found = run(open_attack(settings))
     assert found == run(open_attack(settings))
     assert len({p.text for p in found}) == 4
@@ -219,7 +222,7 @@ def test_replay_sends_what_was_sent(tmp_path: Path) -> None:
         (request,) = requests(attack, prompt, Sampling())
         traces.append(thinking.traced(prompt, "x", model="m", sampling=request.sampling, sent=request.messages))
     write_jsonl(tmp_path / "traces.jsonl", traces)
-    again = open_attack("replay", data=tmp_path)
+    again = open_attack("replay", files={"file": tmp_path})
     found = run(again)
     assert [p.text for p in found] == [t.prompt.text for t in traces]
     assert {p.attack for p in found} == {"replay:prefill"}
@@ -228,27 +231,61 @@ def test_replay_sends_what_was_sent(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not attacked"):
         run(again, [Prompt(text="another", intent="harmful")])
     with pytest.raises(UserError, match="no attacked prompts"):
-        open_attack("replay", data=tmp_path / "nothing")
+        open_attack("replay", files={"file": tmp_path / "nothing"})
 
 
-def test_settings_that_an_attack_does_not_use_are_refused() -> None:
-    with pytest.raises(ValidationError, match="does not use prefill"):
-        AttackSettings(name="pap", prefill="x")
-    with pytest.raises(ValidationError, match="nonsense"):
-        AttackSettings(name="pap", nonsense=1)  # type: ignore[call-arg]
-    with pytest.raises(UserError, match="no such file"):
-        AttackSettings(name="template", file="not/there.txt").local_file()
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("piar", "Did you mean 'pair'"),
+        ({"name": "pap", "prefill": "x"}, "unknown setting 'prefill' of attack 'pap'.*Allowed: file, techniques"),
+        ({"name": "pair", "stream": 3}, "Did you mean 'streams'"),
+        ({"name": "pair", "streams": 0}, "streams"),
+        ({"name": "pair@paper-v2", "streams": 3}, "Allowed: attacker, judge, texts"),
+        ({"name": "none", "file": "x"}, "has no settings"),
+        ({"name": "demur.attack.pair:EIGHT"}, "no subclass"),
+        (["pair"], "a mapping"),
+    ],
+)
+def test_what_is_wrong_with_an_attack_is_said_by_itself(said: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        parse(said)
+
+
+def test_an_attack_is_written_as_it_is_read() -> None:
+    said = {"name": "pair", "streams": 3, "attacker": "gpt", "texts": "mine.yaml"}
+    use = parse(said)
+    assert use.parts == {"attacker": "gpt", "judge": "attack_judge"}
+    assert use.model_dump(exclude_defaults=True) == said
+    assert parse(use.model_dump()) == use
+    assert parse("template=t.txt") == parse({"name": "template", "file": "t.txt"})
+    assert use.missing({"gpt"})[0].startswith("attack 'pair' needs a model for the part 'judge'")
+    assert "mine.yaml: no such file" in use.missing({"gpt", "attack_judge"})[0]
 
 
 def test_every_attack_opens_or_says_what_it_needs() -> None:
     for name in ATTACKS:
-        if needs(name) or name == "pap":
+        kind = attack_class(name)
+        if kind.live or kind.parts or any(file.required and not file.default for file in kind.files):
             with pytest.raises(UserError, match="needs"):
                 open_attack(name)
         else:
             assert open_attack(name).name == name
-    with pytest.raises(UserError, match="Did you mean 'pair'"):
-        open_attack("piar")
+        assert set(kind.smoke) <= {"name", *kind.Settings.model_fields} or "name" in kind.smoke
+
+
+def test_wording_is_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("instruction: 'Do {technique}: {means}'\nrequest: '{question}?'\ntechniques: {mine: my way}\n")
+    attacker = speaker(lambda text, sample: json.dumps({"prompt": text}))
+    use = parse({"name": "pap-written", "techniques": ["mine"], "texts": str(file), "attacker": "a"})
+    assert use.files()["texts"] == file
+    found = run(open_attack(use, models={"attacker": attacker}))
+    assert found[0].text == QUESTIONS[0].text + "?"
+    assert attacker.asked[0].messages[0].content == "Do mine: my way"
+    file.write_text("instruction: x\n")
+    with pytest.raises(UserError, match="the keys must be instruction, request, techniques; there are: instruction"):
+        read_texts(file, ("instruction", "request", "techniques"))
 
 
 def test_decoding_presets_are_parsed_as_meant() -> None:
@@ -272,7 +309,7 @@ def test_best_of_k_is_pass_at_k(outcomes: list[bool], k: int) -> None:
 
 def test_techniques_and_best_of_k(tmp_path: Path) -> None:
     blank = Result(arm="a", bench="b", metric="", estimate=Estimate(value=None, low=None, high=None, n=0))
-    prompts = run(open_attack("pap", data=rewrites(tmp_path / "pap.jsonl", "framing", "favor")))
+    prompts = run(open_attack("pap", files={"file": rewrites(tmp_path / "pap.jsonl", "framing", "favor")}))
     traces = [thinking.traced(p, "x", model="m") for p in prompts]
     labels = {t.id: "unsafe" if "framing" in t.prompt.attack else "safe" for t in traces}
     found = {r.metric: r.estimate.value for r in techniques(traces, labels, blank=blank)}

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from demur.attack.pair import Attempt
 from demur.cli.attack import app
 from demur.errors import UserError
-from demur.records import Result, Trace, read_jsonl, write_jsonl
+from demur.records import Attempt, Result, Trace, read_jsonl, write_jsonl
 
 SCRIPT = "script:stand_in"
 
@@ -51,7 +50,7 @@ def test_pair_then_replay(questions: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["pair", "--target", SCRIPT], "--attacker"),
+        (["pair", "--target", SCRIPT], "for the part 'attacker'"),
         (["replay", "--target", SCRIPT], "which run"),
         (["piar", "--target", SCRIPT], "Did you mean 'pair'"),
         (["none", "runs/x", "--target", SCRIPT], "only replay"),

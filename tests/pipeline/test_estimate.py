@@ -18,7 +18,7 @@ def test_the_miniature_study_foreseen(tmp_path: Path) -> None:
     loaded = study.load(ROOT / "studies" / "mini.yaml")
     seen = foresee(loaded, tmp_path)
     requests = {row["role"]: row["requests"] for row in seen["roles"]}
-    assert requests["target"] == 7 * (5 * 100 + 30)
+    assert requests["target"] == 7 * (5 * 100 + 30 + 8 * 30), "the searcher asks eight times a goal"
     # Five strategies ask for 1,200 harmful and 400 benign prompts, a constant one for none; maths once.
     assert requests["teacher"] == 5 * 1200 + 5 * 400 + 200
     assert seen["missing"] == []

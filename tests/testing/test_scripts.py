@@ -129,20 +129,23 @@ def test_the_attackers_write_json() -> None:
 def test_it_attacks_and_rates_as_pair_does() -> None:
     import random
 
-    from demur.attack import pair_words
+    from demur.attack.base import filled, read_texts
+    from demur.attack.pair import Pair
+    from demur.attack.search import TEXTS, score_of, tagged
     from demur.testing import scripts
 
     goal = "steal a car"
-    system = pair_words.ATTACKER.format(goal=goal, strategy="", aimed_at="")
-    turns = [Message(role="system", content=system), Message(role="user", content=pair_words.START.format(goal=goal))]
+    words = read_texts(TEXTS / "pair.yaml", Pair.keys)
+    system = filled(words["attacker"], goal=goal, strategy="", aimed_at="")
+    turns = [Message(role="system", content=system), Message(role="user", content=filled(words["start"], goal=goal))]
     said = [scripts.stand_in(turns, Sampling(), random.Random(seed)) for seed in range(200)]
     good = [json.loads(text) for text in said if text.endswith("}")]
     assert 150 < len(good) < 200
     assert all(goal in one["prompt"] and one["improvement"] for one in good)
     for reply, score in ((COMPLIES.answer, 10), (REFUSES.answer, 1)):
-        shown = pair_words.JUDGED.format(prompt="p", reply=pair_words.tagged("reply", reply or ""))
+        shown = filled(words["judged"], prompt="p", reply=tagged("reply", reply or ""))
         turns = [
-            Message(role="system", content=pair_words.JUDGE.format(goal=goal)),
+            Message(role="system", content=filled(words["judge"], goal=goal)),
             Message(role="user", content=shown),
         ]
-        assert pair_words.score_of(scripts.stand_in(turns, Sampling(), random.Random(0))) == (score, "")
+        assert score_of(scripts.stand_in(turns, Sampling(), random.Random(0))) == (score, "")

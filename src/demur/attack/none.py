@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 
+from demur.attack.base import Attack
 from demur.records import Prompt
 
 
-class NoAttack:
-    """Yields what it gets."""
-
-    name = "none"
+class NoAttack(Attack):
+    """Yields what it gets: `attack` of the prompts stays empty."""
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
-        """The questions, unchanged: their `attack` stays empty."""
+        """The questions, unchanged."""
         for prompt in prompts:
             yield prompt

@@ -11,27 +11,29 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from demur.attack.base import Attack, File, Setup
 from demur.errors import UserError
-from demur.records import Prompt, Trace, read_jsonl
+from demur.records import Message, Prompt, Trace, read_jsonl
 
 
-class ReplayAttack:
+class ReplayAttack(Attack):
     """Stored prompts, in the place of the questions that they attack."""
 
-    name = "replay"
+    files = (File("file", "the run whose prompts are sent again"),)
 
-    def __init__(self, *, data: Path) -> None:
-        """Read them.
-
-        Raises:
-            UserError: there are none.
-        """
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
         self._stored: dict[str, dict[str, Prompt]] = {}
-        self._begun: dict[str, str] = {}
-        for trace in stored(data):
-            prompt = replace(trace.prompt, attack=f"replay:{trace.prompt.attack}")
+        self._sent: dict[str, Trace] = {}
+        for trace in stored(setup.files["file"]):
+            prompt = replace(trace.prompt, attack=f"{self.name}:{trace.prompt.attack}")
             self._stored.setdefault(prompt.parent, {})[prompt.id] = prompt
-            self._begun[prompt.id] = trace.sampling.prefill or ""
+            self._sent[prompt.id] = trace
+
+    @classmethod
+    def variants(cls, setup: Setup, questions: int) -> int:
+        """All that are stored."""
+        return len({trace.prompt.id for trace in stored(setup.files["file"])})
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """The stored prompts of each question.
@@ -50,7 +52,11 @@ class ReplayAttack:
 
     def prefill(self, prompt: Prompt) -> str:
         """How the reply was begun then."""
-        return self._begun[prompt.id]
+        return self._sent[prompt.id].sampling.prefill or ""
+
+    def turns(self, prompt: Prompt) -> tuple[Message, ...]:
+        """The turns before it; a system turn belongs to the sampling."""
+        return tuple(turn for turn in self._sent[prompt.id].sent[:-1] if turn.role != "system")
 
 
 def stored(path: Path) -> Iterator[Trace]:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from pathlib import Path
 
-from demur.attack.base import derived
+from demur.attack.base import Attack, File, Setup, derived
 from demur.prompts.wrappers import fill, read_templates
 from demur.records import Prompt
 
 
-class TemplateAttack:
+class TemplateAttack(Attack):
     """Every question in every template."""
 
-    name = "template"
+    files = (File("file", "templates with {question}, one a line"),)
 
-    def __init__(self, *, data: Path) -> None:
-        """Read the templates.
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.templates = read_templates(setup.files["file"])
 
-        Raises:
-            UserError: there is none, or one has no place for the question.
-        """
-        self.templates = read_templates(data)
+    @classmethod
+    def variants(cls, setup: Setup, questions: int) -> int:
+        """One for each template."""
+        return questions * len(read_templates(setup.files["file"]))
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """Questions in order, templates within them; `attack` is `template:NAME`."""
         for prompt in prompts:
             for name, template in self.templates.items():
-                yield derived(prompt, fill(template, prompt.text), f"template:{name}")
+                yield derived(prompt, fill(template, prompt.text), f"{self.name}:{name}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from demur.attack import NEEDS, needs
+from demur.attack import parse
 from demur.attack.replay import stored
 from demur.cli import common
 from demur.cli.runner import run_study
@@ -63,15 +63,20 @@ def attack(
 
       demur attack pap --bench advbench --data-dir data --target ./model
 
-      demur attack pair --data goals.csv --target URL --attacker URL --set bench.0.attack.pair.streams=20
+      demur attack pair --data goals.csv --target URL --attacker URL --set bench.0.attack.streams=20
 
       demur attack replay runs/attack --target ./other-model
     """
-    use: dict[str, Any] = {"name": bench, "attack": {"name": kind, "file": file}, "limit": limit, "samples": samples}
+    use: dict[str, Any] = {
+        "name": bench,
+        "attack": {"name": kind} | ({"file": file} if file else {}),
+        "limit": limit,
+        "samples": samples,
+    }
     use["sampling"] = {"seed": seed} if seed else {}
     plain = _plain(kind, use, run=run, data=data, data_dir=data_dir)
     plain |= {"base": target, "roles": _roles(use, attacker=attacker, judge=judge, attack_judge=attack_judge)}
-    _check_needs(kind, plain["roles"])
+    _check_needs(use["attack"], plain["roles"], data_dir)
     study = studies.make(common.apply_sets(plain, sets), where="demur attack")
     run_study(study, out=out or Path("runs/attack"), journal=journal, json=json)
 
@@ -106,11 +111,10 @@ def _roles(use: dict[str, Any], *, attacker: str | None, judge: str | None, atta
     return roles | ({"attack_judge": scorer} if scorer else {})
 
 
-def _check_needs(kind: str, roles: dict[str, Any]) -> None:
+def _check_needs(attack: dict[str, Any], roles: dict[str, Any], data_dir: Path | None) -> None:
     """What an attack cannot do without, before anything is opened."""
-    for need, role in (("attacker", "attacker"), ("judge", "attack_judge")):
-        if need in needs(kind) and role not in roles:
-            raise UserError(f"attack '{kind}' needs {NEEDS[need]}")
+    if lacks := parse(attack).missing(roles, data_dir):
+        raise UserError("\n".join(lacks))
 
 
 def _as_then(run: Path | None) -> dict[str, Any]:

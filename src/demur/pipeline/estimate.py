@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from demur import attack as attacks
 from demur import bench as benches
 from demur import judge as judges
 from demur.errors import UserError
@@ -149,16 +150,12 @@ def _evaluate_asks(node: Node, lacks: list[str]) -> list[Ask]:
         lacks.append(f"bench      {bench.name}: no local copy; give one of {', '.join(bench.files)} in --data-dir")
     count = min(count, use.limit or count)
     sampling = sampling_of(bench, use)
-    replies = count * sampling.n
+    files = {key.removeprefix("attack_"): Path(file) for key, file in node.files.items() if key.startswith("attack_")}
+    replies = attacks.variants(use.attack, count, files) * sampling.n
     asks = [Ask("target", replies, replies * size, replies * sampling.max_tokens)]
     if judges.requires_model(use.judge or bench.judge):
         asks.append(Ask("judge", replies, replies * (size + sampling.max_tokens), replies * 100))
-    if use.attack.name.startswith("pair"):
-        pair = use.attack.pair
-        tries = count * pair.streams * pair.iterations
-        asks.append(Ask("attacker", tries, tries * 2000, tries * pair.attacker_max_tokens))
-        asks.append(Ask("target", tries, tries * 300, tries * pair.target_max_tokens))
-        asks.append(Ask("attack_judge", tries, tries * pair.target_max_tokens, tries * pair.judge_max_tokens))
+    asks += [Ask(*ask) for ask in attacks.estimate(use.attack, count, size, files)]
     return asks
 
 

@@ -171,10 +171,8 @@ class Graph:
             files["data"] = str(path)
         elif bench.name in self.study.stand_in_data:
             files["stand_in"] = self.study.stand_in_data[bench.name]
-        attack_file = use.attack.local_file(_path(self.study.data_dir))
-        if attack_file is not None:
-            files["attack"] = str(attack_file)
-        settings |= self._roles("judge", "attacker", "attack_judge")
+        files |= {f"attack_{key}": str(path) for key, path in use.attack.files(_path(self.study.data_dir)).items()}
+        settings |= self._roles("judge", *use.attack.parts.values())
         label = f"{use.name.replace('@', '-')}-{use.attack.name}{f'-{use.part}' if use.part else ''}"
         return self.add(
             Node(

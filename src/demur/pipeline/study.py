@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from demur.attack.settings import AttackSettings
+from demur.attack import NO_ATTACK, AttackUse
 from demur.bench import get_bench
 from demur.distil.settings import DistilSettings, Keep
 from demur.errors import UserError, unknown
@@ -76,7 +76,7 @@ class BenchUse(BaseModel):
     model_config = STRICT
 
     name: str
-    attack: AttackSettings = AttackSettings()
+    attack: AttackUse = NO_ATTACK
     judge: str | None = None
     """Another judge than the protocol's."""
     part: Part | None = None
@@ -97,12 +97,8 @@ class BenchUse(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        """`xstest` and `{name: xstest, attack: pap}` are short for the long form."""
-        if isinstance(value, str):
-            value = {"name": value}
-        if isinstance(value, dict) and isinstance(value.get("attack"), str):
-            value = value | {"attack": {"name": value["attack"]}}
-        return value
+        """`xstest` is short for `{name: xstest}`."""
+        return {"name": value} if isinstance(value, str) else value
 
 
 class Comparison(BaseModel):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from demur import thinking
+from demur.attack import attack_class
 from demur.bench import get_bench
 from demur.bench.spec import Bench
 from demur.errors import UserError
@@ -33,8 +34,6 @@ from demur.testing.scripts import teacher
 ADDRESS = "DEMUR_STAND_IN"
 """The environment variable that holds the server's URL, which may differ from run to run."""
 ROWS, PROMPTS, TOKENS, THINKING = 12, 6, 48, 0
-PAIR = {"streams": 2, "iterations": 2, "target_max_tokens": TOKENS, "show_thinking": True, "stop_score": 1}
-"""A small search. What the random model says earns the lowest score, so that this has to count as success."""
 ROLES = ("teacher", "safety_filter", "judge", "attacker", "attack_judge", "detector")
 
 
@@ -117,10 +116,10 @@ def _arm(arm: dict[str, Any], study: Study, folder: Path) -> dict[str, Any]:
 
 
 def _bench(use: dict[str, Any]) -> dict[str, Any]:
-    """A benchmark of a few prompts and short replies. Whichever PAIR it is, it becomes a small one and is called so."""
+    """A benchmark of a few prompts and short replies. An attack becomes a small one, and is called so."""
     attack = use.get("attack", {})
-    if str(attack.get("name", "")).startswith("pair"):
-        attack = {"name": attack["name"].partition("@")[0], "pair": PAIR}
+    if attack:
+        attack = attack | attack_class(attack["name"]).smoke
     return use | {
         "limit": min(use.get("limit") or PROMPTS, PROMPTS),
         "sampling": use.get("sampling", {}) | {"max_tokens": TOKENS, "thinking_budget": THINKING},

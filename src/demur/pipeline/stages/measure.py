@@ -12,13 +12,14 @@ import msgspec
 from demur import attack as attacks
 from demur import bench as benches
 from demur import judge as judges
+from demur.attack.base import Attack
 from demur.attack.summary import results as attack_results
 from demur.bench.load import load_prompts, read_prompts
 from demur.bench.passk import results as reasoning_results
 from demur.bench.spec import Bench
 from demur.bench.summary import everything
 from demur.generate import Flow, ask_and_judge, in_order
-from demur.interfaces import Attack, Judge, Model
+from demur.interfaces import Judge, Model
 from demur.judge.base import require
 from demur.models.decoding import preset
 from demur.pipeline.run import Task
@@ -29,6 +30,8 @@ from demur.settings import validate
 from demur.storage.records_file import RecordFile
 from demur.storage.reply_cache import ReplyCache
 
+FILE = "attack_"
+"""How a stage's files that its attack reads are named, in front of their own key."""
 NOTHING = Estimate(value=None, low=None, high=None, n=0)
 
 
@@ -62,9 +65,8 @@ async def _evaluate(task: Task) -> None:
         )
     require(flow.verdicts, max_unscored=use.max_unscored, who=f"{bench.name}: the judge")
     # What an attacker could not write a prompt for is a failure like any other.
-    unwritten: Sequence[Failure] = getattr(attack, "failures", [])
-    flow.failures.extend(unwritten)
-    asked = [prompt.id for prompt in (*attacked, *(failure.prompt for failure in unwritten))]
+    flow.failures.extend(attack.failures)
+    asked = [prompt.id for prompt in (*attacked, *(failure.prompt for failure in attack.failures))]
     blank = Result(
         arm=settings["arm"],
         bench=bench.name,
@@ -74,11 +76,11 @@ async def _evaluate(task: Task) -> None:
         judge=judge.name,
         part=judge.part,
     )
-    more = attack_results(attack, flow.traces, flow.verdicts, blank=blank, stop_score=use.attack.pair.stop_score)
+    more = attack_results(attack, flow.traces, flow.verdicts, blank=blank)
     if bench.judge in ("maths", "code"):
         more += reasoning_results(bench, flow.traces, flow.verdicts, flow.failures, blank=blank)
-    if attempts := getattr(attack, "attempts", []):
-        task.draft.write("attempts", attempts)
+    for name, records in attack.records.items():
+        task.draft.write(name, records)
     _write(task, bench, asked, flow, more=more)
 
 
@@ -148,12 +150,12 @@ async def _judge(task: Task, bench: Bench, use: BenchUse, journal: ReplyCache, s
 
 async def _attack(task: Task, use: BenchUse, model: Model, journal: ReplyCache, stack: AsyncExitStack) -> Attack:
     """The attack of an evaluation, with the models that it needs."""
+    models = {part: await role(task, name, journal, stack) for part, name in use.attack.parts.items()}
     return attacks.open_attack(
         use.attack,
+        files={key[len(FILE) :]: path for key, path in task.files.items() if key.startswith(FILE)},
         target=model,
-        attacker=await role(task, "attacker", journal, stack),
-        judge=await role(task, "attack_judge", journal, stack),
-        data=task.files.get("attack"),
+        models={part: found for part, found in models.items() if found is not None},
         progress=task.progress,
     )
 
