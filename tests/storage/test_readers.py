@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demur.errors import UserError
-from demur.storage.readers import rows
+from demur.storage.readers import Row, inert, rows
 
 cell = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00"), max_size=20)
 
@@ -57,7 +59,12 @@ def test_a_bad_row_is_an_error_with_file_and_line_or_told_and_left_out(tmp_path:
         ("a.csv", "a,b\n1\n", "a.csv:2: 1 cells under 2 columns"),
         ("a.csv", 'a,b\n"1,2\n', "from here on"),
         ("a.json", "{", "not JSON"),
-        ("a.json", "7", "expected a list"),
+        ("a.json", "7", "a row is an object"),
+        ("a.json", "[" * 100_000, "not"),
+        ("a.jsonl.gz", "{}", "not readable"),
+        ("a.jsonl.zst", "{}", "not readable"),
+        ("a.csv", "\0a,b\n1,2\n", "not readable"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1} {"a": 2}', "several values in a line"),
         ("a.xml", "<a/>", "cannot tell"),
         ("a.parquet", "no", "not readable as Parquet"),
     ],
@@ -72,6 +79,77 @@ def test_a_cut_emoji_does_not_break_what_follows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": "so \\ud83d", "b": "\\ud83d\\ude00"}\n')
     ((_, row),) = rows(tmp_path / "a.jsonl")
     assert row == {"a": "so ?", "b": "\U0001f600"}
+
+
+ROWS = [{"prompt": "Wie schärfe ich ein Messer?", "b": "1"}, {"prompt": "zwei\nZeilen \u2028 \U0001f600", "b": ""}]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in ROWS)
+TABLE = 'prompt,b\r\nWie schärfe ich ein Messer?,1\r\n"zwei\nZeilen \u2028 \U0001f600",\r\n'
+PACK: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("pack", PACK)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", LINES),
+        ("a.json", LINES),
+        ("a.json", json.dumps(ROWS, ensure_ascii=False)),
+        ("a.json", json.dumps(ROWS, ensure_ascii=False, indent=1)),
+        ("a.jsonl", json.dumps(ROWS, ensure_ascii=False)),
+        ("a.jsonl", "\n".join(json.dumps(row, ensure_ascii=False, indent=1) for row in ROWS)),
+        ("a.json", json.dumps({"version": 1, "data": ROWS}, ensure_ascii=False)),
+        ("a.csv", TABLE),
+        ("a.csv", TABLE.replace(",", ";")),
+        ("a.tsv", TABLE.replace(",", "\t")),
+    ],
+)
+def test_however_a_table_was_saved_its_rows_are_the_same(
+    tmp_path: Path, name: str, text: str, pack: str, encoding: str
+) -> None:
+    path = tmp_path / (name + pack)
+    path.write_bytes(PACK[pack](text.encode(encoding)))
+    assert [row for _, row in rows(path)] == ROWS
+
+
+def test_packed_by_zstandard(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(LINES.encode("utf-16")))
+    assert [row for _, row in rows(tmp_path / "a.jsonl.zst")] == ROWS
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_only_the_rows_that_are_not_utf8_are_lost(tmp_path: Path, name: str) -> None:
+    lines = {"a.jsonl": ['{"prompt": "ä"}', '{"prompt": "b"}'], "a.csv": ["prompt", "ä", "b"], "a.txt": ["ä", "b"]}[
+        name
+    ]
+    (tmp_path / name).write_bytes("\n".join(lines).encode("latin-1"))
+    told: list[tuple[int, str]] = []
+    found = list(rows(tmp_path / name, bad=lambda number, reason: told.append((number, reason))))
+    assert [row for _, row in found] == [{"prompt": "b"}]
+    assert told == [(len(lines) - 1, "not UTF-8: the byte 0xe4; save the file as UTF-8.")] or "0xe4" in told[0][1]
+
+
+def test_a_packed_file_that_is_cut_gives_what_it_holds_and_then_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((LINES * 5000).encode())[:-20])
+    found: list[tuple[int, Row]] = []
+    with pytest.raises(UserError, match="not readable"):
+        found.extend(rows(tmp_path / "a.jsonl.gz"))
+
+
+def test_no_line_is_read_without_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("demur.storage.readers.LONGEST", 1 << 10)
+    bomb = gzip.compress(b'{"prompt": "' + b"a" * (1 << 20))
+    for name in ("a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.txt.gz"):
+        (tmp_path / name).write_bytes(bomb)
+        with pytest.raises(UserError, match="a line of more than 1,024"):
+            list(rows(tmp_path / name))
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\ufeff=1", "\uff1d1", " =1", "\r1", "|calc"])
+def test_formulas_are_disarmed_and_nothing_else_is(text: str) -> None:
+    assert inert(text) == f"'{text}"
+    assert (inert("a=1"), inert(""), inert(-1), inert(None)) == ("a=1", "", -1, None)
 
 
 def test_no_such_file_and_a_folder(tmp_path: Path) -> None:

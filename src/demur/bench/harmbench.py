@@ -59,7 +59,7 @@ HARMBENCH = replace(
     count=200,
     files=("harmbench200.txt", "harmbench.csv", "harmbench_behaviors_text_all.csv", "harmbench_standard.jsonl"),
     columns=STANDARD,
-    hub="walledai/HarmBench:standard:train",
+    hub="walledai/HarmBench:standard/train-*.parquet",
     licence="MIT",
     paper="arXiv 2402.04249",
     attacks=("none", "pap", "pair", "template"),
@@ -72,6 +72,6 @@ HARMBENCH_CONTEXTUAL = replace(
     count=100,
     files=("harmbench_contextual.jsonl", "harmbench_contextual.csv", "harmbench_behaviors_text_all.csv"),
     columns=CONTEXTUAL,
-    hub="walledai/HarmBench:contextual:train",
+    hub="walledai/HarmBench:contextual/train-*.parquet",
     about="100 behaviours that come with a passage of context",
 )

@@ -52,7 +52,7 @@ def _half(path: Path, named: str) -> list[Prompt]:
 
 def _which(row: Row, named: str) -> Intent | None:
     said = str(row.get("split") or row.get("_split") or row.get("type") or named).strip().lower()
-    return "harmful" if said == "harmful" else "benign" if said == "benign" else None
+    return "harmful" if said.startswith("harmful") else "benign" if said.startswith("benign") else None
 
 
 JAILBREAKBENCH = replace(
@@ -63,7 +63,8 @@ JAILBREAKBENCH = replace(
     metrics=(*HARM, *OVER),
     files=("jailbreakbench.jsonl", "jailbreakbench.csv", "jbb-behaviors"),
     columns=COLUMNS,
-    hub="JailbreakBench/JBB-Behaviors:behaviors:harmful,JailbreakBench/JBB-Behaviors:behaviors:benign",
+    hub="JailbreakBench/JBB-Behaviors@886acc352a31533ffbcf4ef22c744658688086fc:data/harmful-behaviors.csv,"
+    "JailbreakBench/JBB-Behaviors@886acc352a31533ffbcf4ef22c744658688086fc:data/benign-behaviors.csv",
     licence="MIT",
     paper="arXiv 2404.01318",
     attacks=("none", "pair", "template", "prefill"),

@@ -73,8 +73,10 @@ def find(bench: Bench, *, data: Path | None = None, data_dir: Path | None = None
     told = f"{bench.name}: no local copy: looked for {' or '.join(bench.files) or 'none'}{where or ' (no --data-dir given)'}"
     if not bench.hub:
         raise UserError(f"{told}. Give the file with --data, or its folder with --data-dir.")
-    wait = f"Give the file with --data, or its folder with --data-dir (hub: {bench.hub})."
-    return hub.fetch(bench.hub, revision=bench.revision, told=told, wait=wait)
+    try:
+        return hub.located(None, hub=bench.hub) or hub.fetch(bench.hub)
+    except UserError as error:
+        raise UserError(f"{told}; {error} Give the file with --data, or its folder with --data-dir.") from None
 
 
 def faults(bench: Bench, prompts: Sequence[Prompt]) -> list[str]:

@@ -19,7 +19,7 @@ ORBENCH_HARD = replace(
     metrics=OVER,
     files=("or-bench-hard-1k.csv", "orbench_hard.csv", "or-bench-hard-1k.jsonl"),
     columns=COLUMNS,
-    hub="bench-llm/or-bench:or-bench-hard-1k:train",
+    hub="bench-llm/or-bench:or-bench-hard-1k.csv",
     licence="CC-BY-4.0",
     paper="arXiv 2405.20947",
     about="about 1.3 k harmless prompts that many models refuse",
@@ -31,6 +31,6 @@ ORBENCH_TOXIC = replace(
     count=655,
     metrics=HARM,
     files=("or-bench-toxic.csv", "orbench_toxic.csv", "or-bench-toxic.jsonl"),
-    hub="bench-llm/or-bench:or-bench-toxic:train",
+    hub="bench-llm/or-bench:or-bench-toxic.csv",
     about="655 toxic prompts, the other axis of OR-Bench",
 )

@@ -37,8 +37,7 @@ class Bench(Record, frozen=True, kw_only=True):
     """Names under which a local copy is found in `--data-dir`."""
     columns: tuple[str, ...] = ()
     hub: str = ""
-    """Hugging Face id, with configuration and split: `owner/name:config:split`."""
-    revision: str = ""
+    """The file on the Hugging Face hub: `owner/name@REVISION:FILE` (`storage.hub`)."""
     sha256: str = ""
     licence: str = ""
     paper: str = ""

@@ -25,7 +25,7 @@ class ShareSettings(BaseModel):
     file: Path | None = None
     """File, stage or run that the examples or traces are read from."""
     hub: str = ""
-    """Where the rows are found when the file is not there: `owner/name:config:split` of the Hugging Face hub."""
+    """Where the rows are found when the file is not there: `owner/name@REVISION:FILE` of the Hugging Face hub."""
     pool: str = ""
     """Name of the pool it draws from, in a study; the share's own name when left out."""
     form: str | None = None

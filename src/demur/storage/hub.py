@@ -1,48 +1,130 @@
-"""Tables from the Hugging Face hub, kept as JSON Lines beside the hub's own cache, so that a local copy is all that is read."""
+"""Files of data sets on the Hugging Face hub, by name: `owner/name@REVISION:FILE`, with `*` in FILE where there are several."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 from demur.errors import UserError
-from demur.storage.artifacts import atomic_write
+from demur.records import digest, encode
+from demur.registry import missing
+from demur.storage.artifacts import cache_folder
+from demur.storage.readers import READERS, ending, rows
+
+SPEC = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?:(?P<file>[^:]+)")
+SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 
-def fetch(spec: str, *, revision: str = "", told: str, wait: str) -> Path:
-    """The rows of `owner/name:config:split` (several with commas) as a local JSON Lines file.
+class Wanted(NamedTuple):
+    """One part of a specification."""
 
-    Args:
-        spec: which table; config and split may be left out.
-        revision: branch, tag or commit.
-        told: what was looked for locally, the start of every error.
-        wait: what to do instead, the end of every error.
+    repo: str
+    revision: str | None
+    file: str
+
+
+def parse(spec: str) -> list[Wanted]:
+    """The files that a specification names, several parted by commas.
 
     Raises:
-        UserError: `datasets` is not installed, or the hub cannot be reached or wants a login.
+        UserError: it names no file of a data set.
     """
-    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "demur"
-    path = cache / f"{re.sub(r'[^A-Za-z0-9.]+', '-', spec)}-{revision or 'main'}.jsonl"
-    if path.exists():
-        return path
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise UserError(
-            f"{told}, and the hub needs the module 'datasets': pip install 'demur[inspect]'. {wait}"
-        ) from None
-    rows: list[str] = []
-    for entry in spec.split(","):
-        name, config, split = [*entry.split(":"), "", ""][:3]
-        try:
-            table = datasets.load_dataset(name, config or None, split=split or "train", revision=revision or None)
-        except Exception as error:  # whatever the hub's client raises: offline, gated, gone
+    found = []
+    for part in spec.split(","):
+        match = SPEC.fullmatch(part.strip())
+        if match is None or ending(Path(match["file"])) not in READERS:
             raise UserError(
-                f"{told}, and the hub did not give {name}: {type(error).__name__}: {error}. {wait}"
-            ) from None
-        rows += [json.dumps(dict(row) | {"_split": split}, ensure_ascii=False, default=str) for row in table]
-    cache.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, "\n".join(rows) + "\n")
+                f"hub: '{part.strip()}' names no file. Write owner/name:FILE or owner/name@REVISION:FILE, FILE as it is called "
+                f"there (* stands for anything), ending in {', '.join(READERS)}."
+            )
+        found.append(Wanted(match["repo"], match["revision"], match["file"]))
+    return found
+
+
+def located(file: Path | None, *, data_dir: Path | None = None, hub: str = "") -> Path | None:
+    """Where a file is, without fetching it: at its path, in the data folder, or in the hub's cache. `None`: `fetch` gets it.
+
+    Raises:
+        UserError: it is nowhere; the message says where it was looked for.
+    """
+    for path in (file, data_dir / file if file and data_dir else None):
+        if path is not None and path.exists():
+            return path
+    said = f"{file}: no such file{f', nor in {data_dir}' if data_dir else ''}" if file else "no local copy"
+    if not hub:
+        raise UserError(f"{said}.")
+    wanted = parse(hub)
+    cached = [_files(one, local=True) for one in wanted]
+    if all(cached):
+        return _joined(hub, [path for paths in cached for path in paths])
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{said}; {hub} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
+    for repo, revision, name in wanted:
+        try:
+            there = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
+        except Exception as error:  # whatever the hub's client raises: offline, gated, gone
+            raise UserError(f"{said}; the hub does not give {repo}: {type(error).__name__}: {error}") from None
+        if not _matching(there, name):
+            tables = [path for path in there if ending(Path(path)) in READERS]
+            raise UserError(f"{said}; {repo} has no {name}. It has: {', '.join(tables[:20]) or 'no tables'}.")
+    return None
+
+
+def fetch(spec: str) -> Path:
+    """The local copy of the files of a specification; several become one.
+
+    Raises:
+        UserError: the hub has no such file, cannot be reached, or wants a login.
+    """
+    found = []
+    for one in parse(spec):
+        files = _files(one, local=True) or _files(one, local=False)
+        if not files:
+            raise UserError(f"the hub gave no {one.file} of {one.repo}.")
+        found += files
+    return _joined(spec, found)
+
+
+def _files(wanted: Wanted, *, local: bool) -> list[Path]:
+    """The files in the hub's cache, fetched first unless `local`; none where some of them are missing."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError as error:
+        raise missing(error, "a file of the hub") from error
+    repo, revision, name = wanted
+    try:
+        folder = snapshot_download(
+            repo, repo_type="dataset", revision=revision, allow_patterns=[name], local_files_only=local
+        )
+    except Exception as error:  # whatever the hub's client raises: offline, gated, gone
+        if local:
+            return []
+        raise UserError(f"the hub did not give {repo}: {type(error).__name__}: {error}") from None
+    names = (path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+    files = _matching(names, name)
+    shards = {int(shard[1]) for shard in map(SHARD.search, files) if shard and "*" in name}
+    return [Path(folder) / file for file in files] if not shards or shards == {len(files)} else []
+
+
+def _matching(names: Iterable[str], pattern: str) -> list[str]:
+    return sorted(name for name in names if fnmatchcase(name, pattern))
+
+
+def _joined(spec: str, files: list[Path]) -> Path:
+    """One file of JSON Lines for several, each row with the name of its own file as `_split`."""
+    if len(files) == 1:
+        return files[0]
+    path = cache_folder() / "hub" / f"{digest([spec, [str(file) for file in files]])}.jsonl"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as out:
+            for file in files:
+                out.writelines(encode(row | {"_split": file.name.split(".")[0]}) + b"\n" for _, row in rows(file))
+        temporary.replace(path)
     return path

@@ -100,8 +100,7 @@ def _source(task: Task, share: str, options: ShareSettings) -> Path | Artifact:
         return task.inputs[share]
     if share in task.files:
         return task.files[share]
-    told = f"{options.file}: no local copy" if options.file else f"{options.hub}: no local copy"
-    return hub.fetch(options.hub, told=told, wait="Give the file, or its folder with --data-dir.")
+    return hub.located(options.file, hub=options.hub) or hub.fetch(options.hub)
 
 
 def _chosen(task: Task, share: str) -> set[str] | None:

@@ -1,0 +1,93 @@
+"""Files of the hub by name, from a cache of our own; the hub itself is never asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from demur.bench import BENCHES, get_bench
+from demur.errors import UserError
+from demur.storage import hub
+from demur.storage.readers import rows
+
+pytest.importorskip("huggingface_hub")
+COMMIT = "a" * 40
+
+
+@pytest.fixture
+def cached(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of one data set, as huggingface_hub keeps it."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "datasets--me--set"
+    snapshot = folder / "snapshots" / COMMIT
+    (snapshot / "data").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    for name in ("one", "other"):
+        (snapshot / "data" / f"{name}.jsonl").write_text(json.dumps({"prompt": name}) + "\n")
+    (snapshot / "sft_train_No CoT.json").write_text('[{"prompt": "q"}]')
+    for i in range(2):
+        (snapshot / "data" / f"train-0000{i}-of-00003.jsonl").write_text("{}")
+    return snapshot
+
+
+def test_a_file_is_found_by_its_name_with_or_without_a_revision(cached: Path) -> None:
+    for spec in ("me/set:data/one.jsonl", f"me/set@{COMMIT}:data/one.jsonl", "me/set:*one.jsonl"):
+        assert hub.located(None, hub=spec) == hub.fetch(spec) == cached / "data" / "one.jsonl"
+    assert hub.fetch("me/set:*No CoT.json") == cached / "sft_train_No CoT.json"
+
+
+def test_several_files_become_one_that_keeps_their_order_and_names(cached: Path) -> None:
+    path = hub.fetch("me/set:data/other.jsonl,me/set:data/one.jsonl")
+    assert [row for _, row in rows(path)] == [
+        {"prompt": "other", "_split": "other"},
+        {"prompt": "one", "_split": "one"},
+    ]
+    assert hub.located(None, hub="me/set:data/other.jsonl,me/set:data/one.jsonl") == path
+
+
+def test_what_is_missing_is_said_before_anything_is_fetched(cached: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here.jsonl"
+    here.write_text("{}")
+    assert hub.located(here, hub="me/set:none.jsonl") == here
+    assert hub.located(Path("here.jsonl"), data_dir=tmp_path) == here
+    for file, spec, words in (
+        (Path("no.jsonl"), "", r"no\.jsonl: no such file, nor in"),
+        (None, "me/set:none.jsonl", "not in the hub's cache"),
+        (None, "me/other:one.jsonl", "not in the hub's cache"),
+        (None, "me/set@v2:data/one.jsonl", "not in the hub's cache"),
+        (None, "me/set:data/train-*.jsonl", "not in the hub's cache"),  # two shards of three
+    ):
+        with pytest.raises(UserError, match=words):
+            hub.located(file, data_dir=tmp_path, hub=spec)
+    with pytest.raises(UserError, match="gave no none.jsonl"):
+        hub.fetch("me/set:none.jsonl")
+
+
+def test_a_name_that_is_not_at_the_hub_is_told_with_those_that_are(
+    cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda *_, **__: ["a/x.json", "README.md"])
+    assert hub.located(None, hub="me/new:*.json") is None
+    with pytest.raises(UserError, match=r"has no y\.json\. It has: a/x\.json\."):
+        hub.located(None, hub="me/new:y.json")
+
+
+@pytest.mark.parametrize("spec", ["me/set", "set:a.json", "me/set:default:train", "me/set::No CoT", "me/set:train", ""])
+def test_a_specification_that_names_no_file_is_an_error(spec: str) -> None:
+    with pytest.raises(UserError, match="names no file"):
+        hub.parse(spec)
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_the_benchmarks_name_files(name: str) -> None:
+    spec = get_bench(name).hub
+    assert not spec or hub.parse(spec)
