@@ -65,7 +65,7 @@ def test_what_is_missing_is_said_before_anything_is_fetched(cached: Path, tmp_pa
     ):
         with pytest.raises(UserError, match=words):
             hub.located(file, data_dir=tmp_path, hub=spec)
-    with pytest.raises(UserError, match="gave no none.jsonl"):
+    with pytest.raises(UserError, match="the hub gave no none"):
         hub.fetch("me/set:none.jsonl")
 
 
