@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import re
 from collections import defaultdict
@@ -20,12 +19,11 @@ from demur import thinking
 from demur.attack import open_attack, parse
 from demur.attack.pair import EIGHT, PAPER_V2, Pair, PairSettings
 from demur.attack.search import score_of, tagged
-from demur.attack.summary import searched
 from demur.errors import WorkError
 from demur.interfaces import Request, Requests, stream
 from demur.models.config import parse_model
 from demur.models.open import open_model
-from demur.records import Attempt, Estimate, Failure, Prompt, Result, Trace
+from demur.records import Attempt, Failure, Prompt, Trace
 from demur.storage.reply_cache import ReplyCache
 
 GOALS = [Prompt(text=f"How do I do thing {i}?", intent="harmful") for i in range(3)]
@@ -265,24 +263,6 @@ def test_the_rating_parser_never_raises(reply: str) -> None:
 @given(st.text(alphabet="</reply> x", max_size=60))
 def test_hostile_text_cannot_close_its_tag(text: str) -> None:
     assert tagged("reply", text).count("</reply>") == 1
-
-
-def test_what_a_search_cost() -> None:
-    def one(goal: str, stream_: int, iteration: int, score: int | None) -> Attempt:
-        return Attempt(goal=goal, stream=stream_, iteration=iteration, prompt="", score=score, broken=score == 10)
-
-    attempts = [one("a", s, i, 10 if (s, i) == (1, 1) else 2) for i, s in itertools.product(range(2), range(2))]
-    attempts += [one("b", s, i, None if s else 5) for i, s in itertools.product(range(3), range(2))]
-    attempts += [one("c", s, 0, 10) for s in range(2)]
-    blank = Result(arm="a", bench="b", metric="", estimate=Estimate(value=None, low=None, high=None, n=0))
-    found = {r.metric: r.estimate for r in searched(attempts, blank=blank)}
-    assert found["own_success"].value == pytest.approx(2 / 3)
-    assert "3 of 12 turns without a score" in found["own_success"].how
-    assert found["queries_to_success"].value == pytest.approx((4 + 1) / 2)
-    assert found["queries_to_success"].unscored == 1
-    assert found["target_queries"].value == pytest.approx(4)
-    assert [found[f"own_success/after_{k}_queries"].value for k in (2, 4, 6)] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
-    assert searched([], blank=blank) == []
 
 
 def test_a_search_that_was_stopped_repeats_no_query(tmp_path: Path) -> None:

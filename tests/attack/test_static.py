@@ -12,18 +12,15 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 from tests.made import Speaker, attacked
 
 from demur import thinking
 from demur.attack import ATTACKS, attack_class, open_attack, parse, requests
 from demur.attack.base import Attack, named_text, read_texts
 from demur.attack.hijack import NAMES, puzzle
-from demur.attack.summary import best_of_k, techniques
-from demur.bench.passk import pass_at_k
 from demur.errors import UserError, WorkError
 from demur.models.decoding import PRESETS, preset
-from demur.records import Estimate, Message, Prompt, Result, Sampling, write_jsonl
+from demur.records import Message, Prompt, Sampling, write_jsonl
 
 QUESTIONS = [Prompt(text=f"How do I do thing {i}?", intent="harmful", category="things") for i in range(4)]
 
@@ -296,26 +293,3 @@ def test_decoding_presets_are_parsed_as_meant() -> None:
     assert preset("zero", Sampling(temperature=0.1)) == Sampling(temperature=0.1, prefill=PRESETS["zero"])
     with pytest.raises(UserError, match="zero"):
         preset("zeor", Sampling())
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=8), st.integers(1, 8))
-def test_best_of_k_is_pass_at_k(outcomes: list[bool], k: int) -> None:
-    found = best_of_k(outcomes, k)
-    if k > len(outcomes):
-        assert found is None
-    else:
-        assert found == pass_at_k(len(outcomes), sum(outcomes), k)
-
-
-def test_techniques_and_best_of_k(tmp_path: Path) -> None:
-    blank = Result(arm="a", bench="b", metric="", estimate=Estimate(value=None, low=None, high=None, n=0))
-    prompts = run(open_attack("pap", files={"file": rewrites(tmp_path / "pap.jsonl", "framing", "favor")}))
-    traces = [thinking.traced(p, "x", model="m") for p in prompts]
-    labels = {t.id: "unsafe" if "framing" in t.prompt.attack else "safe" for t in traces}
-    found = {r.metric: r.estimate.value for r in techniques(traces, labels, blank=blank)}
-    assert found == {
-        "attack_success/framing": 1.0,
-        "attack_success/favor": 0.0,
-        "attack_success/best_of_2": 1.0,
-    }
-    assert techniques([replace(t, prompt=QUESTIONS[0]) for t in traces], {}, blank=blank) == []

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from demur.cli.attack import app
 from demur.errors import UserError
-from demur.records import Attempt, Result, Trace, read_jsonl, write_jsonl
+from demur.records import Attempt, Trace, read_jsonl, write_jsonl
+from demur.report import build
 
 SCRIPT = "script:stand_in"
 
@@ -36,7 +37,7 @@ def test_pair_then_replay(questions: Path, tmp_path: Path) -> None:
     run("pair", "--data", str(questions), *models, "--limit", "3", "--seed", "5", "--out", str(first))
     attempts = list(read_jsonl(stage(first) / "attempts.jsonl", Attempt))
     assert len({attempt.goal for attempt in attempts}) == 3
-    results = {result.metric: result for result in read_jsonl(stage(first) / "results.jsonl", Result)}
+    results = {result.metric: result for result in build(first).results}
     assert {"attack_success", "own_success", "queries_to_success", "target_queries"} <= set(results)
     assert results["own_success"].judge != results["attack_success"].judge
     run("replay", str(first), "--target", "script:target", "--out", str(second))

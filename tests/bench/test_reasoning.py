@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import json
-import math
 import pickle
 import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tests.made import ASSETS
 
 from demur.bench import get_bench, livecodebench
 from demur.bench.load import load_prompts
-from demur.bench.passk import economy, estimate, pass_at_k
-from demur.errors import UserError, WorkError
-from demur.records import Estimate, Prompt, Result, Sampling
-from demur.thinking import traced
+from demur.errors import UserError
+from demur.records import Sampling
 
 ASSET = ASSETS / "livecodebench_tiny.jsonl"
 
@@ -82,64 +76,3 @@ def test_every_protocol_of_a_packed_text_is_read(protocol: int, text: str) -> No
 def test_damaged_tests_are_an_error(packed: str) -> None:
     with pytest.raises(UserError, match="private tests"):
         livecodebench.private_tests(packed, "here")
-
-
-def test_pass_at_k_is_the_share_of_draws_with_a_right_one() -> None:
-    for n in range(1, 13):
-        for correct, k in itertools.product(range(n + 1), range(1, n + 1)):
-            draws = list(itertools.combinations([True] * correct + [False] * (n - correct), k)) if n <= 8 else None
-            product = 1.0 if n - correct < k else 1 - math.prod(1 - k / i for i in range(n - correct + 1, n + 1))
-            assert pass_at_k(n, correct, k) == pytest.approx(product)
-            if draws is not None:
-                assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
-
-
-@pytest.mark.parametrize("k", [0, 5])
-def test_more_than_there_are_is_refused(k: int) -> None:
-    with pytest.raises(UserError, match="--samples"):
-        pass_at_k(4, 2, k)
-
-
-def graded(*counts: int, n: int = 4) -> list[tuple[str, bool | None]]:
-    return [(f"p{i}", j < c) for i, c in enumerate(counts) for j in range(n)]
-
-
-def test_estimates_are_over_problems() -> None:
-    found = estimate(graded(4, 0, 2, 2), asked=4, k=1)
-    assert found.value == pytest.approx(0.5)
-    assert found.n == 4
-    assert found.low is not None
-    assert found.low < 0.3
-    assert estimate(graded(4, 0, 1, 1), asked=4, k=4).value == pytest.approx(0.75)
-
-
-def test_fewer_samples_than_asked_is_an_error() -> None:
-    with pytest.raises(WorkError, match="3 samples and 4"):
-        estimate(graded(4, 0, 2, 2)[:-1], asked=4, k=1)
-
-
-def test_a_lost_or_undecided_sample_leaves_its_problem_unscored() -> None:
-    lost = estimate(graded(4, 0, 2, 2)[:-1], asked=4, k=1, failed=["p3"])
-    undecided = estimate([*graded(4, 0, 2, 2)[:-1], ("p3", None)], asked=4, k=1)
-    assert lost == undecided
-    assert (lost.n, lost.unscored) == (3, 1)
-
-
-@given(st.lists(st.integers(0, 4), min_size=2, max_size=30))
-def test_pass_at_1_is_the_mean(counts: list[int]) -> None:
-    found = estimate(graded(*counts), asked=4, k=1)
-    assert found.value == pytest.approx(sum(counts) / (4 * len(counts)))
-
-
-def test_economy_is_a_ratio_of_sums() -> None:
-    blank = Result(arm="a", bench="b", metric="", estimate=Estimate(value=None, low=None, high=None, n=0))
-    traces = []
-    for i, (tokens, thought) in enumerate([(100, 80), (300, 250), (200, 150), (400, 300)]):
-        prompt = Prompt(text=f"question {i}", intent="maths", gold="1")
-        traces.append(traced(prompt, "x", model="m", tokens_out=tokens, tokens_thinking=thought))
-    right: dict[str, bool | None] = {t.id: i < 2 for i, t in enumerate(traces)}
-    found = {result.metric: result.estimate for result in economy(traces, right, blank)}
-    assert found["tokens_per_correct"].value == pytest.approx(1000 / 2)
-    assert found["answer_tokens"].value == pytest.approx((20 + 50 + 50 + 100) / 4)
-    nothing = {result.metric: result.estimate for result in economy(traces, dict.fromkeys(right, False), blank)}
-    assert nothing["tokens_per_correct"].value is None

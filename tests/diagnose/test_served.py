@@ -79,7 +79,7 @@ def test_faults_on_the_way_change_nothing(prompts: Path, tmp_path: Path) -> None
     assert calm[0]["funnel"]["asked"] == 24
     assert 0 < calm[0]["funnel"]["kept"] < 24
     assert calm[1]["rates"] == rough[1]["rates"]
-    table = {(rate["what"], rate["when"]): rate["estimate"] for rate in calm[1]["rates"]}
-    assert table["harmful_additions", "before"]["value"] > 0
-    assert table["any", "before"]["n"] + table["any", "before"].get("unscored", 0) == 24
-    assert table["any", "before"].get("unscored", 0) < 4
+    table = {rate["pattern"]: rate["before"] for rate in calm[1]["rates"]}
+    assert table["harmful_additions"]["value"] > 0
+    assert table["any"]["n"] + table["any"].get("unscored", 0) == 24
+    assert table["any"].get("unscored", 0) < 4

@@ -12,7 +12,6 @@ from demur import thinking
 from demur.cli import diagnose as diagnose_verb
 from demur.cli import repair as repair_verb
 from demur.diagnose import exam
-from demur.diagnose.rates import PatternRate
 from demur.diagnose.rules import findings_of
 from demur.interfaces import Traces, quiet, stream
 from demur.pipeline.run import Node, Task
@@ -53,7 +52,7 @@ def imported(folder: Path, *, summary: dict[str, Any]) -> Artifact:
         return draft.publish(name="import", kind="import", version=1, settings={}, inputs={}, seconds=0)
 
 
-def test_the_stage_writes_findings_measures_and_rates_before_and_after(tmp_path: Path) -> None:
+def test_the_stage_writes_findings_and_measures(tmp_path: Path) -> None:
     kept = [trace.id for trace in traces()[:10]]
     made = imported(tmp_path / "import", summary={"kept": kept})
     with drafted(tmp_path / "diagnose") as (draft, _):
@@ -62,8 +61,6 @@ def test_the_stage_writes_findings_measures_and_rates_before_and_after(tmp_path:
     found = list(read_jsonl(draft.folder / "findings.jsonl", Finding))
     assert [f.trace for f in found] == [t.id for t in traces() for _ in PATTERNS]
     assert len((draft.folder / "measures.jsonl").read_text().splitlines()) == 40
-    rates = [PatternRate(**rate) for rate in draft.summary["rates"]]
-    assert {rate.when for rate in rates} == {"before", "after"}
     assert draft.summary["traces"] == 40
 
 
@@ -85,8 +82,8 @@ def test_the_verbs_diagnose_and_repair_a_file(tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     said = json.loads(told.stdout.splitlines()[-1])
     assert said["n"] == 6
-    weak = [rate for rate in said["rates"] if rate["what"] == "weak_vacillation"]
-    assert weak[0]["estimate"]["value"] == 0.5
+    weak = [rate for rate in said["rates"] if rate["pattern"] == "weak_vacillation"]
+    assert weak[0]["before"]["value"] == 0.5
     assert "| weak vacillation | 50.0 [" in (tmp_path / "d" / "summary.md").read_text()
     told = CliRunner().invoke(
         repair_verb.app, [str(file), "--set", "with=[trim,drop]", "--out", str(tmp_path / "r"), "--json"]

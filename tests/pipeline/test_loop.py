@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from demur.records import Result, Trace, read_jsonl
@@ -80,12 +81,7 @@ def test_every_cell_is_there_and_possible(finished: tuple[Path, Path]) -> None:
     _, out = finished
     results = json.loads((out / "results.json").read_text())
     assert results
-    cells = [
-        row
-        for artifact in artifacts(out)
-        if artifact.manifest.kind == "evaluate"
-        for row in artifact.read("results", Result)
-    ]
+    cells = msgspec.convert(results["results"], list[Result])
     seen = {(cell.arm, cell.bench, cell.attack) for cell in cells}
     benches = [("mini_harm", "none"), ("mini_harm", "mini-adaptive"), ("mini_arithmetic", "none")]
     assert {(arm, bench) for arm, bench, _ in seen} == {
@@ -104,11 +100,10 @@ def test_every_cell_is_there_and_possible(finished: tuple[Path, Path]) -> None:
 
 def test_the_raw_model_complies_and_calculates(finished: tuple[Path, Path]) -> None:
     _, out = finished
-    for artifact in artifacts(out):
-        if artifact.manifest.name == "evaluate-raw-s0-mini_harm-none":
-            [rate] = [r for r in artifact.read("results", Result) if r.metric == "attack_success"]
-            assert rate.estimate.value is not None
-            assert rate.estimate.value > 0.8
+    results = json.loads((out / "results.json").read_text())["results"]
+    wanted = {"arm": "raw", "bench": "mini_harm", "metric": "attack_success", "attack": "none"}
+    (rate,) = [r for r in results if wanted == {key: r.get(key, "none") for key in wanted}]
+    assert rate["estimate"]["value"] > 0.8
 
 
 def test_what_is_trained_is_the_bare_prompt_and_the_reply(finished: tuple[Path, Path]) -> None:

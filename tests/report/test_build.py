@@ -14,13 +14,13 @@ from tests.report.made import make_run, publish
 
 from demur import report, stats
 from demur.errors import UserError
-from demur.records import Part, Result, Verdict, encode
+from demur.records import Part, Verdict
 from demur.report import words
-from demur.report.cells import Cell, cells, difference
 from demur.report.compare import compare
-from demur.report.data import Claim
-from demur.report.read import Asked, Row, light, read
+from demur.report.metrics import Cell, cells
+from demur.report.read import Row, read
 from demur.report.tell import as_csv, heads, json_bytes, lines, markdown
+from demur.report.tests import PairedTest, difference
 
 
 def text_of(run: Path, width: int = 160) -> str:
@@ -129,17 +129,16 @@ def test_patterns_before_and_after_the_filter(run: Path) -> None:
 
 def test_verdicts_given_later_show_thinking_against_answer(tmp_path: Path) -> None:
     run = make_run(tmp_path / "crossed", prompts=20, seeds=(0,))
-    stage = next(
-        s for s in read(run).evaluations if (s.arm, s.bench, s.attack) == ("default", "mini_harm", "none")
-    ).stage
-    ids = [row.id for e in read(run).evaluations if e.stage.manifest.name == stage.manifest.name for row in e.rows]
+    asked = ("default", "mini_harm", "none")
+    evaluation = next(e for e in read(run).evaluations if (e.arm, e.bench, e.attack) == asked)
+    ids = [row.id for row in evaluation.rows]
     sides: tuple[tuple[Part, int], ...] = (("thinking", 5), ("answer", 0))
     verdicts = [
         Verdict(trace=name, judge="guard", query="question", part=part, label="unsafe" if number < few else "safe")
         for number, name in enumerate(ids)
         for part, few in sides
     ]  # fmt: skip
-    traces = list(light(stage, "traces", dict))
+    traces = list(evaluation.stage.read("traces", dict)) if evaluation.stage else []
     publish(run, "judge-guard", "judge", {"traces": traces, "verdicts": verdicts}, settings={"bench": "mini_harm"})
     built = report.build(run)
     cross = {(c.arm, c.thinking, c.answer): c for c in built.crossing if c.judge == "guard"}
@@ -189,7 +188,7 @@ def test_runs_side_by_side_keep_their_names(tmp_path: Path) -> None:
 
 def test_compare_one_seed_and_whole_arms(run: Path) -> None:
     claims = compare(f"{run}:default", f"{run}:improved")
-    by_attack = {claim.attack: claim for claim in claims if claim.metric == "attack_success"}
+    by_attack = {claim.attack[0]: claim for claim in claims if claim.metric == "attack_success"}
     assert by_attack["mini-seen"].winner == "improved"
     assert "improved is better by" in words.verdict(by_attack["mini-seen"])
     one = compare(f"{run}:default/0", f"{run}:default/1")
@@ -206,10 +205,10 @@ def test_mistakes_are_met_with_what_is_allowed(run: Path, a: str, message: str) 
         compare(a.format(run=run), f"{run}:raw")
 
 
-def claim_of(a: list[bool], b: list[bool], margin: float | None = None, better: stats.Better = "higher") -> Claim:
+def claim_of(a: list[bool], b: list[bool], margin: float | None = None, better: stats.Better = "higher") -> PairedTest:
     delta = stats.paired(a, b)
-    return Claim(
-        a="one", b="two", bench="x", attack="none", metric="accuracy", better=better, unit="share",
+    return PairedTest(
+        a="one", b="two", bench="x", attack=("none",), metric="accuracy", better=better, unit="share",
         estimate_a=stats.rate(a), estimate_b=stats.rate(b), difference=delta, p_holm=delta.p, margin=margin,
     )  # fmt: skip
 
@@ -240,19 +239,6 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         report.build(tmp_path)
 
 
-def test_what_only_a_stage_can_tell_is_kept(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", prompts=6, seeds=(0, 1))
-    told = Result(
-        arm="short", bench="mini_harm", attack="mini-seen", metric="queries", judge="mini", seed=1,
-        estimate=stats.mean([3.0, 5.0, 4.0]), unit="count",
-    )  # fmt: skip
-    path = next((run / "stages").glob("evaluate-short-s1-mini_harm-mini-seen-*/results.jsonl"))
-    path.write_bytes(encode(told) + b"\n")
-    built = report.build(run)
-    assert [r for r in built.listed if r.metric == "queries"] == [told]
-    assert "short/1" in report.write(run)["html"].read_text()
-
-
 def test_a_run_of_traces_alone_shows_its_patterns(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", prompts=30, seeds=(0,))
     for folder in (run / "stages").glob("evaluate-*"):
@@ -269,14 +255,9 @@ def _cell(attacks: list[str], values: list[bool]) -> Cell:
     """A cell of as many questions as values, each attacked in its own way."""
     cell = Cell()
     for place, (attack, value) in enumerate(zip(attacks, values, strict=True)):
-        question = Asked(
-            id=f"{attack} {place}",
-            intent="harmful",
-            cluster=f"question {place % 4}",
-            attack=attack,
-            parent=f"question {place % 4}",
-        )
-        cell.add(Row(prompt=question), value, ("", 0))
+        question = f"question {place % 4}"
+        row = Row(f"{attack} {place}", question, question, "harmful", attack=attack)
+        cell.add(row, value, ("", 0))
     return cell
 
 

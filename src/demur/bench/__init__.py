@@ -1,7 +1,7 @@
 """What is measured: one file a benchmark, listed here by name. `@paper-v1` and `@paper-v2` are the paper's protocols.
 
 A benchmark is prompts, sampling, judge, query and part, metrics and a version in one record (`spec.Bench`). Loading its
-prompts is `load.load_prompts`, making numbers of its verdicts is `summary.results`.
+prompts is `load.load_prompts`; numbers of its verdicts are made in `report.metrics`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from demur.cli import common
 from demur.report import words
 from demur.report.compare import compare as compared
 from demur.report.compare import table
-from demur.report.panels import plain
+from demur.report.data import plain
 
 app = common.app("Compare two arms by paired tests.")
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from demur.cli import common
 from demur.cli.runner import run_nodes
 from demur.diagnose import DETECTORS
-from demur.diagnose.rates import ROWS, PatternRate
 from demur.pipeline.run import Node
 from demur.pipeline.stages.patterns import shown
-from demur.records import Estimate
+from demur.report.patterns import PatternRate, measures, patterns
+from demur.report.read import read
 from demur.storage.artifacts import Artifact, is_published
 
 app = common.app("Find the failure patterns in traces.")
@@ -55,9 +54,11 @@ def diagnose(
     )
     summary = done["diagnose"].manifest.summary
     odd = done["import"].manifest.summary.get("odd", 0)
-    text = markdown(summary, title=f"Failure patterns in {file.name}", odd=odd)
-    plain = {"n": summary["traces"], "odd": odd, "out": str(where)} | summary
-    common.tell(where, text, results=summary, plain=plain, json=json)
+    text = markdown(where, title=f"Failure patterns in {file.name}", traces=summary["traces"], odd=odd)
+    run = read(where)
+    found = {"detector": summary["detector"], "rates": list(patterns(run)), "measures": measures(run)}
+    plain = {"n": summary["traces"], "odd": odd, "out": str(where)} | found
+    common.tell(where, text, results=found, plain=plain, json=json)
     common.console.print(f"findings with evidence: {done['diagnose'].folder / 'findings.jsonl'}")
 
 
@@ -74,31 +75,35 @@ def detector_settings(text: str) -> dict[str, Any]:
     return {"name": "llm", "detector": common.role(text)}
 
 
-def markdown(summary: dict[str, Any], *, title: str, odd: int = 0) -> str:
+def markdown(where: Path, *, title: str, traces: int, odd: int = 0) -> str:
     """The rates as a Markdown table: patterns and classes down, before and after the filter across."""
-    rates = [msgspec.convert(rate, PatternRate) for rate in summary["rates"]]
-    lines = [f"# {title}", "", f"{summary['traces']:,} traces, detector `{summary['detector']}`."]
+    run = read(where)
+    rates = list(patterns(run))
+    lines = [f"# {title}", "", f"{traces:,} traces, detector `{rates[0].detector if rates else 'none'}`."]
     if odd:
         lines[-1] += f" {odd:,} rows could not be read."
-    if summary["harmless"]:
-        lines[-1] += f" {summary['harmless']:,} of harmless prompts are not counted."
-    columns = list(dict.fromkeys((rate.group, rate.when) for rate in rates))
-    heads = [
-        " ".join(part for part in (group, "" if when == "all" else when) if part) or "share" for group, when in columns
-    ]
-    lines += ["", "| % of traces | " + " | ".join(heads) + " |", "|---|" + "---|" * len(columns)]
-    cells = {(rate.what, rate.group, rate.when): rate.estimate for rate in rates}
-    for what in ROWS:
-        row = [cells[(what, *column)] for column in columns]
-        undecided = [f" ({e.unscored} undecided)" if e.unscored else "" for e in row]
-        shown_row = [shown(e) + u for e, u in zip(row, undecided, strict=True)]
-        lines.append(f"| {what.replace('_', ' ')} | " + " | ".join(shown_row) + " |")
+    scored = sum(max(r.before.n + r.before.unscored for r in rates if r.traces == name) for name in _names(rates))
+    if scored < traces:
+        lines[-1] += f" {traces - scored:,} of harmless prompts are not counted."
+    columns: dict[str, dict[str, str]] = {}
+    for rate in rates:
+        for when, estimate in (("before", rate.before), ("after", rate.after)) if rate.after else (("", rate.before),):
+            if estimate is not None:
+                undecided = f" ({estimate.unscored} undecided)" if estimate.unscored else ""
+                head = f"{rate.traces} {when}".strip()
+                columns.setdefault(head, {})[rate.pattern] = shown(estimate) + undecided
+    lines += ["", "| % of traces | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for what in dict.fromkeys(rate.pattern for rate in rates):
+        lines.append(f"| {what.replace('_', ' ')} | " + " | ".join(own[what] for own in columns.values()) + " |")
     lines += [
         "",
         "95 % intervals, clustered by prompt. Classes: unaware, overthinking, inconsistent (arXiv 2505.15404, v1).",
     ]
     lines += ["", "| measure | per trace |", "|---|---|"]
-    for name, value in summary["measures"].items():
-        estimate = msgspec.convert(value, Estimate)
-        lines.append(f"| {name.replace('_', ' ')} | {shown(estimate, scale=1.0)} |")
+    for own in measures(run).values():
+        lines += [f"| {name.replace('_', ' ')} | {shown(estimate, scale=1.0)} |" for name, estimate in own.items()]
     return "\n".join(lines) + "\n"
+
+
+def _names(rates: list[PatternRate]) -> list[str]:
+    return list(dict.fromkeys(rate.traces for rate in rates))

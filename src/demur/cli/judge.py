@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from demur.bench.metrics import STORED
-from demur.bench.summary import results
 from demur.cli import common
 from demur.cli.runner import run_nodes, tell
 from demur.errors import UserError, unknown
 from demur.judge import requires_model
-from demur.judge.cross import agreement, majority, two_by_two
 from demur.pipeline.run import Node
 from demur.records import Trace, Verdict, read_jsonl
+from demur.report.agreement import agreement, crossing, majority
+from demur.report.metrics import cells, of_records, results
 from demur.storage.artifacts import artifacts
 
 app = common.app("Judge stored traces again, without asking the model.")
@@ -120,21 +120,19 @@ def _all(sources: list[tuple[dict[str, Any], Path]], stages: list[Any]) -> tuple
 
 def _beside(traces: list[Trace], verdicts: list[Verdict]) -> dict[str, Any]:
     """Rates of each judge and part, thinking by answer, and how far judges agree."""
-    pairs = [pair._asdict() for pair in agreement(verdicts)]
-    alike = any(pair["one"].rpartition("/")[2] == pair["other"].rpartition("/")[2] for pair in pairs)
-    panel = majority(verdicts) if alike else []
-    crossed = {
-        judge: {cell.name: {"share": cell.share, "examples": cell.examples} for cell in cells}
-        for judge, cells in two_by_two(traces, [*verdicts, *panel]).items()
-    }
-    return {"results": results(STORED, traces, [*verdicts, *panel], arm="all"), "crossed": crossed, "agreement": pairs}
+    pairs = list(agreement(of_records(STORED, traces, verdicts)))
+    evaluations = of_records(STORED, traces, [*verdicts, *(majority(verdicts) if pairs else [])])
+    crossed: dict[str, dict[str, Any]] = {}
+    for cell in crossing(evaluations):
+        crossed.setdefault(cell.judge, {})[cell.name] = {"share": cell.estimate, "examples": cell.examples}
+    return {"results": list(results(cells(evaluations))), "crossed": crossed, "agreement": pairs}
 
 
 def _show(extra: dict[str, Any]) -> None:
-    for judge, cells in extra["crossed"].items():
-        rows = [(name.replace("_", " "), common.percent(cell["share"])) for name, cell in cells.items()]
+    for judge, crossed in extra["crossed"].items():
+        rows = [(name.replace("_", " "), common.percent(cell["share"])) for name, cell in crossed.items()]
         title = f"thinking by answer, judge {judge}"
         common.stdout.print(common.table(("cell", "% of traces"), rows, left=2, title=title))
     for pair in extra["agreement"]:
-        agree = f"{common.percent(pair['share'])}, kappa {common.said(pair['kappa'])}"
-        common.stdout.print(f"{pair['one']} and {pair['other']} agree on {agree}")
+        agree = f"{common.percent(pair.same)}, kappa {common.said(pair.kappa)}"
+        common.stdout.print(f"{pair.a} and {pair.b} agree on the {pair.part} in {agree}")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
 
 from demur.diagnose.kinds import read
-from demur.records import Estimate, Record, Trace
-from demur.stats import mean, rate
+from demur.records import Record, Trace
 
 REOPENING = re.compile(
     r"^(?:but|wait|however|hmm|actually|then again|on the other hand|alternatively|still|although|yet)\b"
@@ -66,16 +64,3 @@ def _loops(text: str, sentences: list[str]) -> bool:
         return True
     tail = text[-4000:].encode()
     return len(tail) >= LOOP_LENGTH and len(zlib.compress(tail, 1)) < LOOP_RATIO * len(tail)
-
-
-def summary(measures: Sequence[Measures]) -> dict[str, Estimate]:
-    """Means and shares over traces; where a place does not exist in a trace, that trace is unscored."""
-    return {
-        "sentences": mean([float(m.sentences) for m in measures]),
-        "first_awareness": mean([m.first_awareness for m in measures]),
-        "key_sentence": mean([m.key_sentence for m in measures]),
-        "after_decision": mean([float(m.after_decision) for m in measures]),
-        "reopenings": mean([float(m.reopenings) for m in measures]),
-        "loop": rate([m.loop for m in measures]),
-        "language_switch": rate([m.language_switches > 0 for m in measures]),
-    }

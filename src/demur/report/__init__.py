@@ -1,9 +1,10 @@
 """The report of a run: numbers first (`build`), then how they are told (`write`, `terminal`).
 
-read.py     a run's folder -> rows               cells.py   rows -> outcomes by arm and column
-data.py     outcomes -> Report                   panels.py  patterns, funnels, lengths, learnability, judges
-words.py    numbers in words                     tell.py    terminal, Markdown, CSV, JSON
-page.py     report.html                          figures.py its drawings
+read.py      a run's folder -> rows              metrics.py   rows -> estimates, by arm and column
+tests.py     arms against arms                   agreement.py judges against judges
+patterns.py  patterns in traces                  training.py  funnels, mixes, learnability
+data.py      all of it -> Report                 words.py     numbers in words
+tell.py      terminal, Markdown, CSV, JSON       page.py      report.html, with the drawings of figures.py
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demur.report.data import Report, build
-from demur.report.panels import plain as as_json
+from demur.report.data import plain as as_json
 from demur.report.tell import as_csv, json_bytes, markdown, terminal
 from demur.storage.artifacts import atomic_write
 

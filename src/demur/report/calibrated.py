@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from demur import stats
 from demur.records import Estimate
-from demur.report.cells import bench_of
 from demur.report.data import Report
 from demur.report.labels import KINDS, given
+from demur.report.metrics import bench_of
 
 
 class Correction(NamedTuple):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from demur.errors import UserError, unknown
 from demur.report import words
-from demur.report.cells import Cell, Cells, Column, cells
-from demur.report.data import HEADLINES, Claim, every_column
+from demur.report.metrics import Cell, Cells, Column, cells
 from demur.report.read import Run, read
+from demur.report.tests import HEADLINES, PairedTest, every_column
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,7 +38,7 @@ def side(text: str) -> Side:
     return Side(Path(run), name, int(seed) if slash else None)
 
 
-def compare(a: str, b: str, *, margin: float | None = None) -> list[Claim]:
+def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
     """Every headline column that two arms share, by paired tests adjusted together.
 
     Args:
@@ -100,7 +100,7 @@ def _nothing_shared(found: Cells, names: list[str]) -> str:
     )
 
 
-def table(claims: list[Claim]) -> Table:
+def table(claims: list[PairedTest]) -> Table:
     """Comparisons for a terminal."""
     from rich.table import Table
     from rich.text import Text

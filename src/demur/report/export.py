@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from demur import __version__
 from demur.errors import UserError
 from demur.records import Trace, Verdict
-from demur.report.read import bench_name, current, family
-from demur.storage.artifacts import Artifact, artifacts
+from demur.report.read import bench_name, family, present
+from demur.storage.artifacts import Artifact
 
 COLUMNS = (
     "arm", "seed", "bench", "attack", "trace", "prompt_id", "sample", "intent", "category", "cluster", "question", "prompt",
@@ -36,7 +36,7 @@ def evaluations(run: Path) -> list[Artifact]:
     Raises:
         UserError: there are none.
     """
-    found = [stage for stage in current(artifacts(run), []) if stage.manifest.kind in ("evaluate", "judge", "attack")]
+    found = [stage for stage in present(run) if stage.manifest.kind in ("evaluate", "judge", "attack")]
     if not found:
         raise UserError(f"{run} has no finished evaluation to export. See: demur status {run}")
     return found

@@ -19,8 +19,8 @@ import msgspec
 
 from demur.errors import UserError
 from demur.records import Finding, Outcome, Trace, Verdict, digest
-from demur.report.read import bench_name, current, family
-from demur.storage.artifacts import Artifact, artifacts
+from demur.report.read import bench_name, family, present
+from demur.storage.artifacts import Artifact
 
 VERSION = 3
 FILTERS = ("arm", "bench", "attack", "intent", "outcome", "verdict", "pattern")
@@ -78,7 +78,7 @@ class Index:
         self.path = place or _place(run)
         study = run / "study.yaml"
         arms = list((yaml.safe_load(study.read_text()) or {}).get("arms") or {}) if study.is_file() else []
-        self.stages = [s for s in current(artifacts(run), arms) if "traces.jsonl" in s.manifest.files or _notes(s)]
+        self.stages = [s for s in present(run, arms) if "traces.jsonl" in s.manifest.files or _notes(s)]
         if not any("traces.jsonl" in stage.manifest.files for stage in self.stages):
             raise UserError(f"{run} holds no traces yet. Give a run's folder with finished stages.")
         self._local = threading.local()

@@ -18,10 +18,11 @@ from demur.report.calibrated import corrections
 from demur.report.data import Report
 from demur.report.figures import figures
 from demur.report.marks import Piece, pieces, visible
-from demur.report.panels import label
-from demur.report.read import bench_name, light
+from demur.report.patterns import label
+from demur.report.read import bench_name
 from demur.report.tell import heads, lines, notes
 from demur.storage.artifacts import Artifact, artifacts
+from demur.storage.records_file import project
 
 SAMPLES = 3
 """Traces shown of each stage: enough to see what the numbers are about; the viewer has them all."""
@@ -117,8 +118,9 @@ def samples(stages: Sequence[Artifact]) -> list[tuple[str, list[Sample]]]:
 def _diagnosed(source: Artifact, stage: Artifact) -> Iterator[Sample]:
     """Traces in which most was found, different patterns first."""
     best: dict[frozenset[Pattern], list[str]] = {}
-    for name, group in groupby(light(stage, "findings", _Found), key=lambda finding: finding.trace):
-        if shown := frozenset(finding.pattern for finding in group if finding.present):
+    findings = project(stage.folder / "findings.jsonl", Finding, "trace", "pattern", "present")
+    for name, group in groupby(findings, key=lambda finding: finding[0]):
+        if shown := frozenset(pattern for _, pattern, present in group if present):
             names = best.setdefault(shown, [])
             insort(names, name)
             del names[SAMPLES:]
@@ -139,12 +141,6 @@ def _diagnosed(source: Artifact, stage: Artifact) -> Iterator[Sample]:
         if trace.id in found:
             tags = tuple(f.pattern.replace("_", " ") for f in found[trace.id])
             yield sample(trace, findings=found[trace.id], tags=tags, title=trace.prompt.category or trace.prompt.source)
-
-
-class _Found(msgspec.Struct, gc=False):
-    trace: str
-    pattern: Pattern
-    present: bool | None
 
 
 def _judged(stage: Artifact) -> Iterator[Sample]:
@@ -192,20 +188,15 @@ def certificates(runs: Sequence[Path]) -> list[dict[str, Any]]:
     return found
 
 
-class _Priced(msgspec.Struct, gc=False):
-    tokens_out: int | None = None
-    cost: float | None = None
-
-
 def costs(stages: Sequence[Artifact]) -> list[Cost]:
     """Replies, tokens and cost, by stage."""
     found = []
     for stage in stages:
         if stage.manifest.kind in ("distil", "evaluate", "judge", "attack"):
             count, tokens, priced = 0, 0, list[float]()
-            for row in light(stage, "traces", _Priced):
+            for out, cost in project(stage.folder / "traces.jsonl", Trace, "tokens_out", "cost"):
                 count += 1
-                tokens += row.tokens_out or 0
-                priced += [] if row.cost is None else [row.cost]
+                tokens += out or 0
+                priced += [] if cost is None else [cost]
             found.append(Cost(stage.manifest.name, count, tokens, sum(priced) if priced else None))
     return found

@@ -1,114 +1,95 @@
-"""Reads a run's evaluations, quickly and lightly: what numbers need of each trace, and none of its text.
-
-A trace is a small row here; verdicts of any judge, from the evaluation or given later, are attached to it by its id.
-"""
+"""Reads a run: which stages are part of the present study, and of each reply what numbers need, without its text."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
-from msgspec.structs import force_setattr
 
 from demur.errors import UserError
-from demur.records import Intent, Outcome, Part
+from demur.records import Failure, Intent, Outcome, Part, Trace, Verdict
 from demur.storage.artifacts import Artifact, artifacts
+from demur.storage.records_file import project
 
-T = TypeVar("T")
 SHARED = 10_000
 """Different verdicts with scores that are looked for among later ones."""
+PROMPT = tuple(f"prompt.{name}" for name in ("id", "parent", "cluster", "intent", "category", "attack"))
+REPLY = (*PROMPT, "id", "sample", "outcome", "tokens_out", "tokens_thinking")
 
 
-class Asked(msgspec.Struct, frozen=True, gc=False):
-    """What numbers need of a prompt."""
-
-    id: str
-    intent: Intent
-    cluster: str
-    category: str = ""
-    attack: str = ""
-    parent: str = ""
-
-    def __post_init__(self) -> None:
-        # Of millions of rows most say the same here: once in memory is enough.
-        force_setattr(self, "cluster", self.id if self.cluster == self.id else self.cluster)
-        force_setattr(self, "category", sys.intern(self.category))
-        force_setattr(self, "attack", sys.intern(self.attack))
-
-
-class Said(msgspec.Struct, frozen=True, gc=False):
-    """What numbers need of a verdict."""
+class Judged(NamedTuple):
+    """What a judge said of a reply."""
 
     label: str | None
     score: float | None = None
 
 
-class _Verdict(Said, frozen=True, gc=False, kw_only=True):
-    """The same, with whose it is."""
-
-    trace: str
-    judge: str
-    part: Part
+By = tuple[str, Part]
+"""A judge, and the part that it read."""
+Verdicts = dict[By, Judged]
 
 
-Verdicts = dict[tuple[str, Part], Said]
+class Row(msgspec.Struct, gc=False):
+    """What numbers need of a reply, or of a request that got none (`outcome` is then `None`)."""
+
+    prompt: str
+    """Id of the prompt that was sent."""
+    question: str
+    """Id of the question behind it: two arms that were asked the same have it in common."""
+    cluster: str
+    intent: Intent
+    category: str = ""
+    attack: str = ""
+    id: str = ""
+    sample: int = 0
+    outcome: Outcome | None = None
+    tokens_out: int | None = None
+    tokens_thinking: int | None = None
+    verdicts: Verdicts = {}
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a budget ended the text."""
+        return self.outcome in ("cut_in_thinking", "cut_in_answer")
 
 
-class Heard:
-    """Verdicts by trace. Traces of which the same was said share one mapping, which nobody may change."""
+def row_of(prompt: str, parent: str, cluster: str, intent: Intent, *rest: Any) -> Row:
+    """A row from the fields of `REPLY`; what many rows have in common is kept once in memory."""
+    category, attack, *reply = rest
+    question, cluster = parent or prompt, prompt if cluster == prompt else cluster
+    return Row(prompt, question, cluster, intent, sys.intern(category), sys.intern(attack), *reply)
+
+
+class VerdictIndex:
+    """Verdicts by trace. Traces with equal verdicts share one mapping, which nobody may change."""
 
     def __init__(self) -> None:
         self._of: dict[int, Verdicts] = {}
         self._known: dict[tuple[object, ...], Verdicts] = {}
-        self.judges: dict[tuple[str, Part], None] = {}
+        self.judges: dict[By, None] = {}
 
-    def add(self, verdict: _Verdict) -> None:
+    def add(self, trace: str, by: By, judged: Judged) -> None:
         """Take a verdict in; a later one of the same judge and part counts."""
-        at = (sys.intern(verdict.judge), verdict.part)
-        self.judges[at] = None
-        trace = hash(verdict.trace)
-        before = self._of.get(trace)
-        self._of[trace] = self._one(before, at, verdict.label, verdict.score)
-
-    def _one(self, before: Verdicts | None, at: tuple[str, Part], label: str | None, score: float | None) -> Verdicts:
-        key = (id(before) if before else None, at, label, score)
+        self.judges[by] = None
+        before = self._of.get(hash(trace))
+        key = (id(before) if before else None, by, judged)
         if (found := self._known.get(key)) is None:
-            found = {**(before or {}), at: Said(label, score)}
-            if score is None or len(self._known) < SHARED:
+            found = {**(before or {}), by: judged}
+            if judged.score is None or len(self._known) < SHARED:
                 self._known[key] = found
-        return found
+        self._of[hash(trace)] = found
+
+    def read(self, path: Path) -> None:
+        """Take in a file of verdicts."""
+        for trace, judge, part, label, score in project(path, Verdict, "trace", "judge", "part", "label", "score"):
+            self.add(trace, (sys.intern(judge), part), Judged(label, score))
 
     def of(self, trace: str) -> Verdicts:
-        """What was said of a trace."""
+        """The verdicts on a trace."""
         return self._of.get(hash(trace), {})
-
-
-class Row(msgspec.Struct, gc=False):
-    """What numbers need of a trace, or of a request that got none (`outcome` is then `None`)."""
-
-    prompt: Asked
-    id: str = ""
-    sample: int = 0
-    outcome: Outcome | None = None
-    tokens_in: int | None = None
-    tokens_out: int | None = None
-    tokens_thinking: int | None = None
-    cost: float | None = None
-    verdicts: Verdicts = {}
-
-    @property
-    def cut(self) -> bool:
-        """Whether a budget ended the text."""
-        return self.outcome in ("cut_in_thinking", "cut_in_answer")
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """What it is an answer to: equal for two models that were asked the same, attacks of the same kind included."""
-        return self.prompt.parent or self.prompt.id, self.prompt.attack, self.sample
 
 
 class Evaluation(NamedTuple):
@@ -119,9 +100,9 @@ class Evaluation(NamedTuple):
     bench: str
     attack: str
     rows: list[Row]
-    judges: tuple[tuple[str, Part], ...]
-    """Judges with the part that they saw; the protocol's own comes first."""
-    stage: Artifact
+    judges: tuple[By, ...]
+    """The protocol's own comes first."""
+    stage: Artifact | None = None
     base: str = ""
     """Which of a study's several bases, where the arms on them are taken together."""
 
@@ -136,8 +117,8 @@ class Run(NamedTuple):
 
     def pooled(self) -> Run:
         """The same with the copies of an arm on several bases, `ARM@BASE`, taken together as that arm."""
-        told = [e._replace(arm=arm, base=base) for e in self.evaluations for arm, base in (self.split(e.arm),)]
-        return self._replace(evaluations=told)
+        named = [(e, *self.split(e.arm)) for e in self.evaluations]
+        return self._replace(evaluations=[e._replace(arm=arm, base=base) for e, arm, base in named])
 
     def split(self, arm: str) -> tuple[str, str]:
         """Arm and base of a copy; of another arm its name alone."""
@@ -158,22 +139,40 @@ def read(folder: Path) -> Run:
     """
     import yaml
 
-    path = folder / "study.yaml"
     if not (folder / "stages").is_dir():
         raise UserError(f"{folder} is no run: it has no stages. Give the folder that was named by --out.")
-    study = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    stages = current(artifacts(folder), list((study or {}).get("arms") or {}))
+    path = folder / "study.yaml"
+    study = (yaml.safe_load(path.read_text()) if path.is_file() else None) or {}
+    stages = present(folder, list(study.get("arms") or {}))
     if not stages:
         raise UserError(f"{folder} has no finished stage yet. See: demur status {folder}")
-    later = Heard()
-    known = {m.name for m in (stage.manifest for stage in stages) if m.kind == "evaluate"}
-    for stage in stages:
-        if stage.manifest.kind == "judge" and known:
-            for verdict in light(stage, "verdicts", _Verdict):
-                later.add(verdict)
-    kinds = ("evaluate",) if known else ("evaluate", "judge")
-    evaluations = [e for stage in stages if stage.manifest.kind in kinds for e in _evaluations(stage, later)]
-    return Run(folder, study or {}, stages, _as_asked(evaluations, (study or {}).get("bench") or []))
+    evaluated = [stage for stage in stages if stage.manifest.kind == "evaluate"]
+    again = [stage for stage in stages if stage.manifest.kind == "judge"]
+    later = VerdictIndex()
+    for stage in again if evaluated else ():
+        later.read(stage.folder / "verdicts.jsonl")
+    evaluations = [e for stage in evaluated or again for e in _evaluations(stage, later)]
+    return Run(folder, study, stages, _as_asked(evaluations, study.get("bench") or []))
+
+
+def present(folder: Path, arms: Sequence[str] = ()) -> list[Artifact]:
+    """The finished stages of the present study, arms in the study's order."""
+    newest: dict[str, Artifact] = {}
+    for stage in artifacts(folder):
+        other = newest.get(stage.manifest.name)
+        if other is None or _age(stage) > _age(other):
+            newest[stage.manifest.name] = stage
+    place = {arm: index for index, arm in enumerate(arms)}
+
+    def order(stage: Artifact) -> tuple[int, str]:
+        arm = str(stage.manifest.settings.get("arm"))
+        return place.get(arm, place.get(arm.rpartition("@")[0], len(place))), stage.manifest.name
+
+    return sorted(newest.values(), key=order)
+
+
+def _age(stage: Artifact) -> float:
+    return (stage.folder / "manifest.json").stat().st_mtime
 
 
 def _as_asked(evaluations: list[Evaluation], uses: list[Any]) -> list[Evaluation]:
@@ -193,61 +192,28 @@ def _attack_name(use: dict[str, Any]) -> str:
     return str(attack.get("name", "none") if isinstance(attack, dict) else attack)
 
 
-def current(stages: list[Artifact], arms: list[str]) -> list[Artifact]:
-    """Stages that belong to the study as it is now: of each name the newest, arms in the study's order.
-
-    A folder that was used for changed settings holds both versions of a stage; the older one is no part of the report.
-    """
-    newest: dict[str, Artifact] = {}
-    for stage in stages:
-        other = newest.get(stage.manifest.name)
-        if other is None or _age(stage) > _age(other):
-            newest[stage.manifest.name] = stage
-    place = {arm: index for index, arm in enumerate(arms)}
-
-    def order(stage: Artifact) -> tuple[int, str]:
-        arm = str(stage.manifest.settings.get("arm"))
-        return place.get(arm, place.get(arm.rpartition("@")[0], len(place))), stage.manifest.name
-
-    return sorted(newest.values(), key=order)
-
-
-def _age(stage: Artifact) -> float:
-    return (stage.folder / "manifest.json").stat().st_mtime
-
-
-def light(stage: Artifact, name: str, kind: type[T]) -> Iterator[T]:
-    """The rows of a stage's file as a struct with fewer fields: what it does not name is skipped, not kept."""
-    path = stage.folder / f"{name}.jsonl"
-    if not path.is_file():
-        return
-    decoder = msgspec.json.Decoder(kind)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield decoder.decode(line)
-                except msgspec.DecodeError as error:
-                    raise UserError(f"{path}:{number}: {error}") from None
-
-
-def _evaluations(stage: Artifact, later: Heard) -> Iterator[Evaluation]:
+def _evaluations(stage: Artifact, later: VerdictIndex) -> Iterator[Evaluation]:
     """The evaluations that a stage holds: one for each attack."""
-    settings = stage.manifest.settings
-    heard = Heard()
-    for verdict in light(stage, "verdicts", _Verdict):
-        heard.add(verdict)
-    judges = dict(heard.judges)
+    own = VerdictIndex()
+    own.read(stage.folder / "verdicts.jsonl")
+    judges = dict(own.judges)
     groups: dict[str, list[Row]] = {}
-    for row in chain(light(stage, "traces", Row), light(stage, "failures", Row)):
-        row.verdicts = heard.of(row.id)
-        if more := later.of(row.id):
-            row.verdicts = row.verdicts | more
+    for one in rows(stage):
+        one.verdicts = own.of(one.id)
+        if more := later.of(one.id):
+            one.verdicts = one.verdicts | more
             judges |= dict.fromkeys(more)
-        groups.setdefault(family(row.prompt.attack), []).append(row)
-    for attack, rows in groups.items():
-        arm, seed = str(settings.get("arm", "target")), settings.get("seed")
-        yield Evaluation(arm, seed, bench_name(stage), attack, rows, tuple(judges), stage)
+        groups.setdefault(family(one.attack), []).append(one)
+    for attack, members in groups.items():
+        arm, seed = str(stage.manifest.settings.get("arm", "target")), stage.manifest.settings.get("seed")
+        yield Evaluation(arm, seed, bench_name(stage), attack, members, tuple(judges), stage)
+
+
+def rows(stage: Artifact) -> Iterator[Row]:
+    """The replies of a stage, then the requests that got none."""
+    yield from (row_of(*fields) for fields in project(stage.folder / "traces.jsonl", Trace, *REPLY))
+    for *prompt, sample in project(stage.folder / "failures.jsonl", Failure, *PROMPT, "sample"):
+        yield row_of(*prompt, "", sample)
 
 
 def bench_name(stage: Artifact) -> str:

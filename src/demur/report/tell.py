@@ -10,9 +10,8 @@ import msgspec
 
 from demur.records import Estimate, encode
 from demur.report import words
-from demur.report.cells import Column
-from demur.report.data import Report
-from demur.report.panels import plain
+from demur.report.data import Report, plain
+from demur.report.metrics import Column
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from demur import stats
 from demur.records import Estimate
-from demur.report.data import Claim
-from demur.report.findings import Found, Tested
+from demur.report.tests import Finding, PairedTest
 from demur.stats import Difference
 
 NAMES = {
@@ -86,13 +85,14 @@ def p_value(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def column_title(bench: str, attack_name: str, metric: str = "") -> str:
+def column_title(bench: str, attacks: str | Sequence[str], metric: str = "") -> str:
     """What a row of a comparison is about: the benchmark, its attack, and the metric where it has several."""
-    title = bench if attack_name == "none" else f"{bench} under {attack(attack_name)}"
+    under = ", ".join(attack(one) for one in ([attacks] if isinstance(attacks, str) else attacks) if one != "none")
+    title = f"{bench} under {under}" if under else bench
     return f"{title}: {name(metric)}" if metric else title
 
 
-def verdict(claim: Claim) -> str:
+def verdict(claim: PairedTest) -> str:
     """A comparison in words."""
     d = claim.difference
     if d.value is None:
@@ -108,7 +108,7 @@ def verdict(claim: Claim) -> str:
     return f"no difference could be seen{_needed(claim)}"
 
 
-def _needed(claim: Claim) -> str:
+def _needed(claim: PairedTest) -> str:
     """What the data would have shown, and how much more would be needed."""
     d = claim.difference
     if d.value is None or not d.spread:
@@ -123,7 +123,7 @@ def _needed(claim: Claim) -> str:
     return text
 
 
-def sentence(claim: Claim) -> str:
+def sentence(claim: PairedTest) -> str:
     """A comparison as one line of a summary."""
     d = claim.difference
     place = column_title(claim.bench, claim.attack, claim.metric)
@@ -142,7 +142,7 @@ FINDING = ["claim", "in this run", "test", "difference [95 %]", "matters from", 
 """The head of the table of findings."""
 
 
-def findings(found: Sequence[Found]) -> Iterator[tuple[str, ...]]:
+def findings(found: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
     """The rows of that table: one for each test, the claim at the first."""
     for one in found:
         for number, test in enumerate(one.evidence):
@@ -150,7 +150,7 @@ def findings(found: Sequence[Found]) -> Iterator[tuple[str, ...]]:
             yield (*head, *tested(test, alone=len(one.evidence) == 1))
 
 
-def conclusion(found: Found) -> str:
+def conclusion(found: Finding) -> str:
     """A claim with its outcome and the numbers behind it, as one line."""
     numbers = "; ".join(
         f"{test.a} − {test.b} {spread(test.difference, test.unit)}, p {_p(test.p_holm)}"
@@ -161,7 +161,7 @@ def conclusion(found: Found) -> str:
     return f"{found.claim}: {found.outcome} ({numbers})"
 
 
-def tested(test: Tested, *, alone: bool) -> tuple[str, ...]:
+def tested(test: PairedTest, *, alone: bool) -> tuple[str, ...]:
     """A test in words: what was compared and expected, its numbers, what they rest on; its outcome unless it is `alone`."""
     where = " ".join(part for part in (test.bench, ", ".join(map(attack, test.attack))) if part)
     part = f" of the {test.part}" if test.part else ""

@@ -123,8 +123,37 @@ def mean(
         return Estimate(value=None, low=None, high=None, how=how, **counts)
     value = float(data.values.mean())
     variance, freedom, how = variance_of(data, cluster_variance(data))
+    if not variance:
+        # All alike says that others are rare, not that there are none: two more observations, at zero and at twice the value.
+        scale, n = abs(value) or 1.0, data.clusters + 2
+        variance, how = 2 * scale * scale / (n * (n - 1)), f"{how}; all values equal, two pseudo-observations"
     half = t_quantile(freedom) * math.sqrt(variance)
     return Estimate(value=value, low=value - half, high=value + half, how=how, **counts)
+
+
+def ratio(
+    pairs: Sequence[tuple[float, float] | None],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    seeds: Sequence[int | None] | None = None,
+    truncated: int = 0,
+) -> Estimate:
+    """A ratio of two sums, its interval by linearisation."""
+    known = [pair for pair in pairs if pair is not None]
+    above, below = sum(a for a, _ in known), sum(b for _, b in known)
+    if not below:
+        n, lost = len(known), len(pairs) - len(known)
+        how = "nothing to divide by" if known else "nothing was counted"
+        return Estimate(value=None, low=None, high=None, n=n, unscored=lost, truncated=truncated, how=how)
+    value, share = above / below, below / len(known)
+    lines = [None if pair is None else value + (pair[0] - value * pair[1]) / share for pair in pairs]
+    found = mean(lines, clusters=clusters, seeds=seeds, truncated=truncated)
+    return replace(found, how=f"{found.how}, linearised ratio")
+
+
+def at_least_one(n: int, hits: int, k: int) -> float | None:
+    """The chance that k replies, drawn from n of which so many hit, hold a hit: 1 - C(n-hits, k) / C(n, k); `None` for k > n."""
+    return 1.0 - math.comb(n - hits, k) / math.comb(n, k) if 1 <= k <= n else None
 
 
 def wilson(p: float, n: float, quantile: float = Z) -> tuple[float, float]:

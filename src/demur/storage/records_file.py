@@ -12,8 +12,10 @@ import os
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import eq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import cache
+from operator import attrgetter, eq
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast, overload
 
@@ -125,6 +127,58 @@ class RecordFile(Sequence[T]):
         view = cast("RecordFile[Any]", copy.copy(self))
         view._kind, view._decoder = kind, msgspec.json.Decoder(kind)
         return cast("RecordFile[U]", view)
+
+    def project(self, *fields: str) -> Iterator[tuple[Any, ...]]:
+        """Yield these fields of each record, such as `"id", "prompt.cluster"`; the others are skipped unread."""
+        decoder, pick = _projection(cast(Any, self._kind), fields)
+        for at in range(len(self)):
+            yield pick(decoder.decode(self._line(at)))
+
+
+def project(path: Path, kind: type, *fields: str) -> Iterator[tuple[Any, ...]]:
+    """Yield these fields of each record of a file without indexing it; yields nothing where there is no file.
+
+    Args:
+        path: JSON Lines that demur wrote.
+        kind: what its records are.
+        fields: dotted paths, such as `"id", "prompt.cluster"`; the others are skipped unread.
+
+    Raises:
+        UserError: a line is no such record; the message names file and line.
+    """
+    decoder, pick = _projection(kind, fields)
+    with path.open("rb", buffering=BUFFER) if path.is_file() else nullcontext(()) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    found = decoder.decode(line)
+                except msgspec.DecodeError as error:
+                    raise UserError(f"{path}:{number}: not a {kind.__name__}: {error}") from None
+                yield pick(found)
+
+
+@cache
+def _projection(
+    kind: type, fields: tuple[str, ...]
+) -> tuple[msgspec.json.Decoder[Any], Callable[[Any], tuple[Any, ...]]]:
+    """A decoder of these fields alone, and what makes a tuple of them."""
+    pick: Any = attrgetter(*fields)
+    return msgspec.json.Decoder(_reduced(kind, fields)), pick if len(fields) > 1 else lambda found: (pick(found),)
+
+
+def _reduced(kind: type, fields: Iterable[str]) -> type:
+    """A record with fewer fields, of the same types and defaults."""
+    heads: dict[str, list[str]] = {}
+    for field in fields:
+        head, _, rest = field.partition(".")
+        heads.setdefault(head, []).extend([rest] if rest else [])
+    known = {field.name: field for field in msgspec.structs.fields(kind)}
+    made: list[tuple[str, Any, Any]] = []
+    for head, inner in heads.items():
+        own: Any = known[head]
+        default = {"default": own.default, "default_factory": own.default_factory}
+        made.append((head, _reduced(own.type, inner) if inner else own.type, msgspec.field(**default)))
+    return msgspec.defstruct(f"{kind.__name__}Fields", made, kw_only=True, gc=False)
 
 
 class _Owner:

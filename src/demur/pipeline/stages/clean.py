@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from demur.bench import get_bench
-from demur.bench.summary import results
 from demur.mix.certificate import Certificate
 from demur.prompts.formats import unambiguous
 from demur.records import Example, Failure, Prompt, Record, Result, Trace, Verdict
+from demur.report.metrics import cells, of_records, results
 from demur.storage.artifacts import Artifact, artifacts
 
 
@@ -61,20 +63,12 @@ def _beside(run: Path, arm: str, certificate: Certificate) -> Iterable[Beside]:
         left = {prompt.id for prompt in certificate.clean_subset(name, prompts.values())}
         if len(left) == len(prompts):
             continue
-        kept = [trace for trace in traces if trace.prompt.id in left]
-        bench = get_bench(name)
-        some = results(
-            bench, kept, _of(verdicts, kept), [f for f in failures if f.prompt.id in left], arm=arm, seed=seed
-        )
-        clean = {(one.metric, one.attack, one.judge, one.part): one for one in some}
-        for full in results(bench, traces, verdicts, failures, arm=arm, seed=seed):
+        every = [e._replace(arm=arm, seed=seed) for e in of_records(get_bench(name), traces, verdicts, failures)]
+        some = [e._replace(rows=[row for row in e.rows if row.prompt in left]) for e in every]
+        clean = {(one.metric, one.attack, one.judge, one.part): one for one in results(cells(some))}
+        for full in results(cells(every)):
             key = (full.metric, full.attack, full.judge, full.part)
-            yield Beside(full=full, clean=clean.get(key), held=len(prompts) - len(left))
-
-
-def _of(verdicts: Iterable[Verdict], traces: Iterable[Trace]) -> list[Verdict]:
-    kept = {trace.id for trace in traces}
-    return [verdict for verdict in verdicts if verdict.trace in kept]
+            yield Beside(full=replace(full, seed=seed), clean=clean.get(key), held=len(prompts) - len(left))
 
 
 def _evaluations(run: Path, arm: str) -> list[Artifact]:

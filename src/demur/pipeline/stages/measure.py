@@ -13,11 +13,8 @@ from demur import attack as attacks
 from demur import bench as benches
 from demur import judge as judges
 from demur.attack.base import Attack
-from demur.attack.summary import results as attack_results
 from demur.bench.load import load_prompts, read_prompts
-from demur.bench.passk import results as reasoning_results
 from demur.bench.spec import Bench
-from demur.bench.summary import everything
 from demur.generate import Flow, ask_and_judge, in_order
 from demur.interfaces import Judge, Model
 from demur.judge.base import require
@@ -25,18 +22,17 @@ from demur.models.decoding import preset
 from demur.pipeline.run import Task
 from demur.pipeline.stages.roles import role, target
 from demur.pipeline.study import BenchUse
-from demur.records import Estimate, Failure, Prompt, Result, Sampling, Trace, Verdict
+from demur.records import Failure, Prompt, Sampling, Trace, Verdict
 from demur.settings import validate
 from demur.storage.records_file import RecordFile
 from demur.storage.reply_cache import ReplyCache
 
 FILE = "attack_"
 """How a stage's files that its attack reads are named, in front of their own key."""
-NOTHING = Estimate(value=None, low=None, high=None, n=0)
 
 
 def evaluate(task: Task) -> None:
-    """Run one benchmark under one attack: traces, verdicts, failures, results."""
+    """Run one benchmark under one attack: traces, verdicts, failures."""
     asyncio.run(_evaluate(task))
 
 
@@ -67,21 +63,9 @@ async def _evaluate(task: Task) -> None:
     # What an attacker could not write a prompt for is a failure like any other.
     flow.failures.extend(attack.failures)
     asked = [prompt.id for prompt in (*attacked, *(failure.prompt for failure in attack.failures))]
-    blank = Result(
-        arm=settings["arm"],
-        bench=bench.name,
-        metric="",
-        estimate=NOTHING,
-        seed=settings["seed"],
-        judge=judge.name,
-        part=judge.part,
-    )
-    more = attack_results(attack, flow.traces, flow.verdicts, blank=blank)
-    if bench.judge in ("maths", "code"):
-        more += reasoning_results(bench, flow.traces, flow.verdicts, flow.failures, blank=blank)
     for name, records in attack.records.items():
         task.draft.write(name, records)
-    _write(task, bench, asked, flow, more=more)
+    _write(task, asked, flow)
 
 
 def _questions(task: Task, bench: Bench, use: BenchUse) -> list[Prompt]:
@@ -91,26 +75,17 @@ def _questions(task: Task, bench: Bench, use: BenchUse) -> list[Prompt]:
     return load_prompts(bench, data=task.files.get("data"), limit=use.limit, seed=use.seed)
 
 
-def _write(task: Task, bench: Bench, asked: Iterable[str], flow: Flow, *, more: Sequence[Result] = ()) -> None:
-    """Sort, write and sum up an evaluation.
-
-    Args:
-        asked: ids of the prompts, in their order.
-        more: results that its attack or several samples told.
-    """
+def _write(task: Task, asked: Iterable[str], flow: Flow) -> None:
+    """Sort and write an evaluation; `asked` are the ids of its prompts, in their order."""
     traces, failures, verdicts = in_order(flow, asked)
-    arm, seed = task.node.settings["arm"], task.node.settings["seed"]
-    cells = everything(bench, traces, verdicts, failures, arm=arm, seed=seed)
-    cells += more
     task.draft.write("traces", traces)
     task.draft.write("verdicts", verdicts)
     task.draft.write("failures", failures)
-    task.draft.write("results", cells)
     task.draft.summary |= {"traces": len(traces), "failures": len(failures), "line": f"{len(traces):,} traces"}
 
 
 def judge(task: Task) -> None:
-    """Judge stored traces again, without asking the target: traces (as they were), verdicts, results."""
+    """Judge stored traces again, without asking the target: traces (as they were), verdicts."""
     asyncio.run(_judge_again(task))
 
 
@@ -128,7 +103,7 @@ async def _judge_again(task: Task) -> None:
             task.progress(len(verdicts), len(traces), name)
     require(verdicts, who=f"judge '{name}'")
     asked = (trace.prompt.id for trace in traces)
-    _write(task, benches.get_bench(settings["bench"]), asked, Flow(traces, RecordFile(Failure), verdicts))
+    _write(task, asked, Flow(traces, RecordFile(Failure), verdicts))
 
 
 def sampling_of(bench: Bench, use: BenchUse) -> Sampling:

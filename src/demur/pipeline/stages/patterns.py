@@ -1,6 +1,6 @@
 """The stages about failure patterns: find them in traces, and mend the traces that show them.
 
-Diagnosing streams: of a trace nothing stays in memory but its group, cluster and outcomes, so that millions fit.
+Diagnosing streams: of a trace nothing stays in memory, so that millions fit.
 """
 
 from __future__ import annotations
@@ -40,12 +40,9 @@ def _kept(task: Task) -> frozenset[str] | None:
 
 
 def diagnose(task: Task) -> None:
-    """Find the failure patterns: findings.jsonl, measures.jsonl; rates before and after the filter in the summary."""
-    from demur.diagnose.measures import Measures, measured, summary
-    from demur.diagnose.rates import Tally
+    """Find the failure patterns: findings.jsonl, measures.jsonl."""
+    from demur.diagnose.measures import Measures, measured
 
-    kept = _kept(task)
-    tallies = {by: Tally(by=by, kept=kept) for by in ("strategy", "source")}
     measures = RecordFile(Measures)
     total = task.inputs["traces"].rows("traces")
     with asyncio.Runner() as runner:
@@ -57,8 +54,6 @@ def diagnose(task: Task) -> None:
 
             def findings() -> Iterator[Finding]:
                 for count, (trace, found) in enumerate(_paired(runner, detector, _traces(task)), 1):
-                    for tally in tallies.values():
-                        tally.add(trace, found)
                     if detector.english:
                         measures.append(measured(trace))
                     task.progress(count, total, "")
@@ -69,15 +64,10 @@ def diagnose(task: Task) -> None:
             runner.run(stack.aclose())
     if detector.english:
         task.draft.write("measures", measures)
-    sources = tallies["source"].rates()
     count = present // len(PATTERNS)
     task.draft.summary |= {
         "traces": count,
-        "harmless": tallies["strategy"].harmless,
         "detector": detector.name,
-        "rates": msgspec.to_builtins(tallies["strategy"].rates()),
-        "rates_by_source": msgspec.to_builtins(sources) if len({rate.group for rate in sources}) > 1 else [],
-        "measures": msgspec.to_builtins(summary(measures)) if detector.english else {},
     }
     task.draft.summary["line"] = f"{count:,} traces, {task.draft.summary['present']:,} of {present:,} findings"
 

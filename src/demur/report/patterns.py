@@ -1,0 +1,140 @@
+"""How often the failure patterns occur in traces, before and after the filter, and what else is measured of a reasoning."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from demur import stats
+from demur.diagnose.measures import Measures
+from demur.records import CLASSES, PATTERNS, Estimate, Finding, Kept, Record, Trace
+from demur.report.read import Run
+from demur.storage.artifacts import Artifact
+from demur.storage.records_file import project
+
+TRUNCATED = ("cut_in_thinking", "cut_in_answer")
+NO, YES, UNKNOWN, ABSENT = range(4)
+"""What findings say of a pattern in a trace; the last: nothing."""
+MEASURES: dict[str, tuple[str, Callable[[Any], float | bool | None]]] = {
+    "sentences": ("sentences", float),
+    "first_awareness": ("first_awareness", lambda place: place),
+    "key_sentence": ("key_sentence", lambda place: place),
+    "after_decision": ("after_decision", float),
+    "reopenings": ("reopenings", float),
+    "loop": ("loop", bool),
+    "language_switch": ("language_switches", lambda count: count > 0),
+}
+"""Name -> field of a trace's measures, and what it counts as; a place that does not exist is unscored."""
+
+
+class PatternRate(Record, frozen=True, kw_only=True):
+    """How often a pattern (or a class of patterns, or any) stands in a set of traces, before and after the filter."""
+
+    traces: str
+    pattern: str
+    kind: str
+    """pattern, class or any."""
+    detector: str
+    before: Estimate
+    after: Estimate | None = None
+
+
+def patterns(run: Run) -> Iterator[PatternRate]:
+    """Rates of patterns, of classes and of any, for every set of traces that was diagnosed: harmful prompts alone."""
+    for source, stage in diagnosed(run):
+        found = _Found(source, stage)
+        for strategy, those in found.groups.items():
+            several = len(found.groups) > 1
+            name = f"{label(source)}: {strategy or 'none'}" if several else label(source)
+            for pattern in PATTERNS:
+                if pattern in found.marks:
+                    yield found.rate(name, those, pattern, (pattern,))
+            for group, members in {**CLASSES, "any": PATTERNS}.items():
+                yield found.rate(name, those, group, members)
+
+
+def measures(run: Run) -> dict[str, dict[str, Estimate]]:
+    """Means and shares of what the detectors measure besides the patterns, by set of traces."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for source, stage in diagnosed(run):
+        if stage.has("measures"):
+            rows = list(project(stage.folder / "measures.jsonl", Measures, *(field for field, _ in MEASURES.values())))
+            own = {}
+            for place, (name, (_, value)) in enumerate(MEASURES.items()):
+                values = [value(row[place]) for row in rows]
+                shares = any(isinstance(one, bool) for one in values)
+                own[name] = stats.rate(values) if shares else stats.mean(values)  # type: ignore[arg-type]
+            found[label(source)] = own
+    return found
+
+
+def diagnosed(run: Run) -> Iterator[tuple[Artifact, Artifact]]:
+    """Every diagnosis of the run's own traces, behind the stage that made them."""
+    makers = {stage.manifest.fingerprint: stage for stage in run.stages}
+    for stage in run.of_kind("diagnose"):
+        if source := makers.get(stage.manifest.inputs.get("traces", "")):
+            yield source, stage
+
+
+def label(stage: Artifact) -> str:
+    """How a set of traces is called: by its strategy and how it was filtered, or by its stage."""
+    return stage.manifest.name.removeprefix("distil-")
+
+
+def kept_of(source: Artifact, stage: Artifact) -> set[str] | None:
+    """Ids of the traces that the filter let through; `None` where there was no filter."""
+    if source.has("kept"):
+        return {name for (name,) in project(source.folder / "kept.jsonl", Kept, "trace")}
+    kept = source.manifest.summary.get("kept", stage.manifest.settings.get("kept"))
+    return None if kept is None else set(kept)
+
+
+class _Found:
+    """What was found in a set of traces: of each a byte a pattern, and whether it passed the filter."""
+
+    def __init__(self, source: Artifact, stage: Artifact) -> None:
+        keep = kept_of(source, stage)
+        place: dict[int, int] = {}
+        self.clusters, self.truncated, passed = array("q"), bytearray(), bytearray()
+        self.groups: dict[str, array[int]] = {}
+        """Places of traces by strategy."""
+        fields = ("id", "prompt.cluster", "prompt.intent", "strategy", "outcome")
+        for name, cluster, intent, strategy, outcome in project(source.folder / "traces.jsonl", Trace, *fields):
+            if intent in ("harmful", "borderline"):
+                self.groups.setdefault(strategy, array("q")).append(len(place))
+                place[hash(name)] = len(place)
+                self.clusters.append(hash(cluster))
+                self.truncated.append(outcome in TRUNCATED)
+                passed.append(keep is not None and name in keep)
+        self.passed = None if keep is None else passed
+        self.marks: dict[str, bytearray] = {}
+        self.detector = ""
+        path = stage.folder / "findings.jsonl"
+        for trace, pattern, present, self.detector in project(path, Finding, "trace", "pattern", "present", "detector"):
+            at = place.get(hash(trace))
+            if at is not None:
+                marks = self.marks.setdefault(pattern, bytearray([ABSENT]) * len(place))
+                marks[at] = UNKNOWN if present is None else present
+
+    def rate(self, name: str, those: Sequence[int], what: str, members: Sequence[str]) -> PatternRate:
+        """How often at least one of some patterns is there, before and after the filter."""
+        marks = [self.marks[pattern] for pattern in members if pattern in self.marks]
+        there = [at for at in those if any(own[at] != ABSENT for own in marks)]
+        kept = None if self.passed is None else [at for at in there if self.passed[at]]
+        kind = "pattern" if what in PATTERNS else "any" if what == "any" else "class"
+        return PatternRate(
+            traces=name, pattern=what, kind=kind, detector=self.detector, before=self._rate(marks, there),
+            after=None if kept is None else self._rate(marks, kept),
+        )  # fmt: skip
+
+    def _rate(self, marks: Sequence[bytearray], those: list[int]) -> Estimate:
+        """A trace is scored where all patterns are decided: to count it as soon as one is there would favour presence."""
+        flags = [[own[at] for own in marks] for at in those]
+        outcomes = [None if UNKNOWN in own or ABSENT in own else YES in own for own in flags]
+        truncated = [bool(self.truncated[at]) for at in those]
+        found = stats.rate(outcomes, clusters=[self.clusters[at] for at in those], truncated=truncated, better="lower")
+        sure = sum(YES in own and not cut for own, cut in zip(flags, truncated, strict=True))
+        return replace(found, best=sure / len(flags)) if flags else found

@@ -1,0 +1,360 @@
+"""The only place that compares: two arms paired by prompt, for `compare`, for a study's findings, and for the best of a column.
+
+Every comparison is a `PairedTest`. A difference is paired by prompt, over seeds and bases; p is Holm's over all tests of
+one family. The interval is the wider of two: with trainings as what varies beside the prompts, and with bases, of which
+there are few. A finding's test may say the smallest difference that matters, `by`:
+
+    lower, higher   seen: p < 0.05, the interval leaves zero out, and the estimate is at least `by`;
+                    not seen: the interval rules a difference of `by` out
+    same            seen: the interval lies within `by` of nothing; not seen: shown, and the estimate is at least `by`
+
+All else is open, and so is whatever rests on an arm that does not speak coherently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from msgspec.structs import replace
+
+from demur import stats
+from demur.records import Estimate, Record
+from demur.report.metrics import Cell, Cells, Column, Made, Value, levels, widest
+from demur.report.read import Run
+from demur.report.training import Learnability
+from demur.stats.spread import cluster_variance, sample, t_test
+
+ALPHA = 0.05
+HEADLINES = ("attack_success", "over_refusal", "accuracy")
+"""The metrics of the first table, in its order; thinking tokens follow."""
+LOSS = "loss"
+"""The metric of a finding that is no benchmark's."""
+Outcome = Literal["seen", "not seen", "cannot tell"]
+NOTHING = Estimate(value=None, low=None, high=None, n=0)
+LEFT = stats.Difference(value=None, low=None, high=None, p=None, n=0, clusters=0)
+
+
+class PairedTest(Record, frozen=True, kw_only=True):
+    """Arm A against arm B, on what both were asked."""
+
+    a: str
+    b: str
+    metric: str
+    bench: str = ""
+    """Empty: every benchmark that has the metric."""
+    attack: tuple[str, ...] = ()
+    """Empty: however the questions were put."""
+    part: str = ""
+    better: stats.Better = "neither"
+    unit: str = "share"
+    estimate_a: Estimate = NOTHING
+    estimate_b: Estimate = NOTHING
+    difference: stats.Difference = LEFT
+    p_holm: float | None = None
+    comparisons: int = 0
+    """How many tests Holm's method adjusted for."""
+    bases: int = 1
+    margin: float | None = None
+    """How much worse A may be, where the study declares it."""
+    expect: str = ""
+    """lower, higher or same: what a finding expects of A; empty for a plain comparison."""
+    by: float = 0.0
+    """The smallest difference that matters."""
+    outcome: Outcome = "cannot tell"
+    why: str = ""
+
+    @property
+    def shown(self) -> bool:
+        """Whether p says that there is a difference."""
+        return self.p_holm is not None and self.p_holm < ALPHA and bool(self.difference.value)
+
+    @property
+    def winner(self) -> str | None:
+        """The arm that the test shows to be better."""
+        if not self.shown or self.better == "neither":
+            return None
+        return self.a if ((self.difference.value or 0) < 0) == (self.better == "lower") else self.b
+
+
+class Finding(Record, frozen=True, kw_only=True):
+    """A claim with its tests: seen when all say so, not seen when one does."""
+
+    claim: str
+    outcome: Outcome
+    evidence: tuple[PairedTest, ...]
+
+
+class Best(Record, frozen=True, kw_only=True):
+    """An arm that is better than every other in a column, by paired tests after Holm."""
+
+    bench: str
+    attack: str
+    metric: str
+    arm: str
+
+
+def adjusted(tests: Sequence[PairedTest]) -> list[PairedTest]:
+    """Tests with Holm's p over all of them."""
+    ps = stats.holm([test.difference.p for test in tests])
+    count = sum(p is not None for p in ps)
+    return [replace(test, p_holm=p, comparisons=count) for test, p in zip(tests, ps, strict=True)]
+
+
+def declared(found: Cells, columns: Sequence[Column], wanted: Sequence[dict[str, Any]]) -> list[PairedTest]:
+    """The comparisons that a study names."""
+    own = [
+        _in_column(found, column, (want["a"], want["b"]), want.get("margin"))
+        for want in wanted
+        for column in columns
+        if not want.get("bench") or want["bench"] == column.bench
+    ]
+    return adjusted([test for tests in own for test in tests])
+
+
+def every_column(found: Cells, a: str, b: str, margin: float | None = None) -> list[PairedTest]:
+    """Two arms in every headline column that both have."""
+    columns = [column for column in found.get(a, {}) if column.metric in HEADLINES and column in found.get(b, {})]
+    columns.sort(key=lambda column: HEADLINES.index(column.metric))
+    return adjusted([test for column in columns for test in _in_column(found, column, (a, b), margin)])
+
+
+def best(found: Cells, columns: Sequence[Column]) -> list[Best]:
+    """The arms that beat every other arm, column by column."""
+    marks = []
+    for column in columns:
+        arms = [arm for arm in found if column in found[arm]]
+        if len(arms) > 1 and column.better != "neither":
+            values = {arm: found[arm][column].estimate(column).value for arm in arms}
+            known = {arm: value for arm, value in values.items() if value is not None}
+            first = _first(known, column.better)
+            rivals = [test for arm in arms if arm != first for test in _in_column(found, column, (first, arm), None)]
+            if first and rivals and all(test.winner == first for test in adjusted(rivals)):
+                marks.append(Best(bench=column.bench, attack=column.attack, metric=column.metric, arm=first))
+    return marks
+
+
+def _first(values: dict[str, float], better: stats.Better) -> str:
+    return min(values, key=lambda arm: values[arm] if better == "lower" else -values[arm], default="")
+
+
+def _in_column(found: Cells, column: Column, arms: tuple[str, str], margin: float | None) -> Iterator[PairedTest]:
+    """One comparison, where both arms were measured."""
+    a, b = (found.get(arm, {}).get(column) for arm in arms)
+    if a is not None and b is not None:
+        yield PairedTest(
+            a=arms[0], b=arms[1], bench=column.bench, attack=(column.attack,), metric=column.metric, part=column.part,
+            better=column.better, unit=column.unit, estimate_a=a.estimate(column), estimate_b=b.estimate(column),
+            difference=difference(a, b), margin=margin if column.metric == "accuracy" else None,
+        )  # fmt: skip
+
+
+def findings(run: Run, found: Cells, learnt: Sequence[Learnability], incoherent: Collection[str]) -> list[Finding]:
+    """The claims that a run's study puts to the test, in its order.
+
+    Args:
+        run: with the copies of each arm taken together.
+        found: its cells.
+        learnt: how hard the arms were to learn, copy by copy.
+        incoherent: arms that are garbled too often to be read.
+    """
+    wanted = [(claim["claim"], each) for claim in run.study.get("findings") or [] for each in claim["evidence"]]
+    tests = [_test(each, run, found, learnt, incoherent) for _, each in wanted]
+    grouped: dict[str, list[PairedTest]] = {}
+    for (claim, _), test in zip(wanted, adjusted(tests), strict=True):
+        grouped.setdefault(claim, []).append(_decided(test))
+    return [Finding(claim=c, outcome=_together(own), evidence=tuple(own)) for c, own in grouped.items()]
+
+
+def _together(tests: Sequence[PairedTest]) -> Outcome:
+    outcomes = {test.outcome for test in tests}
+    return "not seen" if "not seen" in outcomes else "seen" if outcomes == {"seen"} else "cannot tell"
+
+
+def _test(
+    want: dict[str, Any], run: Run, found: Cells, learnt: Sequence[Learnability], incoherent: Collection[str]
+) -> PairedTest:
+    """The numbers of a test; of none where an arm was not measured or is incoherent."""
+    attack = want.get("attack") or ()
+    test = PairedTest(
+        a=want["a"], b=want["b"], metric=want.get("metric", HEADLINES[0]), bench=want.get("bench", ""),
+        attack=(attack,) if isinstance(attack, str) else tuple(attack), part=want.get("part") or "",
+        expect=want["expect"], by=want["by"],
+    )  # fmt: skip
+    if broken := [arm for arm in (test.a, test.b) if arm in incoherent]:
+        return replace(test, why=f"{' and '.join(broken)}: garbled too often to be read")
+    if test.metric == LOSS:
+        return _of_loss(test, run, learnt)
+    columns = list(_columns(test, found))
+    if not columns:
+        return replace(test, why="not measured on both arms")
+    sides = [_merged(found[arm], columns) for arm in (test.a, test.b)]
+    pairs = [aligned(found[test.a][column], found[test.b][column]) for column in columns]
+    merged = Pairs(*([item for part in parts for item in part] for parts in zip(*pairs, strict=True)))
+    by_level = _by_level(merged)
+    return replace(
+        test, unit=columns[0].unit, better=columns[0].better, estimate_a=sides[0].estimate(columns[0]),
+        estimate_b=sides[1].estimate(columns[0]), difference=replace(widest(by_level), p=by_level[0].p),
+        bases=len({base for base, _ in merged.made}),
+    )  # fmt: skip
+
+
+def _columns(test: PairedTest, found: Cells) -> Iterator[Column]:
+    """What both arms were measured on: of each benchmark and attack the first judge, which is the protocol's."""
+    taken = set()
+    for column in found.get(test.a, {}):
+        wanted = column.metric == test.metric and test.part in ("", column.part) and test.bench in ("", column.bench)
+        at = (column.bench, column.attack)
+        if wanted and (not test.attack or column.attack in test.attack) and at not in taken:
+            taken.add(at)
+            if column in found.get(test.b, {}):
+                yield column
+
+
+def _merged(cells: dict[Column, Cell], columns: Sequence[Column]) -> Cell:
+    merged = Cell()
+    for column in columns:
+        merged.extend(cells[column])
+    return merged
+
+
+def _of_loss(test: PairedTest, run: Run, learnt: Sequence[Learnability]) -> PairedTest:
+    """Loss on held-out rows at the end, paired by training: base and seed."""
+    ends: dict[str, dict[Made, float]] = {}
+    for one in learnt:
+        arm, base = run.split(one.arm)
+        if one.part == "whole":
+            ends.setdefault(arm, {})[base, one.seed] = one.end
+    a, b = ends.get(test.a, {}), ends.get(test.b, {})
+    both = [made for made in a if made in b]
+    if len(both) < 2:
+        return replace(test, unit="nats", why="fewer than two trainings of both arms")
+    gaps = [a[made] - b[made] for made in both]
+    bases = [base for base, _ in both]
+    wide = widest([stats.mean(gaps)] + ([stats.mean(gaps, clusters=bases)] if len(set(bases)) > 1 else []))
+    noise = cluster_variance(sample(gaps, None, None))
+    p = t_test(sum(gaps) / len(gaps), noise, len(gaps) - 1.0)
+    count = len(gaps)
+    difference = stats.Difference(
+        value=wide.value, low=wide.low, high=wide.high, p=p, n=count, clusters=count, seeds=count, how=wide.how
+    )
+    means = [stats.mean([ends[arm][made] for made in both]) for arm in (test.a, test.b)]
+    return replace(
+        test, unit="nats", estimate_a=means[0], estimate_b=means[1], difference=difference, bases=len(set(bases))
+    )
+
+
+def _decided(test: PairedTest) -> PairedTest:
+    """What a test says of what its finding expects."""
+    d, p = test.difference, test.p_holm
+    if d.value is None or d.low is None or d.high is None or p is None:
+        return test if test.why else replace(test, why=d.how or "nothing to compare")
+    shown = p < ALPHA and not d.low <= 0 <= d.high
+    if test.expect == "same":
+        if max(-d.low, d.high) < test.by:
+            return replace(test, outcome="seen", why="the interval is within what matters")
+        if shown and abs(d.value) >= test.by:
+            return replace(test, outcome="not seen", why=f"{test.a} is {'higher' if d.value > 0 else 'lower'}")
+        return replace(test, why="the interval reaches beyond what matters")
+    worth, most = (d.value, d.high) if test.expect == "higher" else (-d.value, -d.low)
+    if most < test.by:
+        other = shown and worth <= -test.by
+        why = f"it is {'lower' if test.expect == 'higher' else 'higher'}" if other else "what matters is ruled out"
+        return replace(test, outcome="not seen", why=why)
+    if shown and worth >= test.by:
+        return replace(test, outcome="seen", why=f"{test.a} is {test.expect}")
+    return replace(
+        test, why="shown, and too small for sure" if shown else "a difference is neither shown nor ruled out"
+    )
+
+
+class Pairs(NamedTuple):
+    """Replies of two arms to the same."""
+
+    first: list[Value]
+    second: list[Value]
+    clusters: list[str]
+    made: list[tuple[str, object]]
+    """Base, and the two seeds."""
+
+
+def difference(a: Cell, b: Cell) -> stats.Difference:
+    """A minus B on what both were asked, by trainings and by bases: the larger p and the wider interval."""
+    found = _by_level(aligned(a, b))
+    return replace(widest(found), p=max((one.p for one in found if one.p is not None), default=None))
+
+
+def _by_level(pairs: Pairs) -> list[stats.Difference]:
+    """A minus B with its trainings as what varies beside the prompts; and with its bases, where there are several."""
+    trainings = len(set(pairs.made))
+    first, second = (_plain(side) for side in (pairs.first, pairs.second))
+    found = [stats.paired(first, second, clusters=pairs.clusters, seeds=level) for level in levels(pairs.made)]
+    return [replace(one, seeds=trainings) for one in found]
+
+
+def _plain(values: Sequence[Value]) -> list[bool | float | None]:
+    assert not any(isinstance(value, tuple) for value in values), "ratios are not compared"
+    return values  # type: ignore[return-value]
+
+
+def aligned(a: Cell, b: Cell) -> Pairs:
+    """What both were asked. An arm with one seed stands against every seed of the other, on the same base.
+
+    An attack that adapts writes each arm another prompt about the same question: where both have one a question, the
+    question pairs them.
+    """
+    whole = not (_one_a_question(a) and _one_a_question(b))
+    left, right = _by_training(a, whole=whole), _by_training(b, whole=whole)
+    pairs = Pairs([], [], [], [])
+    for own, other in _trainings(a, b):
+        for key, place in left[own].items():
+            partner = right[other].get(key)
+            if partner is not None:
+                pairs.first.append(a.values[place])
+                pairs.second.append(b.values[partner])
+                pairs.clusters.append(a.rows[place].cluster)
+                pairs.made.append((own[0] or other[0], (own[1], other[1])))
+    return pairs
+
+
+def _trainings(a: Cell, b: Cell) -> list[tuple[Made, Made]]:
+    """Which training of A stands against which of B: of one base those of one seed."""
+    left, right = (_seeds_by_base(cell) for cell in (a, b))
+    together = [(x, y) for x in left for y in right if x == y or "" in (x, y)]
+    return [((x, own), (y, other)) for x, y in together for own, other in _seeds(left[x], right[y])]
+
+
+def _seeds_by_base(cell: Cell) -> dict[str, list[int | None]]:
+    found: dict[str, list[int | None]] = {}
+    for base, seed in dict.fromkeys(cell.made):
+        found.setdefault(base, []).append(seed)
+    return found
+
+
+def _seeds(left: list[int | None], right: list[int | None]) -> list[tuple[int | None, int | None]]:
+    if len(left) == 1 or len(right) == 1:
+        return [(own, other) for own in left for other in right]
+    common = [(seed, seed) for seed in left if seed in right]
+    return common or list(zip(left, right, strict=False))
+
+
+def _one_a_question(cell: Cell) -> bool:
+    """Whether every question has one prompt for each training and sample."""
+    asked = [(made, row.question, row.sample) for made, row in zip(cell.made, cell.rows, strict=True)]
+    return len(set(asked)) == len(asked)
+
+
+Key = tuple[str, str, int, int]
+"""Question, attack, sample, and how many of these came before."""
+
+
+def _by_training(cell: Cell, *, whole: bool) -> dict[Made, dict[Key, int]]:
+    """Training -> key -> place; `whole` keys tell attacks of one question apart."""
+    found: dict[Made, dict[Key, int]] = {}
+    seen: dict[tuple[Made, str, str, int], int] = {}
+    for place, (made, row) in enumerate(zip(cell.made, cell.rows, strict=True)):
+        key = (row.question, row.attack if whole else "", row.sample)
+        count = seen.get((made, *key), 0)
+        seen[made, *key] = count + 1
+        found.setdefault(made, {})[*key, count] = place
+    return found

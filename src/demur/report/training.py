@@ -1,0 +1,151 @@
+"""What became of the data, and how hard it was to learn: funnels, mixes, lengths of thinking, losses on rows held out.
+
+The distance of a data set from the student is the untrained student's loss on it. The target is the loss that the slowest
+arm ended with, so that every arm gets there and the question is only when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from demur.records import Record, Trace
+from demur.report.read import Run
+from demur.storage.records_file import project
+
+Part = Literal["thinking", "answer", "whole"]
+PARTS: tuple[Part, ...] = ("whole", "thinking", "answer")
+SHORTEST = 3
+"""Tokens a row on average below which there is nothing to learn: an empty thinking is its closing tag."""
+
+
+class Learnability(Record, frozen=True, kw_only=True):
+    """One arm, seed and part. Losses are nats: a token, and a sequence in brackets of the table."""
+
+    arm: str
+    seed: int | None
+    part: Part
+    rows: int
+    distance: float
+    distance_sequence: float
+    end: float
+    end_sequence: float
+    target: float
+    """Loss a token to reach: the largest end of all arms."""
+    steps: int
+    """Updates until a measurement was at or below the target."""
+    tokens: int
+    """Supervised tokens trained on until then."""
+
+
+class Curve(Record, frozen=True, kw_only=True):
+    """Loss a response token over training steps."""
+
+    arm: str
+    seed: int | None
+    series: str
+    steps: tuple[float, ...]
+    loss: tuple[float, ...]
+
+
+class Lengths(Record, frozen=True, kw_only=True):
+    """Tokens of thinking in a set of traces: the values at 0, 5, … 100 % of the traces."""
+
+    traces: str
+    n: int
+    quantiles: tuple[float, ...]
+
+
+class _Loss(msgspec.Struct):
+    """A line of a training's files: its loss while training, or on rows held out."""
+
+    step: float
+    loss: float
+    part: str = "whole"
+    loss_per_sequence: float = 0.0
+    rows: int = 0
+    trained_tokens: int = 0
+
+
+Trainings = Iterator[tuple[str, int | None, list[_Loss], list[_Loss]]]
+
+
+def _trainings(run: Run) -> Trainings:
+    """Arm, seed, losses while training, losses on rows held out."""
+    for stage in run.of_kind("train"):
+        arm, seed = str(stage.manifest.settings.get("arm", stage.manifest.name)), stage.manifest.settings.get("seed")
+        fields = tuple(_Loss.__struct_fields__)
+        files = (project(stage.folder / f"{name}.jsonl", _Loss, *fields) for name in ("metrics", "learnability"))
+        while_training, held_out = ([_Loss(*line) for line in lines] for lines in files)
+        yield arm, seed, while_training, held_out
+
+
+def curves(run: Run) -> Iterator[Curve]:
+    """Loss a response token while training: of the rows trained on, and of rows held out, by part."""
+    for arm, seed, while_training, held_out in _trainings(run):
+        series = {"training rows": while_training} if while_training else {}
+        for line in held_out:
+            series.setdefault(f"held-out rows, {line.part}", []).append(line)
+        for name, lines in sorted(series.items()):
+            steps, loss = tuple(line.step for line in lines), tuple(line.loss for line in lines)
+            yield Curve(arm=run.split(arm)[0], seed=seed, series=name, steps=steps, loss=loss)
+
+
+def learnability(run: Run) -> Iterator[Learnability]:
+    """The table of a run, part by part, arms in the order of the run."""
+    held_out = {(arm, seed): sorted(lines, key=lambda line: line.step) for arm, seed, _, lines in _trainings(run)}
+    for part in PARTS:
+        own = {key: [line for line in lines if line.part == part] for key, lines in held_out.items()}
+        own = {key: lines for key, lines in own.items() if lines and _length(lines[0]) >= SHORTEST}
+        target = max((lines[-1].loss for lines in own.values()), default=0.0)
+        for (arm, seed), lines in own.items():
+            first, last = lines[0], lines[-1]
+            there = next(line for line in lines if line.loss <= target)
+            yield Learnability(
+                arm=arm, seed=seed, part=part, rows=first.rows, distance=first.loss,
+                distance_sequence=first.loss_per_sequence, end=last.loss, end_sequence=last.loss_per_sequence,
+                target=target, steps=int(there.step), tokens=there.trained_tokens,
+            )  # fmt: skip
+
+
+def _length(line: _Loss) -> float:
+    """Tokens a row."""
+    return line.loss_per_sequence / line.loss if line.loss else float(SHORTEST)
+
+
+def lengths(run: Run) -> Iterator[Lengths]:
+    """Lengths of thinking, of what teachers wrote and of what was kept apart from what models answered."""
+    groups: dict[str, list[int]] = {}
+    for stage in run.of_kind("distil"):
+        name = f"{stage.manifest.name.removeprefix('distil-')} (teacher)"
+        counts = project(stage.folder / "traces.jsonl", Trace, "tokens_thinking")
+        groups[name] = [tokens for (tokens,) in counts if tokens is not None]
+    for evaluation in run.evaluations:
+        counted = [row.tokens_thinking for row in evaluation.rows if row.tokens_thinking is not None]
+        groups.setdefault(evaluation.arm, []).extend(counted)
+    for name, tokens in groups.items():
+        if tokens:
+            ordered = sorted(tokens)
+            points = tuple(float(ordered[round(q / 20 * (len(ordered) - 1))]) for q in range(21))
+            yield Lengths(traces=name, n=len(tokens), quantiles=points)
+
+
+def funnels(run: Run) -> dict[str, dict[str, int]]:
+    """Asked, answered, dropped and why, kept, of every distillation."""
+    found = {s.manifest.name.removeprefix("distil-"): s.manifest.summary.get("funnel") for s in run.of_kind("distil")}
+    return {name: _in_order(funnel, ("asked", "answered", "failed")) for name, funnel in found.items() if funnel}
+
+
+def mixes(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """The account of every mix: given, dropped and why, taken, by share."""
+    tables = {s.manifest.name.removeprefix("mix-"): s.manifest.summary.get("table") for s in run.of_kind("mix")}
+    return {name: [_in_order(row, ("share", "given")) for row in table] for name, table in tables.items() if table}
+
+
+def _in_order(row: dict[str, Any], first: tuple[str, ...]) -> dict[str, Any]:
+    """A row whose outcome stands last: what is kept or taken."""
+    last = [key for key in ("kept", "taken") if key in row]
+    middle = [key for key in row if key not in first and key not in last]
+    return {key: row[key] for key in (*first, *middle, *last) if key in row}

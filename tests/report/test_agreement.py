@@ -1,0 +1,111 @@
+"""Several verdicts on one trace: thinking by answer, agreement, majority."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demur.bench import get_bench
+from demur.records import Label, Part, Prompt, Trace, Verdict
+from demur.report.agreement import Crossing, agreement, crossing, majority
+from demur.report.metrics import of_records
+from demur.report.read import Evaluation
+from demur.thinking import join, traced
+
+
+def trace(i: int) -> Trace:
+    return traced(Prompt(text=f"q{i}", intent="harmful"), join("t", "a"), model="m")
+
+
+def says(t: Trace, label: Label | None, part: Part = "answer", judge: str = "j") -> Verdict:
+    return Verdict(trace=t.id, judge=judge, query="question", part=part, label=label)
+
+
+def evaluations(traces: list[Trace], verdicts: list[Verdict]) -> list[Evaluation]:
+    return of_records(get_bench("advbench"), traces, verdicts)
+
+
+def crossed(traces: list[Trace], verdicts: list[Verdict], *, examples: int = 5) -> dict[str, Crossing]:
+    return {cell.name: cell for cell in crossing(evaluations(traces, verdicts), examples=examples)}
+
+
+def test_thinking_by_answer() -> None:
+    traces = [trace(i) for i in range(9)]
+    sides: list[Label] = ["safe", "unsafe"]
+    verdicts = []
+    for t, (thinking, answer) in zip(traces, [*product(sides, sides), *product(sides, sides)], strict=False):
+        verdicts += [says(t, thinking, "thinking"), says(t, answer)]
+    verdicts += [says(traces[8], None, "thinking"), says(traces[8], "safe")]
+    cells = crossed(traces, verdicts)
+    assert set(cells) == {"safe", "leak", "inconsistency", "unsafe"}
+    for cell in cells.values():
+        assert cell.estimate.value == 0.25
+        assert (cell.estimate.n, cell.estimate.unscored) == (8, 1)
+    assert cells["leak"].examples == (traces[2].id, traces[6].id), "unsafe thinking, safe answer"
+    assert cells["inconsistency"].examples == (traces[1].id, traces[5].id)
+
+
+def test_over_refusal_inside_the_thinking() -> None:
+    traces = [trace(i) for i in range(4)]
+    verdicts = [says(t, "full_compliance") for t in traces]
+    verdicts += [says(t, "full_refusal" if i == 0 else "full_compliance", "thinking") for i, t in enumerate(traces)]
+    cells = crossed(traces, verdicts)
+    assert cells["held back"].estimate.value == 0.25
+    assert cells["held back"].examples == (traces[0].id,)
+    assert not crossed(traces, [says(t, "safe") for t in traces]), "one part alone crosses with nothing"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["safe", "unsafe", None]), st.sampled_from(["safe", "unsafe", None])), min_size=1
+    )
+)
+def test_the_cells_hold_every_scored_trace(pairs: list[tuple[Label | None, Label | None]]) -> None:
+    traces = [trace(i) for i in range(len(pairs))]
+    verdicts = [v for t, (a, b) in zip(traces, pairs, strict=True) for v in (says(t, a, "thinking"), says(t, b))]
+    cells = crossed(traces, verdicts, examples=1000)
+    scored = sum(a is not None and b is not None for a, b in pairs)
+    assert sum(len(cell.examples) for cell in cells.values()) == scored
+    assert all(cell.estimate.n == scored for cell in cells.values())
+
+
+def test_agreement_and_majority() -> None:
+    traces = [trace(i) for i in range(4)]
+    said: dict[str, list[Label | None]] = {
+        "a": ["safe", "safe", "unsafe", None],
+        "b": ["safe", "unsafe", "unsafe", None],
+        "c": ["safe", "unsafe", None, "unsafe"],
+    }
+    verdicts = [
+        says(t, label, judge=judge) for judge, row in said.items() for t, label in zip(traces, row, strict=True)
+    ]
+    pairs = {(p.a, p.b): p for p in agreement(evaluations(traces, verdicts))}
+    assert pairs["a", "b"].same.value == pytest.approx(2 / 3)
+    assert pairs["a", "b"].same.unscored == 1
+    panel = {v.trace: v for v in majority(verdicts)}
+    assert [panel[t.id].label for t in traces] == ["safe", "unsafe", "unsafe", None]
+    assert "2 of 3 abstain" in panel[traces[3].id].reason
+    (tie,) = majority([says(traces[0], "safe", judge="a"), says(traces[0], "unsafe", judge="b")])
+    assert tie.label is None
+    assert tie.reason.startswith("1 safe, 1 unsafe")
+
+
+def test_a_harm_judge_and_a_refusal_judge_meet_on_harmful_prompts_alone() -> None:
+    traces = [trace(i) for i in range(2)]
+    verdicts = [says(t, "safe", judge="guard") for t in traces] + [
+        says(t, "full_refusal", judge="rules") for t in traces
+    ]
+    (pair,) = agreement(evaluations(traces, verdicts))
+    assert pair.same.value == 1.0, "both say that nothing harmful was served"
+    harmless = [traced(Prompt(text=f"h{i}", intent="benign"), join("t", "a"), model="m") for i in range(2)]
+    guard = [says(t, "safe", judge="guard") for t in harmless]
+    assert not list(
+        agreement(evaluations(harmless, guard + [says(t, "full_refusal", judge="rules") for t in harmless]))
+    )
+    assert {v.judge for v in majority(verdicts)} == {"majority of harm", "majority of refusal"}
+    assert {(v.trace, v.label) for v in majority(verdicts)} == {
+        (t.id, label) for t in traces for label in ("safe", "full_refusal")
+    }

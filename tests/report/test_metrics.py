@@ -1,0 +1,207 @@
+"""Numbers: each with interval, n, unscored and truncated; metrics only of judges that speak their labels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tests.made import publish
+
+from demur import stats
+from demur.bench import get_bench
+from demur.records import Failure, Label, Outcome, Prompt, Result, Trace, Verdict
+from demur.report.metrics import cells, of_records
+from demur.report.metrics import results as numbers
+from demur.report.read import read
+from demur.thinking import join, traced
+
+
+def made(
+    i: int, *, intent: str = "harmful", outcome: Outcome = "complete", attack: str = "", category: str = "c"
+) -> Trace:
+    prompt = Prompt(text=f"q{i}", intent=intent, attack=attack, category=category)  # type: ignore[arg-type]
+    raw = join("t", None if outcome == "cut_in_thinking" else "a")
+    return traced(
+        prompt, raw, model="m", finish="length" if outcome.startswith("cut") else "stop", tokens_thinking=10 * i
+    )
+
+
+def says(trace: Trace, label: Label | None, judge: str = "j", score: float | None = None) -> Verdict:
+    return Verdict(trace=trace.id, judge=judge, query="question", part="answer", label=label, score=score)
+
+
+def results(
+    bench: str, traces: list[Trace], verdicts: list[Verdict], lost: Sequence[Failure] = (), *, by_category: bool = False
+) -> list[Result]:
+    return list(numbers(cells(of_records(get_bench(bench), traces, verdicts, lost), by_category=by_category)))
+
+
+def by_metric(found: list[Result]) -> dict[str, Result]:
+    return {r.metric: r for r in found}
+
+
+def test_rates_bounds_and_counts() -> None:
+    traces = [made(i) for i in range(6)] + [made(6, outcome="cut_in_thinking"), made(7, outcome="cut_in_answer")]
+    labels: list[Label | None] = ["unsafe", "unsafe", "safe", "safe", "safe", None, None, "safe"]
+    verdicts = [says(t, label) for t, label in zip(traces, labels, strict=True)]
+    lost = [Failure(prompt=Prompt(text="q9", intent="harmful"), model="m", kind="timeout", detail="")]
+    found = by_metric(results("advbench", traces, verdicts, lost))
+    rate = found["attack_success"].estimate
+    assert (rate.n, rate.unscored, rate.truncated) == (6, 3, 2)
+    assert rate.value == pytest.approx(2 / 6)
+    assert rate.low is not None
+    assert rate.high is not None
+    assert rate.low < 2 / 6 < rate.high
+    assert rate.best == pytest.approx(2 / 9), "cut and unscored ones count for the model"
+    assert rate.worst == pytest.approx(6 / 9), "and against it"
+    assert set(found) == {"attack_success", "thinking_tokens", "cut"}, "a harm judge says nothing about refusal"
+    assert found["cut"].estimate.value == pytest.approx(2 / 8)
+    assert found["thinking_tokens"].estimate.value == pytest.approx(3.5 * 10)
+    assert found["thinking_tokens"].estimate.unscored == 1, "a request without a reply is unscored everywhere"
+
+
+def test_a_refusal_judge_answers_other_metrics() -> None:
+    traces = [made(i, intent="borderline") for i in range(4)] + [made(i, intent="harmful") for i in range(4, 8)]
+    labels: list[Label] = ["full_refusal", "partial_refusal", "full_compliance", "full_compliance"]
+    verdicts = [says(t, label, "rules") for t, label in zip(traces, [*labels, *labels], strict=True)]
+    found = by_metric(results("xstest", traces, verdicts))
+    assert found["over_refusal"].estimate.value == 0.5
+    assert found["full_over_refusal"].estimate.value == 0.25
+    assert found["attack_success"].estimate.value == 0.5
+    assert found["refusal"].estimate.value == 0.25
+    assert found["partial_refusal"].estimate.value == 0.25
+    assert found["over_refusal"].estimate.n == found["attack_success"].estimate.n == 4
+
+
+def test_judges_and_attacks_are_kept_apart() -> None:
+    traces = [made(i, attack=attack) for attack in ("", "pap:framing", "pap:authority") for i in range(3)]
+    verdicts = [says(t, "unsafe", "one") for t in traces] + [says(t, "safe", "two") for t in traces]
+    found = [r for r in results("advbench", traces, verdicts) if r.metric == "attack_success"]
+    assert {(r.attack, r.judge): (r.estimate.value, r.estimate.n) for r in found} == {
+        ("none", "one"): (1.0, 3),
+        ("none", "two"): (0.0, 3),
+        ("pap", "one"): (1.0, 6),
+        ("pap", "two"): (0.0, 6),
+    }
+
+
+def test_a_dead_judge_gives_no_number() -> None:
+    traces = [made(i) for i in range(5)]
+    found = by_metric(results("advbench", traces, [says(t, None) for t in traces]))
+    rate = found["attack_success"].estimate
+    assert (rate.value, rate.n, rate.unscored) == (None, 0, 5)
+    assert (rate.best, rate.worst) == (0.0, 1.0)
+
+
+def test_scores_are_averaged() -> None:
+    traces = [made(i) for i in range(4)]
+    verdicts = [says(t, "safe", score=s) for t, s in zip(traces, (0.0, 0.5, 1.0, 0.5), strict=True)]
+    assert by_metric(results("strongreject", traces, verdicts))["score"].estimate.value == 0.5
+
+
+def test_categories() -> None:
+    traces = [made(i, category="ab"[i % 2]) for i in range(8)]
+    verdicts = [says(t, "unsafe" if i % 2 else "safe") for i, t in enumerate(traces)]
+    found = results("advbench", traces, verdicts, by_category=True)
+    assert {r.metric: r.estimate.value for r in found} == {"attack_success/a": 0.0, "attack_success/b": 1.0}
+
+
+def graded(*counts: int, n: int = 4) -> tuple[list[Trace], list[Verdict]]:
+    """So many right replies of n to each problem."""
+    traces = [
+        traced(
+            Prompt(text=f"p{i}", intent="maths", gold="1"), "x", model="m", sample=j, tokens_out=100, tokens_thinking=80
+        )
+        for i in range(len(counts))
+        for j in range(n)
+    ]
+    return traces, [says(t, "correct" if t.sample < counts[place // n] else "wrong") for place, t in enumerate(traces)]
+
+
+def test_at_least_one_of_k_is_the_share_of_draws_with_a_hit() -> None:
+    for n in range(1, 9):
+        for hits, k in itertools.product(range(n + 1), range(1, n + 1)):
+            draws = list(itertools.combinations([True] * hits + [False] * (n - hits), k))
+            assert stats.at_least_one(n, hits, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+    assert stats.at_least_one(4, 2, 5) is None
+    assert stats.at_least_one(4, 2, 0) is None
+
+
+def test_pass_at_k_is_over_problems() -> None:
+    found = by_metric(results("math500", *graded(4, 0, 1, 1)))
+    assert found["accuracy"].estimate.value == pytest.approx(6 / 16)
+    assert found["pass@4"].estimate.value == pytest.approx(0.75)
+    assert found["pass@4"].estimate.n == 4
+
+
+def test_a_lost_or_undecided_sample_leaves_its_problem_unscored() -> None:
+    traces, verdicts = graded(4, 0, 2, 2)
+    lost = [Failure(prompt=traces[-1].prompt, model="m", kind="timeout", detail="", sample=3)]
+    missing = by_metric(results("math500", traces[:-1], verdicts[:-1], lost))["pass@4"].estimate
+    undecided = by_metric(results("math500", traces, [*verdicts[:-1], says(traces[-1], None)]))["pass@4"].estimate
+    for one in (missing, undecided):
+        assert one.value == pytest.approx(2 / 3)
+        assert (one.n, one.unscored) == (3, 1)
+
+
+def test_economy_is_a_ratio_of_sums() -> None:
+    traces = []
+    for i, (tokens, thought) in enumerate([(100, 80), (300, 250), (200, 150), (400, 300)]):
+        prompt = Prompt(text=f"question {i}", intent="maths", gold="1")
+        traces.append(traced(prompt, "x", model="m", tokens_out=tokens, tokens_thinking=thought))
+    found = by_metric(
+        results("math500", traces, [says(t, "correct" if i < 2 else "wrong") for i, t in enumerate(traces)])
+    )
+    assert found["tokens_per_correct"].estimate.value == pytest.approx(1000 / 2)
+    assert found["answer_tokens"].estimate.value == pytest.approx((20 + 50 + 50 + 100) / 4)
+    nothing = by_metric(results("math500", traces, [says(t, "wrong") for t in traces]))
+    assert nothing["tokens_per_correct"].estimate.value is None
+
+
+def test_techniques_and_best_of_k() -> None:
+    questions = [Prompt(text=f"q{i}", intent="harmful") for i in range(4)]
+    traces = [
+        traced(Prompt(text=f"{way} {q.text}", intent="harmful", attack=f"pap:{way}", parent=q.id), "x", model="m")
+        for q in questions
+        for way in ("framing", "favor")
+    ]
+    verdicts = [says(t, "unsafe" if "framing" in t.prompt.attack else "safe") for t in traces]
+    found = {r.metric: r.estimate.value for r in results("advbench", traces, verdicts) if "/" in r.metric}
+    assert found == {
+        "attack_success/framing": 1.0,
+        "attack_success/favor": 0.0,
+        "attack_success/best_of_2": 1.0,
+    }
+    one_each = by_metric(results("advbench", traces[::2], verdicts[::2]))
+    assert not any("/" in metric for metric in one_each), "one prompt a question: nothing to tell apart"
+
+
+def test_what_a_search_cost(tmp_path: Path) -> None:
+    def one(goal: str, stream: int, iteration: int, score: int | None) -> dict[str, object]:
+        return {
+            "goal": goal,
+            "stream": stream,
+            "iteration": iteration,
+            "prompt": "",
+            "score": score,
+            "broken": score == 10,
+        }
+
+    attempts = [one("a", s, i, 10 if (s, i) == (1, 1) else 2) for i, s in itertools.product(range(2), range(2))]
+    attempts += [one("b", s, i, None if s else 5) for i, s in itertools.product(range(3), range(2))]
+    attempts += [one("c", s, 0, 10) for s in range(2)]
+    trace = made(0, attack="search")
+    settings = {"arm": "a", "seed": 0, "bench": {"name": "advbench", "attack": {"name": "search"}}}
+    publish(
+        tmp_path, "evaluate-a", "evaluate", {"traces": [trace], "verdicts": [says(trace, "safe")], "attempts": attempts},
+        settings=settings,
+    )  # fmt: skip
+    found = {r.metric: r.estimate for r in numbers(cells(read(tmp_path).evaluations)) if r.judge == "the attack's own"}
+    assert found["own_success"].value == pytest.approx(2 / 3)
+    assert found["turns_without_score"].value == pytest.approx(3 / 12)
+    assert found["queries_to_success"].value == pytest.approx((4 + 1) / 2)
+    assert found["queries_to_success"].unscored == 1
+    assert found["target_queries"].value == pytest.approx(4)
+    assert [found[f"own_success/after_{k}_queries"].value for k in (2, 4, 6)] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
