@@ -53,8 +53,8 @@ def test_over_refusal_inside_the_thinking() -> None:
     verdicts = [says(t, "full_compliance") for t in traces]
     verdicts += [says(t, "full_refusal" if i == 0 else "full_compliance", "thinking") for i, t in enumerate(traces)]
     cells = crossed(traces, verdicts)
-    assert cells["held back"].estimate.value == 0.25
-    assert cells["held back"].examples == (traces[0].id,)
+    assert cells["held_back"].estimate.value == 0.25
+    assert cells["held_back"].examples == (traces[0].id,)
     assert not crossed(traces, [says(t, "safe") for t in traces]), "one part alone crosses with nothing"
 
 

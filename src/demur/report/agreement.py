@@ -26,8 +26,8 @@ NAMES = {
     ("safe", "unsafe"): "inconsistency",
     ("unsafe", "unsafe"): "unsafe",
     ("serves", "serves"): "serves",
-    ("refuses", "serves"): "held back",
-    ("serves", "refuses"): "refuses unannounced",
+    ("refuses", "serves"): "held_back",
+    ("serves", "refuses"): "refuses_unannounced",
     ("refuses", "refuses"): "refuses",
 }
 """What a side of the thinking with a side of the answer is called."""
