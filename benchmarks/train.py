@@ -42,7 +42,7 @@ class Result(NamedTuple):
 
 
 def examples(count: int) -> list[Any]:
-    """RecordFile of 200 to 2,000 tokens: real traces, or texts of the same lengths."""
+    """Rows of 200 to 2,000 tokens: real traces, or texts of the same lengths."""
     from demur.records import Example, ExamplePart, Origin
 
     def row(question: str, thought: str, answer: str) -> Example:
@@ -75,6 +75,19 @@ def prepared(base: Path, steps: int) -> tuple[list[Any], list[Any], list[Any]]:
     return every[16:], rows[16:], rows[:16]
 
 
+def padded(rows: list[Any], pad: int) -> dict[str, Any]:
+    """Rows padded to the longest, as common trainers make a micro-batch: ids, labels and mask, each [rows, longest]."""
+    import torch
+
+    longest = max(len(row.ids) for row in rows)
+    room = [longest - len(row.ids) for row in rows]
+    return {
+        "input_ids": torch.tensor([row.ids + [pad] * more for row, more in zip(rows, room, strict=True)]),
+        "labels": torch.tensor([row.labels + [-100] * more for row, more in zip(rows, room, strict=True)]),
+        "attention_mask": torch.tensor([[1] * len(row.ids) + [0] * more for row, more in zip(rows, room, strict=True)]),
+    }
+
+
 def load(base: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, set_seed
@@ -86,11 +99,16 @@ def load(base: Path) -> Any:
 
 def held_out_loss(model: Any, held: list[Any]) -> float:
     """Loss per response token on the held-out rows, measured alike for all."""
-    from demur.train import learnability, loss
+    import torch
+    import torch.nn.functional as F
 
-    loss.fuse(model)
-    measured = learnability.measure(model, held, pad=258)
-    return sum(m.nats["whole"] for m in measured) / sum(m.tokens["whole"] for m in measured)
+    nats = tokens = 0.0
+    with torch.no_grad():
+        for row in held:
+            logits = model.eval()(input_ids=torch.tensor([row.ids])).logits[0, :-1]
+            nats += F.cross_entropy(logits, torch.tensor(row.labels[1:]), reduction="sum").item()
+            tokens += row.trained
+    return nats / tokens
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
@@ -100,15 +118,17 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 
 def run_demur(base: Path, steps: int, out: Path) -> Result:
-    from demur.train import sft, tuner
+    from demur.records import write_jsonl
+    from demur.train import trainer
     from demur.train.settings import TrainSettings
 
     given, _, held = prepared(base, steps)
+    write_jsonl(out / "rows.jsonl", given)
     spent: list[tuple[float, float]] = []
-    inner = tuner.Tuner.go
-    tuner.Tuner.go = lambda self: spent.append(timed(lambda: inner(self)))  # type: ignore[method-assign]
+    inner = trainer.Trainer.run
+    trainer.Trainer.run = lambda self, progress: spent.append(timed(lambda: inner(self, progress)))  # type: ignore
     settings = TrainSettings(lr=LR, steps=steps, batch=BATCH, max_length=HIGH, schedule="constant", checkpoint_every=0)
-    summary = sft.train(given, base=base, out=out, settings=settings)
+    summary = trainer.train(out / "rows.jsonl", base=base, out=out, settings=settings)
     return Result(*spent[0], summary["tokens"], held_out_loss(load(out / "model"), held))
 
 
@@ -171,13 +191,13 @@ def run_plain(base: Path, steps: int, out: Path) -> Result:
     """A bare loop, as one would write it with care: sorted inside a step, padded, two micro-batches."""
     import torch
 
-    from demur.train import pack
+    from demur.train import batches
 
     _, rows, held = prepared(base, steps)
     model = load(base).train()
     model.config.use_cache = False
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
-    order = pack.order(len(rows), total=steps * BATCH, seed=0)
+    order = batches.order(len(rows), total=steps * BATCH, seed=0)
     tokens = 0
 
     def loop() -> None:
@@ -187,7 +207,7 @@ def run_plain(base: Path, steps: int, out: Path) -> Result:
             total = sum(label != -100 for row in chosen for label in row.labels)
             for start in range(0, BATCH, MICRO):
                 group = chosen[start : start + MICRO]
-                batch = pack.collate(group, pad=258, packed=False)
+                batch = padded(group, 258)
                 inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
                 logits = model(**inputs).logits[:, :-1]
                 loss = torch.nn.functional.cross_entropy(

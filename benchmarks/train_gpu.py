@@ -64,7 +64,8 @@ def build(case: Case, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from demur.train import attention, loss, students
+    from demur.train import attention, loss
+    from demur.train import model as models
 
     config = Qwen2Config(**SHAPES[case.shape], max_position_embeddings=32768, tie_word_embeddings=case.shape == "1_5b")
     with torch.device(device):
@@ -77,12 +78,12 @@ def build(case: Case, device: str) -> Any:
     if case.packed:
         loss.fuse(model)
     if case.recompute:
-        students.save_memory(model, adapters=False)
+        models.save_memory(model, adapters=False)
     return model.train()
 
 
 def rows(case: Case) -> Iterator[Any]:
-    """RecordFile like a safety set's, without end: 0.2 to 2 k tokens, a third of them prompt."""
+    """Rows like a safety set's, without end: 0.2 to 2 k tokens, a third of them prompt."""
     from demur.train.render import IGNORED, Row
 
     rng = random.Random(0)
@@ -96,7 +97,7 @@ def rows(case: Case) -> Iterator[Any]:
 
 def batches(case: Case, steps: int) -> list[dict[str, Any]]:
     """One micro-batch a step: lines filled to the size, or two padded rows with loss on all tokens."""
-    from demur.train import pack
+    from demur.train import batches as batching
 
     given = rows(case)
     made = []
@@ -110,8 +111,21 @@ def batches(case: Case, steps: int) -> list[dict[str, Any]]:
             group[-1] = last._replace(ids=last.ids[: max(2, room)], labels=last.labels[: max(2, room)])
         else:
             group = [row._replace(labels=row.ids) for row in (next(given), next(given))]
-        made.append(pack.collate(group, pad=0, packed=case.packed))
+        made.append(batching.collate(group, packed=True) if case.packed else padded(group, 0))
     return made
+
+
+def padded(rows: list[Any], pad: int) -> dict[str, Any]:
+    """Rows padded to the longest, as common trainers make a micro-batch: ids, labels and mask, each [rows, longest]."""
+    import torch
+
+    longest = max(len(row.ids) for row in rows)
+    room = [longest - len(row.ids) for row in rows]
+    return {
+        "input_ids": torch.tensor([row.ids + [pad] * more for row, more in zip(rows, room, strict=True)]),
+        "labels": torch.tensor([row.labels + [-100] * more for row, more in zip(rows, room, strict=True)]),
+        "attention_mask": torch.tensor([[1] * len(row.ids) + [0] * more for row, more in zip(rows, room, strict=True)]),
+    }
 
 
 def flops(case: Case, model: Any, batch: dict[str, Any]) -> float:
@@ -146,10 +160,8 @@ def measure(case: Case, *, device: str, steps: int, peak: float) -> Measured:
         count = batch["cu_seq_lens_q"][-1] if case.packed else batch["attention_mask"].sum()
         tokens, work = tokens + int(count), work + flops(case, model, batch)
         moved = {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
-        if not case.packed:
-            moved = {key: moved[key] for key in ("input_ids", "attention_mask", "labels")}
         out = model(**moved)
-        out["loss"].backward()
+        (out["losses"].mean() if case.packed else out["loss"]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from demur.errors import UserError
 
 M = typing.TypeVar("M", bound=BaseModel)
-STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 """The configuration of every settings model: unknown keys are errors, values do not change, docstrings describe."""
 Location = tuple[int | str, ...]
 

@@ -104,16 +104,15 @@ def test_flags_decide_what_is_trained(
     assert trained(tokenizer, one(renderer, make(*parts))) == wanted
 
 
-def test_every_turn_is_a_row_with_its_own_context(tokenizers_by_name: dict[str, Any], make: Make) -> None:
+def test_earlier_turns_are_context(tokenizers_by_name: dict[str, Any], make: Make) -> None:
     tokenizer = tokenizers_by_name["r1-distill"]
-    parts = [("user", "a", False), ("thinking", "b", True), ("answer", "c", True)]
+    parts = [("system", "kind", False), ("user", "a", False), ("answer", "c", False)]
     parts += [("user", "d", False), ("thinking", "e", True), ("answer", "f", True)]
-    first, second = Renderer(tokenizer).rows([make(*parts)], max_length=1000).rows
-    assert tokenizer.decode(first.ids).count("<｜User｜>") == 1
-    context = tokenizer.decode(second.ids[: second.context])
-    # The reasoning of the first turn is gone from the second's context, as it is at inference.
-    assert "b" not in context.split("<｜Assistant｜>")[1]
-    assert "c" in context
+    row = one(Renderer(tokenizer), make(*parts))
+    assert tokenizer.decode(row.ids[: row.context]).startswith("<｜begin▁of▁sentence｜>kind<｜User｜>a<｜Assistant｜>c<｜end")
+    assert trained(tokenizer, row).startswith("e")
+    earlier = make(*[(role, text, train or role == "answer") for role, text, train in parts])
+    assert Renderer(tokenizer).rows([make("q", "t", "a"), earlier], max_length=999).counts() == {"earlier_turn": 1}
 
 
 def test_long_rows_are_dropped_and_counted_never_cut(tokenizers_by_name: dict[str, Any], make: Make) -> None:

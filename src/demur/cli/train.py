@@ -1,4 +1,4 @@
-"""`demur train`: supervised fine-tuning, checked row by row."""
+"""`demur train`: fine-tuning, checked row by row."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from demur.cli import common
 from demur.cli.progress import Display
 from demur.errors import UserError
 from demur.pipeline.graph import base_folder
-from demur.pipeline.run import Node, execute, plan
+from demur.pipeline.run import Node, execute
 from demur.pipeline.stages import KINDS
-from demur.pipeline.stages.training import read
 from demur.train.settings import TrainSettings
 
 app = common.app("Supervised fine-tuning, checked row by row.")
@@ -23,7 +22,7 @@ app = common.app("Supervised fine-tuning, checked row by row.")
 def train(
     base: Annotated[str, typer.Option("--base", help="Model to train: local folder, hub id or mini-lrm-a.")],
     examples: Annotated[
-        Path, typer.Option("--examples", help="RecordFile to train on: a run, a finished stage or a file.")
+        Path, typer.Option("--examples", help="Rows to train on: a run, a finished stage or a file.")
     ],
     held_out: Annotated[int, typer.Option("--held-out", min=0, help="Last rows kept to measure learnability on.")] = 0,
     limit: common.Limit = None,
@@ -46,15 +45,18 @@ def train(
 
       torchrun --nproc-per-node 8 -m demur train --base ./base --examples runs/m
     """
-    from demur.train import parallel
+    from demur.train import distributed
 
+    if distributed.rank() > 0:
+        from demur.train.trainer import follow
+
+        follow()
+        return
     nodes = _nodes(base, examples, seed=seed, sets=sets, rows={"held_out": held_out, "limit": limit})
     where = out or Path("runs/train")
-    if parallel.rank() > 0:
-        _follow(nodes, where)
-        return
     with Display(common.console, [node.name for node in nodes], title="train") as display:
         done = execute(nodes, kinds=KINDS, out=where, workers=1, watch=display)["train"]
+    distributed.leave(dismiss=True)
     summary = done.manifest.summary
     if json:
         common.print_json({"model": str(done.folder / "model"), **summary})
@@ -91,22 +93,3 @@ def _nodes(base: str, examples: Path, *, seed: int, sets: list[str] | None, rows
             files={"base": str(folder)} if folder else {},
         ),
     ]
-
-
-def _follow(nodes: list[Node], out: Path) -> None:
-    """What the other processes of a torchrun do: the same training into the same folder; the first one publishes it."""
-    from demur.train.sft import train as run
-
-    first, second = nodes
-    planned = {item.node.name: item for item in plan(nodes, KINDS, out)}["train"]
-    if planned.done:
-        return
-    rows = read(Path(first.files["examples"]), limit=first.settings.get("limit"))
-    held = first.settings.get("held_out", 0)
-    run(
-        rows[: len(rows) - held],
-        base=Path(second.files["base"]) if "base" in second.files else second.settings["target"]["hub"],
-        out=planned.folder,
-        settings=TrainSettings.model_validate(second.settings["train"]),
-        held_out=rows[len(rows) - held :] if held else [],
-    )

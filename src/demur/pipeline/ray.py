@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from demur.errors import DemurError, UserError, WorkError
-from demur.pipeline.ray_training import Mailbox, rooms
 from demur.pipeline.run import Event, Job, Node, Watch, do, reported
 from demur.registry import missing
 from demur.storage.cache_care import merge
@@ -76,13 +75,8 @@ class RayPool:
     def submit(self, job: Job) -> Any:
         """Start a stage as a task; its resources follow from its kind."""
         own = job._replace(journal=self._journal / "stages" / job.folder.name)
-        many = int(job.node.settings["train"].get("processes", 1)) if job.node.kind == "train" else 1
         gpus = devices(job.node) if self._ray.cluster_resources().get("GPU") else 0
-        if many > 1 and many > max(room for _, room in rooms(self._ray)):
-            # The stage itself only looks after its processes, which have a place on several nodes.
-            task = self._ray.remote(num_cpus=0, max_retries=RETRIES)(_spread_task)
-        else:
-            task = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
+        task = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
         handle = task.remote(own, self._events)
         self._jobs[handle] = own
         return handle
@@ -123,16 +117,20 @@ class RayPool:
                 self._say(Event(*event))
 
 
-def _spread_task(job: Job, events: Any) -> tuple[float, str]:
-    """A training whose processes need more than one node."""
-    from demur.pipeline.ray_training import spread
-    from demur.train import parallel
+class Mailbox:
+    """An actor that holds what others report until it is asked for."""
 
-    before = parallel.elsewhere.set(spread)
-    try:
-        return _task(job, events)
-    finally:
-        parallel.elsewhere.reset(before)
+    def __init__(self) -> None:
+        self._kept: list[tuple[Any, ...]] = []
+
+    def put(self, report: tuple[Any, ...]) -> None:
+        """Keep a report."""
+        self._kept.append(report)
+
+    def drain(self) -> list[tuple[Any, ...]]:
+        """What was kept, which is then forgotten."""
+        kept, self._kept = self._kept, []
+        return kept
 
 
 def devices(node: Node) -> int:

@@ -48,7 +48,7 @@ class Report(NamedTuple):
 
 
 def samples() -> list[Example]:
-    """RecordFile that try what goes wrong: empty thinking, other scripts, tags in prompts, flags per part, two turns."""
+    """Rows that try what goes wrong: empty thinking, other scripts, a system turn, flags per part, an earlier turn."""
 
     def row(*parts: tuple[Role, str, bool]) -> Example:
         made = tuple(ExamplePart(role=role, text=text, train=train) for role, text, train in parts)
@@ -63,8 +63,7 @@ def samples() -> list[Example]:
         row(("user", ask, False), ("thinking", "a nurse is ", False), ("thinking", think, True), ("answer", say, True)),
         row(
             ("user", ask, False),
-            ("thinking", think, True),
-            ("answer", say, True),
+            ("answer", say, False),
             ("user", ask, False),
             ("thinking", say, True),
             ("answer", say, True),

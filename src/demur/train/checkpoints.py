@@ -1,46 +1,133 @@
-"""Checkpoints that are whole or do not count.
+"""Checkpoints that are complete or do not count.
 
-The trainer writes its files one by one, and takes the highest number for the latest: a process killed while it saves
-leaves a folder on which the next start crashes. So a marker, written last and atomically, names the files and the data
-that a checkpoint belongs to; what has no marker, or that of another run, is thrown away.
+A process killed while it saves leaves a folder of half the files. So a marker, written last and atomically, names the files
+and the data that a checkpoint belongs to. All checkpoints have one form, shards of trained weights and optimizer state
+(`torch.distributed.checkpoint`), so that a training may go on with another number of processes or another wrapper.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from demur.errors import UserError
 from demur.records import read_jsonl
 from demur.storage.artifacts import atomic_write
+from demur.train import distributed
 
 MARKER = "complete.json"
 
 
-def seal(checkpoint: Path, *, mark: str) -> None:
-    """Declare a checkpoint complete."""
-    sizes = {p.relative_to(checkpoint).as_posix(): p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()}
-    atomic_write(checkpoint / MARKER, json.dumps({"mark": mark, "files": sizes}, sort_keys=True))
+def latest(folder: Path, *, fingerprint: str) -> Path | None:
+    """The newest complete checkpoint; incomplete ones are removed.
+
+    Raises:
+        UserError: the checkpoints belong to other rows or settings.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
+    for path in found:
+        if not _complete(path):
+            shutil.rmtree(path)
+        elif json.loads((path / MARKER).read_text())["fingerprint"] == fingerprint:
+            return path
+        else:
+            raise UserError(
+                f"{path} was made from other rows, settings or rendering than this training: it cannot go on from there. "
+                f"Remove {folder} to begin again."
+            )
+    return None
 
 
-def whole(checkpoint: Path, *, mark: str) -> bool:
-    """Whether a checkpoint is complete and belongs to this data and plan."""
+def step_of(checkpoint: Path) -> int:
+    """The number of steps behind a checkpoint."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _complete(checkpoint: Path) -> bool:
+    """Whether the marker is there, and all files that it names."""
     try:
-        said = json.loads((checkpoint / MARKER).read_text())
-        right = all((checkpoint / name).stat().st_size == size for name, size in said["files"].items())
-        return bool(said["mark"] == mark and right)
+        sizes = json.loads((checkpoint / MARKER).read_text())["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
 
 
-def latest(folder: Path, *, mark: str, clean: bool = True) -> Path | None:
-    """The newest whole checkpoint; the unusable ones are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    good = [path for path in found if whole(path, mark=mark)]
-    for path in found if clean else []:
-        if path not in good:
-            shutil.rmtree(path)
-    return good[0] if good else None
+def save(checkpoint: Path, model: Any, optimizer: Any, *, fingerprint: str) -> None:
+    """Write a checkpoint; every process writes its part, the first one declares it complete and removes older ones."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    with _alone() as alone:
+        dcp.save(_state(model, optimizer), checkpoint_id=checkpoint, no_dist=alone)
+    torch.save(_random(), checkpoint / f"random-{distributed.rank()}.pt")
+    distributed.barrier()
+    if distributed.rank() == 0:
+        sizes = {p.relative_to(checkpoint).as_posix(): p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()}
+        atomic_write(
+            checkpoint / MARKER, json.dumps({"fingerprint": fingerprint, "files": sizes}, sort_keys=True)
+        )
+        for old in checkpoint.parent.glob("checkpoint-*"):
+            if step_of(old) < step_of(checkpoint):
+                shutil.rmtree(old)
+
+
+def load(checkpoint: Path, model: Any, optimizer: Any) -> None:
+    """Read a checkpoint into a model and its optimizer; each process its part, however many wrote it."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import set_state_dict
+
+    state = _state(model, optimizer)
+    with _alone() as alone:
+        dcp.load(state, checkpoint_id=checkpoint, no_dist=alone)
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=_options(),
+    )
+    own = checkpoint / f"random-{distributed.rank()}.pt"
+    if own.is_file():
+        numbers = torch.load(own, weights_only=True)
+        torch.set_rng_state(numbers["cpu"])
+        if "cuda" in numbers and torch.cuda.is_available():
+            torch.cuda.set_rng_state(numbers["cuda"])
+
+
+@contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether there is one process only, which torch then warns of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield distributed.world_size() == 1
+
+
+def _options() -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+def _state(model: Any, optimizer: Any) -> dict[str, Any]:
+    """Trained weights and optimizer state by parameter name, without the names that wrappers add."""
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    weights, states = get_state_dict(model, optimizer, options=_options())
+    return {"model": weights, "optimizer": states}
+
+
+def _random() -> dict[str, Any]:
+    """The states of the random number generators, which dropout draws from."""
+    import torch
+
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def rewind(path: Path, step: int) -> None:

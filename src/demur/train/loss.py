@@ -52,7 +52,7 @@ def _piece(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) ->
 
 
 def fuse(model: Any) -> None:
-    """Give a causal model a forward that computes its loss this way when the batch says where to look.
+    """Give a causal model a forward that returns `losses` [targets] when the batch says where to look.
 
     Batches without `supervised` take the model's own forward, so that generation works as before. To be called
     before adapters are added or the model is wrapped.
@@ -62,14 +62,10 @@ def fuse(model: Any) -> None:
     def forward(self: Any, *args: Any, supervised: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if supervised is None:
             return own(*args, **kwargs)
-        targets, total = kwargs.pop("targets"), kwargs.pop("num_items_in_batch", None)
-        kwargs.pop("labels", None)
+        targets = kwargs.pop("targets")
         hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         picked = hidden.flatten(0, 1)[supervised]
-        losses = token_losses(picked, self.get_output_embeddings().weight, targets)
-        # With nothing to predict the sum is 0 and still belongs to the graph, so that all processes reduce gradients.
-        loss = losses.sum() + 0.0 * picked.sum()
-        return {"loss": loss / (total if total is not None else max(1, targets.numel())), "losses": losses}
+        return {"losses": token_losses(picked, self.get_output_embeddings().weight, targets)}
 
     model.forward = types.MethodType(forward, model)
 

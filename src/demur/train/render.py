@@ -41,11 +41,15 @@ class Row(NamedTuple):
     answer: int
     """Index of the first token behind the closing tag."""
     share: str = ""
-    cluster: str = ""
+
+    @property
+    def trained(self) -> int:
+        """Number of targets: supervised tokens but for the first of the row, which nothing predicts."""
+        return sum(label != IGNORED for label in self.labels[1:])
 
 
 class Dropped(Record, frozen=True, kw_only=True):
-    """An example, or one turn of it, that is not trained on, and why."""
+    """An example that is not trained on, and why."""
 
     example: str
     reason: str
@@ -123,6 +127,11 @@ class Renderer:
         if template == "auto" and found is None:
             self._agree()
 
+    @classmethod
+    def of(cls, base: Path | str, *, template: str = "auto", loss: str = "response") -> Renderer:
+        """The renderer for a base: its tokenizer, and the tokens at which its generation settings stop."""
+        return cls(load_tokenizer(base), template=template, stops=stops_of(base), loss=loss)
+
     def rows(self, examples: Sequence[Example], *, max_length: int) -> Rendered:
         """Render and check all examples.
 
@@ -132,29 +141,28 @@ class Renderer:
         rows: list[Row] = []
         dropped: list[Dropped] = []
         for number, example in enumerate(examples, 1):
-            for context, response in turns(example):
-                try:
-                    row = self.row(example, context, response)
-                    if len(row.ids) > max_length:
-                        raise Unfit("too_long", f"{len(row.ids)} tokens; at most {max_length} are taken")
-                    rows.append(row)
-                except Unfit as problem:
-                    if problem.reason == "reasoning_deleted":
-                        raise CheckFailed(self._refusal(number, len(examples), problem.detail)) from None
-                    dropped.append(Dropped(example=example.id, reason=problem.reason, detail=problem.detail))
+            try:
+                row = self.row(example)
+                if len(row.ids) > max_length:
+                    raise Unfit("too_long", f"{len(row.ids)} tokens; at most {max_length} are taken")
+                rows.append(row)
+            except Unfit as problem:
+                if problem.reason == "reasoning_deleted":
+                    raise CheckFailed(self._refusal(number, len(examples), problem.detail)) from None
+                dropped.append(Dropped(example=example.id, reason=problem.reason, detail=problem.detail))
         if not rows:
             said = ", ".join(f"{n} {reason}" for reason, n in Rendered(rows, dropped).counts().items()) or "no examples"
             first = f" The first: {dropped[0].detail}." if dropped and dropped[0].detail else ""
             raise CheckFailed(f"refusing to train: no row is left of {len(examples)} examples ({said}).{first}")
         return Rendered(rows, dropped)
 
-    def row(self, example: Example, context: list[ExamplePart], response: list[ExamplePart]) -> Row:
-        """One turn as tokens and labels.
+    def row(self, example: Example) -> Row:
+        """The last reply of an example as tokens and labels, behind all that stood before it.
 
         Raises:
             Unfit: a check does not hold, with its name and what was seen.
         """
-        messages = messages_of(context)
+        messages, response = conversation(example)
         prompt = prompt_of(self.tokenizer, messages)
         before = self._tokens(prompt)[0]
         self._check_context(messages, before)
@@ -173,9 +181,7 @@ class Renderer:
             head = [IGNORED, *before[1:]]
         else:
             head = [IGNORED] * len(before)
-        return Row(
-            example.id, before + ids, head + labels, len(before), len(before) + answer, example.share, example.cluster
-        )
+        return Row(example.id, before + ids, head + labels, len(before), len(before) + answer, example.share)
 
     def text_of(self, response: Sequence[ExamplePart]) -> tuple[str, list[Piece]]:
         """The response's text without its stop token, and which stretches of it are trained."""
@@ -300,41 +306,30 @@ class Renderer:
         )
 
 
-def turns(example: Example) -> Iterable[tuple[list[ExamplePart], list[ExamplePart]]]:
-    """Every trained assistant turn with what stood before it: templates drop the reasoning of earlier turns, so that
-    each turn has a context of its own.
+def conversation(example: Example) -> tuple[list[dict[str, str]], list[ExamplePart]]:
+    """The messages before an example's last reply, and that reply. Consecutive pieces of one turn are one message.
+
+    Reasoning of earlier replies is left out, as it is at inference.
+
+    Raises:
+        Unfit: loss would fall on an earlier reply: each trained reply is an example of its own.
     """
     parts = list(example.parts)
-    start = 0
-    while start < len(parts):
-        end = start
-        if parts[start].role in ("thinking", "answer"):
-            while end < len(parts) and parts[end].role in ("thinking", "answer"):
-                end += 1
-            if any(part.train for part in parts[start:end]):
-                yield parts[:start], parts[start:end]
-        start = max(end, start + 1)
-
-
-def messages_of(parts: Sequence[ExamplePart]) -> list[dict[str, str]]:
-    """Parts as chat messages; consecutive pieces of one turn are one message."""
+    at = len(parts)
+    while at and parts[at - 1].role in ("thinking", "answer"):
+        at -= 1
     messages: list[dict[str, str]] = []
-    thought: str | None = None
-    previous = ""
-    for part in parts:
-        if part.role == "thinking":
-            thought = (thought or "") + part.text
-        elif part.role == "answer" and previous == "answer":
-            messages[-1]["content"] += part.text
-        elif part.role == "answer":
-            messages.append({"role": "assistant", "content": thinking.join(thought, part.text)})
-            thought = None
-        elif part.role == previous:
+    for part in parts[:at]:
+        if part.train:
+            raise Unfit("earlier_turn", "a turn before the last reply is flagged for training")
+        role = "assistant" if part.role == "answer" else part.role
+        if role == "thinking":
+            continue
+        if messages and messages[-1]["role"] == role:
             messages[-1]["content"] += part.text
         else:
-            messages.append({"role": part.role, "content": part.text})
-        previous = part.role
-    return messages
+            messages.append({"role": role, "content": part.text})
+    return messages, parts[at:]
 
 
 def load_tokenizer(base: Path | str) -> Any:

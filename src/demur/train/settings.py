@@ -1,7 +1,8 @@
 """What a study says of training. Light: no torch here.
 
 `batch` is the number of rows of one update, whatever the number of devices or the size of a micro-batch. Text is never
-cut: what is longer than `max_length` is dropped, counted and listed.
+truncated: what is longer than `max_length` is dropped, counted and listed. Connection fields say how a training is run;
+they change no result but for the last digits of sums, and are in no fingerprint.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from demur.settings import STRICT
+from demur.settings import STRICT, connection
 
 
 class LoraSettings(BaseModel):
@@ -20,7 +21,7 @@ class LoraSettings(BaseModel):
 
     r: int = Field(default=16, ge=1)
     """Rank."""
-    alpha: float = Field(default=32, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """The update is scaled by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: str | tuple[str, ...] = "all-linear"
@@ -32,7 +33,7 @@ class LoraSettings(BaseModel):
 
 
 class TrainSettings(BaseModel):
-    """Supervised fine-tuning."""
+    """Fine-tuning of one model on one mix."""
 
     model_config = STRICT
 
@@ -43,13 +44,9 @@ class TrainSettings(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     """Number of updates."""
     batch: int = Field(default=32, ge=1)
-    """RecordFile of one update, over all devices."""
-    micro_batch: int | None = Field(default=None, ge=1)
-    """RecordFile that a device holds at once, about; rows are grouped by length. Default: what `micro_tokens` holds."""
-    micro_tokens: int = Field(default=16384, ge=1)
-    """Tokens, padding included, that a device holds at once; at least one row."""
+    """Rows of one update, over all devices."""
     max_length: int = Field(default=4096, ge=8)
-    """Tokens of the longest row. Longer rows are dropped, never cut."""
+    """Tokens of the longest row. Longer rows are dropped, never truncated."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.0, ge=0)
     """Below 1: share of the steps; from 1 on: steps."""
@@ -65,30 +62,33 @@ class TrainSettings(BaseModel):
     """`all` repeats code that trains on prompts too; the flags of the examples then count for the response alone."""
     template: str = "auto"
     """A family (r1-distill, qwen3, qwq, mini, generic), `auto`, or `tokenizer`: the chat template's own text."""
-    packing: bool | Literal["auto"] = "auto"
-    """RecordFile in one line without padding, attending to themselves alone. `auto`: wherever the model's attention
-    allows it, else rows of like length are padded together."""
     dtype: Literal["auto", "float32", "mixed", "bfloat16"] = "auto"
     """`mixed`: float32 weights, bfloat16 arithmetic. `auto`: mixed on an accelerator, float32 on a CPU. With `bfloat16`
     the weights too are kept in 8 bits of precision: small learning rates are then rounded away."""
     save_dtype: Literal["base", "float32", "bfloat16"] = "base"
     """Precision of the saved weights; `base`: that of the base."""
-    checkpointing: bool | Literal["auto"] = "auto"
-    """Recompute activations to save memory. `auto`: only where memory asks for it."""
-    checkpoint_every: int = Field(default=50, ge=0)
-    """Steps between checkpoints to go on from; 0: only when asked to stop."""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads. One thread makes runs repeatable to the bit."""
-    processes: int = Field(default=1, ge=1)
-    """Processes, one a device, that demur starts on this machine, or on several nodes of a Ray cluster where one has not as
-    many devices. Under torchrun, its world size counts."""
-    parallel: Literal["ddp", "fsdp2"] = "ddp"
-    """With several processes: replicate the model, or shard it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     measure_at: tuple[int, ...] | None = None
     """Steps at which held-out rows are measured; default: 0, 1, 2, 4, 8 … and the last."""
-    report_to: tuple[str, ...] = ()
-    """Trackers of transformers, such as wandb; metrics.jsonl is written always."""
+    packing: bool | Literal["auto"] = connection("auto")
+    """Rows in one line without padding, attending to themselves alone. `auto`: wherever the model's attention allows it;
+    else, and with `false`, one row at a time."""
+    micro_batch: int | None = connection(None, ge=1)
+    """Rows that a device holds at once, at most. Default: what `micro_tokens` holds."""
+    micro_tokens: int = connection(16384, ge=1)
+    """Tokens that a device holds at once; at least one row."""
+    checkpointing: bool | Literal["auto"] = connection("auto")
+    """Recompute activations to save memory. `auto`: only where memory asks for it."""
+    checkpoint_every: int = connection(50, ge=0)
+    """Steps between checkpoints to go on from; 0: only when asked to stop."""
+    threads: int = connection(1, ge=1)
+    """CPU threads. One thread makes runs repeatable to the bit."""
+    processes: int = connection(1, ge=1)
+    """Processes, one a device, that demur starts on this machine. Under torchrun, its world size counts."""
+    parallel: Literal["ddp", "fsdp2"] = connection("ddp")
+    """With several processes: replicate the model, or shard it."""
+    device: Literal["auto", "cpu", "cuda"] = connection("auto")
+    report_to: tuple[str, ...] = connection(())
+    """Trackers that accelerate knows, such as wandb; metrics.jsonl is written always."""
 
     @model_validator(mode="before")
     @classmethod

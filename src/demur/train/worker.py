@@ -1,4 +1,4 @@
-"""One of several training processes: `torchrun … -m demur.train.worker JOB`. The first one reports."""
+"""One of several training processes: `torchrun … -m demur.train.worker FOLDER`. The first one reports."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ from pathlib import Path
 from typing import Any
 
 from demur.errors import DemurError
-from demur.records import Example, read_jsonl
 from demur.storage.artifacts import atomic_write
-from demur.train import parallel
+from demur.train import distributed
 from demur.train.settings import TrainSettings
-from demur.train.sft import train
+from demur.train.trainer import train
 
 
 class Reporter:
-    """Tells the launcher, by lines on standard output, and looks whether it wants an end.
+    """Reports steps by lines on standard output, and looks whether the launcher wants an end.
 
     The wish comes by a file: torchrun gives its processes 30 seconds after SIGTERM, too few to save a large model.
     """
 
-    def __init__(self, job: Path) -> None:
-        self.job = job
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __call__(self, done: int, total: int | None, remark: str) -> None:
         """Report a step."""
-        sys.stdout.write(parallel.PREFIX + json.dumps([done, total, remark]) + "\n")
+        sys.stdout.write(distributed.PREFIX + json.dumps([done, total, remark]) + "\n")
         sys.stdout.flush()
-        if (self.job / parallel.STOP).exists():
+        if (self.folder / distributed.STOP).exists():
             signal.raise_signal(signal.SIGTERM)
 
 
-def main(job: Path) -> None:
-    """Do the job in a folder that `parallel.launch` wrote, and leave its result there."""
-    said = json.loads((job / "job.json").read_text())
+def main(folder: Path) -> None:
+    """Do the job in a folder that `distributed.launch` wrote, and leave its result there."""
+    job = json.loads((folder / "job.json").read_text())
     result: dict[str, Any]
     try:
         summary = train(
-            list(read_jsonl(job / "examples.jsonl", Example)),
-            base=said["base"],
-            out=Path(said["out"]),
-            settings=TrainSettings.model_validate(said["settings"]),
-            held_out=list(read_jsonl(job / "held_out.jsonl", Example)),
-            progress=Reporter(job),
+            Path(job["examples"]),
+            base=job["base"],
+            out=Path(job["out"]),
+            settings=TrainSettings.model_validate(job["settings"]),
+            held_out=Path(job["held_out"]) if job["held_out"] else None,
+            progress=Reporter(folder),
         )
+        distributed.leave()
         result = {"summary": summary}
     except DemurError as error:
         result = {"error": str(error), "kind": type(error).__name__}
     except SystemExit:
         result = {"stopped": True}
     except Exception:
-        result = {"error": f"process {parallel.rank()} failed:\n{traceback.format_exc()[-3000:]}", "kind": "WorkError"}
+        rank = distributed.rank()
+        result = {"error": f"process {rank} failed:\n{traceback.format_exc()[-3000:]}", "kind": "WorkError"}
     # The first error is the cause: the others only miss the process that had it.
-    known = "error" in result and (job / "result.json").exists()
-    if not known and (parallel.rank() == 0 or "error" in result):
-        atomic_write(job / "result.json", json.dumps(result))
+    known = "error" in result and (folder / "result.json").exists()
+    if not known and (distributed.rank() == 0 or "error" in result):
+        atomic_write(folder / "result.json", json.dumps(result))
     if "error" in result:
         # The launcher ends the others, which would wait for this one.
         sys.exit(1)

@@ -142,17 +142,17 @@ def _hold_out(pools: dict[str, RecordFile[Example]], count: int) -> RecordFile[E
 def train(task: Task) -> None:
     """Fine-tune a base on a mix: model/ (a checkpoint), metrics.jsonl."""
     from demur.train.settings import TrainSettings
-    from demur.train.sft import train as run
+    from demur.train.trainer import train as run
 
     settings = validate(TrainSettings, task.node.settings["train"], where=task.node.name)
     mixed = task.inputs["mix"]
     base: Path | str = task.files["base"] if "base" in task.files else task.node.settings["target"]["hub"]
     summary = run(
-        list(mixed.read("examples", Example)),
+        mixed.folder / "examples.jsonl",
         base=base,
         out=task.draft.folder,
         settings=settings,
-        held_out=list(mixed.read("held_out", Example)),
+        held_out=mixed.folder / "held_out.jsonl",
         progress=task.progress,
     )
     task.draft.summary |= summary

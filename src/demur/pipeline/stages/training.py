@@ -1,4 +1,4 @@
-"""RecordFile from outside, for `demur train`: any file that holds traces or examples becomes a stage like that of a mix."""
+"""Rows from outside, for `demur train`: any file that holds traces or examples becomes a stage like that of a mix."""
 
 from __future__ import annotations
 

@@ -15,29 +15,29 @@ from typing import Any
 import pytest
 import torch
 from tests.made import ASSETS
+from tests.train.made import job_of, train
 
 from demur.errors import CheckFailed, UserError, WorkError
 from demur.records import Example, encode, write_jsonl
 from demur.storage.artifacts import hash_file
 from demur.train import checkpoints
 from demur.train.settings import LoraSettings, TrainSettings
-from demur.train.sft import prepare, train
+from demur.train.trainer import prepare
 
 Make = Callable[..., Example]
 TINY = TrainSettings(lr=1e-3, steps=6, batch=8, checkpoint_every=2)
 SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
-from demur.records import Example, read_jsonl
 from demur.train.settings import TrainSettings
-from demur.train.sft import train
+from demur.train.trainer import train
 out, base, data, die = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 settings = TrainSettings.model_validate_json(sys.argv[5])
 def progress(done, total, remark):
     print(done, flush=True)
     if done == die:
         os.kill(os.getpid(), int(sys.argv[6]))
-train(list(read_jsonl(data, Example)), base=base, out=out, settings=settings, progress=progress)
+train(data, base=base, out=out, settings=settings, progress=progress)
 """
 
 
@@ -57,9 +57,10 @@ def run_and_kill(
     write_jsonl(data, examples)
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "out"), str(base), str(data), str(at)]
     command += [settings.model_dump_json(), str(int(by))]
-    return subprocess.run(
-        command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    ).returncode
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    print(done.stderr[-2000:])
+    return done.returncode
 
 
 def test_it_learns_and_the_result_loads(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_equal_runs_are_equal_to_the_byte_and_seeds_differ(
     assert weights(outs[0]) != weights(outs[2])
 
 
-@pytest.mark.parametrize("change", [{"micro_batch": 2}, {"packing": False}, {"packing": False, "micro_tokens": 300}])
+@pytest.mark.parametrize("change", [{"micro_batch": 2}, {"packing": False}, {"micro_tokens": 300}])
 def test_how_a_step_is_cut_does_not_change_it(
     change: dict[str, Any], stand_in: Path, byte_examples: list[Example], tmp_path: Path
 ) -> None:
@@ -150,16 +151,26 @@ def test_sigterm_saves_and_exits_143(stand_in: Path, byte_examples: list[Example
     assert weights(tmp_path / "out") == weights(tmp_path / "straight")
 
 
-def test_a_checkpoint_of_other_data_is_not_used(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint-4"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"12345")
-    checkpoints.seal(folder, mark="a")
-    assert checkpoints.latest(tmp_path, mark="a") == folder
-    assert checkpoints.latest(tmp_path, mark="b", clean=False) is None
-    (folder / "model.safetensors").write_bytes(b"123")
-    assert checkpoints.latest(tmp_path, mark="a") is None
-    assert not folder.exists()
+def test_a_checkpoint_of_other_data_is_refused_and_kept(
+    stand_in: Path, byte_examples: list[Example], tmp_path: Path
+) -> None:
+    assert run_and_kill(tmp_path, stand_in, byte_examples, at=3, by=signal.SIGKILL) == -signal.SIGKILL
+    other = TINY.model_copy(update={"lr": 2e-3})
+    with pytest.raises(UserError, match="from other rows, settings or rendering.*Remove .*checkpoints to begin again"):
+        train(byte_examples, base=stand_in, out=tmp_path / "out", settings=other)
+    assert (tmp_path / "out" / "checkpoints" / "checkpoint-2" / checkpoints.MARKER).is_file()
+
+
+def test_how_it_runs_may_change_when_it_goes_on(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
+    """Connection settings are in no fingerprint: a training goes on with less memory."""
+    assert run_and_kill(tmp_path, stand_in, byte_examples, at=3, by=signal.SIGKILL) == -signal.SIGKILL
+    steps: list[int] = []
+    less = TINY.model_copy(update={"micro_tokens": 200, "checkpoint_every": 5})
+    train(byte_examples, base=stand_in, out=tmp_path / "out", settings=less, progress=lambda d, *_: steps.append(d))
+    assert steps == [3, 4, 5, 6]
+    train(byte_examples, base=stand_in, out=tmp_path / "straight", settings=TINY)
+    a, b = ([row["loss"] for row in metrics(tmp_path / name)] for name in ("out", "straight"))
+    assert a == pytest.approx(b, rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -196,7 +207,7 @@ def test_mixed_precision_keeps_float32_weights(stand_in: Path, byte_examples: li
     assert {t.dtype for t in load_file(tmp_path / "model" / "model.safetensors").values()} == {torch.float32}
 
 
-def test_drops_are_counted_listed_and_told(
+def test_drops_are_counted_and_listed(
     stand_in: Path, make: Make, byte_examples: list[Example], tmp_path: Path
 ) -> None:
     long = make("q", "t" * 5000, "a")
@@ -208,10 +219,11 @@ def test_drops_are_counted_listed_and_told(
 
 
 def test_rows_beyond_the_models_positions_are_dropped(
-    mini_base: Path, make: Make, mini_examples: list[Example]
+    mini_base: Path, make: Make, mini_examples: list[Example], tmp_path: Path
 ) -> None:
     long = make("what is a nurse?", "a nurse is a person. " * 100, "a nurse is a person.")
-    ready = prepare([*mini_examples, long], base=mini_base, settings=TrainSettings(), held_out=[], packed=True)
+    job = job_of([*mini_examples, long], base=mini_base, out=tmp_path / "out", settings=TrainSettings())
+    ready = prepare(job)
     assert ready.rendered.counts() == {"too_long": 1}
 
 

@@ -12,24 +12,24 @@ from typing import Any
 
 import pytest
 
+from tests.train.made import train
+
 from demur.errors import CheckFailed, WorkError
 from demur.records import Example, write_jsonl
-from demur.train import parallel
+from demur.train import distributed
 from demur.train.settings import LoraSettings, TrainSettings
-from demur.train.sft import train
 
 TWO = TrainSettings(lr=1e-3, steps=4, batch=8, micro_batch=2, checkpoint_every=0, processes=2)
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from demur.records import Example, read_jsonl
 from demur.train.settings import TrainSettings
-from demur.train.sft import train
+from demur.train.trainer import train
 def progress(done, total, remark):
     if done == 2:
         os.kill(os.getpid(), signal.SIGTERM)
 train(
-    list(read_jsonl(Path(sys.argv[3]), Example)), base=sys.argv[2], out=Path(sys.argv[1]),
+    Path(sys.argv[3]), base=sys.argv[2], out=Path(sys.argv[1]),
     settings=TrainSettings.model_validate_json(sys.argv[4]), progress=progress,
 )
 """
@@ -107,6 +107,44 @@ def test_two_processes_stop_together_and_go_on_together(
 
 
 @pytest.mark.slow
+def test_a_training_goes_on_with_other_processes(
+    stand_in: Path, byte_examples: list[Example], tmp_path: Path
+) -> None:
+    """Begun in two shards, ended in one process: the same losses as in one process throughout."""
+    data, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    write_jsonl(data, byte_examples)
+    settings = TWO.model_copy(update={"parallel": "fsdp2", "steps": 30})
+    command = [sys.executable, "-c", SCRIPT, str(out), str(stand_in), str(data), settings.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == 143
+    seen: list[int] = []
+    alone = settings.model_copy(update={"processes": 1})
+    train(byte_examples, base=stand_in, out=out, settings=alone, progress=lambda done, *_: seen.append(done))
+    assert 2 < seen[0] < 30
+    train(byte_examples, base=stand_in, out=tmp_path / "one", settings=alone)
+    assert losses(out) == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_verb_under_torchrun(mini_base: Path, mini_examples: list[Example], tmp_path: Path) -> None:
+    """One entry: the first process runs the verb, the second follows it; nothing is trained twice, and both end."""
+    data, out = tmp_path / "rows.jsonl", tmp_path / "t"
+    write_jsonl(data, mini_examples)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--local-addr=127.0.0.1"]
+    torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    verb = ["-m", "demur", "train", "--base", "mini-lrm-a", "--examples", str(data), "--out", str(out)]
+    verb += ["--set", "train.steps=3", "--json"]
+    for _ in range(2):  # The second time the stage is there already, and the follower is dismissed at once.
+        done = subprocess.run(
+            [*torchrun, *verb], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout)["steps"] == 3
+    (folder,) = (out / "stages").glob("train-*")
+    assert len(losses(folder)) == 3
+
+
+@pytest.mark.slow
 def test_adapters_are_trained_in_shards_too(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
     changes = {"parallel": "fsdp2", "lora": LoraSettings(r=2), "lr": 1e-2}
     train(byte_examples, base=stand_in, out=tmp_path / "two", settings=TWO.model_copy(update=changes))
@@ -129,7 +167,7 @@ def test_processes_that_are_not_connected_are_noticed(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(WorkError, match="2 processes were started and 1 are connected"):
-        parallel.assert_together(object(), "mark", sharded=False)
+        distributed.assert_together(object(), "a")
 
 
 def test_processes_with_other_data_or_no_wrapper_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,20 +178,18 @@ def test_processes_with_other_data_or_no_wrapper_are_noticed(monkeypatch: pytest
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     with pytest.raises(WorkError, match="not replicated"):
-        parallel.assert_together(object(), "mark", sharded=False)
+        distributed.assert_together(object(), "a")
 
-    def gather(box: list[Any], mine: Any) -> None:
-        box[:] = [mine, "other"]
-
-    monkeypatch.setattr(dist, "all_gather_object", gather)
+    monkeypatch.setattr(distributed, "is_sharded", lambda _: True)
+    monkeypatch.setattr(distributed, "gathered", lambda mine: [mine, "other"])
     with pytest.raises(WorkError, match="different data"):
-        parallel.assert_together(object(), "mark", sharded=True)
+        distributed.assert_together(object(), "a")
 
 
 def test_alone_there_is_nothing_to_agree_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    assert not parallel.launched()
-    assert parallel.shared("x") == "x"
-    assert parallel.any_of(True)
-    assert not parallel.any_of(False)
+    assert not distributed.launched()
+    assert distributed.shared("x") == "x"
+    assert distributed.any_of(True)
+    assert not distributed.any_of(False)
     assert signal.getsignal(signal.SIGTERM) is not None

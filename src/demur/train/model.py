@@ -15,7 +15,7 @@ import torch
 import demur
 from demur.errors import UserError
 from demur.storage.artifacts import atomic_write
-from demur.train import attention, loss, parallel
+from demur.train import attention, distributed, loss
 from demur.train.settings import LoraSettings, TrainSettings
 
 BYTES_PER_TOKEN = 34
@@ -89,8 +89,20 @@ def config_of(base: Path | str) -> Any:
         raise UserError(f"{base}: not a model that transformers can load: {str(error).splitlines()[0]}") from None
 
 
+def ready(base: Path | str, settings: TrainSettings, place: Place) -> Any:
+    """The model, ready for the trainer: loaded, on its device, saving memory where asked, sharded where asked."""
+    model = load(base, settings, place)
+    if not getattr(model, "is_loaded_in_4bit", False):
+        model.to(place.device)
+    if wants_checkpointing(settings, place, model):
+        save_memory(model, adapters=settings.lora is not None)
+    if settings.parallel == "fsdp2" and distributed.world_size() > 1:
+        return distributed.shard(model, place)
+    return model
+
+
 def load(base: Path | str, settings: TrainSettings, place: Place) -> Any:
-    """The student, ready for the trainer: fused loss, packed attention, adapters.
+    """The model with fused loss, packed attention, adapters.
 
     Raises:
         UserError: weights are missing, or an adapter fits nowhere.
@@ -182,7 +194,7 @@ def wants_checkpointing(settings: TrainSettings, place: Place, model: Any) -> bo
         return False
     config = model.config.get_text_config()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    states = trained * 12 / (1 if settings.parallel == "ddp" else parallel.world_size())
+    states = trained * 12 / (1 if settings.parallel == "ddp" else distributed.world_size())
     free = torch.cuda.get_device_properties(place.device).total_memory - states
     free -= sum(p.numel() * p.element_size() for p in model.parameters())
     tokens = max(settings.micro_tokens, settings.max_length)
@@ -253,35 +265,23 @@ def _tokenizer_to(base: Path | str, folder: Path) -> None:
 def write_card(folder: Path, *, base: Path | str, settings: TrainSettings, data: dict[str, Any]) -> None:
     """The model card: from what, on what, how, with which versions. No dates or hosts: equal runs write equal cards."""
     import transformers
+    from huggingface_hub import ModelCard, ModelCardData
 
-    rows = "\n".join(f"| {name} | {count} |" for name, count in sorted(data["shares"].items()))
-    dropped = "; ".join(f"{count} {reason}" for reason, count in data["dropped"].items()) or "none"
-    said = json.dumps(settings.model_dump(mode="json", exclude_defaults=True), indent=1, sort_keys=True)
     name = Path(base).name
-    text = f"""---
-base_model: {name}
-library_name: transformers
-pipeline_tag: text-generation
-tags: [demur, safety, reasoning, sft]
----
-
-# {name}, trained to demur
-
-Supervised fine-tuning of `{name}` by demur {demur.__version__}, on examples whose reasoning is inside the labels.
-
-| share | rows |
-|---|---|
-{rows}
-
-RecordFile trained on: {data["rows"]} (dropped: {dropped}); {data["steps"]} updates of {settings.batch} rows; seed {settings.seed};
-data set {data["mark"]}; chat format {data["template"]}.
-
-Settings other than the defaults:
-
-```json
-{said}
-```
-
-Made with torch {torch.__version__} and transformers {transformers.__version__}. The chat template is the base's, for inference.
-"""
-    atomic_write(folder / "README.md", text)
+    about = ModelCardData(
+        base_model=name,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["demur", "safety", "reasoning", "sft"],
+    )
+    changed = settings.model_dump(mode="json", exclude_defaults=True)
+    said = {
+        "name": name,
+        "demur": demur.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "settings": json.dumps(changed, indent=1, sort_keys=True),
+        "seed": settings.seed,
+    }
+    card = ModelCard.from_template(about, template_path=str(Path(__file__).with_name("card.md")), **data, **said)
+    atomic_write(folder / "README.md", str(card))

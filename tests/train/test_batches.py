@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demur.records import Example
-from demur.train import attention, loss, pack
+from demur.train import attention, batches, loss
 from demur.train.render import IGNORED, Renderer, Row, load_tokenizer
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=40)
-CUTS = {"packed": st.booleans(), "world": st.integers(1, 4), "batch": st.integers(1, 16)}
+CUTS = {"world": st.integers(1, 4), "batch": st.integers(1, 16)}
 
 
 @settings(max_examples=80, deadline=None)
 @given(count=st.integers(1, 50), epochs=st.integers(1, 3), seed=st.integers(0, 99))
 def test_every_epoch_reads_every_row_once(count: int, epochs: int, seed: int) -> None:
-    rows = pack.order(count, total=count * epochs, seed=seed)
+    rows = batches.order(count, total=count * epochs, seed=seed)
     for epoch in range(epochs):
         assert sorted(rows[epoch * count : (epoch + 1) * count]) == list(range(count))
-    assert rows == pack.order(count, total=count * epochs + 5, seed=seed)[: count * epochs]
+    assert rows == batches.order(count, total=count * epochs + 5, seed=seed)[: count * epochs]
 
 
 @settings(max_examples=120, deadline=None)
@@ -33,32 +33,30 @@ def test_every_epoch_reads_every_row_once(count: int, epochs: int, seed: int) ->
     lengths=LENGTHS, tokens=st.integers(50, 2000), rows=st.none() | st.integers(1, 8), seed=st.integers(0, 9), **CUTS
 )
 def test_plans_lose_nothing_and_keep_processes_in_step(
-    lengths: list[int], tokens: int, rows: int | None, seed: int, packed: bool, world: int, batch: int
+    lengths: list[int], tokens: int, rows: int | None, seed: int, world: int, batch: int
 ) -> None:
-    order = pack.order(len(lengths), total=len(lengths) * 2, seed=seed)
-    made = pack.plan(lengths, rows=order, batch=batch, limits=pack.Limits(tokens, rows), world=world, packed=packed)
-    counts = {len(step) for step in made.steps}
-    assert len(counts) == 1
-    assert counts.pop() % world == 0
+    order = batches.order(len(lengths), total=len(lengths) * 2, seed=seed)
+    made = batches.plan(lengths, rows=order, batch=batch, limits=batches.Limits(tokens, rows), world=world)
     for at, step in enumerate(made.steps):
-        # The rows of an update are those of the seed, whatever the devices, the memory and the packing.
+        assert len(step) % world == 0
+        # The rows of an update are those of the seed, whatever the devices and the memory.
         assert sorted(i for group in step for i in group) == sorted(order[at * batch : (at + 1) * batch])
-    per_rank = [made.of_rank(rank) for rank in range(world)]
-    assert {len(groups) for groups in per_rank} == {made.rounds * len(made.steps)}
-    assert sorted(i for groups in per_rank for g in groups for i in g) == sorted(order)
+        per_rank = [made.of_rank(at, rank) for rank in range(world)]
+        assert len({len(groups) for groups in per_rank}) == 1
+        assert sorted(i for groups in per_rank for group in groups for i in group) == sorted(
+            order[at * batch : (at + 1) * batch]
+        )
+    assert sorted(made.rows()) == sorted(order)
 
 
 @settings(max_examples=80, deadline=None)
-@given(lengths=LENGTHS, packed=st.booleans(), tokens=st.integers(300, 2000), rows=st.none() | st.integers(1, 8))
-def test_micro_batches_keep_within_memory(lengths: list[int], packed: bool, tokens: int, rows: int | None) -> None:
+@given(lengths=LENGTHS, tokens=st.integers(50, 2000), rows=st.none() | st.integers(1, 8))
+def test_micro_batches_keep_within_memory(lengths: list[int], tokens: int, rows: int | None) -> None:
     order = list(range(len(lengths)))
-    limits = pack.Limits(tokens, rows)
-    made = pack.plan(lengths, rows=order, batch=len(order), limits=limits, world=1, packed=packed)
+    made = batches.plan(lengths, rows=order, batch=len(order), limits=batches.Limits(tokens, rows), world=1)
     for group in made.steps[0]:
-        size = sum(lengths[i] for i in group) if packed else max(lengths[i] for i in group) * len(group)
-        assert size <= tokens
-        if packed:
-            assert rows is None or len(group) <= rows
+        assert len(group) == 1 or sum(lengths[i] for i in group) <= tokens
+        assert rows is None or len(group) <= rows
 
 
 def rows_of(base: Path, examples: list[Example]) -> list[Row]:
@@ -78,16 +76,16 @@ def test_packed_rows_do_not_see_each_other(stand_in: Path, byte_examples: list[E
     rows = rows_of(stand_in, byte_examples[:6])
     packed, single = loaded(stand_in, attention.register()), loaded(stand_in, "sdpa")
     total = sum(label != IGNORED for row in rows for label in row.labels)
-    line = packed(**pack.collate(rows, pad=0, packed=True), num_items_in_batch=total)
-    line["loss"].backward()
-    alone = [single(**pack.collate([row], pad=0, packed=False), num_items_in_batch=total) for row in rows]
-    sum(out["loss"] for out in alone).backward()
+    line = packed(**batches.collate(rows, packed=True))
+    (line["losses"].sum() / total).backward()
+    alone = [single(**batches.collate([row], packed=False)) for row in rows]
+    (sum(out["losses"].sum() for out in alone) / total).backward()
     torch.testing.assert_close(line["losses"], torch.cat([out["losses"] for out in alone]), rtol=1e-12, atol=1e-12)
     for (name, a), (_, b) in zip(packed.named_parameters(), single.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
     bare = copy.deepcopy(packed.base_model).eval()
-    batch = pack.collate(rows, pad=0, packed=True)
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "supervised", "targets")}
+    batch = batches.collate(rows, packed=True)
+    inputs = {key: value for key, value in batch.items() if key not in ("supervised", "targets")}
     hidden = bare(**inputs, use_cache=False).last_hidden_state[0]
     at = 0
     for row in rows:
@@ -100,27 +98,19 @@ def test_without_bounds_rows_would_see_each_other(stand_in: Path, byte_examples:
     """The test above can fail: one bound for the whole line gives other losses."""
     rows = rows_of(stand_in, byte_examples[:3])
     model = loaded(stand_in, attention.register())
-    batch = pack.collate(rows, pad=0, packed=True)
+    batch = batches.collate(rows, packed=True)
     right = model(**batch)["losses"]
     whole = torch.tensor([0, batch["input_ids"].shape[1]], dtype=torch.int32)
     wrong = model(**(batch | {"cu_seq_lens_q": whole, "cu_seq_lens_k": whole}))["losses"]
     assert (right - wrong).abs().max() > 1e-4
 
 
-def test_padding_changes_nothing(stand_in: Path, byte_examples: list[Example]) -> None:
-    rows = rows_of(stand_in, byte_examples[:5])
-    model = loaded(stand_in, "sdpa")
-    together = model(**pack.collate(rows, pad=7, packed=False))["losses"]
-    alone = torch.cat([model(**pack.collate([row], pad=7, packed=False))["losses"] for row in rows])
-    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
-
-
 def test_an_idle_micro_batch_has_no_loss_and_a_gradient(stand_in: Path, byte_examples: list[Example]) -> None:
     model = loaded(stand_in, "sdpa")
-    out = model(**pack.collate(pack.idle(rows_of(stand_in, byte_examples)), pad=0, packed=False), num_items_in_batch=9)
-    assert out["loss"].item() == 0.0
-    out["loss"].backward()
-    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    losses = model(**batches.collate(batches.idle(rows_of(stand_in, byte_examples)), packed=False))["losses"]
+    assert losses.numel() == 0
+    losses.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -143,11 +133,10 @@ def test_the_loss_in_chunks_is_the_loss(dtype: torch.dtype, monkeypatch: pytest.
 def test_the_fused_loss_is_the_models_own(stand_in: Path, byte_examples: list[Example]) -> None:
     from transformers import AutoModelForCausalLM
 
-    rows = rows_of(stand_in, byte_examples[:4])
-    batch = pack.collate(rows, pad=0, packed=False)
+    (row,) = rows_of(stand_in, byte_examples[:1])
     own = AutoModelForCausalLM.from_pretrained(stand_in, dtype=torch.float64)
-    theirs = own(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
-    ours = loaded(stand_in, "sdpa")(**batch)["loss"]
+    theirs = own(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels])).loss
+    ours = loaded(stand_in, "sdpa")(**batches.collate([row], packed=False))["losses"].mean()
     torch.testing.assert_close(ours.float(), theirs.float(), rtol=1e-6, atol=1e-6)
 
 

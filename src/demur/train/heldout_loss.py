@@ -1,0 +1,105 @@
+"""The loss of a model on rows that it does not train on: how hard a data set is, and how fast it is learnt.
+
+Thinking and answer apart, per token and per sequence, before and during training. The first version of the paper says that
+short and templated reasoning are easier to learn; later work found that the distance of a data set from the base foretells
+what training on it costs in reasoning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from demur.train import batches, distributed
+from demur.train.render import IGNORED, Row
+
+if TYPE_CHECKING:
+    from demur.train.trainer import Trainer
+
+Part = Literal["thinking", "answer", "whole"]
+PARTS: tuple[Part, ...] = ("thinking", "answer", "whole")
+BATCH_TOKENS = 8192
+
+
+class Measured(NamedTuple):
+    """One row: summed loss in nats and number of tokens, of each part."""
+
+    example: str
+    nats: dict[Part, float]
+    tokens: dict[Part, int]
+
+
+def steps_to_measure(wanted: Sequence[int] | None, steps: int) -> frozenset[int]:
+    """0, 1, 2, 4, 8 … and the last, unless said."""
+    if wanted is not None:
+        return frozenset(wanted)
+    return frozenset({0, steps, *(1 << power for power in range(steps.bit_length()) if 1 << power <= steps)})
+
+
+def measure(trainer: Trainer, rows: Sequence[Row]) -> list[Measured]:
+    """The loss of each row, in the given order; each process works on a part of them."""
+    import torch
+
+    groups = list(_groups(sorted(range(len(rows)), key=lambda i: len(rows[i].ids)), rows, trainer.place.packed))
+    world = distributed.world_size()
+    groups += [[]] * (-len(groups) % world)
+    found: dict[int, Measured] = {}
+    trainer.model.eval()
+    with torch.no_grad():
+        for group in groups[distributed.rank() :: world]:
+            losses = trainer.losses([rows[i] for i in group] or batches.idle(rows)).float().tolist()
+            at = 0
+            for i in group:
+                found[i] = _split(rows[i], losses[at : at + rows[i].trained])
+                at += rows[i].trained
+    everything = {i: m for part in distributed.gathered(found) for i, m in part.items()}
+    return [everything[i] for i in range(len(rows))]
+
+
+def _groups(order: Sequence[int], rows: Sequence[Row], packed: bool) -> Iterable[list[int]]:
+    """Rows of like length, as many as fit."""
+    group: list[int] = []
+    for i in order:
+        if group and (not packed or len(rows[i].ids) * (len(group) + 1) > BATCH_TOKENS):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def _split(row: Row, losses: Sequence[float]) -> Measured:
+    """The losses of one row's supervised tokens, by part."""
+    places = [at for at, label in enumerate(row.labels) if label != IGNORED and at]
+    nats: dict[Part, float] = dict.fromkeys(PARTS, 0.0)
+    tokens: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    for at, loss in zip(places, losses, strict=True):
+        parts: tuple[Part, Part] = ("thinking" if at < row.answer else "answer", "whole")
+        for part in parts:
+            nats[part] += loss
+            tokens[part] += 1
+    return Measured(row.example, nats, tokens)
+
+
+def lines(measured: Sequence[Measured], *, step: int, tokens: int) -> list[dict[str, Any]]:
+    """Lines of `learnability.jsonl`: for each part, loss per token (over all tokens), perplexity, loss per sequence."""
+    rows = []
+    for part in PARTS:
+        count = sum(m.tokens[part] for m in measured)
+        if not count:
+            continue
+        nats = sum(m.nats[part] for m in measured)
+        rows.append(
+            {
+                "step": step,
+                "trained_tokens": tokens,
+                "part": part,
+                "rows": len(measured),
+                "tokens": count,
+                "loss": nats / count,
+                "perplexity": math.exp(min(nats / count, 700.0)),
+                "loss_per_sequence": nats / len(measured),
+            }
+        )
+    return rows

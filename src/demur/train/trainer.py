@@ -1,0 +1,363 @@
+"""Fine-tuning: a plain loop over tokens that were checked and an order that was fixed before.
+
+    examples -> rows (render) -> plan (batches) -> Trainer -> model/ metrics.jsonl learnability.jsonl dropped.jsonl
+
+On one CPU thread a training that was killed and goes on ends in the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from demur.errors import UserError, WorkError
+from demur.interfaces import Progress, quiet
+from demur.records import Example, digest, read_jsonl, write_jsonl
+from demur.settings import identity_of
+from demur.train import batches, checkpoints, distributed
+from demur.train.render import Rendered, Renderer
+from demur.train.settings import TrainSettings
+
+
+class Job(NamedTuple):
+    """What is to be trained, in plain data: what other processes are told."""
+
+    examples: str
+    """File of training rows: Examples as JSON Lines."""
+    held_out: str
+    """File of rows to measure the loss on; empty: none."""
+    base: str
+    out: str
+    settings: TrainSettings
+
+
+class Prepared(NamedTuple):
+    """Everything that is known before the first step."""
+
+    rendered: Rendered
+    held_out: Rendered
+    plan: batches.Plan
+    fingerprint: str
+    """Of rows, their order and the settings: a checkpoint of another one is not used."""
+    template: str
+
+
+def train(
+    examples: Path,
+    *,
+    base: Path | str,
+    out: Path,
+    settings: TrainSettings,
+    held_out: Path | None = None,
+    progress: Progress = quiet,
+) -> dict[str, Any]:
+    """Fine-tune `base` and write `out/model`; goes on from the last complete checkpoint in `out`.
+
+    One entry for all ways to run it: in this process, in processes that it starts, or as the first of those that torchrun
+    started (the others call `follow`).
+
+    Args:
+        examples: file of what to learn, flags per part.
+        base: a model folder or hub id.
+        out: folder of the result.
+        settings: how.
+        held_out: file of rows to measure the loss on.
+        progress: called after every step.
+
+    Returns:
+        A summary: rows, drops, tokens, first and last loss, and a `line`.
+
+    Raises:
+        UserError: the base cannot be trained as the settings say.
+        CheckFailed: a row would train something else than what was meant.
+        WorkError: the loss became infinite, or processes disagree.
+        SystemExit: 143, after a checkpoint, when SIGTERM came.
+    """
+    job = Job(str(examples), str(held_out or ""), str(base), str(out), settings)
+    if settings.processes > 1 and not distributed.launched():
+        plain = job._replace(settings=settings.model_dump(mode="json"))._asdict()  # type: ignore[arg-type]
+        return distributed.launch(plain, folder=out / ".job", settings=settings, progress=progress)
+    return _train_here(distributed.shared(job), progress)
+
+
+def follow() -> None:
+    """What the other processes of a torchrun do: the trainings of the first one, until it says that there are no more."""
+    while (job := distributed.shared(None)) is not None:
+        _train_here(job, quiet)
+    distributed.leave()
+
+
+def prepare(job: Job) -> Prepared:
+    """Read, render, check and plan.
+
+    Raises:
+        UserError: there are no rows.
+        CheckFailed: a check does not hold.
+    """
+    from demur.train import model
+
+    settings = job.settings
+    examples = list(read_jsonl(Path(job.examples), Example))
+    if not examples:
+        raise UserError("nothing to train on: no examples were given.")
+    # Beyond its positions a model has learnt nothing to build on.
+    most = getattr(model.config_of(job.base), "max_position_embeddings", None) or settings.max_length
+    longest = min(settings.max_length, most)
+    renderer = Renderer.of(job.base, template=settings.template, loss=settings.loss)
+    rendered = renderer.rows(examples, max_length=longest)
+    held = list(read_jsonl(Path(job.held_out), Example)) if job.held_out else []
+    measured = Renderer.of(job.base, template=settings.template)
+    held_out = measured.rows(held, max_length=longest) if held else Rendered([], [])
+    lengths = [len(row.ids) for row in rendered.rows]
+    total = settings.steps * settings.batch if settings.steps else max(1, int(settings.epochs * len(lengths) + 0.5))
+    rows = batches.order(len(lengths), total=total, seed=settings.seed)
+    packed = model.place_of(settings, model.config_of(job.base)).packed
+    limits = batches.Limits(settings.micro_tokens, settings.micro_batch if packed else 1)
+    plan = batches.plan(lengths, rows=rows, batch=settings.batch, limits=limits, world=distributed.world_size())
+    read = digest([identity_of(settings), rows, [[row.ids, row.labels] for row in rendered.rows]])
+    return Prepared(rendered, held_out, plan, read, renderer.family.name)
+
+
+def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
+    """Train in this process, which may be one of several."""
+    import torch
+    import transformers
+
+    from demur.train import model as models
+
+    settings, out = job.settings, Path(job.out)
+    torch.set_num_threads(settings.threads)
+    transformers.utils.logging.disable_progress_bar()
+    place = models.place_of(settings, models.config_of(job.base))
+    ready = prepare(job)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    trainer = Trainer(models.ready(job.base, settings, place), ready, settings=settings, place=place, out=out)
+    began = time.monotonic()
+    taken = trainer.run(progress)
+    seconds = time.monotonic() - began
+    state = distributed.whole_state(trainer.student) if settings.parallel == "fsdp2" else None
+    if distributed.rank() > 0:
+        return {}
+    shutil.rmtree(out / "model", ignore_errors=True)
+    summary = summarise(ready, out, settings)
+    models.save(trainer.student, base=job.base, folder=out / "model", settings=settings, state=state)
+    shares = Counter(row.share for row in ready.rendered.rows)
+    models.write_card(out / "model", base=job.base, settings=settings, data=summary | {"shares": shares})
+    write_jsonl(out / "dropped.jsonl", ready.rendered.dropped)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    tokens = sum(len(ready.rendered.rows[i].ids) for i in ready.plan.rows())
+    with (out / "timing.jsonl").open("a") as file:
+        file.write(json.dumps({"seconds": round(seconds, 3), "steps": taken, "tokens": tokens}) + "\n")
+    return summary
+
+
+def summarise(ready: Prepared, out: Path, settings: TrainSettings) -> dict[str, Any]:
+    """What a reader wants at a glance; the same for equal runs."""
+    rows = ready.rendered.rows
+    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    read = [rows[i] for i in ready.plan.rows()]
+    dropped = ready.rendered.counts()
+    first, last = losses[0], sum(losses[-5:]) / len(losses[-5:])
+    more = f", {sum(dropped.values())} dropped" if dropped else ""
+    return {
+        "line": f"{len(losses)} steps, loss {first:.2f} -> {last:.2f}{more}",
+        "rows": len(rows),
+        "dropped": dropped,
+        "steps": len(losses),
+        "batch": settings.batch,
+        "tokens": sum(len(row.ids) for row in read),
+        "trained_tokens": sum(row.trained for row in read),
+        "loss_first": first,
+        "loss_last": last,
+        "template": ready.template,
+        "fingerprint": ready.fingerprint,
+    }
+
+
+def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 0."""
+    warmup = round(settings.warmup if settings.warmup >= 1 else settings.warmup * steps)
+    if step < warmup:
+        return settings.lr * (step / warmup)
+    done = (step - warmup) / max(1, steps - warmup)
+    falls = {"cosine": 0.5 * (1.0 + math.cos(math.pi * done)), "linear": 1.0 - done, "constant": 1.0}
+    return settings.lr * max(0.0, falls[settings.schedule])
+
+
+class Trainer:
+    """A model that learns a plan: takes steps, measures, saves itself, stops when asked."""
+
+    def __init__(self, model: Any, ready: Prepared, *, settings: TrainSettings, place: Any, out: Path) -> None:
+        import torch
+
+        self.student, self.ready, self.settings, self.place, self.out = model, ready, settings, place, out
+        self.model = distributed.wrapped(model, settings, place)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, fused=True
+        )
+        self._stop = False
+
+    def run(self, progress: Progress) -> int:
+        """Train to the end, from the last complete checkpoint where there is one; returns the number of steps taken.
+
+        Raises:
+            WorkError: the loss is no finite number.
+            SystemExit: 143, when SIGTERM came and a checkpoint was saved.
+        """
+        distributed.assert_together(self.model, self.ready.fingerprint)
+        steps = len(self.ready.plan.steps)
+        begin = self._resume()
+        if begin == 0:
+            self._measure(0)
+        with self._stoppable(), _trackers(self.settings, self.out) as track:
+            for step in range(begin, steps):
+                row = self._step(step)
+                if distributed.rank() == 0:
+                    self._write("metrics.jsonl", row)
+                    track(row)
+                    progress(step + 1, steps, f"loss {row['loss']:.3f}")
+                self._measure(step + 1)
+                stop = distributed.any_of(self._stop)
+                every = self.settings.checkpoint_every
+                if step + 1 < steps and (stop or (every and (step + 1) % every == 0)):
+                    self._save(step + 1)
+                    if stop:
+                        raise SystemExit(143)
+        return steps - begin
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """One update; returns its line of metrics."""
+        import torch
+
+        rows, world = self.ready.rendered.rows, distributed.world_size()
+        tokens = sum(rows[i].trained for group in self.ready.plan.steps[step] for i in group)
+        rate = learning_rate(self.settings, step, len(self.ready.plan.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        groups = self.ready.plan.of_rank(step, distributed.rank())
+        total = torch.zeros((), device=self.place.device)
+        self.model.train()
+        for number, group in enumerate(groups, 1):
+            given = [rows[i] for i in group] or batches.idle(rows)
+            with distributed.synced(self.model, number == len(groups)):
+                # Wrappers average gradients over the processes; the loss is a mean over the whole update's tokens.
+                loss = self.losses(given).sum() / tokens * world
+                loss.backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        mean = distributed.mean(total).item()
+        if not math.isfinite(mean):
+            raise WorkError(
+                f"the loss became {mean} at step {step + 1}. Lower train.lr, set train.clip, or use train.dtype=mixed; "
+                "the same command starts from the last checkpoint."
+            )
+        return {"step": step + 1, "loss": mean, "lr": rate, "grad_norm": norm.item(), "trained_tokens": tokens}
+
+    def losses(self, rows: list[Any]) -> Any:
+        """Loss of every supervised token of some rows, one row behind the other [targets]."""
+        import torch
+
+        batch = batches.collate(rows, packed=self.place.packed)
+        batch = {k: v.to(self.place.device) if hasattr(v, "to") else v for k, v in batch.items()}
+        with torch.autocast(self.place.device.type, torch.bfloat16) if self.place.mixed else nullcontext():
+            return self.model(**batch)["losses"]
+
+    def _measure(self, step: int) -> None:
+        """Losses of the held-out rows, at the planned steps."""
+        from demur.train import heldout_loss
+
+        rows, steps = self.ready.held_out.rows, self.ready.plan.steps
+        if not rows or step not in heldout_loss.steps_to_measure(self.settings.measure_at, len(steps)):
+            return
+        measured = heldout_loss.measure(self, rows)
+        trained = self.ready.rendered.rows
+        tokens = sum(trained[i].trained for groups in steps[:step] for group in groups for i in group)
+        for line in heldout_loss.lines(measured, step=step, tokens=tokens) if distributed.rank() == 0 else ():
+            self._write("learnability.jsonl", line)
+
+    def _write(self, name: str, row: dict[str, Any]) -> None:
+        with (self.out / name).open("a") as file:
+            file.write(json.dumps(row, sort_keys=True) + "\n")
+
+    def _save(self, step: int) -> None:
+        folder = self.out / "checkpoints" / f"checkpoint-{step}"
+        checkpoints.save(folder, self.model, self.optimizer, fingerprint=self.ready.fingerprint)
+
+    def _resume(self) -> int:
+        """Load the last complete checkpoint; returns the number of steps behind it. Later metrics are taken back."""
+        found = None
+        if distributed.rank() == 0:
+            found = checkpoints.latest(self.out / "checkpoints", fingerprint=self.ready.fingerprint)
+            for name in ("metrics.jsonl", "learnability.jsonl"):
+                checkpoints.rewind(self.out / name, checkpoints.step_of(found) if found else -1)
+        found = distributed.shared(found)
+        if found is None:
+            return 0
+        checkpoints.load(found, self.model, self.optimizer)
+        return checkpoints.step_of(found)
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """While training: SIGTERM asks for a checkpoint and an end after the current step."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(*_: Any) -> None:
+            self._stop = True
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _trackers(settings: TrainSettings, out: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that passes a line of metrics on to the trackers that were asked for.
+
+    Raises:
+        UserError: accelerate knows no such tracker, or it is not installed.
+    """
+    open_ones: list[Any] = []
+    for name in settings.report_to if distributed.rank() == 0 else ():
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        kinds = {str(kind): made for kind, made in LOGGER_TYPE_TO_CLASS.items()}
+        if name not in kinds:
+            raise UserError(f"train.report_to: '{name}' is no tracker. Allowed: {', '.join(sorted(kinds))}.")
+        where = {"logging_dir": str(out / "trackers")} if kinds[name].requires_logging_directory else {}
+        try:
+            open_ones.append(kinds[name](out.name, **where))
+            open_ones[-1].start()
+        except ImportError as error:
+            raise UserError(f"train.report_to={name}: it is not installed ({error}).") from None
+
+    def track(row: dict[str, Any]) -> None:
+        for tracker in open_ones:
+            tracker.log({f"train/{k}": v for k, v in row.items() if k != "step"}, step=row["step"])
+
+    try:
+        yield track
+    finally:
+        for tracker in open_ones:
+            tracker.finish()
