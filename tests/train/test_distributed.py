@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.train.made import train
 
 from demur.errors import CheckFailed, WorkError
@@ -107,9 +106,7 @@ def test_two_processes_stop_together_and_go_on_together(
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_with_other_processes(
-    stand_in: Path, byte_examples: list[Example], tmp_path: Path
-) -> None:
+def test_a_training_goes_on_with_other_processes(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
     """Begun in two shards, ended in one process: the same losses as in one process throughout."""
     data, out = tmp_path / "rows.jsonl", tmp_path / "out"
     write_jsonl(data, byte_examples)

@@ -16,9 +16,7 @@ from demur.train.render import IGNORED, Renderer, load_tokenizer
 from demur.train.settings import TrainSettings
 
 
-def test_losses_are_those_of_the_model_by_part(
-    mini_base: Path, mini_examples: list[Example], tmp_path: Path
-) -> None:
+def test_losses_are_those_of_the_model_by_part(mini_base: Path, mini_examples: list[Example], tmp_path: Path) -> None:
     """Against the plain definition: log-softmax of the model's own logits, token by token."""
     from transformers import AutoModelForCausalLM
 

@@ -109,7 +109,9 @@ def test_earlier_turns_are_context(tokenizers_by_name: dict[str, Any], make: Mak
     parts = [("system", "kind", False), ("user", "a", False), ("answer", "c", False)]
     parts += [("user", "d", False), ("thinking", "e", True), ("answer", "f", True)]
     row = one(Renderer(tokenizer), make(*parts))
-    assert tokenizer.decode(row.ids[: row.context]).startswith("<｜begin▁of▁sentence｜>kind<｜User｜>a<｜Assistant｜>c<｜end")
+    assert tokenizer.decode(row.ids[: row.context]).startswith(
+        "<｜begin▁of▁sentence｜>kind<｜User｜>a<｜Assistant｜>c<｜end"
+    )
     assert trained(tokenizer, row).startswith("e")
     earlier = make(*[(role, text, train or role == "answer") for role, text, train in parts])
     assert Renderer(tokenizer).rows([make("q", "t", "a"), earlier], max_length=999).counts() == {"earlier_turn": 1}

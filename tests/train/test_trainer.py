@@ -156,7 +156,7 @@ def test_a_checkpoint_of_other_data_is_refused_and_kept(
 ) -> None:
     assert run_and_kill(tmp_path, stand_in, byte_examples, at=3, by=signal.SIGKILL) == -signal.SIGKILL
     other = TINY.model_copy(update={"lr": 2e-3})
-    with pytest.raises(UserError, match="from other rows, settings or rendering.*Remove .*checkpoints to begin again"):
+    with pytest.raises(UserError, match=r"from other rows, settings or rendering.*Remove .*checkpoints to begin again"):
         train(byte_examples, base=stand_in, out=tmp_path / "out", settings=other)
     assert (tmp_path / "out" / "checkpoints" / "checkpoint-2" / checkpoints.MARKER).is_file()
 
@@ -207,9 +207,7 @@ def test_mixed_precision_keeps_float32_weights(stand_in: Path, byte_examples: li
     assert {t.dtype for t in load_file(tmp_path / "model" / "model.safetensors").values()} == {torch.float32}
 
 
-def test_drops_are_counted_and_listed(
-    stand_in: Path, make: Make, byte_examples: list[Example], tmp_path: Path
-) -> None:
+def test_drops_are_counted_and_listed(stand_in: Path, make: Make, byte_examples: list[Example], tmp_path: Path) -> None:
     long = make("q", "t" * 5000, "a")
     summary = train([*byte_examples, long], base=stand_in, out=tmp_path, settings=TINY)
     assert summary["dropped"] == {"too_long": 1}

@@ -21,9 +21,7 @@ app = common.app("Supervised fine-tuning, checked row by row.")
 @app.command()
 def train(
     base: Annotated[str, typer.Option("--base", help="Model to train: local folder, hub id or mini-lrm-a.")],
-    examples: Annotated[
-        Path, typer.Option("--examples", help="Rows to train on: a run, a finished stage or a file.")
-    ],
+    examples: Annotated[Path, typer.Option("--examples", help="Rows to train on: a run, a finished stage or a file.")],
     held_out: Annotated[int, typer.Option("--held-out", min=0, help="Last rows kept to measure learnability on.")] = 0,
     limit: common.Limit = None,
     seed: common.Seed = 0,

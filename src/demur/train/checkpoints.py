@@ -68,9 +68,7 @@ def save(checkpoint: Path, model: Any, optimizer: Any, *, fingerprint: str) -> N
     distributed.barrier()
     if distributed.rank() == 0:
         sizes = {p.relative_to(checkpoint).as_posix(): p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()}
-        atomic_write(
-            checkpoint / MARKER, json.dumps({"fingerprint": fingerprint, "files": sizes}, sort_keys=True)
-        )
+        atomic_write(checkpoint / MARKER, json.dumps({"fingerprint": fingerprint, "files": sizes}, sort_keys=True))
         for old in checkpoint.parent.glob("checkpoint-*"):
             if step_of(old) < step_of(checkpoint):
                 shutil.rmtree(old)

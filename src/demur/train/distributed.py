@@ -53,7 +53,12 @@ def launch(job: dict[str, Any], *, folder: Path, settings: TrainSettings, progre
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={settings.processes}"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=127.0.0.1", f"--rdzv-id={os.getpid()}"]
+    command += [
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+        "--local-addr=127.0.0.1",
+        f"--rdzv-id={os.getpid()}",
+    ]
     command += ["-m", "demur.train.worker", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads), "PYTHONUNBUFFERED": "1"}
     pipe = subprocess.PIPE
