@@ -1,38 +1,98 @@
 """Raw text to (thinking, answer, outcome) and back. The only module that knows the tags.
 
-A reasoning model thinks between `<think>` and `</think>`, then answers. Chat templates differ in who writes the opening
-tag, budgets end texts anywhere, and some servers hand the thinking over apart from the answer. Every peer that strips
-"whatever stands between both tags" scores unfinished thoughts as answers; here every text gets exactly one outcome:
+A reasoning model thinks between two marks, then answers. Model families write other marks, chat templates differ in who
+writes the opening one, budgets end texts anywhere, and some servers deliver the thinking apart from the answer. A tool that
+strips "whatever stands between both tags" scores unfinished thoughts as answers; here every text gets exactly one outcome:
 
     complete         thinking and answer are there and the model stopped by itself
     cut_in_thinking  the budget ended inside the thinking: there is no answer
     cut_in_answer    the budget ended inside the answer
     no_thinking      an answer without any thinking
-    malformed        stopped inside the thinking, several blocks, or an opening tag in mid-text
+    malformed        stopped inside the thinking, several blocks, or an opening mark in mid-text
 
-Nothing is thrown away: `join` of a `Split` is the raw text again, to the byte.
+A mark that stands in code or between quotation marks is text. Nothing is thrown away: `join` of a `Split` is the raw text
+again, to the byte. Time is linear in the length of the text.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
+from demur.errors import WorkError
 from demur.records import Finish, Message, OpenedBy, Outcome, Prompt, Sampling, Trace
 
 OPEN = "<think>"
 CLOSE = "</think>"
 ECHO_REACH = 400
 """How many characters of template may stand before and behind the user's text in an echoed prompt."""
+UNPARSED = 0.05
+"""Share of a model's replies with an unparsed mark above which its run stops."""
+
+
+class Marks(NamedTuple):
+    """How a family of models marks its thinking, as regular expressions."""
+
+    open: str
+    close: str
+    """With whatever opens the answer behind it."""
+    end: str = ""
+    """What may close the answer."""
+
+
+_TAG = r"(?:[a-z]{1,8}:)?(?:think|thinking|thoughts?|reasoning)"
+_FINAL = r"<\|channel\|>final(?: <\|constrain\|>\w+)?<\|message\|>"
+FAMILIES: dict[str, Marks] = {
+    "tags": Marks(rf"<\s?{_TAG}(?:\s[^<>]{{0,80}})?>", rf"<\s?/\s?{_TAG}\s?>"),
+    "magistral": Marks(r"\[THINK\]", r"\[/THINK\]"),
+    "kimi": Marks("◁think▷", "◁/think▷"),
+    "openthoughts": Marks(
+        r"<\|begin_of_thought\|>",
+        r"<\|end_of_thought\|>(?:\s{0,8}<\|begin_of_solution\|>)?",
+        r"<\|end_of_solution\|>",
+    ),
+    "cohere": Marks(
+        r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s{0,8}<\|START_RESPONSE\|>)?", r"<\|END_RESPONSE\|>"
+    ),
+    "gemma": Marks(r"<\|channel>thought\b", r"<channel\|>"),
+    "harmony": Marks(
+        r"(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>",
+        rf"(?:<\|end\|>\s{{0,8}})?(?:<\|start\|>assistant)?{_FINAL}",
+        r"<\|return\|>|<\|end\|>",
+    ),
+    "harmony-bare": Marks(r"analysis(?=[A-Z])", "assistantfinal"),
+}
+"""Marks by family: `tags` in any spelling (R1, Qwen, Seed, MiniMax, EXAONE …), Magistral, Kimi-VL, OpenThoughts, Command A, Gemma 4,
+gpt-oss, and gpt-oss where a server strips special tokens."""
+_OPENS = {name: re.compile(marks.open, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}
+_CLOSES = {name: re.compile(marks.close, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}
+_ENDS = {name: re.compile(rf"(?:{marks.end})\Z") for name, marks in FAMILIES.items() if marks.end}
+_ALONE = {name: re.compile(rf"^(?:{marks.close})(?=[ \t]*$)", re.I | re.M) for name, marks in FAMILIES.items()}
+_LOOKS_LIKE = re.compile(
+    r"<\|?\s?/?\s?(?:[a-z]{1,12}[:_.-]){0,3}(?:think|thinking|thoughts?|reason|reasoning|analysis|scratchpad|monologue|reflection|"
+    r"cot)(?:_[a-z]{1,12})?\s?\|?>|\[/?THINK(?:ING)?\]|\[/?THOUGHTS?\]|◁/?think▷|<\|?channel\|?>|assistantfinal|"
+    r"\AHere is my thought process:",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"^ {0,3}(`{3,}(?=[^`\n]*$)|~{3,})([^\n]*)$|(`+)|\n", re.MULTILINE)
+_QUOTED = re.compile(r"(?:^|[^\w.,!?…])[\"'“‘„«][\"'”’“»]\Z")
+"""What stands around a mark in quotation marks: one that opens, one that closes."""
 
 
 class Seams(NamedTuple):
-    """The white space around the parts, so that nothing is lost."""
+    """The marks and the white space around the parts, so that nothing is lost."""
 
     before_open: str = ""
     after_open: str = "\n"
     before_close: str = "\n"
     after_close: str = "\n\n"
     end: str = ""
+    open: str = OPEN
+    close: str = CLOSE
 
 
 CANONICAL = Seams()
@@ -48,43 +108,38 @@ class Split(NamedTuple):
     opened_by: OpenedBy | None
     seams: Seams = CANONICAL
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a trace says of marks other than the usual tags."""
+        marks = [self.seams.open] * (self.opened_by == "model") + [self.seams.close] * (self.answer is not None)
+        odd = self.thinking is not None and not {*marks} <= {OPEN, CLOSE}
+        return (f"thinking marked by {' … '.join(marks)}",) if odd else ()
 
-def split(raw: str, *, finish: Finish = "stop", opened: bool = False) -> Split:
+
+def split(raw: str, *, finish: Finish = "stop", opened: bool = False, family: str = "") -> Split:
     """Take a reply apart.
 
     Args:
         raw: the reply as received.
-        finish: why the generation ended; `length` makes an unfinished text a cut one.
-        opened: whether the prompt ended in an opening tag, so that the reply starts inside the thinking.
+        finish: why the generation ended; `length` makes an unfinished text a truncated one.
+        opened: whether the prompt ended in an opening mark, so that the reply starts inside the thinking.
+        family: the marks to look for, one of `FAMILIES`, or `none`; empty: all of them.
     """
-    body = raw.lstrip()
-    before = raw[: len(raw) - len(body)]
-    if body.startswith(OPEN):
-        return _inside(body[len(OPEN) :], before, finish, "model")
-    if opened or (CLOSE in raw and OPEN not in raw.partition(CLOSE)[0]):
-        return _inside(raw, "", finish, "prompt")
-    answer, lead, end = _strip(raw)
-    seams = Seams(lead, "", "", "", end)
-    if OPEN in raw and CLOSE in raw:
+    names = [family] * (family != "none") if family else list(FAMILIES)
+    lead = len(raw) - len(raw.lstrip())
+    for name in names:
+        if mark := _OPENS[name].match(raw, lead):
+            return _inside(raw, mark.end(), finish, "model", name, Seams(before_open=raw[:lead], open=mark[0]))
+    code = _code(raw)
+    firsts = {name: mark for name in names if (mark := next(_marks(raw, _CLOSES[name], code), None))}
+    name = min(firsts, key=lambda name: firsts[name].start(), default="tags")
+    before = firsts[name].start() if firsts else len(raw)
+    if not opened and any(next(_marks(raw, _OPENS[other], code, end=before), None) for other in names):
         # Text, then a block: everything is kept where it will be judged, and the outcome says that the form is wrong.
-        return Split(None, answer, "malformed", None, seams)
-    return Split(None, answer, "cut_in_answer" if finish == "length" else "no_thinking", None, seams)
-
-
-def traced(prompt: Prompt, raw: str, *, finish: Finish = "stop", opened: bool = False, **known: Any) -> Trace:
-    """A reply as a record; `known` are its other fields. What was sent is the bare prompt unless they say otherwise."""
-    parts = split(raw, finish=finish, opened=opened)
-    usual: dict[str, Any] = {"sampling": Sampling(), "sent": (Message(role="user", content=prompt.text),)}
-    return Trace(
-        prompt=prompt,
-        raw=raw,
-        thinking=parts.thinking,
-        answer=parts.answer,
-        outcome=parts.outcome,
-        opened_by=parts.opened_by,
-        finish=finish,
-        **(usual | known),
-    )
+        return _plain(raw, "malformed")
+    if opened or firsts:
+        return _inside(raw, 0, finish, "prompt", name, CANONICAL)
+    return _plain(raw, "cut_in_answer" if finish == "length" else "no_thinking")
 
 
 def join(
@@ -93,97 +148,224 @@ def join(
     """Put thinking and answer together again; the inverse of `split`."""
     if thinking is None:
         return f"{seams.before_open}{answer or ''}{seams.end}"
-    start = f"{seams.before_open}{OPEN}" if opened_by == "model" else ""
+    start = f"{seams.before_open}{seams.open}" if opened_by == "model" else ""
     text = f"{start}{seams.after_open}{thinking}"
     if answer is None:
         return f"{text}{seams.end}"
-    return f"{text}{seams.before_close}{CLOSE}{seams.after_close}{answer}{seams.end}"
+    return f"{text}{seams.before_close}{seams.close}{seams.after_close}{answer}{seams.end}"
+
+
+def traced(
+    prompt: Prompt, raw: str, *, finish: Finish = "stop", opened: bool = False, family: str = "", **known: Any
+) -> Trace:
+    """A reply as a record; `known` are its other fields. What was sent is the bare prompt unless they say otherwise."""
+    parts = split(raw, finish=finish, opened=opened, family=family)
+    usual: dict[str, Any] = {"sampling": Sampling(), "sent": (Message(role="user", content=prompt.text),)}
+    given = usual | known | {"notes": (*known.get("notes", ()), *parts.notes)}
+    return Trace(prompt=prompt, raw=raw, finish=finish, **given, **fields(parts))
+
+
+def fields(parts: Split) -> dict[str, Any]:
+    """The fields of a trace that a split decides, its notes apart."""
+    return {
+        "thinking": parts.thinking, "answer": parts.answer, "outcome": parts.outcome, "opened_by": parts.opened_by
+    }  # fmt: skip
 
 
 def from_fields(
-    reasoning: str | None, content: str | None, *, finish: Finish = "stop", opened: bool = False
+    reasoning: str | None, content: str | None, *, finish: Finish = "stop", opened: bool = False, family: str = ""
 ) -> tuple[str, Split]:
     """Raw text and parts of a reply whose server may have taken the thinking out of the content already.
+
+    Such a server may still leave a closing mark, an empty block or the whole block in the content, and may file a thought
+    that was cut in both fields.
 
     Args:
         reasoning: the server's own thinking field; `None` or empty when it has none.
         content: the message's content; `None` where the server sent null.
+        finish: as for `split`.
+        opened: as for `split`.
+        family: as for `split`.
     """
     if not reasoning:
-        return content or "", split(content or "", finish=finish, opened=opened)
-    thinking = reasoning.strip()
-    if not content or not content.strip():
-        outcome: Outcome = "cut_in_thinking" if finish == "length" else "malformed"
-        part = Split(thinking, None, outcome, "model")
-        return join(thinking, None), part
-    answer = content.strip()
-    state: Outcome = "cut_in_answer" if finish == "length" else "complete"
-    if answer.startswith(OPEN):
-        state = "malformed"
-    return join(thinking, answer), Split(thinking, answer, state, "model")
+        return content or "", split(content or "", finish=finish, opened=opened, family=family)
+    thinking, answer = reasoning.strip(), (content or "").strip()
+    parts = split(answer, finish=finish, family=family)
+    again = parts.thinking in ("", thinking)
+    if parts.thinking and not again:
+        thinking = f"{thinking}\n\n{parts.thinking}"
+    if not answer or answer == thinking or parts.answer is None:
+        unfinished: Outcome = "cut_in_thinking" if finish == "length" else "malformed"
+        return join(thinking, None), Split(thinking, None, unfinished, "model")
+    outcome: Outcome = "cut_in_answer" if finish == "length" else "complete"
+    if parts.outcome == "malformed" or (parts.opened_by == "model" and not again):
+        outcome = "malformed"
+    return join(thinking, parts.answer), Split(thinking, parts.answer, outcome, "model")
+
+
+def from_parts(content: Sequence[Any]) -> tuple[str | None, str | None]:
+    """Reasoning and content of a message whose content is a list of typed parts; `None` where there is no such part."""
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for part in content:
+        kind = str(part.get("type") or "text") if isinstance(part, Mapping) else "text"
+        found["think" in kind or "reason" in kind].append(_text(part))
+    thinking, answer = ("".join(texts) if texts else None for texts in (found[True], found[False]))
+    return thinking, answer
+
+
+def _text(part: Any, depth: int = 4) -> str:
+    """The text in a part: a string, a list of parts, or a mapping that holds either."""
+    if isinstance(part, Mapping):
+        part = next(
+            (part[key] for key in ("thinking", "reasoning", "text", "summary", "content", "value") if part.get(key)), ""
+        )
+        return _text(part, depth - 1) if depth else ""
+    if isinstance(part, list):
+        return "".join(_text(item, depth - 1) for item in part) if depth else ""
+    return part if isinstance(part, str) else ""
 
 
 def opens_thinking(prompt: str) -> bool:
-    """Whether a rendered prompt ends in an opening tag, so that the reply starts inside the thinking."""
-    return prompt.rstrip().endswith(OPEN)
+    """Whether a rendered prompt ends in an opening mark, so that the reply starts inside the thinking."""
+    tail = prompt.rstrip()[-ECHO_REACH:]
+    return any(mark.end() == len(tail) for opens in _OPENS.values() for mark in opens.finditer(tail))
 
 
 def strip_echo(content: str, user: str) -> str | None:
     """The reply behind an echoed prompt, or `None` when there is no echo.
 
     `transformers serve` repeats the whole rendered prompt before the reply when the template opens the thinking. An echo
-    is recognised by the user's text near the start, with an opening tag near behind it; the reply starts after that tag.
+    is recognised by the user's text near the start, with an opening mark near behind it; the reply starts after that mark.
     """
     at = content.find(user) if user else -1
     if not 0 < at <= ECHO_REACH:
         return None
-    behind = content[at + len(user) :]
-    tag = behind.find(OPEN)
-    return behind[tag + len(OPEN) :] if 0 <= tag <= ECHO_REACH else None
+    behind = at + len(user)
+    marks = [mark for opens in _OPENS.values() if (mark := opens.search(content, behind, behind + 2 * ECHO_REACH))]
+    first = min(marks, key=lambda mark: mark.start(), default=None)
+    return content[first.end() :] if first and first.start() <= behind + ECHO_REACH else None
 
 
-def _inside(body: str, before: str, finish: Finish, opened_by: OpenedBy) -> Split:
-    """Split a text that starts inside the thinking."""
-    end, blocks = _end_of_thinking(body)
-    if end is None:
-        thinking, lead, trail = _strip(body)
-        outcome: Outcome = "cut_in_thinking" if finish == "length" else "malformed"
-        return Split(thinking, None, outcome, opened_by, Seams(before, lead, "", "", trail))
-    thinking, lead, trail = _strip(body[:end])
-    answer, gap, tail = _strip(body[end + len(CLOSE) :])
-    if blocks > 1:
-        outcome = "malformed"
-    else:
-        outcome = "cut_in_answer" if finish == "length" else "complete"
-    return Split(thinking, answer, outcome, opened_by, Seams(before, lead, trail, gap, tail))
+def unparsed(text: str) -> str | None:
+    """The first thing in a text that looks like a mark of thinking and was not read as one; code and quotations do not count."""
+    mark = next(_marks(text, _LOOKS_LIKE, _code(text)), None)
+    return mark[0] if mark else None
 
 
-def _end_of_thinking(body: str) -> tuple[int | None, int]:
-    """Where the closing tag of the thinking stands, and how many blocks the thinking has.
+def require_parsed(traces: Iterable[Trace]) -> None:
+    """Stop where answers of a model hold marks of thinking: a thought would be judged as an answer.
 
-    One tag closes a thinking, so that a tag quoted in the answer cuts nothing off. More are taken in when blocks are
-    nested, or when what follows the tag opens the next block.
+    Raises:
+        WorkError: more than `UNPARSED` of a model's replies do; the message names model, mark and share.
     """
-    end = body.find(CLOSE)
-    if end < 0:
-        return None, 1
-    blocks = 1
-    for _ in range(body.count(OPEN, 0, end)):
-        further = body.find(CLOSE, end + len(CLOSE))
-        if further < 0:
-            break
-        end, blocks = further, blocks + 1
-    while body[end + len(CLOSE) :].lstrip().startswith(OPEN):
-        further = body.find(CLOSE, end + len(CLOSE))
-        if further < 0:
-            break
-        end, blocks = further, blocks + 1
-    return end, blocks
+    replies: Counter[str] = Counter()
+    marked: dict[str, Counter[str]] = {}
+    for trace in traces:
+        replies[trace.model] += 1
+        if mark := unparsed(trace.answer or ""):
+            marked.setdefault(trace.model, Counter())[mark] += 1
+    for model, marks in marked.items():
+        share = marks.total() / replies[model]
+        if share > UNPARSED:
+            raise WorkError(
+                f"{share:.0%} of the replies of {model} hold a mark of thinking that was not read as one, such as "
+                f"{marks.most_common(1)[0][0]!r}. Say how the model marks its thinking: thinking: {' | '.join(FAMILIES)}."
+            )
 
 
-def _strip(text: str) -> tuple[str, str, str]:
-    """The text without surrounding white space, and that space; all of it leads when there is nothing else."""
-    left = text.lstrip()
-    lead = text[: len(text) - len(left)]
-    core = left.rstrip()
-    return core, lead, left[len(core) :]
+def filed_again(traces: Sequence[Trace]) -> dict[str, Trace]:
+    """Truncated replies of models whose template opens the thinking, filed as cut in the thinking, by the ids they had.
+
+    That a template opens the thinking shows in the other replies of the model: they close it and have not opened it.
+    """
+    opened: Counter[str] = Counter()
+    for trace in traces:
+        opened[trace.model] += {"prompt": 1, "model": -1, None: 0}[trace.opened_by]
+    found: dict[str, Trace] = {}
+    for trace in traces:
+        if opened[trace.model] > 0 and trace.thinking is None and trace.outcome == "cut_in_answer":
+            parts = fields(split(trace.raw, finish="length", opened=True))
+            notes = (*trace.notes, "the template opens the thinking, as the model's other replies show: filed again")
+            found[trace.id] = msgspec.structs.replace(trace, **parts, notes=notes, id="")
+    return found
+
+
+def _plain(raw: str, outcome: Outcome) -> Split:
+    """A text without thinking."""
+    a, b = _core(raw, 0, len(raw))
+    return Split(None, raw[a:b], outcome, None, Seams(raw[:a], "", "", "", raw[b:]))
+
+
+def _inside(raw: str, start: int, finish: Finish, opened_by: OpenedBy, family: str, seams: Seams) -> Split:
+    """Split a text that is inside the thinking from `start` on. One mark closes a thinking; more are more blocks."""
+    code, closes = _code(raw), _CLOSES[family]
+    found = list(_marks(raw, closes, code, start))
+    if not found and finish == "stop":
+        # A fence that the thinking left open may seem to hold the mark.
+        found = list(_ALONE[family].finditer(raw, start))[:1]
+    last = found[-1] if found else None
+    again = last and next(_marks(raw, _OPENS[family], code, last.end()), None)
+    if last is None or (again and not raw[last.end() : again.start()].strip()):
+        a, b = _core(raw, start, len(raw))
+        seams = seams._replace(after_open=raw[start:a], before_close="", after_close="", end=raw[b:])
+        return Split(raw[a:b], None, "cut_in_thinking" if finish == "length" else "malformed", opened_by, seams)
+    a, b = _core(raw, start, last.start())
+    c, d = _core(raw, last.end(), _end(raw, last.end(), family))
+    seams = seams._replace(
+        after_open=raw[start:a],
+        before_close=raw[b : last.start()],
+        close=last[0],
+        after_close=raw[last.end() : c],
+        end=raw[d:],
+    )
+    outcome: Outcome = "malformed" if len(found) > 1 or again else "cut_in_answer" if finish == "length" else "complete"
+    return Split(raw[a:b], raw[c:d], outcome, opened_by, seams)
+
+
+def _core(raw: str, start: int, stop: int) -> tuple[int, int]:
+    """Where `raw[start:stop]` begins and ends without surrounding white space; at its end when there is nothing else."""
+    left = raw[start:stop].lstrip()
+    return stop - len(left), stop - len(left) + len(left.rstrip())
+
+
+def _end(raw: str, start: int, family: str) -> int:
+    """Where the answer ends: before the mark that closes it, if the family has one."""
+    stripped = raw.rstrip()
+    mark = _ENDS[family].search(stripped, max(start, len(stripped) - 40)) if family in _ENDS else None
+    return mark.start() if mark else len(raw)
+
+
+def _marks(
+    text: str, pattern: re.Pattern[str], code: Sequence[tuple[int, int]], start: int = 0, end: int | None = None
+) -> Iterator[re.Match[str]]:
+    """Marks that are no text: neither in code nor between quotation marks."""
+    spans = iter(code)
+    inside = next(spans, None)
+    for mark in pattern.finditer(text, start, len(text) if end is None else end):
+        at = mark.start()
+        while inside and inside[1] <= at:
+            inside = next(spans, None)
+        quoted = _QUOTED.search(text[max(0, at - 2) : at] + text[mark.end() : mark.end() + 1])
+        if not quoted and not (inside and inside[0] <= at):
+            yield mark
+
+
+def _code(text: str) -> list[tuple[int, int]]:
+    """Where code stands: closed fences, and what is between equal runs of backticks on one line; in order."""
+    if "`" not in text and "~~~" not in text:
+        return []
+    found: list[tuple[int, int]] = []
+    fence: re.Match[str] | None = None
+    run: re.Match[str] | None = None
+    for mark in _CODE.finditer(text):
+        if mark[1] is None:
+            same = run and mark[3] and len(run[3]) == len(mark[3])
+            if run and same:
+                found.append((run.start(), mark.end()))
+            run = None if same or not mark[3] else run or mark
+        elif fence is None:
+            fence = mark
+        elif mark[1].startswith(fence[1]) and not mark[2].strip():
+            found.append((fence.start(), mark.end()))
+            fence = None
+    return sorted(found)
