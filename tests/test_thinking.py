@@ -41,6 +41,7 @@ MATRIX: list[tuple[str, Finish, bool, tuple[str | None, str | None, str, str | N
     ("<think>quote <think> here</think>A", "stop", False, ("quote <think> here", "A", "complete", "model")),
     ("<think>a</think>\n<think>b", "length", False, ("a</think>\n<think>b", None, "cut_in_thinking", "model")),
     ("<think>a</think>b</think>A", "stop", False, ("a</think>b", "A", "malformed", "model")),
+    ("<think>T</think> </think>\nA", "stop", False, ("T", "A", "complete", "model")),
     ("<think>T</think>A <think>b", "stop", False, ("T", "A <think>b", "malformed", "model")),
     ("Well. <think>T", "length", False, (None, "Well. <think>T", "malformed", None)),
     ("Well. <think>T</think>A", "stop", False, (None, "Well. <think>T</think>A", "malformed", None)),

@@ -303,23 +303,24 @@ def _inside(raw: str, start: int, finish: Finish, opened_by: OpenedBy, family: s
     if not found and finish == "stop":
         # A fence that the thinking left open may seem to hold the mark.
         found = list(_ALONE[family].finditer(raw, start))[:1]
-    last = found[-1] if found else None
-    again = last and next(_marks(raw, _OPENS[family], code, last.end()), None)
-    if last is None or (again and not raw[last.end() : again.start()].strip()):
+    # A mark written twice is one mark: nothing stands between.
+    runs: list[tuple[int, int]] = []
+    for mark in found:
+        if runs and not raw[runs[-1][1] : mark.start()].strip():
+            runs[-1] = (runs[-1][0], mark.end())
+        else:
+            runs.append(mark.span())
+    shut, behind = runs[-1] if runs else (-1, -1)
+    again = next(_marks(raw, _OPENS[family], code, behind), None) if runs else None
+    if not runs or (again and not raw[behind : again.start()].strip()):
         a, b = _core(raw, start, len(raw))
         seams = seams._replace(after_open=raw[start:a], before_close="", after_close="", end=raw[b:])
         return Split(raw[a:b], None, "cut_in_thinking" if finish == "length" else "malformed", opened_by, seams)
-    a, b = _core(raw, start, last.start())
-    c, d = _core(raw, last.end(), _end(raw, last.end(), family))
-    seams = seams._replace(
-        after_open=raw[start:a],
-        before_close=raw[b : last.start()],
-        close=last[0],
-        after_close=raw[last.end() : c],
-        end=raw[d:],
-    )
-    outcome: Outcome = "malformed" if len(found) > 1 or again else "cut_in_answer" if finish == "length" else "complete"
-    return Split(raw[a:b], raw[c:d], outcome, opened_by, seams)
+    a, b = _core(raw, start, shut)
+    c, d = _core(raw, behind, _end(raw, behind, family))
+    closing = {"before_close": raw[b:shut], "close": raw[shut:behind], "after_close": raw[behind:c], "end": raw[d:]}
+    outcome: Outcome = "malformed" if len(runs) > 1 or again else "cut_in_answer" if finish == "length" else "complete"
+    return Split(raw[a:b], raw[c:d], outcome, opened_by, seams._replace(after_open=raw[start:a], **closing))
 
 
 def _core(raw: str, start: int, stop: int) -> tuple[int, int]:
