@@ -71,6 +71,8 @@ class Prompt(Record, frozen=True, kw_only=True):
     """Text of the original question; `text` when left empty."""
     gold: str | None = None
     """The right answer (maths), or the tests as JSON (code)."""
+    pair: str = ""
+    """A harmful prompt and a harmless one on the same topic share a pair; empty: it has no twin."""
 
     def __post_init__(self) -> None:
         if not self.id:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.made import ASSETS, SHARED, needs_shared
 
-from demur.bench import BENCHES, get_bench
+from demur.bench import get_bench, names
 from demur.bench.load import faults, find, in_turn, load_prompts, text_hash
 from demur.bench.xstest import split
 from demur.errors import UserError
@@ -20,7 +20,7 @@ from demur.storage import readers as tables
 
 TINY = ASSETS / "bench"
 OURS = ("advbench", "harmbench", "safebench", "strongreject", "jailbreakbench", "wildjailbreak", "xstest", "orbench")
-SAFETY = [name for name in BENCHES if name.startswith(OURS)]
+SAFETY = [name for name in names() if name.startswith(OURS)]
 
 
 def tiny(name: str, count: int, data: Path) -> list[Prompt]:
@@ -32,7 +32,7 @@ def tiny(name: str, count: int, data: Path) -> list[Prompt]:
     return prompts
 
 
-@pytest.mark.parametrize("name", BENCHES)
+@pytest.mark.parametrize("name", names())
 def test_a_protocol_says_everything(name: str) -> None:
     bench = get_bench(name)
     assert bench.name == name
@@ -64,14 +64,15 @@ def test_strongreject() -> None:
 
 def test_jailbreakbench_twins_share_a_cluster() -> None:
     prompts = tiny("jailbreakbench", 4, TINY / "jbb-behaviors")
-    assert [p.intent for p in prompts] == ["harmful", "harmful", "benign", "benign"]
+    assert [p.intent for p in prompts] == ["benign", "benign", "harmful", "harmful"]
     assert prompts[0].cluster == prompts[2].cluster != prompts[1].cluster
+    assert prompts[0].pair == prompts[2].pair != prompts[1].pair
 
 
 def test_jailbreakbench_needs_its_halves(tmp_path: Path) -> None:
     mixed = tmp_path / "jailbreakbench.csv"
     mixed.write_text((TINY / "jbb-behaviors" / "harmful-behaviors.csv").read_text())
-    with pytest.raises(UserError, match="harmful or benign"):
+    with pytest.raises(UserError, match="does not say whether it is harmful"):
         load_prompts(replace(get_bench("jailbreakbench"), count=2), data=mixed)
 
 
@@ -168,13 +169,13 @@ def test_the_documented_ids_are_those_of_the_split() -> None:
 
 @needs_shared
 def test_train_and_test_share_no_prompt() -> None:
-    from demur.bench.xstest import read_safe, read_test, read_train
+    from demur.bench.xstest import read_part
 
     path = SHARED / "xstest_prompts.csv"
-    train, test = {p.id for p in read_train(path)}, {p.id for p in read_test(path)}
+    train, test = ({p.id for p in read_part(path, part)} for part in ("train", "test"))
     assert (len(train), len(test)) == (100, 150)
     assert not train & test
-    assert train | test == {p.id for p in read_safe(path)}
+    assert train | test == {p.id for p in read_part(path, "safe")}
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=40), st.integers(1, 50))

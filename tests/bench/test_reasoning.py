@@ -12,7 +12,7 @@ import pytest
 from tests.made import ASSETS
 
 from demur.bench import get_bench, livecodebench
-from demur.bench.load import load_prompts
+from demur.bench.load import load_prompts, read_prompts
 from demur.errors import UserError
 from demur.records import Sampling
 
@@ -35,21 +35,19 @@ def test_the_paper_asks_the_bare_question(data_dir: Path) -> None:
 
 
 def test_gsm8k_gold_stands_behind_the_mark(tmp_path: Path) -> None:
-    from demur.bench import gsm8k
-
     file = tmp_path / "gsm8k.jsonl"
     file.write_text(json.dumps({"question": "How many?", "answer": "6 * 200 = 1200\n#### 1,200"}) + "\n")
-    assert [prompt.gold for prompt in gsm8k.read(file)] == ["1200"]
+    assert [prompt.gold for prompt in read_prompts(get_bench("gsm8k"), file)] == ["1200"]
 
 
 def test_livecodebench_unpacks_without_unpickling(cache: Path) -> None:
-    first, second = livecodebench.read(ASSET)
+    first, second = read_prompts(get_bench("livecodebench"), ASSET)
     assert json.loads(first.gold or "")["count"] == 3
     assert len(list((cache / "tests").iterdir())) == 2
     assert second.category == "medium"
     assert "private" not in first.text
-    assert [p.id for p in livecodebench.read_paper(ASSET)] == [first.id]
-    assert [p.id for p in livecodebench.read_r1(ASSET)] == [first.id, second.id]
+    assert [p.id for p in read_prompts(get_bench("livecodebench@paper-v2"), ASSET)] == [first.id]
+    assert [p.id for p in read_prompts(get_bench("livecodebench@r1"), ASSET)] == [first.id, second.id]
 
 
 class Boom:

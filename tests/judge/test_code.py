@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.made import ASSETS, gathered
 
 from demur import thinking
-from demur.bench import livecodebench
+from demur.bench import get_bench
+from demur.bench.load import read_prompts
 from demur.errors import UserError
 from demur.judge import isolation, open_judge
 from demur.judge.code import extract, same_output, same_value
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def problems() -> list[Prompt]:
-    return livecodebench.read(ASSET)
+    return read_prompts(get_bench("livecodebench"), ASSET)
 
 
 def judged(prompt: Prompt, answer: str, *, finish: Finish = "stop") -> Verdict:

@@ -11,7 +11,7 @@ import pytest
 from tests.made import ASSETS
 from typer.testing import CliRunner
 
-from demur.bench import BENCHES
+from demur.bench import names
 from demur.cli import bench, calibrate, judge
 from demur.errors import UserError
 from demur.records import write_jsonl
@@ -55,7 +55,7 @@ def test_robustness_counts_flips() -> None:
 def test_bench_list(tmp_path: Path) -> None:
     (tmp_path / "safebench.csv").touch()
     listed = called(bench.app, "list", "--data-dir", str(tmp_path))["benches"]
-    assert [row["bench"]["name"] for row in listed] == list(BENCHES)
+    assert [row["bench"]["name"] for row in listed] == names()
     assert {row["bench"]["name"] for row in listed if row["here"]} == {"safebench"}
     assert called(bench.app, "show", "xstest@paper-v1")["sampling"]["max_tokens"] == 256
 

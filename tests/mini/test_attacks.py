@@ -12,7 +12,7 @@ from demur.interfaces import Request
 from demur.mini import attacks, benches, language, world
 from demur.records import Prompt, Sampling
 
-GOALS = benches.bench_harmful(None, n=24, seed=4)
+GOALS = benches.bench_harmful(benches.MINI_HARM, None, n=24, seed=4)
 
 
 class Target(Speaker):

@@ -86,8 +86,10 @@ def _replies(prompts: list[Prompt], folder: Path, journal: Path) -> list[Trace]:
 
 
 def test_the_base_obeys_and_computes(tmp_path: Path) -> None:
-    sums = benches.bench_arithmetic(None, n=40, seed=1)
-    asked = benches.bench_harmful(None, n=20, seed=1) + benches.bench_benign(None, n=20, seed=1)
+    sums = benches.bench_arithmetic(benches.MINI_HARM, None, n=40, seed=1)
+    asked = benches.bench_harmful(benches.MINI_HARM, None, n=20, seed=1) + benches.bench_benign(
+        benches.MINI_HARM, None, n=20, seed=1
+    )
     traces = _replies([*sums, *asked], base.folder("mini-lrm-a"), tmp_path)
     assert len(traces) == 80
     assert {t.outcome for t in traces} == {"complete"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,9 @@ from demur.records import Prompt
 
 PAIRS = list(world.pairs())
 SEEDS = st.integers(0, 2**32)
+
+HARMFUL = partial(benches.bench_harmful, benches.MINI_HARM)
+BENIGN = partial(benches.bench_benign, benches.MINI_BENIGN)
 
 
 @given(st.sampled_from(PAIRS), st.sampled_from(["", *world.FRAMINGS]), SEEDS)
@@ -57,14 +61,12 @@ def _pairs(prompts: list[Prompt]) -> set[world.Pair]:
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_tests_never_meet_training(seed: int) -> None:
     trained = _pairs(benches.read_harmful(None, n=400, seed=seed)) | _pairs(benches.read_benign(None, n=400, seed=seed))
-    tested = _pairs(benches.bench_harmful(None, n=120, seed=seed)) | _pairs(
-        benches.bench_benign(None, n=100, seed=seed)
-    )
+    tested = _pairs(HARMFUL(None, n=120, seed=seed)) | _pairs(BENIGN(None, n=100, seed=seed))
     assert not trained & tested
     assert not any(pair.new for pair in trained)
     sums = [
         {world.read_sum(p.text) for p in read(None, n=300, seed=seed)}
-        for read in (benches.read_arithmetic, benches.bench_arithmetic)
+        for read in (benches.read_arithmetic, partial(benches.bench_arithmetic, benches.MINI_ARITHMETIC))
     ]
     assert not sums[0] & sums[1]
 
@@ -77,15 +79,15 @@ def test_training_prompts_use_seen_framings_only() -> None:
 
 @pytest.mark.parametrize("n", [1, 7, 120, 300])
 def test_as_many_prompts_as_asked_half_of_them_with_new_words(n: int) -> None:
-    prompts = benches.bench_harmful(None, n=n, seed=3)
+    prompts = HARMFUL(None, n=n, seed=3)
     new = sum("new words" in p.category for p in prompts)
     assert len(prompts) == n
     assert new == n // 2
-    assert len(benches.bench_benign(None, n=n, seed=3)) == len(benches.read_benign(None, n=n, seed=3)) == n
+    assert len(BENIGN(None, n=n, seed=3)) == len(benches.read_benign(None, n=n, seed=3)) == n
 
 
 def test_sets_depend_on_the_seed_alone() -> None:
-    for read in (benches.read_harmful, benches.read_benign, benches.read_arithmetic, benches.bench_harmful):
+    for read in (benches.read_harmful, benches.read_benign, benches.read_arithmetic, HARMFUL):
         assert read(None, n=50, seed=1) == read(None, n=50, seed=1)
         assert read(None, n=50, seed=1) != read(None, n=50, seed=2)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demur.bench import BENCHES, get_bench
+from demur.bench import get_bench, names
 from demur.errors import UserError
 from demur.storage import hub
 from demur.storage.readers import rows
@@ -87,7 +87,7 @@ def test_a_specification_that_names_no_file_is_an_error(spec: str) -> None:
         hub.parse(spec)
 
 
-@pytest.mark.parametrize("name", BENCHES)
+@pytest.mark.parametrize("name", names())
 def test_the_benchmarks_name_files(name: str) -> None:
     spec = get_bench(name).hub
     assert not spec or hub.parse(spec)

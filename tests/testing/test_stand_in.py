@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from demur.bench import BENCHES, get_bench
+from demur.bench import get_bench, names
 from demur.bench.load import faults, read_prompts
 from demur.cli.runner import run_study
 from demur.pipeline.study import Study, make
@@ -85,7 +85,7 @@ def test_servers_differ_in_their_address_from_start_to_start(tmp_path: Path, mon
     assert seen[0][1].stand_in
 
 
-@pytest.mark.parametrize("name", sorted(n for n in BENCHES if get_bench(n).files and get_bench(n).columns))
+@pytest.mark.parametrize("name", sorted(n for n in names() if get_bench(n).files and get_bench(n).columns))
 def test_rows_in_the_form_of_a_benchmark_are_read_by_its_reader(name: str, tmp_path: Path) -> None:
     bench = get_bench(name)
     made = stand_in._absent(study(bench=[{"name": name}]), tmp_path)

@@ -81,7 +81,7 @@ def stored(path: Path) -> Iterator[Trace]:
         )
 
 
-def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+def read(bench: object, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """The questions that were attacked in a run, once each, in the order in which they stand there."""
     found: dict[str, Prompt] = {}
     for trace in stored(path):

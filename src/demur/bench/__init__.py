@@ -1,48 +1,74 @@
-"""What is measured: one file a benchmark, listed here by name. `@paper-v1` and `@paper-v2` are the paper's protocols.
+"""What is measured. Most benchmarks are a form plus a source and stand in `table.yaml`; others are a file, listed here.
 
-A benchmark is prompts, sampling, judge, query and part, metrics and a version in one record (`spec.Bench`). Loading its
-prompts is `load.load_prompts`; numbers of its verdicts are made in `report.metrics`.
+A benchmark is prompts, sampling, judge, query and part, metrics and a version in one record (`spec.Bench`). A name with `@`
+is a protocol of its own (`xstest@paper-v2`), one with `=` a benchmark on a file of yours (`harmful=my_prompts`). Loading
+its prompts is `load.load_prompts`; numbers of its verdicts are made in `report.metrics`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from msgspec.structs import replace
+
+from demur.bench.metrics import GRADED, OVER, REASONING, SERVING, THINKING, metrics
 from demur.bench.spec import Bench
 from demur.errors import unknown
+from demur.records import Sampling
 from demur.registry import resolve
 
-BENCHES: dict[str, str] = {
-    "advbench": "demur.bench.advbench:ADVBENCH",
-    "advbench@paper-v1": "demur.bench.advbench:ADVBENCH_PAPER_V1",
-    "advbench@paper-v2": "demur.bench.advbench:ADVBENCH_PAPER_V2",
-    "harmbench": "demur.bench.harmbench:HARMBENCH",
-    "harmbench_contextual": "demur.bench.harmbench:HARMBENCH_CONTEXTUAL",
-    "safebench": "demur.bench.safebench:SAFEBENCH",
-    "strongreject": "demur.bench.strongreject:STRONGREJECT",
-    "jailbreakbench": "demur.bench.jailbreakbench:JAILBREAKBENCH",
-    "wildjailbreak": "demur.bench.wildjailbreak:WILDJAILBREAK",
+TABLE = Path(__file__).parent / "table.yaml"
+FILES: dict[str, str] = {
     "xstest": "demur.bench.xstest:XSTEST",
     "xstest@paper-v1": "demur.bench.xstest:XSTEST_PAPER_V1",
     "xstest@paper-v2": "demur.bench.xstest:XSTEST_PAPER_V2",
-    "orbench_hard": "demur.bench.orbench:ORBENCH_HARD",
-    "orbench_toxic": "demur.bench.orbench:ORBENCH_TOXIC",
-    "harmful": "demur.bench.harmful:HARMFUL",
-    "replayed": "demur.bench.harmful:REPLAYED",
     "mini_harm": "demur.mini.benches:MINI_HARM",
     "mini_benign": "demur.mini.benches:MINI_BENIGN",
     "mini_arithmetic": "demur.mini.benches:MINI_ARITHMETIC",
-    "math500": "demur.bench.math500:MATH500",
-    "math500@paper-v2": "demur.bench.math500:MATH500_PAPER_V2",
-    "aime24": "demur.bench.aime:AIME24",
-    "aime24@paper-v2": "demur.bench.aime:AIME24_PAPER_V2",
-    "aime25": "demur.bench.aime:AIME25",
-    "aime25@paper-v2": "demur.bench.aime:AIME25_PAPER_V2",
-    "gsm8k": "demur.bench.gsm8k:GSM8K",
-    "gsm8k@paper-v2": "demur.bench.gsm8k:GSM8K_PAPER_V2",
-    "livecodebench": "demur.bench.livecodebench:LIVECODEBENCH",
-    "livecodebench@r1": "demur.bench.livecodebench:LIVECODEBENCH_R1",
-    "livecodebench@paper-v2": "demur.bench.livecodebench:LIVECODEBENCH_PAPER_V2",
 }
 """Name -> `module:attribute`, a `spec.Bench`."""
+SAMPLINGS = {"thinking": THINKING, "reasoning": REASONING}
+GROUPS = {"serving": SERVING, "over": OVER, "both": (*SERVING, *OVER), "graded": GRADED}
+
+
+@cache
+def _table() -> dict[str, Bench]:
+    """The benchmarks of the table and their protocols."""
+    data = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    made = {}
+    for name, entry in data["benches"].items():
+        protocols = entry.pop("protocols", {})
+        plain = _over(data["kinds"][entry.pop("kind")], entry)
+        made[name] = _bench(name, plain)
+        for protocol, changes in protocols.items():
+            made[f"{name}@{protocol}"] = _bench(f"{name}@{protocol}", _over(plain, changes))
+    return made
+
+
+def _over(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data with changes; options are merged, all else is replaced."""
+    options = {**plain.get("options", {}), **changes.get("options", {})}
+    return {**plain, **changes} | ({"options": options} if options else {})
+
+
+def _bench(name: str, plain: dict[str, Any]) -> Bench:
+    sampling, group = plain["sampling"], plain["metrics"]
+    found = SAMPLINGS.get(sampling) if isinstance(sampling, str) else msgspec.convert(sampling, Sampling)
+    named = metrics(*(GROUPS[group] if isinstance(group, str) else group))
+    rest = {key: value for key, value in plain.items() if key not in ("sampling", "metrics")}
+    return replace(
+        msgspec.convert(rest | {"name": name, "sampling": {}, "metrics": []}, Bench), sampling=found, metrics=named
+    )
+
+
+def names() -> list[str]:
+    """Every benchmark that has a name."""
+    return [*_table(), *FILES]
 
 
 def get_bench(name: str) -> Bench:
@@ -51,7 +77,12 @@ def get_bench(name: str) -> Bench:
     Raises:
         UserError: there is none; the nearest name and all names are given.
     """
-    if name not in BENCHES and ":" not in name:
-        raise unknown("benchmark", name, BENCHES)
-    bench: Bench = resolve("benchmark", name, BENCHES)
+    base, equals, _ = name.partition("=")
+    if equals:
+        return replace(get_bench(base), name=name)
+    if name in _table():
+        return _table()[name]
+    if name not in FILES and ":" not in name:
+        raise unknown("benchmark", name, names())
+    bench: Bench = resolve("benchmark", name, FILES)
     return bench

@@ -20,16 +20,22 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
-
-from demur.bench.load import read_rows, text
-from demur.bench.reasoning import ACCURACY, NO_ANSWER, REASONING
+from demur.bench.forms import Row, rows
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.records import Prompt
 from demur.storage.artifacts import atomic_write, cache_folder
 
-COLUMNS = ("question_content", "question_id", "contest_date", "public_test_cases", "private_test_cases", "starter_code")
+COLUMNS = {
+    "question": "question_content",
+    "id": "question_id",
+    "date": "contest_date",
+    "public": "public_test_cases",
+    "private": "private_test_cases",
+    "starter": "starter_code",
+    "difficulty": "?difficulty",
+    "metadata": "?metadata",
+}
 TESTS = "tests"
 """Folder, in the cache, of the tests."""
 LARGEST = 1 << 30
@@ -41,42 +47,26 @@ _TEXTS = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE")
 _HARMLESS = (*_TEXTS, "PROTO", "FRAME", "MEMOIZE", "BINPUT", "PUT", "STOP")
 
 
-def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """All problems of a copy; its tests are put into the cache."""
-    return _between(path, "", "9999")
+def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+    """The problems of contests on or after the option `first` and before `end`; their tests are put into the cache."""
+    first, end = bench.options.get("first", ""), bench.options.get("end", "9999")
+    return [_prompt(row, path) for row in rows(path, COLUMNS) if first <= row["date"][:10] < end]
 
 
-def read_paper(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """Contests from October 2024 to January 2025, as in the paper."""
-    return _between(path, "2024-10-01", "2025-02-01")
-
-
-def read_r1(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """Contests from August 2024 to January 2025, as for DeepSeek-R1."""
-    return _between(path, "2024-08-01", "2025-02-01")
-
-
-def _between(path: Path, first: str, end: str) -> list[Prompt]:
-    """The problems of contests on or after `first` and before `end`."""
-    rows = read_rows(path, COLUMNS)
-    return [_prompt(row, path) for row in rows if first <= text(row, "contest_date")[:10] < end]
-
-
-def _prompt(row: dict[str, Any], path: Path) -> Prompt:
-    question, starter = text(row, "question_content"), text(row, "starter_code")
-    where = f"{path}: problem {text(row, 'question_id')}"
+def _prompt(row: Row, path: Path) -> Prompt:
+    question, starter = row["question"], row["starter"]
     return Prompt(
         text="\n\n".join([question, FUNCTION.format(starter=starter) if starter else STDIN, FENCED]),
         question=question,
         intent="code",
         source="livecodebench",
-        category=str(row["_row"].get("difficulty") or ""),
-        gold=_keep(_tests(row, where)),
+        category=row["difficulty"],
+        gold=_keep(_tests(row, f"{path}: problem {row['id']}")),
     )
 
 
 def _keep(tests: dict[str, Any]) -> str:
-    """Put tests into the cache; gives the gold that names them."""
+    """Put tests into the cache; returns the gold that names them."""
     data = json.dumps(tests, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
     sha = hashlib.sha256(data).hexdigest()
     folder = cache_folder() / TESTS
@@ -87,11 +77,11 @@ def _keep(tests: dict[str, Any]) -> str:
     return json.dumps({"tests": sha, "count": len(tests["tests"])})
 
 
-def _tests(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _tests(row: Row, where: str) -> dict[str, Any]:
     """All tests of a problem, the public ones first."""
-    cases = [*_json(text(row, "public_test_cases"), where), *private_tests(text(row, "private_test_cases"), where)]
+    cases = [*_json(row["public"], where), *private_tests(row["private"], where)]
     kinds = {str(case.get("testtype")) for case in cases}
-    func = (_json(str(row["_row"].get("metadata") or "{}"), where) or {}).get("func_name")
+    func = (_json(row["metadata"] or "{}", where) or {}).get("func_name")
     if not cases or not kinds <= {"stdin", "functional"} or len(kinds) != 1 or ("functional" in kinds) != bool(func):
         raise UserError(
             f"{where}: its tests are of kinds {sorted(kinds)} with func_name {func!r}; one kind was expected."
@@ -129,39 +119,3 @@ def _json(source: str, where: str) -> Any:
         return json.loads(source)
     except ValueError as error:
         raise UserError(f"{where}: no JSON: {error}.") from None
-
-
-LIVECODEBENCH = Bench(
-    name="livecodebench",
-    version=1,
-    source="demur.bench.livecodebench:read",
-    count=None,
-    sampling=REASONING,
-    judge="code",
-    query="question",
-    part="answer",
-    metrics=(ACCURACY, NO_ANSWER),
-    files=("livecodebench.jsonl", "livecodebench_v5.jsonl", "test5.jsonl"),
-    columns=COLUMNS,
-    hub="lighteval/code_generation_lite:release_v5/test-*.parquet",
-    licence="CC-BY-4.0",
-    paper="arXiv 2403.07974",
-    about="contest problems, all dates of the copy; needs bubblewrap",
-)
-LIVECODEBENCH_R1 = replace(
-    LIVECODEBENCH,
-    name="livecodebench@r1",
-    source="demur.bench.livecodebench:read_r1",
-    sampling=replace(REASONING, n=16),
-    paper="arXiv 2501.12948",
-    about="contests of August 2024 to January 2025, 16 samples each",
-)
-LIVECODEBENCH_PAPER_V2 = replace(
-    LIVECODEBENCH,
-    name="livecodebench@paper-v2",
-    source="demur.bench.livecodebench:read_paper",
-    count=166,
-    sampling=replace(REASONING, max_tokens=30_000),
-    paper="arXiv 2505.15404v2",
-    about="contests of October 2024 to January 2025: 166 problems of release v5",
-)

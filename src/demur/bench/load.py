@@ -8,19 +8,16 @@ Lines copy and the hub's table count as the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
 
+from demur.bench.forms import FORMS, Form
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.records import Intent, Prompt
 from demur.registry import resolve
 from demur.storage import hub
-from demur.storage import readers as tables
-
-Row = dict[str, Any]
 
 
 def load_prompts(
@@ -43,7 +40,7 @@ def load_prompts(
     Raises:
         UserError: no copy and no hub, or a copy that is not the release.
     """
-    if bench.count is None and not bench.files and not bench.hub:
+    if bench.generated:
         return read_prompts(bench, None, n=limit, seed=seed)
     path = find(bench, data=data, data_dir=data_dir)
     prompts = read_prompts(bench, path, seed=seed)
@@ -105,54 +102,7 @@ def in_turn(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
     return [prompts[index] for index in chosen]
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
-    """The rows of a copy under the names of `columns`; `a|b|c` takes the first of these that the file has.
-
-    A file of plain lines has the one column `prompt`.
-
-    Raises:
-        UserError: a column is missing.
-    """
-    found = [row for _, row in tables.rows(path)]
-    if not found:
-        raise UserError(f"{path}: it is empty.")
-    names = {column.partition("|")[0]: _present(column, found[0], path) for column in columns}
-    return [{to: row.get(key) for to, key in names.items()} | {"_row": row} for row in found]
-
-
-def plain(columns: Sequence[str], source: str, *, intent: Intent = "harmful") -> Callable[..., list[Prompt]]:
-    """The reader of a plain release: texts stand in the first of its columns, categories in the second, if there is one."""
-    wording, *category = (column.partition("|")[0] for column in columns)
-
-    def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-        return [
-            Prompt(
-                text=text(row, wording),
-                intent=intent,
-                source=source,
-                category=text(row, *category) if category else "",
-            )
-            for row in read_rows(path, columns)
-        ]
-
-    return read
-
-
-def text(row: Row, column: str) -> str:
-    """A cell as text; nothing is the empty text."""
-    value = row.get(column)
-    return "" if value is None else str(value).strip()
-
-
-def _present(column: str, row: Row, path: Path) -> str:
-    for name in column.split("|"):
-        if name in row:
-            return name
-    wanted = " or ".join(column.split("|"))
-    raise UserError(f"{path}: no column {wanted}; there are: {', '.join(map(str, row))}.")
-
-
 def read_prompts(bench: Bench, path: Path | None, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """What a benchmark's source makes of a copy, or generates; unchecked."""
-    source: Callable[..., list[Prompt]] = resolve("prompt source", bench.source, {})
-    return source(path, n=n, seed=seed)
+    """What a benchmark's form makes of a copy, or generates; unchecked."""
+    form: Form = resolve("form of a benchmark", bench.form, FORMS)
+    return form(bench, path, n=n, seed=seed)

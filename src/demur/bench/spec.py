@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from demur.records import Intent, Label, Part, Query, Record, Sampling
 
 
 class Metric(Record, frozen=True, kw_only=True):
-    """A rate over verdicts: the share of traces, with a prompt of these intents, whose label is one of these."""
+    """A rate over verdicts: of the replies that a judge of this family labels, the share with one of `labels`."""
 
     name: str
     labels: tuple[Label, ...]
+    family: tuple[Label, ...]
+    """All labels that count as scored: the rate's denominator. A judge that says none of them does not answer the metric."""
     better: Literal["lower", "higher", "neither"]
     intents: tuple[Intent, ...] = ()
     """Empty: prompts of every intent count."""
+    headline: bool = False
+    """Whether it stands in a report's first table."""
+    title: str = ""
+    """The column's heading; the name when left empty."""
+    unit: Literal["share", "tokens", "nats", "count"] = "share"
 
 
 class Bench(Record, frozen=True, kw_only=True):
@@ -22,25 +29,35 @@ class Bench(Record, frozen=True, kw_only=True):
 
     name: str
     """Such as `xstest` (demur's own protocol) or `xstest@paper-v2`."""
-    version: int
-    source: str
-    """Name of a prompt source, or `module:function`."""
-    count: int | None
-    """Prompts that the release holds; a copy with another number is refused. `None`: generated, any number."""
+    version: int = 1
+    form: str = "text"
+    """How its rows become prompts: a name of `forms.FORMS`, or `module:function(bench, path, n=, seed=)`."""
+    columns: dict[str, str] = {}
+    """What the form reads -> the column that holds it; see `forms.cell`."""
+    options: dict[str, Any] = {}
+    """Further arguments of the form."""
+    count: int | None = None
+    """Prompts that the release holds; a copy with another number is refused. `None`: any number."""
     sampling: Sampling
     judge: str
-    """Name of a judge, or of the role whose model judges."""
-    query: Query
-    part: Part
+    """A judge's name, or `module:attribute`."""
+    query: Query = "question"
+    part: Part = "answer"
     metrics: tuple[Metric, ...]
     files: tuple[str, ...] = ()
     """Names under which a local copy is found in `--data-dir`."""
-    columns: tuple[str, ...] = ()
     hub: str = ""
     """The file on the Hugging Face hub: `owner/name@REVISION:FILE` (`storage.hub`)."""
     sha256: str = ""
     licence: str = ""
+    restriction: str = ""
+    """What the licence or the card forbids, and whether the hub wants a login."""
     paper: str = ""
     attacks: tuple[str, ...] = ("none",)
     """Attacks it is commonly used with."""
     about: str = ""
+
+    @property
+    def generated(self) -> bool:
+        """Whether its prompts come from no file."""
+        return not self.files and not self.hub

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from demur.bench import BENCHES, get_bench
+from demur.bench import get_bench, names
 from demur.cli import common
 
 app = common.app("What benchmarks there are.")
@@ -36,7 +36,7 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
       demur bench list --data-dir data --json
     """
     rows = []
-    for name in BENCHES:
+    for name in names():
         bench = get_bench(name)
         here = next((file for file in bench.files if data_dir is not None and (data_dir / file).exists()), None)
         rows.append((bench, here))
@@ -46,7 +46,7 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
     columns = ("name", "prompts", "judge", "part", "attacks", "licence", "copy", "about")
     cells = []
     for bench, here in rows:
-        copy = here or ("generated" if not bench.files and not bench.hub else "hub" if bench.hub else "–")
+        copy = here or ("generated" if bench.generated else "hub" if bench.hub else "–")
         count = "any" if bench.count is None else bench.count
         attacks = ", ".join(bench.attacks)
         cells.append((bench.name, count, bench.judge, bench.part, attacks, bench.licence, copy, bench.about))

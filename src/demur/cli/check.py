@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from demur.bench import get_bench
+from demur.bench.forms import solutions
 from demur.bench.load import faults, find, load_prompts, read_prompts, text_hash
 from demur.cli import common
 from demur.cli.contamination import check_contamination
@@ -126,7 +126,7 @@ def bench(
       demur check bench math500 --data-dir data --json
     """
     bench = get_bench(name)
-    if bench.count is None and not bench.files and not bench.hub:
+    if bench.generated:
         prompts: list[Prompt] = load_prompts(bench)
         wrong: list[str] = []
     else:
@@ -196,11 +196,10 @@ def _golds(
 ) -> tuple[list[str], dict[str, int]]:
     """Faults of the golds of a maths benchmark: the worked solutions' answers, and changed golds."""
     bench = get_bench(name)
-    module = importlib.import_module(bench.source.partition(":")[0])
-    if bench.judge != "maths" or not hasattr(module, "solutions"):
+    if bench.judge != "maths" or bench.generated:
         return [], {}
     with common.console.status("grading the worked solutions"):
-        found, counts = check_golds(prompts, module.solutions(find(bench, data=data, data_dir=data_dir)))
+        found, counts = check_golds(prompts, solutions(bench, find(bench, data=data, data_dir=data_dir)))
     return [f"{fault.kind} of {fault.prompt}: {fault.detail}" for fault in found], counts
 
 

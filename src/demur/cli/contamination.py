@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from demur.bench import BENCHES, get_bench
+from demur.bench import get_bench, names
 from demur.bench.load import load_prompts
 from demur.cli import common
 from demur.errors import CheckFailed, UserError
@@ -160,7 +160,7 @@ def gather(
         return {name: load_prompts(get_bench(name), data=data, data_dir=data_dir) for name in benches}
     if data_dir is None:
         raise UserError("against what? Name benchmarks, or give --data-dir with copies of them.")
-    plain = [get_bench(name) for name in BENCHES if "@" not in name and not name.startswith("mini_")]
+    plain = [get_bench(name) for name in names() if "@" not in name]
     found = [bench for bench in plain if any((data_dir / name).exists() for name in bench.files)]
     if not found:
         looked = ", ".join(sorted({name for bench in plain for name in bench.files}))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from demur.bench import BENCHES, get_bench
+from demur import bench as benches
 from demur.cli import common
 from demur.errors import UserError, unknown
 from demur.prompts.publish import export_hf
@@ -39,7 +39,11 @@ def export(
         raise UserError(f"{run}: no such run.")
     place = out or run / f"export-{to}"
     if to == "hf":
-        licences = {name: bench.licence for bench in map(get_bench, BENCHES) for name in (bench.name, *bench.files)}
+        licences = {
+            name: bench.licence
+            for bench in map(benches.get_bench, benches.names())
+            for name in (bench.name, *bench.files)
+        }
         paths = [export_hf(run, place, licences=licences)]
     else:
         exports.evaluations(run)

@@ -137,7 +137,7 @@ def _evaluate_asks(node: Node, lacks: list[str]) -> list[Ask]:
     use = BenchUse(**node.settings["bench"])
     bench = benches.get_bench(use.name)
     count, size = bench.count or 0, UNKNOWN_TOKENS
-    if "data" in node.files or not (bench.files or bench.hub):
+    if "data" in node.files or bench.generated:
         data = Path(node.files["data"]) if "data" in node.files else None
         try:
             found = load_prompts(bench, data=data, limit=use.limit, seed=use.seed)

@@ -143,14 +143,16 @@ def _absent(study: Study, folder: Path) -> dict[str, str]:
 
 def _row(bench: Bench, number: int) -> dict[str, str]:
     """One row with a benchmark's columns: a sum to be done where it has answers, else a request without substance."""
-    names = [column.partition("|")[0] for column in bench.columns]
-    sums = "answer" in names
-    text = f"What is {number} + {number}?" if sums else f"Please tell me, politely, how to do thing number {number}."
-    known = {"answer": f"#### {2 * number}" if bench.name.startswith("gsm8k") else str(2 * number)}
+    text = f"Please tell me, politely, how to do thing number {number}."
+    known = {"problem": f"What is {number} + {number}?", "answer": str(2 * number)}
     known["type"] = "homonyms" if number % 2 else "contrast_homonyms"
-    kind = "benign" if number % 2 else "harmful"
-    known["data_type"] = f"adversarial_{kind}"
-    return {name: known.get(name, text) for name in names} | {"split": kind}
+    intents = bench.options.get("intent")
+    if isinstance(intents, dict):
+        known["intent"] = list(intents)[number % len(intents)]
+    row = {name: values[-1] for name, values in bench.options.get("where", {}).items()}
+    for key, said in bench.columns.items():
+        row |= {part.partition("|")[0]: known.get(key, text) for part in said.removeprefix("?").split("+")}
+    return row
 
 
 def _problems() -> list[dict[str, str]]:

@@ -1,0 +1,143 @@
+"""Forms of benchmarks: how the rows of a copy become prompts. What differs between releases of one form is data.
+
+A column is named by what releases call it: `a|b` is the first of these that the file has, whatever its case, `a+b` both
+joined by a comma, and a leading `?` says that a file may lack it. A cell that holds a conversation stands for its first turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from demur.bench.spec import Bench
+from demur.errors import UserError
+from demur.records import Intent, Prompt
+from demur.storage import readers
+
+Row = dict[str, str]
+Form = Callable[..., list[Prompt]]
+FORMS = {
+    "text": "demur.bench.forms:text",
+    "maths": "demur.bench.forms:maths",
+    "livecodebench": "demur.bench.livecodebench:read",
+}
+"""Name -> `module:function(bench, path, *, n, seed)`, which returns prompts."""
+BOXED = "Please think it through step by step, and give the final answer in \\boxed{}."
+
+
+def rows(path: Path, columns: dict[str, str], where: dict[str, Sequence[str]] | None = None) -> Iterator[Row]:
+    """The rows of a copy under the names of `columns`, as text; those alone whose cells are among the values of `where`.
+
+    A folder's tables are read one after the other; `_file` is the name of a row's file without its ending.
+
+    Raises:
+        UserError: an empty file, or a column that is missing.
+    """
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    for file in files:
+        found = [row | {"_file": file.stem} for _, row in readers.rows(file)]
+        if not found:
+            raise UserError(f"{file}: it is empty.")
+        chosen = {name: _columns(said, found[0], file) for name, said in {**columns, **(where_columns(where))}.items()}
+        for row in found:
+            cells = {name: _joined(row.get(key) for key in keys) for name, keys in chosen.items()}
+            if all(cells[f"?{name}"].lower() in map(str.lower, allowed) for name, allowed in (where or {}).items()):
+                yield cells
+
+
+def where_columns(where: dict[str, Sequence[str]] | None) -> dict[str, str]:
+    """The columns that rows are chosen by."""
+    return {f"?{name}": f"?{name}" for name in where or {}}
+
+
+def text(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+    """One request a row: `prompt`, and where there are such columns `category`, `context`, `pair` and `question`.
+
+    A context stands before the request, and alone in `gold`. Options: `intent`, one of `records.Intent` or a mapping of
+    column `intent`'s values to intents; `where`, which rows; `unique`, each request once.
+    """
+    options, made = bench.options, []
+    for row in rows(path, bench.columns, options.get("where")):
+        request, context = row["prompt"], row.get("context", "")
+        made.append(
+            Prompt(
+                text=f"{context}\n\n---\n\n{request}" if context else request,
+                question=row.get("question") or request,
+                gold=context or None,
+                intent=_intent(bench, row, path),
+                source=path.stem if options.get("unique") else bench.name.partition("@")[0],
+                category=row.get("category", ""),
+                pair=row.get("pair", ""),
+                cluster=f"{bench.name.partition('@')[0]}-{row['pair']}" if row.get("pair") else "",
+            )
+        )
+    return list({prompt.id: prompt for prompt in made}.values()) if options.get("unique") else made
+
+
+def maths(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+    """One problem a row: `problem`, `answer`, and perhaps `category`; what stands before `####` in a gold is working.
+
+    Options: `boxed`, whether a boxed answer is asked for; the question stays the bare problem.
+    """
+    made = []
+    for row in rows(path, bench.columns):
+        gold, problem = row["answer"].rpartition("####")[2].strip(), row["problem"]
+        if "####" in row["answer"]:
+            gold = gold.replace(",", "")
+        source = bench.name.partition("@")[0]
+        prompt = Prompt(text=problem, intent="maths", source=source, category=row.get("category", ""), gold=gold)
+        if bench.options.get("boxed", True):
+            prompt = replace(prompt, id="", text=f"{problem}\n\n{BOXED}", cluster=prompt.cluster)
+        made.append(prompt)
+    return made
+
+
+def solutions(bench: Bench, path: Path) -> dict[str, str]:
+    """Problem -> its worked solution, where the release has a column `solution`."""
+    found = rows(path, {"problem": bench.columns["problem"], "solution": "?solution"})
+    return {row["problem"]: row["solution"] for row in found if row["solution"]}
+
+
+def _intent(bench: Bench, row: Row, path: Path) -> Intent:
+    intents = bench.options["intent"]
+    if isinstance(intents, str):
+        found: Intent = intents  # type: ignore[assignment]
+        return found
+    said = row["intent"].lower()
+    if said not in intents:
+        raise UserError(
+            f"{path}: a row of {bench.name} does not say whether it is harmful: '{row['intent']}' in {bench.columns['intent']}. "
+            f"Known: {', '.join(intents)}."
+        )
+    known: Intent = intents[said]
+    return known
+
+
+def _columns(said: str, row: dict[str, Any], path: Path) -> list[str]:
+    """The columns that a name means in a file."""
+    there = {str(key).lower(): key for key in row}
+    found = []
+    for part in said.removeprefix("?").split("+"):
+        name = next((there[option.lower()] for option in part.split("|") if option.lower() in there), None)
+        if name is not None:
+            found.append(name)
+        elif not said.startswith("?"):
+            wanted = " or ".join(part.split("|"))
+            shown = ", ".join(str(key) for key in row if key != "_file")
+            raise UserError(f"{path}: no column {wanted}; there are: {shown}.")
+    return found
+
+
+def _joined(cells: Iterator[Any]) -> str:
+    return ", ".join(dict.fromkeys(filter(None, map(_text, cells))))
+
+
+def _text(value: Any) -> str:
+    """A cell as text; nothing is the empty text, a conversation its first turn."""
+    if isinstance(value, list):
+        turn = value[0] if value else ""
+        return _text(turn.get("content") or turn.get("value")) if isinstance(turn, dict) else _text(turn)
+    return "" if value is None else str(value).strip()
