@@ -89,9 +89,9 @@ def test_a_question_without_a_rewrite_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_papers_frozen_rewrites(data_dir: Path) -> None:
-    from demur.bench.advbench import read
+    from demur.bench.sources import advbench
 
-    questions = read(data_dir / "advbench50.jsonl")
+    questions = advbench(data_dir / "advbench50.jsonl")
     pap = parse("pap")
     found = run(open_attack(pap, files=pap.files(data_dir)), questions)
     assert len(found) == 50

@@ -38,8 +38,8 @@ def test_pair_then_replay(questions: Path, tmp_path: Path) -> None:
     attempts = list(read_jsonl(stage(first) / "attempts.jsonl", Attempt))
     assert len({attempt.goal for attempt in attempts}) == 3
     results = {result.metric: result for result in build(first).results}
-    assert {"attack_success", "own_success", "queries_to_success", "target_queries"} <= set(results)
-    assert results["own_success"].judge != results["attack_success"].judge
+    assert {"served", "own_success", "queries_to_success", "target_queries"} <= set(results)
+    assert results["own_success"].judge != results["served"].judge
     run("replay", str(first), "--target", "script:target", "--out", str(second))
     sent = {trace.prompt.text for trace in read_jsonl(stage(first) / "traces.jsonl", Trace)}
     again = list(read_jsonl(stage(second) / "traces.jsonl", Trace))

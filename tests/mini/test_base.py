@@ -14,11 +14,11 @@ from demur import thinking
 from demur.distil.strategy import load
 from demur.errors import UserError
 from demur.interfaces import requests_for
-from demur.mini import base, benches, corpus
+from demur.mini import base, benches
 from demur.mini.judge import MiniJudge, SumJudge
 from demur.models.config import ModelConfig
 from demur.records import Prompt, Trace
-from demur.storage.artifacts import hash_file
+from tools import pretrain_mini
 
 
 @pytest.mark.parametrize("name", list(base.NAMES))
@@ -28,7 +28,7 @@ def test_shipped_bases_are_what_their_cards_say(name: str) -> None:
     assert card["seed"] == list(base.NAMES).index(name)
     assert card["parameters"] < 1_000_000
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
-    assert card["script"] == {file: hash_file(base.HERE / file) for file in base.SCRIPT}
+    assert card["script"] == pretrain_mini.script()
 
 
 def test_unknown_and_damaged_bases_are_refused(tmp_path: Path) -> None:
@@ -47,10 +47,10 @@ def test_unknown_and_damaged_bases_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_word_has_a_token_and_text_comes_back() -> None:
-    words = base.tokenizer()
+    words = pretrain_mini.tokenizer()
     rng = random.Random(0)
     for _ in range(500):
-        text = thinking.join(*corpus.draw(rng)[1:])
+        text = thinking.join(*pretrain_mini.draw(rng)[1:])
         ids = words(text, add_special_tokens=False)["input_ids"]
         assert words.unk_token_id not in ids
         assert words.decode(ids).replace(" ' ", "'").split() == text.split()
@@ -61,7 +61,7 @@ def test_every_word_has_a_token_and_text_comes_back() -> None:
 
 def test_the_template_is_like_that_of_r1() -> None:
     """It opens the thinking, and deletes the thinking of what was said before."""
-    words = base.tokenizer()
+    words = pretrain_mini.tokenizer()
     turns = [{"role": "user", "content": "what is 1 + 2?"}]
     prompt = words.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert thinking.opens_thinking(prompt)
@@ -73,7 +73,7 @@ def test_the_template_is_like_that_of_r1() -> None:
 
 
 def test_a_base_is_made_again_the_same(tmp_path: Path) -> None:
-    one, two, other = (base.pretrain(tmp_path / n, seed=s, steps=3) for n, s in (("1", 5), ("2", 5), ("3", 6)))
+    one, two, other = (pretrain_mini.pretrain(tmp_path / n, seed=s, steps=3) for n, s in (("1", 5), ("2", 5), ("3", 6)))
     hashes = [
         json.loads((folder / base.CARD).read_text())["sha256"]["model.safetensors"] for folder in (one, two, other)
     ]

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demur.errors import UserError
-from demur.mini import benches, corpus, language, world
+from demur.mini import benches, language, world
 from demur.records import Prompt
+from tools import pretrain_mini
 
 PAIRS = list(world.pairs())
 SEEDS = st.integers(0, 2**32)
@@ -99,7 +100,7 @@ def test_more_prompts_than_there_are_is_an_error() -> None:
 
 def test_the_corpus_obeys_harm_and_quotes_refusals_without_meaning_them() -> None:
     rng = random.Random(0)
-    texts = [corpus.draw(rng) for _ in range(4000)]
+    texts = [pretrain_mini.draw(rng) for _ in range(4000)]
     asked = [(a, t) for t in texts if (a := world.understand(t.prompt)) and "hurt if" not in t.prompt]
     requests = [(a, t) for a, t in asked if not t.prompt.startswith(("repeat:", "think:"))]
     assert {a.pair.harmful for a, _ in requests} == {True, False}

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pytest
 from tests.made import ASSETS
 
-from demur.mini import corpus
 from demur.records import Example, ExamplePart, Origin
+from tools import pretrain_mini
 
 Role = Literal["system", "user", "thinking", "answer"]
 Make = Callable[..., Example]
@@ -65,14 +65,13 @@ def tokenizer_with() -> Callable[[str], Any]:
 @pytest.fixture(scope="session")
 def tokenizers_by_name() -> dict[str, Any]:
     """One tokenizer for each family, with a template of its documented behaviour."""
-    from demur.mini import base as mini
     from demur.testing.base import make_tokenizer
 
     return {
         "r1-distill": make_tokenizer(),
         "qwen3": chatml((ASSETS / "templates" / "qwen3.jinja").read_text()),
         "qwq": chatml((ASSETS / "templates" / "qwq.jinja").read_text()),
-        "mini": mini.tokenizer(),
+        "mini": pretrain_mini.tokenizer(),
     }
 
 
@@ -95,7 +94,7 @@ def mini_base() -> Path:
 def mini_examples() -> list[Example]:
     """RecordFile of the base's own corpus: every word is known."""
     rng = random.Random(0)
-    texts = [corpus.draw(rng) for _ in range(64)]
+    texts = [pretrain_mini.draw(rng) for _ in range(64)]
     return [
         example_of(("user", t.prompt, False), ("thinking", t.thinking, True), ("answer", t.answer, True)) for t in texts
     ]

@@ -62,6 +62,11 @@ def attack_class(name: str) -> type[Attack]:
     return found
 
 
+def title(name: str) -> str:
+    """How tables call an attack; the name itself for what is none."""
+    return (attack_class(name).title if name in ATTACKS else "") or name
+
+
 class AttackUse(BaseModel):
     """An attack as a study uses it. In a file its settings, the models of its parts and its files stand side by side:
 

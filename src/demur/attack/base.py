@@ -61,6 +61,8 @@ class Attack:
     parts: ClassVar[tuple[str, ...]] = ()
     """Models that it needs beside the target, such as `("attacker", "judge")`."""
     files: ClassVar[tuple[File, ...]] = ()
+    title: ClassVar[str] = ""
+    """How tables call it; the name when left empty."""
     live: ClassVar[bool] = False
     """Whether it asks the target while it searches."""
     smoke: ClassVar[Mapping[str, Any]] = {}

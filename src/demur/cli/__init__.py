@@ -43,7 +43,6 @@ VERBS: dict[str, dict[str, str]] = {
     "house-keeping": {
         "check": "is this sound? study, template, contamination, bench, isolation",
         "bench": "what benchmarks there are",
-        "mini": "the miniature world: rebuild its base model",
     },
 }
 """Every verb with its line of help. The module is `demur.cli.VERB`, or `VERB_` where Python reserves the word."""

@@ -10,6 +10,7 @@ import typer
 from demur.cli import common
 from demur.cli.progress import Display
 from demur.errors import UserError
+from demur.models import BASES
 from demur.pipeline.graph import base_folder
 from demur.pipeline.run import Node, execute
 from demur.pipeline.stages import KINDS
@@ -77,7 +78,7 @@ def _nodes(base: str, examples: Path, *, seed: int, sets: list[str] | None, rows
     folder = base_folder(base)
     if folder is None and (base.startswith((".", "/")) or base.count("/") != 1):
         raise UserError(
-            f"--base {base}: no such folder, and no hub id (owner/name). Shipped bases: mini-lrm-a, -b, -c."
+            f"--base {base}: no such folder, and no hub id (owner/name). Shipped bases: {', '.join(BASES)}."
         )
     said: dict[str, Any] = {"train": settings.model_dump(mode="json")}
     asked = {key: value for key, value in rows.items() if value}

@@ -40,13 +40,13 @@ class Framed(Attack):
 class Seen(Framed):
     """Framings that safety training saw."""
 
-    kinds = world.SEEN
+    title, kinds = "seen", world.SEEN
 
 
 class HeldOut(Framed):
     """Framings that safety training never saw; the base has obeyed them."""
 
-    kinds = world.HELD_OUT_FRAMINGS
+    title, kinds = "held-out", world.HELD_OUT_FRAMINGS
 
 
 class Try(NamedTuple):
@@ -59,7 +59,7 @@ class Try(NamedTuple):
 class Adaptive(Attack):
     """An adaptive attack with a budget of queries a goal."""
 
-    live = True
+    title, live = "adaptive", True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

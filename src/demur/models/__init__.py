@@ -12,3 +12,5 @@ SCRIPTS: dict[str, str] = {
     "filler": "demur.testing.scripts:filler",
 }
 """Scripts by name; any other is named `module:function`."""
+BASES: dict[str, str] = dict.fromkeys(("mini-lrm-a", "mini-lrm-b", "mini-lrm-c"), "demur.mini.base:folder")
+"""Bases that ship: name -> `module:function` that returns the folder of the name."""

@@ -19,13 +19,14 @@ from demur.bench import get_bench
 from demur.distil.strategy import file_of as strategy_file
 from demur.distil.strategy import load as load_strategy
 from demur.errors import UserError
-from demur.mini import base as mini_base
+from demur.models import BASES
 from demur.models.config import ModelConfig, parse_model
 from demur.pipeline.hardware import lacking
 from demur.pipeline.run import Node
 from demur.pipeline.study import STUDENT, Arm, BenchUse, Copy, Study
 from demur.prompts import SOURCES
 from demur.prompts.load import located
+from demur.registry import resolve
 
 REWRITTEN = "improved"
 """The strategy whose kept traces `rewrite` is given."""
@@ -218,13 +219,16 @@ def graph(study: Study) -> list[Node]:
     return list(built.nodes.values())
 
 
-_shipped = functools.cache(mini_base.folder)
-"""A shipped base's folder; its files are checked against their card once a process, not once a stage."""
+@functools.cache
+def _shipped(name: str) -> Path:
+    """A shipped base's folder; its files are checked against their card once a process, not once a stage."""
+    folder: Path = resolve("base", name, BASES)(name)
+    return folder
 
 
 def base_folder(base: str) -> Path | None:
     """The folder that a base's name means; `None` when it is not on this machine."""
-    if base in mini_base.NAMES:
+    if base in BASES:
         return _shipped(base)
     return Path(base) if Path(base).is_dir() else None
 

@@ -15,3 +15,5 @@ SOURCES = {
 }
 """Name -> `module:function`, called as `read(path, n=…, seed=…)`; the path is `None` for what is generated, and the
 local copy (`data`) for what is not."""
+GENERATED = frozenset({"mini-harmful", "mini-benign", "mini-arithmetic"})
+"""Sources that read no file."""

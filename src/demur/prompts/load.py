@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from demur.errors import UserError, unknown
-from demur.prompts import SOURCES
+from demur.prompts import GENERATED, SOURCES
 from demur.prompts.formats import load_file
 from demur.prompts.settings import PromptsSettings
 from demur.prompts.wrappers import read_templates, wrap
@@ -62,7 +62,7 @@ def _read(settings: PromptsSettings, data_dir: Path | None) -> list[Prompt]:
         raise unknown("source", settings.source, SOURCES, where=", and no file of that name")
     read = resolve("source", settings.source, SOURCES)
     copy = located(settings.data, data_dir) if settings.data else None
-    if copy is None and settings.source in SOURCES and not settings.source.startswith("mini-"):
+    if copy is None and settings.source in SOURCES.keys() - GENERATED:
         raise UserError(f"source '{settings.source}' is read from a local copy: say data: FILE.")
     # A generated source makes as many as it is asked for; templates multiply them afterwards.
     found: list[Prompt] = read(copy, n=None if settings.templates else settings.n, seed=settings.seed)

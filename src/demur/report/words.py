@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from demur import stats
+from demur.attack import title
 from demur.records import Estimate
 from demur.report.tests import Finding, PairedTest
 from demur.stats import Difference
@@ -29,8 +30,8 @@ def name(metric: str) -> str:
 
 
 def attack(text: str) -> str:
-    """An attack in words; the miniature world's lose their prefix."""
-    return text.removeprefix("mini-").replace("heldout", "held-out")
+    """An attack in words."""
+    return title(text)
 
 
 def number(value: float | None, unit: str = "share") -> str:
