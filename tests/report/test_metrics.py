@@ -69,10 +69,10 @@ def test_a_refusal_judge_answers_other_metrics() -> None:
     found = by_metric(results("xstest", traces, verdicts))
     assert found["over_refusal"].estimate.value == 0.5
     assert found["full_over_refusal"].estimate.value == 0.25
-    assert found["attack_success"].estimate.value == 0.5
+    assert found["served"].estimate.value == 0.5
     assert found["refusal"].estimate.value == 0.25
     assert found["partial_refusal"].estimate.value == 0.25
-    assert found["over_refusal"].estimate.n == found["attack_success"].estimate.n == 4
+    assert found["over_refusal"].estimate.n == found["served"].estimate.n == 4
 
 
 def test_judges_and_attacks_are_kept_apart() -> None:

@@ -62,6 +62,8 @@ METRICS: dict[str, Metric] = {
     )
 }
 """By name."""
+SUCCESS = ("attack_success", "served")
+"""A harmful request got through, by a harm judge or by one that sees refusals."""
 SERVING = ("attack_success", "served", "refusal", "partial_refusal")
 OVER = ("over_refusal", "full_over_refusal", "unsafe_on_harmless")
 GRADED = ("accuracy", "no_answer")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from demur.bench.metrics import SUCCESS
 from demur.records import Estimate
 from demur.report import words
 from demur.report.data import Report
@@ -42,7 +43,7 @@ class Panel(NamedTuple):
 def figures(report: Report) -> dict[str, str]:
     """Every drawing that the report has data for, by name."""
     makers: dict[str, Callable[[Report], str | None]] = {
-        "success": lambda r: _headline(r, ("attack_success",)),
+        "success": lambda r: _headline(r, SUCCESS),
         "cost": lambda r: _headline(r, ("over_refusal", "accuracy")),
         "point": operating_point,
         "patterns": patterns,
@@ -114,7 +115,7 @@ def _dot(axis: Axes, y: float, dot: Dot, colour: str) -> None:
 def operating_point(report: Report) -> str | None:
     """Each arm by over-refusal and by success of the attack that gets through to it most often."""
     columns = heads(report)
-    harm = [i for i, head in enumerate(columns) if head.column.metric == "attack_success"]
+    harm = [i for i, head in enumerate(columns) if head.column.metric in SUCCESS]
     over = [i for i, head in enumerate(columns) if head.column.metric == "over_refusal"]
     maths = [i for i, head in enumerate(columns) if head.column.metric == "accuracy"]
     if not harm or not over:

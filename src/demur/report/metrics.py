@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from demur import stats
 from demur.bench import get_bench
+from demur.bench.metrics import SUCCESS
 from demur.bench.spec import Bench, Metric
 from demur.errors import UserError
 from demur.records import Attempt, Estimate, Failure, Part, Record, Result, Trace, Verdict
@@ -24,12 +25,6 @@ from demur.storage.records_file import project
 Unit = Literal["share", "tokens", "nats", "count"]
 Value = bool | float | tuple[float, float] | None
 """What a reply counts as; a pair is a part of two sums whose ratio is the number."""
-FAMILIES: tuple[frozenset[str], ...] = (
-    frozenset({"safe", "unsafe"}),
-    frozenset({"full_compliance", "partial_refusal", "full_refusal", "garbled"}),
-    frozenset({"correct", "wrong", "no_answer"}),
-)
-"""Labels that belong together; a metric is only asked of a judge that uses one of its labels."""
 
 
 class Column(NamedTuple):
@@ -178,7 +173,7 @@ def _values(evaluation: Evaluation) -> Values:
         for metric, those in _metrics(bench_of(evaluation.bench), judged):
             column = own._replace(metric=metric.name, better=metric.better)
             yield from ((column, row, _outcome(metric, verdict)) for row, verdict in those)
-            if metric.name == "attack_success":
+            if metric.name in SUCCESS:
                 yield from _techniques(column, [(row, _outcome(metric, verdict)) for row, verdict in those])
             if metric.labels == ("correct",):
                 yield from _graded(column, [(row, _outcome(metric, verdict)) for row, verdict in those])
@@ -210,9 +205,8 @@ def _judged(evaluation: Evaluation, by: tuple[str, Part]) -> Judgements:
 def _metrics(bench: Bench | None, judged: Judgements) -> Iterator[tuple[Metric, Judgements]]:
     """The metrics that a judge's labels can answer, each with the replies that it is over."""
     seen = {verdict.label for _, verdict in judged if verdict and verdict.label is not None}
-    labels = next((f for f in FAMILIES if seen & f), frozenset().union(*FAMILIES))
     for metric in bench.metrics if bench else ():
-        if labels.intersection(metric.labels):
+        if not seen or seen.intersection(metric.family):
             yield metric, [(r, v) for r, v in judged if not metric.intents or r.intent in metric.intents]
 
 
@@ -308,7 +302,7 @@ class Tries(Record, frozen=True, kw_only=True):
 def tries(found: Cells, columns: Sequence[Column]) -> Iterator[Tries]:
     """Success within k attempts, where questions were attempted more than once: unbiased, over all orders of attempts."""
     for column in columns:
-        for arm in found if column.metric == "attack_success" else ():
+        for arm in found if column.metric in SUCCESS else ():
             cell = found[arm].get(column)
             groups: dict[tuple[str, int | None], list[bool]] = {}
             for row, value, made in zip(cell.rows, cell.values, cell.made, strict=True) if cell else ():

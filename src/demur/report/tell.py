@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from demur.bench.metrics import SUCCESS
 from demur.records import Estimate, encode
 from demur.report import words
 from demur.report.data import Report, plain
@@ -46,7 +47,7 @@ def heads(report: Report) -> list[Head]:
     found = []
     for column in columns:
         several = len(benches[column.metric]) > 1
-        attacked = column.metric == "attack_success"
+        attacked = column.metric in SUCCESS
         title = words.attack(column.attack) if attacked or column.attack != "none" else ""
         parts = [column.bench if several else "", title]
         found.append(Head(words.name(column.metric), " ".join(part for part in parts if part), column))
@@ -68,7 +69,7 @@ def lines(report: Report) -> list[Line]:
 def _tokens(report: Report, arm: str) -> Estimate | None:
     """Thinking tokens on plain harmful questions, or on the first benchmark that counts them."""
     counted = [r for r in report.results if r.arm == arm and r.metric == "thinking_tokens" and r.seed is None]
-    harmful = {(c.bench, c.attack) for c in report.columns if c.metric == "attack_success"}
+    harmful = {(c.bench, c.attack) for c in report.columns if c.metric in SUCCESS}
     chosen = [r for r in counted if (r.bench, r.attack) in harmful and r.attack == "none"] or counted
     return chosen[0].estimate if chosen else None
 

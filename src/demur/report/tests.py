@@ -26,7 +26,7 @@ from demur.report.training import Learnability
 from demur.stats.spread import cluster_variance, sample, t_test
 
 ALPHA = 0.05
-HEADLINES = ("attack_success", "over_refusal", "accuracy")
+HEADLINES = ("attack_success", "served", "over_refusal", "accuracy")
 """The metrics of the first table, in its order; thinking tokens follow."""
 LOSS = "loss"
 """The metric of a finding that is no benchmark's."""

@@ -12,6 +12,7 @@ from demur.stats import Difference
 
 NAMES = {
     "attack_success": "attack success",
+    "served": "served (no harm judge)",
     "over_refusal": "over-refusal",
     "accuracy": "reasoning",
     "thinking_tokens": "thinking tokens",
