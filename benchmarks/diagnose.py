@@ -10,6 +10,7 @@ writes findings and measures, and counts the rates.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import resource
 import subprocess
@@ -55,16 +56,16 @@ def many(count: int) -> Iterator[Trace]:
 def stage(folder: Path, count: int) -> None:
     """Run the stage over many traces and print this process's peak memory in MB."""
     from demur.interfaces import quiet
-    from demur.pipeline.run import Node, Task
-    from demur.pipeline.stages.patterns import diagnose
-    from demur.storage.artifacts import drafted
+    from demur.pipeline.stage import Context
+    from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
+    from demur.storage.artifacts import Manifest, drafted
 
     with drafted(folder / "import") as (draft, _):
         draft.write("traces", many(count))
-        made = draft.publish(name="import", kind="import", version=1, settings={}, inputs={}, seconds=0)
+        made = draft.publish(Manifest(name="import", kind="import", version=1, fingerprint="0", settings={}, inputs={}))
     with drafted(folder / "diagnose") as (draft, _):
-        node = Node(name="diagnose", kind="diagnose", settings={"name": "rules"})
-        diagnose(Task(node, {"traces": made}, {}, draft, folder / "journal", quiet))
+        found = Diagnose("diagnose", DiagnoseSettings())
+        asyncio.run(found.run(Context(found, inputs={"traces": made}, draft=draft, cache=folder, progress=quiet)))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -29,7 +29,7 @@ from urllib.request import urlopen
 import yaml
 
 from demur.records import PATTERNS, Finding, Intent, Label, Message, Prompt, Sampling, Span, Trace, Verdict
-from demur.storage.artifacts import drafted
+from demur.storage.artifacts import Manifest, drafted
 
 ARMS = ("raw", "default", "improved", "short", "template")
 SEEDS = (0, 1)
@@ -91,14 +91,15 @@ def _evaluation(
     with drafted(run / "stages" / f"{name}-00000000") as (draft, _):
         draft.write("traces", traces)
         draft.write("verdicts", verdicts)
-        made = draft.publish(name=name, kind="evaluate", version=1, settings=settings, inputs={}, seconds=0)
+        made = draft.publish(
+            Manifest(name=name, kind="evaluate", version=1, fingerprint=name, settings=settings, inputs={})
+        )
     if findings:
         with drafted(run / "stages" / f"diagnose-{arm}-s{seed}-00000000") as (draft, _):
             draft.write("findings", findings)
-            draft.publish(
-                name=f"diagnose-{arm}-s{seed}", kind="diagnose", version=1, settings={},
-                inputs={"traces": made.manifest.fingerprint}, seconds=0,
-            )  # fmt: skip
+            inputs = {"traces": made.manifest.fingerprint}
+            name = f"diagnose-{arm}-s{seed}"
+            draft.publish(Manifest(name=name, kind="diagnose", version=1, fingerprint=name, settings={}, inputs=inputs))
     return count
 
 

@@ -59,34 +59,30 @@ def once(count: int, out: Path) -> dict[str, Any]:
     from demur.distil.settings import DistilSettings
     from demur.mix.settings import MixSettings
     from demur.models.config import parse_model
-    from demur.pipeline.run import Node, execute
-    from demur.pipeline.stages import KINDS
+    from demur.pipeline.run import execute
+    from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
+    from demur.pipeline.stages.distil import Distil, DistilStageSettings
+    from demur.pipeline.stages.mix import Mix, MixStageSettings
+    from demur.pipeline.stages.prompts import Prompts
+    from demur.pipeline.stages.rejudge import Rejudge, RejudgeSettings
     from demur.prompts.settings import PromptsSettings
 
     asked = out / "asked.jsonl"
     _prompts(asked, count)
-    role = parse_model("script:scale:five").model_dump(mode="json")
-    pool = PromptsSettings(source=str(asked), intent="harmful").model_dump(mode="json")
-    distil = DistilSettings(strategy="default", keep="everything").model_dump(mode="json")
-    mix = MixSettings.model_validate({"shares": {"safety": {}}, "dedupe": "near"}).model_dump(mode="json")
-    nodes = [
-        Node(name="prompts-harmful", kind="prompts", settings=pool, files={"source": str(asked)}),
-        Node(
-            name="distil-default",
-            kind="distil",
-            settings={"distil": distil, "filter": "rules", "teacher": role},
-            inputs={"prompts": "prompts-harmful"},
-        ),
-        Node(name="diagnose-default", kind="diagnose", settings={"name": "rules"}, inputs={"traces": "distil-default"}),
-        Node(name="mix-all", kind="mix", settings={"mix": mix}, inputs={"safety": "distil-default"}),
-    ]
+    pool = PromptsSettings(source=str(asked), intent="harmful")
+    drawn = Prompts("prompts-harmful", pool, files={"source": asked})
+    how = DistilStageSettings(distil=DistilSettings(strategy="default", keep="everything"))
+    made_by = {"teacher": parse_model("script:scale:five")}
+    traces = Distil("distil-default", how, inputs={"prompts": drawn}, models=made_by)
+    found = Diagnose("diagnose-default", DiagnoseSettings(), inputs={"traces": traces})
+    shares = MixSettings.model_validate({"shares": {"safety": {}}, "dedupe": "near"})
+    mixed = Mix("mix-all", MixStageSettings(mix=shares), inputs={"safety": traces})
     begun, busy = time.monotonic(), time.process_time()
-    done = execute(nodes, kinds=KINDS, out=out)
+    done = execute([found, mixed], out=out)
     made = done["distil-default"]
     assert made.rows("traces") == count
-    settings = {"judge": "rules", "bench": "harmful", "arm": "scripted", "seed": None}
-    files = {"traces": str(made.folder / "traces.jsonl")}
-    judged = execute([Node(name="judge-rules", kind="judge", settings=settings, files=files)], kinds=KINDS, out=out)
+    again = RejudgeSettings(judge="rules", bench="harmful", arm="scripted")
+    judged = execute([Rejudge("judge-rules", again, inputs={"traces": traces})], out=out)
     told = time.monotonic()
     report.write(out)
     ended = time.monotonic()
@@ -98,7 +94,7 @@ def once(count: int, out: Path) -> dict[str, Any]:
         "stages": stages | {"report": ended - told},
         "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "disk_mb": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / MEGA,
-        "journal_mb": sum(path.stat().st_size for path in (out / "journal").rglob("*")) / MEGA,
+        "journal_mb": sum(path.stat().st_size for path in (out / "replies").rglob("*")) / MEGA,
     }
 
 

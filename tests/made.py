@@ -18,8 +18,8 @@ from demur.cli import main
 from demur.interfaces import Request, Requests, stream
 from demur.models.config import ModelConfig
 from demur.models.open import open_model
-from demur.records import Failure, Prompt, Sampling, Trace
-from demur.storage.artifacts import Artifact, drafted
+from demur.records import Failure, Prompt, Sampling, Trace, digest
+from demur.storage.artifacts import Artifact, Manifest, drafted
 from demur.storage.reply_cache import ReplyCache
 from demur.thinking import traced
 
@@ -52,8 +52,10 @@ def publish(
         for file, rows in records.items():
             draft.write(file, rows)
         draft.summary |= summary or {}
+        plain: dict[str, Any] = {"settings": settings or {}, "inputs": inputs or {}}
+        fingerprint = digest([kind, plain])
         return draft.publish(
-            name=name, kind=kind, version=1, settings=settings or {}, inputs=inputs or {}, seconds=random.random()
+            Manifest(name=name, kind=kind, version=1, fingerprint=fingerprint, **plain, seconds=random.random())
         )
 
 

@@ -6,10 +6,12 @@ loaded.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,17 @@ def connection(default: Any = ..., **limits: Any) -> Any:
 
 
 def identity_of(settings: BaseModel) -> dict[str, Any]:
-    """The plain data of settings without connection fields, at any depth: what a fingerprint is made of."""
-    return {
+    """The plain data of settings without connection fields, at any depth: what a fingerprint is made of.
+
+    A settings class has the last word where it has a method `identity(fields)`, such as one that knows a better name.
+    """
+    fields = {
         name: _identity(getattr(settings, name))
         for name, field in type(settings).model_fields.items()
         if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("connection"))
     }
+    last_word = getattr(settings, "identity", None)
+    return last_word(fields) if callable(last_word) else fields
 
 
 def _identity(value: Any) -> Any:
@@ -91,17 +98,98 @@ def _with(data: Any, keys: list[str], value: Any, item: str) -> Any:
     raise UserError(f"--set {item}: '{head}' is no place in a list of {len(data)}")
 
 
+class Problems:
+    """Everything that is wrong with some plain data, each with its place, gathered to be said at once."""
+
+    def __init__(self, where: str, lines: LineTable | None = None) -> None:
+        self._where, self._lines = where, lines
+        self.found: list[str] = []
+
+    def add(self, place: Location, message: str) -> None:
+        """Take a problem in; `place` is where the data say it."""
+        line = self._lines.line(place) if self._lines and place else None
+        if self._lines and place and not self._lines.has(place[:1]):
+            said = "--set"  # the file does not speak of it, so an override did
+        else:
+            said = f"{self._where}:{line}" if line else self._where
+        for one in message.splitlines():
+            if (text := one if one.startswith(self._where) else f"{said}: {one}") not in self.found:
+                self.found.append(text)
+
+    @contextlib.contextmanager
+    def at(self, *place: int | str) -> Iterator[None]:
+        """Turn a `UserError` of the block into a problem of this place."""
+        try:
+            yield
+        except UserError as error:
+            self.add(place, str(error))
+
+    def read(self, model: type[M], data: Any, *, place: Location = ()) -> M | None:
+        """Settings from plain data; what is wrong is taken in and then left out, so that the rest can be looked at too.
+
+        `place` is where the data stand in the file; returns `None` when nothing can be made of what is left.
+        """
+        for _ in range(100):
+            try:
+                return model.model_validate(data)
+            except pydantic.ValidationError as error:
+                problems = list(_most_specific(error))
+                said = [_explain(model, problem, place, self._where, self._lines) for problem in problems]
+                self.found += [text for text in dict.fromkeys(said) if text not in self.found]
+                places = [_pruned_at(data, problem) for problem in problems]
+                if () in places:
+                    return None
+                data = functools.reduce(_without, sorted(set(places), key=str, reverse=True), data)
+        return None
+
+    def check(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            UserError: one line a problem.
+        """
+        if self.found:
+            raise UserError("\n".join(self.found))
+
+
 def validate(model: type[M], data: Any, *, where: str, lines: LineTable | None = None) -> M:
     """Plain data as a checked, frozen settings object.
 
     Raises:
         UserError: one line for each thing that is wrong: where, what, the nearest allowed key, all allowed keys.
     """
-    try:
-        return model.model_validate(data)
-    except pydantic.ValidationError as error:
-        said = [_explain(model, problem, where, lines) for problem in _most_specific(error)]
-        raise UserError("\n".join(dict.fromkeys(said))) from None
+    problems = Problems(where, lines)
+    settings = problems.read(model, data)
+    problems.check()
+    assert settings is not None
+    return settings
+
+
+def _pruned_at(data: Any, problem: Any) -> Location:
+    """The place to leave out so that the rest can be read: the key itself, or its parent where it is missing."""
+    place: list[int | str] = []
+    for key in problem["loc"]:
+        if (isinstance(data, dict) and key in data) or (
+            isinstance(data, (list, tuple)) and isinstance(key, int) and key < len(data)
+        ):
+            data = data[key]
+        else:
+            continue  # the name of a union's member, or a key that is missing
+        place.append(key)
+    return tuple(place)
+
+
+def _without(data: Any, place: Location) -> Any:
+    """A copy of nested data without one place; an element of a list stays as what its class makes of nothing."""
+    head, *rest = place
+    if isinstance(data, dict):
+        if not rest:
+            return {key: value for key, value in data.items() if key != head}
+        return {key: _without(value, tuple(rest)) if key == head else value for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        kept = [_without(item, tuple(rest)) if at == head and rest else item for at, item in enumerate(data)]
+        return kept if rest else kept[: int(head)] + kept[int(head) + 1 :]
+    return data
 
 
 def _most_specific(error: pydantic.ValidationError) -> Iterable[Any]:
@@ -111,9 +199,10 @@ def _most_specific(error: pydantic.ValidationError) -> Iterable[Any]:
     return extra or problems
 
 
-def _explain(model: type[BaseModel], problem: Any, where: str, lines: LineTable | None) -> str:
+def _explain(model: type[BaseModel], problem: Any, above: Location, where: str, lines: LineTable | None) -> str:
     """One complaint in our own words."""
-    location: Location = tuple(problem["loc"])
+    inner: Location = tuple(problem["loc"])
+    location = (*above, *inner)
     line = lines.line(location) if lines else None
     place = f"{where}:{line}" if line else where
     if lines and problem["type"] == "extra_forbidden" and not lines.has(location):
@@ -123,7 +212,7 @@ def _explain(model: type[BaseModel], problem: Any, where: str, lines: LineTable 
     inside = f" in '{'.'.join(parents)}'" if parents else ""
     key = str(location[-1]) if location else ""
     if problem["type"] == "extra_forbidden":
-        allowed = sorted(fields_at(model, location[:-1]))
+        allowed = sorted(fields_at(model, inner[:-1]))
         near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return f"{place}: unknown key '{key}'{inside}.{hint} Allowed: {', '.join(allowed)}."

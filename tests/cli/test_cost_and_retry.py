@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.made import exit_code
 
 from demur.cli.retry import forget_stages
 from demur.records import Failure, Prompt
-from demur.storage.artifacts import artifacts, drafted
+from demur.storage.artifacts import Manifest, artifacts, drafted
 from demur.storage.reply_cache import FILE, Reply, ReplyCache, key_of
 
 
@@ -26,7 +25,7 @@ def run(tmp_path: Path) -> Path:
         await journal.put([(key_of(1), good), (key_of(2), bad)], label="target/eval-a")
         await journal.put([(key_of(3), good)], label="teacher/distil-b")
 
-    with ReplyCache(tmp_path / "journal") as journal:
+    with ReplyCache(tmp_path / "replies") as journal:
         asyncio.run(main(journal))
     return tmp_path
 
@@ -45,7 +44,7 @@ def test_cost_as_json_and_as_a_table(run: Path, capsys: pytest.CaptureFixture[st
     }
     assert [(line["role"], line["stage"]) for line in said["lines"]] == [("target", "eval-a"), ("teacher", "distil-b")]
     assert said["failures"] == {"timeout": 1}
-    assert exit_code("cost", str(run / "journal")) == 0
+    assert exit_code("cost", str(run / "replies")) == 0
     assert "demur retry" in capsys.readouterr().out
     assert exit_code("cost", str(run / "nowhere")) == 2
     assert "holds no journal" in capsys.readouterr().err
@@ -55,8 +54,8 @@ def stage(run: Path, name: str, *, inputs: dict[str, str], failures: int = 0) ->
     with drafted(run / "stages" / name) as (draft, _):
         prompt = Prompt(text="q", intent="benign")
         draft.write("failures", [Failure(prompt=prompt, model="m", kind="timeout", detail="")] * failures)
-        said: dict[str, Any] = {"kind": "k", "version": 1, "settings": {"name": name}, "inputs": inputs, "seconds": 0.0}
-        return draft.publish(name=name, **said).manifest.fingerprint
+        manifest = Manifest(name=name, kind="k", version=1, fingerprint=name, settings={}, inputs=inputs)
+        return draft.publish(manifest).manifest.fingerprint
 
 
 def test_retry_makes_again_what_lacked_replies_and_all_that_came_of_it(
@@ -72,13 +71,13 @@ def test_retry_makes_again_what_lacked_replies_and_all_that_came_of_it(
     assert {artifact.manifest.name for artifact in artifacts(run)} == {"prompts", "eval-c"}
     said = capsys.readouterr().err
     assert "1 failed requests will be asked again; 4 stages will be made again" in said
-    with ReplyCache(run / "journal") as journal:
+    with ReplyCache(run / "replies") as journal:
         assert journal.failures() == {}
     assert forget_stages(run, set()) == []
 
 
 def test_a_damaged_journal_is_rescued_on_request(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = run / "journal" / FILE
+    path = run / "replies" / FILE
     path.write_bytes(path.read_bytes().replace(b'"cost":0.25', b'"cost":0.75', 1))
     assert exit_code("retry", str(run), "--salvage") == 0
     assert "2 replies rescued" in capsys.readouterr().err

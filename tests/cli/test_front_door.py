@@ -73,7 +73,7 @@ def test_a_wrong_key_of_a_study(capsys: pytest.CaptureFixture[str], monkeypatch:
 def test_an_unsound_study_fails_its_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("name: x\narms: {a: {format: improved}}\n")
-    assert exit_code("check", "study", str(bad)) == 1
+    assert exit_code("check", "study", str(bad)) == 2
     assert "has a format and no safety rows" in capsys.readouterr().out
 
 

@@ -4,8 +4,8 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
+from tests.made import gathered, publish
 from typer.testing import CliRunner
 
 from demur import thinking
@@ -14,9 +14,9 @@ from demur.cli import repair as repair_verb
 from demur.diagnose import exam
 from demur.diagnose.rules import findings_of
 from demur.interfaces import Traces, quiet, stream
-from demur.pipeline.run import Node, Task
-from demur.pipeline.stages.patterns import _paired, diagnose
-from demur.records import PATTERNS, Finding, Trace, read_jsonl
+from demur.pipeline.stage import Context
+from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings, paired
+from demur.records import PATTERNS, Finding, Kept, Trace, read_jsonl
 from demur.storage.artifacts import Artifact, drafted
 
 
@@ -39,25 +39,22 @@ class Backwards:
 
 
 def test_findings_come_in_the_order_of_the_traces_whatever_the_detector_does() -> None:
-    with asyncio.Runner() as runner:
-        pairs = list(_paired(runner, Backwards(), iter(traces())))
+    pairs = gathered(paired(Backwards(), traces()))
     assert [trace.id for trace, _ in pairs] == [trace.id for trace in traces()]
     assert all(found[0].trace == trace.id for trace, found in pairs)
 
 
-def imported(folder: Path, *, summary: dict[str, Any]) -> Artifact:
-    with drafted(folder) as (draft, _):
-        draft.write("traces", traces())
-        draft.summary |= summary
-        return draft.publish(name="import", kind="import", version=1, settings={}, inputs={}, seconds=0)
+def imported(run: Path, *, kept: list[str]) -> Artifact:
+    chosen = [Kept(trace=trace) for trace in kept]
+    return publish(run, "import", "import", {"traces": list(traces()), "kept": list(chosen)})
 
 
 def test_the_stage_writes_findings_and_measures(tmp_path: Path) -> None:
     kept = [trace.id for trace in traces()[:10]]
-    made = imported(tmp_path / "import", summary={"kept": kept})
+    made = imported(tmp_path, kept=kept)
     with drafted(tmp_path / "diagnose") as (draft, _):
-        node = Node(name="diagnose", kind="diagnose", settings={"name": "rules"})
-        diagnose(Task(node, {"traces": made}, {}, draft, tmp_path / "journal", quiet))
+        stage = Diagnose("diagnose", DiagnoseSettings())
+        asyncio.run(stage.run(Context(stage, inputs={"traces": made}, draft=draft, cache=tmp_path, progress=quiet)))
     found = list(read_jsonl(draft.folder / "findings.jsonl", Finding))
     assert [f.trace for f in found] == [t.id for t in traces() for _ in PATTERNS]
     assert len((draft.folder / "measures.jsonl").read_text().splitlines()) == 40

@@ -8,29 +8,31 @@ import pytest
 
 from demur.pipeline import hardware as memory
 from demur.pipeline import study
-from demur.pipeline.estimate import foresee
+from demur.pipeline.dag import plan
+from demur.pipeline.estimate import outlook
 from demur.pipeline.hardware import Device
+from demur.pipeline.resolve import make, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_miniature_study_foreseen(tmp_path: Path) -> None:
-    loaded = study.load(ROOT / "studies" / "mini.yaml")
-    seen = foresee(loaded, tmp_path)
-    requests = {row["role"]: row["requests"] for row in seen["roles"]}
+    loaded = resolve(study.read(ROOT / "studies" / "mini.yaml"))
+    seen = outlook(plan(loaded.stages, tmp_path))
+    requests = {row["part"]: row["requests"] for row in seen["parts"]}
     assert requests["target"] == 7 * (5 * 100 + 30 + 8 * 30), "the searcher asks eight times a goal"
     # Five strategies ask for 1,200 harmful and 400 benign prompts, a constant one for none; maths once.
     assert requests["teacher"] == 5 * 1200 + 5 * 400 + 200
-    assert seen["missing"] == []
+    assert loaded.missing == []
     assert all(row["done"] == 0 for row in seen["stages"])
     assert not list(tmp_path.iterdir()), "foreseeing writes nothing"
 
 
 def test_prices_and_model_detectors_are_counted(tmp_path: Path) -> None:
-    loaded = study.make(
+    loaded = make(
         {
             "name": "priced",
-            "roles": {
+            "models": {
                 "teacher": {"url": "http://127.0.0.1:9/v1", "model": "t", "prices": {"input": 1.0, "output": 10.0}},
                 "detector": "http://127.0.0.1:9/v1",
             },
@@ -42,12 +44,12 @@ def test_prices_and_model_detectors_are_counted(tmp_path: Path) -> None:
         },
         where="test",
     )
-    seen = foresee(loaded, tmp_path)
-    by_role = {row["role"]: row for row in seen["roles"]}
-    assert by_role["teacher"]["tokens_out_at_most"] == 50 * 100
-    assert by_role["detector"]["requests"] == 50
+    seen = outlook(plan(loaded.stages, tmp_path))
+    by_part = {row["part"]: row for row in seen["parts"]}
+    assert by_part["teacher"]["tokens_out_at_most"] == 50 * 100
+    assert by_part["detector"]["requests"] == 3 * 50, "what cannot be read is asked again"
     [cost] = [row["cost"] for row in seen["stages"] if row["kind"] == "distil"]
-    assert cost == pytest.approx((by_role["teacher"]["tokens_in"] * 1 + 5000 * 10) / 1e6)
+    assert cost == pytest.approx((by_part["teacher"]["tokens_in_at_most"] * 1 + 5000 * 10) / 1e6)
 
 
 @pytest.mark.parametrize(

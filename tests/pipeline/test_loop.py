@@ -22,7 +22,7 @@ STUDY = """
 name: tiny
 question: Does the loop close?
 base: mini-lrm-a
-roles: {teacher: "script:demur.mini.teacher:script"}
+models: {teacher: "script:demur.mini.teacher:script"}
 prompts:
   harmful: {source: mini-harmful, n: 60, seed: 1}
   benign: {source: mini-benign, n: 20, seed: 1}

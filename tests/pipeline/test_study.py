@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from demur.errors import UserError
 from demur.pipeline import study as studies
-from demur.pipeline.graph import graph
-from demur.pipeline.run import plan
-from demur.pipeline.stages import KINDS
+from demur.pipeline.dag import ordered, plan
+from demur.pipeline.resolve import Resolved, resolve
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "studies").rglob("*.yaml"))
 SMALL = """
 name: small
 base: mini-lrm-a
-roles: {teacher: "script:demur.mini.teacher:script"}
+models: {teacher: "script:demur.mini.teacher:script"}
 prompts:
   harmful: {source: mini-harmful, n: 20}
   benign: {source: mini-benign, n: 10}
@@ -35,6 +35,15 @@ seeds: [1, 2]
 quick: {train.steps: 2, seeds: [1]}
 compare: [{a: short, b: nocot}]
 """
+
+
+def load(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> Resolved:
+    return resolve(studies.read(path, sets=sets, quick=quick))
+
+
+def stages(path: Path, *sets: str) -> dict[str, Any]:
+    """All stages by name."""
+    return {stage.name: stage for stage in ordered(load(path, sets=list(sets)).stages)}
 
 
 @pytest.fixture
@@ -57,32 +66,33 @@ def test_a_study_that_ships_loads_and_its_graph_builds(
     path: Path, study_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    loaded = studies.load(path, sets=[f"data_dir={study_data}"])
-    nodes = graph(loaded)
+    loaded, made, _, _ = load(path, sets=[f"data_dir={study_data}"])
+    nodes = ordered(made)
     evaluations = [node for node in nodes if node.kind == "evaluate"]
     assert len(evaluations) == len(loaded.bench) * sum(
         len(loaded.copies(arm)) * len(loaded.seeds_of(arm)) for arm in loaded.arms
     )
-    assert {node.inputs["mix"] for node in nodes if node.kind == "train"} == {
+    assert {node.inputs["mix"].name for node in nodes if node.kind == "train"} == {
         f"mix-{name}" for name, arm in loaded.arms.items() if arm.trained
     }
-    planned = plan(nodes, KINDS, tmp_path)
+    assert {node.name for node in made} == {node.name for node in nodes}
+    monkeypatch.setattr("demur.pipeline.dag.hash_path", str)
+    planned = plan(made, tmp_path)
     assert len({item.folder for item in planned}) == len(planned)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_what_is_saved_is_the_same_study(path: Path, tmp_path: Path) -> None:
-    loaded = studies.load(path)
+    loaded = load(path).study
     studies.save(loaded, tmp_path / "study.yaml")
-    assert studies.load(tmp_path / "study.yaml") == loaded
+    assert load(tmp_path / "study.yaml").study == loaded
 
 
 def test_overrides_reach_every_depth(small: Path) -> None:
     sets = ["train.lr=5e-4", "arms.short.safety=6", "bench.1.limit=3", "seeds=[4]", "base=mini-lrm-b"]
-    loaded = studies.load(small, sets=sets)
-    assert loaded.train.lr == 5e-4
-    assert loaded.train_of("short", 4).lr == 2e-3, "what an arm says goes before what the study says"
-    assert loaded.train_of("nocot", 4).lr == 5e-4
+    loaded, made = load(small, sets=sets).study, stages(small, *sets)
+    assert made["train-short-s4"].settings.train.lr == 2e-3, "what an arm says goes before what the study says"
+    assert made["train-nocot-s7"].settings.train.lr == 5e-4
     assert loaded.mix_of("short").shares["safety"].n == 6
     assert loaded.bench[1].limit == 3
     assert (loaded.seeds_of("raw"), loaded.seeds_of("short"), loaded.seeds_of("nocot")) == ((0,), (4,), (7,))
@@ -90,16 +100,16 @@ def test_overrides_reach_every_depth(small: Path) -> None:
 
 
 def test_overrides_go_before_the_quick_version_and_that_before_the_file(small: Path) -> None:
-    assert studies.load(small).train.steps == 5
-    quick = studies.load(small, quick=True)
-    assert (quick.train.steps, quick.seeds) == (2, (1,))
-    assert studies.load(small, quick=True, sets=["train.steps=3"]).train.steps == 3
+    assert load(small).study.train["steps"] == 5
+    quick = load(small, quick=True).study
+    assert (quick.train["steps"], quick.seeds) == (2, (1,))
+    assert load(small, quick=True, sets=["train.steps=3"]).study.train["steps"] == 3
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"compare": [{"a": "short", "b": "shorter"}]}, "compare names the arm 'shorter'"),
+        ({"compare": [{"a": "short", "b": "shorter"}]}, "unknown arm 'shorter'"),
         ({"arms": {"short": {"format": "short", "safety": 8, "maths": 5}}, "compare": []}, "no pool of that name"),
         ({"arms": {"short": {"format": "short"}}, "compare": []}, "has a format and no safety rows"),
         ({"armz": {}}, "armz"),
@@ -111,7 +121,7 @@ def test_overrides_go_before_the_quick_version_and_that_before_the_file(small: P
 def test_what_is_wrong_is_named(small: Path, change: dict[str, object], said: str) -> None:
     small.write_text(yaml.safe_dump(yaml.safe_load(SMALL) | change))
     with pytest.raises(UserError, match=said):
-        studies.load(small)
+        load(small)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +130,11 @@ def test_what_is_wrong_is_named(small: Path, change: dict[str, object], said: st
 )
 def test_an_unknown_benchmark_or_strategy_is_named(small: Path, change: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        graph(studies.load(small, sets=[change]))
+        load(small, sets=[change])
 
 
 def test_arms_share_what_they_have_in_common(small: Path) -> None:
-    nodes = {node.name: node for node in graph(studies.load(small))}
+    nodes = stages(small)
     assert [name for name in nodes if name.startswith("distil-")] == [
         "distil-short",
         "distil-default-benign",
@@ -135,14 +145,14 @@ def test_arms_share_what_they_have_in_common(small: Path) -> None:
         "train-short-s2",
         "train-nocot-s7",
     ]
-    assert nodes["evaluate-raw-s0-mini_harm-none"].settings["seed"] is None
+    assert nodes["evaluate-raw-s0-mini_harm-none"].settings.seed is None
     assert "model" not in nodes["evaluate-raw-s0-mini_harm-none"].inputs
 
 
 def test_only_what_a_change_reaches_gets_another_fingerprint(small: Path, tmp_path: Path) -> None:
     def marks(*sets: str) -> dict[str, str]:
-        items = plan(graph(studies.load(small, sets=list(sets))), KINDS, tmp_path)
-        return {item.node.name: item.fingerprint for item in items}
+        items = plan(load(small, sets=list(sets)).stages, tmp_path)
+        return {item.name: item.fingerprint for item in items}
 
     before, after = marks(), marks("arms.short.train.lr=3e-3")
     changed = {name for name in before if before[name] != after[name]}
@@ -158,38 +168,36 @@ def several(small: Path) -> Path:
 
 
 def test_every_arm_is_made_from_every_base(several: Path) -> None:
-    names = {node.name for node in graph(studies.load(several))}
+    names = set(stages(several))
     assert {"train-short@mini-lrm-a-s1", "train-short@mini-lrm-c-s2", "train-nocot@mini-lrm-c-s7"} <= names
     assert {"evaluate-raw@mini-lrm-a-s0-mini_harm-none", "evaluate-raw@mini-lrm-c-s0-mini_harm-none"} <= names
     assert sum(name.startswith("mix-") for name in names) == 2  # the data is the same for all
-    alone = graph(studies.load(several, sets=["arms.nocot.base=mini-lrm-b"]))
-    assert [node.name for node in alone if node.name.startswith("train-nocot")] == ["train-nocot-s7"]
+    alone = stages(several, "arms.nocot.base=mini-lrm-b")
+    assert [name for name in alone if name.startswith("train-nocot")] == ["train-nocot-s7"]
 
 
 def test_an_arm_may_filter_in_its_own_way(small: Path) -> None:
     leaking = ["distil.keep=whole safe", "filter=mini-harm", "arms.short.filter=demur.mini.judge:LEAK_20"]
-    nodes = {node.name: node for node in graph(studies.load(small, sets=leaking))}
-    assert nodes["distil-short-LEAK_20"].settings["filter"] == "demur.mini.judge:LEAK_20"
+    nodes = stages(small, *leaking)
+    assert nodes["distil-short-LEAK_20"].settings.filter == "demur.mini.judge:LEAK_20"
     assert (
         nodes["mix-short"].inputs["safety"]
-        == nodes["diagnose-short-LEAK_20"].inputs["traces"]
-        == "distil-short-LEAK_20"
+        is nodes["diagnose-short-LEAK_20"].inputs["traces"]
+        is nodes["distil-short-LEAK_20"]
     )
-    assert nodes["distil-nocot"].settings["filter"] == "mini-harm"
-    unfiltered = {
-        node.name: node for node in graph(studies.load(small, sets=[*leaking[:2], "arms.short.keep=everything"]))
-    }
-    assert unfiltered["distil-short-everything"].settings["distil"]["keep"] == "everything"
-    assert unfiltered["distil-nocot"].settings["distil"]["keep"] == "whole safe"
+    assert nodes["distil-nocot"].settings.filter == "mini-harm"
+    unfiltered = stages(small, *leaking[:2], "arms.short.keep=everything")
+    assert unfiltered["distil-short-everything"].settings.distil.keep == "everything"
+    assert unfiltered["distil-nocot"].settings.distil.keep == "whole safe"
 
 
 def test_strategies_of_a_package_are_found_from_anywhere(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(small.parent)
     wanted = "arms.short.format=demur.mini:strategies/matched_inconsistency.md"
-    nodes = {node.name: node for node in graph(studies.load(small, sets=[wanted]))}
+    nodes = stages(small, wanted)
     assert Path(nodes["distil-matched_inconsistency"].files["strategy"]).is_file()
-    own = graph(studies.load(small, sets=[wanted, "arms.short.benign_format=improved"]))
-    assert next(n for n in own if n.name == "mix-short").inputs["benign"] == "distil-improved-benign"
+    own = stages(small, wanted, "arms.short.benign_format=improved")
+    assert own["mix-short"].inputs["benign"].name == "distil-improved-benign"
 
 
 @pytest.mark.parametrize(
@@ -212,7 +220,7 @@ def test_strategies_of_a_package_are_found_from_anywhere(small: Path, monkeypatc
 )  # fmt: skip
 def test_what_filters_bases_and_findings_may_not_be(small: Path, sets: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        studies.load(small, sets=sets)
+        load(small, sets=sets)
 
 
 @pytest.mark.parametrize(
@@ -225,4 +233,4 @@ def test_what_filters_bases_and_findings_may_not_be(small: Path, sets: list[str]
 )
 def test_what_several_bases_forbid(several: Path, sets: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        studies.load(several, sets=sets)
+        load(several, sets=sets)

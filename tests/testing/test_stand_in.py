@@ -8,8 +8,9 @@ import pytest
 
 from demur.bench import get_bench, names
 from demur.bench.load import faults, read_prompts
-from demur.cli.runner import run_study
-from demur.pipeline.study import Study, make
+from demur.cli.runner import run_small
+from demur.pipeline.resolve import Resolved, make
+from demur.pipeline.study import Study
 from demur.report import build
 from demur.storage import readers as tables
 from demur.storage.artifacts import artifacts
@@ -18,16 +19,21 @@ from demur.testing import stand_in
 STUDY = {
     "name": "large",
     "base": "nobody/Huge-70B",
-    "roles": {
+    "models": {
         "teacher": {"url": "https://teacher.invalid/v1", "model": "t", "key_env": "NOT_SET"},
         "judge": {"hub": "nobody/guard", "serve": "vllm"},
+        "attacker": "https://attacker.invalid/v1",
+        "attack_judge": "https://attacker.invalid/v1",
     },
     "distil": {"keep": "whole safe"},
-    "filter": "llama_guard3",
+    "filter": {"kind": "llama_guard3", "model": "judge"},
     "prompts": {"harmful": {"source": "mini-harmful", "n": 5000}},
     "train": {"lr": 1e-5, "epochs": 3, "batch": 48},
     "held_out": 50,
-    "arms": {"raw": {}, "short": {"format": "short", "safety": 1000, "maths": {"hub": "nobody/maths", "n": 4000}}},
+    "arms": {
+        "raw": {},
+        "short": {"format": "short", "safety": 1000, "maths": {"hub": "nobody/maths:maths.jsonl", "n": 4000}},
+    },
     "bench": [
         {"name": "advbench@paper-v2"},
         {"name": "advbench@paper-v2", "attack": "pair@paper-v2"},
@@ -39,17 +45,21 @@ STUDY = {
 
 
 @pytest.fixture(autouse=True)
-def nowhere(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(stand_in.ADDRESS, raising=False)
+def nowhere(cache: Path) -> None:
+    """Nothing is downloaded, and nobody is asked."""
+
+
+def resolved(**changes: object) -> Resolved:
+    return make(STUDY | {"workers": 1} | changes, where="test")
 
 
 def study(**changes: object) -> Study:
-    return make(STUDY | {"workers": 1} | changes, where="test")
+    return resolved(**changes).study
 
 
 def test_a_study_of_large_models_runs_whole_and_again_asks_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run_study(study(), out=out, stand_in=True)
+    run_small(resolved(), out=out, journal=None, on="local", json=False)
     cells = [cell for cell in build(out).results if "/" not in cell.metric]
     assert {(cell.arm, cell.bench, cell.attack) for cell in cells} == {
         (arm, bench, attack)
@@ -67,22 +77,8 @@ def test_a_study_of_large_models_runs_whole_and_again_asks_nothing(tmp_path: Pat
     for name in ("report.html", "summary.md"):
         assert "stand-in" in (out / name).read_text().lower()
     before = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
-    # The server of the second run has another port; what was asked of the first is the same to the journal and the plan.
-    run_study(study(), out=out, stand_in=True)
+    run_small(resolved(), out=out, journal=None, on="local", json=False)
     assert before == {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
-
-
-def test_servers_differ_in_their_address_from_start_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    seen = []
-    for _ in range(2):
-        with stand_in.standing_in(study(), out=tmp_path) as small:
-            seen.append((os.environ[stand_in.ADDRESS], small))
-        assert stand_in.ADDRESS not in os.environ
-    assert seen[0][0] != seen[1][0]
-    assert seen[0][1] == seen[1][1]
-    assert seen[0][1].stand_in
 
 
 @pytest.mark.parametrize("name", sorted(n for n in names() if get_bench(n).files and get_bench(n).columns))

@@ -13,7 +13,7 @@ from demur.attack.replay import stored
 from demur.cli import common
 from demur.cli.runner import run_study
 from demur.errors import UserError
-from demur.pipeline import study as studies
+from demur.pipeline.resolve import make
 from demur.storage.artifacts import artifacts
 
 app = common.app("Attack a model and keep what was found.")
@@ -75,10 +75,10 @@ def attack(
     }
     use["sampling"] = {"seed": seed} if seed else {}
     plain = _plain(kind, use, run=run, data=data, data_dir=data_dir)
-    plain |= {"base": target, "roles": _roles(use, attacker=attacker, judge=judge, attack_judge=attack_judge)}
-    _check_needs(use["attack"], plain["roles"], data_dir)
-    study = studies.make(common.apply_sets(plain, sets), where="demur attack")
-    run_study(study, out=out or Path("runs/attack"), journal=journal, json=json)
+    plain |= {"base": target, "models": _roles(use, attacker=attacker, judge=judge, attack_judge=attack_judge)}
+    _check_needs(use["attack"], plain["models"], data_dir)
+    resolved = make(common.apply_sets(plain, sets), where="demur attack")
+    run_study(resolved, out=out or Path("runs/attack"), journal=journal, json=json)
 
 
 def _plain(
@@ -111,9 +111,9 @@ def _roles(use: dict[str, Any], *, attacker: str | None, judge: str | None, atta
     return roles | ({"attack_judge": scorer} if scorer else {})
 
 
-def _check_needs(attack: dict[str, Any], roles: dict[str, Any], data_dir: Path | None) -> None:
+def _check_needs(attack: dict[str, Any], models: dict[str, Any], data_dir: Path | None) -> None:
     """What an attack cannot do without, before anything is opened."""
-    if lacks := parse(attack).missing(roles, data_dir):
+    if lacks := parse(attack).missing(models, data_dir):
         raise UserError("\n".join(lacks))
 
 

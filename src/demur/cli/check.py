@@ -17,7 +17,7 @@ from demur.errors import CheckFailed, UserError
 from demur.judge.isolation import run_program
 from demur.judge.maths import check_golds
 from demur.mix import examples_of
-from demur.pipeline.graph import base_folder, graph
+from demur.pipeline.resolve import base_folder
 from demur.prompts.formats import load_file
 from demur.records import Example, Prompt
 from demur.train.check import check_template as check
@@ -41,11 +41,12 @@ def study(
 
       demur check study mine.yaml --data-dir data --json
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in files:
         try:
-            loaded = common.load_study(path, None, data_dir=data_dir)
-            rows.append({"file": str(path), "sound": True, "stages": len(graph(loaded)), "arms": len(loaded.arms)})
+            study, stages, missing, _ = common.load_study(path, None, data_dir=data_dir)
+            counts = {"stages": len(stages), "arms": len(study.arms), "missing": missing}
+            rows.append({"file": str(path), "sound": True} | counts)
         except UserError as error:
             rows.append({"file": str(path), "sound": False, "error": str(error)})
     if json:
@@ -53,8 +54,10 @@ def study(
     for row in () if json else rows:
         said = f"{row['arms']} arms, {row['stages']} stages" if row["sound"] else str(row["error"])
         common.stdout.print(f"{'✓' if row['sound'] else '✗'} {row['file']}: {said}", markup=False)
+        for line in row.get("missing", ()):
+            common.stdout.print(f"    missing here: {line}", markup=False)
     if wrong := [row["file"] for row in rows if not row["sound"]]:
-        raise CheckFailed(f"{len(wrong)} of {len(rows)} studies are not sound.")
+        raise UserError(f"{len(wrong)} of {len(rows)} studies are not sound.")
 
 
 @app.command()

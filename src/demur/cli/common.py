@@ -15,7 +15,7 @@ from demur.records import encode
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from demur.pipeline.study import Study
+    from demur.pipeline.resolve import Resolved
     from demur.records import Estimate
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140)
@@ -45,7 +45,7 @@ Examples = Annotated[
     Path | None, typer.Option("--examples", help="RecordFile to train on: a file or a finished stage.")
 ]
 JournalDir = Annotated[
-    Path | None, typer.Option("--journal", help="ReplyCache to share between runs; default: RUN/journal.")
+    Path | None, typer.Option("--journal", help="ReplyCache to share between runs; default: RUN/replies.")
 ]
 
 
@@ -73,13 +73,6 @@ def apply_sets(data: dict[str, Any], sets: list[str] | None) -> dict[str, Any]:
     return data
 
 
-def role(text: str) -> dict[str, Any]:
-    """What a role named on the command line means, as the settings of a stage hold it."""
-    from demur.models.config import parse_model
-
-    return parse_model(text).model_dump(mode="json", exclude_unset=True)
-
-
 def judge_of(text: str) -> tuple[str, str]:
     """Name and model in `--judge TEXT`: a judge alone has no model, a model alone (a URL, a folder, a hub id) no name."""
     from demur.judge import JUDGES
@@ -91,11 +84,12 @@ def judge_of(text: str) -> tuple[str, str]:
     return ("", text) if alone else (text, "")
 
 
-def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_dir: Path | None = None) -> Study:
-    """A study file with its overrides."""
+def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_dir: Path | None = None) -> Resolved:
+    """A study file with its overrides, everything about it looked up."""
     from demur.pipeline import study
+    from demur.pipeline.resolve import resolve
 
-    return study.load(path, sets=[*(sets or []), *([f"data_dir={data_dir}"] if data_dir else [])], quick=quick)
+    return resolve(study.read(path, sets=[*(sets or []), *([f"data_dir={data_dir}"] if data_dir else [])], quick=quick))
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], *, left: int = 1, title: str | None = None) -> Table:
@@ -109,6 +103,15 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], *, left: int = 
     for row in rows:
         made.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
     return made
+
+
+def shown(estimate: Estimate, *, scale: float = 100.0) -> str:
+    """An estimate for a table cell: value and interval, or a dash."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return f"– (n={estimate.n})"
+    places = 1 if scale > 1 else 2
+    value, low, high = (f"{x * scale:.{places}f}" for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}–{high}]"
 
 
 def percent(estimate: Estimate) -> str:

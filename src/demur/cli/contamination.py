@@ -13,9 +13,9 @@ from demur.cli import common
 from demur.errors import CheckFailed, UserError
 from demur.mix import example_of, unfit
 from demur.mix.certificate import Certificate, Found, certify, without
-from demur.pipeline.stages.clean import Beside, asked, beside, mixes
 from demur.prompts.formats import load_file
 from demur.records import Estimate, Example, ExamplePart, Origin, Prompt, encode, write_jsonl
+from demur.report.clean import Beside, asked, beside, mixes
 from demur.storage.artifacts import atomic_write, is_published
 
 CERTIFICATE = "contamination.json"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from demur.cli import common
-from demur.cli.runner import run_nodes
+from demur.cli.common import shown
+from demur.cli.runner import run_stages
 from demur.diagnose import DETECTORS
-from demur.pipeline.run import Node
-from demur.pipeline.stages.patterns import shown
+from demur.models.config import ModelConfig, parse_model
+from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
+from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.report.patterns import PatternRate, measures, patterns
 from demur.report.read import read
-from demur.storage.artifacts import Artifact, is_published
 
 app = common.app("Find the failure patterns in traces.")
 DETECTOR = Annotated[
@@ -42,18 +43,12 @@ def diagnose(
       demur diagnose traces.jsonl --limit 100 --json
     """
     where = out or Path("runs/diagnose")
-    settings = detector_settings(detector) | kept_of(file) | ({"limit": limit} if limit else {})
-    done = run_nodes(
-        [
-            Node(name="import", kind="import", settings={}, files={"file": str(file)}),
-            Node(name="diagnose", kind="diagnose", settings=settings, inputs={"traces": "import"}),
-        ],
-        out=where,
-        journal=journal,
-        title="diagnose",
-    )
+    kind, models = detecting(detector)
+    source = Import("import", ImportSettings(), files={"file": file})
+    stage = Diagnose("diagnose", DiagnoseSettings(detector=kind, limit=limit), inputs={"traces": source}, models=models)
+    done = run_stages([stage], out=where, journal=journal, title="diagnose")
     summary = done["diagnose"].manifest.summary
-    odd = done["import"].manifest.summary.get("odd", 0)
+    odd = done["import"].rows("odd")
     text = markdown(where, title=f"Failure patterns in {file.name}", traces=summary["traces"], odd=odd)
     run = read(where)
     found = {"detector": summary["detector"], "rates": list(patterns(run)), "measures": measures(run)}
@@ -62,17 +57,9 @@ def diagnose(
     common.console.print(f"findings with evidence: {done['diagnose'].folder / 'findings.jsonl'}")
 
 
-def kept_of(file: Path) -> dict[str, Any]:
-    """Which traces passed the filter, where the file is a finished distillation."""
-    kept = Artifact(file).manifest.summary.get("kept") if is_published(file) else None
-    return {} if kept is None else {"kept": kept}
-
-
-def detector_settings(text: str) -> dict[str, Any]:
-    """The settings of a stage that detects: a detector by name, or a model for the detector `llm`."""
-    if text in DETECTORS:
-        return {"name": text}
-    return {"name": "llm", "detector": common.role(text)}
+def detecting(text: str) -> tuple[str, dict[str, ModelConfig]]:
+    """The kind of a detector, and who plays it: a detector by name, or a model for the detector `llm`."""
+    return (text, {}) if text in DETECTORS else ("llm", {"detector": parse_model(text)})
 
 
 def markdown(where: Path, *, title: str, traces: int, odd: int = 0) -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 
 from demur.cli import common
-from demur.cli.runner import run_nodes
+from demur.cli.runner import run_stages
 from demur.distil.run import REASONS, TokenStats
 from demur.distil.settings import DistilSettings
 from demur.distil.strategy import load
 from demur.errors import UserError
 from demur.judge import JUDGES
-from demur.pipeline.run import Node
+from demur.models.config import ModelConfig, parse_model
+from demur.pipeline.stages.distil import Distil, DistilStageSettings
+from demur.pipeline.stages.importing import Import, ImportSettings
+from demur.pipeline.stages.prompts import Prompts
+from demur.prompts.settings import PromptsSettings
 from demur.storage.artifacts import Artifact
 
 app = common.app("A teacher's traces for prompts, filtered.")
@@ -47,16 +51,15 @@ def distil(
       demur distil --data harmful.jsonl --set strategy=./mine.md --set until_safe=1 --set keep='answer safe' --teacher ./model --judge llama_guard3=./guard
     """
     settings: DistilSettings = common.validated(DistilSettings, common.apply_sets({"seed": seed}, sets))
-    nodes = _nodes(settings, data=data, teacher=teacher, judge=judge, given=given, limit=limit)
+    stage = _stage(settings, data=data, teacher=teacher, judge=judge, given=given, limit=limit)
     where = out or Path("runs/distil")
-    done = run_nodes(nodes, out=where, journal=journal, title="distil")[nodes[-1].name]
+    done = run_stages([stage], out=where, journal=journal, title="distil")[stage.name]
     text = markdown(done, strategy=Path(settings.strategy).stem)
-    rest = {key: value for key, value in done.manifest.summary.items() if key != "kept"}
-    common.tell(where, text, plain={"out": str(where)} | rest, json=json)
+    common.tell(where, text, plain={"out": str(where)} | done.manifest.summary, json=json)
     common.console.print(f"traces: {done.folder / 'traces.jsonl'}")
 
 
-def _nodes(
+def _stage(
     settings: DistilSettings,
     *,
     data: Path,
@@ -64,33 +67,29 @@ def _nodes(
     judge: str | None,
     given: Path | None,
     limit: int | None,
-) -> list[Node]:
-    """The stages: prompts, given traces if any, and last the distillation."""
-    if load(settings.strategy).constant is not None:
-        # A constant reply needs no filter, whatever the keep rule says.
-        settings = settings.model_copy(update={"keep": "everything"})
-    plan: dict[str, Any] = {"distil": settings.model_dump(mode="json")}
-    plan |= _judge(judge) if settings.parts else {"filter": ""}
+) -> Distil:
+    """The distillation, with the stages that read its prompts and given traces."""
+    constant = load(settings.strategy).constant is not None
+    # A constant reply needs no filter, whatever the keep rule says.
+    kind, models = ("", dict[str, ModelConfig]()) if constant or not settings.parts else _filter(judge)
     if teacher:
-        plan["teacher"] = common.role(teacher)
-    files = {"strategy": settings.strategy} if settings.strategy.endswith(".md") else {}
-    drawn: dict[str, Any] = {"source": str(data)} | ({"n": limit} if limit else {})
-    nodes = [Node(name="prompts", kind="prompts", settings=drawn, files={"source": str(data)})]
-    inputs = {"prompts": "prompts"}
+        models["teacher"] = parse_model(teacher)
+    drawn = PromptsSettings(source=str(data), n=limit)
+    inputs: dict[str, Prompts | Import] = {"prompts": Prompts("prompts", drawn, files={"source": data})}
     if given:
-        nodes.append(Node(name="import-given", kind="import", settings={}, files={"file": str(given)}))
-        inputs["given"] = "import-given"
+        inputs["given"] = Import("import-given", ImportSettings(), files={"file": given})
+    files = {"strategy": Path(settings.strategy)} if settings.strategy.endswith(".md") else {}
     name = f"distil-{Path(settings.strategy).stem}"
-    return [*nodes, Node(name=name, kind="distil", settings=plan, inputs=inputs, files=files)]
+    return Distil(name, DistilStageSettings(distil=settings, filter=kind), inputs=inputs, files=files, models=models)
 
 
-def _judge(text: str | None) -> dict[str, Any]:
-    """The filter by name, and its model where it has one: NAME, NAME=MODEL, or a model for the default guard."""
+def _filter(text: str | None) -> tuple[str, dict[str, ModelConfig]]:
+    """The filter's kind, and its model where it has one: NAME, NAME=MODEL."""
     if text is None:
         raise UserError("the keep rule needs a judge: --judge NAME or NAME=MODEL, or --set keep=everything.")
     name, model = common.judge_of(text)
     if name in JUDGES:
-        return {"filter": name} | ({"judge": common.role(model)} if model else {})
+        return name, {"filter": parse_model(model)} if model else {}
     raise UserError(f"--judge {text}: no judge of that name. Allowed: {', '.join(sorted(JUDGES))}, or NAME=MODEL.")
 
 

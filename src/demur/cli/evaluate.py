@@ -12,7 +12,7 @@ from demur.cli import common
 from demur.cli.runner import run_study
 from demur.errors import UserError
 from demur.judge import JUDGES, requires_model
-from demur.pipeline import study as studies
+from demur.pipeline.resolve import make
 
 app = common.app("Run benchmarks against a model.")
 
@@ -64,13 +64,13 @@ def evaluate(
     plain: dict[str, Any] = {
         "name": "eval",
         "base": target,
-        "roles": roles,
+        "models": roles,
         "arms": {"target": {}},
         "bench": [{key: value for key, value in use.items() if value is not None} for use in uses],
         "data_dir": str(data_dir) if data_dir else None,
     }
-    study = studies.make(common.apply_sets(plain, sets), where="demur eval")
-    run_study(study, out=out or Path("runs/eval"), journal=journal, json=json)
+    resolved = make(common.apply_sets(plain, sets), where="demur eval")
+    run_study(resolved, out=out or Path("runs/eval"), journal=journal, json=json)
 
 
 def _judge(text: str | None, roles: dict[str, Any], names: list[str]) -> str | None:

@@ -9,10 +9,12 @@ import typer
 
 from demur.bench.metrics import STORED
 from demur.cli import common
-from demur.cli.runner import run_nodes, tell
+from demur.cli.runner import run_stages, tell
 from demur.errors import UserError, unknown
 from demur.judge import requires_model
-from demur.pipeline.run import Node
+from demur.models.config import parse_model
+from demur.pipeline.stages.importing import Import, ImportSettings
+from demur.pipeline.stages.rejudge import Rejudge, RejudgeSettings
 from demur.records import Trace, Verdict, read_jsonl
 from demur.report.agreement import agreement, crossing, majority
 from demur.report.metrics import cells, of_records, results
@@ -50,12 +52,12 @@ def judge(
     _known("--part", part, ("thinking", "answer", "whole"))
     _known("--query", query, ("question", "sent"))
     sources = _sources(source, where, journal)
-    nodes = [
-        _node(text, {"part": part, "query": query}, settings, path)
+    stages = [
+        _stage(text, {"part": part, "query": query}, settings, path)
         for text in dict.fromkeys(judges or ["rules"])
         for settings, path in sources
     ]
-    run_nodes(nodes, out=where, journal=journal, title="judge")
+    run_stages(stages, out=where, journal=journal, title="judge")
     traces, verdicts = _all(sources, [stage for stage in artifacts(where) if stage.manifest.kind == "judge"])
     extra = _beside(traces, verdicts)
     if json:
@@ -82,28 +84,28 @@ def _sources(source: Path, where: Path, journal: Path | None) -> list[tuple[dict
         if not found:
             raise UserError(f"{source} has no finished evaluation. See: demur status {source}")
         return found
-    node = Node(name="import", kind="import", settings={}, files={"file": str(source)})
-    done = run_nodes([node], out=where, journal=journal, title="read")["import"]
+    read = Import("import", ImportSettings(), files={"file": source})
+    done = run_stages([read], out=where, journal=journal, title="read")["import"]
     about = {"arm": source.stem, "seed": None, "bench": "demur.bench.metrics:STORED", "of": source.stem}
     return [(about, done.folder / "traces.jsonl")]
 
 
-def _node(text: str, how: dict[str, Any], about: dict[str, Any], path: Path) -> Node:
+def _stage(text: str, how: dict[str, Any], about: dict[str, Any], path: Path) -> Rejudge:
     """The stage that puts one judge to one file of traces.
 
     Raises:
         UserError: an unknown judge, or one that needs a model and has none.
     """
     name, _, model = text.partition("=")
-    settings: dict[str, Any] = {"judge": name, **how, **{key: about[key] for key in ("arm", "seed", "bench")}}
+    settings = RejudgeSettings(judge=name, **how, **{key: about[key] for key in ("arm", "seed", "bench")})
+    models = {"judge": parse_model(model)} if model else {}
     if requires_model(name):
         if not model:
             raise UserError(f"judge '{name}' is a model: say which, as --judge {name}=URL or {name}=FOLDER.")
-        settings["judge_model"] = common.role(model)
     elif model:
         raise UserError(f"judge '{name}' needs no model; say --judge {name}.")
     label = "-".join(str(piece) for piece in (name.replace(":", "."), how["part"] or "", about["of"]) if piece)
-    return Node(name=f"judge-{label}", kind="judge", settings=settings, files={"traces": str(path)})
+    return Rejudge(f"judge-{label}", settings, files={"traces": path}, models=models)
 
 
 def _all(sources: list[tuple[dict[str, Any], Path]], stages: list[Any]) -> tuple[list[Trace], list[Verdict]]:

@@ -10,10 +10,11 @@ import typer
 from rich.markup import escape
 
 from demur.cli import common
-from demur.cli.runner import run_nodes
+from demur.cli.runner import run_stages
 from demur.errors import UserError
 from demur.mix.settings import MixSettings
-from demur.pipeline.run import Node
+from demur.pipeline.stages.importing import Import, ImportSettings
+from demur.pipeline.stages.mix import Mix, MixStageSettings
 from demur.prompts.formats import Odd
 from demur.storage.artifacts import Artifact
 
@@ -45,18 +46,16 @@ def mix(
     """
     plain = common.apply_sets({"shares": shares(share or []), "seed": seed}, sets)
     settings: MixSettings = common.validated(MixSettings, plain, where="demur mix")
-    nodes, inputs = [], {}
+    inputs: dict[str, Import] = {}
     for name, one in settings.shares.items():
         if one.file is None:
             raise UserError(f"share '{name}' has no file: --share {name}=FILE or --set shares.{name}.file=FILE")
-        inputs[name] = f"import-{name}"
-        files = {"file": str(one.file)}
-        asked = {key: value for key, value in (("form", one.form), ("intent", one.intent)) if value}
-        nodes.append(Node(name=inputs[name], kind="import", settings=asked, files=files))
+        inputs[name] = Import(
+            f"import-{name}", ImportSettings(form=one.form, intent=one.intent), files={"file": Path(one.file)}
+        )
     where = out or Path("runs/mix")
-    drawn = Node(name="mix", kind="mix", settings={"mix": settings.model_dump(mode="json")}, inputs=inputs)
-    done = run_nodes([*nodes, drawn], out=where, title="mix")
-    odd = {name: _odd(done[node]) for name, node in inputs.items()}
+    done = run_stages([Mix("mix", MixStageSettings(mix=settings), inputs=inputs)], out=where, title="mix")
+    odd = {name: _odd(done[stage.name]) for name, stage in inputs.items()}
     _tell(done["mix"], odd, json=json)
 
 

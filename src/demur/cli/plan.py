@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
-from demur.pipeline.estimate import foresee
+from demur.errors import UserError
+from demur.pipeline.dag import plan as planned
+from demur.pipeline.estimate import cached, outlook
 
 app = common.app("What a study would do, without doing it.")
 
@@ -31,7 +33,14 @@ def plan(
       demur plan studies/paper_v2.yaml --data-dir data --json
     """
     loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
-    seen = foresee(loaded, out or Path("runs") / loaded.name)
+    folder = out or Path("runs") / loaded.study.name
+    missing = list(loaded.missing)
+    try:
+        seen = outlook(planned(loaded.stages, folder))
+    except UserError as error:
+        seen = {"stages": [], "parts": [], "notes": []}
+        missing = missing or [str(error)]
+    seen |= {"study": loaded.study.name, "missing": missing, "notes": [*loaded.notes, *seen["notes"], *cached(folder)]}
     if json:
         common.print_json(seen)
         return
@@ -41,11 +50,9 @@ def plan(
     ]
     columns = ("stage", "of", "done", "requests", "tokens, at most", "cost, at most")
     common.stdout.print(common.table(columns, rows))
-    for row in seen["roles"]:
-        said = (
-            f"{row['requests']:,} requests, {row['tokens_in']:,} tokens in, {row['tokens_out_at_most']:,} out at most"
-        )
-        common.stdout.print(f"{row['role']}: {said}")
+    for row in seen["parts"]:
+        sizes = f"{row['tokens_in_at_most']:,} tokens in, {row['tokens_out_at_most']:,} out at most"
+        common.stdout.print(f"{row['part']}: {row['requests']:,} requests, {sizes}")
     for line in seen["notes"]:
         common.stdout.print(line, markup=False)
     for line in seen["missing"]:

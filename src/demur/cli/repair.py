@@ -9,10 +9,13 @@ import msgspec
 import typer
 
 from demur.cli import common
-from demur.cli.diagnose import DETECTOR, detector_settings, kept_of
-from demur.cli.runner import run_nodes
-from demur.pipeline.run import Node
-from demur.pipeline.stages.patterns import shown
+from demur.cli.common import shown
+from demur.cli.diagnose import DETECTOR, detecting
+from demur.cli.runner import run_stages
+from demur.models.config import parse_model
+from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
+from demur.pipeline.stages.importing import Import, ImportSettings
+from demur.pipeline.stages.repair import Repair, RepairStageSettings
 from demur.records import Estimate
 from demur.repair.run import Audit
 from demur.repair.settings import RepairSettings
@@ -43,22 +46,17 @@ def repair(
     if not teacher and not {"with", "means"} & set(plain):
         plain["with"] = "trim,align,drop"
     settings = common.validated(RepairSettings, plain)
-    given: dict[str, Any] = detector_settings(detector) | {"repair": settings.model_dump(mode="json", by_alias=True)}
-    given |= kept_of(file) | ({"limit": limit} if limit else {})
-    given |= {"teacher": common.role(teacher)} if teacher else {}
     where = out or Path("runs/repair")
-    names = {"traces": "import", "findings": "diagnose"}
-    found = {key: value for key, value in given.items() if key in ("name", "detector", "limit", "kept")}
-    done = run_nodes(
-        [
-            Node(name="import", kind="import", settings={}, files={"file": str(file)}),
-            Node(name="diagnose", kind="diagnose", settings=found, inputs={"traces": "import"}),
-            Node(name="repair", kind="repair", settings=given, inputs=names),
-        ],
-        out=where,
-        journal=journal,
-        title="repair",
-    )["repair"]
+    kind, models = detecting(detector)
+    read = Import("import", ImportSettings(), files={"file": file})
+    found = Diagnose("diagnose", DiagnoseSettings(detector=kind, limit=limit), inputs={"traces": read}, models=models)
+    mended = Repair(
+        "repair",
+        RepairStageSettings(repair=settings, detector=kind, limit=limit),
+        inputs={"traces": read, "findings": found},
+        models=models | ({"teacher": parse_model(teacher)} if teacher else {}),
+    )
+    done = run_stages([mended], out=where, journal=journal, title="repair")["repair"]
     summary = done.manifest.summary
     text = markdown(summary, title=f"Repair of {file.name}")
     plain = {"out": str(where), "traces": done.rows("traces")} | summary

@@ -12,7 +12,6 @@ from demur.cli import common
 from demur.cli.cost import folder_of
 from demur.cli.runner import run_study
 from demur.errors import UserError
-from demur.pipeline import study as studies
 from demur.storage.artifacts import artifacts
 from demur.storage.cache_care import salvage as rescue
 from demur.storage.reply_cache import ReplyCache
@@ -47,7 +46,7 @@ def retry(
     removed = forget_stages(run, stages)
     common.console.print(f"{forgotten} failed requests will be asked again; {len(removed)} stages will be made again")
     try:
-        study = studies.load(run / "study.yaml")
+        study = common.load_study(run / "study.yaml", None)
     except UserError as error:
         common.console.print(f"now run the command that made {run} again ({error})")
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
-from demur.cli.runner import run_study
+from demur.cli.runner import run_small, run_study
 
 app = common.app("Do all that a study file says.")
 
@@ -41,5 +41,6 @@ def run(
       demur run studies/paper_v2.yaml --stand-in --data-dir data
     """
     loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
-    folder = out or Path("runs") / loaded.name
-    run_study(loaded, out=folder, journal=journal, on=on, stand_in=stand_in, json=json)
+    folder = out or Path("runs") / loaded.study.name
+    start = run_small if stand_in else run_study
+    start(loaded, out=folder, journal=journal, on=on, json=json)

@@ -1,78 +1,87 @@
-"""Runs a study or a few stages for the verbs, shows it, and tells the result."""
+"""Runs a study or a few stages for the verbs, shows it, and reports the result."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from demur.cli import common
 from demur.cli.progress import Display
 from demur.errors import UserError
-from demur.pipeline.run import Node, execute, plan
-from demur.pipeline.stages import KINDS
+from demur.pipeline import study as studies
+from demur.pipeline.dag import ordered
+from demur.pipeline.resolve import Resolved, needs
+from demur.pipeline.run import CACHE, execute
+from demur.settings import Problems
 from demur.storage.artifacts import Artifact
 
 if TYPE_CHECKING:
-    from demur.pipeline.study import Study
+    from demur.pipeline.stage import Stage
 
 
-def run_nodes(
-    nodes: Sequence[Node], *, out: Path, journal: Path | None = None, workers: int | None = None, title: str = ""
+def run_stages(
+    stages: Sequence[Stage[Any]], *, out: Path, journal: Path | None = None, workers: int | None = None, title: str = ""
 ) -> dict[str, Artifact]:
-    """Do some stages with their progress shown; gives the artifacts by node name."""
-    count = workers or default_workers()
-    with Display(common.console, [node.name for node in nodes], title=title) as display:
-        return execute(nodes, kinds=KINDS, out=out, journal=journal, workers=count, watch=display)
+    """Do some stages and what they read, with their progress shown; returns the artifacts by stage name.
+
+    Raises:
+        UserError: something is wrong with them, or missing; nothing was asked then.
+    """
+    problems = Problems(f"demur {title}")
+    missing = needs(stages, problems)
+    problems.check()
+    require(missing)
+    with Display(common.console, [stage.name for stage in ordered(stages)], title=title) as display:
+        return execute(stages, out=out, cache=journal, workers=workers or default_workers(), watch=display)
+
+
+def require(missing: Sequence[str], *, hint: str = "") -> None:
+    """Refuse to start while something is missing.
+
+    Raises:
+        UserError: all of it, one line each.
+    """
+    if missing:
+        count = f"{len(missing)} {'thing is' if len(missing) == 1 else 'things are'}"
+        lines = "\n".join(f"  {line}" for line in missing)
+        raise UserError(f"{count} missing before this can start; nothing was asked yet:\n{lines}{hint}")
 
 
 def run_study(
-    study: Study,
-    *,
-    out: Path,
-    journal: Path | None = None,
-    on: str = "local",
-    stand_in: bool = False,
-    json: bool = False,
+    resolved: Resolved, *, out: Path, journal: Path | None = None, on: str = "local", json: bool = False
 ) -> None:
     """Run a study, write its report and print its table."""
-    from demur.pipeline import study as studies
-    from demur.pipeline.graph import graph, missing
-
-    if (stand_in or study.stand_in) and "DEMUR_STAND_IN" not in os.environ:
-        from demur.testing.stand_in import standing_in
-
-        with standing_in(study, out=out) as small:
-            run_study(small, out=out, journal=journal, on=on, json=json)
-        return
-    if lacks := missing(study):
-        lines = "\n".join(f"  {line}" for line in lacks)
-        raise UserError(
-            f"{len(lacks)} {'thing is' if len(lacks) == 1 else 'things are'} missing before this study can start; "
-            f"nothing was asked yet:\n{lines}\n"
-            f"To try the whole path here with small stand-ins: add --stand-in"
-        )
-    nodes = graph(study)
+    study, stages, missing, notes = resolved
+    require(missing, hint="\nTo try the whole path here with small stand-ins: add --stand-in")
+    for note in notes:
+        common.console.print(note, markup=False)
     out.mkdir(parents=True, exist_ok=True)
     studies.save(study, out / "study.yaml")
     workers = study.workers or default_workers()
-    seeds = len(study.seeds)
     title = (
         f"{study.name} · {len(study.arms)} {'arm' if len(study.arms) == 1 else 'arms'} x "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'} · base {', '.join(study.bases) or study.base} · {workers} workers"
+        f"{len(study.seeds)} {'seed' if len(study.seeds) == 1 else 'seeds'} · "
+        f"base {', '.join(study.bases) or study.base} · {workers} workers"
     )
-    if on == "local":
-        run_nodes(nodes, out=out, journal=journal, workers=workers, title=title)
-    else:
-        from demur.pipeline.ray import ray_pool
+    with Display(common.console, [stage.name for stage in ordered(stages)], title=title) as display:
+        if on == "local":
+            execute(stages, out=out, cache=journal, workers=workers, watch=display, add=False)
+        else:
+            from demur.pipeline.ray import ray_pool
 
-        with (
-            Display(common.console, [node.name for node in nodes], title=title) as display,
-            ray_pool(on, journal=(journal or out / "journal").resolve(), say=display) as pool,
-        ):
-            execute(nodes, kinds=KINDS, out=out.resolve(), journal=journal, workers=pool, watch=display)
+            cache = (journal or out / CACHE).resolve()
+            with ray_pool(on, cache=cache, say=display) as pool:
+                execute(stages, out=out.resolve(), cache=cache, workers=pool, watch=display, add=False)
     tell(out, json=json)
+
+
+def run_small(resolved: Resolved, *, out: Path, journal: Path | None, on: str, json: bool) -> None:
+    """Run a study with small stand-ins for all its models."""
+    from demur.testing.stand_in import standing_in
+
+    run_study(standing_in(resolved.study, out=out), out=out, journal=journal, on=on, json=json)
 
 
 def tell(out: Path, *, json: bool = False) -> None:
@@ -93,10 +102,3 @@ def default_workers() -> int:
     if Path("/dev/nvidia0").exists() or os.environ.get("CUDA_VISIBLE_DEVICES"):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-def planned(study: Study, out: Path) -> list[tuple[str, str, bool]]:
-    """Name, kind and whether it is there, of every stage of a study in a folder."""
-    from demur.pipeline.graph import graph
-
-    return [(item.node.name, item.node.kind, item.done) for item in plan(graph(study), KINDS, out)]

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
-from demur.cli.runner import planned
 from demur.errors import UserError
-from demur.pipeline import study as studies
+from demur.storage.artifacts import is_whole, present
 
 app = common.app("Where a run stands.")
 
@@ -25,13 +24,13 @@ def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], js
 
       demur status runs/mini --json
     """
-    if not (run / "study.yaml").is_file():
-        raise UserError(f"{run} is no run: it has no study.yaml.")
-    stages = planned(studies.load(run / "study.yaml"), run)
+    if not present(run):
+        raise UserError(f"{run} is no run: it has no stages.json.")
+    stages = {name: (stage.kind, is_whole(run / "stages" / stage.folder)) for name, stage in present(run).items()}
     groups: dict[str, list[bool]] = {}
-    for _, kind, done in stages:
+    for kind, done in stages.values():
         groups.setdefault(kind, []).append(done)
-    waiting = [name for name, _, done in stages if not done]
+    waiting = [name for name, (_, done) in stages.items() if not done]
     if json:
         counts = {kind: {"done": sum(done), "of": len(done)} for kind, done in groups.items()}
         common.print_json({"run": str(run), "stages": counts, "waiting": waiting})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,12 @@ from demur.cli import common
 from demur.cli.progress import Display
 from demur.errors import UserError
 from demur.models import BASES
-from demur.pipeline.graph import base_folder
-from demur.pipeline.run import Node, execute
-from demur.pipeline.stages import KINDS
+from demur.models.config import ModelConfig
+from demur.pipeline.dag import ordered
+from demur.pipeline.resolve import base_folder
+from demur.pipeline.run import execute
+from demur.pipeline.stages.examples import Examples, ExamplesSettings
+from demur.pipeline.stages.train import Train, TrainStageSettings
 from demur.train.settings import TrainSettings
 
 app = common.app("Supervised fine-tuning, checked row by row.")
@@ -51,10 +54,11 @@ def train(
 
         follow()
         return
-    nodes = _nodes(base, examples, seed=seed, sets=sets, rows={"held_out": held_out, "limit": limit})
+    rows = Examples("examples", ExamplesSettings(limit=limit, held_out=held_out), files={"examples": examples})
+    stage = _stage(base, rows, seed=seed, sets=sets)
     where = out or Path("runs/train")
-    with Display(common.console, [node.name for node in nodes], title="train") as display:
-        done = execute(nodes, kinds=KINDS, out=where, workers=1, watch=display)["train"]
+    with Display(common.console, [one.name for one in ordered([stage])], title="train") as display:
+        done = execute([stage], out=where, workers=1, watch=display)["train"]
     distributed.leave(dismiss=True)
     summary = done.manifest.summary
     if json:
@@ -68,8 +72,8 @@ def train(
     common.console.print(f"model: {done.folder / 'model'}", soft_wrap=True)
 
 
-def _nodes(base: str, examples: Path, *, seed: int, sets: list[str] | None, rows: dict[str, Any]) -> list[Node]:
-    """The two stages: rows, then training."""
+def _stage(base: str, rows: Examples, *, seed: int, sets: list[str] | None) -> Train:
+    """The training, on rows from outside."""
     for item in sets or []:
         if not item.startswith("train."):
             raise UserError(f"--set {item}: settings of training are named train.NAME, as in a study file.")
@@ -80,15 +84,5 @@ def _nodes(base: str, examples: Path, *, seed: int, sets: list[str] | None, rows
         raise UserError(
             f"--base {base}: no such folder, and no hub id (owner/name). Shipped bases: {', '.join(BASES)}."
         )
-    said: dict[str, Any] = {"train": settings.model_dump(mode="json")}
-    asked = {key: value for key, value in rows.items() if value}
-    return [
-        Node(name="examples", kind="examples", settings=asked, files={"examples": str(examples)}),
-        Node(
-            name="train",
-            kind="train",
-            settings=said if folder else said | {"target": {"hub": base}},
-            inputs={"mix": "examples"},
-            files={"base": str(folder)} if folder else {},
-        ),
-    ]
+    model = ModelConfig(path=str(folder)) if folder else ModelConfig(hub=base)
+    return Train("train", TrainStageSettings(train=settings), inputs={"mix": rows}, models={"base": model})

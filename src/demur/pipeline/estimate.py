@@ -1,191 +1,69 @@
-"""What a study would ask, without asking anyone: requests, tokens at most, money at most, memory, what is missing.
+"""What stages would ask, without asking anyone: requests and tokens at most by part, money at most, what is there already.
 
-Token counts are upper bounds (every reply as long as its budget lets it); prompts count a token for four characters. An
-adaptive attack is counted as if no goal were ever reached. Memory follows the rules of thumb of `memory.py`.
+Bounds: every reply as long as its budget lets it; an adaptive attack as if no goal were ever reached.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from demur import attack as attacks
-from demur import bench as benches
-from demur import judge as judges
-from demur.errors import UserError
-from demur.models.config import ModelConfig
-from demur.pipeline.graph import graph, missing
+from demur.interfaces import Ask
+from demur.pipeline.dag import Planned
 from demur.pipeline.hardware import SMALL, parameters, to_train, together
-from demur.pipeline.run import Node, Planned, plan
-from demur.pipeline.stages import KINDS
-from demur.pipeline.study import BenchUse, Study
-
-CHARACTERS_A_TOKEN = 4
-DETECTOR_TOKENS = 4096
-"""Bound on what a model that detects patterns writes, its own thinking included."""
-UNKNOWN_TOKENS = 100
-"""Length of a prompt where no local copy tells."""
+from demur.pipeline.run import CACHE
+from demur.pipeline.stage import Stage
+from demur.storage.reply_cache import ReplyCache
 
 
-class Ask(NamedTuple):
-    """Requests to one role."""
-
-    role: str
-    requests: int
-    tokens_in: int
-    tokens_out: int
-
-
-def foresee(study: Study, out: Path) -> dict[str, Any]:
-    """Everything that `demur plan` says, as plain data: stages by kind, requests by role, notes, what is missing."""
-    lacks = missing(study)
-    try:
-        items = plan(graph(study), KINDS, out)
-    except UserError as error:
-        return {"study": study.name, "stages": [], "roles": [], "notes": [], "missing": [*lacks, str(error)]}
-    nodes = {item.node.name: item.node for item in items}
-    counts: dict[str, tuple[int, int]] = {}
+def outlook(planned: Sequence[Planned]) -> dict[str, Any]:
+    """Stages by kind, requests by part of the stages that are not done, and what memory the models take, as plain data."""
     kinds: dict[str, dict[str, Any]] = {}
-    roles: dict[str, list[int]] = {}
-    for item in items:
-        asks = _asks(item.node, nodes, counts, lacks)
-        row = kinds.setdefault(
-            item.node.kind, {"kind": item.node.kind, "of": 0, "done": 0, "requests": 0, "tokens": 0, "cost": None}
-        )
+    parts: dict[str, list[int]] = {}
+    for item in planned:
+        blank = {"kind": item.stage.kind, "of": 0, "done": 0, "requests": 0, "tokens": 0, "cost": None}
+        row = kinds.setdefault(item.stage.kind, blank)
         row["of"] += 1
         row["done"] += item.done
-        for ask in () if item.done else asks:
+        for ask in () if item.done else item.stage.estimate():
             row["requests"] += ask.requests
             row["tokens"] += ask.tokens_in + ask.tokens_out
-            cost = _cost(study.roles.get(ask.role), ask)
+            cost = _cost(item.stage, ask)
             row["cost"] = row["cost"] if cost is None else (row["cost"] or 0.0) + cost
-            sums = roles.setdefault(ask.role, [0, 0, 0])
-            for index, value in enumerate((ask.requests, ask.tokens_in, ask.tokens_out)):
+            sums = parts.setdefault(ask.part, [0, 0, 0])
+            for index, value in enumerate(ask[1:]):
                 sums[index] += value
-    by_role = [
-        {"role": name, "requests": a, "tokens_in": b, "tokens_out_at_most": c}
-        for name, (a, b, c) in sorted(roles.items())
+    asked = [
+        {"part": name, "requests": a, "tokens_in_at_most": b, "tokens_out_at_most": c}
+        for name, (a, b, c) in sorted(parts.items())
     ]
-    return {
-        "study": study.name,
-        "stages": list(kinds.values()),
-        "roles": by_role,
-        "notes": [*_memory(study), *_journal(out, items)],
-        "missing": list(dict.fromkeys(lacks)),
-    }
+    return {"stages": list(kinds.values()), "parts": asked, "notes": _memory([item.stage for item in planned])}
 
 
-def _asks(node: Node, nodes: Mapping[str, Node], counts: dict[str, tuple[int, int]], lacks: list[str]) -> list[Ask]:
-    """Whom a stage would ask how much."""
-    if node.kind == "distil":
-        count, size = _prompts(node.inputs["prompts"], nodes, counts, lacks)
-        return _distil_asks(node, count, size)
-    if node.kind == "evaluate":
-        return _evaluate_asks(node, lacks)
-    if node.kind == "diagnose" and "detector" in node.settings:
-        source = nodes[node.inputs["traces"]]
-        count, size = _prompts(source.inputs["prompts"], nodes, counts, lacks)
-        settings = source.settings["distil"]
-        replies = count * settings["samples"]
-        return [Ask("detector", replies, replies * (size + settings["max_tokens"]), replies * DETECTOR_TOKENS)]
-    return []
-
-
-def _prompts(
-    name: str, nodes: Mapping[str, Node], counts: dict[str, tuple[int, int]], lacks: list[str]
-) -> tuple[int, int]:
-    """How many prompts a stage draws, and their mean length in tokens; read from local files only."""
-    if name not in counts:
-        from demur.prompts.load import load
-        from demur.prompts.settings import PromptsSettings
-
-        try:
-            found = load(PromptsSettings(**{**nodes[name].settings, **_moved(nodes[name])}))
-            size = sum(len(prompt.text) for prompt in found) // max(1, len(found)) // CHARACTERS_A_TOKEN
-            counts[name] = (len(found), size)
-        except UserError as error:
-            lacks.append(f"prompts    {error}")
-            counts[name] = (0, 0)
-    return counts[name]
-
-
-def _moved(node: Node) -> dict[str, str]:
-    """The places at which a prompt stage's files were found."""
-    return {key: path for key, path in node.files.items() if key in ("source", "data", "templates")}
-
-
-def _distil_asks(node: Node, count: int, size: int) -> list[Ask]:
-    from demur.distil.settings import DistilSettings
-    from demur.distil.strategy import load
-
-    settings = DistilSettings(**node.settings["distil"])
-    if load(node.files.get("strategy", settings.strategy)).constant is not None:
-        return []
-    replies = count * (settings.bound if settings.until_safe else settings.samples)
-    asks = [Ask("teacher", replies, replies * size, replies * settings.max_tokens)]
-    if settings.parts and judges.requires_model(node.settings["filter"]):
-        judged = replies * len(settings.parts)
-        asks.append(Ask("judge", judged, judged * (size + settings.max_tokens), judged * 100))
-    return asks
-
-
-def _evaluate_asks(node: Node, lacks: list[str]) -> list[Ask]:
-    from demur.bench.load import load_prompts
-    from demur.pipeline.stages.measure import sampling_of
-
-    use = BenchUse(**node.settings["bench"])
-    bench = benches.get_bench(use.name)
-    count, size = bench.count or 0, UNKNOWN_TOKENS
-    if "data" in node.files or bench.generated:
-        data = Path(node.files["data"]) if "data" in node.files else None
-        try:
-            found = load_prompts(bench, data=data, limit=use.limit, seed=use.seed)
-        except UserError as error:
-            lacks.append(f"bench      {error}")
-            return []
-        count = len(found)
-        size = sum(len(prompt.text) for prompt in found) // max(1, count) // CHARACTERS_A_TOKEN
-    elif not bench.hub:
-        lacks.append(f"bench      {bench.name}: no local copy; give one of {', '.join(bench.files)} in --data-dir")
-    count = min(count, use.limit or count)
-    sampling = sampling_of(bench, use)
-    files = {key.removeprefix("attack_"): Path(file) for key, file in node.files.items() if key.startswith("attack_")}
-    replies = attacks.variants(use.attack, count, files) * sampling.n
-    asks = [Ask("target", replies, replies * size, replies * sampling.max_tokens)]
-    if judges.requires_model(use.judge or bench.judge):
-        asks.append(Ask("judge", replies, replies * (size + sampling.max_tokens), replies * 100))
-    asks += [Ask(*ask) for ask in attacks.estimate(use.attack, count, size, files)]
-    return asks
-
-
-def _cost(role: ModelConfig | None, ask: Ask) -> float | None:
+def _cost(stage: Stage[Any], ask: Ask) -> float | None:
     """The price at most, where prices were declared."""
-    if role is None or role.prices is None:
-        return None
-    return role.prices.cost(ask.tokens_in, ask.tokens_out)
+    model = stage.models.get(ask.part)
+    return model.prices.cost(ask.tokens_in, ask.tokens_out) if model is not None and model.prices else None
 
 
-def _memory(study: Study) -> list[str]:
+def _memory(stages: Sequence[Stage[Any]]) -> list[str]:
     """What answering needs and whether it fits together, and what training needs."""
-    arms = [(copy.base, arm.trained) for name, arm in study.arms.items() for copy in study.copies(name)]
-    models = {f"target {name}": name for name, _ in arms}
-    models |= {role: spec.path or spec.hub or "" for role, spec in study.roles.items()}
-    lines = together({role: model for role, model in models.items() if (parameters(model) or 0) > SMALL})
-    for name in dict.fromkeys(name for name, trained in arms if trained):
-        need = to_train(name, lora=study.train.lora is not None)
-        if need is not None and (parameters(name) or 0) > SMALL:
-            lines.append(f"training {name}: about {need:.0f} GB")
-    return lines
+    models = {part: m.path or m.hub or "" for stage in stages for part, m in stage.models.items() if part != "base"}
+    lines = together({part: model for part, model in models.items() if (parameters(model) or 0) > SMALL})
+    for stage in stages:
+        if stage.kind == "train":
+            name = stage.models["base"].path or stage.models["base"].hub or ""
+            need = to_train(name, lora=stage.settings.train.lora is not None)
+            if need is not None and (parameters(name) or 0) > SMALL:
+                lines.append(f"training {name}: about {need:.0f} GB")
+    return list(dict.fromkeys(lines))
 
 
-def _journal(out: Path, items: list[Planned]) -> list[str]:
-    """What this folder's journal holds already."""
-    del items
-    if not (out / "journal").is_dir():
+def cached(out: Path) -> list[str]:
+    """What this folder's reply cache holds already."""
+    if not (out / CACHE).is_dir():
         return []
-    from demur.storage.reply_cache import ReplyCache
-
-    with ReplyCache(out / "journal") as journal:
-        count = journal.count()
-    return [f"the journal holds {count:,} replies already; what it holds is not asked again"] if count else []
+    with ReplyCache(out / CACHE) as cache:
+        count = cache.count()
+    return [f"{count:,} replies are stored already; what is stored is not asked again"] if count else []

@@ -1,9 +1,9 @@
 """The same stages as tasks of a Ray cluster: `demur run STUDY --on ray` (this machine) or `--on ray://ADDRESS`.
 
 Artifacts lie in the run's folder, which every node must see (a shared POSIX folder). SQLite and network file systems do
-not go together, so a stage writes its replies to a journal of its own beside the run's, and the driver merges it when the
-stage has ended. A stage whose worker or node was lost is started again by Ray; it finds that journal and asks nothing
-twice that was answered.
+not go together, so a stage writes its replies to a cache of its own beside the run's, and the driver merges it when the
+stage has ended. A stage whose worker or node was lost is started again by Ray; it finds that cache and asks nothing
+twice that was answered. One training over several nodes is torchrun's work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from demur.errors import DemurError, UserError, WorkError
-from demur.pipeline.run import Event, Job, Node, Watch, do, reported
+from demur.pipeline.run import Event, Job, Watch, do, reported
 from demur.registry import missing
 from demur.storage.cache_care import merge
 from demur.storage.reply_cache import ReplyCache
@@ -26,13 +26,13 @@ RETRIES = 5
 
 
 @contextlib.contextmanager
-def ray_pool(address: str, *, journal: Path, say: Watch) -> Iterator[RayPool]:
+def ray_pool(address: str, *, cache: Path, say: Watch) -> Iterator[RayPool]:
     """Workers on a Ray cluster, for as long as the block lasts.
 
     Args:
         address: `ray` for a cluster that this machine is part of (or a new one), or `ray://HOST:PORT`.
-        journal: the run's journal, into which the stages' journals are merged.
-        say: told of starts and progress.
+        cache: the run's reply cache, into which the stages' caches are merged.
+        say: gets starts and progress.
 
     Raises:
         UserError: Ray is not installed, or the cluster is not there.
@@ -52,7 +52,7 @@ def ray_pool(address: str, *, journal: Path, say: Watch) -> Iterator[RayPool]:
                 f"--on {address}: {error}. Start a cluster with `ray start --head`, or use --on ray."
             ) from None
     try:
-        yield RayPool(ray, journal, say)
+        yield RayPool(ray, cache, say)
     finally:
         if ours:
             ray.shutdown()
@@ -61,8 +61,8 @@ def ray_pool(address: str, *, journal: Path, say: Watch) -> Iterator[RayPool]:
 class RayPool:
     """A `Pool` whose workers are Ray tasks."""
 
-    def __init__(self, ray: Any, journal: Path, say: Watch) -> None:
-        self._ray, self._journal, self._say = ray, journal, say
+    def __init__(self, ray: Any, cache: Path, say: Watch) -> None:
+        self._ray, self._cache, self._say = ray, cache, say
         self._jobs: dict[Any, Job] = {}
         # The driver keeps the actor on its own node: losing another node loses no events.
         self._events = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox).remote()
@@ -74,10 +74,9 @@ class RayPool:
 
     def submit(self, job: Job) -> Any:
         """Start a stage as a task; its resources follow from its kind."""
-        own = job._replace(journal=self._journal / "stages" / job.folder.name)
-        gpus = devices(job.node) if self._ray.cluster_resources().get("GPU") else 0
-        task = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
-        handle = task.remote(own, self._events)
+        own = job._replace(cache=self._cache / "stages" / job.planned.folder.name)
+        gpus = job.planned.stage.gpus() if self._ray.cluster_resources().get("GPU") else 0
+        handle = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task).remote(own, self._events)
         self._jobs[handle] = own
         return handle
 
@@ -90,25 +89,25 @@ class RayPool:
         return ended
 
     def seconds(self, handle: Any) -> float:
-        """How long an ended stage took; its replies are merged into the run's journal."""
+        """How long an ended stage took; its replies are merged into the run's cache."""
         job = self._jobs.pop(handle)
         try:
             took, failed = self._ray.get(handle)
         except self._ray.exceptions.RayError as error:
             raise WorkError(
-                f"{job.node.name}: lost {RETRIES + 1} times ({type(error).__name__}). Run the same command to go on."
+                f"{job.planned.name}: lost {RETRIES + 1} times ({type(error).__name__}). Run the same command to go on."
             ) from None
         finally:
-            self._merge(job.journal)
+            self._merge(job.cache)
         if failed:
-            raise WorkError(f"{job.node.name}: {failed}")
+            raise WorkError(f"{job.planned.name}: {failed}")
         return float(took)
 
     def _merge(self, own: Path) -> None:
-        """Take a stage's replies into the run's journal."""
+        """Take a stage's replies into the run's cache."""
         if own.is_dir():
-            with ReplyCache(self._journal) as journal:
-                merge(journal, own)
+            with ReplyCache(self._cache) as cache:
+                merge(cache, own)
             shutil.rmtree(own, ignore_errors=True)
 
     def _pass_on(self) -> None:
@@ -133,16 +132,9 @@ class Mailbox:
         return kept
 
 
-def devices(node: Node) -> int:
-    """GPUs that a stage takes on one node of the cluster: a training as many as it has processes."""
-    if node.kind == "train":
-        return int(node.settings["train"].get("processes", 1))
-    return int(node.kind == "evaluate")
-
-
 def _task(job: Job, events: Any) -> tuple[float, str]:
     """Run one stage on a node; gives the seconds, and what went wrong in words (a lost node raises instead)."""
     try:
-        return do(job, reported(job.node.name, events.put.remote)), ""
+        return do(job, reported(job.planned.name, events.put.remote)), ""
     except DemurError as error:
         return 0.0, str(error)

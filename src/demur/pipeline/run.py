@@ -1,85 +1,37 @@
 """Runs a graph of stages: in this process, in one-thread workers that stay alive, or on a Ray cluster.
 
-A `Node` is a stage to be done: plain data. Its fingerprint follows from its kind's version, its settings, the
-fingerprints of its inputs and the content of the outside files it reads, so the whole graph is known before anything
-starts; what is published under the same fingerprint is reused. Workers are separate processes with one thread each:
-independent trainings in parallel beat one training on two threads (and two threads on a busy machine can be ten times
-slower), and they stay alive because importing the training libraries takes seconds.
+What is published under the same fingerprint is reused. Workers are separate processes with one thread each: independent
+trainings in parallel beat one training on two threads (and two threads on a busy machine can be ten times slower), and
+they stay alive because importing the training libraries takes seconds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import multiprocessing
 import os
 import queue
-import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from demur.errors import UserError, WorkError
+from demur.errors import WorkError
 from demur.interfaces import Progress
-from demur.records import Record
-from demur.registry import resolve
-from demur.storage import artifacts as runs
-from demur.storage.artifacts import Artifact, Draft
+from demur.pipeline.dag import Planned, plan, write_graph
+from demur.pipeline.stage import Context, Stage
+from demur.storage import artifacts
+from demur.storage.artifacts import Artifact, Manifest
 
-
-class Node(Record, frozen=True, kw_only=True):
-    """A stage to be done."""
-
-    name: str
-    """Unique in the graph, such as `train-improved-s0`; the folder is NAME-HASH."""
-    kind: str
-    """Key of `stages.KINDS`."""
-    settings: dict[str, Any]
-    inputs: dict[str, str] = {}
-    """Role -> name of the node whose artifact is read."""
-    files: dict[str, str] = {}
-    """Role -> path of a file or folder from outside; its content, not its place, enters the fingerprint."""
-
-
-class Kind(NamedTuple):
-    """What a kind of stage is: its function, and a version that is raised when its results change."""
-
-    function: str
-    """`module:function`, called with a `Task`."""
-    version: int
-    resumable: bool = False
-    """Whether what an interrupted attempt left in the folder is of use to the next."""
-
-
-class Task(NamedTuple):
-    """What a stage function gets."""
-
-    node: Node
-    inputs: dict[str, Artifact]
-    files: dict[str, Path]
-    draft: Draft
-    journal: Path
-    progress: Progress
-
-
-class Planned(NamedTuple):
-    """A node with its fingerprint, its folder, and the fingerprints of all that it reads."""
-
-    node: Node
-    fingerprint: str
-    folder: Path
-    inputs: dict[str, str]
-
-    @property
-    def done(self) -> bool:
-        """Whether its artifact is there already."""
-        return runs.is_published(self.folder)
+CACHE = "replies"
+"""The folder of a run's replies."""
 
 
 class Event(NamedTuple):
@@ -97,68 +49,37 @@ class Event(NamedTuple):
 Watch = Callable[[Event], None]
 
 
-def plan(nodes: Sequence[Node], kinds: Mapping[str, Kind], out: Path) -> list[Planned]:
-    """Fingerprints and folders of all nodes, in an order in which inputs come first.
-
-    Raises:
-        UserError: an outside file is missing.
-    """
-    planned: dict[str, Planned] = {}
-    hashes: dict[str, str] = {}
-    waiting = {node.name: node for node in nodes}
-    assert len(waiting) == len(nodes), "two stages of one name"
-    while waiting:
-        ready = [node for node in waiting.values() if all(name in planned for name in node.inputs.values())]
-        assert ready, f"a circle or a missing input among {sorted(waiting)}"
-        for node in ready:
-            inputs = {role: planned[name].fingerprint for role, name in node.inputs.items()}
-            inputs |= {f"file:{role}": _hash(path, hashes) for role, path in node.files.items()}
-            kind = kinds[node.kind]
-            mark = runs.fingerprint(kind=node.kind, version=kind.version, settings=node.settings, inputs=inputs)
-            planned[node.name] = Planned(node, mark, out / "stages" / f"{node.name}-{mark[:8]}", inputs)
-            del waiting[node.name]
-    return list(planned.values())
-
-
-def _hash(path: str, known: dict[str, str]) -> str:
-    """Content hash of an outside file, once for each."""
-    if path not in known:
-        if not Path(path).exists():
-            raise UserError(f"{path}: no such file or folder.")
-        known[path] = runs.hash_path(Path(path))
-    return known[path]
-
-
 def execute(
-    nodes: Sequence[Node],
+    stages: Sequence[Stage[Any]],
     *,
-    kinds: Mapping[str, Kind],
     out: Path,
-    journal: Path | None = None,
+    cache: Path | None = None,
     workers: int | Pool = 1,
     watch: Watch | None = None,
+    add: bool = True,
 ) -> dict[str, Artifact]:
-    """Do what is not done yet and give all artifacts by node name.
+    """Do what is not done yet of some stages and all that they read; returns all artifacts by stage name.
 
     Args:
-        nodes: the graph.
-        kinds: what each kind of stage is.
+        stages: the last stages of the graph, or all of them.
         out: the run's folder.
-        journal: where replies are kept; default: in the run's folder.
+        cache: where replies are kept; default: in the run's folder.
         workers: processes on this machine (1: this process), or a pool of workers elsewhere.
-        watch: told of every event.
+        watch: gets every event.
+        add: keep the run's other stages in its graph; else these are the whole graph.
 
     Raises:
         WorkError: a stage failed; what was finished is kept and the same call goes on from there.
     """
     say = watch or (lambda event: None)
-    with runs.locked(out):
-        planned = plan(nodes, kinds, out)
-        todo = [item for item in planned if not item.done]
-        for item in planned:
-            if item.done:
-                say(Event(item.node.name, "reused"))
-        context = _Context({item.node.name: item for item in planned}, kinds, journal or out / "journal")
+    with artifacts.locked(out):
+        planned = plan(stages, out)
+        write_graph(planned, out, add=add)
+        done = {item.name for item in planned if item.done}
+        todo = [item for item in planned if item.name not in done]
+        for name in (item.name for item in planned if item.name in done):
+            say(Event(name, "reused"))
+        context = _Graph({item.name: item for item in planned}, done, cache or out / CACHE)
         if not isinstance(workers, int):
             _drive(todo, context, workers, say)
         elif workers <= 1 or len(todo) <= 1:
@@ -167,78 +88,81 @@ def execute(
         else:
             with local_pool(min(workers, len(todo)), say) as pool:
                 _drive(todo, context, pool, say)
-        return {item.node.name: Artifact(item.folder) for item in planned}
+        return {item.name: Artifact(item.folder) for item in planned}
 
 
-class _Context(NamedTuple):
+class _Graph(NamedTuple):
     planned: dict[str, Planned]
-    kinds: Mapping[str, Kind]
-    journal: Path
+    done: set[str]
+    cache: Path
 
     def ready(self, item: Planned) -> bool:
         """Whether all inputs of a stage are published."""
-        return all(self.planned[name].done for name in item.node.inputs.values())
+        return all(stage.name in self.done for stage in item.stage.inputs.values())
 
     def job(self, item: Planned) -> Job:
-        node = item.node
-        inputs = {role: self.planned[name] for role, name in node.inputs.items()}
-        folders = {role: there.folder for role, there in inputs.items()}
-        return Job(node, self.kinds[node.kind], folders, item.inputs, item.folder, self.journal)
+        folders = {part: self.planned[stage.name].folder for part, stage in item.stage.inputs.items()}
+        return Job(item, folders, self.cache)
 
 
 class Job(NamedTuple):
-    """Everything a worker needs: plain data, so that it can be sent."""
+    """Everything a worker needs, to be sent."""
 
-    node: Node
-    kind: Kind
+    planned: Planned
     inputs: dict[str, Path]
-    marks: dict[str, str]
-    folder: Path
-    journal: Path
+    cache: Path
 
 
 def do(job: Job, progress: Progress) -> float:
-    """Run one stage and publish it; gives the seconds it took."""
-    function = resolve("stage", job.kind.function, {})
-    inputs = {role: Artifact(folder) for role, folder in job.inputs.items()}
-    files = {role: Path(path) for role, path in job.node.files.items()}
-    with runs.drafted(job.folder, fresh=not job.kind.resumable) as (draft, began):
-        try:
-            function(Task(job.node, inputs, files, draft, job.journal, progress))
-        except BaseException:
-            if not job.kind.resumable:
-                shutil.rmtree(job.folder, ignore_errors=True)
-            raise
+    """Run one stage and publish it; returns the seconds it took."""
+    (stage, mark, folder, marks), inputs, cache = job
+    with artifacts.drafted(folder, fresh=not stage.resumable) as (draft, began):
+        there = {part: Artifact(path) for part, path in inputs.items()}
+        context = Context(stage, inputs=there, draft=draft, cache=cache, progress=progress)
+        if (work := stage.run(context)) is not None:
+            asyncio.run(_finished(context, work))
         seconds = time.monotonic() - began
         draft.publish(
-            name=job.node.name,
-            kind=job.node.kind,
-            version=job.kind.version,
-            settings=job.node.settings,
-            inputs=job.marks,
-            seconds=seconds,
+            Manifest(
+                name=stage.name,
+                kind=stage.kind,
+                version=stage.version,
+                fingerprint=mark,
+                settings=stage.settings.model_dump(mode="json", by_alias=True),
+                inputs=marks,
+                models={
+                    part: model.model_dump(mode="json", exclude_defaults=True) for part, model in stage.models.items()
+                },
+                seconds=round(seconds, 3),
+            )
         )
     return seconds
 
 
-def _run_here(item: Planned, context: _Context, say: Watch) -> None:
+async def _finished(context: Context, work: Awaitable[None]) -> None:
+    """A stage's work to its end; its models are closed with it."""
+    async with context:
+        await work
+
+
+def _run_here(item: Planned, graph: _Graph, say: Watch) -> None:
     """Run one stage in this process."""
-    name = item.node.name
-    say(Event(name, "started"))
+    say(Event(item.name, "started"))
 
     def progress(done: int, total: int | None, remark: str) -> None:
-        say(Event(name, "progress", done, total, remark))
+        say(Event(item.name, "progress", done, total, remark))
 
     try:
-        seconds = do(context.job(item), progress)
+        seconds = do(graph.job(item), progress)
     except BaseException:
-        say(Event(name, "failed"))
+        say(Event(item.name, "failed"))
         raise
-    say(Event(name, "done", remark=_summary(item), seconds=seconds))
+    graph.done.add(item.name)
+    say(Event(item.name, "done", remark=_line(item), seconds=seconds))
 
 
-def _summary(item: Planned) -> str:
-    """The line a stage wants said when it is done."""
+def _line(item: Planned) -> str:
+    """The line that a stage leaves for people."""
     return str(Artifact(item.folder).manifest.summary.get("line", ""))
 
 
@@ -263,33 +187,37 @@ class Pool(Protocol):
         ...
 
 
-def _drive(todo: list[Planned], context: _Context, pool: Pool, say: Watch) -> None:
+def _drive(todo: list[Planned], graph: _Graph, pool: Pool, say: Watch) -> None:
     """Run stages as their inputs become ready; the first failure stops new ones and is raised when the rest have ended."""
-    waiting = {item.node.name: item for item in todo}
+    waiting = {item.name: item for item in todo}
     running: dict[Any, Planned] = {}
     failure: BaseException | None = None
     while waiting or running:
-        ready = [] if failure else [item for item in waiting.values() if context.ready(item)]
+        ready = [] if failure else [item for item in waiting.values() if graph.ready(item)]
         for item in ready[: pool.slots - len(running)]:
-            running[pool.submit(context.job(item))] = item
-            del waiting[item.node.name]
+            running[pool.submit(graph.job(item))] = item
+            del waiting[item.name]
         if not running:
             break
         for handle in pool.wait(list(running)):
-            failure = _settle(pool, handle, running.pop(handle), say) or failure
+            item = running.pop(handle)
+            error = _settle(pool, handle, item, say)
+            failure = failure or error
+            if error is None:
+                graph.done.add(item.name)
     if failure is not None:
         raise failure
 
 
 def _settle(pool: Pool, handle: Any, item: Planned, say: Watch) -> BaseException | None:
-    """Say how a stage ended; gives its error, told as the stage's."""
+    """Say how a stage ended; returns its error, with the stage's name."""
     try:
         seconds = pool.seconds(handle)
     except BaseException as error:
-        say(Event(item.node.name, "failed"))
-        error.add_note(f"in stage {item.node.name}")
+        say(Event(item.name, "failed"))
+        error.add_note(f"in stage {item.name}")
         return error
-    say(Event(item.node.name, "done", remark=_summary(item), seconds=seconds))
+    say(Event(item.name, "done", remark=_line(item), seconds=seconds))
     return None
 
 
@@ -365,7 +293,7 @@ def _start_worker(events: Any, parent: int) -> None:
 
 def _work(job: Job) -> float:
     """Run one stage in a worker."""
-    return do(job, reported(job.node.name, _events.put))
+    return do(job, reported(job.planned.name, _events.put))
 
 
 def reported(name: str, put: Callable[[tuple[Any, ...]], object]) -> Progress:

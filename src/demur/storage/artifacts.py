@@ -1,9 +1,10 @@
 """Artifacts: folders that are whole or do not exist, and are reused when nothing that made them has changed.
 
     RUN/stages/NAME-HASH/    records as JSON Lines or a checkpoint, then manifest.json, last and by atomic rename
+    RUN/stages.json          the stages of the present graph; what else lies in `stages` was made by earlier settings
 
-The fingerprint covers a stage's kind and version, its settings and its inputs' fingerprints, so that the same question
-is never worked out twice and a changed one never finds an old answer. Times and hosts stand in the manifest alone.
+A stage whose files are no longer what its manifest says is never counted: another size is seen at once, another content
+when a file is first read. Times and hosts stand in the manifest alone.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 import demur
 from demur.errors import UserError, WorkError
 from demur.records import Record, digest, encode, read_jsonl, write_jsonl
 from demur.storage.records_file import RecordFile
 
-MANIFEST = "manifest.json"
+MANIFEST, GRAPH = "manifest.json", "stages.json"
 T = TypeVar("T")
 
 
@@ -45,12 +47,15 @@ class Manifest(Record, frozen=True, kw_only=True):
     kind: str
     version: int
     fingerprint: str
+    """Changes with everything that can change the records."""
     settings: dict[str, Any]
     inputs: dict[str, str]
-    """Role of each input -> its fingerprint."""
-    files: dict[str, FileInfo]
+    """Part of each input -> its fingerprint; `file:PART` -> hash of an outside file."""
+    models: dict[str, Any] = {}
+    """Part -> the declaration of the model that played it."""
+    files: dict[str, FileInfo] = {}
     summary: dict[str, Any] = {}
-    """Counts that a reader wants at a glance: kept, dropped, why."""
+    """For people: counts that one wants at a glance."""
     host: dict[str, str] = {}
     seconds: float = 0.0
 
@@ -76,13 +81,38 @@ class Artifact:
         """Whether it holds `name.jsonl`."""
         return f"{name}.jsonl" in self.manifest.files
 
+    def path(self, name: str) -> Path:
+        """The file `name.jsonl`, compared with its hash in the manifest when it is first asked for.
+
+        Raises:
+            WorkError: it is not what the stage wrote.
+        """
+        path = self.folder / f"{name}.jsonl"
+        self._verify(path)
+        return path
+
+    def _verify(self, path: Path) -> None:
+        info = self.manifest.files.get(path.name)
+        there = path.stat() if path.is_file() else None
+        if info is None or (there and (path, there.st_size, there.st_mtime_ns) in _verified):
+            return
+        if there is None or there.st_size != info.size or hash_file(path) != info.sha256:
+            raise WorkError(f"{path} is damaged: it is not what its stage wrote. Delete {self.folder} and run again.")
+        _verified.add((path, there.st_size, there.st_mtime_ns))
+
     def read(self, name: str, kind: type[T]) -> Iterator[T]:
         """The records of `name.jsonl`."""
-        return read_jsonl(self.folder / f"{name}.jsonl", kind)
+        return read_jsonl(self.path(name), kind)
 
     def table(self, name: str, kind: type[T]) -> RecordFile[T]:
         """The records of `name.jsonl` as a list that stays on the disk."""
-        return RecordFile(kind, path=self.folder / f"{name}.jsonl")
+        return RecordFile(kind, path=self.path(name))
+
+    def damage(self) -> list[str]:
+        """Names of files that are no longer as the manifest says, by their content."""
+        files = self.manifest.files.items()
+        return [name for name, info in files if not _same_size(self.folder / name, info)
+                or hash_file(self.folder / name) != info.sha256]  # fmt: skip
 
     def rows(self, name: str) -> int:
         """How many records `name.jsonl` holds."""
@@ -90,9 +120,12 @@ class Artifact:
         return info.rows or 0 if info else 0
 
 
-def fingerprint(*, kind: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """16 hexadecimal digits that change with everything that can change the result."""
-    return digest([kind, version, settings, inputs])
+_verified: set[tuple[Path, int, int]] = set()
+"""Files of this process that were found to be as their manifest says, with size and time."""
+
+
+def _same_size(path: Path, info: FileInfo) -> bool:
+    return path.is_file() and path.stat().st_size == info.size
 
 
 class Draft:
@@ -100,6 +133,8 @@ class Draft:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.line = ""
+        """One line for people: what was done."""
         self.summary: dict[str, Any] = {}
         self._rows: dict[str, int] = {}
 
@@ -110,29 +145,34 @@ class Draft:
         self._rows[f"{name}.jsonl"] = count
         return count
 
-    def publish(
-        self, *, name: str, kind: str, version: int, settings: dict[str, Any], inputs: dict[str, str], seconds: float
-    ) -> Artifact:
-        """Hash the files, then make the folder exist by renaming its manifest into place."""
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Callable[[Any], None]]:
+        """Write `name.jsonl` record by record."""
+        count = 0
+        with (self.folder / f"{name}.jsonl").open("wb", buffering=1 << 20) as file:
+
+            def write(record: Any) -> None:
+                nonlocal count
+                file.write(encode(record) + b"\n")
+                count += 1
+
+            yield write
+        self._rows[f"{name}.jsonl"] = count
+
+    def publish(self, manifest: Manifest) -> Artifact:
+        """Hash and sync the files, then make the folder exist by renaming its manifest into place."""
         files: dict[str, FileInfo] = {}
         for path in sorted(self.folder.rglob("*")):
             relative = path.relative_to(self.folder).as_posix()
             if path.is_file() and relative != MANIFEST:
-                sha = hash_file(path)
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                    sha = hashlib.file_digest(file, "sha256").hexdigest()
                 files[relative] = FileInfo(sha256=sha, size=path.stat().st_size, rows=self._rows.get(relative))
-        manifest = Manifest(
-            name=name,
-            kind=kind,
-            version=version,
-            fingerprint=fingerprint(kind=kind, version=version, settings=settings, inputs=inputs),
-            settings=settings,
-            inputs=inputs,
-            files=files,
-            summary=self.summary,
-            host={"demur": demur.__version__, "python": platform.python_version(), "machine": platform.machine()},
-            seconds=round(seconds, 3),
-        )
-        atomic_write(self.folder / MANIFEST, msgspec.json.format(encode(manifest), indent=1))
+        host = {"demur": demur.__version__, "python": platform.python_version(), "machine": platform.machine()}
+        summary = self.summary | ({"line": self.line} if self.line else {})
+        whole = replace(manifest, files=files, summary=summary, host=host)
+        atomic_write(self.folder / MANIFEST, msgspec.json.format(encode(whole), indent=1))
         return Artifact(self.folder)
 
 
@@ -141,10 +181,34 @@ def is_published(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a stage folder is published and its files have the sizes that its manifest says."""
+    if not is_published(folder):
+        return False
+    files = Artifact(folder).manifest.files
+    return all(_same_size(folder / name, info) for name, info in files.items())
+
+
+class Present(Record, frozen=True, kw_only=True):
+    """A stage of the present graph."""
+
+    folder: str
+    kind: str
+    fingerprint: str
+
+
+def present(run: Path) -> dict[str, Present]:
+    """The stages of a run's present graph by name, done or not; empty where none was ever written."""
+    path = run / GRAPH
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Present]) if path.is_file() else {}
+
+
 def artifacts(run: Path) -> list[Artifact]:
-    """All published stages of a run, by name."""
-    folders = sorted(path.parent for path in (run / "stages").glob(f"*/{MANIFEST}"))
-    return [Artifact(folder) for folder in folders]
+    """The published stages of a run's present graph, in its order; all by name where no graph was written."""
+    folders = [run / "stages" / stage.folder for stage in present(run).values()]
+    if not folders:
+        folders = sorted(path.parent for path in (run / "stages").glob(f"*/{MANIFEST}"))
+    return [Artifact(folder) for folder in folders if is_published(folder)]
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -193,7 +257,7 @@ def locked(run: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def drafted(folder: Path, *, fresh: bool = True) -> Iterator[tuple[Draft, float]]:
     """A draft folder and the time its work began; `fresh` clears what an interrupted attempt left."""
-    if fresh and folder.exists():
+    if folder.exists() and (fresh or is_published(folder)):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     yield Draft(folder), time.monotonic()

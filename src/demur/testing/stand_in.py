@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import pickle
 import random
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,38 +22,24 @@ from demur.attack import attack_class
 from demur.bench import get_bench
 from demur.bench.spec import Bench
 from demur.errors import UserError
-from demur.pipeline.study import Study, make
+from demur.pipeline.resolve import Resolved, make
+from demur.pipeline.study import Study
 from demur.prompts.load import located
 from demur.records import Intent, Message, Prompt, Sampling, Trace, write_jsonl
 from demur.storage.artifacts import atomic_write
 from demur.testing.scripts import teacher
 
-ADDRESS = "DEMUR_STAND_IN"
-"""The environment variable that holds the server's URL, which may differ from run to run."""
 ROWS, PROMPTS, TOKENS, THINKING = 12, 6, 48, 0
-ROLES = ("teacher", "safety_filter", "judge", "attacker", "attack_judge", "detector")
+PARTS = ("teacher", "filter", "judge", "attacker", "attack_judge", "detector")
 
 
-@contextmanager
-def standing_in(study: Study, *, out: Path, seeds: int = 1) -> Iterator[Study]:
-    """The study with stand-ins, and the server that plays them for as long as the block lasts.
+def standing_in(study: Study, *, out: Path, seeds: int = 1) -> Resolved:
+    """The study with stand-ins.
 
     Raises:
         UserError: the group `train` is not installed.
     """
-    from demur.testing.server import serving
-
-    base = _base(out / "stand-in" / "base")
-    with serving("stand_in") as server:
-        before = os.environ.get(ADDRESS)
-        os.environ[ADDRESS] = server.url
-        try:
-            yield make(reduced(study, base=base, seeds=seeds), where="stand-in")
-        finally:
-            if before is None:
-                del os.environ[ADDRESS]
-            else:
-                os.environ[ADDRESS] = before
+    return make(reduced(study, base=_base(out / "stand-in" / "base"), seeds=seeds), where="stand-in")
 
 
 def _base(folder: Path) -> Path:
@@ -82,7 +65,8 @@ def reduced(study: Study, *, base: Path, seeds: int = 1) -> dict[str, Any]:
     data["base"] = str(base)
     data.pop("bases", None)
     data["seeds"] = list(study.seeds[:seeds])
-    data["roles"] = {name: {"url": [f"${ADDRESS}"], "model": "scripted", "revision": "stand-in"} for name in ROLES}
+    # Which part it is asked to play, the scripted model tells from what it is asked.
+    data["models"] = {name: {"script": "stand_in"} for name in dict.fromkeys((*PARTS, *study.models))}
     data["arms"] = {name: _arm(arm, study, base.parent) for name, arm in data.get("arms", {}).items()}
     for name, pool in data.get("prompts", {}).items():
         pool["n"] = min(pool.get("n") or 10**9, 8 * ROWS if name == "harmful" else 2 * ROWS)

@@ -1,22 +1,25 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 from demur import thinking
 from demur.mix.settings import ShareSettings
-from demur.pipeline.run import Kind, Node, execute
-from demur.pipeline.stages.files import pool
+from demur.pipeline.run import execute
+from demur.pipeline.stages import mix
+from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.prompts.formats import Odd
 from demur.records import Example, ExamplePart, Origin, Prompt, Trace, write_jsonl
 from demur.storage.artifacts import Artifact
 
-KINDS = {"import": Kind("demur.pipeline.stages.files:import_file", 1)}
+
+def imported(path: Path, out: Path, **settings: Any) -> Artifact:
+    return execute([Import("import", ImportSettings(**settings), files={"file": path})], out=out)["import"]
 
 
-def imported(path: Path, out: Path, **settings: object) -> Artifact:
-    node = Node(name="import", kind="import", settings=settings, files={"file": str(path)})
-    return execute([node], kinds=KINDS, out=out)["import"]
+def pool(source: Path | Artifact, *, share: str, options: ShareSettings, only: set[str] | None = None) -> mix.Pool:
+    return asyncio.run(mix.pool(source, share=share, options=options, only=only))
 
 
 def test_everything_a_file_held_is_kept(tmp_path: Path) -> None:

@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from demur.models.config import ModelConfig
-from demur.pipeline import study
-from demur.pipeline.graph import graph
+from demur.pipeline import servers
+from demur.pipeline.resolve import make
 from demur.pipeline.run import execute
-from demur.pipeline.stages import KINDS, roles
 from demur.records import Trace
 
 
 @pytest.fixture(autouse=True)
 def no_server_left() -> Iterator[None]:
     yield
-    roles._server.stop()
+    servers._server.stop()
 
 
 def test_weights_are_served_once_for_all_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,8 +42,7 @@ def test_weights_are_served_once_for_all_benchmarks(tmp_path: Path, monkeypatch:
         "arms": {"a": {"base": "mini-lrm-a"}, "b": {"base": "mini-lrm-b"}},
         "bench": [{"name": "mini_harm", "limit": 4}, {"name": "mini_benign", "limit": 4}],
     }
-    nodes = graph(study.make(plain, where="test"))
-    execute(nodes, kinds=KINDS, out=tmp_path, workers=1)
+    execute(make(plain, where="test").stages, out=tmp_path, workers=1)
     assert [Path(path).name for path in started] == ["a", "b"]
     assert [Path(path).name for path in running] == ["b"], "one server at a time"
 
@@ -56,7 +54,7 @@ def test_a_decoding_preset_begins_the_reply(tmp_path: Path) -> None:
         "arms": {"raw": {}, "zero": {"decoding": "zero"}},
         "bench": [{"name": "mini_harm", "limit": 3}],
     }
-    done = execute(graph(study.make(plain, where="test")), kinds=KINDS, out=tmp_path, workers=1)
+    done = execute(make(plain, where="test").stages, out=tmp_path, workers=1)
     raw = list(done["evaluate-raw-s0-mini_harm-none"].read("traces", Trace))
     zero = list(done["evaluate-zero-s0-mini_harm-none"].read("traces", Trace))
     assert all(trace.thinking for trace in raw)

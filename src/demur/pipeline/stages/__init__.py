@@ -1,22 +1,15 @@
-"""What each stage does: the one place where prompts, models, judges and the rest meet.
+"""What each kind of stage is: one class a file, listed here by name. Stages never import each other."""
 
-A stage function gets a `Task` (settings, inputs, a folder to fill) and writes records; it knows nothing of the graph. The
-parts it brings together know each other only through `protocols`. `data` holds what makes safe models, `measure` what
-measures them.
-"""
-
-from demur.pipeline.run import Kind
-
-KINDS: dict[str, Kind] = {
-    "prompts": Kind("demur.pipeline.stages.data:prompts", 1),
-    "import": Kind("demur.pipeline.stages.files:import_file", 1),
-    "distil": Kind("demur.pipeline.stages.data:distil", 1),
-    "diagnose": Kind("demur.pipeline.stages.patterns:diagnose", 3),
-    "repair": Kind("demur.pipeline.stages.patterns:repair", 2),
-    "mix": Kind("demur.pipeline.stages.data:mix", 6),
-    "examples": Kind("demur.pipeline.stages.training:examples", 1),
-    "train": Kind("demur.pipeline.stages.data:train", 1, resumable=True),
-    "evaluate": Kind("demur.pipeline.stages.measure:evaluate", 2),
-    "judge": Kind("demur.pipeline.stages.measure:judge", 1),
+STAGES: dict[str, str] = {
+    "prompts": "demur.pipeline.stages.prompts:Prompts",
+    "import": "demur.pipeline.stages.importing:Import",
+    "distil": "demur.pipeline.stages.distil:Distil",
+    "diagnose": "demur.pipeline.stages.diagnose:Diagnose",
+    "repair": "demur.pipeline.stages.repair:Repair",
+    "mix": "demur.pipeline.stages.mix:Mix",
+    "examples": "demur.pipeline.stages.examples:Examples",
+    "train": "demur.pipeline.stages.train:Train",
+    "evaluate": "demur.pipeline.stages.evaluate:Evaluate",
+    "judge": "demur.pipeline.stages.rejudge:Rejudge",
 }
-"""Every kind of stage. Raise a version when the same settings give other results than before."""
+"""Kind -> `module:Class`; one's own is named the same way where a study names a stage (`train: {stage: module:Class}`)."""

@@ -1,0 +1,125 @@
+"""What only the whole of a study can tell: names that must be there, claims that must be measured, arms that fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from demur.bench import get_bench
+from demur.bench.spec import Bench
+from demur.diagnose import requires_model as detector_requires
+from demur.distil.strategy import load as load_strategy
+from demur.errors import UserError, unknown
+from demur.judge import requires_model
+from demur.models.decoding import PRESETS
+from demur.pipeline.study import LOSS, STUDENT, Arm, Evidence, Study
+from demur.settings import Location, Problems
+
+
+def check_study(study: Study, problems: Problems) -> None:
+    """Add everything that is wrong with a study, each at its place."""
+    if study.stand_in_data and not study.stand_in:
+        problems.add(
+            ("stand_in_data",), "stand_in_data is for stand-ins alone: a benchmark's copy goes under its 'data'."
+        )
+    with problems.at("filter"):
+        requires_model(study.filter.kind)
+    with problems.at("detector"):
+        detector_requires(study.detector.kind)
+    for strategy in study.distil.teachers:
+        with problems.at("distil", "teachers", strategy):
+            load_strategy(strategy)
+    if study.benign_format != "same":
+        with problems.at("benign_format"):
+            load_strategy(study.benign_format)
+    for name in study.arms:
+        _check_arm(study, name, problems)
+    _check_bases(study, problems)
+    for at, use in enumerate(study.bench):
+        with problems.at("bench", at, "name"):
+            get_bench(use.name)
+        with problems.at("bench", at, "judge"):
+            requires_model(use.judge_kind)
+    for at, comparison in enumerate(study.compare):
+        for side in ("a", "b"):
+            _known_arm(getattr(comparison, side), study, problems, ("compare", at, side))
+    for at, finding in enumerate(study.findings):
+        for number, evidence in enumerate(finding.evidence):
+            _check_evidence(study, evidence, problems, ("findings", at, "evidence", number))
+
+
+def _known_arm(name: str, study: Study, problems: Problems, place: Location) -> None:
+    with problems.at(*place):
+        if name not in study.arms:
+            raise unknown("arm", name, study.arms)
+
+
+def _check_bases(study: Study, problems: Problems) -> None:
+    """Several bases must be told apart, and nothing else may speak of them."""
+    if study.bases and "base" in study.model_fields_set:
+        problems.add(("bases",), "'base' and 'bases' are both given. For one base set bases=[] as well.")
+    labels = [Path(base).name for base in study.bases]
+    if len(set(labels)) < len(labels):
+        problems.add(("bases",), "bases need different last names: ARM@BASE is a copy of an arm.")
+
+
+def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place: Location) -> None:
+    """What a finding rests on must be measured by the study."""
+    for side in ("a", "b"):
+        name = getattr(evidence, side)
+        _known_arm(name, study, problems, (*place, side))
+        arm = study.arms.get(name)
+        if evidence.metric == LOSS and arm is not None and not (arm.trained and study.held_out):
+            problems.add(place, f"'{LOSS}' is measured on held_out rows of trained arms; '{name}' has none.")
+    if evidence.metric == LOSS:
+        return
+    uses = [use for use in study.bench if evidence.bench in ("", use.name)]
+    benches = [(use, bench) for use in uses for bench in _benches(use.name)]
+    metrics = {metric.name for _, bench in benches for metric in bench.metrics}
+    attacks = {use.attack.name for use in uses}
+    parts = {part for use, bench in benches for part in (use.part or bench.part, *use.also)}
+    with problems.at(*place):
+        if not uses:
+            raise unknown("benchmark", evidence.bench, {use.name for use in study.bench})
+        if benches and evidence.metric not in metrics:
+            raise unknown("metric", evidence.metric, metrics | {LOSS})
+        for attack in evidence.attack:
+            if attack not in attacks:
+                raise unknown("attack", attack, attacks)
+        if benches and evidence.part and evidence.part not in parts:
+            raise UserError(f"no judge reads the {evidence.part}. Add it under 'also' of the benchmark.")
+
+
+def _benches(name: str) -> list[Bench]:
+    """The benchmark of a name; none where there is none, which is said where it is named."""
+    try:
+        return [get_bench(name)]
+    except UserError:
+        return []
+
+
+def _check_arm(study: Study, name: str, problems: Problems) -> None:
+    """What an arm needs must be in the study."""
+    arm, place = study.arms[name], ("arms", name)
+    _check_arm_names(arm, place, problems)
+    if (arm.filter or arm.keep or arm.benign_format) and (arm.format is None or not isinstance(arm.safety, int)):
+        problems.add(place, f"arm '{name}' says how its traces are filtered, and no teacher writes them for it.")
+    if arm.filter and arm.keep == "everything":
+        problems.add(place, f"arm '{name}' names a filter and keeps everything: give one of the two.")
+    if study.bases and ("@" in name or {arm.format, arm.benign_format} & set(STUDENT)):
+        problems.add(place, f"arm '{name}' trains a model on its own traces, which takes one base: set 'base'.")
+    if arm.format is not None and not arm.safety:
+        problems.add(place, f"arm '{name}' has a format and no safety rows: set safety to how many.")
+
+
+def _check_arm_names(arm: Arm, place: Location, problems: Problems) -> None:
+    """What an arm names must be there."""
+    with problems.at(*place, "decoding"):
+        if arm.decoding is not None and arm.decoding not in PRESETS:
+            raise unknown("decoding preset", arm.decoding, PRESETS)
+    for key in ("format", "benign_format"):
+        if (strategy := getattr(arm, key)) not in (None, "same"):
+            with problems.at(*place, key):
+                load_strategy(strategy)
+    if arm.filter:
+        with problems.at(*place, "filter"):
+            requires_model(arm.filter.kind)

@@ -1,0 +1,243 @@
+"""A stage is one thing: what it is set to, what it reads, needs and may ask, what it does and which records it leaves.
+
+A stage is an object; its inputs are other stages. A verb builds the last one and has it executed:
+
+    prompts = Prompts("prompts", PromptsSettings(source="asked.jsonl"), files={"source": Path("asked.jsonl")})
+    distil = Distil("distil", Distil.Settings(filter="rules"), inputs={"prompts": prompts}, models={"teacher": model})
+    done = execute([distil], out=Path("runs/distil"))  # pipeline.run: what is there already is reused
+    done["distil"].read("traces", Trace)
+
+`problems([distil])` (pipeline.resolve) says what is wrong or missing before anything starts. A new kind of stage is a
+subclass in a file of its own: `kind`, `Settings`, `run`, and where they differ from the defaults here `needs`,
+`estimate`, `size` and `identity`. Records on disk are all that stages know of each other.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from pydantic import BaseModel, model_validator
+
+from demur import diagnose as detectors
+from demur import judge as judges
+from demur.errors import UserError
+from demur.interfaces import Ask, Judge, Model, Progress
+from demur.models.config import ModelConfig
+from demur.models.open import open_model
+from demur.records import Kept, Part, Prompt, Query
+from demur.registry import missing
+from demur.settings import STRICT, Location, connection, identity_of
+from demur.storage import hub
+from demur.storage.artifacts import Artifact, Draft
+from demur.storage.reply_cache import ReplyCache
+
+S = TypeVar("S", bound=BaseModel)
+CHARACTERS, OVERHEAD = 3, 64
+"""Estimates count a token for so many characters, and so many tokens for a request's template: more than there are."""
+JUDGE_PROMPT, JUDGE_REPLY, DETECTOR_PROMPT, DETECTOR_REPLY, DETECTOR_TRIES = 1500, 1024, 1500, 4096, 3
+"""Bounds on the tokens of instructions and replies of judges and detectors, and on how often a detector is asked."""
+
+
+class Use(BaseModel):
+    """A judge or detector as a study names it: a word, or a kind with the model that plays it (several: a panel)."""
+
+    model_config = STRICT
+
+    kind: str
+    model: str | tuple[str, ...] | None = connection(None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class Lack(NamedTuple):
+    """Something that a stage needs and does not have."""
+
+    what: str
+    """The part, file or program that it is about."""
+    message: str
+    """What lacks, and how to give it."""
+    wrong: bool = False
+    """The study is wrong wherever it runs; else something is missing on this machine."""
+
+
+class Size(NamedTuple):
+    """How much a stage hands on at most."""
+
+    rows: int
+    tokens: int
+    """Of one row, its reply included."""
+
+
+@dataclass(frozen=True)
+class Stage(Generic[S]):
+    """A stage to be done. Frozen: two equal stages give the same records."""
+
+    name: str
+    """Unique in its graph, such as `train-improved-s0`; the folder is NAME-HASH."""
+    settings: S
+    inputs: Mapping[str, Stage[Any]] = field(default_factory=dict)
+    """Part -> the stage whose records are read as it."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """Part -> a file or folder from outside. Its content counts, not its place; a setting of the same name is that place."""
+    models: Mapping[str, ModelConfig] = field(default_factory=dict)
+    """Part -> the model that plays it."""
+    place: Location = field(default=(), compare=False)
+    """Where a study file says it."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when the same settings give other results than before."""
+    resumable: ClassVar[bool] = False
+    """Whether what an interrupted attempt left in the folder is of use to the next."""
+    extra: ClassVar[str] = ""
+    """A Python module that the work needs, such as torch."""
+    Settings: ClassVar[type[BaseModel]]
+
+    def run(self, context: Context) -> Awaitable[None] | None:
+        """Do the work and write its records into `context.draft`."""
+        raise NotImplementedError
+
+    def needs(self) -> list[Lack]:
+        """What it needs and does not have; nothing is asked."""
+        lacks = [Lack(part, line) for part, model in self.models.items() for line in model.missing()]
+        lacks += [Lack(w, f"{path}: no such file or folder.") for w, path in self.files.items() if not path.exists()]
+        if self.extra and importlib.util.find_spec(self.extra) is None:
+            error = ModuleNotFoundError(name=self.extra)
+            lacks.append(Lack(self.kind, str(missing(error, f"a stage of the kind '{self.kind}'"))))
+        return lacks
+
+    def estimate(self) -> Sequence[Ask]:
+        """What it asks of whom at most."""
+        return ()
+
+    def size(self) -> Size:
+        """How much it hands on at most."""
+        return next((stage.size() for stage in self.inputs.values()), Size(0, 0))
+
+    def gpus(self) -> int:
+        """Accelerators that the work itself takes, models that answer elsewhere aside."""
+        return 0
+
+    def identity(self) -> dict[str, Any]:
+        """What of the settings decides results, as plain data: no connection settings, no places of files."""
+        return {key: value for key, value in identity_of(self.settings).items() if key not in self.files}
+
+    def judge_needs(self, kind: str, part: str = "judge") -> list[Lack]:
+        """What a judge of a kind lacks that the model of a part is to play."""
+        if judges.requires_model(kind) and part not in self.models:
+            return [
+                Lack(part, f"judge '{kind}' is a model: say which plays it, as {{kind: {kind}, model: NAME}}.", True)
+            ]
+        return []
+
+
+class Context:
+    """What a running stage gets."""
+
+    def __init__(
+        self, stage: Stage[Any], *, inputs: Mapping[str, Artifact], draft: Draft, cache: Path, progress: Progress
+    ) -> None:
+        self.inputs, self.draft, self.progress = inputs, draft, progress
+        self.files, self.stage, self._cache_folder = stage.files, stage, cache
+        self._stack = AsyncExitStack()
+        self._cache: ReplyCache | None = None
+        self._models: dict[str, Model] = {}
+
+    async def __aenter__(self) -> Context:
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._stack.aclose()
+
+    async def model(self, part: str, config: ModelConfig | None = None) -> Model | None:
+        """The model that plays a part, opened once and closed with the stage; `None`: no model plays it.
+
+        Args:
+            part: what it plays; requests are counted under PART/STAGE.
+            config: another model than the stage's, such as a checkpoint among its inputs.
+        """
+        config = config or self.stage.models.get(part)
+        if part not in self._models and config is not None:
+            if self._cache is None:
+                self._cache = self._stack.enter_context(ReplyCache(self._cache_folder))
+            opened = open_model(config, journal=self._cache, label=f"{part}/{self.stage.name}")
+            self._models[part] = await self._stack.enter_async_context(opened)
+        return self._models.get(part)
+
+    async def judge(
+        self, kind: str, *, player: str = "judge", part: Part | None = None, query: Query | None = None
+    ) -> Judge:
+        """A judge of a kind, played by the model of the part `player` where it is a model."""
+        model = await self.model(player) if judges.requires_model(kind) else None
+        return judges.open_judge(kind, model=model, query=query, part=part)
+
+
+def kept(artifact: Artifact) -> set[str] | None:
+    """Ids of the traces that a stage's filter let through; `None` where nothing was filtered."""
+    return {row.trace for row in artifact.read("kept", Kept)} if artifact.has("kept") else None
+
+
+def size_of(prompts: Sequence[Prompt]) -> Size:
+    """How many prompts, and the tokens of the longest, its template included."""
+    return Size(len(prompts), max((tokens(prompt.text) for prompt in prompts), default=0))
+
+
+def tokens(text: str) -> int:
+    """The tokens of a request with this text, at most."""
+    return len(text) // CHARACTERS + OVERHEAD
+
+
+def judging(kind: str, judged: Size, part: str = "judge") -> list[Ask]:
+    """What a judge of a kind asks about so many texts."""
+    if not judges.requires_model(kind):
+        return []
+    return [Ask(part, judged.rows, judged.rows * (judged.tokens + JUDGE_PROMPT), judged.rows * JUDGE_REPLY)]
+
+
+def players(stage: Stage[Any], part: str) -> list[str]:
+    """The parts `detector`, `detector_2` … of a panel that models play."""
+    return [name for name in stage.models if name == part or name.startswith(f"{part}_")]
+
+
+async def playing(context: Context, part: str) -> list[Model]:
+    """The models of a panel, opened."""
+    opened = [await context.model(name) for name in players(context.stage, part)]
+    return [model for model in opened if model is not None]
+
+
+def detector_needs(stage: Stage[Any], kind: str) -> list[Lack]:
+    """What a detector of a kind lacks."""
+    if detectors.requires_model(kind) and not players(stage, "detector"):
+        told = f"detector '{kind}' is a model: say which plays it, as {{kind: {kind}, model: NAME}}."
+        return [Lack("detector", told, True)]
+    return []
+
+
+def detecting(stage: Stage[Any], read: Size) -> list[Ask]:
+    """What the models that detect are asked about so many traces."""
+    tries = read.rows * DETECTOR_TRIES
+    size = (tries, tries * (read.tokens + DETECTOR_PROMPT), tries * DETECTOR_REPLY)
+    return [Ask(name, *size) for name in players(stage, "detector")]
+
+
+@functools.lru_cache(maxsize=256)
+def hub_needs(what: str, file: Path | None, spec: str) -> tuple[Lack, ...]:
+    """What is wrong with a file of the hub, as it is written or as the hub has it."""
+    try:
+        hub.parse(spec)
+    except UserError as error:
+        return (Lack(what, str(error), True),)
+    try:
+        hub.located(file, hub=spec)
+    except UserError as error:
+        return (Lack(what, str(error)),)
+    return ()

@@ -1,0 +1,88 @@
+"""Finds the failure patterns in traces: findings.jsonl, measures.jsonl.
+
+It streams: of a trace nothing stays in memory, so that millions fit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+
+from pydantic import BaseModel
+
+from demur.diagnose import open_detector
+from demur.diagnose.measures import Measures, measured
+from demur.interfaces import Ask, Detector
+from demur.pipeline.stage import Context, Lack, Stage, detecting, detector_needs, playing
+from demur.records import Finding, Trace
+from demur.settings import STRICT
+from demur.storage.records_file import RecordFile
+
+
+class DiagnoseSettings(BaseModel):
+    """Who looks, and at how much."""
+
+    model_config = STRICT
+
+    detector: str = "rules"
+    """Kind of detector."""
+    limit: int | None = None
+    """Only the first so many traces."""
+
+
+class Diagnose(Stage[DiagnoseSettings]):
+    """Inputs: traces. Models: detector, detector_2 … (a panel that votes)."""
+
+    kind = "diagnose"
+    version = 3
+    Settings = DiagnoseSettings
+
+    async def run(self, context: Context) -> None:
+        source = context.inputs["traces"]
+        detector = open_detector(self.settings.detector, models=await playing(context, "detector"))
+        measures, total = RecordFile(Measures), source.rows("traces")
+        count = present = 0
+        with context.draft.writing("findings") as write:
+            async for trace, found in paired(detector, self._traces(source.read("traces", Trace))):
+                count += 1
+                if detector.english:
+                    measures.append(measured(trace))
+                for finding in found:
+                    present += finding.present is True
+                    write(finding)
+                context.progress(count, total, "")
+        if detector.english:
+            context.draft.write("measures", measures)
+        context.draft.summary |= {"traces": count, "detector": detector.name}
+        context.draft.line = f"{count:,} traces, {present:,} patterns found"
+
+    def _traces(self, traces: Iterator[Trace]) -> Iterator[Trace]:
+        for number, trace in enumerate(traces):
+            if number == self.settings.limit:
+                return
+            yield trace
+
+    def needs(self) -> list[Lack]:
+        return super().needs() + detector_needs(self, self.settings.detector)
+
+    def estimate(self) -> list[Ask]:
+        given = super().size()
+        rows = given.rows if self.settings.limit is None else min(given.rows, self.settings.limit)
+        return detecting(self, given._replace(rows=rows))
+
+
+async def paired(detector: Detector, traces: Iterable[Trace]) -> AsyncIterator[tuple[Trace, tuple[Finding, ...]]]:
+    """Traces with their findings, in the order of the traces; held back only where a detector answers out of order."""
+    waiting: deque[Trace] = deque()
+    early: dict[str, tuple[Finding, ...]] = {}
+
+    def passing() -> Iterator[Trace]:
+        for trace in traces:
+            waiting.append(trace)
+            yield trace
+
+    async for found in detector.findings(passing()):
+        early[found[0].trace] = found
+        while waiting and waiting[0].id in early:
+            trace = waiting.popleft()
+            yield trace, early.pop(trace.id)

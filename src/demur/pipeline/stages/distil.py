@@ -1,0 +1,104 @@
+"""A teacher answers a pool of prompts under a strategy, a judge filters: traces, verdicts, drops, failures, kept."""
+
+from __future__ import annotations
+
+import msgspec
+from pydantic import BaseModel
+
+from demur.distil.run import distil
+from demur.distil.settings import DistilSettings
+from demur.distil.strategy import Strategy, load
+from demur.interfaces import Ask
+from demur.pipeline.stage import Context, Lack, Size, Stage, judging, kept, tokens
+from demur.records import Kept, Part, Prompt, Trace
+from demur.settings import STRICT
+from demur.storage.artifacts import Artifact
+from demur.storage.records_file import Keyed
+
+
+class DistilStageSettings(BaseModel):
+    """How traces are made, and which judge keeps them."""
+
+    model_config = STRICT
+
+    distil: DistilSettings = DistilSettings()
+    filter: str = "rules"
+    """Kind of the judge that decides which traces are kept."""
+
+
+class Distil(Stage[DistilStageSettings]):
+    """Inputs: prompts; given (traces to rewrite). Models: teacher; filter. Files: strategy."""
+
+    kind = "distil"
+    Settings = DistilStageSettings
+
+    @property
+    def strategy(self) -> Strategy:
+        return load(str(self.files.get("strategy", self.settings.distil.strategy)))
+
+    async def run(self, context: Context) -> None:
+        settings, draft = self.settings.distil, context.draft
+        if "strategy" in self.files:
+            settings = settings.model_copy(update={"strategy": str(self.files["strategy"])})
+        asked = context.inputs["prompts"].table("prompts", Prompt)
+        given = _kept_traces(context.inputs["given"]) if "given" in context.inputs else None
+        if given is not None:
+            asked = asked.taken([at for at, prompt in enumerate(asked) if prompt.id in given])
+        judges = [await context.judge(self.settings.filter, player="filter", part=part) for part in self._parts]
+        teacher = await context.model("teacher")
+        made = await distil(
+            asked, settings=settings, teacher=teacher, judges=judges, given=given, progress=context.progress
+        )
+        for name in ("traces", "verdicts", "drops", "failures"):
+            draft.write(name, getattr(made, name))
+        draft.write("kept", (Kept(trace=trace) for trace in made.kept))
+        draft.summary |= {
+            "strategy": settings.strategy, "funnel": made.funnel, "tokens": msgspec.to_builtins(made.tokens),
+        }  # fmt: skip
+        draft.line = f"{made.funnel['asked']:,} asked → {made.funnel['kept']:,} kept"
+
+    @property
+    def _parts(self) -> tuple[Part, ...]:
+        """The parts that are judged; a constant reply needs no filter."""
+        return () if self.strategy.constant is not None else self.settings.distil.parts
+
+    def needs(self) -> list[Lack]:
+        lacks = super().needs()
+        strategy = self.strategy
+        if strategy.constant is None and "teacher" not in self.models:
+            lacks.append(Lack("teacher", f"strategy '{strategy.name}' needs a model that writes its traces.", True))
+        if strategy.needs_trace and "given" not in self.inputs:
+            lacks.append(Lack("given", f"strategy '{strategy.name}' rewrites traces, and none are given.", True))
+        return lacks + (self.judge_needs(self.settings.filter, "filter") if self._parts else [])
+
+    def size(self) -> Size:
+        """Traces: every prompt as often as it may be asked, every reply as long as it may get."""
+        settings, asked = self.settings.distil, self.inputs["prompts"].size()
+        replies = settings.bound if settings.until_safe else settings.samples
+        if self.strategy.constant is not None:
+            return Size(asked.rows, asked.tokens + tokens(self.strategy.constant))
+        given = self.inputs["given"].size().tokens if "given" in self.inputs else 0
+        return Size(asked.rows * replies + (asked.rows if given else 0), asked.tokens + given + settings.max_tokens)
+
+    def estimate(self) -> list[Ask]:
+        if self.strategy.constant is not None:
+            return []
+        made, most = self.size(), self.settings.distil.max_tokens
+        sent = made.tokens - most + tokens(self.strategy.instruction)
+        judged = Size(made.rows * len(self._parts), made.tokens)
+        asks = [Ask("teacher", made.rows, made.rows * sent, made.rows * most)]
+        return asks + judging(self.settings.filter, judged, "filter")
+
+    def identity(self) -> dict[str, object]:
+        data = super().identity()
+        if "strategy" in self.files:
+            data["distil"] |= {"strategy": self.files["strategy"].name}
+        return data
+
+
+def _kept_traces(artifact: Artifact) -> Keyed[Trace]:
+    """The traces of a stage by prompt: those that its filter kept, where it has one."""
+    chosen = kept(artifact)
+    traces = artifact.table("traces", Trace)
+    rows = traces.taken([at for at, trace in enumerate(traces) if chosen is None or trace.id in chosen])
+    return Keyed([trace.prompt.id for trace in rows], rows)

@@ -1,0 +1,223 @@
+"""Runs one benchmark under one attack against one model: traces, verdicts, failures, and the attack's own records."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+from pydantic import BaseModel, Field, model_validator
+
+from demur import attack as attacks
+from demur.attack import NO_ATTACK, PLAYED_BY, AttackUse
+from demur.attack.base import Attack, Setup
+from demur.bench import get_bench
+from demur.bench.load import load_prompts, read_prompts
+from demur.bench.spec import Bench
+from demur.errors import UserError
+from demur.generate import ask_and_judge, in_order
+from demur.interfaces import Ask, Model
+from demur.judge.base import require
+from demur.models.config import ModelConfig, SamplingSettings
+from demur.models.decoding import preset
+from demur.pipeline.servers import running
+from demur.pipeline.stage import Context, Lack, Size, Stage, Use, hub_needs, judging, size_of
+from demur.records import Part, Prompt, Sampling
+from demur.settings import STRICT, connection, identity_of
+
+FILE = "attack_"
+"""How files that the attack reads are named here, in front of their own key."""
+UNKNOWN_PROMPT = 400
+"""Bound on the tokens of a prompt that no local copy tells."""
+
+
+class BenchUse(BaseModel):
+    """A benchmark as a study uses it. What is left out is as the benchmark's protocol says."""
+
+    model_config = STRICT
+
+    name: str
+    attack: AttackUse = NO_ATTACK
+    judge: Use | None = None
+    """Another judge than the protocol's, and the model that plays it."""
+    part: Part | None = None
+    """Another part than the protocol's."""
+    also: tuple[Part, ...] = ()
+    """Further parts that the same judge reads, such as `[thinking]`: the report crosses thinking with answer."""
+    limit: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    """Which prompts, for a set that is generated."""
+    samples: int | None = Field(default=None, ge=1)
+    sampling: SamplingSettings = SamplingSettings()
+    """Sampling settings in which this study differs from the protocol."""
+    data: str | None = None
+    """A local copy."""
+    max_unscored: float = connection(0.05, ge=0, le=1)
+    """Share of replies on which the judge itself may fail before the run does."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """`xstest` is short for `{name: xstest}`."""
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def judge_kind(self) -> str:
+        """The judge's kind: the study's, else the protocol's."""
+        return self.judge.kind if self.judge else get_bench(self.name).judge
+
+    def drawn(self) -> Sampling:
+        """The protocol's sampling with the study's changes."""
+        sampling = self.sampling.over(get_bench(self.name).sampling)
+        return sampling if self.samples is None else replace(sampling, n=self.samples)
+
+
+class EvaluateSettings(BaseModel):
+    """Which arm, on what."""
+
+    model_config = STRICT
+
+    bench: BenchUse
+    arm: str = "target"
+    seed: int | None = None
+    """Of its training; `None`: it was not trained."""
+    decoding: str | None = None
+    """A defence by decoding alone."""
+    serve: str = ""
+    """Serve a local model by this engine; empty: run it in the stage's own process."""
+
+
+class Evaluate(Stage[EvaluateSettings]):
+    """Inputs: model (a stage that trained one). Models: target (else), judge, attacker, attack_judge. Files: data, attack."""
+
+    kind = "evaluate"
+    version = 2
+    Settings = EvaluateSettings
+
+    @property
+    def use(self) -> BenchUse:
+        return self.settings.bench
+
+    async def run(self, context: Context) -> None:
+        use, bench, sampling = self.use, get_bench(self.use.name), self._sampling()
+        questions = self._questions(bench)
+        target = await context.model("target", running(self._target(context), engine=self.settings.serve))
+        assert target is not None
+        target.check(sampling)
+        query = None if use.judge else bench.query
+        parts = (use.part or (None if use.judge else bench.part), *use.also)
+        readers = [await context.judge(use.judge_kind, part=part, query=query) for part in parts]
+        attack = await self._attack(context, target)
+        attacked = await _attacked(attack, questions)
+        total = len(attacked) * sampling.n
+        flow = await ask_and_judge(
+            target,
+            [request for prompt in attacked for request in attacks.requests(attack, prompt, sampling)],
+            readers,
+            progress=lambda done, _, remark: context.progress(done, total, remark),
+        )
+        # What an attacker could not write a prompt for is a failure like any other.
+        flow.failures.extend(attack.failures)
+        asked = [prompt.id for prompt in (*attacked, *(failure.prompt for failure in attack.failures))]
+        for name, rows in (in_order(flow, asked)._asdict() | attack.records).items():
+            context.draft.write(name, rows)
+        context.draft.line = f"{len(flow.traces):,} traces"
+        require(flow.verdicts, max_unscored=use.max_unscored, who=f"{bench.name}: the judge")
+
+    def _target(self, context: Context) -> ModelConfig:
+        if "model" in context.inputs:
+            return ModelConfig(path=str(context.inputs["model"].folder / "model"))
+        return self.models["target"]
+
+    def _sampling(self) -> Sampling:
+        sampling = self.use.drawn()
+        return preset(self.settings.decoding, sampling) if self.settings.decoding else sampling
+
+    def _questions(self, bench: Bench) -> list[Prompt]:
+        """The benchmark's prompts, checked; or the rows that stand in for a release, which have nothing to be checked by."""
+        if "stand_in" in self.files:
+            return read_prompts(bench, self.files["stand_in"])[: self.use.limit]
+        return load_prompts(bench, data=self.files.get("data"), limit=self.use.limit, seed=self.use.seed)
+
+    async def _attack(self, context: Context, target: Model) -> Attack:
+        models = {part: await context.model(player(part)) for part in self.use.attack.parts}
+        return attacks.open_attack(
+            self.use.attack,
+            files=self._attack_files(),
+            target=target,
+            models={part: model for part, model in models.items() if model is not None},
+            progress=context.progress,
+        )
+
+    def _attack_files(self) -> dict[str, Path]:
+        return {key.removeprefix(FILE): path for key, path in self.files.items() if key.startswith(FILE)}
+
+    def needs(self) -> list[Lack]:
+        lacks = super().needs() + self.judge_needs(self.use.judge_kind) + self._attack_needs()
+        bench = get_bench(self.use.name)
+        if "data" in self.files or "stand_in" in self.files or bench.generated:
+            return lacks
+        if not bench.hub:
+            return [
+                *lacks,
+                Lack("bench", f"{bench.name}: no local copy; give {' or '.join(bench.files)} in --data-dir"),
+            ]
+        return [*lacks, *hub_needs("bench", None, bench.hub)]
+
+    def _attack_needs(self) -> list[Lack]:
+        """Models of its parts that are not there; its files are looked for where the stage is made."""
+        return [
+            Lack(player(part), f"attack '{self.use.attack.name}' needs a model for its part '{part}': name one beside its "
+                 f"settings, or give the study a model '{player(part)}'.", True)
+            for part in self.use.attack.parts if player(part) not in self.models
+        ]  # fmt: skip
+
+    def size(self) -> Size:
+        bench, use = get_bench(self.use.name), self.use
+        if bench.hub and "data" not in self.files and "stand_in" not in self.files:
+            return Size(min(bench.count or 0, use.limit or bench.count or 0), UNKNOWN_PROMPT)
+        found = _size(bench.name, self.files.get("stand_in") or self.files.get("data"), use.limit, use.seed)
+        return found
+
+    def estimate(self) -> list[Ask]:
+        asked, sampling, use = self.size(), self._sampling(), self.use
+        kind = attacks.attack_class(use.attack.name)
+        setup = Setup(use.attack.name, use.attack.settings, self._attack_files())
+        replies = kind.variants(setup, asked.rows) * sampling.n
+        asks = [Ask("target", replies, replies * asked.tokens, replies * sampling.max_tokens)]
+        asks += judging(use.judge_kind, Size(replies * (1 + len(use.also)), asked.tokens + sampling.max_tokens))
+        own = kind.estimate(setup, asked.rows, asked.tokens)
+        return asks + [Ask(player(ask[0]), *ask[1:]) for ask in own]
+
+    def gpus(self) -> int:
+        return 1
+
+    def identity(self) -> dict[str, Any]:
+        """Without the names of models and the places of files."""
+        data, attack = super().identity(), self.use.attack
+        data["bench"] |= {"attack": [attack.name, identity_of(attack.settings)]}
+        data["bench"].pop("data")
+        return data
+
+
+def player(part: str) -> str:
+    """The part of a stage by which a part of an attack is known: its judge is not the evaluation's."""
+    return PLAYED_BY.get(part, part)
+
+
+@functools.lru_cache(maxsize=64)
+def _size(name: str, path: Path | None, limit: int | None, seed: int) -> Size:
+    bench = get_bench(name)
+    try:
+        return size_of(load_prompts(bench, data=path, limit=limit, seed=seed))
+    except UserError:
+        return Size(limit or bench.count or 0, UNKNOWN_PROMPT)
+
+
+async def _attacked(attack: Attack, questions: Sequence[Prompt]) -> list[Prompt]:
+    """What an attack makes of the questions, in their order."""
+    made = [prompt async for prompt in attack.attacked(questions)]
+    place = {prompt.id: index for index, prompt in enumerate(questions)}
+    return sorted(made, key=lambda prompt: (place[prompt.parent or prompt.id], prompt.attack, prompt.id))

@@ -1,0 +1,58 @@
+"""Reads a file of any known form: traces, examples, prompts and odd rows, each in a file of its own."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from demur.pipeline.stage import Context, Size, Stage, kept, tokens
+from demur.prompts.formats import load_file
+from demur.records import Intent, Kept
+from demur.settings import STRICT
+from demur.storage.artifacts import Artifact, is_published
+
+
+class ImportSettings(BaseModel):
+    """How a file is read."""
+
+    model_config = STRICT
+
+    form: str | None = None
+    """Its form; told from its rows when left out."""
+    intent: Intent | None = None
+    """What its prompts want; told from its rows when left out."""
+    limit: int | None = None
+    """Only so many traces and examples."""
+
+
+class Import(Stage[ImportSettings]):
+    """Files: file, or the folder of a finished stage, whose filter's decision (`kept`) is taken along."""
+
+    kind = "import"
+    Settings = ImportSettings
+
+    def run(self, context: Context) -> None:
+        settings, path, draft = self.settings, self.files["file"], context.draft
+        loaded = load_file(path, form=settings.form, intent=settings.intent)
+        rows = {
+            "examples": draft.write("examples", loaded.examples[: settings.limit]),
+            "traces": draft.write("traces", loaded.traces[: settings.limit]),
+            "prompts": draft.write("prompts", loaded.prompts),
+        }
+        odd = draft.write("odd", loaded.odd)
+        chosen = kept(Artifact(path)) if is_published(path) else None
+        if chosen is not None:
+            draft.write("kept", (Kept(trace=t.id) for t in loaded.traces[: settings.limit] if t.id in chosen))
+        counted = ", ".join(f"{count:,} {name}" for name, count in rows.items() if count)
+        draft.line = f"{counted} read as {loaded.form}" + (f", {odd:,} odd rows kept aside" if odd else "")
+
+    def size(self) -> Size:
+        return _size(self.files["file"], self.settings.form)
+
+
+@functools.lru_cache(maxsize=16)
+def _size(path: Path, form: str | None) -> Size:
+    loaded = load_file(path, form=form)
+    return Size(len(loaded.traces), max((tokens(t.prompt.text) + tokens(t.raw) for t in loaded.traces), default=0))

@@ -1,0 +1,170 @@
+"""Draws a training set from named shares: examples.jsonl, drops.jsonl, held_out.jsonl, odd.jsonl."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+from pydantic import BaseModel, Field
+
+from demur.judge import open_judge
+from demur.mix import example_of, mix, unfit
+from demur.mix.settings import MixSettings, ShareSettings
+from demur.pipeline.stage import Context, Lack, Stage, hub_needs, kept
+from demur.prompts.formats import Odd, load_file
+from demur.records import Example, Finding, Pattern, Trace
+from demur.settings import STRICT
+from demur.storage import hub
+from demur.storage.artifacts import Artifact
+from demur.storage.records_file import RecordFile
+
+T = TypeVar("T")
+
+
+class MixStageSettings(BaseModel):
+    """The mix, and what of the safety share does not go into it."""
+
+    model_config = STRICT
+
+    mix: MixSettings
+    held_out: int = Field(default=0, ge=0)
+    """Safety rows kept out of training to measure learnability on."""
+    without: tuple[Pattern, ...] = ()
+    """Safety traces in which one of these patterns was found are left out."""
+
+
+class Mix(Stage[MixStageSettings]):
+    """Inputs and files: one a share, by its name; findings (for `without`). A share with neither comes from the hub."""
+
+    kind = "mix"
+    version = 6
+    Settings = MixStageSettings
+
+    async def run(self, context: Context) -> None:
+        settings, draft = self.settings.mix, context.draft
+        pools: dict[str, RecordFile[Example]] = {}
+        left: dict[str, int] = {}
+        odd: list[Odd] = []
+        for name, options in settings.shares.items():
+            # A default is left out of a record only when it is the same object, which a name sent to a worker is not.
+            share = sys.intern(name)
+            found = await pool(
+                self._source(context, share, options), share=share, options=options, only=self._chosen(context, share)
+            )
+            pools[share] = found.examples
+            odd += found.odd
+            left |= {f"{share}: {why}": count for why, count in sorted(found.left.items())}
+        held = _hold_out(pools, self.settings.held_out)
+        inside = {name: share.model_copy(update={"file": None, "hub": ""}) for name, share in settings.shares.items()}
+        mixed = mix(pools, settings.model_copy(update={"shares": inside}))
+        for name, rows in (("examples", mixed.examples), ("drops", mixed.drops), ("held_out", held), ("odd", odd)):
+            draft.write(name, rows)
+        draft.summary |= {"table": msgspec.to_builtins(mixed.table), "left_out": left}
+        draft.line = " + ".join(f"{row.taken:,} {row.share}" for row in mixed.table)
+        draft.line += f" ({len(odd):,} odd rows kept aside)" if odd else ""
+
+    def _source(self, context: Context, share: str, options: ShareSettings) -> Path | Artifact:
+        """Where a share's rows are: a stage, a local file, or what the hub gives."""
+        if share in context.inputs:
+            return context.inputs[share]
+        if share in self.files:
+            return self.files[share]
+        return hub.fetch(options.hub)
+
+    def _chosen(self, context: Context, share: str) -> set[str] | None:
+        """The traces that a filter kept and in which no unwanted pattern was found; `None`: all."""
+        if share not in context.inputs:
+            return None
+        source = context.inputs[share]
+        chosen = kept(source)
+        if share != "safety" or not self.settings.without:
+            return chosen
+        found = context.inputs["findings"].read("findings", Finding)
+        bad = {finding.trace for finding in found if finding.present and finding.pattern in self.settings.without}
+        return (chosen if chosen is not None else {trace.id for trace in source.read("traces", Trace)}) - bad
+
+    def needs(self) -> list[Lack]:
+        lacks = super().needs()
+        for name, share in self.settings.mix.shares.items():
+            if name not in self.inputs and name not in self.files and not share.hub:
+                lacks.append(
+                    Lack(name, f"share '{name}' has no rows: no stage makes them, and no file is given.", True)
+                )
+            elif share.hub and name not in self.files:
+                lacks += hub_needs(name, share.file, share.hub)
+        return lacks
+
+    def identity(self) -> dict[str, object]:
+        """Without the places of files."""
+        data = super().identity()
+        for share in self.files:
+            data["mix"]["shares"][share].pop("file", None)
+        return data
+
+
+class Pool(NamedTuple):
+    """What a share draws from, and what it cannot."""
+
+    examples: RecordFile[Example]
+    left: Counter[str]
+    """Reason -> how many traces cannot be trained on."""
+    odd: list[Odd]
+    """Rows of a file that nothing could be made of."""
+
+
+async def pool(source: Path | Artifact, *, share: str, options: ShareSettings, only: set[str] | None = None) -> Pool:
+    """What a share draws from, why some of its traces cannot be trained on, and a file's odd rows.
+
+    Args:
+        source: a file or folder of any form, or a stage with examples or traces.
+        share: name of the share.
+        options: its form, intent, and what becomes of replies without thinking.
+        only: ids of the traces that count, where a filter chose; examples go by the trace they were made of.
+    """
+    examples, traces, odd = _read(source, options)
+    if only is not None:
+        examples = _where(examples, [example.origin.trace in only for example in examples])
+        traces = _where(traces, [trace.id in only for trace in traces])
+    left: Counter[str] = Counter()
+    if options.grade:
+        right = {v.trace async for v in open_judge("maths").verdicts(traces) if v.label == "correct"}
+        left["its final answer is not the gold one"] = len(traces) - len(right)
+        traces = _where(traces, [trace.id in right for trace in traces])
+    made = RecordFile(Example, examples)
+    for trace in traces:
+        if reason := unfit(trace, no_thinking=options.no_thinking):
+            left[reason] += 1
+        else:
+            made.append(example_of(trace, share=share))
+    return Pool(made, +left, odd)
+
+
+def _read(source: Path | Artifact, options: ShareSettings) -> tuple[RecordFile[Example], RecordFile[Trace], list[Odd]]:
+    """The examples, traces and odd rows of a share's source."""
+    if isinstance(source, Artifact):
+        examples = source.table("examples", Example) if source.has("examples") else RecordFile(Example)
+        return examples, source.table("traces", Trace) if source.has("traces") else RecordFile(Trace), []
+    loaded = load_file(source, form=options.form, intent=options.intent)
+    return RecordFile(Example, loaded.examples), RecordFile(Trace, loaded.traces), loaded.odd
+
+
+def _where(rows: RecordFile[T], wanted: Sequence[bool]) -> RecordFile[T]:
+    return rows.taken(np.flatnonzero(wanted))
+
+
+def _hold_out(pools: dict[str, RecordFile[Example]], count: int) -> RecordFile[Example]:
+    """Take safety rows away to measure learnability on: the last by id, whole clusters."""
+    if not count or "safety" not in pools:
+        return RecordFile(Example)
+    rows = pools["safety"]
+    # By prompt: what is then drawn of the rest is about the same prompts in every format.
+    names = [(example.cluster, example.origin.prompt, example.id) for example in rows]
+    order = sorted(range(len(rows)), key=names.__getitem__)
+    clusters = {names[at][0] for at in order[-count:]}
+    pools["safety"] = rows.taken([at for at in order if names[at][0] not in clusters])
+    return rows.taken([at for at in order if names[at][0] in clusters])

@@ -1,0 +1,67 @@
+"""Judges stored traces again without asking the model: traces (as they were), verdicts."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from demur.generate import Flow, in_order
+from demur.interfaces import Ask
+from demur.judge.base import require
+from demur.pipeline.stage import Context, Lack, Size, Stage, judging, tokens
+from demur.records import Failure, Part, Query, Trace, Verdict
+from demur.settings import STRICT
+from demur.storage.records_file import RecordFile
+
+
+class RejudgeSettings(BaseModel):
+    """Which judge reads what, and whose traces they are."""
+
+    model_config = STRICT
+
+    judge: str
+    """Kind of judge."""
+    part: Part | None = None
+    """The part that it reads; `None`: as it declares."""
+    query: Query | None = None
+    """What it is shown as the request; `None`: as it declares."""
+    arm: str = "target"
+    seed: int | None = None
+    bench: str = "demur.bench.metrics:STORED"
+    """The benchmark whose metrics the verdicts are for."""
+
+
+class Rejudge(Stage[RejudgeSettings]):
+    """Inputs or files: traces. Models: judge."""
+
+    kind = "judge"
+    Settings = RejudgeSettings
+
+    async def run(self, context: Context) -> None:
+        settings = self.settings
+        if "traces" in context.inputs:
+            traces = context.inputs["traces"].table("traces", Trace)
+        else:
+            traces = RecordFile(Trace, path=self.files["traces"])
+        judge = await context.judge(settings.judge, part=settings.part, query=settings.query)
+        verdicts = RecordFile(Verdict)
+        async for verdict in judge.verdicts(traces):
+            verdicts.append(verdict)
+            context.progress(len(verdicts), len(traces), settings.judge)
+        order = (trace.prompt.id for trace in traces)
+        found = in_order(Flow(traces, RecordFile(Failure), verdicts), order)
+        context.draft.write("traces", found.traces)
+        context.draft.write("verdicts", found.verdicts)
+        context.draft.line = f"{len(traces):,} traces"
+        require(verdicts, who=f"judge '{settings.judge}'")
+
+    def needs(self) -> list[Lack]:
+        return super().needs() + self.judge_needs(self.settings.judge)
+
+    def size(self) -> Size:
+        if "traces" in self.inputs:
+            return self.inputs["traces"].size()
+        sizes = [tokens(t.prompt.text) + tokens(t.raw) for t in RecordFile(Trace, path=self.files["traces"])]
+        return Size(len(sizes), max(sizes, default=0))
+
+    def estimate(self) -> list[Ask]:
+        return judging(self.settings.judge, self.size())

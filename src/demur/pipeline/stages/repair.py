@@ -1,0 +1,77 @@
+"""Mends traces with failure patterns: traces.jsonl to go on with, originals, findings, actions, failures."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import msgspec
+from pydantic import BaseModel
+
+from demur.diagnose import open_detector
+from demur.interfaces import Ask
+from demur.pipeline.stage import Context, Lack, Size, Stage, detecting, detector_needs, kept, playing
+from demur.records import Finding, Trace
+from demur.repair.run import ROUNDS, repair
+from demur.repair.settings import RepairSettings
+from demur.settings import STRICT
+
+WISHES = 300
+"""Bound on the tokens in which a teacher is told what was wrong."""
+
+
+class RepairStageSettings(BaseModel):
+    """How traces are mended, and by whom what comes out is read."""
+
+    model_config = STRICT
+
+    repair: RepairSettings = RepairSettings()
+    detector: str = "rules"
+    """Kind of detector."""
+    limit: int | None = None
+    """Only the first so many traces."""
+
+
+class Repair(Stage[RepairStageSettings]):
+    """Inputs: traces; findings (else they are made). Models: teacher (for `reask`), detector, detector_2 …"""
+
+    kind = "repair"
+    version = 2
+    Settings = RepairStageSettings
+
+    async def run(self, context: Context) -> None:
+        source, draft = context.inputs["traces"], context.draft
+        chosen = kept(source)
+        traces = islice(source.read("traces", Trace), self.settings.limit)
+        done = await repair(
+            [trace for trace in traces if chosen is None or trace.id in chosen],
+            findings=context.inputs["findings"].read("findings", Finding) if "findings" in context.inputs else (),
+            settings=self.settings.repair,
+            detector=open_detector(self.settings.detector, models=await playing(context, "detector")),
+            teacher=await context.model("teacher"),
+            progress=context.progress,
+        )
+        for name in ("traces", "originals", "findings", "actions", "failures"):
+            draft.write(name, getattr(done, name))
+        draft.summary |= {"audit": msgspec.to_builtins(done.audit), "counts": done.audit.counts}
+        draft.line = ", ".join(f"{count:,} {did}" for did, count in done.audit.counts.items())
+
+    def needs(self) -> list[Lack]:
+        lacks = super().needs() + detector_needs(self, self.settings.detector)
+        if "reask" in self.settings.repair.means and "teacher" not in self.models:
+            lacks.append(
+                Lack("teacher", "repair with 'reask' asks a teacher again: name one, or leave reask out.", True)
+            )
+        return lacks
+
+    def size(self) -> Size:
+        given = super().size()
+        rows = given.rows if self.settings.limit is None else min(given.rows, self.settings.limit)
+        return Size(rows, max(given.tokens, given.tokens + self.settings.repair.max_tokens))
+
+    def estimate(self) -> list[Ask]:
+        settings, made = self.settings.repair, self.size()
+        again = made.rows * settings.tries if "reask" in settings.means else 0
+        asks = [Ask("teacher", again, again * (made.tokens + WISHES), again * settings.max_tokens)] if again else []
+        # Read: each trace, unless its findings are given, and every candidate.
+        readings = made.rows * ((0 if "findings" in self.inputs else 1) + ROUNDS + 1) + again
+        return asks + detecting(self, made._replace(rows=readings))

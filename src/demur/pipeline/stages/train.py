@@ -1,0 +1,59 @@
+"""Fine-tunes a base on a mix: model/ (a checkpoint), metrics.jsonl, learnability.jsonl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from demur.pipeline.stage import Context, Lack, Stage
+from demur.settings import STRICT
+from demur.train.settings import TrainSettings
+
+
+class TrainStageSettings(BaseModel):
+    """How an arm is trained."""
+
+    model_config = STRICT
+
+    train: TrainSettings = TrainSettings()
+    arm: str = "target"
+    seed: int | None = None
+
+
+class Train(Stage[TrainStageSettings]):
+    """Inputs: mix (examples, held_out). Models: base."""
+
+    kind = "train"
+    resumable = True
+    extra = "torch"
+    Settings = TrainStageSettings
+
+    def run(self, context: Context) -> None:
+        from demur.train.trainer import train
+
+        mixed, base = context.inputs["mix"], self.models["base"]
+        context.draft.summary |= train(
+            mixed.path("examples"),
+            base=Path(base.path) if base.path else base.hub or "",
+            out=context.draft.folder,
+            settings=self.settings.train,
+            held_out=mixed.path("held_out"),
+            progress=context.progress,
+        )
+
+    def needs(self) -> list[Lack]:
+        from demur.pipeline.hardware import lacking
+
+        base, settings = self.models["base"], self.settings.train
+        if not (base.path or base.hub):
+            return [Lack("base", f"{base.where} cannot be trained: give a folder with weights or a hub id.", True)]
+        lacks = super().needs()
+        if settings.device != "cpu":
+            lora = settings.lora is not None
+            lack = lacking(base.path or base.hub or "", lora=lora, processes=settings.processes)
+            lacks += [Lack("train", lack)] if lack else []
+        return lacks
+
+    def gpus(self) -> int:
+        return self.settings.train.processes
