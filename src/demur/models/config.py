@@ -29,7 +29,7 @@ class SamplingSettings(BaseModel):
     top_k: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
     """Bound on all new tokens, thinking included."""
-    thinking_budget: int | None = Field(default=None, ge=1)
+    thinking_budget: int | None = Field(default=None, ge=0)
     """Bound on thinking tokens."""
     seed: int | None = None
     n: int | None = Field(default=None, ge=1)
