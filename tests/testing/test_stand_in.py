@@ -59,7 +59,7 @@ def study(**changes: object) -> Study:
 
 def test_a_study_of_large_models_runs_whole_and_again_asks_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run_small(resolved(), out=out, journal=None, on="local", json=False)
+    run_small(resolved(), out=out, cache=None, on="local", json=False)
     cells = [cell for cell in build(out).results if "/" not in cell.metric]
     assert {(cell.arm, cell.bench, cell.attack) for cell in cells} == {
         (arm, bench, attack)
@@ -77,7 +77,7 @@ def test_a_study_of_large_models_runs_whole_and_again_asks_nothing(tmp_path: Pat
     for name in ("report.html", "summary.md"):
         assert "stand-in" in (out / name).read_text().lower()
     before = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
-    run_small(resolved(), out=out, journal=None, on="local", json=False)
+    run_small(resolved(), out=out, cache=None, on="local", json=False)
     assert before == {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
 
 

@@ -33,7 +33,7 @@ VERBS: dict[str, dict[str, str]] = {
         "serve": "start a server for a model or a script",
         "calibrate": "a judge or a detector against labels",
     },
-    "telling": {
+    "reporting": {
         "compare": "two arms by paired tests",
         "report": "tables and the HTML page of a run",
         "view": "look through traces in the browser",
@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code: 0 done, 1 failed, 2 wrong usage, 130 and 143 by a signal."""
     args = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminated)
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # `your_module:thing` of the current folder, as `python -m` has it
     if not args or args[0] in ("--help", "-h", "help"):
         _print_help()
         sys.exit(0)
@@ -67,12 +69,20 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("stopped; run the same command to go on", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except _Terminated:
+        print("stopped by SIGTERM; run the same command to go on", file=sys.stderr)  # noqa: T201
+        sys.exit(143)
     except DemurError as error:
         print(str(error), file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        # A full disk, a folder that is a file, a port in use: the system's own words are the best ones.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{where}{error.strerror or error}. What was finished is kept.", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
 
 
 def _call(verb: str, args: list[str]) -> int:
@@ -121,9 +131,12 @@ class _optional_groups:
             raise missing(error, f"demur {self.verb}") from error
 
 
+class _Terminated(BaseException):
+    """SIGTERM ends the program as Ctrl-C does."""
+
+
 def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends the program as Ctrl-C does, with the exit code that shells expect."""
-    raise SystemExit(143)
+    raise _Terminated
 
 
 def _print_help() -> None:

@@ -51,7 +51,7 @@ def attack(
     data: common.Data = None,
     data_dir: common.DataDir = None,
     out: common.Out = None,
-    journal: common.JournalDir = None,
+    cache: common.CacheDir = None,
     sets: common.Set = None,
     json: common.Json = False,
 ) -> None:
@@ -78,7 +78,7 @@ def attack(
     plain |= {"base": target, "models": _roles(use, attacker=attacker, judge=judge, attack_judge=attack_judge)}
     _check_needs(use["attack"], plain["models"], data_dir)
     resolved = make(common.apply_sets(plain, sets), where="demur attack")
-    run_study(resolved, out=out or Path("runs/attack"), journal=journal, json=json)
+    run_study(resolved, out=out or Path("runs/attack"), cache=cache, json=json)
 
 
 def _plain(

@@ -37,16 +37,17 @@ DataDir = Annotated[
 ]
 Target = Annotated[str, typer.Option("--target", help="Model under test: URL, local folder, hub id or script:NAME.")]
 Teacher = Annotated[
-    str | None, typer.Option("--teacher", help="Model that writes traces: URL, folder, hub id or role.")
+    str | None, typer.Option("--teacher", help="Model that writes traces: URL, folder, hub id or script:NAME.")
 ]
-Attacker = Annotated[str | None, typer.Option("--attacker", help="Model that attacks: URL, folder, hub id or role.")]
+Attacker = Annotated[
+    str | None, typer.Option("--attacker", help="Model that attacks: URL, folder, hub id or script:NAME.")
+]
 JudgeModel = Annotated[str | None, typer.Option("--judge", help="A judge by name, or the model that judges.")]
-Examples = Annotated[
-    Path | None, typer.Option("--examples", help="RecordFile to train on: a file or a finished stage.")
+Examples = Annotated[Path | None, typer.Option("--examples", help="Rows to train on: a file or a finished stage.")]
+CacheDir = Annotated[
+    Path | None, typer.Option("--cache", help="Reply cache to share between runs; default: RUN/replies.")
 ]
-JournalDir = Annotated[
-    Path | None, typer.Option("--journal", help="ReplyCache to share between runs; default: RUN/replies.")
-]
+JournalDir = CacheDir
 
 
 def app(help: str) -> typer.Typer:
@@ -73,6 +74,26 @@ def apply_sets(data: dict[str, Any], sets: list[str] | None) -> dict[str, Any]:
     return data
 
 
+def model(text: str) -> dict[str, Any]:
+    """The model that a flag names, as a study file holds it; a shipped base is its folder.
+
+    Raises:
+        UserError: it is no model.
+    """
+    from demur.models.config import parse_model
+    from demur.pipeline.resolve import base_folder
+
+    folder = base_folder(text)
+    if folder is not None:
+        return {"path": str(folder)}
+    return parse_model(text).model_dump(mode="json", exclude_unset=True)
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that were given."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def judge_of(text: str) -> tuple[str, str]:
     """Name and model in `--judge TEXT`: a judge alone has no model, a model alone (a URL, a folder, a hub id) no name."""
     from demur.judge import JUDGES
@@ -93,7 +114,7 @@ def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], *, left: int = 1, title: str | None = None) -> Table:
-    """RecordFile for a terminal, markup in them without effect; what stands behind the first `left` columns is numbers."""
+    """Rows for a terminal, markup in them without effect; what stands behind the first `left` columns is numbers."""
     from rich.markup import escape
     from rich.table import Table
 

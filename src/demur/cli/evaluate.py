@@ -1,7 +1,8 @@
-"""`demur eval BENCH…`: run benchmarks against a model. It runs as a study with one arm, `target`."""
+"""`demur eval BENCH…`: run benchmarks against a model. It runs as a study with one arm, named after the model."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,13 +22,24 @@ app = common.app("Run benchmarks against a model.")
 def evaluate(
     benches: Annotated[list[str], typer.Argument(help="Benchmarks by name: `demur bench list` shows them.")],
     target: common.Target,
-    attack: Annotated[
-        str, typer.Option("--attack", help="Attack by name, for benchmarks of harmful requests.")
-    ] = "none",
+    attack: Annotated[str, typer.Option("--attack", help="Attack, for benchmarks of harmful requests.")] = "none",
     judge: Annotated[
         str | None, typer.Option("--judge", help="Judge by name, a model, or NAME=MODEL such as llama_guard3=URL.")
     ] = None,
     attacker: common.Attacker = None,
+    model: Annotated[str | None, typer.Option("--model", help="Name that the server knows the target by.")] = None,
+    key_env: Annotated[
+        str | None, typer.Option("--key-env", help="Environment variable that holds the target's key.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", min=1, help="Most requests to the target at the same time.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, help="Instead of the protocol's.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Bound on a reply, thinking included.")
+    ] = None,
     part: Annotated[
         str | None, typer.Option("--part", help="thinking, answer or whole; default: the protocol's.")
     ] = None,
@@ -37,44 +49,58 @@ def evaluate(
     data: common.Data = None,
     data_dir: common.DataDir = None,
     out: common.Out = None,
-    journal: common.JournalDir = None,
+    cache: common.CacheDir = None,
     sets: common.Set = None,
     json: common.Json = False,
 ) -> None:
     """Run benchmarks against a model: traces, verdicts and a table with intervals.
 
+    The table has a row for every model that was measured in the folder; a model is told by its name and address, a
+    folder by its weights. --set takes the paths of a study file: models.target.timeout=60, bench.0.sampling.top_p=0.9.
+
     Examples:
 
       demur eval xstest --target http://127.0.0.1:8000/v1 --data-dir data --limit 20
+
+      demur eval xstest advbench --target https://api.example.com/v1 --model some-model --key-env API_KEY --data-dir data
 
       demur eval advbench --attack pap --target ./model --data-dir data --judge llama_guard3=http://127.0.0.1:8001/v1
 
       demur eval math500 --target script:stand_in --data math500.jsonl --samples 4
     """
-    roles: dict[str, Any] = {}
-    kind = _judge(judge, roles, benches)
+    own = {"model": model, "key_env": key_env, "in_flight": concurrency}
+    models: dict[str, Any] = {"target": common.model(target) | common.given(own)}
     if attacker is not None:
-        roles["attacker"] = attacker
-    uses = [
-        {"name": name, "attack": attack, "judge": kind, "part": part, "limit": limit, "samples": samples}
-        | ({"data": str(data)} if data else {})
-        | ({"sampling": {"seed": seed}} if seed else {})
-        for name in benches
-    ]
+        models["attacker"] = common.model(attacker)
+    use: dict[str, Any] = {"attack": attack, "judge": _judge(judge, models, benches), "part": part, "limit": limit}
+    use |= {"samples": samples, "data": str(data) if data else None}
+    sampling = common.given({"seed": seed or None, "temperature": temperature, "max_tokens": max_tokens})
+    use |= {"sampling": sampling or None}
     plain: dict[str, Any] = {
         "name": "eval",
-        "base": target,
-        "models": roles,
-        "arms": {"target": {}},
-        "bench": [{key: value for key, value in use.items() if value is not None} for use in uses],
+        "base": "target",
+        "models": models,
+        "arms": {name_of(target, model): {}},
+        "bench": [{"name": name} | common.given(use) for name in benches],
         "data_dir": str(data_dir) if data_dir else None,
     }
     resolved = make(common.apply_sets(plain, sets), where="demur eval")
-    run_study(resolved, out=out or Path("runs/eval"), journal=journal, json=json)
+    run_study(resolved, out=out or Path("runs/eval"), cache=cache, json=json, add=True)
 
 
-def _judge(text: str | None, roles: dict[str, Any], names: list[str]) -> str | None:
-    """The judge's name, and its model among the roles, from what was given.
+def name_of(target: str, model: str | None = None) -> str:
+    """What a measured model is called in tables: its name where one is given, else the end of its address or path."""
+    text = model or target.removeprefix("script:")
+    if not model and "://" in text:
+        text = text.partition("://")[2].partition("@")[-1] or text.partition("://")[2]
+        text = text.partition("/")[0]
+    elif Path(text).exists():
+        text = Path(text).resolve().name
+    return re.sub(r"[^\w.-]+", "-", text).strip("-._") or "target"
+
+
+def _judge(text: str | None, models: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
+    """The judge as a study names it, and its model among the models, from what was given.
 
     Raises:
         UserError: a model without a name, for a benchmark whose own judge is no model.
@@ -89,5 +115,5 @@ def _judge(text: str | None, roles: dict[str, Any], names: list[str]) -> str | N
             f"--judge NAME={text}, with NAME one of {', '.join(filter(requires_model, JUDGES))}."
         )
     if model:
-        roles["judge"] = model
-    return kind or None
+        models["judge"] = common.model(model)
+    return {"kind": kind} if kind else None

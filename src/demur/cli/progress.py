@@ -1,6 +1,7 @@
 """How a running study looks: one line for each group of stages on a terminal, plain lines elsewhere.
 
 Stages are grouped by the first word of their name (`train-improved-s0` belongs to train), in the order of the graph.
+Without a terminal every stage says when it starts and ends, and once a minute what is running says how far it is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from rich.text import Text
 
 from demur.pipeline.run import Event
 
+EVERY = 60.0
+"""Seconds between two plain lines about running stages."""
+
 
 class Display:
     """Shows events of `execute`; use it as a context manager around the run."""
@@ -26,7 +30,8 @@ class Display:
         self.console = console
         self.title = title
         self.states: dict[str, Event] = {name: Event(name, "waiting") for name in names}
-        self.began = time.monotonic()
+        self._began: dict[str, float] = {}
+        self._spoke = time.monotonic()
         self._lock = threading.Lock()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=False)
 
@@ -54,9 +59,32 @@ class Display:
             if event.state == "progress" and old is not None and old.state in ("done", "failed"):
                 return
             self.states[event.name] = event
-        if not self.console.is_terminal and event.state in ("started", "done", "failed"):
+            self._began.setdefault(event.name, time.monotonic())
+        if not self.console.is_terminal:
+            self._print(event)
+
+    def _print(self, event: Event) -> None:
+        """Plain lines: starts, ends, and once a minute all that runs."""
+        if event.state in ("started", "done", "failed"):
+            ended = sum(one.state in ("done", "reused") for one in self.states.values())
+            count = f"  [{ended}/{len(self.states)}]" if event.state == "done" else ""
             seconds = f"  {event.seconds:.1f} s" if event.state == "done" else ""
-            self.console.print(f"  {event.name}: {event.state}{seconds}  {event.remark}".rstrip(), markup=False)
+            self.console.print(f"  {event.name}: {event.state}{seconds}  {event.remark}{count}".rstrip(), markup=False)
+        elif time.monotonic() - self._spoke > EVERY:
+            self._spoke = time.monotonic()
+            for one in list(self.states.values()):
+                if one.state == "progress":
+                    self.console.print(f"  {one.name}: {self._far(one)}", markup=False)
+
+    def _far(self, event: Event) -> str:
+        """How far a running stage is: `120/400  3:10 left  loss 0.21`."""
+        of = f"{event.done:,}/{event.total:,}" if event.total else f"{event.done:,}"
+        spent = time.monotonic() - self._began.get(event.name, time.monotonic())
+        left = ""
+        if event.total and event.done and spent > 2:
+            seconds = round(spent * (event.total - event.done) / event.done)
+            left = f"{seconds // 60}:{seconds % 60:02} left"
+        return "  ".join(word for word in (of, left, event.remark) if word)
 
     def _render(self) -> Group:
         """The table of groups as it stands."""
@@ -67,29 +95,27 @@ class Display:
             groups.setdefault(event.name.partition("-")[0], []).append(event)
         grid = Table.grid(padding=(0, 1))
         for name, members in groups.items():
-            grid.add_row(Text(f"  {name:<10}"), *_row(members))
+            grid.add_row(Text(f"  {name:<10}"), *self._row(members))
         if all(event.state in ("done", "reused") for event in events):
             return Group(grid)
         return Group(grid, Text("  Ctrl-C is safe: run the same command to go on.", style="dim"))
 
-
-def _row(members: list[Event]) -> tuple[Text | ProgressBar, Text, Text]:
-    """Bar, count and remark of one group."""
-    ended = [event for event in members if event.state in ("done", "reused")]
-    running = [event for event in members if event.state in ("started", "progress")]
-    failed = [event for event in members if event.state == "failed"]
-    count = Text(f"{len(ended)}/{len(members)}")
-    if failed:
-        return Text("✗ failed", style="red"), count, Text(", ".join(event.name for event in failed))
-    if len(ended) == len(members):
-        seconds = sum(event.seconds for event in ended)
-        remark = ended[-1].remark if len(members) == 1 else ""
-        return Text("✓", style="green"), count, Text(f"{remark}  {seconds:.1f} s" if seconds else "reused")
-    if not running and not ended:
-        return Text("waiting", style="dim"), count, Text("")
-    part = sum(event.done / event.total for event in running if event.total)
-    now = running[-1] if running else None
-    label = now.name.partition("-")[2] if now else ""
-    remark = f"{label} {now.remark}" if now else ""
-    bar = ProgressBar(total=len(members), completed=len(ended) + part, width=30)
-    return bar, count, Text(remark.strip(), overflow="ellipsis", no_wrap=True)
+    def _row(self, members: list[Event]) -> tuple[Text | ProgressBar, Text, Text]:
+        """Bar, count and remark of one group."""
+        ended = [event for event in members if event.state in ("done", "reused")]
+        running = [event for event in members if event.state in ("started", "progress")]
+        failed = [event for event in members if event.state == "failed"]
+        count = Text(f"{len(ended)}/{len(members)}")
+        if failed:
+            return Text("✗ failed", style="red"), count, Text(", ".join(event.name for event in failed))
+        if len(ended) == len(members):
+            seconds = sum(event.seconds for event in ended)
+            remark = ended[-1].remark if len(members) == 1 else ""
+            return Text("✓", style="green"), count, Text(f"{remark}  {seconds:.1f} s" if seconds else "reused")
+        if not running and not ended:
+            return Text("waiting", style="dim"), count, Text("")
+        part = sum(event.done / event.total for event in running if event.total)
+        now = running[-1] if running else None
+        remark = f"{now.name.partition('-')[2]}  {self._far(now)}" if now else ""
+        bar = ProgressBar(total=len(members), completed=len(ended) + part, width=30)
+        return bar, count, Text(remark.strip(), overflow="ellipsis", no_wrap=True)

@@ -51,7 +51,7 @@ def retry(
         common.console.print(f"now run the command that made {run} again ({error})")
         return
 
-    run_study(study, out=run, journal=journal, json=json)
+    run_study(study, out=run, cache=journal, json=json)
 
 
 def forget_stages(run: Path, names: set[str]) -> list[str]:

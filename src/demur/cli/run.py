@@ -24,7 +24,7 @@ def run(
     ] = False,
     on: Annotated[str, typer.Option("--on", help="local, or ray[://ADDRESS].")] = "local",
     data_dir: common.DataDir = None,
-    journal: common.JournalDir = None,
+    cache: common.CacheDir = None,
     json: common.Json = False,
 ) -> None:
     """Do all that a study file says: distil, diagnose, mix, train, evaluate, report.
@@ -43,4 +43,4 @@ def run(
     loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
     folder = out or Path("runs") / loaded.study.name
     start = run_small if stand_in else run_study
-    start(loaded, out=folder, journal=journal, on=on, json=json)
+    start(loaded, out=folder, cache=cache, on=on, json=json)

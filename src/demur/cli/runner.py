@@ -15,10 +15,12 @@ from demur.pipeline.dag import ordered
 from demur.pipeline.resolve import Resolved, needs
 from demur.pipeline.run import CACHE, execute
 from demur.settings import Problems
-from demur.storage.artifacts import Artifact
+from demur.storage.artifacts import GRAPH, Artifact
 
 if TYPE_CHECKING:
     from demur.pipeline.stage import Stage
+
+STUDY = "study.yaml"
 
 
 def run_stages(
@@ -50,15 +52,27 @@ def require(missing: Sequence[str], *, hint: str = "") -> None:
 
 
 def run_study(
-    resolved: Resolved, *, out: Path, journal: Path | None = None, on: str = "local", json: bool = False
+    resolved: Resolved,
+    *,
+    out: Path,
+    cache: Path | None = None,
+    on: str = "local",
+    json: bool = False,
+    add: bool = False,
 ) -> None:
-    """Run a study, write its report and print its table."""
+    """Run a study, write its report and print its table; `add` keeps what the folder's report shows already.
+
+    Raises:
+        UserError: something is missing, or the folder holds a study file that demur did not write.
+    """
     study, stages, missing, notes = resolved
     require(missing, hint="\nTo try the whole path here with small stand-ins: add --stand-in")
     for note in notes:
         common.console.print(note, markup=False)
+    if (out / STUDY).exists() and not (out / GRAPH).exists():
+        raise UserError(f"{out} is no run of demur and has a {STUDY} of its own: choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
-    studies.save(study, out / "study.yaml")
+    studies.save(study, out / STUDY)
     workers = study.workers or default_workers()
     title = (
         f"{study.name} · {len(study.arms)} {'arm' if len(study.arms) == 1 else 'arms'} x "
@@ -67,21 +81,21 @@ def run_study(
     )
     with Display(common.console, [stage.name for stage in ordered(stages)], title=title) as display:
         if on == "local":
-            execute(stages, out=out, cache=journal, workers=workers, watch=display, add=False)
+            execute(stages, out=out, cache=cache, workers=workers, watch=display, add=add)
         else:
             from demur.pipeline.ray import ray_pool
 
-            cache = (journal or out / CACHE).resolve()
-            with ray_pool(on, cache=cache, say=display) as pool:
-                execute(stages, out=out.resolve(), cache=cache, workers=pool, watch=display, add=False)
+            shared = (cache or out / CACHE).resolve()
+            with ray_pool(on, cache=shared, say=display) as pool:
+                execute(stages, out=out.resolve(), cache=shared, workers=pool, watch=display, add=add)
     tell(out, json=json)
 
 
-def run_small(resolved: Resolved, *, out: Path, journal: Path | None, on: str, json: bool) -> None:
+def run_small(resolved: Resolved, *, out: Path, cache: Path | None, on: str, json: bool) -> None:
     """Run a study with small stand-ins for all its models."""
     from demur.testing.stand_in import standing_in
 
-    run_study(standing_in(resolved.study, out=out), out=out, journal=journal, on=on, json=json)
+    run_study(standing_in(resolved.study, out=out), out=out, cache=cache, on=on, json=json)
 
 
 def tell(out: Path, *, json: bool = False) -> None:

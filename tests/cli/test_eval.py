@@ -1,0 +1,74 @@
+"""`demur eval`: a row is a model, a folder may be used twice, and nobody's study file is overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.made import demur, exit_code
+
+from demur.cli.evaluate import name_of
+
+
+def _rows(where: Path) -> dict[tuple[str, str, str], float]:
+    results = json.loads((where / "results.json").read_text())["results"]
+    return {
+        (r["arm"], r["bench"], r["metric"]): r["estimate"]["value"]
+        for r in results
+        if r.get("attack", "none") == "none"
+    }
+
+
+@pytest.mark.slow
+def test_a_folder_used_twice_never_prints_another_models_number(tmp_path: Path) -> None:
+    def run(bench: str, target: str) -> dict[tuple[str, str, str], float]:
+        done = demur("eval", bench, "--target", target, "--limit", "20", "--out", str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        return _rows(tmp_path)
+
+    base, script = ("mini-lrm-a", "mini_harm", "attack_success"), ("stand_in", "mini_harm", "attack_success")
+    assert run("mini_harm", "mini-lrm-a")[base] == 1.0
+    second = run("mini_benign", "script:stand_in")
+    assert second[base] == 1.0
+    assert ("stand_in", "mini_benign", "over_refusal") in second
+    assert script not in second
+    assert run("mini_harm", "script:stand_in")[script] == 0.0
+    last = run("mini_harm", "mini-lrm-a")
+    assert (last[base], last[script]) == (1.0, 0.0)
+
+
+def test_a_study_file_that_demur_did_not_write_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "study.yaml").write_text("# mine\nname: mine\n")
+    assert exit_code("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2", "--out", str(tmp_path)) == 2
+    assert "study.yaml of its own" in capfd.readouterr().err
+    assert (tmp_path / "study.yaml").read_text().startswith("# mine")
+
+
+def test_an_out_that_is_a_file_is_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "afile"
+    file.write_text("")
+    assert exit_code("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2", "--out", str(file)) in (1, 2)
+    err = capfd.readouterr().err
+    assert "afile" in err
+    assert "Traceback" not in err
+
+
+def test_a_key_and_a_model_are_named_by_flags(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("eval", "mini_harm", "--target", "http://127.0.0.1:9/v1", "--model", "m", "--key-env", "NO_SUCH_KEY")
+    assert exit_code(*words, "--out", str(tmp_path / "o")) == 2
+    assert "NO_SUCH_KEY is not set" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("http://127.0.0.1:8000/v1", "127.0.0.1-8000"),
+        ("http://me:secret@host/v1", "host"),
+        ("owner/Model-7B", "owner-Model-7B"),
+        ("script:stand_in", "stand_in"),
+        ("mini-lrm-a", "mini-lrm-a"),
+    ],
+)
+def test_a_model_is_called_by_its_end(target: str, name: str) -> None:
+    assert name_of(target) == name
