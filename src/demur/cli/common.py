@@ -39,10 +39,24 @@ Target = Annotated[str, typer.Option("--target", help="Model under test: URL, lo
 Teacher = Annotated[
     str | None, typer.Option("--teacher", help="Model that writes traces: URL, folder, hub id or script:NAME.")
 ]
+AttackName = Annotated[str, typer.Option("--attack", help="Attack, for benchmarks of harmful requests.")]
+ServedName = Annotated[str | None, typer.Option("--model", help="Name that the server knows the target by.")]
+KeyEnv = Annotated[str | None, typer.Option("--key-env", help="Environment variable that holds the target's key.")]
+Concurrency = Annotated[
+    int | None, typer.Option("--concurrency", min=1, help="Most requests to the target at the same time.")
+]
+Temperature = Annotated[float | None, typer.Option("--temperature", min=0, help="Instead of the protocol's.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Bound on a reply, thinking included.")]
+PartName = Annotated[
+    str | None, typer.Option("--part", help="thinking, answer or whole; default: the protocol's or the judge's.")
+]
+Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Replies a prompt.")]
 Attacker = Annotated[
     str | None, typer.Option("--attacker", help="Model that attacks: URL, folder, hub id or script:NAME.")
 ]
-JudgeModel = Annotated[str | None, typer.Option("--judge", help="A judge by name, or the model that judges.")]
+JudgeModel = Annotated[
+    str | None, typer.Option("--judge", help="Judge by name, a model, or NAME=MODEL such as llama_guard3=URL.")
+]
 Examples = Annotated[Path | None, typer.Option("--examples", help="Rows to train on: a file or a finished stage.")]
 CacheDir = Annotated[
     Path | None, typer.Option("--cache", help="Reply cache to share between runs; default: RUN/replies.")

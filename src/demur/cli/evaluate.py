@@ -22,28 +22,16 @@ app = common.app("Run benchmarks against a model.")
 def evaluate(
     benches: Annotated[list[str], typer.Argument(help="Benchmarks by name: `demur bench list` shows them.")],
     target: common.Target,
-    attack: Annotated[str, typer.Option("--attack", help="Attack, for benchmarks of harmful requests.")] = "none",
-    judge: Annotated[
-        str | None, typer.Option("--judge", help="Judge by name, a model, or NAME=MODEL such as llama_guard3=URL.")
-    ] = None,
+    attack: common.AttackName = "none",
+    judge: common.JudgeModel = None,
     attacker: common.Attacker = None,
-    model: Annotated[str | None, typer.Option("--model", help="Name that the server knows the target by.")] = None,
-    key_env: Annotated[
-        str | None, typer.Option("--key-env", help="Environment variable that holds the target's key.")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option("--concurrency", min=1, help="Most requests to the target at the same time.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0, help="Instead of the protocol's.")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, help="Bound on a reply, thinking included.")
-    ] = None,
-    part: Annotated[
-        str | None, typer.Option("--part", help="thinking, answer or whole; default: the protocol's.")
-    ] = None,
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Replies a prompt.")] = None,
+    model: common.ServedName = None,
+    key_env: common.KeyEnv = None,
+    concurrency: common.Concurrency = None,
+    temperature: common.Temperature = None,
+    max_tokens: common.MaxTokens = None,
+    part: common.PartName = None,
+    samples: common.Samples = None,
     limit: common.Limit = None,
     seed: common.Seed = 0,
     data: common.Data = None,
