@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -103,10 +102,12 @@ class Problems:
 
     def __init__(self, where: str, lines: LineTable | None = None) -> None:
         self._where, self._lines = where, lines
+        self._left_out: list[Location] = []
         self.found: list[str] = []
 
     def add(self, place: Location, message: str) -> None:
         """Take a problem in; `place` is where the data say it."""
+        place = self._original(place)
         line = self._lines.line(place) if self._lines and place else None
         if self._lines and place and not self._lines.has(place[:1]):
             said = "--set"  # the file does not speak of it, so an override did
@@ -134,13 +135,25 @@ class Problems:
                 return model.model_validate(data)
             except pydantic.ValidationError as error:
                 problems = list(_most_specific(error))
-                said = [_explain(model, problem, place, self._where, self._lines) for problem in problems]
-                self.found += [text for text in dict.fromkeys(said) if text not in self.found]
-                places = [_pruned_at(data, problem) for problem in problems]
+                for problem in problems:
+                    location = self._original((*place, *problem["loc"]))
+                    text = _explain(model, problem, location, self._where, self._lines)
+                    self.found += [] if text in self.found else [text]
+                places = {_pruned_at(data, problem) for problem in problems}
                 if () in places:
                     return None
-                data = functools.reduce(_without, sorted(set(places), key=str, reverse=True), data)
+                for out in sorted(places, key=lambda one: [(str(type(key)), key) for key in one], reverse=True):
+                    data = _without(data, out)
+                    self._left_out += [(*place, *out)] if isinstance(out[-1], int) else []
         return None
+
+    def _original(self, place: Location) -> Location:
+        """A place as the file has it: entries of lists that were left out are counted again."""
+        for *above, gone in reversed(self._left_out):
+            depth = len(above)
+            if list(place[:depth]) == above and len(place) > depth and isinstance(at := place[depth], int):
+                place = (*above, at + (at >= int(gone)), *place[depth + 1 :])
+        return place
 
     def check(self) -> None:
         """Raise what was found.
@@ -199,13 +212,12 @@ def _most_specific(error: pydantic.ValidationError) -> Iterable[Any]:
     return extra or problems
 
 
-def _explain(model: type[BaseModel], problem: Any, above: Location, where: str, lines: LineTable | None) -> str:
-    """One complaint in our own words."""
+def _explain(model: type[BaseModel], problem: Any, location: Location, where: str, lines: LineTable | None) -> str:
+    """One complaint in our own words, at its place in the file."""
     inner: Location = tuple(problem["loc"])
-    location = (*above, *inner)
     line = lines.line(location) if lines else None
     place = f"{where}:{line}" if line else where
-    if lines and problem["type"] == "extra_forbidden" and not lines.has(location):
+    if lines and problem["type"] != "missing" and not lines.has(location):
         # The file does not say it, so an override did.
         place = "--set"
     parents = [str(key) for key in location[:-1] if not str(key).startswith(("function-", "model", "tagged-union"))]

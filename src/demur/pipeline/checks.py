@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from demur.bench import get_bench
@@ -11,6 +12,7 @@ from demur.distil.strategy import load as load_strategy
 from demur.errors import UserError, unknown
 from demur.judge import requires_model
 from demur.models.decoding import PRESETS
+from demur.pipeline.stage import Use
 from demur.pipeline.study import LOSS, STUDENT, Arm, Evidence, Study
 from demur.settings import Location, Problems
 
@@ -28,6 +30,10 @@ def check_study(study: Study, problems: Problems) -> None:
     for strategy in study.distil.teachers:
         with problems.at("distil", "teachers", strategy):
             load_strategy(strategy)
+    for place, name in _named_models(study):
+        with problems.at(*place):
+            if name not in study.models:
+                raise unknown("model", name, study.models)
     if study.benign_format != "same":
         with problems.at("benign_format"):
             load_strategy(study.benign_format)
@@ -45,6 +51,20 @@ def check_study(study: Study, problems: Problems) -> None:
     for at, finding in enumerate(study.findings):
         for number, evidence in enumerate(finding.evidence):
             _check_evidence(study, evidence, problems, ("findings", at, "evidence", number))
+
+
+def _named_models(study: Study) -> Iterator[tuple[Location, str]]:
+    """Every model that a part is given by name, and where."""
+    if study.distil.teacher:
+        yield ("distil", "teacher"), study.distil.teacher
+    yield from ((("distil", "teachers", strategy), name) for strategy, name in study.distil.teachers.items())
+    uses: list[tuple[Location, Use]] = [(("detector",), study.detector), (("filter",), study.filter)]
+    uses += [(("arms", name, "filter"), arm.filter) for name, arm in study.arms.items() if arm.filter]
+    uses += [(("bench", at, "judge"), use.judge) for at, use in enumerate(study.bench) if use.judge]
+    for place, use in uses:
+        yield from (((*place, "model"), name) for name in use.models)
+    for at, bench in enumerate(study.bench):
+        yield from ((("bench", at, "attack", part), name) for part, name in bench.attack.models.items())
 
 
 def _known_arm(name: str, study: Study, problems: Problems, place: Location) -> None:

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from demur.bench import get_bench
 from demur.distil.strategy import file_of as strategy_file
 from demur.distil.strategy import load as load_strategy
-from demur.errors import UserError, unknown
+from demur.errors import UserError
 from demur.models import BASES
 from demur.models.config import ModelConfig, parse_model
 from demur.pipeline.checks import check_study
@@ -38,7 +38,7 @@ from demur.pipeline.study import STUDENT, Arm, Copy, Loaded, Study
 from demur.prompts import SOURCES
 from demur.prompts.load import located
 from demur.registry import resolve as lookup
-from demur.settings import Problems
+from demur.settings import Location, Problems
 
 REWRITTEN = "improved"
 """The strategy whose kept traces `rewrite` is given."""
@@ -129,7 +129,7 @@ class _Builder:
                 if name in self.study.models:
                     found[part if number == 1 else f"{part}_{number}"] = self.study.models[name]
                 elif said:
-                    raise unknown("model", name, self.study.models, where=f" for the part '{part}'")
+                    raise UserError("")  # that there is no such model was said where it is named
         return found
 
     def prompts(self, pool: str) -> Stage[Any]:
@@ -239,10 +239,9 @@ class _Builder:
         name, arm = copy.arm, self.study.arms[copy.arm]
         if arm.format is not None and isinstance(arm.safety, int) and "harmful" not in self.study.traces:
             self.diagnose(arm)  # its pattern rates belong to the report, whether or not the mix needs them
-        data = self.study.train_of(name)
-        kind = cast("type[Stage[Any]]", lookup("stage", data.pop("stage", "train"), STAGES))
-        own = cast("type[BaseModel]", kind.Settings.model_fields["train"].annotation)
-        train = self.problems.read(own, data | {"seed": seed}, place=("arms", name, "train"))
+        kind, own, shared = self.training(arm.train.get("stage"), place=("arms", name, "train"))
+        data = shared | {key: value for key, value in arm.train.items() if key != "stage"} | {"seed": seed}
+        train = self.problems.read(own, data, place=("arms", name, "train"))
         if train is None:
             return None
         return self.add(
@@ -254,6 +253,24 @@ class _Builder:
                 place=("arms", name),
             )
         )
+
+    def training(
+        self, stage: str | None, *, place: Location
+    ) -> tuple[type[Stage[Any]], type[BaseModel], dict[str, Any]]:
+        """A kind of training, its settings class, and what the study says of it for all arms.
+
+        An arm that is trained by another kind than the study takes what that kind knows of the study's settings.
+        """
+        data = dict(self.study.train)
+        usual = data.pop("stage", "train")
+        with self.problems.at(*(place if stage else ("train",)), "stage"):
+            kind = cast("type[Stage[Any]]", lookup("stage", stage or usual, STAGES))
+            own = cast("type[BaseModel]", kind.Settings.model_fields["train"].annotation)
+            if stage not in (None, usual):
+                data = {key: value for key, value in data.items() if key in own.model_fields}
+            shared = self.problems.read(own, data, place=("train",))
+            return kind, own, shared.model_dump(exclude_unset=True) if shared else {}
+        raise UserError("")
 
     def evaluate(self, copy: Copy, seed: int, use: BenchUse, trained: Stage[Any] | None, at: int) -> None:
         """The stage that runs one benchmark under one attack against one model."""

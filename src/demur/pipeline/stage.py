@@ -57,6 +57,11 @@ class Use(BaseModel):
     def _short(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that it names."""
+        return (self.model,) if isinstance(self.model, str) else self.model or ()
+
 
 class Lack(NamedTuple):
     """Something that a stage needs and does not have."""

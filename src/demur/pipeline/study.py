@@ -219,10 +219,6 @@ class Study(BaseModel):
             named(name)
         return arms
 
-    def train_of(self, arm: str) -> dict[str, Any]:
-        """The training settings of an arm, its seed aside; `stage` among them is the kind of stage."""
-        return self.train | self.arms[arm].train
-
     def mix_of(self, name: str) -> MixSettings:
         """The mix of an arm: the study's settings, with the arm's shares."""
         arm, shares = self.arms[name], dict[str, Any]()

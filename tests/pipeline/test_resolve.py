@@ -1,0 +1,158 @@
+"""Everything that is wrong with a study is said before anything starts: all at once, each with its place and the nearest name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.made import exit_code
+
+HEAD = """\
+name: wrong
+base: mini-lrm-a
+models:
+  teacher: script:demur.mini.teacher:script
+  guard: {hub: meta-llama/Llama-Guard-3-8B, serve: vllm}
+prompts:
+  harmful: {source: mini-harmful, n: 20}
+arms:
+  raw: {}
+  short: {format: short, safety: 8}
+"""
+FAULTS = {
+    "bench: [{name: mini_harm, attack: pirr}]": ("pirr", "'pair'"),
+    "bench: [{name: mini_harm, attack: pair}]": ("'attacker'",),
+    "bench: [{name: mini_harm, attack: {name: pair, streems: 2}}]": ("streems", "'streams'"),
+    "bench: [{name: mini_harm, judge: lama_guard}]": ("lama_guard", "'llama_guard3'"),
+    "bench: [{name: mini_harm, judge: llama_guard3}]": ("judge 'llama_guard3' is a model",),
+    "bench: [{name: mini_harm, judge: {kind: llama_guard3, model: gard}}]": ("unknown model 'gard'", "'guard'"),
+    "bench: [{name: mini_harm, judge: {kind: xstest_llm, model: guard}}]": ("xstest_llm", "guard"),
+    "bench: [{name: mini_harm, sampling: {temprature: 0}}]": ("temprature", "'temperature'"),
+    "bench: [{name: xstest@paper-v3}]": ("xstest@paper-v3", "'xstest@paper-v"),
+    "bench: [{name: mini_harm, data: nowhere.jsonl}]": (),
+    "benign_format: shorty": ("shorty", "'short'"),
+    "filter: mini-harn": ("mini-harn", "'mini-harm'"),
+    "detector: minny": ("minny", "'mini'"),
+    "distil: {teachers: {shorty: teacher}}": ("shorty", "'short'"),
+    "distil: {teacher: techer}": ("techer", "'teacher'"),
+    "mix: {dedup: none}": ("dedup", "'dedupe'"),
+    "mix: {shares: {safety: {strat: category}}}": ("strat", "'stratify'"),
+    "train: {lrr: 1.0}": ("lrr", "'lr'"),
+    "train: {stage: trane}": ("trane", "'train'"),
+    "compare: [{a: short, b: shorter}]": ("shorter", "'short'"),
+    "findings: [{claim: c, evidence: [{a: shrt, b: raw, expect: lower, by: 0.1}]}]": ("shrt", "'short'"),
+    "bench: [mini_harm]\nfindings: [{claim: c, evidence: [{a: raw, b: short, metric: atack_success, expect: lower, by: 0.1}]}]": (
+        "atack_success",
+        "'attack_success'",
+    ),
+}
+
+
+def said(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What `check study` says of a file that is wrong."""
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    assert exit_code("check", "study", str(path), *words) == 2
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+@pytest.mark.parametrize("fault", [f for f, words in FAULTS.items() if words])
+def test_a_fault_is_said_with_its_place_and_the_nearest_name(
+    fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = said(HEAD + fault + "\n", tmp_path, capsys)
+    line = (HEAD + fault).count("\n") + 1
+    assert f"wrong.yaml:{line}: " in text
+    for word in FAULTS[fault]:
+        assert word in text
+
+
+def test_all_faults_of_a_file_are_said_in_one_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benches = ["{limit: 3}", *_benches()]
+    text = HEAD + "bench:\n" + "".join(f"  - {bench}\n" for bench in benches)
+    text += "train: {lrr: 1}\nfilter: mini-harn\ncompare: [{a: short, b: shorter}]\n"
+    told = said(text, tmp_path, capsys)
+    for word in (
+        "pirr",
+        "streems",
+        "lama_guard",
+        "gard",
+        "temprature",
+        "xstest@paper-v3",
+        "lrr",
+        "mini-harn",
+        "shorter",
+    ):
+        assert word in told
+    first = HEAD.count("\n") + 2
+    for offset, bench in enumerate(benches):
+        if FAULTS.get(f"bench: [{bench}]", True):
+            assert f"wrong.yaml:{first + offset}: " in told, bench
+    assert "Traceback" not in told
+
+
+def _benches() -> list[str]:
+    return [fault.removeprefix("bench: [").removesuffix("]") for fault in FAULTS if fault.startswith("bench: [{")]
+
+
+def test_plan_and_run_say_the_same_and_ask_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(HEAD + "bench: [{name: mini_harm, attack: pirr}]\n")
+    for verb in ("plan", "run"):
+        assert exit_code(verb, str(path), "--out", str(tmp_path / "out")) == 2
+        assert "Did you mean 'pair'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("item", "word"),
+    [
+        ("bench.0.sampling.temprature=0", "temprature"),
+        ("train.lrr=1", "lrr"),
+        ("mix.dedup=none", "dedup"),
+        ("models.teacher.timeot=1", "timeot"),
+        ("bench.0.attack={name: pair, streems: 1}", "streems"),
+        ("arms.short.train.lrr=1", "lrr"),
+    ],
+)
+def test_a_slip_in_an_override_is_said(
+    item: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "right.yaml"
+    path.write_text(HEAD + "bench: [{name: mini_harm}]\n")
+    assert exit_code("plan", str(path), "--set", item) == 2
+    told = capsys.readouterr().err
+    assert word in told
+    assert "--set" in told
+
+
+@pytest.mark.parametrize("name", ["qwen/7b", "../../x", "", "a b", ".hidden"])
+def test_names_of_arms_and_studies_are_no_paths(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is no name" in said(HEAD + f"  '{name}': {{}}\n", tmp_path, capsys)
+    assert "is no name" in said(HEAD.replace("name: wrong", f"name: '{name}'"), tmp_path, capsys)
+
+
+def test_what_speaks_of_arms_that_are_left_out_is_left_out_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "right.yaml"
+    path.write_text(
+        HEAD + "bench: [mini_harm]\ncompare: [{a: raw, b: short}]\n"
+        "findings: [{claim: c, evidence: [{a: short, b: raw, expect: lower, by: 0.1}]}]\n"
+    )
+    assert exit_code("plan", str(path), "--set", "arms={raw: {}}") == 0
+    told = capsys.readouterr().out
+    assert "compare: 1 of 1 left out" in told
+    assert "findings: 1 of 1 left out" in told
+
+
+def test_what_is_missing_here_is_no_fault_of_the_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "right.yaml"
+    path.write_text(HEAD + "bench: [advbench]\n")
+    text = path.read_text().replace("bench: [advbench]", "bench: [{name: advbench, judge: rules}]")
+    path.write_text(text)
+    assert exit_code("check", "study", str(path)) == 0
+    assert "missing here" in capsys.readouterr().out
+    assert exit_code("run", str(path), "--out", str(tmp_path / "out")) == 2
+    assert "nothing was asked yet" in capsys.readouterr().err
