@@ -23,6 +23,20 @@ def check_study(study: Study, problems: Problems) -> None:
         problems.add(
             ("stand_in_data",), "stand_in_data is for stand-ins alone: a benchmark's copy goes under its 'data'."
         )
+    for name in study.arms:
+        _check_arm(study, name, problems)
+    _check_bases(study, problems)
+    _check_names(study, problems)
+    for at, comparison in enumerate(study.compare):
+        for side in ("a", "b"):
+            _known_arm(getattr(comparison, side), study, problems, ("compare", at, side))
+    for at, finding in enumerate(study.findings):
+        for number, evidence in enumerate(finding.evidence):
+            _check_evidence(study, evidence, problems, ("findings", at, "evidence", number))
+
+
+def _check_names(study: Study, problems: Problems) -> None:
+    """What the study names, arms aside, must be there."""
     with problems.at("filter"):
         requires_model(study.filter.kind)
     with problems.at("detector"):
@@ -37,20 +51,11 @@ def check_study(study: Study, problems: Problems) -> None:
     if study.benign_format != "same":
         with problems.at("benign_format"):
             load_strategy(study.benign_format)
-    for name in study.arms:
-        _check_arm(study, name, problems)
-    _check_bases(study, problems)
     for at, use in enumerate(study.bench):
         with problems.at("bench", at, "name"):
             get_bench(use.name)
         with problems.at("bench", at, "judge"):
             requires_model(use.judge_kind)
-    for at, comparison in enumerate(study.compare):
-        for side in ("a", "b"):
-            _known_arm(getattr(comparison, side), study, problems, ("compare", at, side))
-    for at, finding in enumerate(study.findings):
-        for number, evidence in enumerate(finding.evidence):
-            _check_evidence(study, evidence, problems, ("findings", at, "evidence", number))
 
 
 def _named_models(study: Study) -> Iterator[tuple[Location, str]]:

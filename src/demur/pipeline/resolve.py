@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -244,11 +244,16 @@ class _Builder:
         train = self.problems.read(own, data, place=("arms", name, "train"))
         if train is None:
             return None
+        offered: dict[str, Callable[[], Stage[Any]]] = {
+            "mix": lambda: self.mix(name, arm),
+            "traces": lambda: self.distil("harmful", str(arm.format), arm),
+            "findings": lambda: self.diagnose(arm),
+        }
         return self.add(
             kind(
                 f"{kind.kind}-{copy.name}-s{seed}",
                 kind.Settings(train=train, arm=copy.name, seed=seed),
-                inputs={"mix": self.mix(name, arm)},
+                inputs={part: offered[part]() for part in kind.reads},
                 models={"base": self.base(copy.base)},
                 place=("arms", name),
             )

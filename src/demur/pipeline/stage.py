@@ -28,10 +28,11 @@ from demur import diagnose as detectors
 from demur import judge as judges
 from demur.errors import UserError
 from demur.interfaces import Ask, Judge, Model, Progress
+from demur.judge.model import Case, Format
 from demur.models.config import ModelConfig
 from demur.models.open import open_model
 from demur.records import Kept, Part, Prompt, Query
-from demur.registry import missing
+from demur.registry import missing, resolve
 from demur.settings import STRICT, Location, connection, identity_of
 from demur.storage import hub
 from demur.storage.artifacts import Artifact, Draft
@@ -103,6 +104,8 @@ class Stage(Generic[S]):
     """Raised when the same settings give other results than before."""
     resumable: ClassVar[bool] = False
     """Whether what an interrupted attempt left in the folder is of use to the next."""
+    reads: ClassVar[tuple[str, ...]] = ("mix",)
+    """Of a stage that trains an arm: which of mix, traces (the teacher's, with verdicts and kept) and findings it gets."""
     extra: ClassVar[str] = ""
     """A Python module that the work needs, such as torch."""
     Settings: ClassVar[type[BaseModel]]
@@ -201,11 +204,16 @@ def tokens(text: str) -> int:
     return len(text) // CHARACTERS + OVERHEAD
 
 
-def judging(kind: str, judged: Size, part: str = "judge") -> list[Ask]:
-    """What a judge of a kind asks about so many texts."""
+def judging(kind: str, judged: Size, part: str = "judge", *, readers: int = 1) -> list[Ask]:
+    """What a judge of a kind asks about so many texts, read by so many judges of this kind."""
     if not judges.requires_model(kind):
         return []
-    return [Ask(part, judged.rows, judged.rows * (judged.tokens + JUDGE_PROMPT), judged.rows * JUDGE_REPLY)]
+    form = resolve("judge", kind, judges.JUDGES)
+    instruction, reply, rows = JUDGE_PROMPT, JUDGE_REPLY, judged.rows
+    if isinstance(form, Format):
+        instruction = tokens("".join(turn.content for turn in form.render(Case("", ""))))
+        reply, rows = form.max_tokens, rows + readers * len(form.controls)
+    return [Ask(part, rows, rows * (judged.tokens + instruction), rows * reply)]
 
 
 def players(stage: Stage[Any], part: str) -> list[str]:

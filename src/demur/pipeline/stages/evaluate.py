@@ -187,7 +187,9 @@ class Evaluate(Stage[EvaluateSettings]):
         setup = Setup(use.attack.name, use.attack.settings, self._attack_files())
         replies = kind.variants(setup, asked.rows) * sampling.n
         asks = [Ask("target", replies, replies * asked.tokens, replies * sampling.max_tokens)]
-        asks += judging(use.judge_kind, Size(replies * (1 + len(use.also)), asked.tokens + sampling.max_tokens))
+        readers = 1 + len(use.also)
+        judged = Size(replies * readers, asked.tokens + sampling.max_tokens)
+        asks += judging(use.judge_kind, judged, readers=readers)
         own = kind.estimate(setup, asked.rows, asked.tokens)
         return asks + [Ask(player(ask[0]), *ask[1:]) for ask in own]
 
