@@ -45,6 +45,10 @@ CLASSES: dict[str, tuple[Pattern, ...]] = {
 """The three classes of the paper's v1, each by the patterns it gathers."""
 
 
+UNSAFE = "marked unsafe by its file"
+"""The note of a trace whose own row calls the reply harmful: it is never trained on."""
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The base of all records: immutable, compared by value, strict when read."""
 

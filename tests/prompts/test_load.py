@@ -28,7 +28,10 @@ def questions(tmp_path: Path) -> Path:
 
 def test_the_same_settings_give_the_same_prompts_in_the_files_order(questions: Path) -> None:
     def texts(**more: object) -> list[str]:
-        return [p.text for p in load(PromptsSettings.model_validate({"source": str(questions), **more}))]
+        return [
+            p.text
+            for p in load(PromptsSettings.model_validate({"source": str(questions), "intent": "harmful", **more}))
+        ]
 
     assert texts(n=4, seed=1) == texts(n=4, seed=1)
     assert texts(n=4, seed=1) != texts(n=4, seed=2)
@@ -47,9 +50,9 @@ def test_questions_are_put_into_templates_and_keep_their_cluster(questions: Path
         assert prompt.question in prompt.text != prompt.question
         assert prompt.parent == Prompt(text=prompt.question, intent="harmful").id
     with pytest.raises(UserError, match="there are 3 templates"):
-        load(PromptsSettings(source=str(questions), templates=tmp_path / "t.txt", per_question=4))
+        load(PromptsSettings(source=str(questions), templates=tmp_path / "t.txt", per_question=4, intent="harmful"))
     with pytest.raises(UserError, match=r"q\.txt:1: a template without \{question\}"):
-        load(PromptsSettings(source=str(questions), templates=questions))
+        load(PromptsSettings(source=str(questions), templates=questions, intent="harmful"))
 
 
 def test_a_source_by_module_and_function(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,10 +63,12 @@ def test_a_source_by_module_and_function(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_file_is_found_in_the_data_folder(questions: Path) -> None:
-    assert len(load(PromptsSettings(source="q.txt"), data_dir=questions.parent)) == 10
+    assert len(load(PromptsSettings(source="q.txt", intent="benign"), data_dir=questions.parent)) == 10
 
 
-def test_mistakes_are_said() -> None:
+def test_mistakes_are_said(questions: Path) -> None:
+    with pytest.raises(UserError, match="say intent: harmful, benign"):
+        load(PromptsSettings(source=str(questions)))
     with pytest.raises(UserError, match="Did you mean 'mini-harmful'"):
         load(PromptsSettings(source="mini-harmfull"))
     with pytest.raises(UserError, match="no such file"):

@@ -56,7 +56,8 @@ def mix(
     where = out or Path("runs/mix")
     done = run_stages([Mix("mix", MixStageSettings(mix=settings), inputs=inputs)], out=where, title="mix")
     odd = {name: _odd(done[stage.name]) for name, stage in inputs.items()}
-    _tell(done["mix"], odd, json=json)
+    notes = {name: done[stage.name].manifest.summary.get("notes", []) for name, stage in inputs.items()}
+    _tell(done["mix"], odd, notes, json=json)
 
 
 def shares(given: list[str]) -> dict[str, Any]:
@@ -85,11 +86,13 @@ def _odd(imported: Artifact) -> list[Any]:
     return list(imported.read("odd", Odd)) if imported.has("odd") else []
 
 
-def _tell(mixed: Artifact, odd: dict[str, list[Any]], *, json: bool) -> None:
+def _tell(mixed: Artifact, odd: dict[str, list[Any]], notes: dict[str, list[str]], *, json: bool) -> None:
     """The account of the mix, and what was kept aside."""
     summary = mixed.manifest.summary
     rows: list[dict[str, Any]] = summary["table"]
     for name, rest in odd.items():
+        for note in notes[name]:
+            common.console.print(f"{name}: {escape(note)}")
         for one in rest[:ODD_SHOWN]:
             common.console.print(f"kept aside: {escape(one.where)}: {escape(one.reason)}")
         if len(rest) > ODD_SHOWN:
@@ -98,7 +101,7 @@ def _tell(mixed: Artifact, odd: dict[str, list[Any]], *, json: bool) -> None:
         counts = {name: len(rest) for name, rest in odd.items()}
         left = summary.get("left_out", {})
         found = {"stage": str(mixed.folder), "examples": mixed.rows("examples"), "table": rows}
-        common.print_json(found | {"left_out": left, "odd": counts})
+        common.print_json(found | {"left_out": left, "odd": counts, "notes": notes})
         return
     columns = ("given", "duplicate", "over_cap", "not_drawn", "taken")
     cells = [(row["share"], *(row.get(c, 0) for c in columns)) for row in rows]

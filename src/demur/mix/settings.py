@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from demur.mix.examples import NoThinking
 from demur.records import Intent
 from demur.settings import STRICT
 
@@ -38,8 +39,8 @@ class ShareSettings(BaseModel):
     """Draw the same number from each of these classes, as far as it has them (diversity-balanced)."""
     cap: int | None = Field(default=None, ge=1)
     """At most so many examples of one cluster: of one question, in whatever wrappers."""
-    no_thinking: Literal["drop", "empty"] = "drop"
-    """Replies without thinking: leave them out, or train an empty thinking block."""
+    no_thinking: NoThinking = "drop"
+    """Replies without thinking: leave them out, train an empty thinking block, or put one there without training it."""
     grade: bool = False
     """Leave out maths traces whose final answer is not the gold one, or that have none to compare."""
     licence: str = ""

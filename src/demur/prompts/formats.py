@@ -1,30 +1,43 @@
-"""One loader that recognises what people have, and says of every row that it cannot use where it stands and why.
+"""One loader for the files that people have. What it cannot use of a file it says: rows, columns, and what it had to assume.
 
-A file's form is told from the keys of its first rows; a folder is a run or a finished stage of demur, or a data set
+A file's form is told from the filled columns of its first rows (`forms.yaml`); a folder is a run or a finished stage of demur, or a data set
 folder with tables in it. Prompts that a file has put into shared wrappers get their question back (`wrappers`), so that
 one question in twenty jailbreak templates is one cluster, and two questions in one template are not alike.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from demur.errors import UserError, unknown
-from demur.prompts import convert
-from demur.prompts.convert import PROMPT_KEYS, RESPONSE_KEYS, File, LeftOut, OddRow
+from demur.prompts.columns import TABLE, OddRow, slots, text
+from demur.prompts.rows import UNUSED, Cells, File, LeftOut, Preference, filled, misfit, read
 from demur.prompts.wrappers import unwrap
 from demur.records import Example, Intent, Origin, Prompt, Record, Trace
-from demur.storage import readers as tables
+from demur.storage import readers
 from demur.storage.artifacts import Artifact, artifacts, is_published
 
+MATHS = re.compile(r"(?=.*[\d\\=^<>])\S+(\s+\S+){0,7}|.*####\s*\S+", re.DOTALL)
+"""What answers to maths problems look like."""
 LOOKED_AT = 20
-"""RecordFile from which a form is told."""
+"""Rows from which a form is told."""
+OWN: dict[str, tuple[set[str], type[Prompt | Trace | Example]]] = {
+    "published": ({"parts", "prompt_id", "share"}, Example),
+    "examples": ({"parts", "origin"}, Example),
+    "traces": ({"prompt", "raw", "sent", "outcome"}, Trace),
+    "prompts": ({"text", "intent"}, Prompt),
+}
+"""demur's own forms, by the columns that they all have."""
+FORMS = (*OWN, *TABLE["forms"])
+WRAPPED = ("pairs", "reasoning", "table")
+"""Forms whose prompts may be questions in shared wrappers."""
 
 
 class Odd(Record, frozen=True, kw_only=True):
@@ -42,62 +55,10 @@ class Loaded(NamedTuple):
     prompts: list[Prompt]
     traces: list[Trace]
     examples: list[Example]
+    pairs: list[Preference]
     odd: list[Odd]
-
-
-class Form(NamedTuple):
-    """How a form is recognised, by the keys of a row, and read."""
-
-    keys: Callable[[set[str]], bool]
-    read: Callable[[dict[str, Any], File], Iterable[Prompt | Trace | Example | LeftOut]]
-    wrapped: bool = False
-    """Whether its prompts may be questions in shared wrappers."""
-
-
-def _own(kind: type[Prompt] | type[Trace] | type[Example]) -> Callable[[dict[str, Any], File], Iterator[Any]]:
-    def read(row: dict[str, Any], _: File) -> Iterator[Any]:
-        yield msgspec.convert(row, kind)
-
-    return read
-
-
-def _has(*keys: str) -> Callable[[set[str]], bool]:
-    return lambda found: set(keys) <= found
-
-
-def _any(*keys: str) -> Callable[[set[str]], bool]:
-    return lambda found: bool(set(keys) & found)
-
-
-def _published(row: dict[str, Any], _: File) -> Iterator[Example]:
-    """A row of `publish.flat`."""
-    known = {key: row[key] for key in ("id", "parts", "share", "cluster")}
-    origin = {key: row[key] for key in Origin.__struct_fields__ if row[key]} | {"prompt": row["prompt_id"]}
-    origin["repairs"] = row["repairs"].split("; ") if row["repairs"] else []
-    yield msgspec.convert(known | {"origin": origin}, Example)
-
-
-FORMS: dict[str, Form] = {
-    "published": Form(_has("parts", "prompt_id", "share"), _published),
-    "examples": Form(_has("parts", "origin"), _own(Example)),
-    "traces": Form(_has("prompt", "raw", "sent", "outcome"), _own(Trace)),
-    "prompts": Form(_has("text", "intent"), _own(Prompt)),
-    "pap": Form(_has("query", "final_query"), convert.rewrites),
-    "openr1": Form(_has("problem", "generations"), convert.openr1),
-    "openthoughts": Form(_has("problem", "deepseek_reasoning"), convert.openthoughts),
-    "s1k": Form(lambda k: "question" in k and bool({"thinking_trajectories", "deepseek_attempt"} & k), convert.s1k),
-    "messages": Form(_any("messages", "conversations"), convert.messages),
-    "maths": Form(
-        lambda k: {"problem", "answer"} <= k or ({"question", "answer"} <= k and "response" not in k), convert.maths
-    ),
-    "star1": Form(_has("question", "response"), convert.pairs, wrapped=True),
-    "paper": Form(_has("prompt", "response", "data_type"), convert.pairs, wrapped=True),
-    "pairs": Form(lambda k: bool(set(PROMPT_KEYS) & k) and bool(set(RESPONSE_KEYS) & k), convert.pairs, wrapped=True),
-    "table": Form(_any(*PROMPT_KEYS), convert.table, wrapped=True),
-}
-"""Every form, the particular before the general."""
-OWN = ("examples", "traces", "prompts")
-TABLES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt")
+    notes: list[str]
+    """What of the file was not used, and what was assumed."""
 
 
 def load_file(path: Path, *, form: str | None = None, intent: Intent | None = None) -> Loaded:
@@ -105,28 +66,26 @@ def load_file(path: Path, *, form: str | None = None, intent: Intent | None = No
 
     Args:
         path: file or folder.
-        form: a key of `FORMS`; told from the rows when left out.
+        form: one of `FORMS`; told from the rows when left out.
         intent: what all prompts of the file want, over what its rows say.
 
     Raises:
-        UserError: nothing there, no form fits (with the keys that were found), or a run in which several stages fit.
+        UserError: nothing there, no form fits (with the columns), no row could be read (with the first reason), two records of
+            one id, or a run in which several stages fit.
     """
     if form is not None and form not in FORMS:
         raise unknown("form", form, FORMS)
-    if path.is_dir():
-        files = list(_files(path, form))
-        parts = [_load(file, form, intent) for file in files]
-        forms = {part.form for part in parts}
-        if len(forms) != 1:
-            raise UserError(f"{path} holds files of several forms ({', '.join(sorted(forms))}). Give one file.")
-        merged = [[item for part in parts for item in part[i]] for i in range(1, 5)]
-        return Loaded(parts[0].form, *merged)  # type: ignore[arg-type]
-    return _load(path, form, intent)
+    parts = [_load(file, form, intent) for file in (_files(path, form) if path.is_dir() else [path])]
+    if len({part.form for part in parts}) != 1:
+        forms = ", ".join(sorted({part.form for part in parts}))
+        raise UserError(f"{path} holds files of several forms ({forms}). Give one file.")
+    merged = [[item for part in parts for item in part[i]] for i in range(1, len(parts[0]))]
+    return Loaded(parts[0].form, *merged)  # type: ignore[arg-type]
 
 
 def _files(folder: Path, form: str | None) -> Iterator[Path]:
     """The tables of a folder: of a stage or of a run's one stage that has some, or of a data set's folder."""
-    wanted = [form] if form in OWN else list(OWN)
+    wanted = [form] if form in OWN else ["examples", "traces", "prompts"]
     stages = [Artifact(folder)] if is_published(folder) else artifacts(folder)
     for name in wanted:
         holding = [stage for stage in stages if stage.rows(name)]
@@ -141,13 +100,13 @@ def _files(folder: Path, form: str | None) -> Iterator[Path]:
     if stages:
         raise UserError(f"{folder}: no stage holds {', '.join(wanted)}.")
     within = (folder / "data").rglob("*") if (folder / "data").is_dir() else folder.iterdir()
-    found = sorted(path for path in within if path.suffix in TABLES and not path.name.startswith("."))
-    # A published data set has the same rows in two formats.
-    suffixes = {path.suffix for path in found}
-    chosen = next((suffix for suffix in TABLES if suffix in suffixes), None)
+    found = sorted(path for path in within if not path.name.startswith("."))
+    # A data set may have the same rows in several formats.
+    chosen = next((end for end in readers.READERS if any(readers.ending(path) == end for path in found)), None)
     if chosen is None:
-        raise UserError(f"{folder} is no run, no finished stage, and holds no file ending in {', '.join(TABLES)}.")
-    yield from (path for path in found if path.suffix == chosen)
+        allowed = ", ".join(readers.READERS)
+        raise UserError(f"{folder} is no run, no finished stage, and holds no file ending in {allowed}.")
+    yield from (path for path in found if readers.ending(path) == chosen)
 
 
 def unambiguous(stages: Sequence[Artifact]) -> list[Artifact]:
@@ -157,71 +116,127 @@ def unambiguous(stages: Sequence[Artifact]) -> list[Artifact]:
         UserError: two of one name, with their folders.
     """
     names = Counter(stage.manifest.name for stage in stages)
-    twice = [stage for stage in stages if names[stage.manifest.name] > 1]
+    twice = [f"  {stage.folder}" for stage in stages if names[stage.manifest.name] > 1]
     if twice:
-        listed = "\n".join(f"  {stage.folder}" for stage in twice)
+        listed = "\n".join(twice)
         raise UserError(
             f"several stages have one name, from different settings. Give one, or delete the others:\n{listed}"
         )
     return list(stages)
 
 
-def _load(path: Path, form: str | None, intent: Intent | None) -> Loaded:
+def _load(path: Path, form: str | None, wish: Intent | None) -> Loaded:
     odd: list[Odd] = []
-    stream = tables.rows(path, bad=lambda line, reason: odd.append(Odd(where=f"{path}:{line}", reason=reason)))
+    stream = readers.rows(path, bad=lambda line, reason: odd.append(Odd(where=f"{path}:{line}", reason=reason)))
     first = list(islice(stream, LOOKED_AT))
-    name = form or _recognise(path, [row for _, row in first])
-    file = File(path.name, intent)
-    made: list[Prompt | Trace | Example] = []
-    for number, row in (*first, *stream):
+    if not first:
+        more = f" ({len(odd):,} rows could not be read)" if len(odd) > 1 else ""
+        raise UserError(f"{odd[0].where}: {odd[0].reason}{more}" if odd else f"{path}: it has no rows.")
+    file = _recognised(path, [row for _, row in first], form, wish)
+    made: list[tuple[str, Any]] = []
+    notes: Counter[str] = Counter()
+    count = 0
+    for number, row in chain(first, stream):
         where = f"{path}:{number}"
+        count += 1
         try:
-            for thing in FORMS[name].read(row, file):
-                if isinstance(thing, LeftOut):
-                    odd.append(Odd(where=where, reason=thing.reason, row=row))
-                else:
-                    made.append(thing)
-        except (OddRow, msgspec.ValidationError) as error:
+            things = [_own(row, file.form)] if file.form in OWN else list(read(row, file, notes))
+        except (OddRow, msgspec.ValidationError, RecursionError) as error:
             odd.append(Odd(where=where, reason=f"{error}", row=row))
+            continue
+        odd += [Odd(where=where, reason=thing.reason, row=row) for thing in things if isinstance(thing, LeftOut)]
+        made += [(where, thing) for thing in things if not isinstance(thing, LeftOut)]
     if not made and odd:
-        raise UserError(f"{path}: no row could be read as '{name}'. The first: {odd[0].where}: {odd[0].reason}")
-    return _sorted_out(name, made, odd)
+        raise UserError(f"{path}: no row could be read as '{file.form}'. The first: {odd[0].where}: {odd[0].reason}")
+    told = {note: "" if n == count else f" ({n:,} of {count:,} rows)" for note, n in notes.items()}
+    unused = sorted(note.removeprefix(UNUSED) for note in told if UNUSED in note)
+    said = [note + rows for note, rows in told.items() if UNUSED not in note] + [UNUSED + ", ".join(unused)] * bool(
+        unused
+    )
+    return _sorted_out(file, made, odd, [f"{path.name}: {note}" for note in said])
 
 
-def _recognise(path: Path, rows: list[dict[str, Any]]) -> str:
-    """The form that most of the rows have."""
-    votes = Counter(next((n for n, form in FORMS.items() if form.keys(set(row))), "") for row in rows)
-    votes.pop("", None)
-    if not votes:
-        keys = sorted(set(rows[0])) if rows else []
-        said = f"keys of its first row: {', '.join(keys)}" if keys else "it has no rows"
+def _own(row: dict[str, Any], form: str) -> Prompt | Trace | Example:
+    """A record of demur's own, or a training row as `publish` writes it."""
+    if form == "published":
+        origin = {name: row[name] for name in Origin.__struct_fields__ if row[name]} | {"prompt": row["prompt_id"]}
+        origin["repairs"] = row["repairs"].split("; ") if row["repairs"] else []
+        row = {name: row[name] for name in ("id", "parts", "share", "cluster")} | {"origin": origin}
+    return msgspec.convert(row, OWN[form][1])
+
+
+def _recognised(path: Path, rows: list[dict[str, Any]], form: str | None, wish: Intent | None) -> File:
+    """The form that most of the first rows have, and whether their answers are those of maths problems."""
+    own = next((name for name, (columns, _) in OWN.items() if all(columns <= set(row) for row in rows)), form)
+    if own in OWN:
+        return File(path.name, own, wish, maths=False, named=form is not None)
+    found = [slots(row) for row in rows]
+    names = [cells.get("answer", cells.get("gold", [])) for cells in found]
+    answers = [text(row[name[0]]) for row, name in zip(rows, names, strict=True) if name]
+    alike = [bool(MATHS.fullmatch(answer)) for answer in answers if answer]
+    share = sum(alike) / len(alike) if alike else 1.0
+    forms = {maths: [_form_of(filled(row, maths=maths)) for row in rows] for maths in (True, False)}
+    if form is None and 0.2 < share < 0.8 and forms[True] != forms[False]:
         raise UserError(
-            f"{path}: no form fits ({said}). A prompt is looked for under {', '.join(PROMPT_KEYS)}; "
-            f"forms: {', '.join(FORMS)}. Rename a column, or name the form."
+            f"{path}: its answers are those of maths problems in some rows and texts in others. Name the form: maths, where they are "
+            "the right answers, or pairs, where they are the replies."
         )
-    return votes.most_common(1)[0][0]
+    maths = share >= 0.5 if form is None else form != "pairs"
+    told = form or Counter(forms[maths]).most_common(1)[0][0]
+    if not told:
+        columns = [f"{name} ({slot})" if slot else name for slot, names in found[0].items() for name in names]
+        raise UserError(
+            f"{path}: no form has a use for all of its columns: {', '.join(columns or rows[0])}. A prompt is looked for under "
+            f"{', '.join(TABLE['columns']['prompt'])}. Rename or remove a column, or name the form: {', '.join(FORMS)}."
+        )
+    return File(path.name, told, wish, maths, named=form is not None)
 
 
-def _sorted_out(name: str, made: list[Prompt | Trace | Example], odd: list[Odd]) -> Loaded:
-    """Prompts, traces and examples apart, with the questions found inside shared wrappers."""
-    prompts = [thing for thing in made if isinstance(thing, Prompt)]
-    traces = [thing for thing in made if isinstance(thing, Trace)]
-    examples = [thing for thing in made if isinstance(thing, Example)]
-    if FORMS[name].wrapped:
-        found = {old.id: new for old, new in zip(prompts, _questions(prompts), strict=True)}
-        prompts = [found[prompt.id] for prompt in prompts]
-        traces = [msgspec.structs.replace(t, prompt=found[t.prompt.id], id="") for t in traces]
-    once = {prompt.id: prompt for prompt in (*prompts, *(trace.prompt for trace in traces))}
-    return Loaded(name, list(once.values()), traces, examples, odd)
+def _form_of(cells: Cells) -> str:
+    return next((form for form in TABLE["forms"] if misfit(cells, form) == ([], [])), "")
+
+
+def _sorted_out(file: File, made: list[tuple[str, Any]], odd: list[Odd], notes: list[str]) -> Loaded:
+    """Prompts, traces, examples and pairs apart, with the questions found inside shared wrappers, and no id twice."""
+    sorts: dict[type, list[tuple[str, Any]]] = {kind: [] for kind in (Prompt, Trace, Example, Preference)}
+    for where, thing in made:
+        sorts[type(thing)].append((where, thing))
+    prompts, rows = _once(sorts[Prompt], file, odd), sorts[Trace]
+    if file.form in WRAPPED:
+        questions = {old.id: new for old, new in zip(prompts, _questions(prompts), strict=True)}
+        prompts = list(questions.values())
+        rows = [(where, msgspec.structs.replace(t, prompt=questions[t.prompt.id], id="")) for where, t in rows]
+    traces, examples = _once(rows, file, odd), _once(sorts[Example], file, odd)
+    every = {prompt.id: prompt for prompt in (*prompts, *(trace.prompt for trace in traces))}
+    return Loaded(
+        file.form, list(every.values()), traces, examples, [pair for _, pair in sorts[Preference]], odd, notes
+    )
+
+
+def _once(things: list[tuple[str, Any]], file: File, odd: list[Odd]) -> list[Any]:
+    """Records, none of an id that another has. Rows with one prompt and one reply are samples of it, and all count."""
+    seen: dict[str, tuple[str, Any]] = {}
+    kept = []
+    for where, thing in things:
+        while isinstance(thing, Trace) and thing.id in seen and file.form not in OWN:
+            thing = msgspec.structs.replace(thing, sample=thing.sample + 1, id="")
+        before = seen.setdefault(thing.id, (where, thing))
+        kind = type(thing).__name__.lower()
+        if getattr(before[1], "parts", before[1]) != getattr(thing, "parts", thing) and file.form in OWN:
+            raise UserError(
+                f"{where}: another {kind} of the id {thing.id} stands in {before[0]}. Without ids, they are made anew."
+            )
+        if before[1] is thing or isinstance(thing, Example):
+            kept.append(thing)
+        elif isinstance(thing, Trace):
+            odd.append(Odd(where=where, reason=f"the same trace stands in {before[0]}"))
+    return kept
 
 
 def _questions(prompts: list[Prompt]) -> Iterator[Prompt]:
     """The prompts, those in a shared wrapper with their question as parent."""
     found = unwrap([prompt.text for prompt in prompts])
     for prompt, (question, template) in zip(prompts, found, strict=True):
-        if not template:
-            yield prompt
-            continue
         parent = Prompt(text=question, intent=prompt.intent)
         changes = {"attack": f"template:{template}", "parent": parent.id, "cluster": parent.id, "question": question}
-        yield msgspec.structs.replace(prompt, id="", **changes)
+        yield msgspec.structs.replace(prompt, id="", **changes) if template else prompt

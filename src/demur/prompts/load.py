@@ -10,6 +10,7 @@ import msgspec
 from demur.errors import UserError, unknown
 from demur.prompts import GENERATED, SOURCES
 from demur.prompts.formats import load_file
+from demur.prompts.rows import ASSUMED
 from demur.prompts.settings import PromptsSettings
 from demur.prompts.wrappers import read_templates, wrap
 from demur.records import Prompt
@@ -53,7 +54,10 @@ def _read(settings: PromptsSettings, data_dir: Path | None) -> list[Prompt]:
     if path.exists() and settings.source not in SOURCES:
         if settings.data is not None:
             raise UserError(f"{settings.source} is a file itself; data is for a named source.")
-        return load_file(path, form=settings.form, intent=settings.intent).prompts
+        loaded = load_file(path, form=settings.form, intent=settings.intent)
+        if said := next((note for note in loaded.notes if ASSUMED in note), ""):
+            raise UserError(f"{said}. What they want decides how replies are counted: say intent: harmful, benign …")
+        return loaded.prompts
     if settings.form is not None:
         raise UserError(f"form says how a file is read, and '{settings.source}' is no file.")
     if settings.source not in SOURCES and ":" not in settings.source:

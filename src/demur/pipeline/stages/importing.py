@@ -1,4 +1,4 @@
-"""Reads a file of any known form: traces, examples, prompts and odd rows, each in a file of its own."""
+"""Reads a file of any known form: traces, examples, preference pairs, prompts and odd rows, each in a file of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from demur.mix.pairs import preferred
 from demur.pipeline.stage import Context, Size, Stage, kept, tokens
 from demur.prompts.formats import load_file
 from demur.records import Intent, Kept
@@ -24,7 +25,7 @@ class ImportSettings(BaseModel):
     intent: Intent | None = None
     """What its prompts want; told from its rows when left out."""
     limit: int | None = None
-    """Only so many traces and examples."""
+    """Only so many traces, examples and pairs."""
 
 
 class Import(Stage[ImportSettings]):
@@ -39,6 +40,7 @@ class Import(Stage[ImportSettings]):
         rows = {
             "examples": draft.write("examples", loaded.examples[: settings.limit]),
             "traces": draft.write("traces", loaded.traces[: settings.limit]),
+            "pairs": draft.write("pairs", preferred(loaded.pairs, share="file")[0][: settings.limit]),
             "prompts": draft.write("prompts", loaded.prompts),
         }
         odd = draft.write("odd", loaded.odd)
@@ -47,6 +49,8 @@ class Import(Stage[ImportSettings]):
             draft.write("kept", (Kept(trace=t.id) for t in loaded.traces[: settings.limit] if t.id in chosen))
         counted = ", ".join(f"{count:,} {name}" for name, count in rows.items() if count)
         draft.line = f"{counted} read as {loaded.form}" + (f", {odd:,} odd rows kept aside" if odd else "")
+        draft.line = "; ".join([draft.line, *loaded.notes])
+        draft.summary["notes"] = loaded.notes
 
     def size(self) -> Size:
         return _size(self.files["file"], self.settings.form)

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from pydantic import BaseModel, Field
 
+from demur.errors import UserError
 from demur.judge import open_judge
 from demur.mix import example_of, mix, unfit
 from demur.mix.settings import MixSettings, ShareSettings
@@ -140,7 +141,13 @@ async def pool(source: Path | Artifact, *, share: str, options: ShareSettings, o
         if reason := unfit(trace, no_thinking=options.no_thinking):
             left[reason] += 1
         else:
-            made.append(example_of(trace, share=share))
+            made.append(example_of(trace, share=share, no_thinking=options.no_thinking))
+    if not made and only is None and options.n != 0:
+        pairs = source.rows("pairs") if isinstance(source, Artifact) else 0
+        reasons = ", ".join(f"{why} ({count:,})" for why, count in (+left).items())
+        where = source.folder if isinstance(source, Artifact) else source
+        there = f"{pairs:,} preference pairs (chosen, rejected)" if pairs else "no replies"
+        raise UserError(f"share '{share}': nothing to train on in {where}: {reasons or there}.")
     return Pool(made, +left, odd)
 
 

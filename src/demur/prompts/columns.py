@@ -1,0 +1,181 @@
+"""What a cell of people's files says. The names of columns, and of what rows say of themselves, are those of `forms.yaml`.
+
+A cell that is empty, NaN, a list or a mapping never becomes a text in silence, and a label that means nothing is no label.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from demur import thinking
+from demur.records import Intent, Message
+
+TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("forms.yaml").read_text(encoding="utf-8"))
+SLOT = {name: (slot, at) for slot, names in TABLE["columns"].items() for at, name in enumerate(names)}
+WORDS: dict[str, Intent] = {word: intent for intent, words in TABLE["words"].items() for word in words}
+ROLES = {name: role for role, names in TABLE["roles"].items() for name in names}
+STATED = {name for says, names in TABLE.items() if isinstance(names, list) for name in names}
+FLAGS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
+Row = Mapping[str, Any]
+
+
+class OddRow(ValueError):
+    """A row that is not of the form; the message says why."""
+
+
+@lru_cache(maxsize=4096)
+def key(name: str) -> str:
+    """A column's name as `forms.yaml` writes it."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def empty(value: Any) -> bool:
+    """Whether a cell holds nothing: none, NaN, white space, an empty list or mapping."""
+    return value is None or value != value or value in ([], {}) or (isinstance(value, str) and not value.strip())
+
+
+def slots(row: Row) -> dict[str, list[str]]:
+    """The filled columns of a row by slot, the one that counts in front; those of no use are under ""."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name, value in row.items():
+        slot, at = SLOT.get(key(name), ("", 0))
+        if empty(value) or (slot == "attacked" and truth(value) is not None):
+            continue  # WildGuardMix says by `adversarial` whether it is
+        if slot or not (key(name) in STATED or re.fullmatch(TABLE["quiet"], key(name))):
+            found.setdefault(slot, []).append((at, name))
+    made = {slot: [name for _, name in sorted(columns)] for slot, columns in found.items()}
+    if "context" in made and "prompt" not in made:
+        made["prompt"] = made.pop("context")
+    return made
+
+
+def text(value: Any) -> str | None:
+    """A cell as text: a text, a number, or a list of one of them; `None` for anything else."""
+    if isinstance(value, list) and len(value) == 1:
+        return text(value[0])
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
+        return str(int(value)) if value == int(value) else str(value)
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def stated(row: Row, says: str, at: int | None = None) -> list[Any]:
+    """The filled cells of the columns under a heading of `forms.yaml`, in its order; of a list the entry `at`."""
+    known = {key(name): value for name, value in row.items()}
+    cells = [known.get(name) for name in TABLE[says]]
+    if at is not None:
+        cells = [(cell[at] if at < len(cell) else None) if isinstance(cell, list) else cell for cell in cells]
+    return [cell for cell in cells if not empty(cell)]
+
+
+def truth(value: Any) -> bool | None:
+    """A flag; `None`: it is none."""
+    return FLAGS.get(str(value).strip().lower())
+
+
+def meant(value: Any) -> Intent | None:
+    """The intent that the words of a label mean, such as `vanilla_benign` or `non-toxic`; `None`: they mean none."""
+    words = re.findall("[a-z]+", value.lower()) if isinstance(value, str) else []
+    found = next((WORDS[word] for word in words if word in WORDS), None)
+    return "benign" if found == "harmful" and {"not", "non", "no"} & set(words) else found
+
+
+def intent(row: Row, *, replied: bool) -> Intent | None:
+    """What a row says that its prompt wants; `None`: nothing."""
+    flags = [truth(cell) for cell in stated(row, "harmful prompt")]
+    flags += [not flag for cell in stated(row, "safe prompt") if not replied and (flag := truth(cell)) is not None]
+    means = [meant(cell) for cell in stated(row, "labels")]
+    means += [{True: "harmful", False: "benign", None: None}[flag] for flag in flags]
+    means += ["benign" for cell in stated(row, "classes") if str(cell).lower() in TABLE["words"]["benign"]]
+    known = {key(name) for name, value in row.items() if not empty(value)} & {"domain", "cot_type"}
+    # A domain that is neither maths nor code is some other question, such as biology.
+    return next(filter(None, means), "benign" if known else None)
+
+
+def flaw(row: Row, at: int) -> str:
+    """What a row's own flags say against its reply `at`; empty when they say nothing."""
+    if False in map(truth, stated(row, "whole", at)) or "length" in stated(row, "finish", at):
+        return "is cut"
+    flags = [truth(cell) for cell in stated(row, "right", at)]
+    # TRL marks an undesirable completion by `label: false`.
+    if (False in flags and True not in flags) or any(key(name) == "label" and row[name] is False for name in row):
+        return "is marked wrong"
+    return ""
+
+
+def unsafe(row: Row) -> bool:
+    """Whether a row calls its reply harmful."""
+    harmful = [meant(cell) == "harmful" or truth(cell) is True for cell in stated(row, "harmful reply")]
+    return any(harmful) or any(truth(cell) is False for cell in stated(row, "safe reply"))
+
+
+def category(row: Row) -> str:
+    """The source's own class; of a mapping to flags the names of those that are true."""
+    value = next(iter(stated(row, "classes")), "")
+    if isinstance(value, str) and value.startswith("["):  # STAR-1 writes a Python list into a string
+        value = listed(value)
+    if isinstance(value, Mapping):
+        value = [name for name, flag in value.items() if flag is True]
+    return ", ".join(filter(None, map(text, value))) if isinstance(value, list) else text(value) or ""
+
+
+def listed(value: Any) -> Any:
+    """A list that a table holds as text, of JSON or of Python; any other cell as it is."""
+    if isinstance(value, str) and value.startswith("["):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                found = read(value)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+            return found if isinstance(found, list) else value
+    return value
+
+
+def turns(value: Any) -> list[Message]:
+    """The turns of a conversation, in the form of chat APIs or of ShareGPT; thinking that stands apart is put into the text."""
+    value = listed(value)
+    if not isinstance(value, list):
+        raise OddRow(f"a conversation is a list of turns, this is {type(value).__name__}")
+    return [_turn(turn) for turn in value]
+
+
+def _turn(turn: Any) -> Message:
+    if not isinstance(turn, Mapping):
+        raise OddRow("a turn is no object")
+    said = str(turn.get("role") or turn.get("from"))
+    role = ROLES.get(said.lower())
+    if role is None or turn.get("tool_calls"):
+        raise OddRow(f"a turn of role {said!r}{' with tool calls' if role else ''}")
+    content = turn.get("content", turn.get("value"))
+    pieces = content if isinstance(content, list) else [content or ""]
+    for piece in pieces:
+        kind = str(piece.get("type") or "text") if isinstance(piece, Mapping) else type(piece).__name__
+        if not re.fullmatch(r"str|NoneType|(\w+_)?(text|thinking|reasoning)", kind):
+            raise OddRow(f"a part of type {kind!r}")
+    thought, content = thinking.from_parts(pieces)
+    apart = next(
+        (turn[name] for name in ("reasoning_content", "reasoning", "thinking") if not empty(turn.get(name))), None
+    )
+    thought = "\n\n".join(filter(None, (thinking.from_parts([{"type": "thinking", "thinking": apart}])[0], thought)))
+    return Message(
+        role=role, content=thinking.from_fields(thought, content)[0] if role == "assistant" else content or ""
+    )
+
+
+def boxed(solution: str) -> str | None:
+    r"""What stands in the last `\boxed` of a worked solution, which may lack its braces."""
+    _, box, behind = solution.rpartition("\\boxed")
+    behind = behind.lstrip()
+    if not behind.startswith("{"):
+        return behind[:1] if box and behind else None
+    depths = itertools.accumulate((letter == "{") - (letter == "}") for letter in behind)
+    end = next((at for at, depth in enumerate(depths) if depth == 0), None)
+    return behind[1:end] if end else None

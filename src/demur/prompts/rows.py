@@ -1,0 +1,251 @@
+"""One row of a file to prompts, traces and preferences, by the slots of `forms.yaml` that its columns fill.
+
+What cannot be read raises `OddRow`; a part that its own flags call cut or wrong is `LeftOut`; columns of no use and assumed intents are
+counted in `notes`. A trace made from a file has the model `file:NAME`, and what was sent is the prompt behind the row's system text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from demur import thinking
+from demur.prompts.columns import (
+    SLOT,
+    TABLE,
+    OddRow,
+    Row,
+    boxed,
+    category,
+    flaw,
+    intent,
+    key,
+    listed,
+    slots,
+    stated,
+    text,
+    truth,
+    turns,
+    unsafe,
+)  # fmt: skip
+from demur.records import UNSAFE, Intent, Message, Prompt, Sampling, Trace
+
+TRANSCRIPT = re.compile(r"\s*Human:(?P<prompt>.*?)\n\nAssistant:(?P<reply>.*)", re.DOTALL)
+"""How HH-RLHF writes a conversation."""
+UNUSED, ASSUMED = "columns not used: ", "no column says what the prompts want; they are taken for"
+"""Beginnings of notes."""
+WORKED = ("the worked solution stands as thinking",)
+
+
+class LeftOut(NamedTuple):
+    """A part of a row that is not used, and why."""
+
+    reason: str
+
+
+class Preference(NamedTuple):
+    """Two replies to one prompt, and why the one is preferred."""
+
+    chosen: Trace
+    rejected: Trace
+    reason: str
+
+
+class File(NamedTuple):
+    """What a row is read with."""
+
+    name: str
+    form: str
+    intent: Intent | None
+    """What all prompts want, over what their rows say."""
+    maths: bool
+    """Whether its answers are those of maths problems."""
+    named: bool
+    """Whether somebody named the form: columns that it has no use for are then left aside."""
+
+
+class Said(NamedTuple):
+    """The conversation of a row."""
+
+    question: str
+    system: str | None
+    replies: list[str]
+
+
+Cells = dict[str, list[str]]
+
+
+def filled(row: Row, *, maths: bool) -> Cells:
+    """The filled columns by slot, with `answer` and `solution`, which may be gold or the reply, told apart."""
+    found = slots(row)
+    replied = bool({"reply", "generations", "messages"} & set(found))
+    if "answer" in found:
+        slot = "gold" if replied or (maths and "thinking" not in found) else "reply"
+        found[slot] = found.get(slot, []) + found.pop("answer")
+    if "solution" in found and replied and "gold" not in found:  # s1K
+        found["gold"] = found.pop("solution")
+    if "reply" not in found:  # a reply may be empty: some models answer nothing
+        blank = [name for name in row if row[name] == "" and SLOT.get(key(name), ("",))[0] == "reply"]
+        found |= {"reply?": blank} if blank else {}
+    return found
+
+
+def misfit(cells: Cells, form: str) -> tuple[list[str], list[str]]:
+    """What a form needs and a row lacks, and the columns that stand for something which the form has no use for."""
+    needs = TABLE["forms"][form]["needs"]
+    used = (*needs, *TABLE["forms"][form].get("may", []), "", "reply?")
+    extra = [f"{name} ({slot})" for slot, names in cells.items() if slot not in used for name in names]
+    return [slot for slot in needs if slot not in cells and f"{slot}?" not in cells], extra
+
+
+def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace | Preference | LeftOut]:
+    """The prompt of a row, then its replies."""
+    cells = filled(row, maths=file.maths)
+    lacking, extra = misfit(cells, file.form)
+    if lacking:
+        raise OddRow(f"no text under {', '.join(TABLE['columns'][lacking[0]][:8])}")
+    if extra and not file.named:
+        raise OddRow(f"the form '{file.form}' has no use for {', '.join(extra)}")
+    aside = {name.partition(" (")[0] for name in extra}
+    cells = {slot.rstrip("?"): names for slot, names in cells.items()}
+    for slot, names in cells.items():
+        kept = {"": 0, "generations": len(names), "two": len(names)}.get(slot, 1)
+        notes.update(UNUSED + name for at, name in enumerate(names) if at >= kept or name in aside)
+    cells = {slot: names for slot, names in cells.items() if names[0] not in aside}
+    if file.form in ("preferences", "two replies"):
+        columns, reason = _told_apart(row, cells)
+        both = [_said(row, cells | {"reply": [name]}, file) for name in columns]
+        if both[0][:2] != both[1][:2] or not all(side.replies for side in both):
+            raise OddRow(f"{columns[0]} and {columns[1]} are no two replies to one question")
+        if both[0].replies == both[1].replies:
+            raise OddRow(f"{columns[0]} and {columns[1]} are the same")
+        prompt = _prompt(row, both[0].question, cells, file, notes)
+        yield prompt
+        yield Preference(_trace(prompt, both[0], 0, file), _trace(prompt, both[1], 0, file), reason)
+        return
+    said = _said(row, cells, file)
+    prompt = _prompt(row, said.question, cells, file, notes)
+    yield prompt
+    marks = (UNSAFE,) if unsafe(row) else WORKED if "maths" in file.form else ()
+    for at in range(len(said.replies)):
+        if reason := flaw(row, at):
+            yield LeftOut(f"generation {at} {reason}" if "generations" in cells else f"its reply {reason}")
+        else:
+            yield _trace(prompt, said, at, file, notes=marks)
+
+
+def _first(row: Row, cells: Cells, slot: str) -> Any:
+    return listed(row[cells[slot][0]]) if slot in cells else None
+
+
+def _said(row: Row, cells: Cells, file: File) -> Said:
+    """The conversation, whether its turns stand in a list, in columns, or in a transcript."""
+    prompt = _first(row, cells, "messages" if file.form == "messages" else "prompt")
+    reply = None if file.form in ("messages", "generations") else _first(row, cells, "reply")
+    if prompt is None and isinstance(reply, str) and (match := TRANSCRIPT.fullmatch(reply)):
+        prompt, reply = match["prompt"].strip(), match["reply"].replace("\n\nHuman:", "\0").strip()
+    own = turns(reply) if isinstance(reply, list) else []
+    if any(turn.role == "user" for turn in own):
+        before = []
+    elif isinstance(prompt, list) or file.form == "messages":
+        before = turns(prompt)
+    else:
+        under = text(_first(row, cells, "context"))
+        before = [Message(role="user", content="\n\n".join(filter(None, (text(prompt), under))))]
+    said = [*before, *own]
+    if reply is not None and not own:
+        said.append(Message(role="assistant", content=_thought(row, cells, reply)))
+    users, others = ([t.content for t in said if t.role == role] for role in ("user", "assistant"))
+    order = [turn.role for turn in said if turn.role != "system"]
+    if order not in (["user"], ["user", "assistant"]) or not users[0].strip() or "\0" in "".join(others):
+        raise OddRow(f"{len(users)} questions and {len(others)} replies; one of each, in this order, can be used")
+    system = "\n\n".join(turn.content for turn in said if turn.role == "system") or text(_first(row, cells, "system"))
+    if "generations" in cells and file.form == "generations":
+        values = [row[name] for name in cells["generations"]]
+        others = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    elif "maths" in file.form and (solution := _worked(row, cells)[0]):
+        others = [thinking.join(solution.strip(), f"The final answer is $\\boxed{{{_worked(row, cells)[1]}}}$.")]
+    if not all(isinstance(other, str) for other in others):
+        raise OddRow("a reply that is no text")
+    return Said(users[0], system, others)
+
+
+def _thought(row: Row, cells: Cells, reply: Any) -> str:
+    """A reply with the thinking of its own writer in front of it."""
+    name = cells["reply"][0]
+    writer = key(name).split("_")[0]
+    names = [
+        own for own in cells.get("thinking", []) if key(own).split("_")[0] in (writer, *TABLE["columns"]["thinking"])
+    ]
+    names = names or [own for own in cells.get("thinking", []) if not key(own).startswith(("deepseek_", "gemini_"))]
+    answer = reply if reply == "" else text(reply)
+    thought = row[names[0]] if names else ""
+    thought = "\n".join(filter(None, map(text, thought))) if isinstance(thought, list) else thought and text(thought)
+    if answer is None or thought is None:
+        raise OddRow(f"no text under {name if answer is None else names[0]}")
+    return thinking.join(thought.strip(), answer.strip()) if thought else answer
+
+
+def _worked(row: Row, cells: Cells) -> tuple[str, str]:
+    """The worked solution of a maths problem and its final answer."""
+    solution = text(_first(row, cells, "solution")) or ""
+    gold = text(_first(row, cells, "gold")) if "gold" in cells else boxed(solution)
+    if gold is None:
+        raise OddRow(
+            f"no single answer under {cells['gold'][0] if 'gold' in cells else 'a box of ' + cells['solution'][0]}"
+        )
+    if "####" in gold:  # GSM8K
+        solution, _, gold = gold.partition("####")
+    return solution, gold.strip()
+
+
+def _prompt(row: Row, asked: str, cells: Cells, file: File, notes: Counter[str]) -> Prompt:
+    gold = _worked(row, cells)[1] if file.maths and ("gold" in cells or "maths" in file.form) else None
+    wants = file.intent or intent(row, replied="reply" in cells) or ("maths" if gold else None)
+    if wants is None:
+        wants = "benign" if file.form == "messages" else "harmful"
+        notes[f"{ASSUMED} {wants}"] += 1
+    source, kind = text(row.get("source")) or file.name, category(row)
+    attacked = text(_first(row, cells, "attacked"))
+    if attacked is None:
+        return Prompt(text=asked, intent=wants, source=source, category=kind, gold=gold)
+    name = key(cells["attacked"][0])
+    attack = f"pap:{(kind or 'unnamed').strip().lower().replace(' ', '_')}" if name == "final_query" else name
+    parent = Prompt(text=asked, intent=wants).id
+    return Prompt(text=attacked, intent=wants, source=source, attack=attack, parent=parent, question=asked)
+
+
+def _trace(prompt: Prompt, said: Said, at: int, file: File, *, notes: tuple[str, ...] = ()) -> Trace:
+    before = (Message(role="system", content=said.system),) if said.system else ()
+    sent = (*before, Message(role="user", content=prompt.text))
+    return thinking.traced(
+        prompt,
+        said.replies[at],
+        model=f"file:{file.name}",
+        sampling=Sampling(system=said.system),
+        sent=sent,
+        sample=at,
+        notes=notes,
+    )
+
+
+def _told_apart(row: Row, cells: Cells) -> tuple[list[str], str]:
+    """The columns of the better and of the worse reply, and what says so."""
+    if "chosen" in cells:
+        scores = stated(row, "score chosen") + stated(row, "score rejected")
+        if len(scores) == 2 and all(isinstance(score, (int, float)) for score in scores) and scores[0] <= scores[1]:
+            raise OddRow(f"chosen is scored no better ({scores[0]}) than rejected ({scores[1]})")
+        return [cells["chosen"][0], cells["rejected"][0]], "chosen"
+    names = cells["two"]
+    ends = [key(name).rpartition("_")[2] for name in names]
+    says = {str(value).strip().lower().rpartition("_")[2] for value in stated(row, "better")}
+    safe = [truth(row.get(f"is_{name}_safe")) for name in names]
+    if not says and sorted(map(str, safe)) == ["False", "True"]:
+        says = {ends[safe.index(True)]}
+    if len(names) != 2 or len(says) != 1 or not says <= set(ends):
+        columns = [name for name in row if key(name) in TABLE["better"]] or ["no " + ", ".join(TABLE["better"])]
+        raise OddRow(f"which of {', '.join(names)} is better cannot be told ({' and '.join(columns)})")
+    best = ends.index(says.pop())
+    return [names[best], names[1 - best]], "better by its file"
