@@ -143,12 +143,16 @@ async def pool(source: Path | Artifact, *, share: str, options: ShareSettings, o
         else:
             made.append(example_of(trace, share=share, no_thinking=options.no_thinking))
     if not made and only is None and options.n != 0:
-        pairs = source.rows("pairs") if isinstance(source, Artifact) else 0
-        reasons = ", ".join(f"{why} ({count:,})" for why, count in (+left).items())
-        where = source.folder if isinstance(source, Artifact) else source
-        there = f"{pairs:,} preference pairs (chosen, rejected)" if pairs else "no replies"
-        raise UserError(f"share '{share}': nothing to train on in {where}: {reasons or there}.")
+        raise UserError(f"share '{share}': {_nothing(source, +left)}.")
     return Pool(made, +left, odd)
+
+
+def _nothing(source: Path | Artifact, left: Counter[str]) -> str:
+    """Why there is nothing to train on."""
+    pairs = source.rows("pairs") if isinstance(source, Artifact) else 0
+    reasons = ", ".join(f"{why} ({count:,})" for why, count in left.items())
+    there = f"{pairs:,} preference pairs (chosen, rejected)" if pairs else "no replies"
+    return f"nothing to train on in {source.folder if isinstance(source, Artifact) else source}: {reasons or there}"
 
 
 def _read(source: Path | Artifact, options: ShareSettings) -> tuple[RecordFile[Example], RecordFile[Trace], list[Odd]]:
