@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -130,26 +128,49 @@ def test_again_reuses_everything(finished: tuple[Path, Path]) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
 
 
+def _until(study: Path, out: Path, event: str) -> subprocess.Popen[str]:
+    """A run that has come to an event."""
+    process = subprocess.Popen(
+        _command(study, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if event in line:
+            return process
+    raise AssertionError(f"the run ended before: {event}")
+
+
 def test_killed_anywhere_it_goes_on_to_the_same_results(finished: tuple[Path, Path], tmp_path: Path) -> None:
     study, whole = finished
     out = tmp_path / "killed"
-    rng = random.Random(7)
-    for _ in range(4):
-        process = subprocess.Popen(
-            _command(study, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(rng.uniform(2, 9))
-        with_workers = rng.random() < 0.5
-        if with_workers:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-        process.wait()
+    for number, event in enumerate(
+        ("distil-default: started", "mix-improved: started", "train-default-s0: started", "evaluate-default-s0-")
+    ):
+        process = _until(study, out, event)
+        with process:
+            if number % 2:
+                os.killpg(process.pid, signal.SIGKILL)  # its workers too
+            else:
+                process.kill()
     done = _run(study, out)
     assert done.returncode == 0, done.stderr[-3000:]
     assert _content(out) == _content(whole)
     for name in ("results.json", "summary.md"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_it_ends_at_once_and_says_how_to_go_on(
+    how: signal.Signals, code: int, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    study = tmp_path / "long.yaml"
+    study.write_text(finished[0].read_text().replace("steps: 8", "steps: 100000"))
+    process = _until(study, tmp_path / "out", "train-default-s0: started")
+    with process:
+        process.send_signal(how)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "run the same command to go on" in told
 
 
 def test_a_damaged_stage_is_not_taken_for_whole(finished: tuple[Path, Path], tmp_path: Path) -> None:

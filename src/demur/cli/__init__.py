@@ -65,7 +65,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
         print(f"demur {demur.__version__}")  # noqa: T201
         sys.exit(0)
     try:
-        sys.exit(_call(args[0], args[1:]))
+        code = _call(args[0], args[1:])
+        if code == 130:  # typer takes Ctrl-C for an ordinary end
+            raise KeyboardInterrupt
+        sys.exit(code)
     except KeyboardInterrupt:
         print("stopped; run the same command to go on", file=sys.stderr)  # noqa: T201
         sys.exit(130)

@@ -12,16 +12,16 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
-import queue
+import pickle
 import signal
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from demur.errors import WorkError
 from demur.interfaces import Progress
@@ -221,83 +221,112 @@ def _settle(pool: Pool, handle: Any, item: Planned, say: Watch) -> BaseException
     return None
 
 
-class _Local:
-    """Worker processes on this machine."""
+class _Workers:
+    """One-thread worker processes on this machine. They stay alive from stage to stage; one that dies fails its stage."""
 
-    def __init__(self, pool: ProcessPoolExecutor, slots: int) -> None:
-        self.pool, self.slots = pool, slots
+    def __init__(self, slots: int, say: Watch) -> None:
+        self.slots, self._say = slots, say
+        self._idle: list[Connection] = []
+        self._processes: dict[Connection, BaseProcess] = {}
+        self._results: dict[Connection, Any] = {}
 
-    def submit(self, job: Job) -> Future[float]:
-        return self.pool.submit(_work, job)
+    def submit(self, job: Job) -> Connection:
+        here = self._idle.pop() if self._idle else self._start()
+        here.send(job)
+        return here
 
-    def wait(self, handles: Sequence[Future[float]]) -> Sequence[Future[float]]:
-        return list(wait(handles, return_when=FIRST_COMPLETED).done)
+    def _start(self) -> Connection:
+        spawn = multiprocessing.get_context("spawn")
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=_worker, args=(there, os.getpid()), daemon=False)
+        process.start()
+        there.close()
+        self._processes[here] = process
+        return here
 
-    def seconds(self, handle: Future[float]) -> float:
+    def wait(self, handles: Sequence[Connection]) -> Sequence[Connection]:
+        """Pass on what workers report until some stages have ended."""
+        ended: list[Connection] = []
+        while not ended:
+            ended = [here for here in connection.wait(handles) if self._ended(cast(Connection, here))]  # type: ignore[misc]
+        return ended
+
+    def _ended(self, here: Connection) -> bool:
+        """Whether a stage has; takes in an event."""
         try:
-            return handle.result()
-        except BrokenProcessPool:
-            raise WorkError(
+            message = here.recv()
+        except (EOFError, OSError):
+            message = WorkError(
                 "a worker process was killed (out of memory, or a signal). What was finished is kept; run the same "
                 "command to go on, with --set workers=1 if memory was short."
-            ) from None
+            )
+            self._processes.pop(here).join(1)
+        if isinstance(message, Event):
+            self._say(message)
+            return False
+        self._results[here] = message
+        return True
+
+    def seconds(self, handle: Connection) -> float:
+        message = self._results.pop(handle)
+        if handle in self._processes:
+            self._idle.append(handle)
+        if isinstance(message, BaseException):
+            raise message
+        return float(message)
+
+    def stop(self) -> None:
+        """End all workers within seconds; a training may write a checkpoint first."""
+        for here, process in self._processes.items():
+            here.close()
+            process.terminate()
+        until = time.monotonic() + GRACE
+        for process in self._processes.values():
+            process.join(max(0.1, until - time.monotonic()))
+            process.kill()
+
+
+GRACE = 5.0
+"""Seconds that workers have to end when a run is stopped."""
 
 
 @contextlib.contextmanager
 def local_pool(slots: int, say: Watch) -> Iterator[Pool]:
-    """One-thread worker processes that stay alive; they are ended at once when the block is left by an error."""
-    spawn = multiprocessing.get_context("spawn")
-    events: Any = spawn.Queue()
-    stop = threading.Event()
-    listener = threading.Thread(target=_listen, args=(events, say, stop), daemon=True)
-    listener.start()
-    pool = ProcessPoolExecutor(slots, mp_context=spawn, initializer=_start_worker, initargs=(events, os.getpid()))
+    """Worker processes on this machine, ended with the block."""
+    pool = _Workers(slots, say)
     try:
         with one_thread():
-            yield _Local(pool, slots)
-    except BaseException as error:
-        if not isinstance(error, Exception):
-            # Stopped by hand: stages under way are not published and start again next time.
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-        raise
+            yield pool
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        stop.set()
-        listener.join(timeout=5)
-        events.close()
+        pool.stop()
 
 
-def _listen(events: Any, say: Watch, stop: threading.Event) -> None:
-    """Pass on what workers report."""
-    while not stop.is_set():
-        with contextlib.suppress(queue.Empty, EOFError, OSError):
-            say(Event(*events.get(timeout=0.2)))
-
-
-_events: Any = None
-"""In a worker: where its progress goes. Set once when the worker starts."""
-
-
-def _start_worker(events: Any, parent: int) -> None:
-    """Prepare a worker: it dies with its parent, leaves Ctrl-C to it, and keeps to one thread."""
-    global _events
-    _events = events
+def _worker(parent: Connection, pid: int) -> None:
+    """A worker: it runs what it is sent until its parent has no more. It dies with it, and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != pid:
         os._exit(1)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            job = parent.recv()
+            try:
+                ended: Any = do(job, reported(job.planned.name, lambda event: parent.send(Event(*event))))
+            except Exception as error:
+                ended = error if _can_be_sent(error) else WorkError(f"{type(error).__name__}: {error}")
+            parent.send(ended)
 
 
-def _work(job: Job) -> float:
-    """Run one stage in a worker."""
-    return do(job, reported(job.planned.name, _events.put))
+def _can_be_sent(error: Exception) -> bool:
+    try:
+        return isinstance(pickle.loads(pickle.dumps(error)), type(error))  # noqa: S301: it is our own
+    except Exception:
+        return False
 
 
 def reported(name: str, put: Callable[[tuple[Any, ...]], object]) -> Progress:
-    """Says that a stage has started; gives its progress, which is told at most five times a second."""
+    """Says that a stage has started; returns its progress, which is passed on at most five times a second."""
     last = 0.0
 
     def progress(done: int, total: int | None, remark: str) -> None:

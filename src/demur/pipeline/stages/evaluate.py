@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_serializer, model_validator
 
 from demur import attack as attacks
 from demur.attack import NO_ATTACK, PLAYED_BY, AttackUse
@@ -62,6 +62,11 @@ class BenchUse(BaseModel):
     def _short(cls, value: Any) -> Any:
         """`xstest` is short for `{name: xstest}`."""
         return {"name": value} if isinstance(value, str) else value
+
+    @field_serializer("sampling")
+    def _changes(self, sampling: SamplingSettings) -> dict[str, Any]:
+        """Only what differs from the protocol."""
+        return sampling.model_dump(exclude_none=True)
 
     @property
     def judge_kind(self) -> str:
