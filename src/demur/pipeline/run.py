@@ -320,7 +320,7 @@ def _worker(parent: Connection, pid: int) -> None:
 
 def _can_be_sent(error: Exception) -> bool:
     try:
-        return isinstance(pickle.loads(pickle.dumps(error)), type(error))  # noqa: S301: it is our own
+        return isinstance(pickle.loads(pickle.dumps(error)), type(error))  # noqa: S301
     except Exception:
         return False
 
