@@ -66,7 +66,8 @@ def examples(count: int) -> list[Any]:
 
 def prepared(base: Path, steps: int) -> tuple[list[Any], list[Any], list[Any]]:
     """Examples, their rows, and the held-out rows."""
-    from demur.train.render import Renderer, load_tokenizer
+    from demur.train.chat import load_tokenizer
+    from demur.train.render import Renderer
 
     every = examples(BATCH * max(2, steps // 2) + 16)
     renderer = Renderer(load_tokenizer(base))
@@ -142,7 +143,7 @@ def _trl(base: Path, steps: int, out: Path, *, every_token: bool = False, **opti
     common |= {"output_dir": str(out), "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no"}
     common |= {"max_steps": steps, "learning_rate": LR, "lr_scheduler_type": "constant", "max_length": HIGH, "seed": 0}
     common |= {"disable_tqdm": True, "logging_steps": 1}
-    from demur.train.render import load_tokenizer
+    from demur.train.chat import load_tokenizer
 
     model = load(base)
     trainer = trl.SFTTrainer(

@@ -62,6 +62,63 @@ def tokenizer_with() -> Callable[[str], Any]:
     return chatml
 
 
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def spelled(template: str, scheme: str) -> Any:
+    """A tokenizer in the manner of SentencePiece: characters and bytes, words begin with a marker."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    signs = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\n", "▁"]
+    signs += [chr(code) for code in range(33, 127)]
+    vocabulary = {sign: number for number, sign in enumerate(dict.fromkeys(signs))}
+    raw = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
+    raw.decoder = decoders.Sequence(steps)
+    raw.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in ("<s>", "</s>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def sentencepiece() -> Callable[[str, str], Any]:
+    """`sentencepiece(template, scheme)`: a tokenizer that puts a marker before words."""
+    return spelled
+
+
+@pytest.fixture(scope="session")
+def chatml_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`chatml_base(tied=…, **tokenizer settings)`: a small random Qwen2 with plain ChatML."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def build(*, tied: bool = False, template: str = CHATML, **settings: str) -> Path:
+        tokenizer = chatml(template)
+        for name, token in settings.items():
+            setattr(tokenizer, name, token)
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        marks = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        config = AutoConfig.for_model(
+            "qwen2", vocab_size=len(tokenizer), num_key_value_heads=2, tie_word_embeddings=tied, **shape, **marks
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        folder = tmp_path_factory.mktemp("chatml") / "base"
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return build
+
+
 @pytest.fixture(scope="session")
 def tokenizers_by_name() -> dict[str, Any]:
     """One tokenizer for each family, with a template of its documented behaviour."""

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from demur.records import Example
 from demur.train import attention, batches, loss
-from demur.train.render import IGNORED, Renderer, Row, load_tokenizer
+from demur.train.chat import load_tokenizer
+from demur.train.render import IGNORED, Renderer, Row
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=40)
 CUTS = {"world": st.integers(1, 4), "batch": st.integers(1, 16)}

@@ -54,7 +54,8 @@ def test_real_traces_are_trained_whole(stand_in: Path, data_dir: Path) -> None:
     """300 real R1 traces: every row holds, and thinking and answer come back from the labels to the character."""
     from demur import mix, thinking
     from demur.prompts.formats import load_file
-    from demur.train.render import IGNORED, Renderer, load_tokenizer
+    from demur.train.chat import load_tokenizer
+    from demur.train.render import IGNORED, Renderer
 
     rows, unfit = mix.examples_of(list(load_file(data_dir / "star1_first300.json").traces), share="safety")
     tokenizer = load_tokenizer(stand_in)

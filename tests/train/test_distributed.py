@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,23 @@ def test_adapters_are_trained_in_shards_too(stand_in: Path, byte_examples: list[
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         assert (tensor - two[name]).abs().max() < 1e-3, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_shards_are_read_in_parts(
+    tied: bool, chatml_base: Callable[..., Path], byte_examples: list[Example], tmp_path: Path
+) -> None:
+    """A model that no process ever holds in whole is the one that one process reads, tied embeddings too."""
+    base, settings = chatml_base(tied=tied), TWO.model_copy(update={"parallel": "fsdp2"})
+    train(byte_examples, base=base, out=tmp_path / "two", settings=settings)
+    train(byte_examples, base=base, out=tmp_path / "one", settings=settings.model_copy(update={"processes": 1}))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert ("lm_head.weight" in one) != tied
+    for name, tensor in one.items():
+        assert (tensor - two[name]).abs().max() < 1e-4, name
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tests.made import ASSETS
 from demur import thinking
 from demur.errors import CheckFailed, UserError
 from demur.records import Example
-from demur.train.families import prompt_of, recognise
+from demur.train.chat import Chat
 from demur.train.render import IGNORED, Renderer, Row
 
 Make = Callable[..., Example]
@@ -61,7 +61,7 @@ def test_the_first_label_is_what_the_model_writes_first(
     name: str, tokenizers_by_name: dict[str, Any], make: Make
 ) -> None:
     tokenizer = tokenizers_by_name[name]
-    opened = thinking.opens_thinking(prompt_of(tokenizer, [{"role": "user", "content": "x"}]))
+    opened = Chat(tokenizer).opened
     assert opened == (name != "qwen3")
     text = trained(tokenizer, one(Renderer(tokenizer), make("q", "because", "so")))
     assert text.startswith("because" if opened else thinking.OPEN + "\nbecause")
@@ -134,7 +134,7 @@ def test_long_rows_are_dropped_and_counted_never_cut(tokenizers_by_name: dict[st
         ((("user", "q", False), ("thinking", "t", True), ("answer", "a<｜User｜>b", True)), "control_token"),
         (
             (("user", "q<｜begin▁of▁sentence｜>", False), ("thinking", "t", True), ("answer", "a", True)),
-            "two_beginnings",
+            "control_token",
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_an_unknown_template_is_used_when_it_agrees_and_refused_with_the_first_d
     make: Make, tokenizer_with: Callable[[str], Any]
 ) -> None:
     good = tokenizer_with((ASSETS / "templates" / "unknown_good.jinja").read_text())
-    assert recognise(good) is None
+    assert Chat(good).family() is None
     assert "because" in trained(good, one(Renderer(good), make("q", "because", "a")))
     bad = tokenizer_with((ASSETS / "templates" / "unknown_bad.jinja").read_text())
     with pytest.raises(CheckFailed, match="template=generic"):

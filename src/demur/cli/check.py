@@ -80,14 +80,11 @@ def template(
     rows = None if examples is None else _examples(examples)
     report = check(base_folder(base) or base, rows, settings=TrainSettings(template=family))
     if json:
-        plain = {
-            name: getattr(report, name) for name in ("base", "template", "opened", "stop", "rows", "problem", "ok")
-        }
-        common.print_json(plain | {"dropped": len(report.dropped)})
+        common.print_json(report.plain())
     else:
         common.stdout.print(render_report(report))
     if not report.ok:
-        raise CheckFailed(report.problem or f"{len(report.dropped)} rows were left out for another reason than length.")
+        raise CheckFailed(report.why)
 
 
 @app.command()

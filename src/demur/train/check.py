@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from demur.errors import CheckFailed
 from demur.records import Example, ExamplePart, Origin
-from demur.train.render import IGNORED, Dropped, Rendered, Renderer, load_tokenizer, stops_of
+from demur.train.render import IGNORED, Dropped, Rendered, Renderer
 from demur.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -32,12 +33,14 @@ class Report(NamedTuple):
 
     base: str
     template: str
-    opened: bool
+    opened: bool = False
     """Whether the inference prompt opens the thinking."""
-    stop: str
-    rows: int
-    dropped: list[Dropped]
-    shown: list[list[Token]]
+    stop: str = ""
+    rows: int = 0
+    dropped: Sequence[Dropped] = ()
+    notes: Sequence[str] = ()
+    """What is unusual and no obstacle."""
+    shown: Sequence[list[Token]] = ()
     problem: str = ""
     """Why training would be refused; empty: it would not."""
 
@@ -45,6 +48,19 @@ class Report(NamedTuple):
     def ok(self) -> bool:
         """Whether every row holds, and none was left out for another reason than its length."""
         return not self.problem and all(item.reason == "too_long" for item in self.dropped)
+
+    @property
+    def why(self) -> str:
+        """Why it does not hold, in a sentence; empty when it does."""
+        others = Counter(item.reason for item in self.dropped if item.reason != "too_long")
+        kinds = ", ".join(f"{count} {reason}" for reason, count in sorted(others.items()))
+        return self.problem or (f"{sum(others.values())} rows were left out: {kinds}." if others else "")
+
+    def plain(self) -> dict[str, Any]:
+        """The report as plain data."""
+        names = ("base", "template", "opened", "stop", "rows", "notes", "problem", "ok")
+        reasons = dict(sorted(Counter(item.reason for item in self.dropped).items()))
+        return {name: getattr(self, name) for name in names} | {"dropped": reasons}
 
 
 def samples() -> list[Example]:
@@ -86,31 +102,34 @@ def check_template(
         UserError: no tokenizer, or none that can be used.
     """
     settings = settings or TrainSettings()
-    tokenizer = load_tokenizer(base)
-    anything = tokenizer.unk_token_id not in tokenizer("Ω 谢 🙂", add_special_tokens=False)["input_ids"]
-    given = list(examples) if examples is not None else samples()[: None if anything else -1]
     try:
-        renderer = Renderer(tokenizer, template=settings.template, stops=stops_of(base), loss=settings.loss)
+        renderer = Renderer.of(base, template=settings.template, loss=settings.loss)
     except CheckFailed as refused:
-        return Report(str(base), "unknown", False, str(tokenizer.eos_token), 0, [], [], str(refused))
-    problem, rendered = "", Rendered([], [])
+        return Report(str(base), "unknown", problem=str(refused))
+    chat, problem, rendered = renderer.chat, "", Rendered([], [])
+    every = samples() if chat.unknown is None else samples()[:-1]
+    given = list(examples) if examples is not None else [row for row in every if chat.takes_system or not _system(row)]
     try:
         rendered = renderer.rows(given, max_length=settings.max_length)
     except CheckFailed as refused:
         problem = str(refused)
     # A tokenizer that does not know every text is one of words: show them apart.
-    space = "" if anything else " "
+    space = "" if chat.unknown is None else " "
+    decode = chat.tokenizer.decode
     shown = [
-        [
-            Token(tokenizer.decode([token]) + space, label != IGNORED)
-            for token, label in zip(row.ids, row.labels, strict=True)
-        ]
+        [Token(decode([token]) + space, label != IGNORED) for token, label in zip(row.ids, row.labels, strict=True)]
         for row in rendered.rows[:SHOWN]
     ]
-    name = renderer.family.name
-    return Report(
-        str(base), name, renderer.opened, tokenizer.eos_token, len(rendered.rows), rendered.dropped, shown, problem
-    )
+    stop = chat.tokenizer.convert_ids_to_tokens(chat.stop)
+    notes = chat.notes()
+    if own := renderer.own_rendering():
+        notes.append(f"trainers that let this template render the reply would get it wrong: {own}")
+    found = (renderer.family.name, renderer.opened, stop, len(rendered.rows), rendered.dropped)
+    return Report(str(base), *found, notes, shown, problem)
+
+
+def _system(example: Example) -> bool:
+    return any(part.role == "system" for part in example.parts)
 
 
 def render_report(report: Report) -> Group:
@@ -130,6 +149,7 @@ def render_report(report: Report) -> Group:
             visible = "".join("⏎\n" if c == "\n" else c if c.isprintable() else "·" for c in token.text)
             text.append(visible, style="green" if token.trained else "dim")
         lines.append(text)
+    lines += [Text(f"note: {note}", style="cyan") for note in report.notes]
     for item in report.dropped[:10]:
         lines.append(Text(f"left out: {item.example} {item.reason}: {item.detail}", style="yellow"))
     if len(report.dropped) > 10:

@@ -229,18 +229,18 @@ def is_sharded(model: Any) -> bool:
     return hasattr(model, "parameters") and any(hasattr(p, "full_tensor") for p in model.parameters())
 
 
-def whole_state(model: Any) -> dict[str, Any] | None:
-    """The whole weights of a sharded model, on the first process; empty elsewhere. `None` for one that is whole.
+def whole(parameter: Any) -> Any:
+    """A parameter in whole, of whatever is sharded; all processes must call it."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
 
-    All processes must call it.
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    if not is_sharded(model):
-        return None
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state: dict[str, Any] = get_model_state_dict(model, options=options)
-    return state
+def assign(parameter: Any, values: Any) -> None:
+    """Give a parameter, sharded or not, its values."""
+    from torch.distributed.tensor import distribute_tensor
+
+    if hasattr(parameter, "full_tensor"):
+        values = distribute_tensor(values.to(parameter.device), parameter.device_mesh, parameter.placements)
+    parameter.data.copy_(values)
 
 
 def leave(*, dismiss: bool = False) -> None:

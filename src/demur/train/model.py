@@ -1,8 +1,9 @@
-"""The model that learns: loaded in the right precision, adapted or not, and saved so that everybody can load it."""
+"""The model that learns: loaded in the right precision, adapted, sharded or not, and saved so that everybody can load it."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -16,11 +17,16 @@ import demur
 from demur.errors import UserError
 from demur.storage.artifacts import atomic_write
 from demur.train import attention, distributed, loss
+from demur.train.chat import load_tokenizer
 from demur.train.settings import LoraSettings, TrainSettings
 
 BYTES_PER_TOKEN = 34
 """Bytes of activations that a layer keeps for each token and unit of width, in 16 bits and without attention scores
 (Korthikanti et al. 2022, arXiv 2205.05198, table 2)."""
+NARROW = 256
+"""Width below which bfloat16 arithmetic does not pay on a CPU (docs/training.md has the measurement)."""
+ADAPTER = "default"
+"""peft's name for a model's only adapter."""
 
 
 class Place(NamedTuple):
@@ -44,32 +50,36 @@ def place_of(settings: TrainSettings, config: Any) -> Place:
     if settings.device == "cuda" and not cuda:
         raise UserError("train.device=cuda, and no CUDA device is here. Allowed here: auto, cpu.")
     if settings.lora is not None and settings.lora.quantize != "none":
-        _check_quantized(cuda)
+        _check_quantized(settings, cuda)
     on_cuda = cuda and settings.device != "cpu"
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_cuda else torch.device("cpu")
     if on_cuda:
         torch.cuda.set_device(device)
-    precision = settings.dtype if settings.dtype != "auto" else "mixed" if on_cuda else "float32"
+    fast = on_cuda or (_cpu_bfloat16() and config.get_text_config().hidden_size >= NARROW)
+    precision = settings.dtype if settings.dtype != "auto" else "mixed" if fast else "float32"
     packed = attention.obstacle(config) is None if settings.packing == "auto" else settings.packing
     if packed:
         attention.require(config)
     return Place(device, torch.bfloat16 if precision == "bfloat16" else torch.float32, precision == "mixed", packed)
 
 
-def _check_quantized(cuda: bool) -> None:
-    """QLoRA needs a CUDA device and bitsandbytes.
+def _cpu_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices faster than float32 ones."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def _check_quantized(settings: TrainSettings, cuda: bool) -> None:
+    """QLoRA needs a CUDA device and bitsandbytes, and whole models.
 
     Raises:
         UserError: which of them is missing.
     """
     import importlib.util
 
-    lacks = [
-        name
-        for name, there in (("a CUDA device", cuda), ("bitsandbytes", importlib.util.find_spec("bitsandbytes")))
-        if not there
-    ]
-    if lacks:
+    there = {"a CUDA device": cuda, "bitsandbytes": importlib.util.find_spec("bitsandbytes")}
+    there["train.parallel=ddp"] = settings.parallel != "fsdp2"
+    if lacks := [name for name, found in there.items() if not found]:
         raise UserError(
             f"train.lora.quantize=nf4 needs {' and '.join(lacks)}, not here. Without it: train.lora.quantize=none."
         )
@@ -90,79 +100,106 @@ def config_of(base: Path | str) -> Any:
 
 
 def ready(base: Path | str, settings: TrainSettings, place: Place) -> Any:
-    """The model, ready for the trainer: loaded, on its device, saving memory where asked, sharded where asked."""
-    model = load(base, settings, place)
-    if not getattr(model, "is_loaded_in_4bit", False):
-        model.to(place.device)
-    if wants_checkpointing(settings, place, model):
-        save_memory(model, adapters=settings.lora is not None)
-    if settings.parallel == "fsdp2" and distributed.world_size() > 1:
-        return distributed.shard(model, place)
-    return model
-
-
-def load(base: Path | str, settings: TrainSettings, place: Place) -> Any:
-    """The model with fused loss, packed attention, adapters.
+    """The model, ready for the trainer: loss fused, adapters added, on its device, sharded where asked.
 
     Raises:
         UserError: weights are missing, or an adapter fits nowhere.
     """
-    from transformers import AutoModelForCausalLM
+    sharded = settings.parallel == "fsdp2" and distributed.world_size() > 1
+    model = _skeleton(base, place) if sharded else _load(base, settings, place)
+    model.config.use_cache = False
+    if why := loss.plain_head(model):
+        raise UserError(f"{base}: the loss of this architecture is not supported ({why}).")
+    loss.fuse(model)
+    if settings.lora:
+        model = _adapted(model, settings.lora)
+    if wants_checkpointing(settings, place, model):
+        save_memory(model, adapters=settings.lora is not None)
+    if sharded:
+        model = distributed.shard(model, place)
+        _fill(model, base, place)
+    elif not getattr(model, "is_loaded_in_4bit", False):
+        model.to(place.device)
+    if settings.lora:
+        _begin(model, seed=settings.seed)
+    return model
+
+
+def _load(base: Path | str, settings: TrainSettings, place: Place) -> Any:
+    """The whole model with its weights."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     lora = settings.lora
     options: dict[str, Any] = {"dtype": torch.bfloat16 if lora and place.device.type == "cuda" else place.dtype}
     options["attn_implementation"] = attention.register() if place.packed else "sdpa"
     if lora and lora.quantize == "nf4":
-        options["quantization_config"] = _nf4()
-        options["device_map"] = {"": place.device}
+        # Four-bit weights as QLoRA has them (Dettmers et al. 2023, arXiv 2305.14314).
+        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        kind = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, **four)
+        options |= {"quantization_config": kind, "device_map": {"": place.device}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, **options)
+        return AutoModelForCausalLM.from_pretrained(base, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{base}: its weights cannot be loaded: {str(error).splitlines()[0]}") from None
-    model.config.use_cache = False
-    why = loss.plain_head(model)
-    if why:
-        raise UserError(f"{base}: the loss of this architecture is not supported ({why}).")
-    loss.fuse(model)
-    return adapted(model, lora) if lora else model
 
 
-def _nf4() -> Any:
-    """Four-bit weights as QLoRA has them (Dettmers et al. 2023, arXiv 2305.14314)."""
-    from transformers import BitsAndBytesConfig
+def _skeleton(base: Path | str, place: Place) -> Any:
+    """The model without weights."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
+    kind = attention.register() if place.packed else "sdpa"
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config_of(base), dtype=place.dtype, attn_implementation=kind)
+    model.tie_weights()
+    return model
 
 
-def adapted(model: Any, lora: LoraSettings) -> Any:
+def _fill(model: Any, base: Path | str, place: Place) -> None:
+    """Give a sharded model without weights those of its base; each process reads its own part.
+
+    Raises:
+        UserError: the base's files name their weights in another way.
+    """
+    import torch.distributed.checkpoint as dcp
+    from huggingface_hub import snapshot_download
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    folder = base if Path(base).is_dir() else snapshot_download(str(base), allow_patterns="*.safetensors")
+    model._apply(lambda t: torch.empty_like(t, device=place.device) if t.is_meta else t.to(place.device))
+    model.tie_weights()
+    state = {plain_name(name): p.detach() for name, p in model.named_parameters() if "lora_" not in name}
+    try:
+        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+    except (CheckpointException, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{base}: its weights cannot be read in parts; use train.parallel=ddp. {reason}") from None
+
+
+def _adapted(model: Any, lora: LoraSettings) -> Any:
     """The model with adapters, all else frozen.
 
     Raises:
-        UserError: no module has one of the names.
+        UserError: no module has one of the names, or the head has.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if lora.quantize == "nf4":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    head = model.get_output_embeddings()
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
     try:
-        with _renamed():
-            wrapped = get_peft_model(model, config)
+        with _quiet():
+            wrapped = get_peft_model(model, config, low_cpu_mem_usage=next(model.parameters()).is_meta)
     except ValueError as error:
-        names = sorted(
-            {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-        )
-        raise UserError(
-            f"train.lora.targets: {str(error).splitlines()[0]} Linear layers here: {', '.join(names)}."
-        ) from None
+        linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+        first = str(error).splitlines()[0]
+        raise UserError(f"train.lora.targets: {first} Linear layers here: {', '.join(sorted(linear))}.") from None
+    if wrapped.get_base_model().get_output_embeddings() is not head:
+        raise UserError("train.lora.targets: the head cannot be adapted, since the loss runs over its weights alone.")
     # Adapters stay in float32 over a 16-bit base: they are small, and small updates would be rounded away.
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
@@ -170,11 +207,27 @@ def adapted(model: Any, lora: LoraSettings) -> Any:
     return wrapped
 
 
+def _begin(model: Any, *, seed: int) -> None:
+    """The first values of adapters, the same however the model is spread: A uniform, B zero (for embeddings: A zero)."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            continue
+        values = torch.zeros(parameter.shape)
+        if "lora_A" in name:
+            bound = 1 / math.sqrt(parameter.shape[1])
+            values.uniform_(-bound, bound, generator=generator)
+        elif "lora_embedding_B" in name:
+            values.normal_(generator=generator)
+        distributed.assign(parameter, values)
+
+
 @contextmanager
-def _renamed() -> Iterator[None]:
-    """peft reads attributes that transformers has renamed, and is warned of it."""
+def _quiet() -> Iterator[None]:
+    """peft reads attributes that transformers has renamed, and warns of tied weights, which `save` takes apart."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings", category=UserWarning)
         yield
 
 
@@ -194,68 +247,92 @@ def wants_checkpointing(settings: TrainSettings, place: Place, model: Any) -> bo
         return False
     config = model.config.get_text_config()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    states = trained * 12 / (1 if settings.parallel == "ddp" else distributed.world_size())
-    free = torch.cuda.get_device_properties(place.device).total_memory - states
-    free -= sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    shards = distributed.world_size() if settings.parallel == "fsdp2" else 1
+    free = torch.cuda.get_device_properties(place.device).total_memory - (trained * 12 + weights) / shards
     tokens = max(settings.micro_tokens, settings.max_length)
     return bool(tokens * config.num_hidden_layers * config.hidden_size * BYTES_PER_TOKEN > 0.8 * free)
 
 
-def save(model: Any, *, base: Path | str, folder: Path, settings: TrainSettings, state: dict[str, Any] | None) -> None:
+def plain_name(name: str) -> str:
+    """A parameter's name in the base's own files."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def merged_state(model: Any, dtype: torch.dtype, *, scale: float = 0.0) -> dict[str, Any]:
+    """The weights under the base's names, adapters merged, on the first process; empty elsewhere.
+
+    One weight at a time is whole and in float32: a merge needs no second copy of the model. All processes must call it.
+    """
+    parameters = dict(model.named_parameters())
+    state: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        if "lora_" in name:
+            continue
+        whole = distributed.whole(parameter)
+        module = name.removesuffix(".base_layer.weight")
+        for kind, turn in (("lora_{}.default.weight", False), ("lora_embedding_{}.default", True)):
+            pair = [parameters.get(f"{module}.{kind.format(letter)}") for letter in "AB"]
+            if scale and None not in pair:
+                down, up = (distributed.whole(p).float() for p in pair)
+                change = (up @ down) * scale
+                whole = whole.float() + (change.T if turn else change)
+        if distributed.rank() == 0:
+            state[plain_name(name)] = whole.to(dtype).cpu()
+    return state
+
+
+def save(model: Any, *, base: Path | str, folder: Path, settings: TrainSettings) -> None:
     """Write the result: weights (adapters merged), tokenizer, the inference template, generation settings.
 
-    Args:
-        model: the trained student, unwrapped.
-        base: what it came from.
-        folder: where to.
-        settings: of the training.
-        state: whole weights, where the model itself holds only a part of them.
+    All processes must call it; the first one writes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if settings.lora is not None:
-        model.save_pretrained(folder.parent / "adapter", state_dict=state)
-        if not settings.lora.merge:
-            model.save_pretrained(folder, state_dict=state)
-            _tokenizer_to(base, folder)
-            return
-        model, state = _merged(model, base, folder.parent / "adapter", state)
-    dtype = _saved_dtype(settings, base)
-    state = state if state is not None else model.state_dict()
-    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    # The configuration must say what the weights are.
-    model.config.dtype = dtype
-    model.config.use_cache = True
-    model.save_pretrained(folder, state_dict=state)
-    _tokenizer_to(base, folder)
-
-
-def _merged(
-    model: Any, base: Path | str, adapter: Path, state: dict[str, Any] | None
-) -> tuple[Any, dict[str, Any] | None]:
-    """The base with the adapters' update added in float32; a base held otherwise, or in shards, is read again."""
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    if state is None and next(model.parameters()).dtype == torch.float32:
-        return model.merge_and_unload(), None
-    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    with _renamed():
-        return PeftModel.from_pretrained(whole, adapter).merge_and_unload(), None
+    lora, first = settings.lora, distributed.rank() == 0
+    dtype = _saved_dtype(settings, base)
+    if lora:
+        adapter = {n: distributed.whole(p).cpu() for n, p in model.named_parameters() if "lora_" in n}
+        for where in (folder.parent / "adapter", *(() if lora.merge else (folder,))) if first else ():
+            model.save_pretrained(where, state_dict=adapter, save_embedding_layers=False)
+        if not lora.merge:
+            _tokenizer_to(base, folder)
+            return
+        if lora.quantize != "none":
+            model = _adapted(
+                AutoModelForCausalLM.from_pretrained(base, dtype="auto"), lora.model_copy(update={"quantize": "none"})
+            )
+            model.load_state_dict(adapter, strict=False)
+    config = config_of(base)
+    state = merged_state(model, dtype, scale=lora.alpha / lora.r if lora else 0.0)
+    if not first:
+        return
+    if lora and config.tie_word_embeddings and any("embedding_A" in name for name, _ in model.named_parameters()):
+        # The update belongs to the embedding alone: merged into a tied matrix, it would move the head too.
+        config.tie_word_embeddings = False
+        tied = model.get_base_model().get_output_embeddings().weight
+        state["lm_head.weight"] = tied.detach().to(dtype).cpu()
+    # The configuration must say what the weights are.
+    config.dtype, config.use_cache = dtype, True
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    shell.save_pretrained(folder, state_dict=state)
+    _tokenizer_to(base, folder)
 
 
 def _saved_dtype(settings: TrainSettings, base: Path | str) -> torch.dtype:
     """Precision of the saved weights."""
     if settings.save_dtype != "base":
         return torch.float32 if settings.save_dtype == "float32" else torch.bfloat16
-    said = getattr(config_of(base), "dtype", None)
-    return said if isinstance(said, torch.dtype) else torch.float32
+    own = getattr(config_of(base), "dtype", None)
+    return own if isinstance(own, torch.dtype) else torch.float32
 
 
 def _tokenizer_to(base: Path | str, folder: Path) -> None:
     """The base's own tokenizer, template and generation settings, as they were: what was trained for is what is served."""
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
     try:
         GenerationConfig.from_pretrained(base).save_pretrained(folder)
     except OSError:

@@ -49,6 +49,8 @@ class Prepared(NamedTuple):
     fingerprint: str
     """Of rows, their order and the settings: a checkpoint of another one is not used."""
     template: str
+    notes: list[str]
+    """What is unusual about the chat template and no obstacle."""
 
 
 def train(
@@ -124,7 +126,7 @@ def prepare(job: Job) -> Prepared:
     limits = batches.Limits(settings.micro_tokens, settings.micro_batch if packed else 1)
     plan = batches.plan(lengths, rows=rows, batch=settings.batch, limits=limits, world=distributed.world_size())
     read = digest([identity_of(settings), rows, [[row.ids, row.labels] for row in rendered.rows]])
-    return Prepared(rendered, held_out, plan, read, renderer.family.name)
+    return Prepared(rendered, held_out, plan, read, renderer.family.name, renderer.chat.notes())
 
 
 def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
@@ -145,12 +147,13 @@ def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
     began = time.monotonic()
     taken = trainer.run(progress)
     seconds = time.monotonic() - began
-    state = distributed.whole_state(trainer.student) if settings.parallel == "fsdp2" else None
+    if distributed.rank() == 0:
+        shutil.rmtree(out / "model", ignore_errors=True)
+    models.save(trainer.student, base=job.base, folder=out / "model", settings=settings)
     if distributed.rank() > 0:
         return {}
-    shutil.rmtree(out / "model", ignore_errors=True)
-    summary = summarise(ready, out, settings)
-    models.save(trainer.student, base=job.base, folder=out / "model", settings=settings, state=state)
+    arithmetic = "bfloat16" if place.mixed or place.dtype == torch.bfloat16 else "float32"
+    summary = summarise(ready, out, settings) | {"arithmetic": arithmetic}
     shares = Counter(row.share for row in ready.rendered.rows)
     models.write_card(out / "model", base=job.base, settings=settings, data=summary | {"shares": shares})
     write_jsonl(out / "dropped.jsonl", ready.rendered.dropped)
@@ -181,6 +184,7 @@ def summarise(ready: Prepared, out: Path, settings: TrainSettings) -> dict[str, 
         "loss_last": last,
         "template": ready.template,
         "fingerprint": ready.fingerprint,
+        "notes": ready.notes,
     }
 
 

@@ -1,0 +1,74 @@
+"""Models are loaded as the settings say, and what is saved is what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.train.made import train
+
+from demur.errors import UserError
+from demur.records import Example
+from demur.train import model as models
+from demur.train.settings import LoraSettings, TrainSettings
+
+TINY = TrainSettings(lr=1e-2, steps=4, batch=8, checkpoint_every=0, device="cpu")
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(torch.arange(20).unsqueeze(0)).logits
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning")
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "embed_tokens")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_are_merged_as_they_were_trained(
+    targets: Any, tied: bool, chatml_base: Callable[..., Path], byte_examples: list[Example], tmp_path: Path
+) -> None:
+    """Tied embeddings too: an update of the embedding alone must not move the head."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base, settings = chatml_base(tied=tied), TINY.model_copy(update={"lora": LoraSettings(r=4, targets=targets)})
+    train(byte_examples, base=base, out=tmp_path / "out", settings=settings)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out" / "adapter")
+    torch.testing.assert_close(logits(merged), logits(adapted), rtol=1e-4, atol=1e-4)
+    assert (logits(merged) - logits(AutoModelForCausalLM.from_pretrained(base))).abs().max() > 1e-3
+    assert merged.config.tie_word_embeddings == (tied and targets == "all-linear")
+
+
+def test_the_head_takes_no_adapter(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
+    settings = TINY.model_copy(update={"lora": LoraSettings(targets=("lm_head",))})
+    with pytest.raises(UserError, match="the head cannot be adapted"):
+        train(byte_examples, base=stand_in, out=tmp_path / "out", settings=settings)
+
+
+def test_tied_weights_are_saved_once_and_the_configuration_says_what_they_are(
+    chatml_base: Callable[..., Path], byte_examples: list[Example], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoConfig
+
+    settings = TINY.model_copy(update={"save_dtype": "bfloat16"})
+    train(byte_examples, base=chatml_base(tied=True), out=tmp_path / "out", settings=settings)
+    saved = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert "lm_head.weight" not in saved
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    assert AutoConfig.from_pretrained(tmp_path / "out" / "model").dtype == torch.bfloat16
+
+
+def test_bfloat16_arithmetic_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU: for models of some width, where the processor multiplies bfloat16 matrices."""
+    from transformers import Qwen2Config
+
+    for able, width, mixed in ((True, 576, True), (True, 128, False), (False, 576, False)):
+        monkeypatch.setattr(models, "_cpu_bfloat16", lambda able=able: able)
+        place = models.place_of(TrainSettings(device="cpu"), Qwen2Config(hidden_size=width))
+        assert (place.mixed, place.dtype) == (mixed, torch.float32)
