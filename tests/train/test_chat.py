@@ -238,7 +238,7 @@ def test_a_tokenizer_that_loses_spaces_is_refused(tokenizer_with: Callable[[str]
     tokenizer = copy.deepcopy(tokenizer_with(CHATML))
     steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    with pytest.raises(CheckFailed, match="does not give a text back.*becomes .Twospaces"):
+    with pytest.raises(CheckFailed, match=r"does not give a text back.*becomes .Twospaces"):
         Renderer(tokenizer)
 
 
