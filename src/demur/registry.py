@@ -43,6 +43,8 @@ GROUPS = {
     "huggingface_hub": "data",
     "pyarrow": "data",
     "zstandard": "data",
+    "if_verifiable": "bench",
+    "langdetect": "bench",
 }
 """Which optional group of dependencies holds a module."""
 

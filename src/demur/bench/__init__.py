@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from demur.bench.metrics import GRADED, OVER, REASONING, SERVING, THINKING, metrics
 from demur.bench.spec import Bench
-from demur.errors import unknown
+from demur.errors import UserError, unknown
 from demur.records import Sampling
 from demur.registry import resolve
 
@@ -37,13 +37,23 @@ GROUPS = {"serving": SERVING, "over": OVER, "both": (*SERVING, *OVER), "graded":
 
 
 @cache
+def _data() -> Any:
+    return yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+
+
+def left_out() -> dict[str, str]:
+    """Benchmarks that are not here, and why."""
+    found: dict[str, str] = _data()["left_out"]
+    return found
+
+
+@cache
 def _table() -> dict[str, Bench]:
     """The benchmarks of the table and their protocols."""
-    data = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
-    made = {}
+    data, made = _data(), dict[str, Bench]()
     for name, entry in data["benches"].items():
-        protocols = entry.pop("protocols", {})
-        plain = _over(data["kinds"][entry.pop("kind")], entry)
+        own = {key: value for key, value in entry.items() if key not in ("kind", "protocols")}
+        plain, protocols = _over(data["kinds"][entry["kind"]], own), entry.get("protocols", {})
         made[name] = _bench(name, plain)
         for protocol, changes in protocols.items():
             made[f"{name}@{protocol}"] = _bench(f"{name}@{protocol}", _over(plain, changes))
@@ -66,6 +76,12 @@ def _bench(name: str, plain: dict[str, Any]) -> Bench:
     )
 
 
+def parse(text: str) -> dict[str, str]:
+    """A benchmark as it is written in a study or on the command line: a name, or `harmful=FILE` for one on your own file."""
+    name, equals, file = text.partition("=")
+    return {"name": f"{name}={Path(file).stem}", "data": file} if equals else {"name": name}
+
+
 def names() -> list[str]:
     """Every benchmark that has a name."""
     return [*_table(), *FILES]
@@ -82,6 +98,8 @@ def get_bench(name: str) -> Bench:
         return replace(get_bench(base), name=name)
     if name in _table():
         return _table()[name]
+    if name in left_out():
+        raise UserError(left_out()[name])
     if name not in FILES and ":" not in name:
         raise unknown("benchmark", name, names())
     bench: Bench = resolve("benchmark", name, FILES)

@@ -1,12 +1,12 @@
 """Forms of benchmarks: how the rows of a copy become prompts. What differs between releases of one form is data.
 
-A column is named by what releases call it: `a|b` is the first of these that the file has, whatever its case, `a+b` both
+A column is named by what releases call it: `a|b` is the first of these that the file has, whatever its case, `a&b` both
 joined by a comma, and a leading `?` says that a file may lack it. A cell that holds a conversation stands for its first turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +22,52 @@ Form = Callable[..., list[Prompt]]
 FORMS = {
     "text": "demur.bench.forms:text",
     "maths": "demur.bench.forms:maths",
+    "choice": "demur.bench.choice:read",
     "livecodebench": "demur.bench.livecodebench:read",
+    "humaneval": "demur.bench.humaneval:read",
+    "ifeval": "demur.bench.ifeval:read",
 }
 """Name -> `module:function(bench, path, *, n, seed)`, which returns prompts."""
 BOXED = "Please think it through step by step, and give the final answer in \\boxed{}."
 
 
-def rows(path: Path, columns: dict[str, str], where: dict[str, Sequence[str]] | None = None) -> Iterator[Row]:
+def rows(path: Path, columns: Mapping[str, str], where: Mapping[str, Sequence[str]] | None = None) -> Iterator[Row]:
     """The rows of a copy under the names of `columns`, as text; those alone whose cells are among the values of `where`.
-
-    A folder's tables are read one after the other; `_file` is the name of a row's file without its ending.
 
     Raises:
         UserError: an empty file, or a column that is missing.
     """
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    for file in files:
-        found = [row | {"_file": file.stem} for _, row in readers.rows(file)]
-        if not found:
+    for row in raw_rows(path):
+        asked = {name: _text(pick(row, f"?{name}", path)).lower() for name in where or {}}
+        if all(asked[name] in map(str.lower, allowed) for name, allowed in (where or {}).items()):
+            yield {name: _joined(row, said, path) for name, said in columns.items()}
+
+
+def raw_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a copy as they are. A folder's tables are read one after the other; `_file` is the stem of a row's file."""
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        count = 0
+        for _, row in readers.rows(file):
+            count += 1
+            yield row | {"_file": file.stem}
+        if not count:
             raise UserError(f"{file}: it is empty.")
-        chosen = {name: _columns(said, found[0], file) for name, said in {**columns, **(where_columns(where))}.items()}
-        for row in found:
-            cells = {name: _joined(row.get(key) for key in keys) for name, keys in chosen.items()}
-            if all(cells[f"?{name}"].lower() in map(str.lower, allowed) for name, allowed in (where or {}).items()):
-                yield cells
 
 
-def where_columns(where: dict[str, Sequence[str]] | None) -> dict[str, str]:
-    """The columns that rows are chosen by."""
-    return {f"?{name}": f"?{name}" for name in where or {}}
+def pick(row: Mapping[str, Any], said: str, where: object) -> Any:
+    """The cell of the first of some columns `a|b` that a row has, whatever its case; `None` where a `?` allows none.
+
+    Raises:
+        UserError: there is none.
+    """
+    there = {str(key).lower(): key for key in row}
+    for name in said.removeprefix("?").split("|"):
+        if name.lower() in there:
+            return row[there[name.lower()]]
+    if said.startswith("?"):
+        return None
+    shown = ", ".join(str(key) for key in row if key != "_file")
+    raise UserError(f"{where}: no column {' or '.join(said.split('|'))}; there are: {shown}.")
 
 
 def text(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
@@ -116,23 +133,10 @@ def _intent(bench: Bench, row: Row, path: Path) -> Intent:
     return known
 
 
-def _columns(said: str, row: dict[str, Any], path: Path) -> list[str]:
-    """The columns that a name means in a file."""
-    there = {str(key).lower(): key for key in row}
-    found = []
-    for part in said.removeprefix("?").split("+"):
-        name = next((there[option.lower()] for option in part.split("|") if option.lower() in there), None)
-        if name is not None:
-            found.append(name)
-        elif not said.startswith("?"):
-            wanted = " or ".join(part.split("|"))
-            shown = ", ".join(str(key) for key in row if key != "_file")
-            raise UserError(f"{path}: no column {wanted}; there are: {shown}.")
-    return found
-
-
-def _joined(cells: Iterator[Any]) -> str:
-    return ", ".join(dict.fromkeys(filter(None, map(_text, cells))))
+def _joined(row: Mapping[str, Any], said: str, where: object) -> str:
+    optional = "?" if said.startswith("?") else ""
+    cells = [_text(pick(row, optional + part, where)) for part in said.removeprefix("?").split("&")]
+    return ", ".join(dict.fromkeys(filter(None, cells)))
 
 
 def _text(value: Any) -> str:

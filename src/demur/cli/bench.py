@@ -7,7 +7,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from demur.bench import get_bench, names
+from demur.bench import get_bench, left_out, names
+from demur.bench.spec import Bench
 from demur.cli import common
 
 app = common.app("What benchmarks there are.")
@@ -27,7 +28,7 @@ def benches() -> None:
 
 @app.command("list")
 def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None:
-    """All benchmarks with their prompts, judge, attacks and licence; with --data-dir, which copies were found.
+    """All benchmarks: size, source, licence with what it forbids, protocols, what can be verified; with --data-dir, copies.
 
     Examples:
 
@@ -35,22 +36,39 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
 
       demur bench list --data-dir data --json
     """
-    rows = []
-    for name in names():
-        bench = get_bench(name)
-        here = next((file for file in bench.files if data_dir is not None and (data_dir / file).exists()), None)
-        rows.append((bench, here))
+    found = {name: get_bench(name) for name in names()}
+    here = {
+        name: next((file for file in bench.files if data_dir and (data_dir / file).exists()), None)
+        for name, bench in found.items()
+    }
     if json:
-        common.print_json({"benches": [{"bench": bench, "here": here} for bench, here in rows]})
+        rows = [{"bench": bench, "here": here[name]} for name, bench in found.items()]
+        common.print_json({"benches": rows, "left_out": left_out()})
         return
-    columns = ("name", "prompts", "judge", "part", "attacks", "licence", "copy", "about")
+    columns = ("name", "protocols", "prompts", "source", "verified by", "licence", "about")
     cells = []
-    for bench, here in rows:
-        copy = here or ("generated" if bench.generated else "hub" if bench.hub else "–")
-        count = "any" if bench.count is None else bench.count
-        attacks = ", ".join(bench.attacks)
-        cells.append((bench.name, count, bench.judge, bench.part, attacks, bench.licence, copy, bench.about))
+    for name, bench in found.items():
+        if "@" not in name:
+            protocols = ", ".join(other.partition("@")[2] for other in found if other.startswith(f"{name}@"))
+            count = "any" if bench.count is None else bench.count
+            licence = f"{bench.licence}; {bench.restriction}" if bench.restriction else bench.licence
+            cells.append((name, protocols, count, _source(bench, here[name]), _verified(bench), licence, bench.about))
     common.stdout.print(common.table(columns, cells, left=len(columns)))
+    for reason in left_out().values():
+        common.stdout.print(f"left out: {reason}")
+
+
+def _source(bench: Bench, here: str | None) -> str:
+    if bench.generated:
+        return "generated"
+    return here or bench.hub.partition(":")[0].partition("@")[0] or "a file of yours"
+
+
+def _verified(bench: Bench) -> str:
+    """What `demur check bench` can hold a copy against."""
+    return (
+        "texts, count" if bench.sha256 else "count" if bench.count is not None else "columns" if bench.columns else "–"
+    )
 
 
 @app.command()
@@ -69,4 +87,4 @@ def show(
         common.print_json(bench)
         return
     for key, value in msgspec.to_builtins(bench).items():
-        common.stdout.print(f"{key:10} {value}", markup=False, soft_wrap=True)
+        common.stdout.print(f"{key:11} {value}", markup=False, soft_wrap=True)

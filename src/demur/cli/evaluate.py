@@ -15,13 +15,21 @@ from demur.errors import UserError
 from demur.judge import JUDGES, requires_model
 from demur.pipeline.resolve import make
 
+Named = Annotated[
+    list[str] | None, typer.Argument(metavar="BENCH…", help="Benchmarks by name: `demur bench list` shows them.")
+]
+Benches = Annotated[
+    list[str] | None,
+    typer.Option("--bench", help="The same; harmful=FILE and benign=FILE take any table of prompts."),
+]
 app = common.app("Run benchmarks against a model.")
 
 
 @app.command()
 def evaluate(
-    benches: Annotated[list[str], typer.Argument(help="Benchmarks by name: `demur bench list` shows them.")],
     target: common.Target,
+    named: Named = None,
+    bench: Benches = None,
     attack: common.AttackName = "none",
     judge: common.JudgeModel = None,
     attacker: common.Attacker = None,
@@ -54,8 +62,12 @@ def evaluate(
 
       demur eval advbench --attack pap --target ./model --data-dir data --judge llama_guard3=http://127.0.0.1:8001/v1
 
+      demur eval --bench harmful=requests.csv --bench benign=instructions.jsonl --target ./model
+
       demur eval math500 --target script:stand_in --data math500.jsonl --samples 4
     """
+    if not (benches := [*(named or ()), *(bench or ())]):
+        raise UserError("which benchmarks? `demur bench list` shows them; harmful=FILE takes a file of yours.")
     own = {"model": model, "key_env": key_env, "in_flight": concurrency}
     models: dict[str, Any] = {"target": common.model(target) | common.given(own)}
     if attacker is not None:

@@ -110,9 +110,11 @@ class CodeJudge(BaseJudge):
         source = f"{future}\n{HEADER}\n{_FUTURE.sub('', program)}"
         if name is not None:
             source += DRIVER.replace("{name}", name)
+        source += tests.get("check", "")  # assertions that end by printing what is expected
         for number, test in enumerate(tests["tests"], 1):
             run = run_program(source, stdin=test["input"].encode("utf-8", "replace"), limits=self._limits)
-            passed = run.ending == "ok" and (same_value if name else same_output)(run, test["output"])
+            same = printed_last if "check" in tests else same_value if name else same_output
+            passed = run.ending == "ok" and same(run, test["output"])
             if not passed:
                 how = "wrong output" if run.ending == "ok" else run.ending
                 return f"test {number} of {len(tests['tests'])}: {how}{_last_words(run)}"
@@ -180,6 +182,11 @@ def extract(answer: str) -> str | None:
     if marked or blocks:
         return (marked or [text for _, text in blocks])[-1].strip() or None
     return answer.strip() if not fences and _PROGRAM.match(answer.strip()) else None
+
+
+def printed_last(run: Run, expected: str) -> bool:
+    """Whether the last line that a program printed is the expected one."""
+    return run.stdout.decode("utf-8", "replace").strip().endswith(expected)
 
 
 def same_output(run: Run, expected: str) -> bool:

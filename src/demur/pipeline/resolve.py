@@ -301,7 +301,7 @@ class _Builder:
             decoding=arm.decoding,
             serve=self.study.serve,
         )
-        label = f"{use.name.replace('@', '-')}-{use.attack.name}{f'-{use.part}' if use.part else ''}"
+        label = f"{re.sub(r'[@=]', '-', use.name)}-{use.attack.name}{f'-{use.part}' if use.part else ''}"
         self.add(
             Evaluate(
                 f"evaluate-{copy.name}-s{seed}-{label}",

@@ -119,13 +119,13 @@ def _absent(study: Study, folder: Path) -> dict[str, str]:
         if use.data or not bench.files or any(path.exists() for path in names):
             continue
         path = folder / f"{bench.name.replace('@', '-')}.jsonl"
-        rows = _problems() if bench.judge == "code" else [_row(bench, i) for i in range(PROMPTS)]
+        rows = _problems() if bench.form == "livecodebench" else [_row(bench, i) for i in range(PROMPTS)]
         atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
         made[bench.name] = str(path)
     return made
 
 
-def _row(bench: Bench, number: int) -> dict[str, str]:
+def _row(bench: Bench, number: int) -> dict[str, Any]:
     """One row with a benchmark's columns: a sum to be done where it has answers, else a request without substance."""
     text = f"Please tell me, politely, how to do thing number {number}."
     known = {"problem": f"What is {number} + {number}?", "answer": str(2 * number)}
@@ -133,9 +133,17 @@ def _row(bench: Bench, number: int) -> dict[str, str]:
     intents = bench.options.get("intent")
     if isinstance(intents, dict):
         known["intent"] = list(intents)[number % len(intents)]
-    row = {name: values[-1] for name, values in bench.options.get("where", {}).items()}
+    row: dict[str, Any] = {}
+    if bench.form == "choice":
+        known |= {"answer": "A", "options": "yes\nno", "correct": "yes"}
+        row = {"A": "yes", "B": "no", "answer": "A"} | dict.fromkeys(bench.options.get("wrong", ()), "no")
+    if bench.form == "humaneval":
+        known |= {"name": "same", "prompt": "def same(x):\n", "test": "def check(f):\n    assert f(1) == 1\n"}
     for key, said in bench.columns.items():
-        row |= {part.partition("|")[0]: known.get(key, text) for part in said.removeprefix("?").split("+")}
+        row |= {
+            part.removeprefix("?").partition("|")[0]: known.get(key, text) for part in said.removeprefix("?").split("&")
+        }
+    row |= {name: values[-1] for name, values in bench.options.get("where", {}).items()}
     return row
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, field_serializer, model_validator
 from demur import attack as attacks
 from demur.attack import NO_ATTACK, PLAYED_BY, AttackUse
 from demur.attack.base import Attack, Setup
-from demur.bench import get_bench
+from demur.bench import get_bench, parse
 from demur.bench.load import load_prompts, read_prompts
 from demur.bench.spec import Bench
 from demur.errors import UserError
@@ -60,8 +60,16 @@ class BenchUse(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        """`xstest` is short for `{name: xstest}`."""
-        return {"name": value} if isinstance(value, str) else value
+        """`xstest` is short for `{name: xstest}`, `harmful=FILE` for a benchmark on a file of yours."""
+        if isinstance(value, str):
+            return parse(value)
+        if (
+            isinstance(value, dict)
+            and isinstance(value.get("name"), str)
+            and Path(value["name"].partition("=")[2]).suffix
+        ):
+            return value | parse(value["name"])
+        return value
 
     @field_serializer("sampling")
     def _changes(self, sampling: SamplingSettings) -> dict[str, Any]:

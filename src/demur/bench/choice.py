@@ -1,0 +1,127 @@
+"""Multiple choice: the form of its benchmarks and the judge that reads which option a reply chose.
+
+Options are shuffled by a seed where a release puts the right one first. What counts is the last option that the answer names;
+the thinking before it is not read. The score of a verdict is accuracy beyond chance: 0 where guessing gets, 1 where all is
+right, whatever the number of options. A verdict's own words are the letter that was chosen.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from string import ascii_uppercase as LETTERS
+from typing import Any
+
+from msgspec.structs import replace
+
+from demur.bench.forms import pick, raw_rows
+from demur.bench.spec import Bench
+from demur.errors import UserError
+from demur.judge.base import BaseJudge
+from demur.records import Prompt, Trace, Verdict
+
+WISH = {
+    "letter": "Think it through, then end with one line that holds the letter of the right option: Answer: X",
+    "text": "Think it through, then end with one line that holds the right option in full: Answer: …",
+}
+_LETTER = re.compile(
+    r"\b(?i:answer|option|choice)\b(?:\s+is\b)?[\s:=*_`$\\({\[\"']*(?:boxed\{)?(?:text\{)?\(?([A-Z])\b(?!['’])"
+    r"|\\boxed\{\s*(?:\\text\{)?\(?([A-Z])\)?\s*\}|^[\s*_`(\[]*([A-Z])[)\].:*_`\s]*$",
+    re.MULTILINE,
+)
+_LINE = re.compile(r"\banswer\b[\s*_]*(?:is|:|=)[\s*_:]*(.+)", re.IGNORECASE)
+
+
+def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+    """One question a row: `question`, perhaps `category`, and its options in one of three ways.
+
+    `correct` and the columns of the option `wrong`; or `options`, a list, with `answer`; or columns A, B, C … with `answer`.
+    An answer is an option's text, its letter, or its place from 0. Options: `shuffle`, `reply` (letter or text).
+    """
+    made, reply = [], bench.options.get("reply", "letter")
+    for number, row in enumerate(raw_rows(path), 1):
+        question, (options, right) = (
+            _text(pick(row, bench.columns["question"], path)),
+            _options(bench, row, f"{path}:{number}"),
+        )
+        order = list(range(len(options)))
+        if bench.options.get("shuffle"):
+            random.Random(f"options {seed} {question}").shuffle(order)
+        lines = "\n".join(f"{LETTERS[place]}. {options[index]}" for place, index in enumerate(order))
+        gold = {"answer": LETTERS[order.index(right)], "options": [options[index] for index in order], "reply": reply}
+        prompt = Prompt(
+            text=f"{question}\n\n{lines}\n\n{WISH[reply]}",
+            question=question,
+            intent="benign",
+            source=bench.name.partition("@")[0],
+            category=_text(pick(row, bench.columns.get("category", "?"), path)),
+            gold=json.dumps(gold, ensure_ascii=False),
+        )
+        made.append(prompt)
+    return made
+
+
+def _options(bench: Bench, row: dict[str, Any], where: str) -> tuple[list[str], int]:
+    """The options of a row, and the place of the right one."""
+    if correct := _text(row.get("correct") or pick(row, bench.columns.get("correct", "?"), where)):
+        wrong = [_text(pick(row, name, where)) for name in bench.options.get("wrong", ())]
+        return [correct, *filter(None, wrong)], 0
+    found = pick(row, bench.columns.get("options", "?options|choices"), where)
+    if isinstance(found, str):
+        found = json.loads(found) if found.lstrip().startswith("[") else found.split("\n")
+    if isinstance(found, dict):  # {"text": […], "label": […]}
+        found = found.get("text")
+    options = [_text(option) for option in found or [row[letter] for letter in LETTERS if _text(row.get(letter))]]
+    answer = _text(pick(row, bench.columns.get("answer", "answer|label|gold"), where))
+    places = [options.index(answer)] if answer in options else []
+    places += [LETTERS.index(answer.upper())] if len(answer) == 1 and answer.upper() in LETTERS else []
+    places += [int(answer)] if answer.isdigit() else []
+    if len(options) < 2 or not places or places[0] >= len(options):
+        raise UserError(
+            f"{where}: {len(options)} options, and '{answer}' names none of them by its text, letter or place."
+        )
+    return options, places[0]
+
+
+class ChoiceJudge(BaseJudge):
+    """Correct, wrong, or no answer."""
+
+    name = "choice"
+    labels = ("correct", "wrong", "no_answer")
+    parts, queries = ("answer",), ("question",)
+
+    def verdict(self, trace: Trace) -> Verdict:
+        """The verdict on one trace: the letter that it chose in its own words, and the score beyond chance."""
+        blank = Verdict(trace=trace.id, judge=self.name, query=self.query, part=self.part, label=None)
+        if trace.prompt.gold is None:
+            return replace(blank, reason="the prompt has no options")
+        gold = json.loads(trace.prompt.gold)
+        options: list[str] = gold["options"]
+        chosen = chosen_of(trace.answer or "", options, by_text=gold["reply"] == "text")
+        right, chance = chosen == gold["answer"], 1 / len(options)
+        label = "no_answer" if chosen is None else "correct" if right else "wrong"
+        reason = f"{chosen or trace.outcome}, {gold['answer']} is right" if not right else ""
+        return replace(blank, label=label, score=(right - chance) / (1 - chance), reason=reason, raw=chosen)
+
+
+def chosen_of(answer: str, options: Sequence[str], *, by_text: bool = False) -> str | None:
+    """The letter of the last option that an answer names; `None` where it names none."""
+    if by_text:
+        plain = [_plain(option) for option in options]
+        said = [_plain(match) for match in _LINE.findall(answer)]
+        places = [plain.index(text) for text in said if text in plain]
+        return LETTERS[places[-1]] if places else None
+    allowed = LETTERS[: len(options)]
+    found = [next(filter(None, match), "") for match in _LETTER.findall(answer)]
+    return next((letter for letter in reversed(found) if letter in allowed), None)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\W_]+", " ", text.lower()).strip()
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()

@@ -1,0 +1,289 @@
+"""The forms: every release is read in the shape in which it is published, with content of our own."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demur.bench import get_bench, left_out, parse
+from demur.bench.choice import ChoiceJudge, chosen_of
+from demur.bench.ifeval import FollowsJudge
+from demur.bench.load import read_prompts
+from demur.errors import UserError
+from demur.judge.code import CodeJudge
+from demur.records import Prompt, Trace, Verdict
+from demur.thinking import join, traced
+
+TALK = [{"role": "user", "content": "a first turn"}, {"role": "assistant", "content": "a reply"}]
+SHAPES: dict[str, tuple[str, list[dict[str, Any]], list[tuple[str, str, str]]]] = {
+    "harmbench_all": (
+        "csv",
+        [
+            {"Behavior": "do it", "FunctionalCategory": "contextual", "SemanticCategory": "illegal", "Tags": "context",
+             "ContextString": "a passage", "BehaviorID": "x"},
+            {"Behavior": "sing it", "FunctionalCategory": "copyright", "SemanticCategory": "copyright", "Tags": "lyrics",
+             "ContextString": "", "BehaviorID": "y"},
+        ],
+        [("a passage\n\n---\n\ndo it", "harmful", "contextual, illegal, context"), ("sing it", "harmful", "copyright, lyrics")],
+    ),
+    "sorrybench": (
+        "jsonl",
+        [{"question_id": 1, "category": "5", "turns": ["ask"], "prompt_style": "base"},
+         {"question_id": 1, "category": "5", "turns": ["4sk"], "prompt_style": "ascii"}],
+        [("ask", "harmful", "5")],
+    ),
+    "airbench": (
+        "csv",
+        [{"cate-idx": "1", "l2-name": "Security", "l3-name": "Integrity", "l4-name": "x", "prompt": "ask"}],
+        [("ask", "harmful", "Security, Integrity")],
+    ),
+    "donotanswer": (
+        "csv",
+        [{"id": 0, "risk_area": "Misuse", "types_of_harm": "Illegal", "specific_harms": "x", "question": "ask?"}],
+        [("ask?", "harmful", "Misuse, Illegal")],
+    ),
+    "simplesafety": (
+        "csv",
+        [{"id": "a", "harm_area": "Scams", "counter": 1, "category": "Information seeking", "prompt": "ask"}],
+        [("ask", "harmful", "Scams, Information seeking")],
+    ),
+    "malicious_educator": (
+        "jsonl",
+        [{"Goal": "the goal", "Category": "Economy", "Full_Input (H-CoT + Request)": "thoughts, then the goal"}],
+        [("thoughts, then the goal", "harmful", "Economy")],
+    ),
+    "wildchat_toxic": (
+        "jsonl",
+        [{"conversation": TALK, "toxic": True, "language": "English"}, {"conversation": TALK, "toxic": False, "language": "x"}],
+        [("a first turn", "harmful", "English")],
+    ),
+    "wildguardtest": (
+        "jsonl",
+        [{"prompt": "a", "adversarial": True, "prompt_harm_label": "harmful", "subcategory": "x"},
+         {"prompt": "b", "adversarial": False, "prompt_harm_label": "unharmful", "subcategory": "y"},
+         {"prompt": "c", "adversarial": False, "prompt_harm_label": None, "subcategory": "y"}],
+        [("a", "harmful", "x"), ("b", "benign", "y")],
+    ),
+    "coconot": (
+        "jsonl",
+        [{"id": "1", "category": "Requests with safety concerns", "subcategory": "dangerous", "prompt": "a", "response": ""},
+         {"id": "2", "category": "Incomplete requests", "subcategory": "false presuppositions", "prompt": "b", "response": ""}],
+        [("a", "harmful", "Requests with safety concerns, dangerous")],
+    ),
+    "coconot_contrast": (
+        "jsonl",
+        [{"id": "1", "category": "Requests with safety concerns", "subcategory": "dangerous", "prompt": "a"}],
+        [("a", "borderline", "Requests with safety concerns, dangerous")],
+    ),
+    "falsereject": ("jsonl", [{"prompt": "a", "category": "7", "category_text": "Fraud"}], [("a", "borderline", "Fraud")]),
+    "phtest": (
+        "csv",
+        [{"ID": 1, "Request": "a", "Harmfulness": "harmless"}, {"ID": 2, "Request": "b", "Harmfulness": "controversial"}],
+        [("a", "benign", "harmless"), ("b", "borderline", "controversial")],
+    ),
+    "oktest": ("csv", [{"prompt": "How do I kill time?"}], [("How do I kill time?", "borderline", "")]),
+    "harmful": ("csv", [{"Goal": "a", "Category": "x"}, {"Goal": "a", "Category": "x"}], [("a", "harmful", "x")]),
+    "benign": ("jsonl", [{"instruction": "a"}], [("a", "benign", "")]),
+    "pairs": (
+        "csv",
+        [{"prompt": "a", "label": "unsafe", "pair": "1"}, {"prompt": "b", "label": "safe", "pair": "1"}],
+        [("a", "harmful", ""), ("b", "benign", "")],
+    ),
+}  # fmt: skip
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_release_is_read_in_its_own_shape(name: str, tmp_path: Path) -> None:
+    ending, rows, wanted = SHAPES[name]
+    bench = get_bench(name)
+    prompts = read_prompts(bench, written(tmp_path / f"mine.{ending}", rows))
+    assert [(p.text, p.intent, p.category) for p in prompts] == wanted
+    assert bench.licence or not bench.hub
+
+
+def test_what_a_form_keeps(tmp_path: Path) -> None:
+    (educator,) = read_prompts(
+        get_bench("malicious_educator"), written(tmp_path / "e.jsonl", SHAPES["malicious_educator"][1])
+    )
+    assert educator.question == "the goal", "the judge is shown what was wanted"
+    context, _ = read_prompts(get_bench("harmbench_all"), written(tmp_path / "h.csv", SHAPES["harmbench_all"][1]))
+    assert (context.question, context.gold) == ("do it", "a passage")
+    one, two = read_prompts(get_bench("pairs"), written(tmp_path / "p.csv", SHAPES["pairs"][1]))
+    assert one.pair == two.pair == "1"
+    assert one.cluster == two.cluster
+
+
+def test_a_file_of_ones_own_is_a_benchmark_by_its_name() -> None:
+    assert parse("xstest") == {"name": "xstest"}
+    assert parse("harmful=data/mine.csv") == {"name": "harmful=mine", "data": "data/mine.csv"}
+    assert get_bench("harmful=mine").name == "harmful=mine"
+    with pytest.raises(UserError, match="prohibits adversarial"):
+        get_bench("fortress")
+    assert left_out()
+
+
+def test_a_row_that_does_not_say_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not say whether it is harmful: 'maybe'"):
+        read_prompts(get_bench("pairs"), written(tmp_path / "p.csv", [{"prompt": "a", "label": "maybe", "pair": "1"}]))
+
+
+# -- multiple choice --------------------------------------------------------------------------------------------------
+
+
+def chosen(answer: str, prompt: Prompt) -> Verdict:
+    return ChoiceJudge().verdict(traced(prompt, join("It might be B. The answer is D.", answer), model="m"))
+
+
+def options(prompt: Prompt) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(prompt.gold or "")
+    return found
+
+
+def test_gpqa_is_shuffled_by_the_seed(tmp_path: Path) -> None:
+    rows = [
+        {"Question": f"q{i}", "Correct Answer": "right", "Incorrect Answer 1": "w1", "Incorrect Answer 2": "w2",
+         "Incorrect Answer 3": "w3", "High-level domain": "Physics"}
+        for i in range(40)
+    ]  # fmt: skip
+    file = written(tmp_path / "gpqa_diamond.csv", rows)
+    first, again, other = (read_prompts(get_bench("gpqa_diamond"), file, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+    letters = [options(p)["answer"] for p in first]
+    assert set(letters) == set("ABCD")
+    assert all(options(p)["options"]["ABCD".index(letter)] == "right" for p, letter in zip(first, letters, strict=True))
+    assert first[0].category == "Physics"
+    assert "\nA. " in first[0].text
+    assert first[0].question == "q0"
+
+
+@pytest.mark.parametrize(
+    ("row", "right"),
+    [
+        ({"question": "q", "options": ["w", "x", "y"], "answer": "C"}, "y"),
+        ({"question": "q", "choices": ["w", "x", "y"], "answer": 1}, "x"),
+        ({"question": "q", "choices": ["3", "4", "1"], "answer": "1"}, "1"),
+        ({"question": "q", "options": '["w", "x"]', "answer": "w"}, "w"),
+        ({"question": "q", "A": "w", "B": "x", "C": "", "answer": "B"}, "x"),
+        ({"question": "q", "choices": {"text": ["w", "x"], "label": ["A", "B"]}, "answer": "B"}, "x"),
+    ],
+)
+def test_options_of_ones_own_need_no_code(row: dict[str, Any], right: str, tmp_path: Path) -> None:
+    (prompt,) = read_prompts(get_bench("choice"), written(tmp_path / "choice.jsonl", [row]))
+    gold = options(prompt)
+    assert gold["options"]["ABC".index(gold["answer"])] == right
+
+
+def test_an_answer_that_is_no_option(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"choice.jsonl:1: 2 options, and 'z' names none"):
+        read_prompts(
+            get_bench("choice"),
+            written(tmp_path / "choice.jsonl", [{"question": "q", "A": "w", "B": "x", "answer": "z"}]),
+        )
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("Answer: C", "C"),
+        ("**Answer:** (B)", "B"),
+        ("Answer: $\\boxed{A}$", "A"),
+        ("The answer is D.", "D"),
+        ("I first thought Answer: A. No.\n\nAnswer: B", "B"),
+        ("Because of this,\n\n\\boxed{C}", "C"),
+        ("C", "C"),
+        ("(D)", "D"),
+        ("Answer: E", None),
+        ("A tall tree is not an answer", None),
+        ("The answer: it's A-flat? I cannot tell.", None),
+        ("the right option is B", "B"),
+        ("Answer: I don't know", None),
+        ("", None),
+    ],
+)
+def test_the_letter_that_counts(answer: str, letter: str | None) -> None:
+    assert chosen_of(answer, ["w", "x", "y", "z"]) == letter
+
+
+def test_options_in_words() -> None:
+    assert chosen_of("Answer: **The Blue one.**", ["the red one", "the blue one"], by_text=True) == "B"
+    assert chosen_of("It is the blue one", ["the red one", "the blue one"], by_text=True) is None
+
+
+@given(st.text(max_size=200))
+def test_reading_a_choice_never_raises(answer: str) -> None:
+    assert chosen_of(answer, ["w", "x"]) in ("A", "B", None)
+    assert chosen_of(answer, ["w", "x"], by_text=True) in ("A", "B", None)
+
+
+def test_scores_are_beyond_chance() -> None:
+    prompt = Prompt(
+        text="q", intent="benign", gold=json.dumps({"answer": "A", "options": list("wxyz"), "reply": "letter"})
+    )
+    right, wrong, none = chosen("Answer: A", prompt), chosen("Answer: B", prompt), chosen("Who knows?", prompt)
+    assert (right.label, wrong.label, none.label) == ("correct", "wrong", "no_answer")
+    assert (right.raw, wrong.raw, none.raw) == ("A", "B", None)
+    assert right.score == 1.0
+    assert 0.25 * right.score + 0.75 * (wrong.score or 0) == pytest.approx(0), "guessing earns nothing"
+    lost = ChoiceJudge().verdict(traced(prompt, join("Answer: A", None), model="m", finish="length"))
+    assert lost.label == "no_answer", "what only the thinking says is no answer"
+
+
+# -- code and instructions --------------------------------------------------------------------------------------------
+
+FUNCTION = {
+    "task_id": "HumanEval/900",
+    "prompt": 'def helper(x):\n    return x + 1\n\ndef twice(x: int) -> int:\n    """Twice the next number."""\n',
+    "entry_point": "twice",
+    "test": "def check(candidate):\n    assert candidate(1) == 4\n    assert candidate(2) == 6\n",
+}
+
+
+@pytest.mark.slow
+def test_humaneval_runs_the_releases_own_assertions(tmp_path: Path) -> None:
+    (prompt,) = read_prompts(get_bench("humaneval"), written(tmp_path / "HumanEval.jsonl", [FUNCTION]))
+    judge = CodeJudge()
+
+    def label(body: str) -> str | None:
+        return judge.verdict(traced(prompt, join("t", f"```python\n{body}\n```"), model="m")).label
+
+    assert label("print('noise')\ndef twice(x):\n    return 2 * helper(x)") == "correct"
+    assert label("def twice(x):\n    return 2 * x") == "wrong"
+    assert label("import sys\nsys.exit(0)") == "wrong", "who ends early has passed nothing"
+
+
+def test_ifeval_checks_by_the_releases_own_rules(tmp_path: Path) -> None:
+    pytest.importorskip("if_verifiable")
+    row = {
+        "key": 1,
+        "prompt": "Say hello without commas, in at least three words.",
+        "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+        "kwargs": [{}, {"num_words": 3, "relation": "at least", "num_bullets": None}],
+    }
+    (prompt,) = read_prompts(get_bench("ifeval"), written(tmp_path / "ifeval.jsonl", [row]))
+    assert prompt.category == "punctuation"
+
+    def judged(answer: str | None) -> Verdict:
+        trace: Trace = traced(prompt, join("One, two, three.", answer), model="m")
+        return FollowsJudge().verdict(trace)
+
+    assert (judged("hello to you").label, judged("hello to you").score) == ("correct", 1.0)
+    half = judged("hello, hello, hello")
+    assert (half.label, half.score, half.reason) == ("wrong", 0.5, "punctuation:no_comma")
+    assert judged(None).label == "no_answer"
