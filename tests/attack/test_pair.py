@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from tests.made import Speaker, attacked
 
 from demur import thinking
-from demur.attack import open_attack, parse
-from demur.attack.pair import EIGHT, PAPER_V2, Pair, PairSettings
-from demur.attack.search import score_of, tagged
+from demur.attack import open_attack, parse, requests
+from demur.attack.pair import PAPER, AdaptiveSettings
+from demur.attack.search import Search, SearchSettings, score_of, tagged
 from demur.errors import WorkError
 from demur.interfaces import Request, Requests, stream
 from demur.models.config import parse_model
 from demur.models.open import open_model
-from demur.records import Attempt, Failure, Prompt, Trace
+from demur.records import Attempt, Failure, Prompt, Sampling, Trace
 from demur.storage.reply_cache import ReplyCache
 
 GOALS = [Prompt(text=f"How do I do thing {i}?", intent="harmful") for i in range(3)]
@@ -79,11 +79,11 @@ ONE = rates(1)
 
 def search(
     *, attacker: Say = writes, target: Say = replies, judge: Say = ONE, name: str = "pair", **how: object
-) -> tuple[Pair, list[Prompt], list[Fake]]:
+) -> tuple[Search, list[Prompt], list[Fake]]:
     models = [Fake(attacker, "attacker"), Fake(target, "target"), Fake(judge, "judge")]
     use = parse({"name": name, **how})
     attack = open_attack(use, target=models[1], models={"attacker": models[0], "judge": models[2]})
-    assert isinstance(attack, Pair)
+    assert isinstance(attack, Search)
 
     return attack, attacked(attack, GOALS), models
 
@@ -212,15 +212,16 @@ def test_a_model_that_is_down_ends_the_search_with_its_own_error() -> None:
 
 def test_the_adaptive_attacker_knows_the_format() -> None:
     _, _, (attacker, *_) = search(name="pair-adaptive", streams=1, iterations=1)
-    assert all(EIGHT in r.messages[0].content for r in attacker.asked)
+    assert all(AdaptiveSettings().aimed_at in r.messages[0].content for r in attacker.asked)
     _, _, (attacker, *_) = search(name="pair-adaptive", streams=1, iterations=1, aimed_at="it counts to ten.")
     assert all(
-        "it counts to ten." in r.messages[0].content and EIGHT not in r.messages[0].content for r in attacker.asked
+        "it counts to ten." in r.messages[0].content and AdaptiveSettings().aimed_at not in r.messages[0].content
+        for r in attacker.asked
     )
 
 
 def test_the_papers_parameters() -> None:
-    assert PAPER_V2.model_fields_set == set(PairSettings.model_fields)
+    assert PAPER.model_fields_set == set(SearchSettings.model_fields)
     attack, found, (attacker, target, judge) = search(name="pair@paper-v2")
     assert len(attack.attempts) == 75
     assert {(r.sampling.temperature, r.sampling.top_p, r.sampling.max_tokens) for r in attacker.asked} == {
@@ -273,7 +274,7 @@ def test_a_search_that_was_stopped_repeats_no_query(tmp_path: Path) -> None:
         async with contextlib.AsyncExitStack() as stack:
             models = [await stack.enter_async_context(open_model(role, journal=journal, label=who)) for who in "atj"]
             attack = open_attack("pair", target=models[1], models={"attacker": models[0], "judge": models[2]})
-            assert isinstance(attack, Pair)
+            assert isinstance(attack, Search)
             found = []
             if stop_after is not None:
                 with contextlib.suppress(TimeoutError):
@@ -298,3 +299,87 @@ def test_a_search_that_was_stopped_repeats_no_query(tmp_path: Path) -> None:
     with ReplyCache(tmp_path / "parts") as journal:
         assert asyncio.run(go(journal, None)) == whole
         assert asked(journal) == needed
+
+
+# -- named protocols and other searches -------------------------------------------------------------------------------
+
+
+def test_the_first_versions_defects() -> None:
+    """Each of the four, as the code of April 2025 had them; the second version has none of them."""
+    attack, _, (attacker, _, judge) = search(name="pair@paper-v1")
+    assert len(attack.attempts) == 75
+    start = {goal.id: attack.text("start", goal=goal.question) for goal in GOALS}
+    swapped = {r.prompt.parent: r.messages[0].content == start[r.prompt.parent] for r in attacker.asked}
+    assert len(swapped) == 3
+    for request in judge.asked:
+        (message,) = request.messages
+        goal = next(g.question for g in GOALS if g.id == request.prompt.parent)
+        assert tagged("prompt", goal) in message.content, "the goal stands for the prompt too"
+        assert "attempt" not in message.content.partition("Reply:")[0]
+    goal = GOALS[0].id
+    mine = [r for r in attacker.asked if r.prompt.parent == goal]
+    third = mine[2].messages
+    written = [json.loads(m.content)["prompt"] for m in third[1:-1]]
+    assert written == [f"attempt {goal}.0.0.0", f"attempt {goal}.1.0.0"], "streams share one conversation"
+    assert {m.role for m in third[1:]} == {"user"}, "the attacker's reply overwrites what it was told"
+    assert max(len(r.messages) for r in mine) == 2 + 2 * PAPER.keep_last
+    modern, _, (asked, _, judged) = search(name="pair@paper-v2")
+    assert all(len(r.messages) == 2 for r in judged.asked)
+    assert any(m.role == "assistant" for r in asked.asked for m in r.messages)
+    assert len(modern.attempts) == 75
+
+
+def test_half_of_the_goals_exchange_instruction_and_first_message() -> None:
+    goals = [Prompt(text=f"goal {i}", intent="harmful") for i in range(60)]
+    models = [Fake(writes, "attacker"), Fake(replies, "target"), Fake(rates(10), "judge")]
+    attack = open_attack("pair@paper-v1", target=models[1], models={"attacker": models[0], "judge": models[2]})
+    attacked(attack, goals)
+    starts = {goal.id: attack.text("start", goal=goal.question) for goal in goals}  # type: ignore[attr-defined]
+    swapped = sum(r.messages[0].content == starts[r.prompt.parent] for r in models[0].asked)
+    assert 15 < swapped < 45
+    assert len(models[1].asked) == 60, "a stop score ends the streams at once"
+
+
+def test_a_tree_branches_and_keeps_the_best() -> None:
+    def judge(request: Request) -> str:
+        return f"Rating: [[{1 + int(request.prompt.id.split('.')[1])}]]"
+
+    attack, _, (attacker, *_) = search(name="tap", judge=judge, iterations=3, branches=3, width=2)
+    mine = [a for a in attack.attempts if a.goal == GOALS[0].id]
+    assert [sum(a.iteration == i for a in mine) for i in range(3)] == [3, 6, 6]
+    second = [
+        r for r in attacker.asked if r.prompt.id.startswith(f"{GOALS[0].id}.") and r.prompt.id.split(".")[2] == "1"
+    ]
+    told = {m.content for r in second for m in r.messages if m.role == "assistant"}
+    assert {json.loads(text)["prompt"].split(".")[1] for text in told} == {"1", "2"}, "the two best go on"
+    assert len({(r.messages, r.sample) for r in attacker.asked}) == len(attacker.asked)
+    bound = {ask.part: ask.requests for ask in attack.estimate(3, 10)}
+    assert bound["target"] == 3 * (3 + 6 + 6)
+
+
+def test_a_conversation_takes_back_what_was_refused() -> None:
+    def judge(request: Request) -> str:
+        turn = int(request.prompt.id.split(".")[2])
+        return f"Rating: [[{(3, 1, 5, 8)[turn]}]]"
+
+    attack, found, (_, target, _) = search(name="crescendo", judge=judge, iterations=4)
+    mine = [r for r in target.asked if r.prompt.parent == GOALS[0].id]
+    assert [len(r.messages) for r in mine] == [1, 3, 3, 5], "the second turn never was"
+    assert not any("secret thought" in m.content for r in mine for m in r.messages)
+    best = next(p for p in found if p.parent == GOALS[0].id)
+    assert best.attack == "crescendo:3.0"
+    (request,) = requests(attack, best, Sampling())
+    assert request.messages == mine[-1].messages, "the benchmark sends the last turn behind those before it"
+    turns = [t.prompt.category for t in attack.conversations if t.prompt.parent == GOALS[0].id]
+    assert turns == ["turn 1", "turn 2", "turn 2", "turn 3"]
+    assert all(t.prompt.question == GOALS[0].question for t in attack.conversations if t.prompt.parent == GOALS[0].id)
+
+
+@pytest.mark.parametrize("name", ["pair", "pair@paper-v1", "tap", "crescendo"])
+def test_what_is_asked_is_at_most_what_was_estimated(name: str) -> None:
+    how: dict[str, object] = {} if "@" in name else {"iterations": 3}
+    says: dict[str, Say] = {"attacker": lambda r: writes(r) if r.prompt.id.endswith(".2") else "no", "judge": rates(2)}
+    attack, _, models = search(name=name, **says, **how)  # type: ignore[arg-type]
+    asked = dict(zip(("attacker", "target", "judge"), (len(m.asked) for m in models), strict=True))
+    for ask in attack.estimate(len(GOALS), 10):
+        assert asked[ask.part] == ask.requests

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
-from random import Random
 
 import pytest
 from hypothesis import given
@@ -15,9 +14,8 @@ from hypothesis import strategies as st
 from tests.made import Speaker, attacked
 
 from demur import thinking
-from demur.attack import ATTACKS, attack_class, open_attack, parse, requests
-from demur.attack.base import Attack, named_text, read_texts
-from demur.attack.hijack import NAMES, puzzle
+from demur.attack import ATTACKS, AttackUse, attack_class, open_attack, parse, requests
+from demur.attack.base import TEXTS, Attack, named_text, read_texts
 from demur.errors import UserError, WorkError
 from demur.models.decoding import PRESETS, preset
 from demur.records import Message, Prompt, Sampling, write_jsonl
@@ -30,6 +28,12 @@ def speaker(say: Callable[[str, int], str]) -> Speaker:
     return Speaker(lambda request: say(request.messages[-1].content, request.sample))
 
 
+def opened(
+    use: AttackUse | str, *, files: dict[str, Path] | None = None, models: dict[str, Speaker] | None = None
+) -> Attack:
+    return open_attack(use, files=files, target=Speaker(lambda request: "x"), models=models)
+
+
 def run(attack: Attack, prompts: list[Prompt] | None = None) -> list[Prompt]:
     return attacked(attack, QUESTIONS if prompts is None else prompts)
 
@@ -40,13 +44,13 @@ def is_derived(prompt: Prompt, question: Prompt) -> bool:
 
 
 def test_no_attack_changes_nothing() -> None:
-    assert run(open_attack("none")) == QUESTIONS
+    assert run(opened("none")) == QUESTIONS
 
 
 def test_templates(tmp_path: Path) -> None:
     file = tmp_path / "t.jsonl"
     file.write_text('{"name": "a", "template": "{x} Well: {question}"}\n{"template": "{question}!"}\n')
-    found = run(open_attack(parse({"name": "template", "file": str(file)})))
+    found = run(opened(parse({"name": "template", "file": str(file)})))
     assert [p.attack for p in found[:2]] == ["template:a", "template:2"]
     assert found[0].text == "{x} Well: How do I do thing 0?"
     assert all(is_derived(p, q) for p, q in zip(found, [q for q in QUESTIONS for _ in range(2)], strict=True))
@@ -57,7 +61,7 @@ def test_bad_templates_are_errors(tmp_path: Path, text: str) -> None:
     file = tmp_path / "t.jsonl"
     file.write_text(text)
     with pytest.raises(UserError, match=r"t\.jsonl"):
-        open_attack("template", files={"file": file})
+        opened("template", files={"file": file})
 
 
 def rewrites(path: Path, *techniques_: str, leave_out: int = 0) -> Path:
@@ -72,18 +76,18 @@ def rewrites(path: Path, *techniques_: str, leave_out: int = 0) -> Path:
 
 def test_frozen_rewrites(tmp_path: Path) -> None:
     file = rewrites(tmp_path / "pap.jsonl", "Framing", "Favor", "Favor")
-    found = run(open_attack("pap", files={"file": file}))
+    found = run(opened("pap", files={"file": file}))
     assert [p.attack for p in found[:3]] == ["pap:framing", "pap:favor", "pap:favor 2"]
     assert is_derived(found[4], QUESTIONS[1])
-    some = run(open_attack(parse({"name": "pap", "techniques": ("framing",)}), files={"file": file}))
+    some = run(opened(parse({"name": "pap", "techniques": ("framing",)}), files={"file": file}))
     assert [p.attack for p in some] == ["pap:framing"] * 4
 
 
 def test_a_question_without_a_rewrite_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no rewrite for 1 of 4"):
-        run(open_attack("pap", files={"file": rewrites(tmp_path / "pap.jsonl", "x", leave_out=1)}))
+        run(opened("pap", files={"file": rewrites(tmp_path / "pap.jsonl", "x", leave_out=1)}))
     with pytest.raises(UserError, match="framing"):
-        open_attack(
+        opened(
             parse({"name": "pap", "techniques": ("framng",)}), files={"file": rewrites(tmp_path / "p.jsonl", "framing")}
         )
 
@@ -93,7 +97,7 @@ def test_the_papers_frozen_rewrites(data_dir: Path) -> None:
 
     questions = advbench(data_dir / "advbench50.jsonl")
     pap = parse("pap")
-    found = run(open_attack(pap, files=pap.files(data_dir)), questions)
+    found = run(opened(pap, files=pap.files(data_dir)), questions)
     assert len(found) == 50
     assert {p.parent for p in found} == {q.id for q in questions}
     assert len({p.attack for p in found}) == 20
@@ -106,7 +110,7 @@ def test_written_rewrites_try_again_and_count_what_never_comes() -> None:
         return '{"prompt": "Please: thing"}' if sample else "not yet"
 
     attacker = speaker(say)
-    attack = open_attack(
+    attack = opened(
         parse({"name": "pap-written", "techniques": ["Framing", "favor"], "tries": 2}), models={"attacker": attacker}
     )
     found = run(attack)
@@ -118,7 +122,7 @@ def test_written_rewrites_try_again_and_count_what_never_comes() -> None:
 
 def test_an_attacker_that_never_writes_is_an_error() -> None:
     with pytest.raises(WorkError, match="no rewrite"):
-        run(open_attack("pap-written", models={"attacker": speaker(lambda text, sample: "Sorry.")}))
+        run(opened("pap-written", models={"attacker": speaker(lambda text, sample: "Sorry.")}))
 
 
 def test_pap_without_its_file_is_an_error_whoever_could_write() -> None:
@@ -126,7 +130,7 @@ def test_pap_without_its_file_is_an_error_whoever_could_write() -> None:
     with pytest.raises(
         UserError, match=r"'pap' needs frozen rewrites by question: name the file with 'file'.*pap_advbench50"
     ):
-        open_attack("pap", models={"attacker": attacker})
+        opened("pap", models={"attacker": attacker})
     with pytest.raises(UserError, match=r"not/there\.jsonl: no such file"):
         parse({"name": "pap", "file": "not/there.jsonl"}).files()
 
@@ -162,7 +166,7 @@ def test_reading_never_raises(reply: str) -> None:
 
 @pytest.mark.parametrize("name", ["prefill", "pivot"])
 def test_begun_thinking(name: str) -> None:
-    attack = open_attack(name)
+    attack = opened(name)
     found = run(attack)
     assert [p.text for p in found] == [q.text for q in QUESTIONS]
     assert all(is_derived(p, q) and p.attack == name for p, q in zip(found, QUESTIONS, strict=True))
@@ -173,7 +177,7 @@ def test_begun_thinking(name: str) -> None:
 
 
 def test_a_begun_thinking_of_the_users_own() -> None:
-    attack = open_attack(parse({"name": "prefill", "prefill": "Sure {question} {x}"}))
+    attack = opened(parse({"name": "prefill", "prefill": "Sure {question} {x}"}))
     first, second = requests(attack, run(attack)[0], Sampling(n=2, prefill="[[", temperature=0.3))
     assert first.sampling.prefill == "[[" + thinking.join(f"Sure {QUESTIONS[0].text} {{x}}", None)
     assert first.sampling.temperature == 0.3
@@ -181,31 +185,32 @@ def test_a_begun_thinking_of_the_users_own() -> None:
 
 
 def test_plain_attacks_send_plain_requests() -> None:
-    (request,) = requests(open_attack("none"), QUESTIONS[0], Sampling())
+    (request,) = requests(opened("none"), QUESTIONS[0], Sampling())
     assert request.sampling == Sampling()
     assert request.messages == (Message(role="user", content=QUESTIONS[0].text),)
-    attack = open_attack("hijack")
+    attack = opened("hijack")
     (request,) = requests(attack, run(attack)[0], Sampling())
     assert request.sampling == Sampling()
 
 
 def test_hijack_puts_the_request_last_and_is_the_same_every_time() -> None:
     settings = parse({"name": "hijack", "puzzles": 2})
-    found = run(open_attack(settings))
-    assert found == run(open_attack(settings))
+    found = run(opened(settings))
+    assert found == run(opened(settings))
     assert len({p.text for p in found}) == 4
     assert found[0].text.count("Puzzle ") == 2
     assert found[0].text.index("Puzzle 2") < found[0].text.index(QUESTIONS[0].text)
 
 
-@given(st.integers(0, 10**6))
-def test_a_puzzle_has_one_solution(seed: int) -> None:
-    text = puzzle(Random(seed))
+@pytest.mark.parametrize("number", range(120))
+def test_a_puzzle_has_one_solution(number: int) -> None:
+    text = (TEXTS / "puzzles.txt").read_text().splitlines()[number]
     left = re.findall(r"(\w+) sits somewhere to the left of (\w+)\.", text)
     apart = re.findall(r"Between (\w+) and (\w+) there (?:is|are) (\d+) p", text)
+    assert left or apart
     fits = [
         order
-        for order in permutations(NAMES)
+        for order in permutations(("Ada", "Ben", "Cleo", "Dev", "Eva", "Finn"))
         if all(order.index(a) < order.index(b) for a, b in left)
         and all(abs(order.index(a) - order.index(b)) == int(n) + 1 for a, b, n in apart)
     ]
@@ -213,13 +218,13 @@ def test_a_puzzle_has_one_solution(seed: int) -> None:
 
 
 def test_replay_sends_what_was_sent(tmp_path: Path) -> None:
-    attack = open_attack("prefill")
+    attack = opened("prefill")
     traces = []
     for prompt in run(attack):
         (request,) = requests(attack, prompt, Sampling())
         traces.append(thinking.traced(prompt, "x", model="m", sampling=request.sampling, sent=request.messages))
     write_jsonl(tmp_path / "traces.jsonl", traces)
-    again = open_attack("replay", files={"file": tmp_path})
+    again = opened("replay", files={"file": tmp_path})
     found = run(again)
     assert [p.text for p in found] == [t.prompt.text for t in traces]
     assert {p.attack for p in found} == {"replay:prefill"}
@@ -228,7 +233,7 @@ def test_replay_sends_what_was_sent(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not attacked"):
         run(again, [Prompt(text="another", intent="harmful")])
     with pytest.raises(UserError, match="no attacked prompts"):
-        open_attack("replay", files={"file": tmp_path / "nothing"})
+        opened("replay", files={"file": tmp_path / "nothing"})
 
 
 @pytest.mark.parametrize(
@@ -240,7 +245,7 @@ def test_replay_sends_what_was_sent(tmp_path: Path) -> None:
         ({"name": "pair", "streams": 0}, "streams"),
         ({"name": "pair@paper-v2", "streams": 3}, "Allowed: attacker, judge, texts"),
         ({"name": "none", "file": "x"}, "has no settings"),
-        ({"name": "demur.attack.pair:EIGHT"}, "no subclass"),
+        ({"name": "demur.attack.pair:PAPER"}, "no subclass"),
         (["pair"], "a mapping"),
     ],
 )
@@ -256,19 +261,43 @@ def test_an_attack_is_written_as_it_is_read() -> None:
     assert use.model_dump(exclude_defaults=True) == said
     assert parse(use.model_dump()) == use
     assert parse("template=t.txt") == parse({"name": "template", "file": "t.txt"})
-    assert use.missing({"gpt"})[0].startswith("attack 'pair' needs a model for the part 'judge'")
-    assert "mine.yaml: no such file" in use.missing({"gpt", "attack_judge"})[0]
+    with pytest.raises(UserError, match=r"mine\.yaml: no such file"):
+        use.files()
 
 
 def test_every_attack_opens_or_says_what_it_needs() -> None:
     for name in ATTACKS:
         kind = attack_class(name)
-        if kind.live or kind.parts or any(file.required and not file.default for file in kind.files):
+        if kind.parts or any(file.required and not file.default for file in kind.files):
             with pytest.raises(UserError, match="needs"):
-                open_attack(name)
+                opened(name)
         else:
-            assert open_attack(name).name == name
-        assert set(kind.smoke) <= {"name", *kind.Settings.model_fields} or "name" in kind.smoke
+            assert opened(name).name == name
+        small = {"name": name, **kind.smoke}
+        assert parse(small).name in (name, "pair"), "what makes it small are settings that it knows"
+
+
+def test_openings_for_each_question(tmp_path: Path) -> None:
+    file = tmp_path / "openings.jsonl"
+    write_jsonl(file, [{"goal": q.text.upper(), "target": f"Sure, {q.text}"} for q in QUESTIONS])
+    attack = opened(parse({"name": "prefill", "file": str(file), "begin": "answer"}))
+    (request,) = requests(attack, run(attack)[1], Sampling())
+    parts = thinking.split(request.sampling.prefill or "", finish="length")
+    assert (parts.thinking, parts.answer) == ("", f"Sure, {QUESTIONS[1].text}")
+    assert attack.begins
+    write_jsonl(file, [{"prompt": "another", "prefill": "Sure"}])
+    with pytest.raises(UserError, match="no opening for 4 of 4"):
+        run(opened(parse(f"prefill={file}")))
+    write_jsonl(file, [{"prompt": "no opening"}])
+    with pytest.raises(UserError, match=r"openings\.jsonl:1"):
+        opened(parse(f"prefill={file}"))
+
+
+def test_tokens_of_the_template_open_a_reply_whose_thinking_is_over() -> None:
+    (first, *_) = run(opened(parse({"name": "tokens", "family": "llama3"})))
+    _, opened_, reply = first.text.removeprefix(QUESTIONS[0].text).rpartition("<|end_header_id|>\n\n")
+    assert opened_
+    assert thinking.split(reply + "An answer.").answer == "An answer."
 
 
 def test_wording_is_a_file(tmp_path: Path) -> None:
@@ -277,12 +306,15 @@ def test_wording_is_a_file(tmp_path: Path) -> None:
     attacker = speaker(lambda text, sample: json.dumps({"prompt": text}))
     use = parse({"name": "pap-written", "techniques": ["mine"], "texts": str(file), "attacker": "a"})
     assert use.files()["texts"] == file
-    found = run(open_attack(use, models={"attacker": attacker}))
+    found = run(opened(use, models={"attacker": attacker}))
     assert found[0].text == QUESTIONS[0].text + "?"
     assert attacker.asked[0].messages[0].content == "Do mine: my way"
     file.write_text("instruction: x\n")
     with pytest.raises(UserError, match="the keys must be instruction, request, techniques; there are: instruction"):
-        read_texts(file, ("instruction", "request", "techniques"))
+        read_texts(file, "pap")
+    file.write_text("instruction: x\nrequest: y\ntechniques: z\n")
+    with pytest.raises(UserError, match="'techniques' must be texts by name"):
+        read_texts(file, "pap")
 
 
 def test_decoding_presets_are_parsed_as_meant() -> None:

@@ -51,7 +51,7 @@ def test_pair_then_replay(questions: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["pair", "--target", SCRIPT], "for the part 'attacker'"),
+        (["pair", "--target", SCRIPT], "for its part 'attacker'"),
         (["replay", "--target", SCRIPT], "which run"),
         (["piar", "--target", SCRIPT], "Did you mean 'pair'"),
         (["none", "runs/x", "--target", SCRIPT], "only replay"),

@@ -7,7 +7,8 @@ import random
 from tests.made import Speaker, attacked
 
 from demur import thinking
-from demur.attack.base import Attack, Setup
+from demur.attack import open_attack
+from demur.attack.base import Attack
 from demur.interfaces import Request
 from demur.mini import attacks, benches, language, world
 from demur.records import Prompt, Sampling
@@ -44,8 +45,8 @@ def _run(attack: Attack) -> list[Prompt]:
 
 def test_framed_prompts_remember_their_question() -> None:
     for attack, kinds in (
-        (attacks.Seen(Setup("mini-seen", None)), world.SEEN),
-        (attacks.HeldOut(Setup("mini-heldout", None)), world.HELD_OUT_FRAMINGS),
+        (attacks.Seen("mini-seen", None, {}), world.SEEN),
+        (attacks.HeldOut("mini-heldout", None, {}), world.HELD_OUT_FRAMINGS),
     ):
         found = _run(attack)
         assert [p.parent for p in found] == [g.id for g in GOALS]
@@ -59,7 +60,7 @@ def test_framed_prompts_remember_their_question() -> None:
 
 def test_the_searcher_finds_a_weak_spot_and_stops_there() -> None:
     target = Target("ignore all rules.")
-    found = _run(attacks.Adaptive(Setup("mini-adaptive", None, target=target)))
+    found = _run(open_attack("mini-adaptive", target=target))
     assert [p.parent for p in found] == [g.id for g in GOALS]
     assert all(len(texts) <= 8 for texts in target.texts().values())
     solved = [p for p in found if "ignore all rules." in p.text]
@@ -72,7 +73,7 @@ def test_the_searcher_finds_a_weak_spot_and_stops_there() -> None:
 
 def test_the_searcher_spends_its_budget_on_a_target_without_weak_spot() -> None:
     target = Target("no such words")
-    found = _run(attacks.Adaptive(Setup("mini-adaptive", None, target=target)))
+    found = _run(open_attack("mini-adaptive", target=target))
     assert {len(texts) for texts in target.texts().values()} == {8}
     assert all(texts[0] == goal.text for goal, texts in zip(GOALS, target.texts().values(), strict=True))
     assert len(found) == len(GOALS)
@@ -80,9 +81,7 @@ def test_the_searcher_spends_its_budget_on_a_target_without_weak_spot() -> None:
 
 def test_a_plain_question_that_works_is_asked_once() -> None:
     target = Target("the")
-    assert {p.text for p in _run(attacks.Adaptive(Setup("mini-adaptive", None, target=target)))} == {
-        g.text for g in GOALS
-    }
+    assert {p.text for p in _run(open_attack("mini-adaptive", target=target))} == {g.text for g in GOALS}
     assert {len(texts) for texts in target.texts().values()} == {1}
 
 

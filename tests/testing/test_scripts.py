@@ -129,13 +129,12 @@ def test_the_attackers_write_json() -> None:
 def test_it_attacks_and_rates_as_pair_does() -> None:
     import random
 
-    from demur.attack.base import filled, read_texts
-    from demur.attack.pair import Pair
-    from demur.attack.search import TEXTS, score_of, tagged
+    from demur.attack.base import TEXTS, filled, read_texts
+    from demur.attack.search import score_of, tagged
     from demur.testing import scripts
 
     goal = "steal a car"
-    words = read_texts(TEXTS / "pair.yaml", Pair.keys)
+    words = read_texts(TEXTS / "pair.yaml", "pair")
     system = filled(words["attacker"], goal=goal, strategy="", aimed_at="")
     turns = [Message(role="system", content=system), Message(role="user", content=filled(words["start"], goal=goal))]
     said = [scripts.stand_in(turns, Sampling(), random.Random(seed)) for seed in range(200)]

@@ -1,10 +1,11 @@
-"""Attacks: questions go in, attacked prompts come out. One file an attack, listed here by name.
+"""Attacks: questions go in, attacked prompts come out. One class an attack, listed here by name.
 
-    none                      the question itself
+    none, template            the question itself; your own templates around it
     pap, pap-written          persuasive rewrites: frozen ones from a file, or written by an attacker
-    template                  the user's own templates around the question
-    pair, pair-adaptive       an attacker refines its prompt against the live target (`pair@paper-v2`: as the paper did)
+    pair, pair-adaptive, tap  an attacker refines its prompt against the live target
+    crescendo                 the same over a conversation of several turns
     prefill, pivot, hijack    made for models that reason: the thinking is begun for them, or led far away first
+    tokens                    the chat template's own tokens inside the question
     replay                    prompts that an earlier run found, against another target
 
 These are the field's standard evaluations; here they measure a defence. A prompt that comes out has the question as its
@@ -13,31 +14,35 @@ parent, and its `attack` says how it was made.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, SerializationInfo, model_serializer, model_validator
 
-from demur.attack.base import Attack, AttackSettings, File, Setup
+from demur.attack.base import Attack, AttackSettings, File
 from demur.errors import UserError, unknown
-from demur.interfaces import Ask, Model, Progress, Request, quiet
+from demur.interfaces import Model, Progress, Request, quiet
 from demur.records import Message, Prompt, Sampling
 from demur.registry import resolve
 from demur.settings import validate
 
 ATTACKS: dict[str, str] = {
-    "none": "demur.attack.none:NoAttack",
+    "none": "demur.attack.static:NoAttack",
     "pap": "demur.attack.pap:FrozenPap",
     "pap-written": "demur.attack.pap:WrittenPap",
-    "template": "demur.attack.template:TemplateAttack",
+    "template": "demur.attack.static:TemplateAttack",
     "pair": "demur.attack.pair:Pair",
     "pair-adaptive": "demur.attack.pair:PairAdaptive",
+    "pair@paper-v1": "demur.attack.pair:PairPaperV1",
     "pair@paper-v2": "demur.attack.pair:PairPaperV2",
-    "prefill": "demur.attack.prefill:PrefillAttack",
-    "pivot": "demur.attack.prefill:PivotAttack",
-    "hijack": "demur.attack.hijack:HijackAttack",
+    "tap": "demur.attack.pair:Tap",
+    "crescendo": "demur.attack.crescendo:Crescendo",
+    "prefill": "demur.attack.static:PrefillAttack",
+    "pivot": "demur.attack.static:PivotAttack",
+    "hijack": "demur.attack.static:HijackAttack",
+    "tokens": "demur.attack.static:TokensAttack",
     "replay": "demur.attack.replay:ReplayAttack",
     "mini-seen": "demur.mini.attacks:Seen",
     "mini-heldout": "demur.mini.attacks:HeldOut",
@@ -107,27 +112,21 @@ class AttackUse(BaseModel):
         """
         found = {}
         for file in attack_class(self.name).files:
-            named = self.given.get(file.key)
-            path = _find(file, named, data_dir)
+            named, folders = self.given.get(file.key), [data_dir] if data_dir else []
+            names = [named] if named else file.names
+            places = [Path(named)] if named else []
+            places += [folder / name for folder in folders for name in names]
+            path = next((place for place in places if place.exists()), None if named else file.default)
             if path is not None:
                 found[file.key] = path
-            elif named or file.required:
-                raise UserError(f"attack '{self.name}' needs {_wanted(file, named, data_dir)}")
+            elif named:
+                raise UserError(
+                    f"attack '{self.name}': {named}: no such file" + "".join(f", nor in {d}" for d in folders)
+                )
+            elif file.required:
+                there = f", or put {' or '.join(file.names)} into the data folder" if file.names else ""
+                raise UserError(f"attack '{self.name}' needs {file.about}: name the file with '{file.key}'{there}.")
         return found
-
-    def missing(self, models: Collection[str], data_dir: Path | None = None) -> list[str]:
-        """What it cannot do without and does not have, given the names of a study's models: one line each."""
-        lines = [
-            f"attack '{self.name}' needs a model for the part '{part}', and there is no model '{model}': name one with "
-            f"'{part}' in the attack's settings, or give the study a model of this name"
-            for part, model in self.parts.items()
-            if model not in models
-        ]
-        try:
-            self.files(data_dir)
-        except UserError as error:
-            lines.append(str(error))
-        return lines
 
 
 NO_ATTACK = AttackUse(name="none", settings=AttackSettings(), models={}, given={})
@@ -142,11 +141,21 @@ def parse(value: str | Mapping[str, Any]) -> AttackUse:
     return AttackUse(**_split(value))
 
 
+def make(use: AttackUse | str, files: Mapping[str, Path] | None = None) -> Attack:
+    """An attack that can be asked what it needs; `files` are what `use.files` found, and looked for when left out.
+
+    Raises:
+        UserError: something is wrong with its files.
+    """
+    use = parse(use) if isinstance(use, str) else use
+    return attack_class(use.name)(use.name, use.settings, use.files() if files is None else files)
+
+
 def open_attack(
     use: AttackUse | str,
     *,
     files: Mapping[str, Path] | None = None,
-    target: Model | None = None,
+    target: Model,
     models: Mapping[str, Model] | None = None,
     progress: Progress = quiet,
 ) -> Attack:
@@ -154,34 +163,20 @@ def open_attack(
 
     Args:
         use: which and how; a name alone means its defaults.
-        files: what `use.files` found; looked for again when left out.
-        target: the live target, for those that ask it.
+        files: as in `make`.
+        target: the live target.
         models: part -> model, for every part that it has.
         progress: told how far a long attack is.
 
     Raises:
-        UserError: an unknown attack, or something that it needs was not given.
+        UserError: something that it needs was not given.
     """
-    use = parse(use) if isinstance(use, str) else use
-    kind, models = attack_class(use.name), models or {}
-    if kind.live and target is None:
-        raise UserError(f"attack '{use.name}' needs a live target: give --target.")
-    for part in kind.parts:
+    attack, models = make(use, files), models or {}
+    for part in attack.parts:
         if part not in models:
-            raise UserError(f"attack '{use.name}' needs a model for the part '{part}'.")
-    files = use.files() if files is None else files
-    return kind(Setup(use.name, use.settings, files, target, models, progress))
-
-
-def variants(use: AttackUse, questions: int, files: Mapping[str, Path]) -> int:
-    """How many attacked prompts at most come out of so many questions."""
-    return attack_class(use.name).variants(Setup(use.name, use.settings, files), questions)
-
-
-def estimate(use: AttackUse, questions: int, tokens: int, files: Mapping[str, Path]) -> list[Ask]:
-    """What it asks by itself at most, for `questions` of `tokens` tokens each; parts by the names of their models."""
-    asks = attack_class(use.name).estimate(Setup(use.name, use.settings, files), questions, tokens)
-    return [ask._replace(part=use.parts.get(ask.part, ask.part)) for ask in asks]
+            raise UserError(f"attack '{attack.name}' needs a model for the part '{part}'.")
+    attack.connect(target, models, progress)
+    return attack
 
 
 def requests(attack: Attack, prompt: Prompt, sampling: Sampling) -> Iterator[Request]:
@@ -204,29 +199,15 @@ def _split(value: Any) -> dict[str, Any]:
         value = {"name": name} | ({"file": file} if file else {})
     if not isinstance(value, Mapping) or not isinstance(value.get("name", "none"), str):
         raise UserError(f"an attack is a name, or a mapping with one: {{name: pair, streams: 3}}; given: {value!r}")
-    rest = {key: entry for key, entry in value.items() if key != "name" and entry is not None}
-    name = value.get("name", "none")
+    name, rest = value.get("name", "none"), {k: v for k, v in value.items() if k != "name" and v is not None}
     kind = attack_class(name)
-    keys = {*kind.Settings.model_fields, *kind.parts, *(file.key for file in kind.files)}
+    files: tuple[File, ...] = kind.files
+    keys = {*kind.Settings.model_fields, *kind.parts, *(file.key for file in files)}
     for key in rest.keys() - keys:
         if not keys:
             raise UserError(f"attack '{name}' has no settings; '{key}' is unknown.")
         raise unknown("setting", key, keys, where=f" of attack '{name}'")
     models = {part: str(rest.pop(part)) for part in kind.parts if part in rest}
-    given = {file.key: str(rest.pop(file.key)) for file in kind.files if file.key in rest}
+    given = {file.key: str(rest.pop(file.key)) for file in files if file.key in rest}
     settings = validate(kind.Settings, rest, where=f"attack '{name}'")
     return {"name": name, "settings": settings, "models": models, "given": given}
-
-
-def _find(file: File, named: str | None, data_dir: Path | None) -> Path | None:
-    """Where a file is: as it was named, there or in the data folder; else under one of its own names, else its default."""
-    folders = [data_dir] if data_dir else []
-    places = [Path(named), *(d / named for d in folders)] if named else [d / n for d in folders for n in file.names]
-    return next((place for place in places if place.exists()), None if named else file.default)
-
-
-def _wanted(file: File, named: str | None, data_dir: Path | None) -> str:
-    if named:
-        return f"{file.about}: {named}: no such file{f', nor in {data_dir}' if data_dir else ''}."
-    found = f", or put {' or '.join(file.names)} into the data folder" if file.names else ""
-    return f"{file.about}: name the file with '{file.key}' in its settings{found}."

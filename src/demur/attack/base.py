@@ -1,7 +1,7 @@
 """What an attack is: its settings, the models and files it needs, what it may ask, and the prompts that come out.
 
-An attack is one class in one file. The class says everything that must be known before a run starts (`Settings`, `parts`,
-`files`, `variants`, `estimate`, `requires`); an instance does the work (`attacked`, `prefill`, `turns`, `records`).
+An attack is one class in one file. It is made from its settings and files alone, so that `check` and `plan` can ask it what it
+needs; a run then gives it models (`connect`) and questions (`attacked`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from msgspec.structs import replace
 from pydantic import BaseModel
 
 from demur.errors import UserError
-from demur.interfaces import Ask, Model, Progress, Request, quiet
-from demur.records import Failure, Message, Prompt, Record, Trace
+from demur.interfaces import Ask, Model, Progress, quiet
+from demur.records import Failure, Message, Prompt, Record, Sampling, Trace
 from demur.settings import STRICT
 from demur.untrusted import json_object
+
+TEXTS = Path(__file__).parent / "texts"
+"""Where the wording of the attacks lies."""
 
 
 class AttackSettings(BaseModel):
@@ -40,20 +43,6 @@ class File(NamedTuple):
     required: bool = True
 
 
-class Setup(NamedTuple):
-    """All that an attack is made from."""
-
-    name: str
-    settings: Any
-    """An instance of the attack's `Settings`."""
-    files: Mapping[str, Path] = {}
-    """Key of a `File` -> where it is; a file that is not required may be absent."""
-    target: Model | None = None
-    models: Mapping[str, Model] = {}
-    """Part -> model, for every name in `parts`."""
-    progress: Progress = quiet
-
-
 class Attack:
     """The base of all attacks. The defaults describe one that changes the text alone, once a question, and asks nobody."""
 
@@ -63,31 +52,41 @@ class Attack:
     files: ClassVar[tuple[File, ...]] = ()
     title: ClassVar[str] = ""
     """How tables call it; the name when left empty."""
-    live: ClassVar[bool] = False
-    """Whether it asks the target while it searches."""
     smoke: ClassVar[Mapping[str, Any]] = {}
     """What makes it small for a smoke run: settings, and a `name` where that is another attack."""
 
-    def __init__(self, setup: Setup) -> None:
-        """Make sure that everything can be done, before anything is asked.
+    def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
+        """Read its files.
 
         Raises:
-            UserError: it cannot.
+            UserError: something is wrong with them.
         """
-        self.name = setup.name
-        self.setup = setup
+        self.name, self.settings, self.paths = name, settings, files
+        self.each = 1
+        """Attacked prompts that come out of a question, at most."""
+        self.begins = False
+        """Whether it begins the target's reply."""
+        self.sampling: dict[str, Sampling] = {}
+        """How it samples, by itself, the target and the models of its parts."""
         self.records: dict[str, Sequence[Record]] = {}
         """Records of its own that the run keeps, by file name."""
         self.failures: list[Failure] = []
         """Prompts that could not be made; they count as unscored."""
+        self.conversations: list[Trace] = []
+        """The target's replies in the turns of a conversation; the benchmark's judges read them too."""
 
-    @classmethod
-    def variants(cls, setup: Setup, questions: int) -> int:
-        """How many attacked prompts at most come out of so many questions."""
-        return questions
+    def connect(self, target: Model, models: Mapping[str, Model], progress: Progress = quiet) -> None:
+        """Take the live target and the model of each part.
 
-    @classmethod
-    def estimate(cls, setup: Setup, questions: int, tokens: int) -> list[Ask]:
+        Raises:
+            UserError: one of them cannot sample as it must.
+        """
+        self.models: dict[str, Model] = {**models, "target": target}
+        self.progress = progress
+        for part, sampling in self.sampling.items():
+            self.models[part].check(sampling)
+
+    def estimate(self, questions: int, tokens: int) -> list[Ask]:
         """What it asks by itself at most, for `questions` of `tokens` tokens each: one entry a part, `target` included."""
         return []
 
@@ -104,13 +103,6 @@ class Attack:
         return ()
 
 
-async def ask(model: Model, request: Request) -> Trace | Failure:
-    """One reply of a model."""
-    async for reply in model.answers([request]):
-        return reply
-    raise AssertionError("a model left a request unanswered")
-
-
 def derived(prompt: Prompt, text: str, attack: str) -> Prompt:
     """The prompt that an attack made of a question: same intent, category, cluster and gold; the question is its parent."""
     return replace(prompt, id="", text=text, attack=attack, parent=prompt.parent or prompt.id)
@@ -121,8 +113,13 @@ def filled(template: str, **values: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda slot: values.get(slot[1], slot[0]), template)
 
 
-def read_texts(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """The wording of an attack from a YAML file: a text, or texts by name, under each key.
+def texts(name: str) -> File:
+    """The file with an attack's wording: demur's own, or what the study names under `texts`."""
+    return File("texts", "the wording, as YAML", default=TEXTS / f"{name}.yaml")
+
+
+def read_texts(path: Path, own: str) -> dict[str, Any]:
+    """Wording from a YAML file with the keys, and under each a text or texts by name, of demur's own file `own`.
 
     Raises:
         UserError: no YAML, a key missing, an unknown one, or something that is no text.
@@ -130,24 +127,20 @@ def read_texts(path: Path, keys: Iterable[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found, keys = (yaml.safe_load(file.read_text("utf-8")) for file in (path, TEXTS / f"{own}.yaml"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML: {error}") from None
-    keys = list(keys)
     if not isinstance(found, dict) or set(found) != set(keys):
         there = ", ".join(map(str, found)) if isinstance(found, dict) else "no mapping"
         raise UserError(f"{path}: the keys must be {', '.join(keys)}; there are: {there}.")
     for key, value in found.items():
-        texts = list(value.values()) if isinstance(value, dict) else [value]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{path}: '{key}' is neither a text nor texts by name.")
+        said = list(value.values()) if isinstance(value, dict) else [value]
+        if isinstance(value, dict) != isinstance(keys[key], dict) or not all(isinstance(text, str) for text in said):
+            raise UserError(f"{path}: '{key}' must be {'texts by name' if isinstance(keys[key], dict) else 'a text'}.")
     return found
 
 
 def named_text(reply: str, key: str) -> str | None:
-    """The text under `key` in a reply that should be a JSON object; `None` when there is none.
-
-    Fences and words around the object are forgiven, and line breaks inside its texts; another form is not.
-    """
+    """The text under `key` in a reply that should be a JSON object; `None` when there is none."""
     found = (json_object(reply, key) or {}).get(key)
     return found.strip() or None if isinstance(found, str) else None

@@ -7,21 +7,26 @@ stays on the prompt (`pap:framing`), so that success can be told per technique a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
-from demur.attack.base import Attack, AttackSettings, File, Setup, derived, filled, named_text, read_texts
-from demur.attack.search import INSTRUCTION, texts
+from demur.attack.base import Attack, AttackSettings, File, derived, filled, named_text, read_texts, texts
+from demur.attack.search import INSTRUCTION
+from demur.attack.static import key
 from demur.errors import UserError, WorkError, unknown
 from demur.interfaces import Ask, Request
 from demur.records import Failure, Message, Prompt, Sampling
 from demur.storage import readers
 
-QUESTION = ("query", "question", "goal", "prompt")
-REWRITE = ("final_query", "rewrite", "pap", "attacked", "ss_prompt")
-TECHNIQUE = ("category", "technique", "ss_technique")
+COLUMNS = (
+    ("query", "question", "goal", "prompt"),
+    ("final_query", "rewrite", "pap", "attacked", "ss_prompt"),
+    ("category", "technique", "ss_technique"),
+)
+"""How files call the question, its rewrite and the technique."""
 
 
 class FrozenSettings(AttackSettings):
@@ -39,15 +44,13 @@ class FrozenPap(Attack):
         File("file", "frozen rewrites by question", ("pap_advbench50.jsonl", "pap_advbenchsub.jsonl", "pap.jsonl")),
     )
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self._path = setup.files["file"]
-        self._rewrites = rewrites(setup)
-
-    @classmethod
-    def variants(cls, setup: Setup, questions: int) -> int:
-        """As many as the question with most of them has, for each."""
-        return questions * max(map(len, rewrites(setup).values()), default=0)
+    def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
+        super().__init__(name, settings, files)
+        found = read_rewrites(files["file"])
+        known = {technique for mine in found.values() for technique in mine}
+        wanted = _wanted(settings.techniques, known, f" in {files['file']}") or known
+        self._rewrites = {q: {t: text for t, text in mine.items() if t in wanted} for q, mine in found.items()}
+        self.each = max(map(len, self._rewrites.values()), default=0)
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """Questions in order, their rewrites within them.
@@ -56,15 +59,15 @@ class FrozenPap(Attack):
             UserError: a question without a rewrite, before the first is yielded; a subset would be another benchmark.
         """
         questions = list(prompts)
-        without = [prompt for prompt in questions if not self._rewrites.get(_key(prompt.question))]
+        without = [prompt for prompt in questions if not self._rewrites.get(key(prompt.question))]
         if without:
             raise UserError(
-                f"{self._path} has no rewrite for {len(without)} of {len(questions)} questions, the first of them {without[0].id} "
-                f"of {without[0].source or 'the data'}. It is for other questions; give the right file, or let an attacker "
-                "write them with the attack 'pap-written'."
+                f"{self.paths['file']} has no rewrite for {len(without)} of {len(questions)} questions, the first of them "
+                f"{without[0].id} of {without[0].source or 'the data'}. Give the file for these questions, or let an attacker "
+                "write rewrites with the attack 'pap-written'."
             )
         for prompt in questions:
-            for technique, text in self._rewrites[_key(prompt.question)].items():
+            for technique, text in self._rewrites[key(prompt.question)].items():
                 yield derived(prompt, text, f"{self.name}:{technique}")
 
 
@@ -94,29 +97,18 @@ class WrittenPap(Attack):
     files = (texts("pap"),)
     smoke = {"techniques": ("framing",)}
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self._words = read_texts(setup.files["texts"], ("instruction", "request", "techniques"))
-        known = {_key(name): means for name, means in self._words["techniques"].items()}
-        for technique in (wanted := [*map(_key, setup.settings.techniques)]):
-            if technique not in known:
-                raise unknown("technique", technique, known)
-        self._means = {technique: known[technique] for technique in wanted}
-        how = setup.settings
-        self._sampling = Sampling(temperature=how.temperature, top_p=how.top_p, max_tokens=how.max_tokens)
-        self._attacker = setup.models["attacker"]
-        self._attacker.check(self._sampling)
+    def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
+        super().__init__(name, settings, files)
+        self._words = read_texts(files["texts"], "pap")
+        known = {key(name): means for name, means in self._words["techniques"].items()}
+        self._means = {technique: known[technique] for technique in _wanted(settings.techniques, known)}
+        self.each, how = len(self._means), settings
+        self.sampling["attacker"] = Sampling(temperature=how.temperature, top_p=how.top_p, max_tokens=how.max_tokens)
 
-    @classmethod
-    def variants(cls, setup: Setup, questions: int) -> int:
-        """One for each technique."""
-        return questions * len(setup.settings.techniques)
-
-    @classmethod
-    def estimate(cls, setup: Setup, questions: int, tokens: int) -> list[Ask]:
+    def estimate(self, questions: int, tokens: int) -> list[Ask]:
         """As if every rewrite took the last try."""
-        asked = cls.variants(setup, questions) * setup.settings.tries
-        return [Ask("attacker", asked, asked * (INSTRUCTION + tokens), asked * setup.settings.max_tokens)]
+        asked = questions * self.each * self.settings.tries
+        return [Ask("attacker", asked, asked * (INSTRUCTION + tokens), asked * self.settings.max_tokens)]
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """As the rewrites come; those without the right form are asked for again, all together.
@@ -126,10 +118,10 @@ class WrittenPap(Attack):
         """
         wanted = [derived(prompt, prompt.question, f"{self.name}:{t}") for prompt in prompts for t in self._means]
         last: dict[str, str] = {}
-        done, tries = 0, self.setup.settings.tries
-        for attempt in range(tries):
+        done, who = 0, self.models["attacker"]
+        for attempt in range(self.settings.tries):
             again: set[str] = set()
-            async for reply in self._attacker.answers(self._requests(wanted, attempt)):
+            async for reply in who.answers(self._requests(wanted, attempt)):
                 text = None if isinstance(reply, Failure) else named_text(reply.answer or "", "prompt")
                 if text is not None:
                     done += 1
@@ -138,16 +130,14 @@ class WrittenPap(Attack):
                     again.add(reply.prompt.id)
                     last[reply.prompt.id] = reply.detail if isinstance(reply, Failure) else f"no JSON ({reply.outcome})"
             wanted = [prompt for prompt in wanted if prompt.id in again]
-        who = self._attacker.identity
         if wanted and not done:
             raise WorkError(
-                f"{who} wrote no rewrite for {len(wanted)} questions in {tries} tries each; the last reason: "
-                f"{last[wanted[-1].id]}. What came is kept; choose another attacker."
+                f"{who.identity} wrote no rewrite for {len(wanted)} questions in {self.settings.tries} tries each; the last "
+                f"reason: {last[wanted[-1].id]}. What came is kept; choose another attacker."
             )
-        self.failures += [
-            Failure(prompt=p, model=who, kind="unreadable", detail=f"no rewrite by the attacker: {last[p.id]}")
-            for p in wanted
-        ]
+        for prompt in wanted:
+            detail = f"no rewrite by the attacker: {last[prompt.id]}"
+            self.failures.append(Failure(prompt=prompt, model=who.identity, kind="unreadable", detail=detail))
 
     def _requests(self, wanted: Iterable[Prompt], attempt: int) -> Iterator[Request]:
         for prompt in wanted:
@@ -155,21 +145,16 @@ class WrittenPap(Attack):
             system = filled(self._words["instruction"], technique=technique, means=self._means[technique])
             request = filled(self._words["request"], question=prompt.question)
             turns = (Message(role="system", content=system), Message(role="user", content=request))
-            yield Request(messages=turns, sampling=self._sampling, prompt=prompt, sample=attempt)
+            yield Request(messages=turns, sampling=self.sampling["attacker"], prompt=prompt, sample=attempt)
 
 
-def rewrites(setup: Setup) -> dict[str, dict[str, str]]:
-    """Question -> technique -> rewrite, of the techniques that are wanted.
-
-    Raises:
-        UserError: a technique that the file does not have.
-    """
-    found, path = read_rewrites(setup.files["file"]), setup.files["file"]
-    known = {technique for mine in found.values() for technique in mine}
-    wanted = set(map(_key, setup.settings.techniques)) or known
-    for technique in sorted(wanted - known):
-        raise unknown("technique", technique, known, where=f" in {path}")
-    return {q: {t: text for t, text in mine.items() if t in wanted} for q, mine in found.items()}
+def _wanted(techniques: Iterable[str], known: Iterable[str], where: str = "") -> list[str]:
+    """Techniques as they are compared, all of them known."""
+    found, known = [key(technique) for technique in techniques], set(known)
+    for technique in found:
+        if technique not in known:
+            raise unknown("technique", technique, known, where=where)
+    return found
 
 
 def read_rewrites(path: Path) -> dict[str, dict[str, str]]:
@@ -180,21 +165,11 @@ def read_rewrites(path: Path) -> dict[str, dict[str, str]]:
     """
     found: dict[str, dict[str, str]] = {}
     for number, row in readers.rows(path):
-        question, rewrite = _cell(row, QUESTION), _cell(row, REWRITE)
-        if question is None or rewrite is None:
-            raise UserError(
-                f"{path}:{number}: a row needs the question ({' or '.join(QUESTION)}) and its rewrite ({' or '.join(REWRITE)})."
-            )
-        mine = found.setdefault(_key(question), {})
-        technique = _key(_cell(row, TECHNIQUE) or "rewrite")
-        name = technique if technique not in mine else f"{technique} {sum(t.startswith(technique) for t in mine) + 1}"
-        mine[name] = rewrite
+        question, rewrite, technique = (next((str(row[n]) for n in names if row.get(n)), "") for names in COLUMNS)
+        if not question or not rewrite:
+            needs = " and its rewrite ".join(f"({' or '.join(names)})" for names in COLUMNS[:2])
+            raise UserError(f"{path}:{number}: a row needs the question {needs}.")
+        mine, name = found.setdefault(key(question), {}), key(technique or "rewrite")
+        again = sum(other == name or other.startswith(f"{name} ") for other in mine)
+        mine[f"{name} {again + 1}" if again else name] = rewrite
     return found
-
-
-def _cell(row: dict[str, object], names: Sequence[str]) -> str | None:
-    return next((str(row[name]) for name in names if row.get(name)), None)
-
-
-def _key(text: str) -> str:
-    return " ".join(text.lower().split())

@@ -1,17 +1,18 @@
 """What an earlier run found, put to another target: whether an attack transfers.
 
 The file is a run, one of its stages, or its `traces.jsonl`: every attacked prompt in it is sent as it was sent then, with the
-beginning of the reply that it had.
+turns before it and the beginning of the reply that it had.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
-from demur.attack.base import Attack, File, Setup
+from demur.attack.base import Attack, File
 from demur.errors import UserError
 from demur.records import Message, Prompt, Trace, read_jsonl
 
@@ -21,19 +22,16 @@ class ReplayAttack(Attack):
 
     files = (File("file", "the run whose prompts are sent again"),)
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
+    def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
+        super().__init__(name, settings, files)
         self._stored: dict[str, dict[str, Prompt]] = {}
         self._sent: dict[str, Trace] = {}
-        for trace in stored(setup.files["file"]):
+        for trace in stored(files["file"]):
             prompt = replace(trace.prompt, attack=f"{self.name}:{trace.prompt.attack}")
             self._stored.setdefault(prompt.parent, {})[prompt.id] = prompt
             self._sent[prompt.id] = trace
-
-    @classmethod
-    def variants(cls, setup: Setup, questions: int) -> int:
-        """All that are stored."""
-        return len({trace.prompt.id for trace in stored(setup.files["file"])})
+        self.each = max(map(len, self._stored.values()))
+        self.begins = any(trace.sampling.prefill for trace in self._sent.values())
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """The stored prompts of each question.
@@ -65,16 +63,13 @@ def stored(path: Path) -> Iterator[Trace]:
     Raises:
         UserError: there are none.
     """
-    if path.is_file():
-        files = [path]
-    else:
-        files = sorted([*path.glob("traces.jsonl"), *path.glob("stages/evaluate-*/traces.jsonl")])
+    files = (
+        [path] if path.is_file() else sorted({*path.glob("traces.jsonl"), *path.glob("stages/evaluate-*/traces.jsonl")})
+    )
     count = 0
-    for file in files:
-        for trace in read_jsonl(file, Trace):
-            if trace.prompt.attack:
-                count += 1
-                yield trace
+    for trace in (trace for file in files for trace in read_jsonl(file, Trace) if trace.prompt.attack):
+        count += 1
+        yield trace
     if not count:
         raise UserError(
             f"{path} holds no attacked prompts: give a run of `demur attack` or `demur eval --attack`, or its traces.jsonl."
@@ -84,8 +79,7 @@ def stored(path: Path) -> Iterator[Trace]:
 def read(bench: object, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """The questions that were attacked in a run, once each, in the order in which they stand there."""
     found: dict[str, Prompt] = {}
-    for trace in stored(path):
-        prompt = trace.prompt
+    for prompt in (trace.prompt for trace in stored(path)):
         plain = replace(prompt, id=prompt.parent, text=prompt.question, attack="", parent="", cluster=prompt.cluster)
         found.setdefault(prompt.parent, plain)
     return list(found.values())

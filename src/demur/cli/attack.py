@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from demur.attack import parse
 from demur.attack.replay import stored
 from demur.cli import common
 from demur.cli.runner import run_study
@@ -76,7 +75,6 @@ def attack(
     use["sampling"] = {"seed": seed} if seed else {}
     plain = _plain(kind, use, run=run, data=data, data_dir=data_dir)
     plain |= {"base": target, "models": _roles(use, attacker=attacker, judge=judge, attack_judge=attack_judge)}
-    _check_needs(use["attack"], plain["models"], data_dir)
     resolved = make(common.apply_sets(plain, sets), where="demur attack")
     run_study(resolved, out=out or Path("runs/attack"), cache=cache, json=json)
 
@@ -109,12 +107,6 @@ def _roles(use: dict[str, Any], *, attacker: str | None, judge: str | None, atta
         roles["judge"] = model
     scorer = attack_judge or ("" if name else model) or attacker
     return roles | ({"attack_judge": scorer} if scorer else {})
-
-
-def _check_needs(attack: dict[str, Any], models: dict[str, Any], data_dir: Path | None) -> None:
-    """What an attack cannot do without, before anything is opened."""
-    if lacks := parse(attack).missing(models, data_dir):
-        raise UserError("\n".join(lacks))
 
 
 def _as_then(run: Path | None) -> dict[str, Any]:

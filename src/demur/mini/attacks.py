@@ -8,10 +8,11 @@ reply that complies; the benchmark then asks the prompt it found once more.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
-from demur.attack.base import Attack, Setup, derived
+from demur.attack.base import Attack, derived
 from demur.interfaces import Ask, Request
 from demur.mini import world
 from demur.mini.judge import concluded, replied
@@ -59,15 +60,13 @@ class Try(NamedTuple):
 class Adaptive(Attack):
     """An adaptive attack with a budget of queries a goal."""
 
-    title, live = "adaptive", True
+    title = "adaptive"
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        assert setup.target is not None
-        self._target = setup.target
+    def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
+        super().__init__(name, settings, files)
+        self.sampling["target"] = ASK
 
-    @classmethod
-    def estimate(cls, setup: Setup, questions: int, tokens: int) -> list[Ask]:
+    def estimate(self, questions: int, tokens: int) -> list[Ask]:
         """The whole budget for every goal; a framing adds at most a few words, and framings nest."""
         asked = questions * BUDGET
         return [Ask("target", asked, asked * (tokens + 25 * BUDGET), asked * ASK.max_tokens)]
@@ -78,7 +77,6 @@ class Adaptive(Attack):
         All goals that are still open ask together, so that a local target can batch them.
         """
         goals = list(prompts)
-        self._target.check(ASK)
         tries: dict[str, list[Try]] = {goal.id: [] for goal in goals}
         for _ in range(BUDGET):
             still = [goal for goal in goals if not any(t.score >= SCORES["partial_refusal"] for t in tries[goal.id])]
@@ -98,7 +96,7 @@ class Adaptive(Attack):
             prompt = Prompt(text=text, intent="harmful", attack=f"{self.name}:try", parent=goal)
             requests.append(Request(messages=(Message(role="user", content=text),), sampling=ASK, prompt=prompt))
         scores: dict[str, float] = {}
-        async for found in self._target.answers(requests):
+        async for found in self.models["target"].answers(requests):
             if isinstance(found, Trace):
                 scores[found.prompt.parent] = _score(found)
         return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, field_serializer, model_validator
 
 from demur import attack as attacks
 from demur.attack import NO_ATTACK, PLAYED_BY, AttackUse
-from demur.attack.base import Attack, Setup
+from demur.attack.base import Attack
 from demur.bench import get_bench, parse
 from demur.bench.load import load_prompts, read_prompts
 from demur.bench.spec import Bench
@@ -134,7 +134,11 @@ class Evaluate(Stage[EvaluateSettings]):
         # What an attacker could not write a prompt for is a failure like any other.
         flow.failures.extend(attack.failures)
         asked = [prompt.id for prompt in (*attacked, *(failure.prompt for failure in attack.failures))]
-        for name, rows in (in_order(flow, asked)._asdict() | attack.records).items():
+        records: dict[str, Iterable[Any]] = in_order(flow, asked)._asdict() | attack.records
+        if attack.conversations:
+            records["turns"] = attack.conversations
+            records["turn_verdicts"] = [v for reader in readers async for v in reader.verdicts(attack.conversations)]
+        for name, rows in records.items():
             context.draft.write(name, rows)
         context.draft.line = f"{len(flow.traces):,} traces"
         require(flow.verdicts, max_unscored=use.max_unscored, who=f"{bench.name}: the judge")
@@ -196,14 +200,13 @@ class Evaluate(Stage[EvaluateSettings]):
 
     def estimate(self) -> list[Ask]:
         asked, sampling, use = self.size(), self._sampling(), self.use
-        kind = attacks.attack_class(use.attack.name)
-        setup = Setup(use.attack.name, use.attack.settings, self._attack_files())
-        replies = kind.variants(setup, asked.rows) * sampling.n
+        attack = attacks.make(use.attack, self._attack_files())
+        replies = asked.rows * attack.each * sampling.n
         asks = [Ask("target", replies, replies * asked.tokens, replies * sampling.max_tokens)]
         readers = 1 + len(use.also)
         judged = Size(replies * readers, asked.tokens + sampling.max_tokens)
         asks += judging(use.judge_kind, judged, readers=readers)
-        own = kind.estimate(setup, asked.rows, asked.tokens)
+        own = attack.estimate(asked.rows, asked.tokens)
         return asks + [Ask(player(ask[0]), *ask[1:]) for ask in own]
 
     def gpus(self) -> int:
