@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from demur.interfaces import Request, requests_for
-from demur.models.config import ModelConfig
+from demur.models.config import Remote
 from demur.models.open import open_model
 from demur.records import Prompt, Sampling, Trace
 from demur.storage.reply_cache import ReplyCache
@@ -44,8 +44,8 @@ def requests(count: int) -> Iterator[Request]:
 
 async def by_demur(url: str, count: int, in_flight: int, folder: Path) -> None:
     with ReplyCache(folder) as journal:
-        role = ModelConfig(url=(url,), model="scripted", in_flight=in_flight)
-        async with open_model(role, journal=journal, label="target/benchmark") as model:
+        role = Remote(url=(url,), model="scripted", in_flight=in_flight)
+        async with open_model(role, cache=journal, label="target/benchmark") as model:
             done = 0
             async for found in model.answers(requests(count)):
                 assert isinstance(found, Trace)

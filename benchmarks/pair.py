@@ -26,8 +26,8 @@ import msgspec
 from demur.attack import open_attack, parse
 from demur.attack.pair import Pair
 from demur.interfaces import Request
-from demur.models import client as endpoint
-from demur.models.config import ModelConfig
+from demur.models import client
+from demur.models.config import Remote
 from demur.models.open import open_model
 from demur.records import Prompt
 from demur.storage.reply_cache import ReplyCache
@@ -40,16 +40,16 @@ class Latencies:
     def __init__(self, latency: float) -> None:
         self.found: dict[str, float] = {}
         server = _Server(Behaviour(script="echo", latency=latency, tail=True))
-        plain = endpoint.Endpoint._body
+        plain = client.RemoteModel._body
 
-        def body(client: endpoint.Endpoint, request: Request, **rest: Any) -> dict[str, Any]:
+        def body(client: client.RemoteModel, request: Request, **rest: Any) -> dict[str, Any]:
             sent = plain(client, request, **rest)
             key = hashlib.blake2b(msgspec.json.encode(sent), digest_size=8).digest()
             # Target and judge have the same id within a turn: their latencies are told apart by who is asked.
             self.found[f"{client.identity}/{request.prompt.id}"] = server._latency(key)
             return sent
 
-        endpoint.Endpoint._body = body  # type: ignore[method-assign,assignment]
+        client.RemoteModel._body = body  # type: ignore[method-assign,assignment]
 
     def total(self) -> float:
         """Seconds that one conversation at a time takes."""
@@ -72,9 +72,9 @@ async def attack(goals: int, url: dict[str, str], folder: Path, **how: int) -> t
     questions = [Prompt(text=f"Say how thing {i} is done.", intent="harmful") for i in range(goals)]
     with ReplyCache(folder) as journal:
         async with AsyncExitStack() as stack:
-            roles = {who: ModelConfig(url=(url[who],), model=who, in_flight=1024) for who in url}
+            roles = {who: Remote(url=(url[who],), model=who, in_flight=1024) for who in url}
             models = {
-                who: await stack.enter_async_context(open_model(role, journal=journal, label=f"{who}/benchmark"))
+                who: await stack.enter_async_context(open_model(role, cache=journal, label=f"{who}/benchmark"))
                 for who, role in roles.items()
             }
             found = open_attack(parse({"name": "pair", **how}), target=models.pop("target"), models=models)

@@ -24,7 +24,7 @@ from demur import judge as judges
 from demur.generate import ask_and_judge
 from demur.interfaces import Judge, Model, requests_for
 from demur.models import limiter as lanes
-from demur.models.config import ModelConfig
+from demur.models.config import Remote
 from demur.models.open import open_model
 from demur.records import Prompt, Sampling, Trace
 from demur.storage.reply_cache import ReplyCache
@@ -40,11 +40,11 @@ def prompts(count: int) -> list[Prompt]:
 @asynccontextmanager
 async def ready(url: str) -> AsyncIterator[tuple[Model, Judge]]:
     """A target and a judge at the server, over a journal that is new."""
-    role = ModelConfig(url=(url,), model="scripted", in_flight=2048)
+    role = Remote(url=(url,), model="scripted", in_flight=2048)
     with tempfile.TemporaryDirectory() as folder, ReplyCache(Path(folder)) as journal:
         async with (
-            open_model(role, journal=journal, label="target/pipeline") as target,
-            open_model(role, journal=journal, label="judge/pipeline") as mind,
+            open_model(role, cache=journal, label="target/pipeline") as target,
+            open_model(role, cache=journal, label="judge/pipeline") as mind,
         ):
             yield target, judges.open_judge("harmbench", model=mind)
 

@@ -71,6 +71,10 @@ class Speaker:
     def check(self, sampling: Sampling) -> None:
         return
 
+    async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
+        self.asked.append(request)
+        return self.reply(request)
+
     async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
         async for request in stream(requests):
             self.asked.append(request)
@@ -100,16 +104,16 @@ def attacked(attack: Attack, prompts: list[Prompt]) -> list[Prompt]:
 
 
 def replies(
-    role: ModelConfig, requests: Iterable[Request], *, journal: Path | None = None, label: str = "target/test"
+    config: ModelConfig, requests: Iterable[Request], *, cache: Path | None = None, label: str = "target/test"
 ) -> list[Trace | Failure]:
-    """What a role answers, in the order in which it comes, once it has agreed to the sampling."""
+    """What a model answers, in the order in which it comes, once it has agreed to the sampling."""
     asked = list(requests)
 
     async def every(book: ReplyCache | None) -> list[Trace | Failure]:
-        async with open_model(role, journal=book, label=label) as model:
+        async with open_model(config, cache=book, label=label) as model:
             for request in asked[:1]:
                 model.check(request.sampling)
             return [one async for one in model.answers(asked)]
 
-    with ReplyCache(journal) if journal else nullcontext() as book:
+    with ReplyCache(cache) if cache else nullcontext() as book:
         return asyncio.run(every(book))

@@ -9,7 +9,7 @@ import pytest
 
 from demur import generate as flow
 from demur.interfaces import Traces, requests_for, stream
-from demur.models.config import ModelConfig
+from demur.models.config import Scripted
 from demur.models.open import open_model
 from demur.records import Part, Prompt, Query, Sampling, Verdict
 from demur.storage.reply_cache import ReplyCache
@@ -38,7 +38,7 @@ class Reader:
 
 async def _flow(most: int) -> flow.Flow:
     with ReplyCache(None) as journal:
-        async with open_model(ModelConfig(script="target"), journal=journal, label="target") as model:
+        async with open_model(Scripted(script="target"), cache=journal, label="target") as model:
             requests = list(requests_for(PROMPTS[::-1], Sampling(max_tokens=64, n=2)))
             return await flow.ask_and_judge(model, requests, [Reader(most)])
 

@@ -7,13 +7,40 @@ None of them is shown with a traceback.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_secrets: set[str] = set()
+_USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def keep_secret(text: str) -> None:
+    """Strike a text out of every error, and of whatever goes through `scrubbed`, from now on."""
+    if len(text) >= 4:
+        _secrets.add(text)
+
+
+def scrubbed(text: str) -> str:
+    """A text without the secrets that are known, and without user and password in URLs."""
+    for secret in _secrets:
+        if secret in text:
+            text = text.replace(secret, "[secret]")
+    return _USER.sub("[secret]@", text) if "@" in text else text
+
+
+def disarmed(text: str) -> str:
+    """A text without control characters and bidirectional marks, which could change what a terminal shows."""
+    return _HARMFUL.sub("\ufffd", text)
 
 
 class DemurError(Exception):
-    """What every deliberate error of demur is."""
+    """What every deliberate error of demur is. No secret and no control character of others stands in its message."""
 
     exit_code = 1
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(disarmed(scrubbed(part)) if isinstance(part, str) else part for part in parts))
 
 
 class UserError(DemurError, ValueError):

@@ -38,7 +38,10 @@ class Ask(NamedTuple):
 
 
 class Model(Protocol):
-    """Something that answers: a teacher, a target, an attacker, the mind of a judge."""
+    """Something that answers: a teacher, a target, an attacker, the model of a judge.
+
+    `answer` is the primitive; `models.answering.Answering` makes `answers` of it.
+    """
 
     @property
     def identity(self) -> str:
@@ -49,8 +52,19 @@ class Model(Protocol):
         """Raise `UserError` when a field of `sampling` cannot be honoured. Called before the first request."""
         ...
 
+    async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
+        """The reply to one request, durable in the cache before it is returned.
+
+        Args:
+            request: what is asked. The same request is asked once, ever: a stored reply is returned at once.
+            fresh: ask again, and put the new reply in the place of the stored one. For a reader that can make nothing of
+                a stored reply, such as a judge whose verdict is unreadable: it asks, and once more with `fresh` where that
+                cannot be read. So a judge that was mended is heard by the next run, and nothing unreadable is frozen.
+        """
+        ...
+
     def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
-        """One `Trace` or `Failure` a request, each durable in the journal before it is yielded."""
+        """One `Trace` or `Failure` a request, in the order in which they become ready."""
         ...
 
 

@@ -19,6 +19,7 @@ Intent = Literal["harmful", "borderline", "benign", "maths", "code"]
 Outcome = Literal["complete", "cut_in_thinking", "cut_in_answer", "no_thinking", "malformed"]
 OpenedBy = Literal["model", "prompt"]
 Finish = Literal["stop", "length", "content_filter"]
+FailureKind = Literal["refused_by_server", "filtered", "too_long", "timeout", "unreadable", "unavailable"]
 Part = Literal["thinking", "answer", "whole"]
 Query = Literal["question", "sent"]
 HarmLabel = Literal["safe", "unsafe"]
@@ -168,11 +169,14 @@ class Trace(Record, frozen=True, kw_only=True):
 
 
 class Failure(Record, frozen=True, kw_only=True):
-    """A request that got no reply, typed. It is counted as unscored, and `demur retry` asks it again."""
+    """A request that got no reply, typed. It is counted as unscored, and `demur retry` asks it again.
+
+    `filtered`: the provider's own filter stopped prompt or reply, which is neither a refusal of the model nor truncation.
+    """
 
     prompt: Prompt
     model: str
-    kind: Literal["refused_by_server", "too_long", "timeout", "unreadable", "unavailable"]
+    kind: FailureKind
     detail: str
     sample: int = 0
 

@@ -35,6 +35,11 @@ class Fake(Speaker):
 
     lost = "too_long"
 
+    async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
+        self.asked.append(request)
+        await asyncio.sleep(0.001 * (len(self.asked) % 3))
+        return self.reply(request)
+
     async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
         ready: asyncio.Queue[Trace | Failure | WorkError] = asyncio.Queue()
 
@@ -272,7 +277,7 @@ def test_a_search_that_was_stopped_repeats_no_query(tmp_path: Path) -> None:
     async def go(journal: ReplyCache, stop_after: int | None) -> tuple[list[Prompt], list[Attempt]]:
         role = parse_model("script:stand_in")
         async with contextlib.AsyncExitStack() as stack:
-            models = [await stack.enter_async_context(open_model(role, journal=journal, label=who)) for who in "atj"]
+            models = [await stack.enter_async_context(open_model(role, cache=journal, label=who)) for who in "atj"]
             attack = open_attack("pair", target=models[1], models={"attacker": models[0], "judge": models[2]})
             assert isinstance(attack, Search)
             found = []
@@ -287,7 +292,7 @@ def test_a_search_that_was_stopped_repeats_no_query(tmp_path: Path) -> None:
     def asked(journal: ReplyCache) -> dict[str, int]:
         counts: dict[str, int] = defaultdict(int)
         for line in journal.ledger():
-            counts[line.role] += line.requests
+            counts[line.part] += line.requests
         return counts
 
     with ReplyCache(tmp_path / "whole") as journal:

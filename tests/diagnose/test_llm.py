@@ -47,6 +47,11 @@ class Mind:
     def check(self, sampling: Sampling) -> None:
         assert sampling.temperature == 0
 
+    async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
+        async for reply in self.answers([request]):
+            return reply
+        raise AssertionError
+
     async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
         for request in [request async for request in stream(requests)][::-1]:
             self.asked.append(request)

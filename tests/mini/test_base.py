@@ -16,7 +16,7 @@ from demur.errors import UserError
 from demur.interfaces import requests_for
 from demur.mini import base, benches
 from demur.mini.judge import MiniJudge, SumJudge
-from demur.models.config import ModelConfig
+from demur.models.config import Local
 from demur.records import Prompt, Trace
 from tools import pretrain_mini
 
@@ -81,7 +81,7 @@ def test_a_base_is_made_again_the_same(tmp_path: Path) -> None:
 
 
 def _replies(prompts: list[Prompt], folder: Path, journal: Path) -> list[Trace]:
-    found = replies(ModelConfig(path=str(folder)), requests_for(prompts, benches.SAMPLING), journal=journal)
+    found = replies(Local(path=str(folder)), requests_for(prompts, benches.SAMPLING), cache=journal)
     return [one for one in found if isinstance(one, Trace)]
 
 

@@ -1,4 +1,4 @@
-"""SIGKILL at random points, many times in a row: nothing is lost, nothing is asked again, the results are the same."""
+"""SIGKILL after some replies, many times in a row: nothing is lost, nothing is asked again, the results are the same."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
 from tests.made import replies
 
 from demur.interfaces import requests_for
-from demur.models.config import ModelConfig
+from demur.models.config import Remote
 from demur.records import Prompt, Sampling, Trace, encode
 from demur.storage.reply_cache import ReplyCache
 from demur.testing.server import serving
@@ -27,15 +26,15 @@ CHILD = """
 import asyncio, os, sys
 from pathlib import Path
 from demur.storage.reply_cache import ReplyCache
-from demur.models.config import ModelConfig
+from demur.models.config import Remote
 from demur.models.open import open_model
 from demur.interfaces import requests_for
 from demur.records import Prompt, Sampling
 from demur.models import client as endpoint
 
 async def main():
-    with ReplyCache(Path(sys.argv[2])) as journal:
-        async with open_model(ModelConfig(url=(sys.argv[1],), model="scripted", in_flight=int(sys.argv[3])), journal=journal) as model:
+    with ReplyCache(Path(sys.argv[2])) as cache:
+        async with open_model(Remote(url=(sys.argv[1],), model="scripted", revision="1", in_flight=int(sys.argv[3])), cache=cache) as model:
             prompts = [Prompt(text=f"question {i}", intent="benign") for i in range(int(sys.argv[4]))]
             print("up", flush=True)
             async for found in model.answers(requests_for(prompts, Sampling())):
@@ -47,7 +46,7 @@ asyncio.run(main())
 
 def results(url: str, folder: Path) -> list[bytes]:
     prompts = [Prompt(text=f"question {i}", intent="benign") for i in range(COUNT)]
-    found = replies(ModelConfig(url=(url,), model="scripted"), requests_for(prompts, Sampling()), journal=folder)
+    found = replies(Remote(url=(url,), model="scripted", revision="1"), requests_for(prompts, Sampling()), cache=folder)
     return sorted(map(encode, found))
 
 
@@ -56,20 +55,21 @@ def test_fifty_kills_in_a_row_lose_nothing_and_ask_nothing_twice(tmp_path: Path)
     seen_by_user: set[str] = set()
     interrupted = 0
     with serving("echo", latency=0.01) as server:
-        arguments = [server.url, str(tmp_path / "journal"), str(IN_FLIGHT), str(COUNT)]
+        arguments = [server.url, str(tmp_path / "cache"), str(IN_FLIGHT), str(COUNT)]
         for _ in range(KILLS):
             with subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE) as child:
                 assert child.stdout is not None
                 assert child.stdout.readline() == b"up\n"
-                time.sleep(rng.uniform(0, 0.06))
+                shown = [child.stdout.readline() for _ in range(rng.randrange(20))]
                 interrupted += child.poll() is None
                 os.kill(child.pid, signal.SIGKILL)
-                seen_by_user |= {line.decode() for line in child.stdout.read().split(b"\n") if len(line) == 16}
-            with ReplyCache(tmp_path / "journal") as journal:
-                kept = journal.count()
+                shown += child.stdout.read().splitlines(keepends=True)
+                seen_by_user |= {line.decode().strip() for line in shown if len(line) == 17}
+            with ReplyCache(tmp_path / "cache") as cache:
+                kept = cache.count()
             assert kept >= len(seen_by_user)
         killed = server.requests()
-        found = results(server.url, tmp_path / "journal")
+        found = results(server.url, tmp_path / "cache")
         after = server.requests()
     with serving("echo") as server:
         undisturbed = results(server.url, tmp_path / "other")

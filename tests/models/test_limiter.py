@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur.models.limiter import Lane, Lanes
+from demur.models.limiter import Address, Health, Limiter
 
 
 def test_a_lane_widens_while_latency_holds_and_stops_when_it_does_not() -> None:
-    lane = Lane("a", most=500)
+    lane = Address("a", most=500)
     for _ in range(300):
         lane.in_flight = int(lane.width)
         lane.succeeded(0.1)
@@ -26,7 +26,7 @@ def test_a_lane_widens_while_latency_holds_and_stops_when_it_does_not() -> None:
 
 
 def test_trouble_halves_once_a_round_and_then_growth_is_slow() -> None:
-    lane = Lane("a", most=100)
+    lane = Address("a", most=100)
     lane.succeeded(0.05)
     before = lane.width
     for _ in range(20):
@@ -39,7 +39,7 @@ def test_trouble_halves_once_a_round_and_then_growth_is_slow() -> None:
 
 
 def test_retry_after_closes_a_lane_for_so_long() -> None:
-    lane = Lane("a", most=10)
+    lane = Address("a", most=10)
     lane.troubled(rest=0.2)
     now = time.monotonic()
     assert not lane.room(now)
@@ -48,8 +48,8 @@ def test_retry_after_closes_a_lane_for_so_long() -> None:
 
 
 def test_a_lane_that_is_down_is_tried_with_one_request_now_and_then() -> None:
-    lanes = Lanes(("a/", "b"), most=10)
-    bad, good = lanes.lanes
+    lanes = Limiter(["a", "b"], most=10)
+    bad, good = lanes.addresses
     for _ in range(4):
         bad.troubled(down=True)
         bad._round_ends = 0.0
@@ -67,7 +67,7 @@ def test_a_lane_that_is_down_is_tried_with_one_request_now_and_then() -> None:
 
 def test_those_who_wait_go_in_when_somebody_leaves_or_a_lane_opens() -> None:
     async def main() -> list[int]:
-        lanes = Lanes(("a",), most=2)
+        lanes = Limiter(["a"], most=2)
         order: list[int] = []
 
         async def visit(number: int) -> None:
@@ -77,7 +77,7 @@ def test_those_who_wait_go_in_when_somebody_leaves_or_a_lane_opens() -> None:
             lanes.leave(lane)
 
         await asyncio.wait_for(asyncio.gather(*(visit(i) for i in range(20))), 5)
-        lanes.lanes[0].troubled(rest=0.05)
+        lanes.addresses[0].troubled(rest=0.05)
         begun = time.monotonic()
         await asyncio.wait_for(visit(20), 5)
         assert time.monotonic() - begun >= 0.04
@@ -88,7 +88,7 @@ def test_those_who_wait_go_in_when_somebody_leaves_or_a_lane_opens() -> None:
 
 def test_a_cancelled_waiter_takes_no_place() -> None:
     async def main() -> None:
-        lanes = Lanes(("a",), most=1)
+        lanes = Limiter(["a"], most=1)
         lane = await lanes.enter()
         first, second = asyncio.create_task(lanes.enter()), asyncio.create_task(lanes.enter())
         await asyncio.sleep(0)
@@ -103,7 +103,7 @@ def test_a_cancelled_waiter_takes_no_place() -> None:
 
 @given(st.lists(st.sampled_from(["good", "slow", "bad", "down", "rest"]), max_size=60), st.integers(1, 300))
 def test_the_width_stays_within_its_bounds(events: list[str], most: int) -> None:
-    lane = Lane("a", most=most)
+    lane = Address("a", most=most)
     for event in events:
         lane.in_flight = int(lane.width)
         if event in ("good", "slow"):
@@ -115,11 +115,55 @@ def test_the_width_stays_within_its_bounds(events: list[str], most: int) -> None
 
 def test_after_a_failure_another_lane_is_preferred() -> None:
     async def main() -> None:
-        lanes = Lanes(("a", "b"), most=4)
+        lanes = Limiter(["a", "b"], most=4)
         first = await lanes.enter()
         second = await lanes.enter(avoid=first)
         assert second is not first
 
     asyncio.run(main())
-    with pytest.raises(ValueError, match="empty"):
-        Lanes((), most=1).last_success()
+
+
+def test_a_request_that_is_tried_again_goes_before_those_that_wait_for_their_first_try() -> None:
+    async def main() -> list[str]:
+        lanes = Limiter(["a"], most=1)
+        first = await lanes.enter()
+        order: list[str] = []
+
+        async def visit(name: str, *, again: bool) -> None:
+            lane = await lanes.enter(again=again)
+            order.append(name)
+            lanes.leave(lane)
+
+        tasks = [asyncio.create_task(visit("new", again=False)), asyncio.create_task(visit("again", again=True))]
+        await asyncio.sleep(0)
+        lanes.leave(first)
+        await asyncio.gather(*tasks)
+        return order
+
+    assert asyncio.run(main()) == ["again", "new"]
+
+
+def test_one_request_that_cannot_be_answered_is_no_server_that_is_down() -> None:
+    health = Health("here", patience=9)
+    begun = time.monotonic()
+    health.failed(b"one", "HTTP 500")
+    assert not health.dead(begun, unreached=False, known=True)
+    assert health.dead(begun, unreached=True, known=True), "no connection at all"
+    assert health.dead(begun, unreached=False, known=False), "it has never answered anything"
+    for i in range(8):
+        health.failed(bytes([i]), "HTTP 500")
+    assert health.dead(begun, unreached=False, known=True), "whatever is asked fails"
+    health.succeeded()
+    assert not health.dead(begun, unreached=True, known=True)
+
+
+def test_a_server_that_does_not_answer_is_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    health = Health("here", patience=900)
+    health.failed(b"one", "HTTP 500")
+    assert not caplog.records
+    health._next_line = 0.0
+    health.failed(b"one", "HTTP 500: \x1b[31mred")
+    health.waits(60, "HTTP 429")
+    assert [record.getMessage() for record in caplog.records] == [
+        "here: HTTP 500: \ufffd[31mred. Trying again; giving up in 900 s"
+    ]

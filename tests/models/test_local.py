@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demur.errors import UserError
 from demur.interfaces import Request, requests_for
-from demur.models.config import ModelConfig
+from demur.models.checkpoint import identity_of
+from demur.models.config import Local, ModelConfig
 from demur.models.local import LocalModel
-from demur.models.weights import identity_of
 from demur.records import Failure, Message, Prompt, Sampling, Trace
 from demur.storage.reply_cache import ReplyCache
 
@@ -36,7 +36,7 @@ def prompts(count: int, seed: int = 0) -> list[Prompt]:
 def texts(
     role: ModelConfig, asked: list[Prompt], *, sampling: Sampling = SAMPLING, journal: Path | None = None
 ) -> dict[tuple[str, int], Trace | Failure]:
-    found = replies(role, requests_for(asked, sampling), journal=journal, label="target/x")
+    found = replies(role, requests_for(asked, sampling), cache=journal, label="target/x")
     return {(one.prompt.id, one.sample): one for one in found}
 
 
@@ -46,16 +46,16 @@ def raw(found: dict[Any, Trace | Failure]) -> dict[Any, str]:
 
 def test_a_text_does_not_depend_on_the_batch(checkpoint: Path) -> None:
     asked = prompts(40)
-    whole = raw(texts(ModelConfig(path=str(checkpoint), batch=64), asked))
-    small = raw(texts(ModelConfig(path=str(checkpoint), batch=3), asked))
-    part = raw(texts(ModelConfig(path=str(checkpoint), batch=7), random.Random(1).sample(asked, 15)))
+    whole = raw(texts(Local(path=str(checkpoint), batch=64), asked))
+    small = raw(texts(Local(path=str(checkpoint), batch=3), asked))
+    part = raw(texts(Local(path=str(checkpoint), batch=7), random.Random(1).sample(asked, 15)))
     assert len(set(whole.values())) > 30
     assert small == whole
     assert part.items() <= whole.items()
 
 
 def test_seeds_and_samples_are_different_draws(checkpoint: Path) -> None:
-    role = ModelConfig(path=str(checkpoint))
+    role = Local(path=str(checkpoint))
     found = raw(texts(role, prompts(3), sampling=Sampling(temperature=1.0, max_tokens=20, n=3)))
     other = raw(texts(role, prompts(3), sampling=Sampling(temperature=1.0, max_tokens=20, n=3, seed=1)))
     assert len({*found.values(), *other.values()}) == 18
@@ -65,7 +65,7 @@ def test_seeds_and_samples_are_different_draws(checkpoint: Path) -> None:
 
 def test_greedy_writing_is_that_of_transformers(checkpoint: Path) -> None:
     sampling = Sampling(temperature=0.0, max_tokens=15)
-    found = texts(ModelConfig(path=str(checkpoint)), prompts(12), sampling=sampling)
+    found = texts(Local(path=str(checkpoint)), prompts(12), sampling=sampling)
     tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint)
     for one in found.values():
@@ -84,7 +84,7 @@ KILLED = """
 import asyncio, os, sys
 from pathlib import Path
 from demur.storage.reply_cache import ReplyCache
-from demur.models.config import ModelConfig
+from demur.models.config import Local, ModelConfig
 from demur.models.open import open_model
 from demur.interfaces import requests_for
 sys.path.insert(0, sys.argv[3])
@@ -92,7 +92,7 @@ from tests.models.test_local import prompts, SAMPLING
 
 async def main():
     journal = ReplyCache(Path(sys.argv[2]))
-    async with open_model(ModelConfig(path=sys.argv[1], batch=8), journal=journal) as model:
+    async with open_model(Local(path=sys.argv[1], batch=8), cache=journal) as model:
         count = 0
         async for _ in model.answers(requests_for(prompts(40), SAMPLING)):
             count += 1
@@ -106,10 +106,15 @@ asyncio.run(main())
 def test_a_killed_run_goes_on_with_the_same_text(checkpoint: Path, tmp_path: Path) -> None:
     root = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-c", KILLED, str(checkpoint), str(tmp_path / "a"), root]
-    assert subprocess.run(command, timeout=120, check=False, env=os.environ | {"PYTHONPATH": root}).returncode == -9
+    assert (
+        subprocess.run(
+            command, timeout=120, check=False, env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root}/src"}
+        ).returncode
+        == -9
+    )
     with ReplyCache(tmp_path / "a") as journal:
         assert journal.count() == 24
-    role = ModelConfig(path=str(checkpoint), batch=8)
+    role = Local(path=str(checkpoint), batch=8)
     resumed = texts(role, prompts(40), journal=tmp_path / "a")
     assert resumed == texts(role, prompts(40), journal=tmp_path / "b")
     assert list(resumed) == list(texts(role, prompts(40), journal=tmp_path / "b"))
@@ -118,16 +123,16 @@ def test_a_killed_run_goes_on_with_the_same_text(checkpoint: Path, tmp_path: Pat
 def test_stored_replies_are_not_written_again(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = texts(ModelConfig(path=str(checkpoint)), prompts(5), journal=tmp_path)
+    first = texts(Local(path=str(checkpoint)), prompts(5), journal=tmp_path)
     monkeypatch.setattr(LocalModel, "_write", lambda *_: pytest.fail("asked again"))
-    assert texts(ModelConfig(path=str(checkpoint)), prompts(5), journal=tmp_path) == first
+    assert texts(Local(path=str(checkpoint)), prompts(5), journal=tmp_path) == first
 
 
 def test_a_thinking_budget_ends_the_thinking_and_leaves_room_for_an_answer(checkpoint: Path) -> None:
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=30, thinking_budget=6)
-    found = texts(ModelConfig(path=str(checkpoint)), prompts(30), sampling=sampling)
-    forced = [one for one in found.values() if isinstance(one, Trace) and one.notes and one.outcome != "malformed"]
-    assert len(forced) > 8
+    found = texts(Local(path=str(checkpoint)), prompts(30), sampling=sampling)
+    forced = [one for one in found.values() if isinstance(one, Trace) and one.notes]
+    assert len(forced) > 15
     for one in forced:
         assert one.notes == ("thinking ended at its budget",)
         assert one.answer is not None
@@ -135,12 +140,12 @@ def test_a_thinking_budget_ends_the_thinking_and_leaves_room_for_an_answer(check
         assert len(one.thinking.split()) <= 6
         assert (one.tokens_out or 0) <= 30
     with pytest.raises(UserError, match="leaves nothing"):
-        texts(ModelConfig(path=str(checkpoint)), prompts(1), sampling=Sampling(max_tokens=5, thinking_budget=5))
+        texts(Local(path=str(checkpoint)), prompts(1), sampling=Sampling(max_tokens=5, thinking_budget=5))
 
 
 def test_a_prefill_begins_the_reply(checkpoint: Path) -> None:
     sampling = Sampling(temperature=1.0, max_tokens=8, prefill="w1 w2 </think> w3")
-    (found,) = texts(ModelConfig(path=str(checkpoint)), prompts(1), sampling=sampling).values()
+    (found,) = texts(Local(path=str(checkpoint)), prompts(1), sampling=sampling).values()
     assert isinstance(found, Trace)
     assert found.raw.startswith("w1 w2 </think> w3")
     assert found.thinking == "w1 w2"
@@ -150,12 +155,12 @@ def test_a_prefill_begins_the_reply(checkpoint: Path) -> None:
 
 def test_a_prompt_beyond_the_context_is_a_typed_failure(checkpoint: Path) -> None:
     long = Prompt(text="w1 " * 300, intent="benign")
-    found = texts(ModelConfig(path=str(checkpoint)), [*prompts(2), long])
+    found = texts(Local(path=str(checkpoint)), [*prompts(2), long])
     assert [type(one).__name__ for one in found.values()].count("Failure") == 1
     (failure,) = [one for one in found.values() if isinstance(one, Failure)]
     assert failure.kind == "too_long"
     near = Prompt(text="w1 " * 245, intent="benign")
-    (cut,) = texts(ModelConfig(path=str(checkpoint)), [near]).values()
+    (cut,) = texts(Local(path=str(checkpoint)), [near]).values()
     assert isinstance(cut, Trace)
     assert (cut.tokens_in or 0) + (cut.tokens_out or 0) <= 256
 
@@ -167,7 +172,7 @@ def test_plain_completions_send_the_text_as_it_is(checkpoint: Path) -> None:
         prompt=Prompt(text="w1 w2", intent="benign"),
     )
 
-    one, two = replies(ModelConfig(path=str(checkpoint), api="completions"), [request, request])
+    one, two = replies(Local(path=str(checkpoint), api="completions"), [request, request])
     assert one == two
     assert isinstance(one, Trace)
     assert (one.tokens_in, one.opened_by) == (2, None if "</think>" not in one.raw else "prompt")
@@ -188,22 +193,22 @@ def test_the_identity_is_that_of_what_decides_the_text(
 
 def test_what_is_no_model_is_a_clear_error(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(UserError, match=r"no checkpoint: it has no config.json"):
-        texts(ModelConfig(path=str(tmp_path)), prompts(1))
+        texts(Local(path=str(tmp_path)), prompts(1))
     with pytest.raises(UserError, match=rf"one of its folders: .*{checkpoint.name}"):
-        texts(ModelConfig(path=str(checkpoint.parent)), prompts(1))
+        texts(Local(path=str(checkpoint.parent)), prompts(1))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="not a model that transformers can load"):
-        texts(ModelConfig(path=str(tmp_path)), prompts(1))
+        texts(Local(path=str(tmp_path)), prompts(1))
     with pytest.raises(UserError, match="is no folder"):
-        texts(ModelConfig(path=str(tmp_path / "nowhere")), prompts(1))
+        texts(Local(path=str(tmp_path / "nowhere")), prompts(1))
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="cuda is not there"):
-            texts(ModelConfig(path=str(checkpoint), device="cuda"), prompts(1))
+            texts(Local(path=str(checkpoint), device="cuda"), prompts(1))
 
 
 def test_the_first_tokens_chances_are_kept_where_asked_for(checkpoint: Path) -> None:
     greedy = Sampling(temperature=0.0, max_tokens=3)
-    for one in texts(ModelConfig(path=str(checkpoint), first_tokens=5), prompts(4), sampling=greedy).values():
+    for one in texts(Local(path=str(checkpoint), first_tokens=5), prompts(4), sampling=greedy).values():
         assert isinstance(one, Trace)
         assert len(one.first_tokens) == 5
         assert max(one.first_tokens, key=lambda token: one.first_tokens[token]) == one.raw.split()[0]

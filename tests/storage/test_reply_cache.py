@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur.errors import UserError, WorkError
-from demur.storage.cache_care import merge, salvage
+from demur.errors import WorkError
 from demur.storage.reply_cache import FILE, Reply, ReplyCache, key_of
 
 
@@ -144,7 +145,7 @@ def test_the_ledger_sums_up_by_role_and_stage_and_survives(tmp_path: Path) -> No
     fill(tmp_path, keyed(2), label="target/y")
     with ReplyCache(tmp_path) as journal:
         judge, target = journal.ledger()
-    assert (judge.role, judge.stage, judge.requests, judge.failed, judge.retries) == ("judge", "x", 3, 1, 1)
+    assert (judge.part, judge.stage, judge.requests, judge.failed, judge.retries) == ("judge", "x", 3, 1, 1)
     assert (judge.tokens_in, judge.tokens_out, judge.tokens_thinking, judge.cost) == (11, 5, 2, 0.75)
     assert (target.requests, target.tokens_out, target.cost) == (2, 80, None)
 
@@ -159,42 +160,118 @@ def test_the_first_of_two_replies_is_the_one(tmp_path: Path) -> None:
 def test_merging_takes_in_what_is_missing(tmp_path: Path) -> None:
     fill(tmp_path / "a", keyed(10))
     fill(tmp_path / "b", keyed(15))
-    with ReplyCache(tmp_path / "a") as journal:
-        assert merge(journal, tmp_path / "b") == 5
-        assert merge(journal, tmp_path / "b") == 0
-        assert all(journal.get(key) == reply for key, reply in keyed(15))
-        with pytest.raises(UserError, match="holds no journal"):
-            merge(journal, tmp_path / "c")
+    with ReplyCache(tmp_path / "a") as cache:
+        assert cache.merge(tmp_path / "b") == 5
+        assert cache.merge(tmp_path / "b") == 0
+        assert all(cache.get(key) == reply for key, reply in keyed(15))
 
 
-def test_damage_is_seen_and_good_rows_are_rescued(tmp_path: Path) -> None:
+def test_a_fresh_reply_takes_the_place_of_the_stored_one_and_what_was_spent_adds_up(tmp_path: Path) -> None:
+    said = iter(["babble", "no verdict", "unsafe"])
+
+    async def ask() -> Reply:
+        return Reply(content=next(said), tokens_out=5, cost=0.5)
+
+    async def main(cache: ReplyCache) -> list[str | None]:
+        first = await cache.once(key_of("q"), ask, label="judge/x")
+        stored = await cache.once(key_of("q"), ask, label="judge/x")
+        again = await cache.once(key_of("q"), ask, label="judge/x", fresh=True)
+        at_once = await asyncio.gather(*(cache.once(key_of("q"), ask, fresh=fresh) for fresh in (True, False)))
+        return [reply.content for reply in (first, stored, again, *at_once)]
+
+    with ReplyCache(tmp_path) as cache:
+        assert asyncio.run(main(cache)) == ["babble", "babble", "no verdict", "unsafe", "unsafe"]
+        (line,) = cache.ledger()
+    assert (line.requests, line.retries, line.tokens_out, line.cost) == (1, 2, 15, 1.5)
+
+
+def damaged(folder: Path, *spans: tuple[int, int]) -> None:
+    path = folder / FILE
+    data = bytearray(path.read_bytes())
+    for start, end in spans:
+        data[start:end] = os.urandom(len(data[start:end]))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spans", "fewest"),
+    [
+        ([(0, 1)], 400),
+        ([(16, 18)], 400),
+        ([(0, 4096)], 400),
+        ([(4096, 8192)], 390),
+        ([(4096, 4160)], 390),
+        ([(200_000, 212_288)], 300),
+        ([(100_000, 100_001), (150_000, 150_001), (200_000, 200_001)], 390),
+    ],
+)
+def test_a_damaged_file_gives_what_can_be_read_and_the_rest_is_asked_again(
+    tmp_path: Path, spans: list[tuple[int, int]], fewest: int, caplog: pytest.LogCaptureFixture
+) -> None:
     pairs = keyed(400, size=400)
     fill(tmp_path, pairs)
-    path = tmp_path / FILE
-    data = bytearray(path.read_bytes())
-    middle = len(data) // 2 // 4096 * 4096
-    data[middle : middle + 3 * 4096] = os.urandom(3 * 4096)
-    path.write_bytes(data)
-    with ReplyCache(tmp_path) as journal, pytest.raises(WorkError, match=r"damaged.*--salvage"):
-        assert [journal.get(key) for key, _ in pairs]
-    saved, aside = salvage(tmp_path)
-    assert (aside / FILE).is_file()
-    assert 300 < saved < 400
-    with ReplyCache(tmp_path) as journal:
-        found = [journal.get(key) for key, _ in pairs]
-        assert sum(reply is not None for reply in found) == saved
-        assert all(reply in (None, good) for reply, (_, good) in zip(found, pairs, strict=True))
+    damaged(tmp_path, *spans)
+    asked = 0
+
+    async def again(cache: ReplyCache) -> list[Reply]:
+        async def ask(reply: Reply) -> Reply:
+            nonlocal asked
+            asked += 1
+            return reply
+
+        return [await cache.once(key, functools.partial(ask, reply)) for key, reply in pairs]
+
+    for _ in range(2):
+        # Where the damage is met in the middle of the work, that ends, and the next start rebuilds the file.
+        with suppress(WorkError), ReplyCache(tmp_path) as cache:
+            asyncio.run(again(cache))
+    with ReplyCache(tmp_path) as cache:
+        assert asyncio.run(again(cache)) == [reply for _, reply in pairs]
+    assert asked <= 400 - fewest
+    assert any("damaged" in record.getMessage() for record in caplog.records)
+    with ReplyCache(tmp_path) as cache:
+        assert cache.count() == 400
 
 
-def test_a_flipped_byte_in_a_reply_is_seen(tmp_path: Path) -> None:
+def test_replies_over_many_pages_and_in_the_log_are_read_from_a_damaged_file(tmp_path: Path) -> None:
+    script = "import asyncio, os, sys, pathlib\nfrom demur.storage.reply_cache import *\nj = ReplyCache(pathlib.Path(sys.argv[1]))\n"
+    script += (
+        "for i in range(30): asyncio.run(j.put([(key_of(i), Reply(content=str(i) * 9000))]))\nos.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
+    assert (tmp_path / f"{FILE}-wal").stat().st_size > 300_000
+    damaged(tmp_path, (0, 100))
+    with ReplyCache(tmp_path) as cache:
+        assert [cache.get(key_of(i)) for i in range(30)] == [Reply(content=str(i) * 9000) for i in range(30)]
+
+
+def test_a_flipped_byte_in_a_reply_is_seen_and_that_reply_alone_is_gone(tmp_path: Path) -> None:
     fill(tmp_path, keyed(3))
     path = tmp_path / FILE
     data = path.read_bytes()
     assert data.count(b"1 1 1 1") >= 1
     path.write_bytes(data.replace(b"1 1 1 1", b"1 7 1 1", 1))
-    with ReplyCache(tmp_path) as journal, pytest.raises(WorkError, match="checksum"):
-        journal.get(key_of(1))
-    assert salvage(tmp_path)[0] == 2
+    with ReplyCache(tmp_path) as cache:
+        assert cache.get(key_of(1)) is None
+        assert cache.count() == 2
+
+
+def test_a_damaged_file_that_another_process_uses_is_left_to_it(tmp_path: Path) -> None:
+    fill(tmp_path, keyed(3))
+    with ReplyCache(tmp_path):
+        (tmp_path / "damaged").touch()
+        with pytest.raises(WorkError, match="another process uses it"):
+            ReplyCache(tmp_path)
+    with ReplyCache(tmp_path) as cache:
+        assert cache.count() == 3
+
+
+def test_whatever_goes_wrong_in_the_writer_reaches_those_who_wait(tmp_path: Path) -> None:
+    with ReplyCache(tmp_path) as cache:
+        with pytest.raises(WorkError, match="OverflowError"):
+            asyncio.run(asyncio.wait_for(cache.put([(key_of(1), Reply(tokens_out=2**64 - 1))]), 5))
+        asyncio.run(asyncio.wait_for(cache.put(keyed(2)), 5))
+        assert cache.count() == 2
 
 
 def test_a_torn_log_loses_only_what_was_not_committed(tmp_path: Path) -> None:
@@ -217,13 +294,8 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / FILE)
     connection.execute("CREATE TABLE notes(text)")
     connection.close()
-    with pytest.raises(WorkError, match="no journal of demur"):
+    with pytest.raises(WorkError, match="no reply cache of demur"):
         ReplyCache(tmp_path)
-    (tmp_path / FILE).write_bytes(b"hello, I am no database " * 300)
-    with pytest.raises(WorkError, match="damaged"):
-        ReplyCache(tmp_path)
-    with pytest.raises(UserError, match="holds no journal"):
-        salvage(tmp_path / "nowhere")
 
 
 def test_a_full_disk_is_an_error_that_leaves_good_rows(tmp_path: Path) -> None:

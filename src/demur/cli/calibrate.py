@@ -104,7 +104,7 @@ async def _scored(data: Path | None, *, detector: str, limit: int | None, journa
             return await calibrated(open_detector(detector), data, limit=limit)
         kept = stack.enter_context(ReplyCache(journal or Path("runs/calibrate/journal")))
         minds = [
-            await stack.enter_async_context(open_model(parse_model(one), journal=kept, label="detector/calibrate"))
+            await stack.enter_async_context(open_model(parse_model(one), cache=kept, label="detector/calibrate"))
             for one in detector.split("+")
         ]
         return await calibrated(open_detector("llm", models=minds), data, limit=limit)
@@ -125,7 +125,7 @@ async def _calibrated(
         if requires_model(name):
             kept = stack.enter_context(ReplyCache(journal)) if journal else None
             played = await stack.enter_async_context(
-                open_model(parse_model(model), journal=kept, label="judge/calibrate")
+                open_model(parse_model(model), cache=kept, label="judge/calibrate")
             )
         return await against(open_judge(name, model=played, part=part), rows)
 

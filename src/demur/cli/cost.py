@@ -10,8 +10,6 @@ import typer
 
 from demur.cli import common
 from demur.errors import UserError
-from demur.pipeline.run import CACHE
-from demur.storage.cache_care import merge as merge_in
 from demur.storage.reply_cache import FILE, ReplyCache
 
 app = common.app("What a run asked, and what it cost.")
@@ -20,53 +18,46 @@ COUNTS = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_th
 
 @app.command()
 def cost(
-    run: Annotated[Path, typer.Argument(help="The folder of a run, or of a journal.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a run, or of a reply cache.")],
     journal: common.JournalDir = None,
-    merge: Annotated[
-        list[Path] | None,
-        typer.Option("--merge", help="First take in the replies of another journal's folder. Repeatable."),
-    ] = None,
     json: common.Json = False,
 ) -> None:
-    """Requests, tokens and money by role and stage, summed up from the stored replies.
+    """Requests, tokens and money by part and stage, summed up from the stored replies.
 
-    Each request counts once, under the stage that asked it first; replies found in the journal cost nothing again.
+    Each request counts once, under the stage that asked it first; replies found in the cache cost nothing again.
 
     Examples:
 
       demur cost runs/mini
 
-      demur cost runs/paper --journal /data/journal --json
+      demur cost runs/paper --json
     """
-    with ReplyCache(folder_of(run, journal)) as book:
-        taken = sum(merge_in(book, other) for other in merge or [])
-        lines, failures = book.ledger(), book.failures()
-    if taken:
-        common.console.print(f"{taken:,} replies taken in")
+    with ReplyCache(folder_of(run, journal)) as cache:
+        lines, failures = cache.ledger(), cache.failures()
     if json:
         common.print_json({"lines": lines, "total": _total(lines), "failures": failures})
         return
-    columns = ("role", "stage", "requests", "failed", "retries", "tokens in", "out", "of it thinking", "money")
+    columns = ("part", "stage", "requests", "failed", "retries", "tokens in", "out", "of it thinking", "money")
     rows = [
-        (line["role"], line["stage"], *(line[c] for c in COUNTS), common.said(line["cost"], ",.4f"))
-        for line in [*map(msgspec.structs.asdict, lines), {"role": "all", "stage": "", **_total(lines)}]
+        (line["part"], line["stage"], *(line[c] for c in COUNTS), common.said(line["cost"], ",.4f"))
+        for line in [*map(msgspec.structs.asdict, lines), {"part": "all", "stage": "", **_total(lines)}]
     ]
     common.stdout.print(common.table(columns, rows, left=2))
     if failures:
-        said = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items()))
-        common.stdout.print(f"failed: {said}. Ask again: demur retry {run}")
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items()))
+        common.stdout.print(f"failed: {listed}. Ask again: demur retry {run}")
 
 
 def folder_of(run: Path, journal: Path | None) -> Path:
-    """The journal's folder of a run.
+    """The folder of a run's reply cache.
 
     Raises:
         UserError: there is none.
     """
-    for folder in [journal] if journal else [run / CACHE, run]:
+    for folder in [journal] if journal else [run / "replies", run]:
         if (folder / FILE).is_file():
             return folder
-    raise UserError(f"{journal or run} holds no journal. Was another one given with --journal?")
+    raise UserError(f"{journal or run} holds no reply cache ({FILE}).")
 
 
 def _total(lines: list[Any]) -> dict[str, Any]:

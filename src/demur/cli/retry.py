@@ -13,7 +13,6 @@ from demur.cli.cost import folder_of
 from demur.cli.runner import run_study
 from demur.errors import UserError
 from demur.storage.artifacts import artifacts
-from demur.storage.cache_care import salvage as rescue
 from demur.storage.reply_cache import ReplyCache
 
 app = common.app("Ask failed requests again.")
@@ -23,9 +22,6 @@ app = common.app("Ask failed requests again.")
 def retry(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
     journal: common.JournalDir = None,
-    salvage: Annotated[
-        bool, typer.Option("--salvage", help="First rescue what can be read from a damaged journal.")
-    ] = False,
     json: common.Json = False,
 ) -> None:
     """Forget failed requests and the stages that were made without their replies, then go on with the run.
@@ -33,16 +29,10 @@ def retry(
     Examples:
 
       demur retry runs/mini
-
-      demur retry runs/mini --salvage
     """
-    folder = folder_of(run, journal)
-    if salvage:
-        saved, aside = rescue(folder)
-        common.console.print(f"{saved:,} replies rescued; the damaged journal lies in {aside}")
-    with ReplyCache(folder) as book:
-        stages = {line.stage for line in book.ledger() if line.failed}
-        forgotten = book.forget_failures()
+    with ReplyCache(folder_of(run, journal)) as cache:
+        stages = {line.stage for line in cache.ledger() if line.failed}
+        forgotten = cache.forget_failures()
     removed = forget_stages(run, stages)
     common.console.print(f"{forgotten} failed requests will be asked again; {len(removed)} stages will be made again")
     try:

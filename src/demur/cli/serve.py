@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import signal
 import sys
 from typing import Annotated
@@ -13,7 +12,7 @@ import typer
 
 from demur.cli import common
 from demur.errors import UserError
-from demur.models.config import ModelConfig, parse_model
+from demur.models.config import Local, ModelConfig, Scripted, Served, as_model, parse_model
 
 app = common.app("Start a server for a model or a script.")
 
@@ -21,7 +20,6 @@ app = common.app("Start a server for a model or a script.")
 @app.command()
 def serve(
     model: Annotated[str, typer.Argument(help="A folder with weights, a hub id, or script:NAME.")],
-    engine: Annotated[str, typer.Option("--with", metavar="ENGINE", help="vllm or transformers.")] = "",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8000,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     sets: common.Set = None,
@@ -29,22 +27,20 @@ def serve(
 ) -> None:
     """Serve until Ctrl-C. Prints the URL once requests are taken; give it to --target, --teacher or --judge.
 
-    For weights, --set takes what a role takes (device, dtype, memory_share); for a script, how the server behaves
-    (latency, tail, faults.NAME=SHARE, reasoning_field, swap_after).
+    For weights, vLLM serves, and --set takes what a served model takes (devices, dtype, memory, max_model_len); for a
+    script, how the server behaves (latency, tail, faults.NAME=SHARE, reasoning_field, swap_after).
 
     Examples:
 
-      demur serve runs/mini/stages/train-short-1-0a1b2c3d --with transformers
-
-      demur serve ./Qwen3-8B --with vllm --set device=cuda:0,1
+      demur serve ./Qwen3-8B --set devices=[0,1]
 
       demur serve script:stand_in --port 8001 --set latency=0.05 --set faults.rate_limited=0.1
     """
-    role = parse_model(model)
-    if role.script:
-        _serve_script(role.script, host, port, sets, json)
+    config = parse_model(model)
+    if isinstance(config, Scripted):
+        _serve_script(config.script, host, port, sets, json)
     else:
-        _serve_weights(model, engine, host, port, sets, json)
+        _serve_weights(config, host, port, sets, json)
 
 
 def _serve_script(script: str, host: str, port: int, sets: list[str] | None, json: bool) -> None:
@@ -59,18 +55,18 @@ def _serve_script(script: str, host: str, port: int, sets: list[str] | None, jso
     asyncio.run(run(behaviour, announce=lambda url: _announce(url, behaviour.model, json)))
 
 
-def _serve_weights(model: str, engine: str, host: str, port: int, sets: list[str] | None, json: bool) -> None:
+def _serve_weights(config: ModelConfig, host: str, port: int, sets: list[str] | None, json: bool) -> None:
     from demur.models.vllm import served
 
-    if engine not in ("", "vllm", "transformers"):
-        raise UserError(f"--with {engine}: no such engine. Allowed: vllm, transformers.")
-    if not engine:
-        engine = "transformers" if importlib.util.find_spec("transformers") else "vllm"
-    plain = parse_model(model).model_dump(exclude_defaults=True) | {"serve": engine}
-    role = common.validated(ModelConfig, common.apply_sets(plain, sets))
-    common.console.print(f"starting {engine} for {role.where} …")
-    with served(role, host=host, port=port) as remote:
-        assert remote.url
+    if not isinstance(config, Local):
+        raise UserError(f"{config.where}: only weights and scripts are served; this is a model that answers already.")
+    plain = {"engine": "vllm", **config.model_dump(exclude_unset=True)}
+    weights = as_model(common.apply_sets(plain, sets), where="--set")
+    assert isinstance(weights, Served)
+    if lines := weights.missing():
+        raise UserError("\n".join(lines))
+    common.console.print(f"starting {weights.engine} for {weights.where} …")
+    with served(weights, host=host, port=port) as remote:
         _announce(remote.url[0], remote.model, json)
         signal.pause()
 

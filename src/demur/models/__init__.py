@@ -1,7 +1,7 @@
-"""Who answers: one Protocol, and behind it a server, weights on this machine, or a script.
+"""Who answers: one Protocol, and behind it a server, weights on this machine, a script, or a backend of your own.
 
-`roles.parse_role` reads what a user wrote, `roles.opened` gives the model behind it; nobody else needs to know which kind
-it is. Replies go through the journal before anyone sees them.
+`config.as_model` reads what a user wrote, `open.open_model` gives the model behind it; nobody else needs to know which kind
+it is. Replies go through the cache before anyone sees them.
 """
 
 SCRIPTS: dict[str, str] = {

@@ -1,25 +1,31 @@
-"""What a user says about a model that answers, and how to get at it.
+"""What a user says about a model that answers: a server, weights that are served or run here, a script, or a plug-in.
 
-A role is a server (one URL or several that serve the same), a folder with weights, a hub id, or a script. Everything that
-servers differ in is declared here, none of it guessed; whatever is sent is part of the journal's key.
+Each kind is a class of its own that refuses the settings of the others. What a model *is* makes its identity; how it is
+reached (`connection`) does not: changing a timeout repeats no work. Secrets are named, never written: they come from the
+environment.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from demur.errors import UserError
+from demur.models.requires import Requires
 from demur.records import Sampling
-from demur.settings import STRICT
+from demur.settings import STRICT, connection, validate
+
+SECRET_HEADERS = frozenset(("authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"))
 
 
 class SamplingSettings(BaseModel):
-    """How a role draws its replies. What is not said here stays as the stage has it."""
+    """How replies are drawn. What is unset here is left to others."""
 
     model_config = STRICT
 
@@ -40,7 +46,7 @@ class SamplingSettings(BaseModel):
     """Text put at the start of the assistant's turn."""
 
     def over(self, base: Sampling) -> Sampling:
-        """`base`, changed in what was said here."""
+        """`base`, changed in what is set here."""
         return msgspec.structs.replace(base, **self.model_dump(exclude_unset=True, exclude_none=True))
 
 
@@ -57,133 +63,316 @@ class Prices(BaseModel):
         return ((tokens_in or 0) * self.input + (tokens_out or 0) * self.output) / 1e6
 
 
-class ModelConfig(BaseModel):
-    """A model that answers: exactly one of `url`, `path`, `hub` and `script`."""
+class _Config(BaseModel):
+    """What all kinds share."""
 
     model_config = STRICT
 
-    url: tuple[str, ...] | None = None
-    """Base URL up to /v1, or several that serve the same model: requests are spread by load."""
-    path: str | None = None
-    """Folder with weights and tokenizer, run on this machine."""
-    hub: str | None = None
-    """Hugging Face id, downloaded and run on this machine."""
-    script: str | None = None
-    """Name of a script, or module:function; for tests and stand-ins."""
-    serve: Literal["", "vllm", "transformers"] = ""
-    """Start a server for `path` or `hub` with this engine, and stop it at the end."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How it draws its replies, under what a protocol asks for."""
+
+    @property
+    def where(self) -> str:
+        """What to call it in messages."""
+        named = [getattr(self, name, "") for name in ("path", "hub", "script", "plugin")]
+        return ", ".join(getattr(self, "url", ())) or next(filter(None, named))
+
+    def missing(self) -> list[str]:
+        """What is not there although this model needs it: one line each, with what to do. Asks no one."""
+        return []
+
+    def lacks(self, requires: Requires) -> list[str]:
+        """What a part requires and this model, as declared, cannot do: one line each, with what to do."""
+        return requires.unmet(self)
+
+
+class _Spoken(_Config):
+    """A language model."""
+
+    api: Literal["chat", "completions"] = "chat"
+    thinking: str = ""
+    """How it writes its thinking: a family that `thinking.py` knows, `none`; empty: by the text."""
+    first_tokens: int = Field(default=0, ge=0, le=20)
+    """How many alternatives of the first token to keep: guards score by them."""
+    extra_body: dict[str, Any] = {}
+    """Sent as it is, such as {chat_template_kwargs: {…}}; weights in this process use these alone."""
+
+
+class _Asked(_Spoken):
+    """One that is asked over HTTP."""
+
+    thinking_budget_field: str = ""
+    """The server's field for it, such as vLLM's thinking_token_budget."""
+    forbidden: tuple[str, ...] = ()
+    """Fields that this server refuses, such as seed, temperature or system: left out, and noted on each trace."""
+    timeout: float | None = connection(None, gt=0)
+    """Seconds for one try, queueing included; unset: by `least_speed`."""
+    least_speed: float = connection(5.0, gt=0)
+    """Tokens a second that a busy server gives one request at least: a try may take two minutes and its budget at this speed."""
+    in_flight: int = connection(256, ge=1)
+    """Most requests at one URL at the same time."""
+
+
+class Remote(_Asked):
+    """A server that speaks OpenAI's protocol."""
+
+    url: tuple[str, ...] = connection(min_length=1)
+    """Base URL up to /v1, or several that serve the same model. $NAME is read from the environment."""
     model: str = ""
     """Name that the server knows the model by; empty: the only one it serves."""
     revision: str = ""
-    """What you declare about the version behind the name; part of the identity."""
+    """What you declare about the version behind the name. Without it (or `weights`) the address is part of the identity."""
     weights: str = ""
     """Hash of the weights behind the URL, when known; then it is the identity."""
-    key_env: str = ""
-    """Environment variable that holds the key."""
-    api: Literal["chat", "completions"] = "chat"
-    """Which protocol of the server is spoken."""
     template: str = ""
     """For completions: a folder or .jinja file with the chat template; empty: none."""
-    prices: Prices | None = None
-    sampling: SamplingSettings = SamplingSettings()
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    thinking_budget_field: str = ""
-    """The server's field for it, such as vLLM's thinking_token_budget."""
-    two_calls: bool = False
-    """Keep a thinking budget by a second call that goes on from the cut text."""
-    forbidden: tuple[str, ...] = ()
-    """Fields that this server refuses, such as seed or temperature."""
-    extra_body: dict[str, Any] = {}
-    """Sent as it is, such as {chat_template_kwargs: {…}}."""
-    headers: dict[str, str] = {}
-    """Extra headers; a value $NAME is read from the environment."""
     opens_thinking: bool | None = None
-    """Whether the chat template opens the thinking; None: by the text."""
+    """Whether the chat template opens the thinking; unset: by the text."""
     prefill: Literal["no", "plain", "vllm"] = "no"
     """How the server takes a begun reply: as a last assistant turn, or so with vLLM's switches."""
-    first_tokens: int = Field(default=0, ge=0, le=20)
-    """How many alternatives of the first token to ask for: guards score by them."""
-    stream: bool = False
-    """Read the reply piece by piece, so that a stuck one is seen."""
-    stall: float = Field(default=120.0, gt=0)
-    """Seconds without a new piece after which a streamed reply is stuck."""
-    timeout: float = Field(default=1800.0, gt=0)
-    """Seconds for one try; must exceed queueing and generation."""
-    tries: int = Field(default=6, ge=1)
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    key_env: str = connection("")
+    """Environment variable that holds the key."""
+    headers: dict[str, str] = connection({})
+    """Extra headers; a value $NAME is read from the environment."""
+    prices: Prices | None = connection(None)
+    tries: int = connection(6, ge=1)
     """Most tries of one request."""
-    patience: float = Field(default=900.0, gt=0)
-    """Most seconds that one request is tried again."""
-    in_flight: int = Field(default=256, ge=1)
-    """Most requests at one URL at the same time."""
-    on_swap: Literal["stop", "note"] = "stop"
-    """When the server's replies show another model than before: stop, or only note it."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps; or how a served model is placed."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch: int = Field(default=0, ge=0)
-    """RecordFile of a batch; 0: by the model's size."""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads; fixed, so that the same text comes everywhere."""
-    memory_share: float = Field(default=0.9, gt=0, le=1)
-    """Share of the device's memory that a server may take."""
+    patience: float = connection(900.0, gt=0)
+    """Most seconds that one request is tried again, and that a server may ask to wait."""
+    on_swap: Literal["stop", "note"] = connection("stop")
+    """When the server's replies name another model than before: stop, or take them."""
 
     @field_validator("url", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> ModelConfig:
-        given = [name for name in ("url", "path", "hub", "script") if getattr(self, name)]
-        if len(given) != 1:
-            said = " and ".join(given) or "none"
-            raise ValueError(f"a role is exactly one of url, path, hub and script; given: {said}")
-        for url in self.url or ():
-            if not url.startswith(("http://", "https://", "$")):
-                raise ValueError(f"'{url}' is no URL: write http://HOST:PORT/v1, or $NAME of the environment")
-        return self
+    @field_validator("url")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(url if url.startswith("$") else _address(url) for url in value)
 
-    @property
-    def where(self) -> str:
-        """What to call it in messages."""
-        return ", ".join(self.url) if self.url else str(self.path or self.hub or f"script:{self.script}")
+    @field_validator("headers")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if name.lower() in SECRET_HEADERS and not text.startswith("$"):
+                raise ValueError(f"the header {name} is a secret: name an environment variable ($NAME), or key_env")
+        return value
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The URLs, those of the environment read."""
-        return tuple(os.environ[url[1:]] if url.startswith("$") else url for url in self.url or ())
+        """The addresses, those of the environment read."""
+        return tuple(os.environ[url[1:]].rstrip("/") if url.startswith("$") else url for url in self.url)
+
+    def identity_fields(self) -> dict[str, Any]:
+        """What beside the marked fields makes the identity: the address, where nothing else says which model it is."""
+        return {} if self.revision or self.weights else {"url": sorted(self.url)}
 
     def missing(self) -> list[str]:
-        """What is not there although this role needs it: one line each, with what to do. Asks no one."""
-        names = [self.key_env] if self.key_env else []
-        names += [value[1:] for value in (*self.headers.values(), *(self.url or ())) if value.startswith("$")]
-        lines = [
-            f"{name} is not set: export it, or name another with key_env" for name in names if not os.environ.get(name)
+        """Variables of the environment that are not set."""
+        named = [self.key_env] if self.key_env else []
+        named += [value[1:] for value in (*self.headers.values(), *self.url) if value.startswith("$")]
+        return [
+            f"{name} is not set: export it, or name another with key_env" for name in named if not os.environ.get(name)
         ]
-        if self.path and not Path(self.path).is_dir():
-            lines.append(f"{self.path} is no folder: give one with config.json, weights and tokenizer")
-        return lines
+
+
+class _Weights(_Spoken):
+    """Weights on this machine: exactly one of `path` and `hub`."""
+
+    path: str | None = None
+    """Folder with weights and tokenizer, or a GGUF file."""
+    hub: str | None = None
+    """Hugging Face id, downloaded first."""
+    revision: str = ""
+    """Branch, tag or commit of the hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    @field_validator("hub")
+    @classmethod
+    def _legal(cls, value: str | None) -> str | None:
+        if value is not None and not is_hub_id(value):
+            raise ValueError("no id of the hub: OWNER/NAME of letters, digits, '-', '_' and '.'")
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> _Weights:
+        if bool(self.path) == bool(self.hub):
+            raise ValueError("exactly one of path and hub is needed")
+        return self
+
+    def missing(self) -> list[str]:
+        """A folder or file that is not there."""
+        if self.path is None or Path(self.path).is_dir() or (self.path.endswith(".gguf") and Path(self.path).is_file()):
+            return []
+        return [f"{self.path} is no folder with config.json, weights and tokenizer, and no .gguf file"]
+
+
+class Local(_Weights):
+    """Weights that this process runs."""
+
+    device: str = connection("auto")
+    """auto, cpu, cuda, cuda:1, mps."""
+    batch: int = connection(0, ge=0)
+    """Rows that write at the same time; 0: by the model's size."""
+    threads: int = connection(1, ge=1)
+    """CPU threads of one worker."""
+
+
+class Served(_Weights, _Asked):
+    """Weights that a server started by us runs, for as long as it is needed."""
+
+    engine: Literal["vllm"] = "vllm"
+    devices: tuple[int, ...] = connection(())
+    """Numbers of the GPUs; empty: as placed."""
+    tensor_parallel: int = connection(0, ge=0)
+    """GPUs that share one copy; 0: all of `devices`."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Most tokens of prompt and reply together; unset: as the model says."""
+    memory: float = connection(0.9, gt=0, le=1)
+    """Part of each device's memory that the server may take."""
+    extra_args: tuple[str, ...] = ()
+    """Further arguments of the engine's command line."""
+    start_within: float = connection(1800.0, gt=0)
+    """Seconds that the server may take to become ready."""
+
+    def missing(self) -> list[str]:
+        """The weights, and the engine's program."""
+        from demur.models.vllm import executable
+
+        try:
+            executable()
+            return super().missing()
+        except UserError as error:
+            return [*super().missing(), str(error)]
+
+
+class Scripted(_Config):
+    """A function of this process, for tests and dry runs."""
+
+    script: str
+    """Name of a script, or module:function."""
+    opens_thinking: bool | None = None
+    """Whether its texts begin inside an opened thinking; unset: by the text."""
+
+
+class Custom(_Config):
+    """A backend of your own: `module:Class`, a settings class with an asynchronous context manager `open`."""
+
+    plugin: str
+    """module:Class of a pydantic model; `open(cache=, label=)` gives the model."""
+    settings: dict[str, Any] = {}
+    """What that class takes."""
+
+    @property
+    def made(self) -> Any:
+        """The instance of the class, its settings checked.
+
+        Raises:
+            UserError: there is no such class, or a setting that it does not know.
+        """
+        from demur.registry import resolve
+
+        return validate(resolve("model", self.plugin, {}), self.settings, where=self.plugin)
+
+    def missing(self) -> list[str]:
+        """The class, or what is wrong with its settings."""
+        try:
+            return list(getattr(self.made, "missing", list)())
+        except UserError as error:
+            return [str(error)]
+
+
+KINDS = {"url": "Remote", "script": "Scripted", "plugin": "Custom", "engine": "Served", "path": "Local", "hub": "Local"}
+"""A model's kind by the first of these keys that it has."""
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, _Config):
+        return type(value).__name__
+    keys = value if isinstance(value, dict) else {}
+    return next((kind for key, kind in KINDS.items() if key in keys), "none")
+
+
+def _spoken(value: Any) -> Any:
+    """A short text as the model that it means; anything else as it is."""
+    return parse_model(value) if isinstance(value, str) else value
+
+
+ModelConfig = Annotated[
+    Annotated[Remote, Tag("Remote")]
+    | Annotated[Served, Tag("Served")]
+    | Annotated[Local, Tag("Local")]
+    | Annotated[Scripted, Tag("Scripted")]
+    | Annotated[Custom, Tag("Custom")],
+    Discriminator(
+        _kind,
+        custom_error_type="no_model",
+        custom_error_message="a model has one of url, path, hub, script and plugin (path or hub with engine: served)",
+    ),
+    BeforeValidator(_spoken),
+]
+"""A model, as a field of settings: a mapping, or the short text that `parse_model` reads."""
+
+
+class _Holder(BaseModel):
+    model: ModelConfig
+
+
+def as_model(value: Any, *, where: str = "model") -> ModelConfig:
+    """A model from plain data or from a short text.
+
+    Raises:
+        UserError: one line for each thing that is wrong, with the nearest allowed key.
+    """
+    return validate(_Holder, {"model": value}, where=where).model
 
 
 def parse_model(text: str) -> ModelConfig:
-    """What `--target TEXT` means: a URL (or several with commas), a folder, `script:NAME`, `module:function`, a hub id.
+    """What `--target TEXT` means: a URL (or several with commas), a folder, a .gguf file, `script:NAME`, `module:function`, a hub id.
 
     Raises:
         UserError: it is none of these.
     """
     text = text.strip()
     if text.startswith(("http://", "https://", "$")):
-        return ModelConfig(url=tuple(part.strip() for part in text.split(",")))
+        return as_model({"url": [part.strip() for part in text.split(",")]}, where="URL")
     if text.startswith("script:"):
-        return ModelConfig(script=text.removeprefix("script:"))
-    if text and Path(text).expanduser().is_dir():
-        return ModelConfig(path=str(Path(text).expanduser()))
-    owner, slash, name = text.partition("/")
-    if ":" in text and not slash:
-        return ModelConfig(script=text)
-    if slash and owner and name and "/" not in name and not text.startswith((".", "~", "/")):
-        return ModelConfig(hub=text)
+        return Scripted(script=text.removeprefix("script:"))
+    if text and (Path(text).expanduser().is_dir() or text.endswith(".gguf")):
+        return Local(path=str(Path(text).expanduser()))
+    if ":" in text and "/" not in text:
+        return Scripted(script=text)
+    if is_hub_id(text):
+        return Local(hub=text)
     raise UserError(
-        f"'{text}' is no model: give http://HOST:PORT/v1, a folder that exists, owner/name of the hub, "
+        f"'{text}' is no model: give http://HOST:PORT/v1, a folder or .gguf file that exists, OWNER/NAME of the hub, "
         "script:NAME or module:function."
     )
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text can be the id of a model on the hub."""
+    owner, slash, name = text.partition("/")
+    legal = re.compile(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
+    return bool(slash and legal.fullmatch(owner) and legal.fullmatch(name) and "--" not in text and ".." not in text)
+
+
+def _address(url: str) -> str:
+    """A URL without its last slash.
+
+    Raises:
+        ValueError: it is none, or holds a password.
+    """
+    try:
+        parts = urlsplit(url)
+        bad = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+    except ValueError:
+        bad = True
+    if bad:
+        raise ValueError("no URL: write http://HOST:PORT/v1, or $NAME of the environment")
+    if parts.username or parts.password:
+        raise ValueError("a URL with a password would be stored: put the whole URL into a variable and write $NAME")
+    return url.rstrip("/")

@@ -1,25 +1,33 @@
-"""Where requests go: one lane for each URL, as wide as its server bears.
+"""How many requests are in flight at each address, which address takes the next, and whether any still lives.
 
-A lane's width starts small and doubles while latency holds, as long as nothing goes wrong; after the first trouble it
-grows by one a round and is halved by trouble, at most once a round. `Retry-After` closes a lane until then. A request takes the lane with the
-smallest load; a lane that only fails is left alone and tried with a single request now and then.
+The width of an address starts small and grows while latency holds; after the first trouble it grows by one a round and
+is halved by trouble, at most once a round. A request that is tried again goes before those that wait for their first try.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
+
+from demur.errors import disarmed, scrubbed
 
 START = 64
 """Requests in flight at the start."""
 STRETCH = 4.0
-"""How many times its best latency a lane may show and still grow."""
+"""How many times its best latency an address may show and still grow."""
 RESTS = (0.2, 30.0)
-"""Shortest and longest rest of a lane that only fails, in seconds."""
+"""Shortest and longest rest of an address that only fails, in seconds."""
+HOPELESS = 8
+"""So many requests that fail, and none that succeeds: the server is down."""
+REPORT = 30.0
+"""Seconds between two lines about a server that does not answer."""
+
+log = logging.getLogger("demur")
 
 
-class Lane:
+class Address:
     """One URL."""
 
     def __init__(self, url: str, *, most: int) -> None:
@@ -29,7 +37,6 @@ class Lane:
         self.closed_until = 0.0
         self.failures = 0
         """Rounds of failures since the last success."""
-        self.last_success = 0.0
         self._most = most
         self._steady = False
         self._round_ends = 0.0
@@ -43,7 +50,6 @@ class Lane:
     def succeeded(self, seconds: float) -> None:
         """A reply came after so many seconds."""
         self.failures = 0
-        self.last_success = time.monotonic()
         self._latency = seconds if self._latency is None else 0.95 * self._latency + 0.05 * seconds
         self._best = self._latency if self._best is None else min(self._best, self._latency)
         full = self.in_flight + 1 >= int(self.width)
@@ -51,7 +57,7 @@ class Lane:
             self.width = min(self._most, self.width + (1 / self.width if self._steady else 1))
 
     def troubled(self, *, down: bool = False, rest: float | None = None) -> None:
-        """The server was overloaded, or slow, or (`down`) did not answer at all; `rest`: the seconds that it asked for.
+        """The server was overloaded, or slow, or (`down`) failed altogether; `rest`: the seconds that it asked for.
 
         What was in flight together fails together: one round of requests counts as one failure.
         """
@@ -67,34 +73,37 @@ class Lane:
             self.closed_until = max(self.closed_until, now + rest)
 
 
-class Lanes:
-    """The lanes of a role, and those who wait for one."""
+class Limiter:
+    """The addresses of a model, and the requests that wait for one."""
 
-    def __init__(self, urls: tuple[str, ...], *, most: int) -> None:
-        self.lanes = [Lane(url.rstrip("/"), most=most) for url in urls]
+    def __init__(self, urls: list[str], *, most: int) -> None:
+        self.addresses = [Address(url, most=most) for url in urls]
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def enter(self, *, avoid: Lane | None = None) -> Lane:
-        """A lane with room, the least loaded one; after a failure another than `avoid` where there is one."""
+    async def enter(self, *, again: bool = False, avoid: Address | None = None) -> Address:
+        """An address with room, the least loaded one; after a failure another than `avoid` where there is one."""
         while True:
             now = time.monotonic()
-            if len(self.lanes) == 1 and self.lanes[0].room(now):
-                self.lanes[0].in_flight += 1
-                return self.lanes[0]
-            open_ones = [lane for lane in self.lanes if lane.room(now)]
-            others = [lane for lane in open_ones if lane is not avoid] or open_ones
+            if len(self.addresses) == 1 and self.addresses[0].room(now):
+                self.addresses[0].in_flight += 1
+                return self.addresses[0]
+            open_ones = [one for one in self.addresses if one.room(now)]
+            others = [one for one in open_ones if one is not avoid] or open_ones
             if others:
-                lane = min(others, key=lambda lane: (lane.failures, lane.in_flight / lane.width))
-                lane.in_flight += 1
-                return lane
-            await self._wait(now)
+                found = min(others, key=lambda one: (one.failures, one.in_flight / one.width))
+                found.in_flight += 1
+                return found
+            await self._wait(now, again)
 
-    async def _wait(self, now: float) -> None:
-        """Until a lane has room again, or a closed one opens."""
+    async def _wait(self, now: float, again: bool) -> None:
+        """Until an address has room again, or a closed one opens."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(future)
-        closed = [lane.closed_until - now for lane in self.lanes if lane.closed_until > now]
+        if again:
+            self._waiting.appendleft(future)
+        else:
+            self._waiting.append(future)
+        closed = [one.closed_until - now for one in self.addresses if one.closed_until > now]
         timer = loop.call_later(min(closed) + 0.001, _wake, future) if closed else None
         try:
             await future
@@ -102,21 +111,66 @@ class Lanes:
             if timer is not None:
                 timer.cancel()
 
-    def leave(self, lane: Lane) -> None:
-        """Give the lane back, and let those in who now fit."""
-        lane.in_flight -= 1
-        room = sum(max(1, int(one.width) - one.in_flight) for one in self.lanes)
+    def leave(self, address: Address) -> None:
+        """Give the place back, and let those in who now fit."""
+        address.in_flight -= 1
+        room = sum(max(1, int(one.width) - one.in_flight) for one in self.addresses)
         while room > 0 and self._waiting:
             future = self._waiting.popleft()
             if not future.done():
                 future.set_result(None)
                 room -= 1
 
-    def last_success(self) -> float:
-        """When anything last went well, by the monotonic clock."""
-        return max(lane.last_success for lane in self.lanes)
-
 
 def _wake(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+class Health:
+    """Whether a server lives, from what succeeded and failed; says so while it does not."""
+
+    def __init__(self, where: str, *, patience: float) -> None:
+        self.replies = 0
+        self._where = where
+        self._patience = patience
+        self._last_success = 0.0
+        self._failing: set[bytes] = set()
+        self._since = 0.0
+        self._next_line = 0.0
+
+    def succeeded(self) -> None:
+        """A reply came."""
+        self.replies += 1
+        self._last_success = time.monotonic()
+        if self._failing:
+            self._failing.clear()
+            self._since = 0.0
+
+    def failed(self, key: bytes, why: str) -> None:
+        """A try of a request failed."""
+        now = time.monotonic()
+        self._failing.add(key)
+        if not self._since:
+            self._since, self._next_line = now, now + REPORT / 3
+        self._report(now, f"{why}. Trying again; giving up in {max(self._since + self._patience - now, 0):.0f} s")
+
+    def waits(self, seconds: float, why: str) -> None:
+        """The server asks to wait."""
+        if seconds >= REPORT / 3:
+            self._report(time.monotonic(), f"waiting {seconds:.0f} s, as the server asks ({why})")
+
+    def _report(self, now: float, text: str) -> None:
+        if now >= self._next_line:
+            self._next_line = now + REPORT
+            log.warning("%s: %s", self._where, disarmed(scrubbed(text)))
+
+    def dead(self, since: float, *, unreached: bool, known: bool) -> bool:
+        """Whether a request that failed since a time shows a server that is down, and not a request that cannot be answered.
+
+        Args:
+            since: when its first try began.
+            unreached: whether no connection could be made.
+            known: whether the server has ever answered.
+        """
+        return self._last_success < since and (unreached or not known or len(self._failing) >= HOPELESS)

@@ -2,7 +2,7 @@
 
 The batches are planned from the complete, sorted list of requests, so that a resumed run forms the same ones; a batch is
 what is committed. Within a batch each row draws with its own noise (see `sampler`), so that its text does not depend on
-its neighbours. RecordFile that have ended leave the batch.
+its neighbours. Rows that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +21,17 @@ from transformers.utils import logging as transformers_logging
 from demur import thinking
 from demur.errors import UserError
 from demur.interfaces import Request, Requests, stream
-from demur.models.config import ModelConfig
-from demur.models.replies import asked, record, seed_of
+from demur.models.answering import asked, record, seed_of
+from demur.models.checkpoint import folder_of, identity_of
+from demur.models.config import Local
 from demur.models.sampler import Rule, Writing, Written
-from demur.models.weights import folder_of, identity_of
 from demur.records import Failure, Sampling, Trace, digest
 from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
 SMALL = 50_000_000
 """Parameters below which a batch may be large."""
+GATHER = 0.01
+"""Seconds in which what is asked turn by turn is gathered."""
 AREA = 1 << 26
 """Without an accelerator attention is written out, rows x length x length: the most of it in one batch."""
 
@@ -45,18 +48,17 @@ class Row(NamedTuple):
 class LocalModel:
     """A `Model` over weights that this process holds."""
 
-    complete_first = True
-    """It answers nothing before its requests have ended: whoever asks turn by turn asks again for each turn."""
-
-    def __init__(self, role: ModelConfig, *, folder: Path, journal: ReplyCache, label: str = "") -> None:
+    def __init__(self, config: Local, *, folder: Path, cache: ReplyCache, label: str = "") -> None:
         """Load a folder; see `load`, which does so beside the event loop."""
         transformers_logging.disable_progress_bar()
-        self._role = role
-        self._journal = journal
+        self._config = config
+        self._cache = cache
         self._label = label
+        self._waiting: list[tuple[Row, asyncio.Future[Reply]]] = []
+        self._writer: asyncio.Task[None] | None = None
         self.identity = identity_of(folder)
-        self.device = _device(role.device)
-        self.dtype = _dtype(role.dtype, self.device)
+        self.device = _device(config.device)
+        self.dtype = _dtype(config.dtype, self.device)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype)
         self._model.to(self.device).eval()
@@ -64,27 +66,27 @@ class LocalModel:
         self._room: int = getattr(self._model.config, "max_position_embeddings", None) or 1 << 30
         self._close: list[int] = self._tokenizer.encode(_closing(), add_special_tokens=False)
         parameters = sum(p.numel() for p in self._model.parameters())
-        self._batch = role.batch or (256 if parameters < SMALL else 32)
-        if role.api == "chat" and not self._tokenizer.chat_template:
+        self._batch = config.batch or (256 if parameters < SMALL else 32)
+        if config.api == "chat" and not self._tokenizer.chat_template:
             raise UserError(
-                f"{role.where}: its tokenizer has no chat template. Give one in the folder (chat_template.jinja), or "
+                f"{config.where}: its tokenizer has no chat template. Give one in the folder (chat_template.jinja), or "
                 "--set …api=completions to send the text as it is."
             )
 
     @classmethod
-    async def load(cls, role: ModelConfig, *, journal: ReplyCache, label: str = "") -> LocalModel:
-        """Load the weights of a role's folder or hub id.
+    async def load(cls, config: Local, *, cache: ReplyCache, label: str = "") -> LocalModel:
+        """Load the weights of a folder or hub id.
 
         Raises:
             UserError: they are not there or cannot be read.
         """
-        build = functools.partial(cls, role, folder=folder_of(role), journal=journal, label=label)
+        build = functools.partial(cls, config, folder=folder_of(config), cache=cache, label=label)
         try:
             return await asyncio.to_thread(build)
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{role.where}: not a model that transformers can load: {error}") from error
+            raise UserError(f"{config.where}: not a model that transformers can load: {error}") from error
 
     def check(self, sampling: Sampling) -> None:
         """A local model honours every field; only budgets must fit each other."""
@@ -92,6 +94,28 @@ class LocalModel:
             raise UserError(
                 f"thinking_budget {sampling.thinking_budget} leaves nothing of max_tokens {sampling.max_tokens} for an answer."
             )
+
+    async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
+        """The reply to one request, written together with those that are asked at the same time."""
+        row = await asyncio.to_thread(self._row, request)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((row, future))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_waiting(fresh))
+        return record(request, await future, model=self.identity)
+
+    async def _write_waiting(self, fresh: bool) -> None:
+        while self._waiting:
+            await asyncio.sleep(GATHER)
+            taken, self._waiting = self._waiting, []
+            futures: dict[bytes, list[asyncio.Future[Reply]]] = {}
+            for row, future in taken:
+                futures.setdefault(row.key, []).append(future)
+            for batch in self._plan({row.key: row for row, _ in taken}.values()):
+                for row, reply in zip(batch, await self._commit(batch, fresh=fresh), strict=True):
+                    for future in futures[row.key]:
+                        if not future.done():
+                            future.set_result(reply)
 
     async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
         """One result a request, batch by batch, once the complete list of requests is known."""
@@ -123,31 +147,39 @@ class LocalModel:
                 batches.append([row])
         return batches
 
-    async def _commit(self, batch: list[Row]) -> list[Reply]:
+    async def _commit(self, batch: list[Row], *, fresh: bool = False) -> list[Reply]:
         """The replies of a batch: those stored, or all written anew and committed together."""
-        stored = [self._journal.get(row.key) for row in batch]
+        stored = [None if fresh else self._cache.get(row.key) for row in batch]
         if all(reply is not None for reply in stored):
             return [reply for reply in stored if reply is not None]
         written = await asyncio.to_thread(self._write, batch)
         new = [(row.key, reply) for row, reply, old in zip(batch, written, stored, strict=True) if old is None]
-        kept = iter(await self._journal.put(new, label=self._label, model=self.identity))
+        kept = iter(await self._cache.put(new, label=self._label, model=self.identity, replace=fresh))
         return [old if old is not None else next(kept) for old in stored]
 
     def _row(self, request: Request) -> Row:
         prefill = request.sampling.prefill or ""
-        if self._role.api == "completions":
+        if self._config.api == "completions":
             text = "\n\n".join(turn.content for turn in request.messages) + prefill
             tokens = self._tokenizer.encode(text)
         else:
             turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
-            extra = self._role.extra_body.get("chat_template_kwargs", {})
+            extra = self._config.extra_body.get("chat_template_kwargs", {})
             text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **extra)
             # Where the prefill opens the thinking, the reply shows it: only the template's own opening is hidden.
             opened = thinking.opens_thinking(text)
             tokens = self._tokenizer.encode(text + prefill, add_special_tokens=False)
-        opened = self._role.api == "chat" and opened
+        opened = self._config.api == "chat" and opened
         key = key_of(
-            ["local", self._role.first_tokens, self.identity, str(self.dtype), self._role.api, tokens, *asked(request)]
+            [
+                "local",
+                self._config.first_tokens,
+                self.identity,
+                str(self.dtype),
+                self._config.api,
+                tokens,
+                *asked(request),
+            ]
         )
         return Row(key, request, tokens, opened)
 
@@ -156,7 +188,7 @@ class LocalModel:
         fits = [row for row in batch if len(row.tokens) < self._room]
         if not fits:
             return [self._reply(row, None) for row in batch]
-        torch.set_num_threads(self._role.threads)
+        torch.set_num_threads(self._config.threads)
         sampling = fits[0].request.sampling
         work = Writing(
             self._model,
@@ -165,7 +197,7 @@ class LocalModel:
             limits=[min(sampling.max_tokens, self._room - len(row.tokens)) for row in fits],
             stops=self._stops,
         )
-        work.keep_first = self._role.first_tokens
+        work.keep_first = self._config.first_tokens
         if sampling.thinking_budget is not None:
             inside = functools.partial(self._inside, fits)
             work.force(self._close, at=sampling.thinking_budget, when=inside)
@@ -201,13 +233,19 @@ class LocalModel:
         return str(self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
+@asynccontextmanager
+async def open_local(config: Local, *, cache: ReplyCache, label: str = "") -> AsyncIterator[LocalModel]:
+    """A model in this process."""
+    yield await LocalModel.load(config, cache=cache, label=label)
+
+
 def _closing() -> str:
     """What ends a thinking, with the white space that R1-like models put around it."""
     return thinking.join("", "", seams=thinking.CANONICAL).removeprefix(thinking.OPEN + thinking.CANONICAL.after_open)
 
 
 def _device(wanted: str) -> torch.device:
-    """The device of a role.
+    """The device of a model.
 
     Raises:
         UserError: it is not there.

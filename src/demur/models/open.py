@@ -1,55 +1,54 @@
-"""From what a user said about a model to one that answers."""
+"""From a model's configuration to the model. A new backend is a class in `config.py` and a line here."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from demur import registry
 from demur.errors import UserError
-from demur.models.config import ModelConfig
+from demur.models.config import Custom, ModelConfig
 
 if TYPE_CHECKING:
     from demur.interfaces import Model
     from demur.storage.reply_cache import ReplyCache
 
+BACKENDS: dict[str, str] = {
+    "Remote": "demur.models.client:open_remote",
+    "Served": "demur.models.vllm:open_served",
+    "Local": "demur.models.local:open_local",
+    "Scripted": "demur.models.scripted:open_scripted",
+    "Custom": "demur.models.open:open_custom",
+}
+"""Kind of configuration -> an asynchronous context manager, called with the configuration, `cache` and `label`."""
+
 
 @asynccontextmanager
-async def open_model(role: ModelConfig, *, journal: ReplyCache | None = None, label: str = "") -> AsyncIterator[Model]:
-    """The model behind a role, ready to answer.
+async def open_model(config: ModelConfig, *, cache: ReplyCache | None = None, label: str = "") -> AsyncIterator[Model]:
+    """The model of a configuration, ready to answer.
 
     Args:
-        role: what the user said.
-        journal: where replies are kept; `None`: for this use only.
-        label: `ROLE/STAGE`, under which requests are counted.
+        config: what the user said.
+        cache: where replies are kept; `None`: for this use only.
+        label: `PART/STAGE`, under which requests are counted.
 
     Raises:
-        UserError: something the role needs is missing.
+        UserError: something that the model needs is missing.
     """
-    if lacks := role.missing():
-        raise UserError("\n".join(f"{role.where}: {line}" for line in lacks))
+    if lines := config.missing():
+        raise UserError("\n".join(f"{config.where}: {line}" for line in lines))
     from demur.storage.reply_cache import ReplyCache
 
-    if journal is None:
-        with ReplyCache(None) as own:
-            async with open_model(role, journal=own, label=label) as model:
-                yield model
-    elif role.script:
-        from demur.models.scripted import ScriptedModel
-
-        yield ScriptedModel(role, journal=journal, label=label)
-    elif role.url:
-        from demur.models.client import endpoint
-
-        async with endpoint(role.model_copy(update={"url": role.urls}), journal=journal, label=label) as model:
+    opener = registry.resolve("backend", type(config).__name__, BACKENDS)
+    with contextlib.nullcontext(cache) if cache is not None else ReplyCache(None) as replies:
+        async with opener(config, cache=replies, label=label) as model:
             yield model
-    elif role.serve:
-        from demur.models.client import endpoint
-        from demur.models.vllm import served_role
 
-        async with served_role(role) as remote, endpoint(remote, journal=journal, label=label) as model:
-            yield model
-    else:
-        from demur.models.local import LocalModel
 
-        yield await LocalModel.load(role, journal=journal, label=label)
+@asynccontextmanager
+async def open_custom(config: Custom, *, cache: ReplyCache, label: str) -> AsyncIterator[Model]:
+    """A backend that lives elsewhere."""
+    async with config.made.open(cache=cache, label=label) as model:
+        yield model

@@ -1,4 +1,4 @@
-"""A model that is a function: for tests, stand-ins and the miniature teacher. Same Protocol, same journal, no tokens.
+"""A model that is a function: for tests, dry runs and the miniature teacher. Same Protocol, same cache, no tokens.
 
 A script is `def script(messages, sampling, rng) -> str`: raw text, tags included, the same for the same request. It counts
 words as tokens, so that budgets bind.
@@ -11,19 +11,18 @@ import random
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from demur import registry
 from demur.errors import UserError
-from demur.interfaces import Request, Requests
+from demur.interfaces import Request
 from demur.models import SCRIPTS
-from demur.models.config import ModelConfig
-from demur.models.replies import asked, chunks, record, rng_of
+from demur.models.answering import Answering, asked, record, rng_of
+from demur.models.config import Scripted
 from demur.records import Failure, Finish, Message, Sampling, Trace, digest
 from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
 Script = Callable[[Sequence[Message], Sampling, random.Random], str]
-CHUNK = 64
-"""Replies of one commit."""
 _WORD = re.compile(r"\s*\S+")
 
 
@@ -52,39 +51,34 @@ def spoken(script: Script, request: Request) -> tuple[str, Finish, int]:
     return text[: words[sampling.max_tokens - 1].end()], "length", sampling.max_tokens
 
 
-class ScriptedModel:
+class ScriptedModel(Answering):
     """A `Model` over a script, in this process."""
 
-    def __init__(self, role: ModelConfig, *, journal: ReplyCache, label: str = "") -> None:
-        self._script, self.identity = load_script(role.script or "")
-        self._role = role
-        self._journal = journal
+    def __init__(self, config: Scripted, *, cache: ReplyCache, label: str = "") -> None:
+        self._script, self.identity = load_script(config.script)
+        self._config = config
+        self._cache = cache
         self._label = label
 
     def check(self, sampling: Sampling) -> None:
         """Scripts have no notion of a thinking budget."""
         if sampling.thinking_budget is not None:
-            raise UserError(f"{self._role.where}: a script keeps no thinking budget; leave thinking_budget out.")
+            raise UserError(f"{self._config.where}: a script keeps no thinking budget; leave thinking_budget out.")
 
-    async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
-        """One trace a request, in the requests' order, committed in chunks."""
-        async for chunk in chunks(requests, CHUNK):
-            for found in await self._answer(chunk):
-                yield found
+    async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
+        """The script's text for one request."""
 
-    async def _answer(self, requests: list[Request]) -> list[Trace | Failure]:
-        keys = [key_of([self.identity, *asked(r)]) for r in requests]
-        known = {key: reply for key in keys if (reply := self._journal.get(key)) is not None}
-        new: dict[bytes, Reply] = {}
-        for key, request in zip(keys, requests, strict=True):
-            if key not in known and key not in new:
-                text, finish, count = spoken(self._script, request)
-                sent = sum(len(_WORD.findall(turn.content)) for turn in request.messages)
-                new[key] = Reply(content=text, finish=finish, tokens_in=sent, tokens_out=count)
-        if new:
-            stored = await self._journal.put(new.items(), label=self._label, model=self.identity)
-            known.update(zip(new, stored, strict=True))
-        return [
-            record(request, known[key], model=self.identity, opened=self._role.opens_thinking)
-            for key, request in zip(keys, requests, strict=True)
-        ]
+        async def ask() -> Reply:
+            text, finish, count = spoken(self._script, request)
+            sent = sum(len(_WORD.findall(turn.content)) for turn in request.messages)
+            return Reply(content=text, finish=finish, tokens_in=sent, tokens_out=count)
+
+        key = key_of([self.identity, *asked(request)])
+        reply = await self._cache.once(key, ask, label=self._label, model=self.identity, fresh=fresh)
+        return record(request, reply, model=self.identity, opened=self._config.opens_thinking)
+
+
+@asynccontextmanager
+async def open_scripted(config: Scripted, *, cache: ReplyCache, label: str = "") -> AsyncIterator[ScriptedModel]:
+    """The model of a script."""
+    yield ScriptedModel(config, cache=cache, label=label)

@@ -1,68 +1,136 @@
-"""What the client needs of HTTP: headers with secrets, bodies with a bound, waits that a server asks for."""
+"""One try over HTTP: secrets in headers, bodies with a bound, waits that a server asks for, and what each failure means."""
 
 from __future__ import annotations
 
+import base64
 import os
 import time
+import zlib
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import aiohttp
 import msgspec
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
 
-from demur.errors import UserError
+from demur.errors import UserError, WorkError, keep_secret
 from demur.models import wire
-from demur.models.config import ModelConfig
+from demur.models.config import Remote
+from demur.records import FailureKind
+from demur.storage.reply_cache import Reply
 
-LARGEST = 256 << 20
-"""Bytes of a reply beyond which it is taken for one that never ends."""
+LARGEST = 64 << 20
+"""Bytes of a reply, unpacked, beyond which it is taken for one that never ends."""
+LATER = (408, 409, 425, 429)
+"""Statuses below 500 after which the same request may succeed."""
+SPENT = ("insufficient_quota", "insufficient balance", "billing_hard_limit")
+"""What servers say when no waiting helps."""
 
 
-async def only_model(role: ModelConfig, session: aiohttp.ClientSession) -> str:
-    """The name of the one model that a server says it serves."""
-    url = f"{(role.url or ('',))[0].rstrip('/')}/models"
-    hint = "name it: --set roles.ROLE.model=NAME in a study, or model: NAME."
+class Trouble(Exception):
+    """A try failed in a way that another may not."""
+
+    def __init__(self, kind: FailureKind, detail: str, *, status: int = 0, rest: float | None = None) -> None:
+        super().__init__(detail)
+        self.kind: FailureKind = kind
+        self.detail = detail
+        self.rest = rest
+        """Seconds that the server asks to wait."""
+        self.later = status in (429, 503)
+        """The server is well and says "later": only patience bounds how often."""
+        self.down = kind == "unavailable" and not self.later
+        """It did not answer at all, or with an error of its own."""
+        self.unreached = kind == "unavailable" and not status
+        self.idle = False
+        """It closed an idle connection just as that was used: nothing was wrong with anything."""
+
+
+async def post(session: aiohttp.ClientSession, url: URL, data: bytes, *, seconds: float, limit: int) -> Reply:
+    """Put a request once.
+
+    Raises:
+        Trouble: it failed, and another try may not.
+        WorkError: the server will not have us.
+    """
+    timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=30)
     try:
-        async with session.get(url, headers=headers_of(role), timeout=aiohttp.ClientTimeout(total=30)) as response:
-            data = await all_of(response)
-            if response.status != 200:
-                raise UserError(f"{url} does not say which model it serves (HTTP {response.status}); {hint}")
-    except (aiohttp.ClientError, OSError) as error:
-        raise UserError(f"{url} cannot be reached ({error}). Is the server up, and the URL right up to /v1?") from error
-    try:
-        names = [str(entry["id"]) for entry in msgspec.json.decode(data)["data"]]
-    except (msgspec.DecodeError, KeyError, TypeError):
-        raise UserError(f"{url} does not say which model it serves: {wire.excerpt(data)}; {hint}") from None
-    if len(names) != 1:
-        raise UserError(f"{url} serves {len(names)} models ({', '.join(names[:10])}); {hint}")
-    return names[0]
+        async with session.post(url, data=data, timeout=timeout, allow_redirects=False) as response:
+            body = await all_of(response)
+            if response.status == 200:
+                return wire.read(body, limit=limit)
+            return _refused(url, response.status, response.headers, wire.error_text(body))
+    except wire.Unreadable as error:
+        raise Trouble("unreadable", str(error)) from None
+    except TimeoutError:
+        raise Trouble("timeout", f"no reply within {seconds:.0f} s") from None
+    except aiohttp.ServerDisconnectedError:
+        trouble = Trouble("unavailable", "the server closed the connection")
+        trouble.idle = True
+        raise trouble from None
+    except (aiohttp.ClientConnectionError, aiohttp.ClientOSError) as error:
+        raise Trouble("unavailable", f"{type(error).__name__}: {wire.excerpt(str(error).encode())}") from None
+    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+        raise Trouble("unreadable", f"the reply broke off: {wire.excerpt(str(error).encode())}") from None
 
 
-def headers_of(role: ModelConfig) -> dict[str, str]:
-    """The headers of every request, with secrets from the environment."""
-    headers = {"Content-Type": "application/json"}
-    if role.key_env:
-        headers["Authorization"] = f"Bearer {os.environ[role.key_env]}"
-    for name, value in role.headers.items():
-        headers[name] = os.environ[value[1:]] if value.startswith("$") else value
-    return headers
+def _refused(url: URL, status: int, headers: Mapping[str, str], text: str) -> Reply:
+    """What a status other than 200 means: another try, a typed failure, or the end."""
+    said = f"HTTP {status}: {text}"
+    if (status in LATER or status >= 500) and not any(phrase in text.lower() for phrase in SPENT):
+        kind: FailureKind = "timeout" if status in (408, 504) else "unavailable"
+        raise Trouble(kind, said, status=status, rest=rest_of(headers.get("Retry-After")))
+    failure = wire.refusal(status, text)
+    if failure == "filtered":
+        return Reply(failure=failure, detail=said)
+    if status in (401, 403):
+        raise WorkError(f"{url} refuses us ({said}). Is the key right (key_env)? Mend that and run the same command.")
+    if status in (402, 429):
+        raise WorkError(f"{url}: {said}. What came so far is kept; run the same command when the account allows it.")
+    if status in (404, 405):
+        raise WorkError(f"{url}: {said}. Is the URL right up to /v1, and does it serve this model?")
+    if status < 400:
+        where = wire.excerpt(headers.get("Location", "").encode("utf-8", "replace"))
+        raise WorkError(
+            f"{url} sends us elsewhere (HTTP {status}, {where}). demur follows no redirect: give that address."
+        )
+    return Reply(failure=failure, detail=said)
 
 
 async def all_of(response: aiohttp.ClientResponse) -> bytes:
-    """The whole body, unless it never ends."""
-    length = response.content_length
-    if length is not None and length <= LARGEST:
-        return await response.read()
+    """The whole body, unpacked, unless it never ends.
+
+    Raises:
+        wire.Unreadable: it is larger than any reply, or packed in a way that was not asked for.
+    """
     parts, size = [], 0
     async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
         if size > LARGEST:
             raise wire.Unreadable(f"a reply of more than {LARGEST >> 20} MB")
-    return b"".join(parts)
+    return _unpacked(b"".join(parts), response.headers.get("Content-Encoding", "").strip().lower())
+
+
+def _unpacked(data: bytes, packing: str) -> bytes:
+    """The body behind its packing. No packing was asked for; the usual one is understood all the same."""
+    if packing in ("", "identity"):
+        return data
+    if packing not in ("gzip", "x-gzip", "deflate"):
+        raise wire.Unreadable(f"a reply packed by {wire.excerpt(packing.encode('utf-8', 'replace'), most=40)}")
+    unpacker = zlib.decompressobj(47)
+    try:
+        plain = unpacker.decompress(data, LARGEST)
+    except zlib.error as error:
+        raise wire.Unreadable(f"a packed reply that is damaged: {error}") from None
+    if unpacker.unconsumed_tail or not unpacker.eof:
+        raise wire.Unreadable(f"a packed reply of more than {LARGEST >> 20} MB, or cut")
+    return plain
 
 
 def rest_of(text: str | None) -> float | None:
-    """The seconds of a `Retry-After`, which may be a date; at most an hour."""
+    """The seconds of a `Retry-After`, which may be a date."""
     if not text:
         return None
     try:
@@ -70,6 +138,75 @@ def rest_of(text: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, TypeError, OverflowError):
             return None
-    return min(max(seconds, 0.0), 3600.0)
+    return max(seconds, 0.0) if seconds == seconds else None
+
+
+def headers_of(config: Remote) -> dict[str, str]:
+    """The headers of every request. What comes from the environment is a secret from then on.
+
+    Raises:
+        UserError: a secret that no header can hold.
+    """
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+    secrets = {name: os.environ[value[1:]] for name, value in config.headers.items() if value.startswith("$")}
+    key = os.environ[config.key_env].strip() if config.key_env else ""
+    for text in (key, *secrets.values()):
+        keep_secret(text)
+        if any(ord(sign) < 32 or ord(sign) > 255 for sign in text):
+            raise UserError(
+                f"{config.where}: a key or header from the environment holds a line end or an odd character."
+            )
+    bearer = {"Authorization": f"Bearer {key}"} if key else {}
+    return headers | bearer | config.headers | secrets
+
+
+def addresses_of(config: Remote) -> tuple[list[str], dict[str, str]]:
+    """The URLs without user and password, which may stand in those of the environment, and the header for these."""
+    plain, header = [], {}
+    for text in config.urls:
+        url = URL(text)
+        if url.user is not None or url.password is not None:
+            for secret in (url.password, url.raw_password):
+                keep_secret(secret or "")
+            pair = f"{url.user or ''}:{url.password or ''}".encode()
+            header = {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+            url = url.with_user(None)
+        plain.append(str(url).rstrip("/"))
+    return plain, header
+
+
+async def only_model(url: str, session: aiohttp.ClientSession) -> str:
+    """The name of the one model that a server says it serves.
+
+    Raises:
+        UserError: it says none, or several.
+    """
+    hint = "name it: model: NAME in the study file (or --set models.NAME.model=…)."
+    try:
+        async with session.get(
+            f"{url}/models", timeout=aiohttp.ClientTimeout(total=30), allow_redirects=False
+        ) as response:
+            data = await all_of(response)
+            status = response.status
+    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+        raise UserError(
+            f"{url} cannot be reached ({type(error).__name__}: {error}). Is the server up, and the URL right up to /v1?"
+        ) from error
+    except wire.Unreadable as error:
+        raise UserError(f"{url} does not say which model it serves: {error}; {hint}") from error
+    if status != 200:
+        raise UserError(f"{url} does not say which model it serves (HTTP {status}: {wire.error_text(data)}); {hint}")
+    names = _names(data)
+    if len(names) != 1:
+        raise UserError(f"{url} serves {len(names)} models ({', '.join(names[:10])}); {hint}")
+    return names[0]
+
+
+def _names(data: bytes) -> list[str]:
+    try:
+        listed: Any = msgspec.json.decode(data)["data"]
+        return [entry["id"] for entry in listed if isinstance(entry["id"], str)]
+    except (msgspec.DecodeError, KeyError, TypeError, UnicodeDecodeError, RecursionError):
+        return []

@@ -1,270 +1,265 @@
 """What goes over the wire, and what may come back: OpenAI-compatible bodies, written and read in one place.
 
-Servers differ in where they put the thinking (`reasoning_content`, `reasoning`, or tags in the content), send null where
-there is no text, and sometimes send what is no reply at all. Reading never guesses: it gives a `Reply` or says what came.
+A server may send anything. Every field is checked where it enters: what is needed and unusable makes the reply
+`Unreadable`, what is only informative (counts, log-probabilities) is left out and noted. Reading never guesses, never
+raises anything else, and takes time linear in what came.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from demur import thinking
-from demur.interfaces import Request
-from demur.records import Finish
+from demur.errors import disarmed
+from demur.records import FailureKind, Finish
 from demur.storage.reply_cache import Reply
 
 SHOWN = 300
 """Characters of a server's own words that an error repeats."""
+MOST = 10**12
+"""No count of tokens is larger."""
+FINISHES: dict[str, Finish] = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence", "end"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "model_length", "max_output_tokens", "token_limit"), "length"),
+    **dict.fromkeys(
+        ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "sensitive"),
+        "content_filter",
+    ),
+}
+"""What servers call the end of a reply, in small letters. Any other name is the end of no whole reply."""
 
 
 class Unreadable(Exception):
     """What came is no reply; the message says what came."""
 
 
-class _Loose(msgspec.Struct):
-    """Unknown fields are skipped: servers add what they like."""
-
-
-class _Details(_Loose):
-    reasoning_tokens: int | None = None
-
-
-class _Usage(_Loose):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    completion_tokens_details: _Details | None = None
-
-
-class _Message(_Loose):
-    content: str | list[Any] | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    refusal: str | None = None
-
-
-class _Top(_Loose):
-    token: str = ""
-    logprob: float = -9999.0
-
-
-class _Token(_Top):
-    top_logprobs: list[_Top] = []
-
-
-class _Logprobs(_Loose):
-    """Chat has `content`, completions have `top_logprobs`, a mapping for each token."""
-
-    content: list[_Token] | None = None
-    top_logprobs: list[dict[str, float] | None] | None = None
-
-
-class _Choice(_Loose):
-    logprobs: _Logprobs | None = None
-    message: _Message | None = None
-    delta: _Message | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class _Body(_Loose):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    model: str | None = None
-    system_fingerprint: str | None = None
-
-
-_decoder = msgspec.json.Decoder(_Body)
-
-
-def _decode(data: bytes) -> _Body:
-    try:
-        return _decoder.decode(data)
-    except msgspec.ValidationError as error:
-        raise Unreadable(f"not a chat reply ({error}): {excerpt(data)}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass
-    try:
-        # Lone surrogates and the like: what a stricter reader refuses is kept, with a mark where it is no character.
-        loose = json.loads(data.decode("utf-8", "replace"))
-        clean = json.dumps(loose, ensure_ascii=False).encode("utf-8", "replace")
-        return msgspec.convert(json.loads(clean), _Body)
-    except (ValueError, msgspec.ValidationError):
-        raise Unreadable(f"no JSON: {excerpt(data)}") from None
-
-
-def excerpt(data: bytes) -> str:
-    """The start of what came, on one line."""
-    text = " ".join(data[: 4 * SHOWN].decode("utf-8", "replace").split())
-    return (text[:SHOWN] + " …" if len(text) > SHOWN else text) or "(nothing)"
-
-
-def read(data: bytes) -> Reply:
+def read(data: bytes, *, limit: int = MOST) -> Reply:
     """The reply in a server's JSON.
+
+    Args:
+        data: the body.
+        limit: the tokens that were asked for: tells a reply without a finish reason from a truncated one.
 
     Raises:
         Unreadable: there is none in it.
     """
-    body = _decode(data)
-    if not body.choices:
-        raise Unreadable(f"no choices: {excerpt(data)}")
-    choice = body.choices[0]
-    message = choice.message or _Message(content=choice.text)
-    reply = _reply(body, _text(message.content), message, choice.finish_reason)
-    if choice.logprobs is None:
-        return reply
-    return msgspec.structs.replace(reply, first_tokens=_first_tokens(choice.logprobs))
-
-
-def _first_tokens(said: _Logprobs) -> dict[str, float]:
-    """The alternatives at the first place whose likeliest token is more than white space."""
-    places = [{top.token: top.logprob for top in token.top_logprobs} for token in said.content or []]
-    places += [place for place in said.top_logprobs or [] if place]
-    for place in places:
-        if place and max(place, key=lambda token: place[token]).strip():
-            return place
-    return {}
-
-
-class Pieces:
-    """A streamed reply, put together piece by piece."""
-
-    def __init__(self) -> None:
-        self._content: list[str] = []
-        self._reasoning: list[str] = []
-        self._refusal: list[str] = []
-        self._finish: str | None = None
-        self._body = _Body()
-        self.done = False
-
-    def add(self, line: bytes) -> None:
-        """Take one line of an event stream.
-
-        Raises:
-            Unreadable: it is a data line that is no piece of a reply.
-        """
-        if not line.startswith(b"data:"):
-            return
-        data = line[5:].strip()
-        if data == b"[DONE]":
-            self.done = True
-            return
-        body = _decode(data)
-        self._body.usage = body.usage or self._body.usage
-        self._body.model = body.model or self._body.model
-        self._body.system_fingerprint = body.system_fingerprint or self._body.system_fingerprint
-        for choice in body.choices[:1]:
-            piece = choice.delta or _Message(content=choice.text)
-            self._content.append(_text(piece.content) or "")
-            self._reasoning.append(piece.reasoning_content or piece.reasoning or "")
-            self._refusal.append(piece.refusal or "")
-            self._finish = choice.finish_reason or self._finish
-
-    @property
-    def finished(self) -> bool:
-        """Whether the server said why it stopped."""
-        return self._finish is not None
-
-    def reply(self) -> Reply:
-        """What has come so far."""
-        message = _Message(reasoning="".join(self._reasoning) or None, refusal="".join(self._refusal) or None)
-        return _reply(self._body, "".join(self._content), message, self._finish)
-
-
-def _text(content: str | list[Any] | None) -> str | None:
-    """The text of a content, which may be a list of parts."""
-    if not isinstance(content, list):
-        return content
-    return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-
-
-def _reply(body: _Body, content: str | None, message: _Message, finish_reason: str | None) -> Reply:
-    usage = body.usage or _Usage()
-    finish: Finish = "stop"
-    if finish_reason in ("length", "max_tokens"):
-        finish = "length"
-    elif finish_reason == "content_filter":
-        finish = "content_filter"
-    notes: tuple[str, ...] = ()
-    if message.refusal and not content:
-        content, notes = message.refusal, ("the server's refusal field",)
+    body = _decoded(data)
+    choice, notes = _choice(body, data)
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        message = {"content": choice.get("text")}
+        if not isinstance(choice.get("text"), str):
+            raise Unreadable(f"a choice without a message: {excerpt(data)}")
+    content, inside = _words(message.get("content"), notes)
+    apart = "".join(_words(message.get(name) or None, notes)[0] or "" for name in _reasoning_field(message))
+    reasoning = apart or inside
+    usage = _mapping(body.get("usage"))
+    tokens_out = _whole(usage.get("completion_tokens"))
+    finish = _finish(choice.get("finish_reason"), tokens_out, limit, notes)
+    if message.get("tool_calls") and not content:
+        raise Unreadable("the model called a tool instead of answering")
+    if not content and isinstance(message.get("refusal"), str) and message["refusal"]:
+        content = message["refusal"]
+        notes.append("the server's refusal field")
+    if reasoning and finish == "length" and content and content.strip() == reasoning.strip():
+        content = None
+        notes.append("the server repeated the thinking as content")
+    if finish == "content_filter":
+        partial = f" after {len(content)} characters" if content else ""
+        return Reply(
+            failure="filtered", detail=f"the provider's filter ended the reply{partial}", tokens_out=tokens_out
+        )
     return Reply(
         content=content,
-        reasoning=message.reasoning_content or message.reasoning,
+        reasoning=reasoning or None,
         finish=finish,
-        tokens_in=usage.prompt_tokens,
-        tokens_out=usage.completion_tokens,
-        tokens_thinking=usage.completion_tokens_details.reasoning_tokens if usage.completion_tokens_details else None,
-        served=" ".join(part for part in (body.model, body.system_fingerprint) if part),
-        notes=notes,
+        tokens_in=_whole(usage.get("prompt_tokens")),
+        tokens_out=tokens_out,
+        tokens_thinking=_whole(_mapping(usage.get("completion_tokens_details")).get("reasoning_tokens")),
+        served=excerpt(body["model"].encode(), most=100)
+        if isinstance(body.get("model"), str) and body["model"]
+        else "",
+        notes=tuple(notes),
+        first_tokens=_first_tokens(choice.get("logprobs")),
     )
 
 
-_TEMPLATE_TAIL = re.compile(
-    r"\s*(?:(?:<[|｜][^<>]{1,40}[|｜]>|\[/INST\]|<(?:end|start)_of_turn>)\s*(?:(?:assistant|model)\b)?\s*)*",
-    re.IGNORECASE,
-)
-"""What chat templates write between the user's text and the reply."""
+def _decoded(data: bytes) -> dict[str, Any]:
+    """The body as a mapping, with a mark in place of bytes that are no characters."""
+    try:
+        body = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:
+            loose = json.loads(data.decode("utf-8", "replace"))
+            body = json.loads(json.dumps(loose, ensure_ascii=False).encode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            raise Unreadable(f"no JSON: {excerpt(data)}") from None
+    if not isinstance(body, dict):
+        raise Unreadable(f"no chat reply: {excerpt(data)}")
+    return body
 
 
-def without_echo(reply: Reply, request: Request) -> Reply:
-    """The reply behind a repeated prompt, where the server put one before it.
+def _choice(body: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[str]]:
+    """The first choice, and the notes of a reply; one was asked for."""
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise Unreadable(f"no choices: {excerpt(data)}")
+    first = [one for one in choices if isinstance(one, dict) and one.get("index") == 0]
+    return (first or choices)[0], [f"{len(choices)} choices came, one was asked for"] if len(choices) > 1 else []
 
-    `transformers serve` does so when the template opens the thinking: with the thinking inside the content, or, for
-    models that it has a parser for, with the thinking taken out and prompt and answer left as one.
+
+def _reasoning_field(message: dict[str, Any]) -> list[str]:
+    return [name for name in ("reasoning_content", "reasoning") if message.get(name)][:1]
+
+
+def _words(value: Any, notes: list[str]) -> tuple[str | None, str]:
+    """Text and thinking of a content: a text, or a list of typed parts.
+
+    Raises:
+        Unreadable: it is neither.
     """
-    user = next((turn.content for turn in reversed(request.messages) if turn.role == "user"), "")
-    if not reply.content or not user:
-        return reply
-    bare = thinking.strip_echo(reply.content, user) if not reply.reasoning else None
-    at = reply.content.find(user)
-    if reply.reasoning and 0 < at <= thinking.ECHO_REACH:
-        behind = reply.content[at + len(user) :]
-        tail = _TEMPLATE_TAIL.match(behind)
-        # White space alone is no template: a reply may quote its question.
-        bare = behind[tail.end() :] if tail and tail[0].strip() else None
-    if bare is None:
-        return reply
-    return msgspec.structs.replace(
-        reply, content=bare, opened=True, notes=(*reply.notes, "an echo of the prompt was stripped")
-    )
+    if value is None or isinstance(value, str):
+        return value, ""
+    if not isinstance(value, list):
+        raise Unreadable(f"content that is no text: {excerpt(str(value)[: 4 * SHOWN].encode('utf-8', 'replace'))}")
+    text: list[str] = []
+    thought: list[str] = []
+    for part in value:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind in ("thinking", "reasoning"):
+            thought.append(_inner(next((part[k] for k in ("thinking", "reasoning", "text") if part.get(k)), "")))
+        elif kind in ("text", "output_text"):
+            text.append(_inner(part))
+        else:
+            notes.append(f"a part of type {excerpt(str(kind)[:40].encode('utf-8', 'replace'))} was left out")
+    return "".join(text), "\n".join(thought)
 
 
-_STOP = re.compile(r"\s*(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>)\s*$")
+def _inner(value: Any) -> str:
+    """The text of a part, which may be a list of parts itself."""
+    if isinstance(value, dict):
+        value = value.get("text")
+    if isinstance(value, list) and not any(isinstance(item, list) for item in value):
+        return "".join(item if isinstance(item, str) else _plain(_mapping(item).get("text")) for item in value)
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise Unreadable("a content part whose text is no text")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _whole(value: Any) -> int | None:
+    """A count, or `None` for what is none: negative, infinite, absurd."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
+        value = int(value)
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST else None
+
+
+def _finish(value: Any, tokens_out: int | None, limit: int, notes: list[str]) -> Finish:
+    """Why the reply ended.
+
+    Raises:
+        Unreadable: it did not end by itself, by its budget or by a filter.
+    """
+    if value is None:
+        if tokens_out is None:
+            raise Unreadable("a reply without finish_reason and token count: nobody can tell whether it is whole")
+        notes.append("no finish reason came")
+        return "length" if tokens_out >= limit else "stop"
+    known = FINISHES.get(value.lower().replace("-", "_")) if isinstance(value, str) else None
+    if known is None:
+        raise Unreadable(f"the reply ended with finish_reason {excerpt(str(value)[:80].encode('utf-8', 'replace'))}")
+    return known
+
+
+def _first_tokens(said: Any) -> dict[str, float]:
+    """The alternatives at the first place whose likeliest token is more than white space.
+
+    Chat has `content`, completions have `top_logprobs`, a mapping for each token.
+    """
+    content, tops = _mapping(said).get("content"), _mapping(said).get("top_logprobs")
+    places: list[dict[str, float]] = []
+    for token in content if isinstance(content, list) else ():
+        listed = _mapping(token).get("top_logprobs")
+        pairs = (
+            [(_mapping(t).get("token"), _mapping(t).get("logprob")) for t in listed] if isinstance(listed, list) else []
+        )
+        places.append(_chances(pairs))
+    places += [_chances(_mapping(place).items()) for place in (tops if isinstance(tops, list) else ())]
+    return next((place for place in places if place and max(place, key=lambda token: place[token]).strip()), {})
+
+
+def _chances(pairs: Iterable[tuple[Any, Any]]) -> dict[str, float]:
+    """Log-probabilities that are ones."""
+    return {
+        token: min(float(chance), 0.0)
+        for token, chance in pairs
+        if isinstance(token, str) and isinstance(chance, (int, float)) and -1e6 < chance < 0.001
+    }
+
+
+def joined(begun: str, reply: Reply) -> Reply:
+    """A begun reply with what the server wrote behind it; where it takes the thinking apart, the beginning joins that."""
+    if not begun or reply.failure is not None:
+        return reply
+    parts = thinking.split(begun, finish="length")
+    if reply.reasoning and parts.outcome == "cut_in_thinking":
+        return msgspec.structs.replace(reply, reasoning=f"{parts.thinking}{parts.seams.end}{reply.reasoning}")
+    return msgspec.structs.replace(reply, content=begun + (reply.content or ""))
+
+
+_STOP = re.compile(r"(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>)$")
 
 
 def without_stop(reply: Reply) -> Reply:
     """The reply without the stop token that some servers leave in the text."""
-    if not reply.content or reply.finish != "stop" or not (stop := _STOP.search(reply.content)):
+    text = (reply.content or "").rstrip() if reply.finish == "stop" else ""
+    stop = _STOP.search(text[-60:])
+    if stop is None:
         return reply
-    bare = reply.content[: stop.start()]
+    bare = text[: len(text) - len(stop[0])].rstrip()
     return msgspec.structs.replace(reply, content=bare, notes=(*reply.notes, "a stop token was stripped"))
+
+
+def excerpt(data: bytes, *, most: int = SHOWN) -> str:
+    """The start of what came, on one line and without control characters."""
+    text = disarmed(" ".join(data[: 4 * most].decode("utf-8", "replace").split()))
+    return (text[:most] + " …" if len(text) > most else text) or "(nothing)"
 
 
 def error_text(data: bytes) -> str:
     """What a server says about its own error."""
     try:
-        loose = json.loads(data)
-    except ValueError:
+        loose = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return excerpt(data)
     inner = loose.get("error", loose) if isinstance(loose, dict) else loose
-    said = inner.get("message") or inner.get("detail") if isinstance(inner, dict) else inner
-    return excerpt(str(said or data.decode("utf-8", "replace")).encode())
+    told = [inner.get(name) for name in ("code", "message", "detail")] if isinstance(inner, dict) else [inner]
+    said = " ".join(one for one in told if isinstance(one, str) and one)
+    return excerpt(said.encode("utf-8", "replace") if said else data)
 
 
-_TOO_LONG = (
-    "context length",
-    "maximum context",
-    "context_length_exceeded",
-    "too long",
-    "too many tokens",
-    "max_model_len",
-)
+_TOO_LONG = ("context length", "maximum context", "context_length", "too long", "too many tokens", "max_model_len")
+_FILTERED = ("content_filter", "content filter", "content_policy", "content management policy", "responsibleai")
 
 
-def says_too_long(text: str) -> bool:
-    """Whether an error means that prompt and reply do not fit the model's context."""
-    return any(phrase in text.lower() for phrase in _TOO_LONG)
+def refusal(status: int, said: str) -> FailureKind:
+    """What a status of 400 and more means for its request, where asking again would not help."""
+    lowered = said.lower()
+    if any(phrase in lowered for phrase in _FILTERED):
+        return "filtered"
+    return "too_long" if status == 413 or any(phrase in lowered for phrase in _TOO_LONG) else "refused_by_server"

@@ -1,11 +1,12 @@
 """Every model reply, durable before it counts.
 
-    JOURNAL/replies.sqlite    one row a reply, keyed by the hash of the exact request and the model's identity
+    RUN/replies/replies.sqlite    one row a reply, keyed by the hash of the exact request and the model's identity
 
 A reply is committed (SQLite, write-ahead log, `synchronous=FULL`) before anyone sees it, so that a killed run never asks
-twice and never loses what was paid for. One thread writes: it takes what has come while it was at work, commits once,
-and wakes those who wait. Identical requests are asked once, in this process by a shared future, between processes by a lock on one byte of a
-side file, which dies with its holder. Failures are rows with a type. What was spent is their sum.
+twice and never loses what was paid for. One thread writes: it takes what has come while it was at work, commits once, and
+wakes those who wait. Identical requests are asked once, in this process by a shared future, between processes by a lock
+on one byte of a side file, which dies with its holder. Failures are rows with a type. What was spent is their sum. A
+damaged file is detected, and rebuilt from the rows that can be read when it is next opened.
 """
 
 from __future__ import annotations
@@ -14,28 +15,29 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
-import queue
 import sqlite3
 import struct
 import tempfile
-import threading
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from demur.errors import WorkError
-from demur.records import Finish, Record, encode
+from demur.records import FailureKind, Finish, Record, encode
+from demur.storage import cache_care
 
 FILE = "replies.sqlite"
 APPLICATION = 0x64656D75
-FORMAT = 1
+FORMAT = 2
 _LOCK = getattr(fcntl, "F_OFD_SETLK", fcntl.F_SETLK)
-FailureKind = Literal["refused_by_server", "too_long", "timeout", "unreadable", "unavailable"]
+_LOCK_WAITING = getattr(fcntl, "F_OFD_SETLKW", fcntl.F_SETLKW)
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies(
@@ -46,8 +48,19 @@ CREATE TABLE IF NOT EXISTS served(model TEXT PRIMARY KEY, marks TEXT);
 COLUMNS = "key, label, model, failure, body, crc, tokens_in, tokens_out, tokens_thinking, retries, cost, at"
 ROW = "(?,?,?,?,?,?,?,?,?,?,?,?)"
 INSERT = f"INSERT OR IGNORE INTO replies({COLUMNS}) VALUES {ROW}"
+REPLACE = f"""
+INSERT INTO replies({COLUMNS}) VALUES {ROW} ON CONFLICT(key) DO UPDATE SET
+    failure = excluded.failure, body = excluded.body, crc = excluded.crc, at = excluded.at,
+    tokens_in = ifnull(tokens_in + excluded.tokens_in, excluded.tokens_in),
+    tokens_out = ifnull(tokens_out + excluded.tokens_out, excluded.tokens_out),
+    tokens_thinking = ifnull(tokens_thinking + excluded.tokens_thinking, excluded.tokens_thinking),
+    retries = retries + 1 + excluded.retries, cost = ifnull(cost + excluded.cost, excluded.cost)
+"""
+"""What was spent on a reply that is replaced stays spent."""
 AT_ONCE = (128, 32, 8, 1)
-"""RecordFile of one statement: each step of SQLite gives the interpreter lock away and must win it back from the event loop."""
+"""Rows of one statement: each step of SQLite gives the interpreter lock away and must win it back from the event loop."""
+
+log = logging.getLogger("demur")
 
 
 class Reply(Record, frozen=True, kw_only=True):
@@ -76,7 +89,7 @@ class Reply(Record, frozen=True, kw_only=True):
 class Line(Record, frozen=True, kw_only=True):
     """What was asked under one label: a line of the ledger."""
 
-    role: str
+    part: str
     stage: str
     requests: int
     failed: int
@@ -88,54 +101,15 @@ class Line(Record, frozen=True, kw_only=True):
     """`None` when no price was declared."""
 
 
-RecordFile = list[tuple[Any, ...]]
+Rows = list[tuple[Any, ...]]
 
 
-class _Job(NamedTuple):
-    """RecordFile to commit together, and whom to tell."""
+class _Batch(NamedTuple):
+    """Rows to insert and rows to replace in one commit, and whom to tell."""
 
-    rows: RecordFile
-    loop: asyncio.AbstractEventLoop
+    rows: Rows
+    replaced: Rows
     waiting: list[asyncio.Future[bool]]
-
-
-class _Outbox:
-    """What an event loop has for the writer: gathered while the writer is at work, handed over at once."""
-
-    def __init__(self, jobs: queue.SimpleQueue[_Job | None]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._jobs = jobs
-        self._rows: RecordFile = []
-        self._waiting: list[asyncio.Future[bool]] = []
-        self._busy = False
-
-    def add(self, rows: RecordFile) -> asyncio.Future[bool]:
-        """Commit these rows soon; the future tells whether all of them were new."""
-        future: asyncio.Future[bool] = self._loop.create_future()
-        self._rows += rows
-        self._waiting.append(future)
-        if not self._busy:
-            # At the end of this turn of the loop: what else comes in it goes along.
-            self._busy = True
-            self._loop.call_soon(self._hand_over)
-        return future
-
-    def _hand_over(self) -> None:
-        self._jobs.put(_Job(self._rows, self._loop, self._waiting))
-        self._rows, self._waiting = [], []
-
-    def told(self, waiting: list[asyncio.Future[bool]], new: bool, failed: Exception | None) -> None:
-        """A commit is done: wake those who wait, and hand over what came meanwhile."""
-        for future in waiting:
-            if future.done():
-                continue
-            if failed is None:
-                future.set_result(new)
-            else:
-                future.set_exception(failed)
-        self._busy = bool(self._rows)
-        if self._busy:
-            self._hand_over()
 
 
 def key_of(request: Any, body: bytes = b"") -> bytes:
@@ -144,13 +118,13 @@ def key_of(request: Any, body: bytes = b"") -> bytes:
 
 
 class ReplyCache:
-    """A folder's journal. Any number of processes on one host may have it open; close it, or use it in a `with`."""
+    """A folder's replies. Any number of processes on one host may have it open; close it, or use it in a `with`."""
 
     def __init__(self, folder: Path | None) -> None:
-        """Open the journal of a folder, or make it; `None`: one that is forgotten when closed.
+        """Open the cache of a folder, or make it; `None`: one that is forgotten when closed.
 
         Raises:
-            WorkError: what is there is damaged, or no journal; the message says what to do.
+            WorkError: what is there cannot be used; the message says what to do.
         """
         self._temporary = tempfile.TemporaryDirectory(prefix="demur-") if folder is None else None
         self.folder = Path(self._temporary.name) if self._temporary else Path(folder or ".")
@@ -158,18 +132,18 @@ class ReplyCache:
         self._durable = folder is not None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.database = self._connect()
-            self._prepare()
             self._claims = os.open(self.folder / "claims.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self.database = self._opened()
+            fcntl.flock(self._claims, fcntl.LOCK_SH)
         except sqlite3.DatabaseError as error:
             raise self.trouble(error) from error
         except OSError as error:
-            raise WorkError(f"{self.folder}: the journal cannot be opened: {error.strerror}.") from error
+            raise WorkError(f"{self.folder}: the reply cache cannot be opened: {error.strerror}.") from error
         self._asked: dict[bytes, asyncio.Future[Reply]] = {}
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._outboxes: dict[asyncio.AbstractEventLoop, _Outbox] = {}
-        self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
-        self._writer.start()
+        self._writer = ThreadPoolExecutor(1, "reply cache")
+        self._commits = self._connect()
+        self._next = _Batch([], [], [])
+        self._flusher: asyncio.Task[None] | None = None
         self._closed = False
 
     def __enter__(self) -> ReplyCache:
@@ -183,35 +157,37 @@ class ReplyCache:
         if self._closed:
             return
         self._closed = True
-        self._jobs.put(None)
-        self._writer.join()
+        self._writer.shutdown()
+        self._commit(self._next)
+        self._commits.close()
         self.database.close()
         os.close(self._claims)
         if self._temporary:
             self._temporary.cleanup()
 
-    # -- asking once --------------------------------------------------------------------------------------------------
-
-    async def once(self, key: bytes, ask: Callable[[], Awaitable[Reply]], *, label: str = "", model: str = "") -> Reply:
+    async def once(
+        self, key: bytes, ask: Callable[[], Awaitable[Reply]], *, label: str = "", model: str = "", fresh: bool = False
+    ) -> Reply:
         """The stored reply of a request, or the one that `ask` gives, stored first.
 
         Whoever else asks for the same key meanwhile, here or in another process, waits for that one. When the one who asks
-        is cancelled or fails, the next in line asks.
+        is cancelled or fails, the next in line asks. With `fresh` it is asked in any case, and what is stored is replaced.
         """
         while (other := self._asked.get(key)) is not None:
             await asyncio.wait([other])
-            if not other.cancelled() and other.exception() is None:
+            if not fresh and not other.cancelled() and other.exception() is None:
                 return other.result()
         mine: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._asked[key] = mine
         try:
-            at = int.from_bytes(key[:8]) >> 2
-            if not _lock_byte(self._claims, at, fcntl.F_WRLCK):
-                await self._until_mine(at)
+            at, pause = int.from_bytes(key[:8]) >> 2, 0.01
+            while not _lock_byte(self._claims, at, fcntl.F_WRLCK):
+                await asyncio.sleep(pause)  # another process asks it
+                pause = min(pause * 1.5, 0.5)
             try:
-                reply = self.get(key)
+                reply = None if fresh else self.get(key)
                 if reply is None:
-                    (reply,) = await self.put([(key, await ask())], label=label, model=model)
+                    (reply,) = await self.put([(key, await ask())], label=label, model=model, replace=fresh)
             finally:
                 _lock_byte(self._claims, at, fcntl.F_UNLCK)
             mine.set_result(reply)
@@ -221,95 +197,112 @@ class ReplyCache:
             mine.cancel()
 
     def get(self, key: bytes) -> Reply | None:
-        """The stored reply of a request.
+        """The stored reply of a request; `None` also for a row that no longer is what was written."""
+        for body, crc in self._rows("SELECT body, crc FROM replies WHERE key = ?", key):
+            if zlib.crc32(body) == crc:
+                return msgspec.json.decode(body, type=Reply)
+            log.warning("%s: a stored reply is damaged, and is asked again", self.path)
+            self._rows("DELETE FROM replies WHERE key = ?", key)
+        return None
 
-        Raises:
-            WorkError: the row is damaged.
-        """
-        try:
-            row = self.database.execute("SELECT body, crc FROM replies WHERE key = ?", (key,)).fetchone()
-        except sqlite3.DatabaseError as error:
-            raise self.trouble(error) from error
-        if row is None:
-            return None
-        if zlib.crc32(row[0]) != row[1]:
-            raise self.trouble(sqlite3.DatabaseError("a row does not match its checksum"))
-        return msgspec.json.decode(row[0], type=Reply)
-
-    async def put(self, replies: Iterable[tuple[bytes, Reply]], *, label: str = "", model: str = "") -> list[Reply]:
+    async def put(
+        self, replies: Iterable[tuple[bytes, Reply]], *, label: str = "", model: str = "", replace: bool = False
+    ) -> list[Reply]:
         """Commit replies together, and give what is stored: where another process was first, its reply."""
-        now = time.time()
         pairs = list(replies)
-        rows = [_row(key, reply, label, model, now) for key, reply in pairs]
-        if await self._outbox().add(rows):
+        rows = [_row(key, reply, label, model, time.time()) for key, reply in pairs]
+        (self._next.replaced if replace else self._next.rows).extend(rows)
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._next.waiting.append(future)
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._flush())
+        if await future:
             return [reply for _, reply in pairs]
         return [self.get(key) or reply for key, reply in pairs]
 
-    def _outbox(self) -> _Outbox:
-        loop = asyncio.get_running_loop()
-        if loop not in self._outboxes:
-            self._outboxes = {old: box for old, box in self._outboxes.items() if not old.is_closed()}
-            self._outboxes[loop] = _Outbox(self._jobs)
-        return self._outboxes[loop]
+    async def _flush(self) -> None:
+        """Commit what has gathered, in the writer's thread, as long as there is more; tell those who wait."""
+        while self._next.waiting:
+            batch, self._next = self._next, _Batch([], [], [])
+            new, failed = await asyncio.get_running_loop().run_in_executor(self._writer, self._commit, batch)
+            for future in batch.waiting:
+                # What an event loop left behind that has ended is committed, but nobody waits for it.
+                if future.done() or future.get_loop().is_closed():
+                    continue
+                if failed is None:
+                    future.set_result(new)
+                else:
+                    future.set_exception(failed)
 
-    async def _until_mine(self, at: int) -> None:
-        """Wait while another process asks this request."""
-        pause = 0.01
-        while not _lock_byte(self._claims, at, fcntl.F_WRLCK):
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, 0.5)
-
-    # -- writing ------------------------------------------------------------------------------------------------------
-
-    def _write(self) -> None:
-        """The writer: take what a loop has gathered, commit once, tell everyone who waits for it."""
-        with contextlib.closing(self._connect()) as database:
-            while (job := self._jobs.get()) is not None:
-                self._commit(database, job)
-
-    def _commit(self, database: sqlite3.Connection, job: _Job) -> None:
-        failed: Exception | None = None
-        new = True
+    def _commit(self, batch: _Batch) -> tuple[bool, Exception | None]:
+        """Whether all rows were new, or why nothing was stored."""
         try:
-            database.execute("BEGIN IMMEDIATE")
-            new = _insert(database, job.rows) == len(job.rows)
-            database.execute("COMMIT")
-        except sqlite3.Error as error:
-            failed = self.trouble(error)
+            self._commits.execute("BEGIN IMMEDIATE")
+            new = _insert(self._commits, batch.rows) == len(batch.rows)
+            self._commits.executemany(REPLACE, batch.replaced)
+            self._commits.execute("COMMIT")
+            return new, None
+        except Exception as error:
+            # Whatever it is, those who wait must hear of it: the run ends with the reason.
             with contextlib.suppress(sqlite3.Error):
-                database.execute("ROLLBACK")
-        # A loop that is gone has nobody left to tell.
-        with contextlib.suppress(RuntimeError):
-            job.loop.call_soon_threadsafe(self._outboxes[job.loop].told, job.waiting, new, failed)
+                self._commits.execute("ROLLBACK")
+            return False, self.trouble(error) if isinstance(error, sqlite3.Error) else WorkError(
+                f"{self.path}: {error!r}"
+            )
+
+    def _opened(self) -> sqlite3.Connection:
+        """The database, rebuilt first where it is damaged."""
+        mark = self.folder / cache_care.MARK
+        if not mark.exists():
+            try:
+                return self._prepared(self._connect())
+            except sqlite3.DatabaseError as error:
+                if not cache_care.is_damage(error):
+                    raise
+        try:
+            fcntl.flock(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkError(
+                f"{self.path} is damaged and another process uses it: end that, then run the same command."
+            ) from None
+        rows, lost, aside = cache_care.rescued(self.path)
+        database = self._prepared(self._connect())
+        database.execute("BEGIN IMMEDIATE")
+        _insert(database, rows)
+        database.execute("COMMIT")
+        mark.unlink(missing_ok=True)
+        log.warning(
+            "%s was damaged: %d replies could be read and are used, %d could not and are asked again; the damaged file is in %s",
+            self.path, len(rows), lost, aside,
+        )  # fmt: skip
+        return database
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-        # A change of mode minds no timeout: of two processes that make a journal at once, one is refused.
-        for left in reversed(range(3_000)):
-            try:
-                connection.execute("PRAGMA journal_mode=WAL")
-                break
-            except sqlite3.OperationalError as error:
-                if not left or "locked" not in str(error):
-                    raise
-                time.sleep(0.02)
+        # A change of mode minds no timeout: of two processes that make a cache at once, one waits here.
+        _lock_byte(self._claims, 1 << 62, fcntl.F_WRLCK, wait=True)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        finally:
+            _lock_byte(self._claims, 1 << 62, fcntl.F_UNLCK)
         connection.execute("PRAGMA wal_autocheckpoint=4000")  # 16 MB: each costs two syncs and copies all that changed
         connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'OFF'}")
         return connection
 
-    def _prepare(self) -> None:
+    def _prepared(self, database: sqlite3.Connection) -> sqlite3.Connection:
         """Make the tables, or see that they are ours. They are looked for first: marks are committed with them."""
-        (tables,) = self.database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         marks = "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
-        application, version = self.database.execute(marks).fetchone()
+        application, version = database.execute(marks).fetchone()
         if tables and application != APPLICATION:
-            raise WorkError(f"{self.path} is no journal of demur. Choose another folder with --journal.")
+            raise WorkError(f"{self.path} is no reply cache of demur. Choose another folder.")
         if tables and version != FORMAT:
-            raise WorkError(f"{self.path} has format {version}, this demur reads {FORMAT}. Choose another --journal.")
+            raise WorkError(f"{self.path} has format {version}, this demur reads {FORMAT}. Choose another folder.")
         if not tables:
-            self.database.executescript(
+            database.executescript(
                 f"BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION}; PRAGMA user_version={FORMAT}; {SCHEMA} COMMIT;"
             )
+        return database
 
     def trouble(self, error: sqlite3.Error) -> WorkError:
         """A database error in our words, with what to do."""
@@ -317,38 +310,50 @@ class ReplyCache:
         if "full" in text or "disk I/O" in text:
             return WorkError(
                 f"{self.path}: the disk is full or failing ({text}). What was stored is safe; nothing of the last replies "
-                "was. Make room and run the same command to go on, or choose another place with --journal."
+                "was. Make room and run the same command to go on."
             )
-        if "locked" in text or "readonly" in text:
+        if not cache_care.is_damage(error):
             return WorkError(
                 f"{self.path}: {text}. Another program holds it, or it may not be written; see to that and go on."
             )
+        with contextlib.suppress(OSError):
+            (self.folder / cache_care.MARK).touch()
         return WorkError(
-            f"{self.path} is damaged ({text}). `demur retry RUN --salvage` moves it aside and keeps every row that can "
-            "still be read; what is lost is asked again."
+            f"{self.path} is damaged ({text}). Run the same command again: it keeps every reply that can be read, and asks "
+            "for the others again."
         )
 
-    # -- looking back -------------------------------------------------------------------------------------------------
+    def merge(self, folder: Path) -> int:
+        """Take in the rows of another cache's folder that are not in this one; gives how many."""
+        with ReplyCache(folder) as other:
+            rows = other._rows(f"SELECT {COLUMNS} FROM replies")
+        return _insert(self.database, rows)
+
+    def _rows(self, query: str, *values: Any) -> list[Any]:
+        """What a query gives.
+
+        Raises:
+            WorkError: the file is damaged, or cannot be used.
+        """
+        try:
+            return self.database.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self.trouble(error) from error
 
     def ledger(self) -> list[Line]:
         """What was asked and spent, by label."""
-        what = "count(*), sum(failure != ''), sum(retries), sum(tokens_in), sum(tokens_out), sum(tokens_thinking), sum(cost)"
-        try:
-            rows = self.database.execute(f"SELECT label, {what} FROM replies GROUP BY label ORDER BY label").fetchall()
-        except sqlite3.DatabaseError as error:
-            raise self.trouble(error) from error
         names = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_thinking")
+        what = f"count(*), sum(failure != ''), {', '.join(f'sum({name})' for name in names[2:])}, sum(cost)"
         lines = []
-        for label, *counts, cost in rows:
-            role, _, stage = label.partition("/")
+        for label, *counts, cost in self._rows(f"SELECT label, {what} FROM replies GROUP BY label ORDER BY label"):
+            part, _, stage = label.partition("/")
             sums = {name: count or 0 for name, count in zip(names, counts, strict=True)}
-            lines.append(Line(role=role, stage=stage, cost=cost, **sums))
+            lines.append(Line(part=part, stage=stage, cost=cost, **sums))
         return lines
 
     def failures(self) -> dict[str, int]:
         """How many requests failed, by type."""
-        found = self.database.execute("SELECT failure, count(*) FROM replies WHERE failure != '' GROUP BY failure")
-        return dict(found.fetchall())
+        return dict(self._rows("SELECT failure, count(*) FROM replies WHERE failure != '' GROUP BY failure"))
 
     def forget_failures(self) -> int:
         """Drop the rows of failed requests, so that they are asked again; gives how many."""
@@ -356,23 +361,19 @@ class ReplyCache:
 
     def count(self) -> int:
         """How many rows there are, failures included."""
-        (count,) = self.database.execute("SELECT count(*) FROM replies").fetchone()
-        return int(count)
+        return int(self._rows("SELECT count(*) FROM replies")[0][0])
 
-    def has(self, keys: Sequence[bytes]) -> int:
-        """How many of these requests are answered already."""
-        return sum(
-            self.database.execute("SELECT 1 FROM replies WHERE key=?", (key,)).fetchone() is not None for key in keys
-        )
+    def answered(self, model: str) -> bool:
+        """Whether a model has ever replied."""
+        return bool(self._rows("SELECT 1 FROM replies WHERE model = ? AND failure = '' LIMIT 1", model))
 
     def served(self, model: str, marks: str) -> str:
         """What the server of an identity called itself when it was first seen; `marks` when this is the first time."""
-        self.database.execute("INSERT OR IGNORE INTO served(model, marks) VALUES (?, ?)", (model, marks))
-        (known,) = self.database.execute("SELECT marks FROM served WHERE model = ?", (model,)).fetchone()
-        return str(known)
+        self._rows("INSERT OR IGNORE INTO served(model, marks) VALUES (?, ?)", model, marks)
+        return str(self._rows("SELECT marks FROM served WHERE model = ?", model)[0][0])
 
 
-def _insert(database: sqlite3.Connection, rows: RecordFile) -> int:
+def _insert(database: sqlite3.Connection, rows: Rows) -> int:
     """Insert what is not there yet; gives how many rows were new."""
     at = new = 0
     for size in AT_ONCE:
@@ -390,10 +391,10 @@ def _row(key: bytes, reply: Reply, label: str, model: str, now: float) -> tuple[
     return (key, label, model, reply.failure or "", body, zlib.crc32(body), *counts, now)
 
 
-def _lock_byte(file: int, at: int, kind: int) -> bool:
-    """Lock or unlock one byte of a file without waiting; the lock belongs to this open file and dies with the process."""
+def _lock_byte(file: int, at: int, kind: int, *, wait: bool = False) -> bool:
+    """Lock or unlock one byte of a file; the lock belongs to this open file and dies with the process."""
     try:
-        fcntl.fcntl(file, _LOCK, struct.pack("hhqqi4x", kind, os.SEEK_SET, at, 1, 0))
+        fcntl.fcntl(file, _LOCK_WAITING if wait else _LOCK, struct.pack("hhqqi4x", kind, os.SEEK_SET, at, 1, 0))
     except (BlockingIOError, PermissionError):
         return False
     return True

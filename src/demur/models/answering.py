@@ -1,25 +1,38 @@
-"""From a stored reply to the record that travels on, the same for every backend; and many requests at once."""
+"""What all backends share: from a stored reply to the record that travels on, and many requests over one `answer`."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import json
 import random
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import msgspec
 
 from demur import thinking
-from demur.errors import UserError
 from demur.interfaces import Request, Requests, stream
-from demur.records import Failure, Message, Trace, digest
+from demur.records import Failure, Trace, digest
 from demur.storage.reply_cache import Reply
 
 T = TypeVar("T")
+
+
+class Answering:
+    """A model made of `answer`: many requests are many calls of it."""
+
+    width = 256
+    """Most requests at work at the same time."""
+
+    async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
+        """The reply to one request; see `interfaces.Model`."""
+        raise NotImplementedError
+
+    async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
+        """One result a request, as replies come."""
+        async with aclosing(answered(requests, self.answer, limit=self.width)) as results:
+            async for result in results:
+                yield result
 
 
 ESTIMATED = "thinking tokens estimated from its share of the characters"
@@ -79,43 +92,8 @@ def rng_of(request: Request) -> random.Random:
 
 
 def asked(request: Request) -> list[object]:
-    """What of a request decides its reply: part of the journal's key. How many samples there are in all does not."""
+    """What of a request decides its reply: part of the cache's key. How many samples there are in all does not."""
     return [request.messages, msgspec.structs.replace(request.sampling, n=1), request.sample]
-
-
-async def chunks(requests: Requests, size: int) -> AsyncIterator[list[Request]]:
-    """Requests in lists of at most `size`, in order. A stream is never waited for while something is at hand."""
-    if not isinstance(requests, AsyncIterable):
-        source = iter(requests)
-        while chunk := list(itertools.islice(source, size)):
-            yield chunk
-        return
-    at_hand: list[Request] = []
-    news = asyncio.Event()
-    room = asyncio.Semaphore(size)
-
-    async def feed() -> None:
-        async for request in requests:
-            await room.acquire()
-            at_hand.append(request)
-            news.set()
-
-    feeder = asyncio.create_task(feed())
-    feeder.add_done_callback(lambda _: news.set())
-    try:
-        while at_hand or not feeder.done():
-            await news.wait()
-            news.clear()
-            chunk, at_hand[:] = at_hand[:], []
-            for _ in chunk:
-                room.release()
-            if chunk:
-                yield chunk
-        feeder.result()
-    finally:
-        feeder.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await feeder
 
 
 async def answered(
@@ -167,47 +145,3 @@ async def answered(
             # Nobody will read these; an error among them is not to be reported as forgotten.
             if (unread := ready.get_nowait()) is not None and not unread.cancelled():
                 unread.exception()
-
-
-class Template:
-    """A chat template read from a file or a tokenizer's folder, rendered in a sandbox."""
-
-    def __init__(self, where: Path) -> None:
-        """Read it.
-
-        Raises:
-            UserError: there is none.
-        """
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        text, self._names = _template_text(where)
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        self._template = environment.from_string(text)
-        self.hash = digest([text, self._names])
-
-    def render(self, messages: tuple[Message, ...]) -> str:
-        """The prompt for these turns, ending where the reply begins."""
-        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
-        return str(self._template.render(messages=turns, add_generation_prompt=True, **self._names))
-
-
-def _template_text(where: Path) -> tuple[str, dict[str, str]]:
-    """The template and the special tokens that it may name."""
-    if where.is_file():
-        return where.read_text(encoding="utf-8"), {"bos_token": "", "eos_token": ""}
-    settings = where / "tokenizer_config.json"
-    loaded = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    names = {}
-    for name in ("bos_token", "eos_token"):
-        token = loaded.get(name) or ""
-        names[name] = token.get("content", "") if isinstance(token, dict) else str(token)
-    own = where / "chat_template.jinja"
-    text = own.read_text(encoding="utf-8") if own.is_file() else loaded.get("chat_template")
-    if not isinstance(text, str):
-        raise UserError(
-            f"{where} holds no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)."
-        )
-    return text, names

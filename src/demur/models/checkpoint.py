@@ -1,15 +1,13 @@
-"""Checkpoint folders: where a role's lies, what makes its identity, how its template begins a reply. Needs no torch."""
+"""Checkpoint folders: where a model's lies and what makes its identity. Needs no torch."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from demur import thinking
 from demur.errors import UserError
-from demur.models.config import ModelConfig
-from demur.models.replies import Template
-from demur.records import Message, digest
+from demur.models.config import Local, Served
+from demur.records import digest
 from demur.storage.artifacts import hash_file
 
 DECISIVE = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
@@ -28,14 +26,14 @@ def identity_of(folder: Path) -> str:
     return f"weights:{digest(parts)}"
 
 
-def folder_of(role: ModelConfig) -> Path:
-    """Where a role's weights lie; a hub id is downloaded first.
+def folder_of(config: Local | Served) -> Path:
+    """Where a model's weights lie; a hub id is downloaded first.
 
     Raises:
         UserError: it cannot be had.
     """
-    if role.path:
-        folder = Path(role.path)
+    if config.path:
+        folder = Path(config.path)
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
             hint = f" Did you mean one of its folders: {', '.join(inside[:8])}?" if inside else ""
@@ -45,18 +43,9 @@ def folder_of(role: ModelConfig) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(role.hub or "", revision=role.revision or None))
+        return Path(snapshot_download(config.hub or "", revision=config.revision or None))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{role.hub} could not be fetched from the hub ({type(error).__name__}). Is the id right, is it gated, is there "
+            f"{config.hub} could not be fetched from the hub ({type(error).__name__}). Is the id right, is it gated, is there "
             "a network? A local folder works without any."
         ) from error
-
-
-def template_opens_thinking(folder: Path) -> bool | None:
-    """Whether a folder's chat template ends in an opened thinking; `None` when it cannot be told."""
-    try:
-        return thinking.opens_thinking(Template(folder).render((Message(role="user", content="x"),)))
-    except Exception:
-        # Templates are programs of strangers: whatever goes wrong in one, the text itself will tell.
-        return None
