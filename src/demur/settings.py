@@ -220,8 +220,8 @@ def _explain(model: type[BaseModel], problem: Any, location: Location, where: st
     if lines and problem["type"] != "missing" and not lines.has(location):
         # The file does not say it, so an override did.
         place = "--set"
-    parents = [str(key) for key in location[:-1] if not str(key).startswith(("function-", "model", "tagged-union"))]
-    inside = f" in '{'.'.join(parents)}'" if parents else ""
+    parents = [*above, *(key for at, key in enumerate(inner[:-1]) if _is_key(model, inner[:at], key))]
+    inside = f" in '{'.'.join(map(str, parents))}'" if parents else ""
     key = str(location[-1]) if location else ""
     if problem["type"] == "extra_forbidden":
         allowed = sorted(fields_at(model, inner[:-1]))
@@ -234,12 +234,23 @@ def _explain(model: type[BaseModel], problem: Any, location: Location, where: st
     return f"{place}: '{'.'.join(str(k) for k in location)}' = {problem['input']!r}: {message}"
 
 
+def _is_key(model: type[BaseModel], location: Location, key: int | str) -> bool:
+    """Whether a step of a location is in the user's data: pydantic names validators and members of unions too."""
+    kinds = _kinds_at(model, location)
+    return "[" not in str(key) and all(getattr(kind, "__name__", "") != key for kind in kinds)
+
+
 def fields_at(model: type[BaseModel], location: Location) -> set[str]:
     """The keys that are allowed at a place of a settings model."""
+    return {name for kind in _kinds_at(model, location) for name in getattr(kind, "model_fields", {})}
+
+
+def _kinds_at(model: type[BaseModel], location: Location) -> list[Any]:
+    """The types that a place of a settings model may have."""
     kinds: list[Any] = [model]
     for key in location:
         kinds = [step for kind in kinds for step in _step(kind, key)]
-    return {name for kind in kinds for name in getattr(kind, "model_fields", {})}
+    return kinds
 
 
 def _step(kind: Any, key: int | str) -> list[Any]:

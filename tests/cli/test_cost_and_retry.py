@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.made import exit_code
 
 from demur.cli.retry import forget_stages
 from demur.records import Failure, Prompt
-from demur.storage.artifacts import artifacts, drafted
+from demur.storage.artifacts import Manifest, artifacts, drafted
 from demur.storage.reply_cache import FILE, Reply, ReplyCache, key_of
 
 
@@ -55,8 +54,8 @@ def stage(run: Path, name: str, *, inputs: dict[str, str], failures: int = 0) ->
     with drafted(run / "stages" / name) as (draft, _):
         prompt = Prompt(text="q", intent="benign")
         draft.write("failures", [Failure(prompt=prompt, model="m", kind="timeout", detail="")] * failures)
-        said: dict[str, Any] = {"kind": "k", "version": 1, "settings": {"name": name}, "inputs": inputs, "seconds": 0.0}
-        return draft.publish(name=name, **said).manifest.fingerprint
+        manifest = Manifest(name=name, kind="k", version=1, fingerprint=name, settings={}, inputs=inputs)
+        return draft.publish(manifest).manifest.fingerprint
 
 
 def test_retry_makes_again_what_lacked_replies_and_all_that_came_of_it(

@@ -57,7 +57,7 @@ def test_a_models_kind_follows_from_its_keys() -> None:
     ("written", "said"),
     [
         ({}, "one of url, path, hub, script"),
-        ({"url": "http://x", "modle": "m"}, "unknown key 'modle'. Did you mean 'model'?"),
+        ({"url": "http://x", "modle": "m"}, "unknown key 'modle' in 'model'. Did you mean 'model'?"),
         ({"url": "http://x", "batch": 8}, "unknown key 'batch'"),
         ({"path": "x", "timeout": 8}, "unknown key 'timeout'"),
         ({"path": "x", "engine": "transformers"}, "'vllm'"),
@@ -66,7 +66,7 @@ def test_a_models_kind_follows_from_its_keys() -> None:
         ({"url": "localhost:8000"}, "no URL"),
         ({"url": []}, "at least 1 item"),
         ({"script": "echo", "url": "http://x"}, "unknown key 'script'"),
-        ({"url": "http://x", "sampling": {"temprature": 0}}, "unknown key 'temprature' in 'sampling'. Did you mean 'temperature'?"),
+        ({"url": "http://x", "sampling": {"temprature": 0}}, "unknown key 'temprature' in 'model.sampling'. Did you mean 'temperature'?"),
         ({"url": "http://x", "headers": {"X-Api-Key": "abc"}}, "is a secret"),
     ],
 )  # fmt: skip
@@ -105,7 +105,7 @@ def test_what_is_missing_is_listed_without_asking_anyone(tmp_path: Path, monkeyp
     assert Local(path=str(tmp_path)).missing() == []
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("DEMUR_VLLM", raising=False)
-    assert "vLLM is not there" in Served(path=str(tmp_path)).missing()[0]
+    assert "vLLM is not there" in Served(engine="vllm", path=str(tmp_path)).missing()[0]
 
 
 def test_connection_is_in_no_fingerprint_and_the_address_is_unless_something_else_says_who_it_is() -> None:
@@ -121,7 +121,7 @@ def test_connection_is_in_no_fingerprint_and_the_address_is_unless_something_els
 
 
 def test_a_guard_plays_its_own_judge_and_nothing_else() -> None:
-    guard = Served(hub="meta-llama/Llama-Guard-3-8B")
+    guard = Served(engine="vllm", hub="meta-llama/Llama-Guard-3-8B")
     assert guard.lacks(Requires(family="llama_guard3")) == []
     assert "can only play a judge of kind llama_guard3" in guard.lacks(Requires())[0]
     assert guard.lacks(Requires(family="wildguard"))

@@ -34,7 +34,7 @@ def test_a_server_that_fails_is_reported_with_its_log(
     fake(tmp_path, monkeypatch, "print('CUDA error: out of luck')\nraise SystemExit(3)")
     with (
         pytest.raises(WorkError, match=r"(?s)exit code 3.*vllm serve.*--served-model-name.*out of luck"),
-        served(Served(path=str(checkpoint))),
+        served(Served(engine="vllm", path=str(checkpoint))),
     ):
         pass
 
@@ -54,7 +54,13 @@ def test_vllms_command_line_holds_what_the_role_says(
 ) -> None:
     fake(tmp_path, monkeypatch, HEALTHY)
     role = Served(
-        path=str(checkpoint), devices=(0, 1), dtype="bfloat16", memory=0.4, extra_args=("--seed", "3"), max_model_len=99
+        engine="vllm",
+        path=str(checkpoint),
+        devices=(0, 1),
+        dtype="bfloat16",
+        memory=0.4,
+        extra_args=("--seed", "3"),
+        max_model_len=99,
     )
     plan = serve.plan_of(role, checkpoint, name="demur/x", host="127.0.0.1", port=1)
     line = " ".join(plan.command)
@@ -83,7 +89,7 @@ def test_a_server_does_not_outlive_a_killed_parent(
         pytest.skip("only Linux tells a child that its parent is gone")
     fake(tmp_path, monkeypatch, HEALTHY)
     code = "import sys, time\nfrom demur.models.config import Served\nfrom demur.models.vllm import served\n"
-    code += "with served(Served(path=sys.argv[1])): print('up', flush=True); time.sleep(60)"
+    code += "with served(Served(engine='vllm', path=sys.argv[1])): print('up', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(checkpoint)], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"up\n"
@@ -100,7 +106,7 @@ def test_a_missing_engine_says_how_to_get_it(checkpoint: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", "")
     with (
         pytest.raises(UserError, match=r"pip install vllm.*DEMUR_VLLM"),
-        served(Served(path=str(checkpoint))),
+        served(Served(engine="vllm", path=str(checkpoint))),
     ):
         pass
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from demur.interfaces import requests_for
-from demur.models.config import ModelConfig
+from demur.models.config import Remote
 from demur.pipeline.run import Event, execute
 from demur.pipeline.stage import Context, Stage
 from demur.pipeline.stages.distil import Distil, DistilStageSettings
@@ -35,7 +35,7 @@ class Ask(Stage[Questions]):
 
     async def run(self, context: Context) -> None:
         prompts = [Prompt(text=f"What is {self.name} {i}?", intent="benign") for i in range(self.settings.n)]
-        config = ModelConfig(url=(self.settings.url,), model="scripted", in_flight=4)
+        config = Remote(url=(self.settings.url,), model="scripted", in_flight=4)
         model = await context.model("target", config)
         assert model is not None
         found = [reply async for reply in model.answers(requests_for(prompts, Sampling(max_tokens=64)))]

@@ -21,7 +21,7 @@ STUDY = {
     "base": "nobody/Huge-70B",
     "models": {
         "teacher": {"url": "https://teacher.invalid/v1", "model": "t", "key_env": "NOT_SET"},
-        "judge": {"hub": "nobody/guard", "serve": "vllm"},
+        "judge": {"hub": "nobody/guard", "engine": "vllm"},
         "attacker": "https://attacker.invalid/v1",
         "attack_judge": "https://attacker.invalid/v1",
     },

@@ -10,6 +10,7 @@ import typer
 
 from demur.cli import common
 from demur.errors import UserError
+from demur.pipeline.run import CACHE
 from demur.storage.reply_cache import FILE, ReplyCache
 
 app = common.app("What a run asked, and what it cost.")
@@ -54,7 +55,7 @@ def folder_of(run: Path, journal: Path | None) -> Path:
     Raises:
         UserError: there is none.
     """
-    for folder in [journal] if journal else [run / "replies", run]:
+    for folder in [journal] if journal else [run / CACHE, run]:
         if (folder / FILE).is_file():
             return folder
     raise UserError(f"{journal or run} holds no reply cache ({FILE}).")

@@ -11,7 +11,7 @@ from demur.cli import common
 from demur.cli.progress import Display
 from demur.errors import UserError
 from demur.models import BASES
-from demur.models.config import ModelConfig
+from demur.models.config import Local
 from demur.pipeline.dag import ordered
 from demur.pipeline.resolve import base_folder
 from demur.pipeline.run import execute
@@ -84,5 +84,5 @@ def _stage(base: str, rows: Examples, *, seed: int, sets: list[str] | None) -> T
         raise UserError(
             f"--base {base}: no such folder, and no hub id (owner/name). Shipped bases: {', '.join(BASES)}."
         )
-    model = ModelConfig(path=str(folder)) if folder else ModelConfig(hub=base)
+    model = Local(path=str(folder)) if folder else Local(hub=base)
     return Train("train", TrainStageSettings(train=settings), inputs={"mix": rows}, models={"base": model})

@@ -77,6 +77,11 @@ class _Config(BaseModel):
         named = [getattr(self, name, "") for name in ("path", "hub", "script", "plugin")]
         return ", ".join(getattr(self, "url", ())) or next(filter(None, named))
 
+    @property
+    def weights_at(self) -> str:
+        """Folder, file or id of weights that this machine runs; empty: it runs none."""
+        return getattr(self, "path", None) or getattr(self, "hub", None) or ""
+
     def missing(self) -> list[str]:
         """What is not there although this model needs it: one line each, with what to do. Asks no one."""
         return []
@@ -166,9 +171,9 @@ class Remote(_Asked):
         """The addresses, those of the environment read."""
         return tuple(os.environ[url[1:]].rstrip("/") if url.startswith("$") else url for url in self.url)
 
-    def identity_fields(self) -> dict[str, Any]:
-        """What beside the marked fields makes the identity: the address, where nothing else says which model it is."""
-        return {} if self.revision or self.weights else {"url": sorted(self.url)}
+    def identity(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields that make the identity: the address too, where nothing else says which model it is."""
+        return fields if self.revision or self.weights else fields | {"url": sorted(self.url)}
 
     def missing(self) -> list[str]:
         """Variables of the environment that are not set."""
@@ -224,7 +229,7 @@ class Local(_Weights):
 class Served(_Weights, _Asked):
     """Weights that a server started by us runs, for as long as it is needed."""
 
-    engine: Literal["vllm"] = "vllm"
+    engine: Literal["vllm"]
     devices: tuple[int, ...] = connection(())
     """Numbers of the GPUs; empty: as placed."""
     tensor_parallel: int = connection(0, ge=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from demur.interfaces import Ask
+from demur.models.config import Remote
 from demur.pipeline.dag import Planned
 from demur.pipeline.hardware import SMALL, parameters, to_train, together
 from demur.pipeline.run import CACHE
@@ -44,16 +45,16 @@ def outlook(planned: Sequence[Planned]) -> dict[str, Any]:
 def _cost(stage: Stage[Any], ask: Ask) -> float | None:
     """The price at most, where prices were declared."""
     model = stage.models.get(ask.part)
-    return model.prices.cost(ask.tokens_in, ask.tokens_out) if model is not None and model.prices else None
+    return model.prices.cost(ask.tokens_in, ask.tokens_out) if isinstance(model, Remote) and model.prices else None
 
 
 def _memory(stages: Sequence[Stage[Any]]) -> list[str]:
     """What answering needs and whether it fits together, and what training needs."""
-    models = {part: m.path or m.hub or "" for stage in stages for part, m in stage.models.items() if part != "base"}
+    models = {part: m.weights_at for stage in stages for part, m in stage.models.items() if part != "base"}
     lines = together({part: model for part, model in models.items() if (parameters(model) or 0) > SMALL})
     for stage in stages:
         if stage.kind == "train":
-            name = stage.models["base"].path or stage.models["base"].hub or ""
+            name = stage.models["base"].weights_at
             need = to_train(name, lora=stage.settings.train.lora is not None)
             if need is not None and (parameters(name) or 0) > SMALL:
                 lines.append(f"training {name}: about {need:.0f} GB")

@@ -18,7 +18,6 @@ from typing import Any
 from demur.errors import DemurError, UserError, WorkError
 from demur.pipeline.run import Event, Job, Watch, do, reported
 from demur.registry import missing
-from demur.storage.cache_care import merge
 from demur.storage.reply_cache import ReplyCache
 
 RETRIES = 5
@@ -107,7 +106,7 @@ class RayPool:
         """Take a stage's replies into the run's cache."""
         if own.is_dir():
             with ReplyCache(self._cache) as cache:
-                merge(cache, own)
+                cache.merge(own)
             shutil.rmtree(own, ignore_errors=True)
 
     def _pass_on(self) -> None:

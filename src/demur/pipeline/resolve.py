@@ -23,7 +23,7 @@ from demur.distil.strategy import file_of as strategy_file
 from demur.distil.strategy import load as load_strategy
 from demur.errors import UserError
 from demur.models import BASES
-from demur.models.config import ModelConfig, parse_model
+from demur.models.config import Local, ModelConfig, parse_model
 from demur.pipeline.checks import check_study
 from demur.pipeline.dag import ordered
 from demur.pipeline.stage import Stage
@@ -316,7 +316,7 @@ class _Builder:
     def base(self, base: str) -> ModelConfig:
         """The model that a base's name means."""
         folder = base_folder(base)
-        return ModelConfig(path=str(folder)) if folder else self.study.models.get(base) or parse_model(base)
+        return Local(path=str(folder)) if folder else self.study.models.get(base) or parse_model(base)
 
 
 @functools.cache

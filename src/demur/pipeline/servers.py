@@ -6,18 +6,18 @@ from __future__ import annotations
 import atexit
 from contextlib import ExitStack
 
-from demur.models.config import ModelConfig
+from demur.models.config import Local, ModelConfig, Remote, Served
 
 
 class _Server:
     """At most one server of this process, for as long as the same weights are asked for."""
 
     def __init__(self) -> None:
-        self._of: ModelConfig | None = None
-        self._remote: ModelConfig | None = None
+        self._of: Served | None = None
+        self._remote: Remote | None = None
         self._stack = ExitStack()
 
-    def of(self, model: ModelConfig) -> ModelConfig:
+    def of(self, model: Served) -> Remote:
         """The running server of a model; the one before is stopped.
 
         Raises:
@@ -44,6 +44,6 @@ _server = _Server()
 
 def running(model: ModelConfig, *, engine: str) -> ModelConfig:
     """The model as it is asked: a local one behind its server where an engine is named."""
-    if engine and (model.path or model.hub):
-        return _server.of(model.model_copy(update={"serve": engine}))
+    if engine and isinstance(model, Local):
+        return _server.of(Served(engine="vllm", path=model.path, hub=model.hub, revision=model.revision, api=model.api))
     return model

@@ -177,7 +177,7 @@ class Context:
         if part not in self._models and config is not None:
             if self._cache is None:
                 self._cache = self._stack.enter_context(ReplyCache(self._cache_folder))
-            opened = open_model(config, journal=self._cache, label=f"{part}/{self.stage.name}")
+            opened = open_model(config, cache=self._cache, label=f"{part}/{self.stage.name}")
             self._models[part] = await self._stack.enter_async_context(opened)
         return self._models.get(part)
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from demur.distil.settings import DistilSettings, Keep
 from demur.mix.settings import MixSettings, ShareSettings
-from demur.models.config import ModelConfig, parse_model
+from demur.models.config import ModelConfig
 from demur.pipeline.stage import Use
 from demur.pipeline.stages.evaluate import BenchUse
 from demur.prompts.settings import PromptsSettings
@@ -188,7 +188,7 @@ class Study(BaseModel):
     held_out: int = Field(default=0, ge=0)
     """Safety rows of each arm kept out of training to measure learnability on."""
     data_dir: str | None = connection(None)
-    serve: Literal["", "vllm", "transformers"] = ""
+    serve: Literal["", "vllm"] = ""
     """Serve each model under test by this engine, once for all its benchmarks; empty: run it in the stage's own process."""
     workers: int | None = connection(None, ge=1)
     """Stages at the same time; default: the cores, or 1 with an accelerator."""
@@ -198,14 +198,6 @@ class Study(BaseModel):
     """Benchmark -> a few rows in its form, where there is no copy of the release. Only `--stand-in` sets it."""
     quick: dict[str, Any] = {}
     """Overrides, by path, for `--quick`."""
-
-    @field_validator("models", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        """A model may be written as one word: a URL, a folder, a hub id or `script:NAME`."""
-        if not isinstance(value, dict):
-            return value
-        return {name: parse_model(model) if isinstance(model, str) else model for name, model in value.items()}
 
     @field_validator("name")
     @classmethod

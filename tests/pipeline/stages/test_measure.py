@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from demur.models.config import ModelConfig
+from demur.models.config import Scripted, Served
 from demur.pipeline import servers
 from demur.pipeline.resolve import make
 from demur.pipeline.run import execute
@@ -26,19 +26,19 @@ def test_weights_are_served_once_for_all_benchmarks(tmp_path: Path, monkeypatch:
     running: list[str] = []
 
     @contextmanager
-    def served(role: ModelConfig) -> Iterator[ModelConfig]:
+    def served(role: Served) -> Iterator[Scripted]:
         started.append(str(role.path))
         running.append(str(role.path))
-        assert role.serve == "transformers"
+        assert role.engine == "vllm"
         try:
-            yield ModelConfig(script="target")
+            yield Scripted(script="target")
         finally:
             running.remove(str(role.path))
 
     monkeypatch.setattr("demur.models.vllm.served", served)
     plain = {
         "name": "served",
-        "serve": "transformers",
+        "serve": "vllm",
         "arms": {"a": {"base": "mini-lrm-a"}, "b": {"base": "mini-lrm-b"}},
         "bench": [{"name": "mini_harm", "limit": 4}, {"name": "mini_benign", "limit": 4}],
     }

@@ -20,7 +20,7 @@ from demur.errors import UserError
 from demur.generate import ask_and_judge, in_order
 from demur.interfaces import Ask, Model
 from demur.judge.base import require
-from demur.models.config import ModelConfig, SamplingSettings
+from demur.models.config import Local, ModelConfig, SamplingSettings
 from demur.models.decoding import preset
 from demur.pipeline.servers import running
 from demur.pipeline.stage import Context, Lack, Size, Stage, Use, hub_needs, judging, size_of
@@ -145,7 +145,7 @@ class Evaluate(Stage[EvaluateSettings]):
 
     def _target(self, context: Context) -> ModelConfig:
         if "model" in context.inputs:
-            return ModelConfig(path=str(context.inputs["model"].folder / "model"))
+            return Local(path=str(context.inputs["model"].folder / "model"))
         return self.models["target"]
 
     def _sampling(self) -> Sampling:

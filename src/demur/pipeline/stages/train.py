@@ -35,7 +35,7 @@ class Train(Stage[TrainStageSettings]):
         mixed, base = context.inputs["mix"], self.models["base"]
         context.draft.summary |= train(
             mixed.path("examples"),
-            base=Path(base.path) if base.path else base.hub or "",
+            base=Path(base.weights_at) if getattr(base, "path", None) else base.weights_at,
             out=context.draft.folder,
             settings=self.settings.train,
             held_out=mixed.path("held_out"),
@@ -46,12 +46,12 @@ class Train(Stage[TrainStageSettings]):
         from demur.pipeline.hardware import lacking
 
         base, settings = self.models["base"], self.settings.train
-        if not (base.path or base.hub):
+        if not base.weights_at:
             return [Lack("base", f"{base.where} cannot be trained: give a folder with weights or a hub id.", True)]
         lacks = super().needs()
         if settings.device != "cpu":
             lora = settings.lora is not None
-            lack = lacking(base.path or base.hub or "", lora=lora, processes=settings.processes)
+            lack = lacking(base.weights_at, lora=lora, processes=settings.processes)
             lacks += [Lack("train", lack)] if lack else []
         return lacks
 
