@@ -220,7 +220,8 @@ def _explain(model: type[BaseModel], problem: Any, location: Location, where: st
     if lines and problem["type"] != "missing" and not lines.has(location):
         # The file does not say it, so an override did.
         place = "--set"
-    parents = [*above, *(key for at, key in enumerate(inner[:-1]) if _is_key(model, inner[:at], key))]
+    ours = {key for at, key in enumerate(inner) if not _is_key(model, inner[:at], key)}
+    parents = [key for key in location[:-1] if key not in ours]
     inside = f" in '{'.'.join(map(str, parents))}'" if parents else ""
     key = str(location[-1]) if location else ""
     if problem["type"] == "extra_forbidden":
