@@ -57,5 +57,5 @@ class Preference(Stage[PreferenceStageSettings]):
             if len(side) == 2
         ]
         count = context.draft.write("pairs", pairs)
-        shutil.copytree(str(self.models["base"].path), context.draft.folder / "model")
+        shutil.copytree(self.models["base"].weights_at, context.draft.folder / "model")
         context.draft.line = f"{count} pairs at beta {self.settings.train.beta:g}"

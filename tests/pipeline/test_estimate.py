@@ -134,7 +134,7 @@ def spent(out: Path) -> dict[str, list[int]]:
     sums: dict[str, list[int]] = {}
     with ReplyCache(out / CACHE) as cache:
         for line in cache.ledger():
-            row = sums.setdefault(line.role, [0, 0, 0])
+            row = sums.setdefault(line.part, [0, 0, 0])
             for index, value in enumerate((line.requests, line.tokens_in, line.tokens_out)):
                 row[index] += value
     return sums
