@@ -12,7 +12,7 @@ name: wrong
 base: mini-lrm-a
 models:
   teacher: script:demur.mini.teacher:script
-  guard: {hub: meta-llama/Llama-Guard-3-8B, serve: vllm}
+  guard: {hub: meta-llama/Llama-Guard-3-8B, engine: vllm}
 prompts:
   harmful: {source: mini-harmful, n: 20}
 arms:

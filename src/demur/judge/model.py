@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import AsyncIterator, Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from demur.errors import WorkError
 from demur.interfaces import Model, Request, Traces, stream
 from demur.judge.base import BaseJudge, asked, visible
+from demur.models.requires import Requires as Requires
 from demur.records import Failure, Intent, Label, Message, Part, Prompt, Query, Sampling, Trace, Verdict, digest
 from demur.untrusted import neutral
 
@@ -35,17 +36,6 @@ class Case(NamedTuple):
     text: str
     context: str = ""
     """A passage that belongs to the question (HarmBench's contextual behaviours)."""
-
-
-class Requires(NamedTuple):
-    """What a judge's model must offer; `None` and `False`: it does not matter."""
-
-    api: Literal["chat", "completions"] | None = None
-    """`completions`: the judge's text holds the model's own template; a second one around it changes verdicts."""
-    system: bool = False
-    """A system turn."""
-    logprobs: bool = False
-    """Log-probabilities of the first token."""
 
 
 class Control(NamedTuple):

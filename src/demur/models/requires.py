@@ -39,7 +39,7 @@ class Requires(NamedTuple):
 
     def unmet(self, config: Any) -> list[str]:
         """What a configuration, as declared, cannot do: one line each, with what to do."""
-        api, forbidden = getattr(config, "api", "chat"), getattr(config, "forbidden", ())
+        api, forbidden = getattr(config, "api", self.api), getattr(config, "forbidden", ())
         thinks = getattr(config, "thinking", "")
         begins = api == "completions" or getattr(config, "prefill", "plain") != "no"
         names = [getattr(config, name, "") or "" for name in ("model", "weights", "path", "hub")]
@@ -49,7 +49,7 @@ class Requires(NamedTuple):
             (not self.api or api == self.api, f"must be asked by api: {self.api}"),
             (not self.system or "system" not in forbidden, "refuses a system turn (forbidden)"),
             (not self.temperature or "temperature" not in forbidden, "refuses a temperature (forbidden)"),
-            (not self.logprobs or getattr(config, "first_tokens", 0), "must tell log-probabilities: first_tokens: 20"),
+            (not self.logprobs or getattr(config, "first_tokens", 1), "must tell log-probabilities: first_tokens: 20"),
             (not self.prefill or begins, "must take a begun reply: prefill: vllm, prefill: plain, or api: completions"),
             (
                 not self.own_thinking or thinks != "none",

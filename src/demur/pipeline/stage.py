@@ -31,6 +31,7 @@ from demur.interfaces import Ask, Judge, Model, Progress
 from demur.judge.model import Case, Format
 from demur.models.config import ModelConfig
 from demur.models.open import open_model
+from demur.models.requires import GUARDS
 from demur.records import Kept, Part, Prompt, Query
 from demur.registry import missing, resolve
 from demur.settings import STRICT, Location, connection, identity_of
@@ -141,11 +142,14 @@ class Stage(Generic[S]):
 
     def judge_needs(self, kind: str, part: str = "judge") -> list[Lack]:
         """What a judge of a kind lacks that the model of a part is to play."""
-        if judges.requires_model(kind) and part not in self.models:
-            return [
-                Lack(part, f"judge '{kind}' is a model: say which plays it, as {{kind: {kind}, model: NAME}}.", True)
-            ]
-        return []
+        requires, model = judges.requires(kind), self.models.get(part)
+        if requires is None:
+            return []
+        if model is None:
+            told = f"judge '{kind}' is a model: say which plays it, as {{kind: {kind}, model: NAME}}."
+            return [Lack(part, told, True)]
+        unmet = model.lacks(requires._replace(family=kind if kind in GUARDS.values() else ""))
+        return [Lack(part, f"judge '{kind}' by {model.where}: it {line}.", True) for line in unmet]
 
 
 class Context:
