@@ -310,9 +310,7 @@ class Search(Attack):
             attack=self.name,
         )
         request = Request(messages=messages, sampling=self.sampling[part], prompt=prompt, sample=sample)
-        async for reply in self.models[part].answers([request]):
-            return reply
-        raise AssertionError("a model left a request unanswered")
+        return await self.models[part].answer(request)
 
 
 def tagged(name: str, text: str) -> str:
