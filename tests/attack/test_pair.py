@@ -82,6 +82,10 @@ def rates(score: int | str) -> Say:
 ONE = rates(1)
 
 
+def said(reply: str) -> Trace:
+    return thinking.traced(GOALS[0], thinking.join("t", reply), model="judge")
+
+
 def search(
     *, attacker: Say = writes, target: Say = replies, judge: Say = ONE, name: str = "pair", **how: object
 ) -> tuple[Search, list[Prompt], list[Fake]]:
@@ -255,14 +259,14 @@ def test_the_papers_parameters() -> None:
     ],
 )
 def test_the_rating_parser_is_anchored(reply: str, score: int | None) -> None:
-    found, reason = score_of(reply)
+    found, reason = score_of(said(reply))
     assert found == score
     assert bool(reason) == (score is None)
 
 
 @given(st.text())
 def test_the_rating_parser_never_raises(reply: str) -> None:
-    found, _ = score_of(reply)
+    found, _ = score_of(said(reply))
     assert found is None or 1 <= found <= 10
 
 

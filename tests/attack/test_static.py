@@ -244,7 +244,7 @@ def test_replay_sends_what_was_sent(tmp_path: Path) -> None:
         ({"name": "pair", "stream": 3}, "Did you mean 'streams'"),
         ({"name": "pair", "streams": 0}, "streams"),
         ({"name": "pair@paper-v2", "streams": 3}, "Allowed: attacker, judge, texts"),
-        ({"name": "none", "file": "x"}, "has no settings"),
+        ({"name": "none", "file": "x"}, "unknown setting 'file' of attack 'none'.*Allowed: none"),
         ({"name": "demur.attack.pair:PAPER"}, "no subclass"),
         (["pair"], "a mapping"),
     ],

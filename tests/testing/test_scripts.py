@@ -147,4 +147,7 @@ def test_it_attacks_and_rates_as_pair_does() -> None:
             Message(role="system", content=filled(words["judge"], goal=goal)),
             Message(role="user", content=shown),
         ]
-        assert score_of(scripts.stand_in(turns, Sampling(), random.Random(0))) == (score, "")
+        rated = traced(
+            Prompt(text="p", intent="harmful"), scripts.stand_in(turns, Sampling(), random.Random(0)), model="m"
+        )
+        assert score_of(rated) == (score, "")

@@ -21,7 +21,7 @@ from typing import Any
 from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, SerializationInfo, model_serializer, model_validator
 
-from demur.attack.base import Attack, AttackSettings, File
+from demur.attack.base import Attack, AttackSettings
 from demur.errors import UserError, unknown
 from demur.interfaces import Model, Progress, Request, quiet
 from demur.records import Message, Prompt, Sampling
@@ -38,7 +38,7 @@ ATTACKS: dict[str, str] = {
     "pair@paper-v1": "demur.attack.pair:PairPaperV1",
     "pair@paper-v2": "demur.attack.pair:PairPaperV2",
     "tap": "demur.attack.pair:Tap",
-    "crescendo": "demur.attack.crescendo:Crescendo",
+    "crescendo": "demur.attack.pair:Crescendo",
     "prefill": "demur.attack.static:PrefillAttack",
     "pivot": "demur.attack.static:PivotAttack",
     "hijack": "demur.attack.static:HijackAttack",
@@ -113,19 +113,15 @@ class AttackUse(BaseModel):
         found = {}
         for file in attack_class(self.name).files:
             named, folders = self.given.get(file.key), [data_dir] if data_dir else []
-            names = [named] if named else file.names
             places = [Path(named)] if named else []
-            places += [folder / name for folder in folders for name in names]
+            places += [folder / name for folder in folders for name in ([named] if named else file.names)]
             path = next((place for place in places if place.exists()), None if named else file.default)
             if path is not None:
                 found[file.key] = path
-            elif named:
-                raise UserError(
-                    f"attack '{self.name}': {named}: no such file" + "".join(f", nor in {d}" for d in folders)
-                )
-            elif file.required:
+            elif named or file.required:
+                why = f"{named}: no such file" if named else f"name the file with '{file.key}'"
                 there = f", or put {' or '.join(file.names)} into the data folder" if file.names else ""
-                raise UserError(f"attack '{self.name}' needs {file.about}: name the file with '{file.key}'{there}.")
+                raise UserError(f"attack '{self.name}' needs {file.about}: {why}{there}.")
         return found
 
 
@@ -159,22 +155,14 @@ def open_attack(
     models: Mapping[str, Model] | None = None,
     progress: Progress = quiet,
 ) -> Attack:
-    """An attack, ready to work.
-
-    Args:
-        use: which and how; a name alone means its defaults.
-        files: as in `make`.
-        target: the live target.
-        models: part -> model, for every part that it has.
-        progress: told how far a long attack is.
+    """An attack, ready to work: with the live target and, in `models`, a model for each of its parts.
 
     Raises:
         UserError: something that it needs was not given.
     """
     attack, models = make(use, files), models or {}
-    for part in attack.parts:
-        if part not in models:
-            raise UserError(f"attack '{attack.name}' needs a model for the part '{part}'.")
+    if lacks := [part for part in attack.parts if part not in models]:
+        raise UserError(f"attack '{attack.name}' needs a model for the part '{lacks[0]}'.")
     attack.connect(target, models, progress)
     return attack
 
@@ -201,13 +189,9 @@ def _split(value: Any) -> dict[str, Any]:
         raise UserError(f"an attack is a name, or a mapping with one: {{name: pair, streams: 3}}; given: {value!r}")
     name, rest = value.get("name", "none"), {k: v for k, v in value.items() if k != "name" and v is not None}
     kind = attack_class(name)
-    files: tuple[File, ...] = kind.files
-    keys = {*kind.Settings.model_fields, *kind.parts, *(file.key for file in files)}
-    for key in rest.keys() - keys:
-        if not keys:
-            raise UserError(f"attack '{name}' has no settings; '{key}' is unknown.")
-        raise unknown("setting", key, keys, where=f" of attack '{name}'")
-    models = {part: str(rest.pop(part)) for part in kind.parts if part in rest}
-    given = {file.key: str(rest.pop(file.key)) for file in files if file.key in rest}
+    files = [file.key for file in kind.files]
+    for key in rest.keys() - (keys := {*kind.Settings.model_fields, *kind.parts, *files}):
+        raise unknown("setting", key, keys or {"none"}, where=f" of attack '{name}'")
+    models, given = ({key: str(rest.pop(key)) for key in keys if key in rest} for keys in (kind.parts, files))
     settings = validate(kind.Settings, rest, where=f"attack '{name}'")
     return {"name": name, "settings": settings, "models": models, "given": given}

@@ -7,7 +7,7 @@ needs; a run then gives it models (`connect`) and questions (`attacked`).
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +18,7 @@ from demur.errors import UserError
 from demur.interfaces import Ask, Model, Progress, quiet
 from demur.records import Failure, Message, Prompt, Record, Sampling, Trace
 from demur.settings import STRICT
+from demur.storage import readers
 from demur.untrusted import json_object
 
 TEXTS = Path(__file__).parent / "texts"
@@ -144,3 +145,25 @@ def named_text(reply: str, key: str) -> str | None:
     """The text under `key` in a reply that should be a JSON object; `None` when there is none."""
     found = (json_object(reply, key) or {}).get(key)
     return found.strip() or None if isinstance(found, str) else None
+
+
+QUESTION = ("prompt", "question", "goal", "query")
+
+
+def by_question(path: Path, *columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The rows of a file that is keyed by the question: its `key`, then a cell of each column, which may have several names.
+
+    Raises:
+        UserError: a row lacks the question or the first column.
+    """
+    for number, row in readers.rows(path):
+        cells = [next((str(row[name]) for name in names if row.get(name)), "") for names in (QUESTION, *columns)]
+        if not all(cells[:2]):
+            needs = f"the question ({', '.join(QUESTION)}) and one of {', '.join(columns[0])}"
+            raise UserError(f"{path}:{number}: a row needs {needs}.")
+        yield (key(cells[0]), *cells[1:])
+
+
+def key(text: str) -> str:
+    """A text as questions are compared: case and white space do not count."""
+    return " ".join(text.lower().split())

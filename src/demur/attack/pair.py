@@ -1,4 +1,4 @@
-"""PAIR (Chao et al. 2023, arXiv 2310.08419): an attacker refines its prompt against the live target, turn by turn.
+"""PAIR (Chao et al. 2023, arXiv 2310.08419) and its kin: an attacker refines its prompt against the live target, turn by turn.
 
 Public versions differ in what their judge sees and whether streams share a conversation. Here the judge sees goal, prompt and
 reply, and streams share nothing; `pair@paper-v1` has the four defects of the version that the paper's first study ran. Unlike
@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any, ClassVar
 
-from demur.attack.base import AttackSettings, named_text, texts
-from demur.attack.search import Search, SearchSettings, Stream, Turn
-from demur.records import Attempt, Message, Prompt
+from msgspec.structs import replace
+
+from demur.attack.base import AttackSettings, texts
+from demur.attack.search import Search, SearchSettings, Stream
+from demur.records import Attempt, Failure, Message, Prompt, Trace
 
 
 class AdaptiveSettings(SearchSettings):
@@ -97,11 +99,10 @@ class PairPaperV1(PairPaperV2):
                 past, told[index] = following.past, following.next
         return self.best(goal, sorted(done, key=lambda one: (one[0].stream, one[0].iteration)))
 
-    def learned(self, goal: Prompt, stream: Stream, said: str, turn: Turn, prompt: str) -> Stream:
+    def learned(self, stream: Stream, after: Stream, said: str, attempt: Attempt, reply: Trace | Failure) -> Stream:
         """The attacker's reply, where it had the right form, overwrites what it was told."""
-        written = stream.next if named_text(said, "prompt") is None else said
-        past = (*stream.past, Message(role="user", content=written))[-2 * self.how.keep_last :]
-        return stream._replace(past=past, next=self.feedback(goal, turn))
+        written = Message(role="user", content=said if attempt.written else stream.next)
+        return after._replace(past=(*stream.past, written)[-2 * self.how.keep_last :])
 
     def judged(self, goal: Prompt, prompt: str, shown: str) -> tuple[Message, ...]:
         """One message, in which the goal stands for the prompt too."""
@@ -143,3 +144,36 @@ class Tap(Pair):
         """The best by score, the earliest of equals."""
         best = sorted(made, key=lambda one: -(one[0].score or 0))[: self.how.width]
         return [stream for _, stream in best]
+
+
+class CrescendoSettings(SearchSettings):
+    """One conversation of ten turns; the attacker is reminded of all of them."""
+
+    streams: int = 1
+    iterations: int = 10
+    keep_last: int = 10
+
+
+class Crescendo(Search):
+    """An attack over several turns, after Crescendo (Russinovich et al. 2024, arXiv 2404.01833).
+
+    The conversation begins on harmless ground; each turn builds on what the target has said itself and goes one step
+    further. A turn that earns the lowest score is taken back. The turn with the highest is sent anew, behind those before it.
+    """
+
+    Settings = CrescendoSettings
+    own = "crescendo"
+    files = (texts("crescendo"),)
+
+    def learned(self, stream: Stream, after: Stream, said: str, attempt: Attempt, reply: Trace | Failure) -> Stream:
+        """What was answered is part of the conversation from now on; what was refused never was."""
+        after = super().learned(stream, after, said, attempt, reply)
+        if isinstance(reply, Failure):
+            return after
+        turn = f"turn {1 + len(stream.before) // 2}"
+        prompt = replace(reply.prompt, attack=f"{self.name}:{turn}", category=turn)
+        self.conversations.append(replace(reply, id="", prompt=prompt))
+        if (attempt.score or 1) == 1:
+            return after
+        spoken = Message(role="user", content=attempt.prompt), Message(role="assistant", content=reply.answer or "")
+        return after._replace(before=(*stream.before, *spoken))

@@ -13,20 +13,25 @@ from typing import Any
 
 from pydantic import Field
 
-from demur.attack.base import Attack, AttackSettings, File, derived, filled, named_text, read_texts, texts
+from demur.attack.base import (
+    Attack,
+    AttackSettings,
+    File,
+    by_question,
+    derived,
+    filled,
+    key,
+    named_text,
+    read_texts,
+    texts,
+)
 from demur.attack.search import INSTRUCTION
-from demur.attack.static import key
 from demur.errors import UserError, WorkError, unknown
 from demur.interfaces import Ask, Request
 from demur.records import Failure, Message, Prompt, Sampling
-from demur.storage import readers
 
-COLUMNS = (
-    ("query", "question", "goal", "prompt"),
-    ("final_query", "rewrite", "pap", "attacked", "ss_prompt"),
-    ("category", "technique", "ss_technique"),
-)
-"""How files call the question, its rewrite and the technique."""
+REWRITE = ("final_query", "rewrite", "pap", "attacked", "ss_prompt")
+TECHNIQUE = ("category", "technique", "ss_technique")
 
 
 class FrozenSettings(AttackSettings):
@@ -158,18 +163,10 @@ def _wanted(techniques: Iterable[str], known: Iterable[str], where: str = "") ->
 
 
 def read_rewrites(path: Path) -> dict[str, dict[str, str]]:
-    """Question -> technique -> rewrite; a technique used twice for a question is numbered.
-
-    Raises:
-        UserError: a row lacks the question or the rewrite.
-    """
+    """Question -> technique -> rewrite; a technique used twice for a question is numbered."""
     found: dict[str, dict[str, str]] = {}
-    for number, row in readers.rows(path):
-        question, rewrite, technique = (next((str(row[n]) for n in names if row.get(n)), "") for names in COLUMNS)
-        if not question or not rewrite:
-            needs = " and its rewrite ".join(f"({' or '.join(names)})" for names in COLUMNS[:2])
-            raise UserError(f"{path}:{number}: a row needs the question {needs}.")
-        mine, name = found.setdefault(key(question), {}), key(technique or "rewrite")
+    for question, rewrite, technique in by_question(path, REWRITE, TECHNIQUE):
+        mine, name = found.setdefault(question, {}), key(technique or "rewrite")
         again = sum(other == name or other.startswith(f"{name} ") for other in mine)
         mine[f"{name} {again + 1}" if again else name] = rewrite
     return found

@@ -14,11 +14,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from demur import thinking
-from demur.attack.base import TEXTS, Attack, AttackSettings, File, derived, filled
+from demur.attack.base import TEXTS, Attack, AttackSettings, File, by_question, derived, filled, key
 from demur.errors import UserError
 from demur.prompts.wrappers import fill, read_templates
 from demur.records import Prompt
 from demur.storage import readers
+
+OPENINGS = ("prefill", "prefilling", "opening", "target")
+"""How files call the beginning of a reply."""
 
 
 class NoAttack(Attack):
@@ -75,7 +78,7 @@ class PrefillAttack(Attack):
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
-        self._own = read_openings(files["file"]) if "file" in files else None
+        self._own = {row[0]: row[1] for row in by_question(files["file"], OPENINGS)} if "file" in files else None
         self.begins = bool(settings.prefill or self._own)
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
@@ -176,28 +179,3 @@ class TokensAttack(Attack):
         marks = ASSISTANT[self.settings.family] + thinking.join("", "")
         for prompt in prompts:
             yield derived(prompt, prompt.text + marks, self.name)
-
-
-def read_openings(path: Path) -> dict[str, str]:
-    """Question -> how its reply is begun.
-
-    Raises:
-        UserError: a row lacks one of them.
-    """
-    found = {}
-    for number, row in readers.rows(path):
-        question, start = (
-            next((str(row[name]) for name in names if row.get(name)), "")
-            for names in (("prompt", "question", "goal", "query"), ("prefill", "prefilling", "opening", "target"))
-        )
-        if not question or not start:
-            raise UserError(
-                f"{path}:{number}: a row needs the question ('prompt') and how its reply begins ('prefill')."
-            )
-        found[key(question)] = start
-    return found
-
-
-def key(text: str) -> str:
-    """A text as questions are compared: case and white space do not count."""
-    return " ".join(text.lower().split())

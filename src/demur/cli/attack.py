@@ -16,35 +16,25 @@ from demur.pipeline.resolve import make
 from demur.storage.artifacts import artifacts
 
 app = common.app("Attack a model and keep what was found.")
+Kind = Annotated[str, typer.Argument(help="pap, template=FILE, prefill=FILE, pair, tap, crescendo, hijack, replay …")]
+Run = Annotated[Path | None, typer.Argument(help="replay: the run whose prompts are sent again.")]
+Scorer = Annotated[
+    str | None,
+    typer.Option("--attack-judge", help="The model that rates the attacker's progress; default: --judge's, else it."),
+]
+Questions = Annotated[str, typer.Option("--bench", help="Whose questions; default: those of --data.")]
 
 
 @app.command()
 def attack(
-    kind: Annotated[
-        str, typer.Argument(help="none, pap, template, pair, pair-adaptive, prefill, pivot, hijack, replay …")
-    ],
+    kind: Kind,
     target: common.Target,
-    run: Annotated[Path | None, typer.Argument(help="replay: the run whose prompts are sent again.")] = None,
+    run: Run = None,
     attacker: common.Attacker = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            "--judge", help="A judge by name, NAME=MODEL, or a model: then it also scores the attacker's progress."
-        ),
-    ] = None,
-    attack_judge: Annotated[
-        str | None,
-        typer.Option(
-            "--attack-judge", help="pair: the model that scores; default: that of --judge, else the attacker."
-        ),
-    ] = None,
-    file: Annotated[
-        str | None, typer.Option("--file", help="pap: rewrites; template: templates with {question}; hijack: puzzles.")
-    ] = None,
-    bench: Annotated[
-        str, typer.Option("--bench", help="Whose questions and sampling; default: the questions of --data.")
-    ] = "harmful",
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Replies an attacked prompt.")] = None,
+    judge: common.JudgeModel = None,
+    attack_judge: Scorer = None,
+    bench: Questions = "harmful",
+    samples: common.Samples = None,
     limit: common.Limit = None,
     seed: common.Seed = 0,
     data: common.Data = None,
@@ -62,63 +52,39 @@ def attack(
 
       demur attack pap --bench advbench --data-dir data --target ./model
 
-      demur attack pair --data goals.csv --target URL --attacker URL --set bench.0.attack.streams=20
+      demur attack tap --data goals.csv --target URL --attacker URL --set bench.0.attack.width=5
 
       demur attack replay runs/attack --target ./other-model
     """
-    use: dict[str, Any] = {
-        "name": bench,
-        "attack": {"name": kind} | ({"file": file} if file else {}),
-        "limit": limit,
-        "samples": samples,
-    }
-    use["sampling"] = {"seed": seed} if seed else {}
-    plain = _plain(kind, use, run=run, data=data, data_dir=data_dir)
-    plain |= {"base": target, "models": _roles(use, attacker=attacker, judge=judge, attack_judge=attack_judge)}
-    resolved = make(common.apply_sets(plain, sets), where="demur attack")
-    run_study(resolved, out=out or Path("runs/attack"), cache=cache, json=json)
-
-
-def _plain(
-    kind: str, use: dict[str, Any], *, run: Path | None, data: Path | None, data_dir: Path | None
-) -> dict[str, Any]:
-    """The study, but for its roles; where the questions come from goes into `use`."""
+    use: dict[str, Any] = common.given({"name": bench, "limit": limit, "samples": samples}) | {"attack": kind}
+    use |= {"data": str(data)} if data else {}
     if kind == "replay":
-        then = _as_then(run or data)
-        use |= then | {"sampling": then["sampling"] | use["sampling"]}
+        use |= _as_then(run or data)
     elif run is not None:
         raise UserError(f"'{run}' is one argument too many: only replay takes a run. Questions are given with --data.")
-    elif data is not None:
-        use["data"] = str(data)
-    where = str(data_dir) if data_dir else None
-    return {"name": "attack", "arms": {"target": {}}, "bench": [use], "data_dir": where}
-
-
-def _roles(use: dict[str, Any], *, attacker: str | None, judge: str | None, attack_judge: str | None) -> dict[str, Any]:
-    """Who attacks, scores and judges; the judge's name goes into `use`.
-
-    A model without a judge's name scores the attacker's progress, and is the benchmark's judge where that is a model.
-    """
-    roles: dict[str, Any] = {"attacker": attacker} if attacker else {}
+    use["sampling"] = use.get("sampling", {}) | ({"seed": seed} if seed else {})
     name, model = common.judge_of(judge) if judge else ("", "")
-    if name:
-        use["judge"] = name
-    if model:
-        roles["judge"] = model
-    scorer = attack_judge or ("" if name else model) or attacker
-    return roles | ({"attack_judge": scorer} if scorer else {})
+    use |= {"judge": name} if name else {}
+    # A model without a judge's name rates the attacker's progress, and is the benchmark's judge where that is a model.
+    players = {
+        "attacker": attacker,
+        "judge": model,
+        "attack_judge": attack_judge or ("" if name else model) or attacker,
+    }
+    models = {part: common.model(text) for part, text in players.items() if text}
+    plain: dict[str, Any] = {"name": "attack", "base": target, "models": models, "arms": {"target": {}}, "bench": [use]}
+    plain |= {"data_dir": str(data_dir)} if data_dir else {}
+    resolved = make(common.apply_sets(plain, sets), where="demur attack")
+    run_study(resolved, out=out or Path("runs/attack"), cache=cache, json=json)
 
 
 def _as_then(run: Path | None) -> dict[str, Any]:
     """How the prompts of an earlier run were sent and judged."""
     if run is None:
         raise UserError("which run is replayed? demur attack replay RUN --target OTHER")
-    trace = next(stored(run))
-    sampling = {
-        key: value for key, value in msgspec.to_builtins(trace.sampling).items() if key not in ("prefill", "seed")
-    }
-    use: dict[str, Any] = {"name": "replayed", "data": str(run), "sampling": sampling}
-    use["attack"] = {"name": "replay", "file": str(run)}
+    sampling = msgspec.to_builtins(next(stored(run)).sampling)
+    use: dict[str, Any] = {"name": "replayed", "data": str(run), "attack": {"name": "replay", "file": str(run)}}
+    use["sampling"] = {key: value for key, value in sampling.items() if key not in ("prefill", "seed")}
     for artifact in artifacts(run):
         if artifact.manifest.kind == "evaluate":
             then = artifact.manifest.settings["bench"]
