@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from demur.interfaces import Progress, quiet
-from demur.records import Example, write_jsonl
+from demur.records import Example, Record, write_jsonl
 from demur.train import trainer
 from demur.train.settings import TrainSettings
 
@@ -29,7 +29,7 @@ def train(
 
 
 def job_of(
-    examples: Sequence[Example], *, base: Path, out: Path, settings: TrainSettings, held_out: Sequence[Example] = ()
+    examples: Sequence[Record], *, base: Path, out: Path, settings: TrainSettings, held_out: Sequence[Example] = ()
 ) -> trainer.Job:
     """Examples as files beside the result, and the job that reads them."""
     data = out.parent / f"{out.name}-data"

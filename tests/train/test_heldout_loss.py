@@ -39,7 +39,7 @@ def test_losses_are_those_of_the_model_by_part(mini_base: Path, mini_examples: l
     settings = TrainSettings()
     config = models.config_of(mini_base)
     place = models.place_of(settings, config)
-    ready = Prepared(Rendered(rows, []), Rendered(rows, []), Plan([[[0]]]), "", "", [])
+    ready = Prepared(Rendered(rows, []), Rendered(rows, []), [[0]], Plan([[[0]]]), "", "", [])
     trainer = Trainer(models.ready(mini_base, settings, place), ready, settings=settings, place=place, out=tmp_path)
     found = heldout_loss.measure(trainer, rows)
     for (thought, answer, count), item in zip(plain, found, strict=True):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.made import ASSETS
 from tests.train.made import job_of, train
 
 from demur.errors import CheckFailed, UserError, WorkError
-from demur.records import Example, encode, write_jsonl
+from demur.records import Example, Record, encode, write_jsonl
 from demur.storage.artifacts import hash_file
 from demur.train import checkpoints
 from demur.train.settings import LoraSettings, TrainSettings
@@ -50,7 +50,13 @@ def weights(out: Path) -> str:
 
 
 def run_and_kill(
-    tmp_path: Path, base: Path, examples: list[Example], *, at: int, by: signal.Signals, settings: TrainSettings = TINY
+    tmp_path: Path,
+    base: Path,
+    examples: Sequence[Record],
+    *,
+    at: int,
+    by: signal.Signals,
+    settings: TrainSettings = TINY,
 ) -> int:
     """Train in a process of its own that gets a signal after a step; gives its exit code."""
     data = tmp_path / "rows.jsonl"

@@ -16,10 +16,11 @@ from demur.pipeline.dag import ordered
 from demur.pipeline.resolve import base_folder
 from demur.pipeline.run import execute
 from demur.pipeline.stages.examples import Examples, ExamplesSettings
+from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.train import Train, TrainStageSettings
 from demur.train.settings import TrainSettings
 
-app = common.app("Supervised fine-tuning, checked row by row.")
+app = common.app("Fine-tuning, checked row by row.")
 
 
 @app.command()
@@ -43,6 +44,8 @@ def train(
 
       demur train --base ./R1-Distill-Qwen-7B --examples runs/m --set train.lora=true --set train.lr=1e-4
 
+      demur train --base ./base --examples pairs.jsonl --set train.method=dpo --set train.lora=true
+
       demur train --base ./base --examples rows.jsonl --set train.processes=8 --set train.parallel=fsdp2
 
       torchrun --nproc-per-node 8 -m demur train --base ./base --examples runs/m
@@ -54,8 +57,7 @@ def train(
 
         follow()
         return
-    rows = Examples("examples", ExamplesSettings(limit=limit, held_out=held_out), files={"examples": examples})
-    stage = _stage(base, rows, seed=seed, sets=sets)
+    stage = _stage(base, _settings(seed, sets), rows=(examples, limit, held_out))
     where = out or Path("runs/train")
     with Display(common.console, [one.name for one in ordered([stage])], title="train") as display:
         done = execute([stage], out=where, workers=1, watch=display)["train"]
@@ -72,17 +74,26 @@ def train(
     common.console.print(f"model: {done.folder / 'model'}", soft_wrap=True)
 
 
-def _stage(base: str, rows: Examples, *, seed: int, sets: list[str] | None) -> Train:
-    """The training, on rows from outside."""
+def _settings(seed: int, sets: list[str] | None) -> TrainSettings:
+    """The settings of training, which --set changes."""
     for item in sets or []:
         if not item.startswith("train."):
             raise UserError(f"--set {item}: settings of training are named train.NAME, as in a study file.")
     plain = common.apply_sets({"train": {"seed": seed}}, sets)["train"]
     settings: TrainSettings = common.validated(TrainSettings, plain, where="demur train")
+    return settings
+
+
+def _stage(base: str, settings: TrainSettings, *, rows: tuple[Path, int | None, int]) -> Train:
+    """The training, on rows from outside: examples, or pairs for a preference method."""
+    file, limit, held_out = rows
     folder = base_folder(base)
     if folder is None and (base.startswith((".", "/")) or base.count("/") != 1):
         raise UserError(
             f"--base {base}: no such folder, and no hub id (owner/name). Shipped bases: {', '.join(BASES)}."
         )
+    given: Examples | Import = Import("examples", ImportSettings(limit=limit), files={"file": file})
+    if settings.method == "sft":
+        given = Examples("examples", ExamplesSettings(limit=limit, held_out=held_out), files={"examples": file})
     model = Local(path=str(folder)) if folder else Local(hub=base)
-    return Train("train", TrainStageSettings(train=settings), inputs={"mix": rows}, models={"base": model})
+    return Train("train", TrainStageSettings(train=settings), inputs={"mix": given}, models={"base": model})

@@ -16,14 +16,14 @@ before the first step:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur import thinking
 from demur.errors import CheckFailed
-from demur.records import Example, ExamplePart, Record
+from demur.records import Example, ExamplePart, Pair, Record
 from demur.thinking import CANONICAL
 from demur.train.chat import Chat, Messages, Unfit, load_family, load_tokenizer, stops_of
 
@@ -99,6 +99,10 @@ class Renderer:
         self.tokenizer = tokenizer
         self.own = template == "tokenizer"
         self.loss = loss
+        self.mask: Sequence[str] = ()
+        """Parts that are not trained, whatever their flags."""
+        self.primer: Mapping[str, int] = {}
+        """Component -> how many tokens of its thinking are trained, and none behind them."""
         if template not in ("auto", "tokenizer"):
             self.family = load_family(template)
         self.chat = Chat(tokenizer, stops)
@@ -118,8 +122,8 @@ class Renderer:
         """The renderer for a base: its tokenizer, and the tokens at which its generation settings stop."""
         return cls(load_tokenizer(base), template=template, stops=stops_of(base), loss=loss)
 
-    def rows(self, examples: Sequence[Example], *, max_length: int) -> Rendered:
-        """Render and check all examples.
+    def rows(self, examples: Sequence[Example | Pair], *, max_length: int) -> Rendered:
+        """Render and check all examples; of a pair both replies or none, one behind the other.
 
         Raises:
             CheckFailed: the template deletes the reasoning, or no row is left.
@@ -128,10 +132,14 @@ class Renderer:
         dropped: list[Dropped] = []
         for number, example in enumerate(examples, 1):
             try:
-                row = self.row(example)
-                if len(row.ids) > max_length:
-                    raise Unfit("too_long", f"{len(row.ids)} tokens; at most {max_length} are taken")
-                rows.append(row)
+                made = [
+                    self.row(e)
+                    for e in ((example,) if isinstance(example, Example) else (example.chosen, example.rejected))
+                ]
+                longest = max(len(row.ids) for row in made)
+                if longest > max_length:
+                    raise Unfit("too_long", f"{longest} tokens; at most {max_length} are taken")
+                rows += made
             except Unfit as problem:
                 if problem.reason == "reasoning_deleted":
                     raise CheckFailed(self._refusal(number, len(examples), problem.detail)) from None
@@ -161,6 +169,14 @@ class Renderer:
         labels = [token if flag else IGNORED for token, flag in zip(ids, flags, strict=True)]
         self._check_response(text, response, ids)
         _check_labels(text, pieces, offsets, labels)
+        lead = 0 if self.opened else len(thinking.OPEN + CANONICAL.after_open)
+        first = next((i for i, (start, _) in enumerate(offsets) if start >= lead), len(ids))
+        end = first + self.primer[example.share] if example.share in self.primer else len(ids)
+        for at in range(len(ids)):
+            if at >= end or ("thinking" if at < answer else "answer") in self.mask:
+                labels[at] = IGNORED
+        if all(label == IGNORED for label in labels):
+            raise Unfit("nothing_trained", "no part of the response is flagged for training")
         head = [IGNORED, *before[1:]] if self.loss == "all" else [IGNORED] * len(before)
         return Row(example.id, before + ids, head + labels, len(before), len(before) + answer, example.share)
 
@@ -291,8 +307,6 @@ def _check_labels(text: str, pieces: list[Piece], offsets: list[tuple[int, int]]
             if text[at].isprintable() and not text[at].isspace() and not _straddles(offsets, at, pieces):
                 raise Unfit("label_missing", f"{text[at : at + 30]!r} is to be trained and has no label")
             at = covered.find(0, at + 1, piece.end)
-    if all(label == IGNORED for label in labels):
-        raise Unfit("nothing_trained", "no part of the response is flagged for training")
 
 
 def _straddles(offsets: list[tuple[int, int]], at: int, pieces: list[Piece]) -> bool:

@@ -37,6 +37,24 @@ class TrainSettings(BaseModel):
 
     model_config = STRICT
 
+    method: Literal["sft", "dpo", "ipo", "simpo"] = "sft"
+    """`sft`: learn the replies. The others learn to prefer one reply to another (preference.py); their rows are pairs."""
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of a preference; dpo and ipo near 0.1, simpo 2 and more."""
+    margin: float = Field(default=0.0, ge=0)
+    """simpo's gamma: by how much a chosen reply should lead."""
+    reference: Literal["base", "none"] = "base"
+    """What preferences are relative to; simpo has none. Computed once, before the first step."""
+    length_normalised: bool = False
+    """dpo per token of a reply, as ipo and simpo always are."""
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the chosen reply's own loss per token beside the preference."""
+    mask: tuple[Literal["thinking", "answer"], ...] = ()
+    """Parts of a reply on which no loss falls."""
+    primer: dict[str, int] = {}
+    """Component -> the first tokens of its thinking that are trained, and nothing behind them (SAFEPATH)."""
+    weights: dict[str, float] = {}
+    """Weight of the loss by part (thinking, answer) and by component; 1 where none is named."""
     lr: float = Field(default=5e-6, gt=0)
     """Peak learning rate."""
     epochs: float = Field(default=1.0, gt=0)
@@ -101,3 +119,14 @@ class TrainSettings(BaseModel):
             if isinstance(data.get("report_to"), str):
                 data["report_to"] = () if data["report_to"] == "none" else (data["report_to"],)
         return data
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSettings:
+        """A setting that the method does not use is an error, never dropped."""
+        pairs = {"beta", "margin", "reference", "length_normalised", "sft_weight"}
+        unused = {"sft": pairs, "dpo": {"margin", "weights"}, "ipo": {"margin", "weights", "length_normalised"}}
+        unused["simpo"] = {"reference", "weights", "length_normalised"}
+        fields = type(self).model_fields
+        if extra := sorted(n for n in unused[self.method] if getattr(self, n) != fields[n].default):
+            raise ValueError(f"train.method={self.method} does not use {', '.join(extra)}")
+        return self

@@ -14,17 +14,18 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur.errors import UserError, WorkError
 from demur.interfaces import Progress, quiet
-from demur.records import Example, digest, read_jsonl, write_jsonl
+from demur.records import Example, Pair, digest, read_jsonl, write_jsonl
 from demur.settings import identity_of
+from demur.storage.artifacts import atomic_write
 from demur.train import batches, checkpoints, distributed
-from demur.train.render import Rendered, Renderer
+from demur.train.render import IGNORED, Rendered, Renderer, Row
 from demur.train.settings import TrainSettings
 
 
@@ -45,12 +46,22 @@ class Prepared(NamedTuple):
 
     rendered: Rendered
     held_out: Rendered
+    units: list[list[int]]
+    """What an update consists of: indices of rows, one by one or chosen and rejected together."""
     plan: batches.Plan
     fingerprint: str
     """Of rows, their order and the settings: a checkpoint of another one is not used."""
     template: str
     notes: list[str]
     """What is unusual about the chat template and no obstacle."""
+
+    def rows(self, units: Iterable[int]) -> list[Row]:
+        """The rows of some units."""
+        return [self.rendered.rows[i] for unit in units for i in self.units[unit]]
+
+    def read(self) -> list[Row]:
+        """All rows that are read, with repetitions."""
+        return self.rows(self.plan.rows())
 
 
 def train(
@@ -108,25 +119,34 @@ def prepare(job: Job) -> Prepared:
     from demur.train import model
 
     settings = job.settings
-    examples = list(read_jsonl(Path(job.examples), Example))
+    pairs = settings.method != "sft"
+    kind: type[Example] | type[Pair] = Pair if pairs else Example
+    examples: list[Example | Pair] = list(read_jsonl(Path(job.examples), kind))
     if not examples:
         raise UserError("nothing to train on: no examples were given.")
     # Beyond its positions a model has learnt nothing to build on.
     most = getattr(model.config_of(job.base), "max_position_embeddings", None) or settings.max_length
     longest = min(settings.max_length, most)
     renderer = Renderer.of(job.base, template=settings.template, loss=settings.loss)
+    renderer.mask, renderer.primer = settings.mask, settings.primer
     rendered = renderer.rows(examples, max_length=longest)
     held = list(read_jsonl(Path(job.held_out), Example)) if job.held_out else []
     measured = Renderer.of(job.base, template=settings.template)
     held_out = measured.rows(held, max_length=longest) if held else Rendered([], [])
-    lengths = [len(row.ids) for row in rendered.rows]
+    size = 1 + pairs
+    units = [list(range(at, at + size)) for at in range(0, len(rendered.rows), size)]
+    lengths = [sum(len(rendered.rows[i].ids) for i in unit) for unit in units]
     total = settings.steps * settings.batch if settings.steps else max(1, int(settings.epochs * len(lengths) + 0.5))
     rows = batches.order(len(lengths), total=total, seed=settings.seed)
     packed = model.place_of(settings, model.config_of(job.base)).packed
     limits = batches.Limits(settings.micro_tokens, settings.micro_batch if packed else 1)
+    if pairs and not packed:
+        raise UserError(
+            f"train.method={settings.method} needs rows that can be packed; this model or train.packing forbids it."
+        )
     plan = batches.plan(lengths, rows=rows, batch=settings.batch, limits=limits, world=distributed.world_size())
     read = digest([identity_of(settings), rows, [[row.ids, row.labels] for row in rendered.rows]])
-    return Prepared(rendered, held_out, plan, read, renderer.family.name, renderer.chat.notes())
+    return Prepared(rendered, held_out, units, plan, read, renderer.family.name, renderer.chat.notes())
 
 
 def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
@@ -158,7 +178,7 @@ def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
     models.write_card(out / "model", base=job.base, settings=settings, data=summary | {"shares": shares})
     write_jsonl(out / "dropped.jsonl", ready.rendered.dropped)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    tokens = sum(len(ready.rendered.rows[i].ids) for i in ready.plan.rows())
+    tokens = sum(len(row.ids) for row in ready.read())
     with (out / "timing.jsonl").open("a") as file:
         file.write(json.dumps({"seconds": round(seconds, 3), "steps": taken, "tokens": tokens}) + "\n")
     return summary
@@ -166,15 +186,14 @@ def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
 
 def summarise(ready: Prepared, out: Path, settings: TrainSettings) -> dict[str, Any]:
     """What a reader wants at a glance; the same for equal runs."""
-    rows = ready.rendered.rows
     losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    read = [rows[i] for i in ready.plan.rows()]
+    read = ready.read()
     dropped = ready.rendered.counts()
     first, last = losses[0], sum(losses[-5:]) / len(losses[-5:])
     more = f", {sum(dropped.values())} dropped" if dropped else ""
     return {
         "line": f"{len(losses)} steps, loss {first:.2f} -> {last:.2f}{more}",
-        "rows": len(rows),
+        "rows": len(ready.units),
         "dropped": dropped,
         "steps": len(losses),
         "batch": settings.batch,
@@ -215,6 +234,7 @@ class Trainer:
             [group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, fused=True
         )
         self._stop = False
+        self._reference: list[float] = []
 
     def run(self, progress: Progress) -> int:
         """Train to the end, from the last complete checkpoint where there is one; returns the number of steps taken.
@@ -226,6 +246,7 @@ class Trainer:
         distributed.assert_together(self.model, self.ready.fingerprint)
         steps = len(self.ready.plan.steps)
         begin = self._resume()
+        self._refer(begin)
         if begin == 0:
             self._measure(0)
         with self._stoppable(), _trackers(self.settings, self.out) as track:
@@ -248,8 +269,8 @@ class Trainer:
         """One update; returns its line of metrics."""
         import torch
 
-        rows, world = self.ready.rendered.rows, distributed.world_size()
-        tokens = sum(rows[i].trained for group in self.ready.plan.steps[step] for i in group)
+        units = [unit for group in self.ready.plan.steps[step] for unit in group]
+        amount = sum(self._amount(unit) for unit in units)
         rate = learning_rate(self.settings, step, len(self.ready.plan.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -257,10 +278,9 @@ class Trainer:
         total = torch.zeros((), device=self.place.device)
         self.model.train()
         for number, group in enumerate(groups, 1):
-            given = [rows[i] for i in group] or batches.idle(rows)
             with distributed.synced(self.model, number == len(groups)):
-                # Wrappers average gradients over the processes; the loss is a mean over the whole update's tokens.
-                loss = self.losses(given).sum() / tokens * world
+                # Wrappers average gradients over the processes; the loss is a mean over the whole update.
+                loss = self._loss(group) / amount * distributed.world_size()
                 loss.backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf)
@@ -273,7 +293,63 @@ class Trainer:
                 f"the loss became {mean} at step {step + 1}. Lower train.lr, set train.clip, or use train.dtype=mixed; "
                 "the same command starts from the last checkpoint."
             )
-        return {"step": step + 1, "loss": mean, "lr": rate, "grad_norm": norm.item(), "trained_tokens": tokens}
+        return {
+            "step": step + 1,
+            "loss": mean,
+            "lr": rate,
+            "grad_norm": norm.item(),
+            "trained_tokens": self._trained(step),
+        }
+
+    def _trained(self, step: int) -> int:
+        """Trained tokens of one step, over all processes."""
+        return sum(row.trained for group in self.ready.plan.steps[step] for row in self.ready.rows(group))
+
+    def _amount(self, unit: int) -> float:
+        """What a unit counts in the mean that the loss is: its trained tokens, weighted; a pair counts as one."""
+        if self.settings.method != "sft":
+            return 1
+        (row,) = self.ready.rows([unit])
+        return sum(self._weights(row)) if self.settings.weights else row.trained
+
+    def _weights(self, row: Row) -> list[float]:
+        """The weight of each trained token of a row."""
+        by, places = self.settings.weights, [at for at, label in enumerate(row.labels) if at and label != IGNORED]
+        return [by.get("thinking" if at < row.answer else "answer", 1.0) * by.get(row.share, 1.0) for at in places]
+
+    def _loss(self, units: list[int]) -> Any:
+        """The loss of a micro-batch, summed over what it is the mean of."""
+        import torch
+
+        from demur.train import preference
+
+        rows = self.ready.rows(units) or batches.idle(self.ready.rendered.rows)
+        losses = self.losses(rows)
+        if self.settings.method == "sft" or not units:
+            if self.settings.weights and units:
+                losses = losses * losses.new_tensor([weight for row in rows for weight in self._weights(row)])
+            return losses.sum()
+        counts = [row.trained for row in rows]
+        nats = torch.stack([part.sum() for part in losses.split(counts)])
+        known = None
+        if self._reference:
+            known = nats.new_tensor([self._reference[i] for unit in units for i in self.ready.units[unit]])
+        return preference.losses(nats, nats.new_tensor(counts), known, settings=self.settings).sum()
+
+    def _refer(self, begin: int) -> None:
+        """What the base makes of each reply of the pairs: measured before the first step, and kept in a file."""
+        from demur.train import heldout_loss
+
+        path = self.out / "reference.jsonl"
+        if self.settings.method not in ("dpo", "ipo") or self.settings.reference == "none":
+            return
+        if begin == 0:
+            found = [m.nats["whole"] for m in heldout_loss.measure(self, self.ready.rendered.rows)]
+            if distributed.rank() == 0:
+                atomic_write(path, "".join(json.dumps({"nats": nats}) + "\n" for nats in found))
+        self._reference = [
+            row["nats"] for row in distributed.shared(list(read_jsonl(path, dict)) if distributed.rank() == 0 else None)
+        ]
 
     def losses(self, rows: list[Any]) -> Any:
         """Loss of every supervised token of some rows, one row behind the other [targets]."""
@@ -292,8 +368,7 @@ class Trainer:
         if not rows or step not in heldout_loss.steps_to_measure(self.settings.measure_at, len(steps)):
             return
         measured = heldout_loss.measure(self, rows)
-        trained = self.ready.rendered.rows
-        tokens = sum(trained[i].trained for groups in steps[:step] for group in groups for i in group)
+        tokens = sum(self._trained(before) for before in range(step))
         for line in heldout_loss.lines(measured, step=step, tokens=tokens) if distributed.rank() == 0 else ():
             self._write("learnability.jsonl", line)
 

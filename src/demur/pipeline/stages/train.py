@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from demur.errors import UserError
 from demur.pipeline.stage import Context, Lack, Stage
 from demur.settings import STRICT
 from demur.train.settings import TrainSettings
@@ -22,7 +23,7 @@ class TrainStageSettings(BaseModel):
 
 
 class Train(Stage[TrainStageSettings]):
-    """Inputs: mix (examples, held_out). Models: base."""
+    """Inputs: mix (examples, held_out; or pairs, for a preference method). Models: base."""
 
     kind = "train"
     resumable = True
@@ -33,12 +34,15 @@ class Train(Stage[TrainStageSettings]):
         from demur.train.trainer import train
 
         mixed, base = context.inputs["mix"], self.models["base"]
+        rows = "examples" if self.settings.train.method == "sft" else "pairs"
+        if not mixed.rows(rows):
+            raise UserError(f"{mixed.folder}: no {rows} to train on (train.method={self.settings.train.method}).")
         context.draft.summary |= train(
-            mixed.path("examples"),
+            mixed.path(rows),
             base=Path(base.weights_at) if getattr(base, "path", None) else base.weights_at,
             out=context.draft.folder,
             settings=self.settings.train,
-            held_out=mixed.path("held_out"),
+            held_out=mixed.path("held_out") if mixed.has("held_out") else None,
             progress=context.progress,
         )
 

@@ -1,0 +1,192 @@
+"""Preferences are learnt as their papers define it, and as TRL does."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.made import demur
+from tests.train.made import job_of
+from tests.train.test_trainer import metrics, run_and_kill, weights
+
+from demur.errors import UserError
+from demur.records import Example, Pair
+from demur.settings import validate
+from demur.train import batches, preference, trainer
+from demur.train.chat import load_tokenizer
+from demur.train.render import Renderer, Row
+from demur.train.settings import LoraSettings, TrainSettings
+
+DPO = TrainSettings(method="dpo", lr=1e-3, steps=10, batch=4, checkpoint_every=4, schedule="constant", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pairs(byte_examples: list[Example]) -> list[Pair]:
+    """Two replies to each question."""
+    made = []
+    for good, other in zip(byte_examples[:12], byte_examples[12:], strict=True):
+        made.append(Pair(chosen=good, rejected=Example(parts=(good.parts[0], *other.parts[1:]), origin=good.origin)))
+    return made
+
+
+def train(pairs: list[Pair], base: Path, out: Path, settings: TrainSettings) -> dict[str, Any]:
+    return trainer.train(
+        Path(job_of(pairs, base=base, out=out, settings=settings).examples), base=base, out=out, settings=settings
+    )
+
+
+def trl_losses(rows: list[Any], order: list[int], base: Path, out: Path, kind: str) -> list[float]:
+    """The losses of TRL's trainer on the same tokens in the same order."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, set_seed
+
+    set_seed(0)
+    steps = len(order) // DPO.batch
+    config = trl.DPOConfig(
+        output_dir=str(out), per_device_train_batch_size=DPO.batch, max_steps=steps, learning_rate=DPO.lr,
+        lr_scheduler_type="constant", beta=DPO.beta, loss_type=[kind], max_length=None, bf16=False, use_cpu=True,
+        report_to="none", logging_steps=1, logging_first_step=True, disable_tqdm=True, gradient_checkpointing=False,
+        save_strategy="no", train_sampling_strategy="sequential",
+    )  # fmt: skip
+    bare = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    base_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    made = trl.DPOTrainer(base_model, args=config, train_dataset=bare, processing_class=load_tokenizer(base))
+    halves = [(rows[2 * i], rows[2 * i + 1]) for i in order]
+    made.train_dataset = Dataset.from_list(
+        [
+            {"prompt_ids": a.ids[: a.context], "chosen_ids": a.ids[a.context :], "rejected_ids": b.ids[b.context :]}
+            for a, b in halves
+        ]
+    )
+    made.train()
+    return [row["loss"] for row in made.state.log_history if "loss" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("method", "kind"), [("dpo", "sigmoid"), ("ipo", "ipo"), ("norm", "sigmoid_norm")])
+def test_losses_are_those_of_trl(method: str, kind: str, pairs: list[Pair], stand_in: Path, tmp_path: Path) -> None:
+    """Ten steps in float32, each loss within 1e-4 of TRL's."""
+    change = {"length_normalised": True} if method == "norm" else {"method": method}
+    train(pairs, stand_in, tmp_path / "ours", DPO.model_copy(update=change))
+    rows = Renderer(load_tokenizer(stand_in)).rows(pairs, max_length=4096).rows
+    order = batches.order(len(pairs), total=DPO.batch * 10, seed=0)
+    theirs = trl_losses(rows, order, stand_in, tmp_path / "trl", kind)
+    ours = [row["loss"] for row in metrics(tmp_path / "ours")]
+    assert len(ours) == len(theirs) == 10
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_formulas() -> None:
+    nats, tokens = torch.tensor([3.0, 5.0]), torch.tensor([2.0, 4.0])
+    known = torch.tensor([4.0, 4.0])
+
+    def loss(given: torch.Tensor | None = known, **changes: Any) -> float:
+        settings = TrainSettings.model_validate({"method": "dpo", "beta": 0.5} | changes)
+        return float(preference.losses(nats, tokens, given, settings=settings).item())
+
+    def sigmoid(x: float) -> float:
+        return float(-torch.nn.functional.logsigmoid(torch.tensor(x)).item())
+
+    assert loss() == pytest.approx(sigmoid(0.5 * (1 - -1)))
+    assert loss(None, reference="none") == pytest.approx(sigmoid(0.5 * (-3 - -5)))
+    assert loss(length_normalised=True) == pytest.approx(sigmoid(0.5 * (1 / 2 - -1 / 4)))
+    assert loss(method="ipo") == pytest.approx((0.75 - 1) ** 2)
+    assert loss(None, method="simpo", margin=0.3) == pytest.approx(sigmoid(0.5 * (-3 / 2 - -5 / 4) - 0.3))
+    assert loss(sft_weight=2.0) == pytest.approx(sigmoid(1.0) + 2 * 3 / 2)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=2)])
+def test_killed_preference_training_goes_on_to_the_same_bits(
+    lora: LoraSettings | None, pairs: list[Pair], stand_in: Path, tmp_path: Path
+) -> None:
+    settings = DPO.model_copy(update={"lora": lora, "steps": 6})
+    train(pairs, stand_in, tmp_path / "straight", settings)
+    assert run_and_kill(tmp_path, stand_in, pairs, at=5, by=signal.SIGKILL, settings=settings) == -signal.SIGKILL
+    train(pairs, stand_in, tmp_path / "out", settings)
+    assert weights(tmp_path / "out") == weights(tmp_path / "straight")
+    assert metrics(tmp_path / "out") == metrics(tmp_path / "straight")
+    assert metrics(tmp_path / "out")[0]["loss"] == pytest.approx(0.6931, abs=1e-3), "at first it is the base itself"
+
+
+@pytest.mark.parametrize("method", ["dpo", "ipo", "simpo"])
+def test_the_chosen_reply_gains(method: str, pairs: list[Pair], stand_in: Path, tmp_path: Path) -> None:
+    settings = DPO.model_copy(update={"method": method, "beta": 2.0 if method == "simpo" else 0.1})
+    summary = train(pairs, stand_in, tmp_path / "out", settings)
+    assert summary["loss_last"] < summary["loss_first"]
+    assert summary["rows"] == 12
+    assert (tmp_path / "out" / "reference.jsonl").exists() == (method != "simpo")
+
+
+def test_a_pair_is_dropped_whole(
+    make: Callable[..., Example], pairs: list[Pair], stand_in: Path, tmp_path: Path
+) -> None:
+    long = Pair(chosen=make("q", "t", "a"), rejected=make("q", "t" * 5000, "a"))
+    summary = train([*pairs, long], stand_in, tmp_path / "out", DPO.model_copy(update={"steps": 1}))
+    assert summary["dropped"] == {"too_long": 1}
+    assert json.loads((tmp_path / "out" / "dropped.jsonl").read_text())["example"] == long.id
+
+
+def test_masked_parts_and_primers(make: Callable[..., Example], stand_in: Path) -> None:
+    tokenizer = load_tokenizer(stand_in)
+    renderer = Renderer(tokenizer)
+
+    def text(row: Row) -> str:
+        return str(tokenizer.decode([label for label in row.labels if label != -100]))
+
+    renderer.mask = ("answer",)
+    assert text(renderer.row(make("q", "one two", "a"))).startswith("one two")
+    assert "a" not in text(renderer.row(make("q", "one two", "a")))
+    renderer.mask, renderer.primer = (), {"safety": 5}
+    assert text(renderer.row(make("q", "one two", "a"))) == "one t"
+    assert text(renderer.row(make("q", "one two", "a", share="benign"))).endswith("a" + tokenizer.eos_token)
+
+
+def test_weights_of_parts_and_components(
+    make: Callable[..., Example], stand_in: Path, byte_examples: list[Example], tmp_path: Path
+) -> None:
+    """A component of weight 0 is as if it were not there; a loss is a weighted mean of its tokens'."""
+    extra = [make("q", "tin kettle", "no", share="benign") for _ in range(2)]
+    settings = TrainSettings(lr=1e-3, steps=2, batch=26, schedule="constant", device="cpu")
+
+    def losses(name: str, examples: list[Example], **changes: Any) -> list[float]:
+        data = job_of(examples, base=stand_in, out=tmp_path / name, settings=settings).examples
+        how = settings.model_copy(update=changes)
+        trainer.train(Path(data), base=stand_in, out=tmp_path / name, settings=how)
+        return [row["loss"] for row in metrics(tmp_path / name)]
+
+    without = losses("without", byte_examples, batch=24)
+    assert losses("zero", [*byte_examples, *extra], weights={"benign": 0.0}) == pytest.approx(without, rel=1e-4)
+    assert losses("half", byte_examples, batch=24, weights={"thinking": 0.5, "answer": 0.5}) == pytest.approx(
+        without, rel=1e-4
+    )
+    assert losses("answer", byte_examples, batch=24, weights={"thinking": 0.0}) == pytest.approx(
+        losses("mask", byte_examples, batch=24, mask=("thinking",)), rel=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_the_verb_trains_on_a_file_of_pairs(tmp_path: Path) -> None:
+    """As people have them: a prompt, a chosen and a rejected reply."""
+    rows = [{"prompt": "what is a nurse?", "chosen": "a nurse is a person.", "rejected": "a person."}] * 4
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["train", "--base", "mini-lrm-a", "--examples", str(tmp_path / "pairs.jsonl"), "--json"]
+    words += ["--set", "train.method=dpo", "--set", "train.steps=2", "--out", str(tmp_path / "t")]
+    done = demur(*words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["loss_first"] == pytest.approx(0.6931, abs=1e-3)
+    none = demur(*words, "--set", "train.method=sft")
+    assert none.returncode == 2
+
+
+def test_settings_that_a_method_does_not_use_are_errors() -> None:
+    with pytest.raises(UserError, match=r"train.method=sft does not use beta"):
+        validate(TrainSettings, {"beta": 0.3}, where="x")
+    with pytest.raises(UserError, match=r"train.method=simpo does not use reference"):
+        validate(TrainSettings, {"method": "simpo", "reference": "none"}, where="x")
