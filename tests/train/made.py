@@ -9,6 +9,7 @@ from typing import Any
 from demur.interfaces import Progress, quiet
 from demur.records import Example, Record, write_jsonl
 from demur.train import trainer
+from demur.train.prepare import Job
 from demur.train.settings import TrainSettings
 
 
@@ -30,10 +31,10 @@ def train(
 
 def job_of(
     examples: Sequence[Record], *, base: Path, out: Path, settings: TrainSettings, held_out: Sequence[Example] = ()
-) -> trainer.Job:
+) -> Job:
     """Examples as files beside the result, and the job that reads them."""
     data = out.parent / f"{out.name}-data"
     data.mkdir(parents=True, exist_ok=True)
     write_jsonl(data / "examples.jsonl", examples)
     write_jsonl(data / "held_out.jsonl", held_out)
-    return trainer.Job(str(data / "examples.jsonl"), str(data / "held_out.jsonl"), str(base), str(out), settings)
+    return Job(str(data / "examples.jsonl"), str(data / "held_out.jsonl"), str(base), str(out), settings)

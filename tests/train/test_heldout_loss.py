@@ -23,8 +23,9 @@ def test_losses_are_those_of_the_model_by_part(mini_base: Path, mini_examples: l
 
     from demur.train import model as models
     from demur.train.batches import Plan
+    from demur.train.prepare import Prepared
     from demur.train.render import Rendered
-    from demur.train.trainer import Prepared, Trainer
+    from demur.train.trainer import Trainer
 
     rows = Renderer(load_tokenizer(mini_base)).rows(mini_examples[:9], max_length=500).rows
     model = AutoModelForCausalLM.from_pretrained(mini_base, dtype=torch.float32).train()

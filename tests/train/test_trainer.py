@@ -21,8 +21,8 @@ from demur.errors import CheckFailed, UserError, WorkError
 from demur.records import Example, Record, encode, write_jsonl
 from demur.storage.artifacts import hash_file
 from demur.train import checkpoints
+from demur.train.prepare import prepare
 from demur.train.settings import LoraSettings, TrainSettings
-from demur.train.trainer import prepare
 
 Make = Callable[..., Example]
 TINY = TrainSettings(lr=1e-3, steps=6, batch=8, checkpoint_every=2)

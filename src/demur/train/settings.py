@@ -105,19 +105,13 @@ class TrainSettings(BaseModel):
     parallel: Literal["ddp", "fsdp2"] = connection("ddp")
     """With several processes: replicate the model, or shard it."""
     device: Literal["auto", "cpu", "cuda"] = connection("auto")
-    report_to: tuple[str, ...] = connection(())
-    """Trackers that accelerate knows, such as wandb; metrics.jsonl is written always."""
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, data: Any) -> Any:
-        """`lora: true` is short for the defaults, and one tracker may be written as a word."""
-        if isinstance(data, dict):
-            data = dict(data)
-            if isinstance(data.get("lora"), bool):
-                data["lora"] = {} if data["lora"] else None
-            if isinstance(data.get("report_to"), str):
-                data["report_to"] = () if data["report_to"] == "none" else (data["report_to"],)
+        """`lora: true` is short for the defaults."""
+        if isinstance(data, dict) and isinstance(data.get("lora"), bool):
+            data = data | {"lora": {} if data["lora"] else None}
         return data
 
     @model_validator(mode="after")

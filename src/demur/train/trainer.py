@@ -14,54 +14,19 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from demur.errors import UserError, WorkError
+from demur.errors import WorkError
 from demur.interfaces import Progress, quiet
-from demur.records import Example, Pair, digest, read_jsonl, write_jsonl
-from demur.settings import identity_of
+from demur.records import read_jsonl, write_jsonl
 from demur.storage.artifacts import atomic_write
 from demur.train import batches, checkpoints, distributed
-from demur.train.render import IGNORED, Rendered, Renderer, Row
+from demur.train.prepare import Job, Prepared, prepare
+from demur.train.render import IGNORED, Row
 from demur.train.settings import TrainSettings
-
-
-class Job(NamedTuple):
-    """What is to be trained, in plain data: what other processes are told."""
-
-    examples: str
-    """File of training rows: Examples as JSON Lines."""
-    held_out: str
-    """File of rows to measure the loss on; empty: none."""
-    base: str
-    out: str
-    settings: TrainSettings
-
-
-class Prepared(NamedTuple):
-    """Everything that is known before the first step."""
-
-    rendered: Rendered
-    held_out: Rendered
-    units: list[list[int]]
-    """What an update consists of: indices of rows, one by one or chosen and rejected together."""
-    plan: batches.Plan
-    fingerprint: str
-    """Of rows, their order and the settings: a checkpoint of another one is not used."""
-    template: str
-    notes: list[str]
-    """What is unusual about the chat template and no obstacle."""
-
-    def rows(self, units: Iterable[int]) -> list[Row]:
-        """The rows of some units."""
-        return [self.rendered.rows[i] for unit in units for i in self.units[unit]]
-
-    def read(self) -> list[Row]:
-        """All rows that are read, with repetitions."""
-        return self.rows(self.plan.rows())
 
 
 def train(
@@ -107,46 +72,6 @@ def follow() -> None:
     while (job := distributed.shared(None)) is not None:
         _train_here(job, quiet)
     distributed.leave()
-
-
-def prepare(job: Job) -> Prepared:
-    """Read, render, check and plan.
-
-    Raises:
-        UserError: there are no rows.
-        CheckFailed: a check does not hold.
-    """
-    from demur.train import model
-
-    settings = job.settings
-    pairs = settings.method != "sft"
-    kind: type[Example] | type[Pair] = Pair if pairs else Example
-    examples: list[Example | Pair] = list(read_jsonl(Path(job.examples), kind))
-    if not examples:
-        raise UserError("nothing to train on: no examples were given.")
-    # Beyond its positions a model has learnt nothing to build on.
-    most = getattr(model.config_of(job.base), "max_position_embeddings", None) or settings.max_length
-    longest = min(settings.max_length, most)
-    renderer = Renderer.of(job.base, template=settings.template, loss=settings.loss)
-    renderer.mask, renderer.primer = settings.mask, settings.primer
-    rendered = renderer.rows(examples, max_length=longest)
-    held = list(read_jsonl(Path(job.held_out), Example)) if job.held_out else []
-    measured = Renderer.of(job.base, template=settings.template)
-    held_out = measured.rows(held, max_length=longest) if held else Rendered([], [])
-    size = 1 + pairs
-    units = [list(range(at, at + size)) for at in range(0, len(rendered.rows), size)]
-    lengths = [sum(len(rendered.rows[i].ids) for i in unit) for unit in units]
-    total = settings.steps * settings.batch if settings.steps else max(1, int(settings.epochs * len(lengths) + 0.5))
-    rows = batches.order(len(lengths), total=total, seed=settings.seed)
-    packed = model.place_of(settings, model.config_of(job.base)).packed
-    limits = batches.Limits(settings.micro_tokens, settings.micro_batch if packed else 1)
-    if pairs and not packed:
-        raise UserError(
-            f"train.method={settings.method} needs rows that can be packed; this model or train.packing forbids it."
-        )
-    plan = batches.plan(lengths, rows=rows, batch=settings.batch, limits=limits, world=distributed.world_size())
-    read = digest([identity_of(settings), rows, [[row.ids, row.labels] for row in rendered.rows]])
-    return Prepared(rendered, held_out, units, plan, read, renderer.family.name, renderer.chat.notes())
 
 
 def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
@@ -249,12 +174,11 @@ class Trainer:
         self._refer(begin)
         if begin == 0:
             self._measure(0)
-        with self._stoppable(), _trackers(self.settings, self.out) as track:
+        with self._stoppable():
             for step in range(begin, steps):
                 row = self._step(step)
                 if distributed.rank() == 0:
                     self._write("metrics.jsonl", row)
-                    track(row)
                     progress(step + 1, steps, f"loss {row['loss']:.3f}")
                 self._measure(step + 1)
                 stop = distributed.any_of(self._stop)
@@ -408,35 +332,3 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _trackers(settings: TrainSettings, out: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that passes a line of metrics on to the trackers that were asked for.
-
-    Raises:
-        UserError: accelerate knows no such tracker, or it is not installed.
-    """
-    open_ones: list[Any] = []
-    for name in settings.report_to if distributed.rank() == 0 else ():
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-        kinds = {str(kind): made for kind, made in LOGGER_TYPE_TO_CLASS.items()}
-        if name not in kinds:
-            raise UserError(f"train.report_to: '{name}' is no tracker. Allowed: {', '.join(sorted(kinds))}.")
-        where = {"logging_dir": str(out / "trackers")} if kinds[name].requires_logging_directory else {}
-        try:
-            open_ones.append(kinds[name](out.name, **where))
-            open_ones[-1].start()
-        except ImportError as error:
-            raise UserError(f"train.report_to={name}: it is not installed ({error}).") from None
-
-    def track(row: dict[str, Any]) -> None:
-        for tracker in open_ones:
-            tracker.log({f"train/{k}": v for k, v in row.items() if k != "step"}, step=row["step"])
-
-    try:
-        yield track
-    finally:
-        for tracker in open_ones:
-            tracker.finish()
