@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from demur.errors import UserError
 from demur.interfaces import Ask, Model, Progress, quiet
+from demur.models.requires import Requires
 from demur.records import Failure, Message, Prompt, Record, Sampling, Trace
 from demur.settings import STRICT
 from demur.storage import readers
@@ -86,6 +87,12 @@ class Attack:
         self.progress = progress
         for part, sampling in self.sampling.items():
             self.models[part].check(sampling)
+
+    def requires(self) -> dict[str, Requires]:
+        """What the target and the models of its parts must offer, by part."""
+        warm = {part: sampling.temperature > 0 for part, sampling in self.sampling.items()}
+        parts = {part: Requires(system=True, temperature=warm.get(part, False)) for part in self.parts}
+        return {"target": Requires(prefill=self.begins)} | parts
 
     def estimate(self, questions: int, tokens: int) -> list[Ask]:
         """What it asks by itself at most, for `questions` of `tokens` tokens each: one entry a part, `target` included."""

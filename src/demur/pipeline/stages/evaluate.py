@@ -22,6 +22,7 @@ from demur.interfaces import Ask, Model
 from demur.judge.base import require
 from demur.models.config import Local, ModelConfig, SamplingSettings
 from demur.models.decoding import preset
+from demur.models.requires import Requires
 from demur.pipeline.servers import running
 from demur.pipeline.stage import Context, Lack, Size, Stage, Use, hub_needs, judging, size_of
 from demur.records import Part, Prompt, Sampling
@@ -184,12 +185,23 @@ class Evaluate(Stage[EvaluateSettings]):
         return [*lacks, *hub_needs("bench", None, bench.hub)]
 
     def _attack_needs(self) -> list[Lack]:
-        """Models of its parts that are not there; its files are looked for where the stage is made."""
-        return [
-            Lack(player(part), f"attack '{self.use.attack.name}' needs a model for its part '{part}': name one beside its "
-                 f"settings, or give the study a model '{player(part)}'.", True)
-            for part in self.use.attack.parts if player(part) not in self.models
-        ]  # fmt: skip
+        """Models that its parts lack or that cannot play them, a target that takes no begun reply, files that are wrong."""
+        name, lacks = self.use.attack.name, list[Lack]()
+        for part in self.use.attack.parts:
+            if player(part) not in self.models:
+                how = f"name one beside its settings, or give the study a model '{player(part)}'."
+                lacks.append(Lack(player(part), f"attack '{name}' needs a model for its part '{part}': {how}", True))
+        try:
+            requires = attacks.make(self.use.attack, self._attack_files()).requires()
+        except (UserError, KeyError) as error:  # a file that is not there was told where the stage was made
+            return [*lacks, Lack("attack", str(error))] if isinstance(error, UserError) else lacks
+        if self._sampling().prefill:
+            requires["target"] = Requires(prefill=True)
+        for part, needed in requires.items():
+            model = self.models.get(player(part))
+            unmet = model.lacks(needed) if model is not None else []
+            lacks += [Lack(player(part), f"{line} (attack '{name}')", True) for line in unmet]
+        return lacks
 
     def size(self) -> Size:
         bench, use = get_bench(self.use.name), self.use
@@ -200,7 +212,10 @@ class Evaluate(Stage[EvaluateSettings]):
 
     def estimate(self) -> list[Ask]:
         asked, sampling, use = self.size(), self._sampling(), self.use
-        attack = attacks.make(use.attack, self._attack_files())
+        try:
+            attack = attacks.make(use.attack, self._attack_files())
+        except (UserError, KeyError):  # told among the needs
+            attack = attacks.make("none")
         replies = asked.rows * attack.each * sampling.n
         asks = [Ask("target", replies, replies * asked.tokens, replies * sampling.max_tokens)]
         readers = 1 + len(use.also)
