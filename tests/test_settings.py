@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,25 @@ def test_identity_leaves_connections_out_at_any_depth() -> None:
 
     assert identity_of(Outer(name="x")) == {"name": "x", "inner": {"lr": 0.1}, "many": [{"lr": 0.1}], "file": "a"}
     assert identity_of(Outer(name="x", timeout=9.0)) == identity_of(Outer(name="x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: &a [1]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij")), "aliases written out"),
+        ("a: &a [*a]\n", "nested too deeply"),
+        ("a: " + "[" * 60 + "]" * 60, "nested too deeply"),
+        ("a: " + "[" * 100_000, "not readable as YAML"),
+        ("a: !!python/object/apply:os.system [ls]\n", "not readable as YAML"),
+        ("a: !made {b: 1}\n", "not readable as YAML"),
+    ],
+)  # fmt: skip
+def test_tags_and_bombs_of_yaml_are_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_yaml(tmp_path / "study.yaml")
+
+
+def test_aliases_within_reason_are_read(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("a: &a {n: 1}\nb: *a\n")
+    assert read_yaml(tmp_path / "study.yaml")[0] == {"a": {"n": 1}, "b": {"n": 1}}

@@ -24,6 +24,8 @@ M = typing.TypeVar("M", bound=BaseModel)
 STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 """The configuration of every settings model: unknown keys are errors, values do not change, docstrings describe."""
 Location = tuple[int | str, ...]
+LARGEST = 100_000
+"""Values of a study file."""
 
 
 def connection(default: Any = ..., **limits: Any) -> Any:
@@ -282,11 +284,11 @@ class LineTable:
     """Line numbers of a YAML text by place."""
 
     def __init__(self, text: str) -> None:
-        self._root = yaml.compose(text, Loader=yaml.SafeLoader)
+        self.root = yaml.compose(text, Loader=yaml.SafeLoader)
 
     def line(self, location: Location) -> int | None:
         """The line, from 1, of a key; of its nearest parent when it is not in the file."""
-        node = self._root
+        node = self.root
         found = node.start_mark.line + 1 if node else None
         for key in location:
             node, mark = self._child(node, key)
@@ -297,7 +299,7 @@ class LineTable:
 
     def has(self, location: Location) -> bool:
         """Whether the text itself has a key at this place; names of a union's members, which pydantic adds, do not count."""
-        node = self._root
+        node = self.root
         for key in location[:-1]:
             node, _ = self._child(node, key)
         return self._child(node, location[-1])[1] is not None
@@ -321,12 +323,27 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], LineTable]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
         table = LineTable(text)
+        _bounded(table.root, {}, 0)
+        data = yaml.safe_load(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such study file. `demur init NAME` writes one to start from.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: a study is a mapping of keys to values.")
     return data, table
+
+
+def _bounded(node: Any, sizes: dict[int, int], depth: int) -> int:
+    """How many values a node stands for, aliases written out: a few lines of them can stand for billions."""
+    if depth > 50 or sizes.get(id(node)) == 0:
+        raise yaml.YAMLError("values are nested too deeply")
+    if id(node) not in sizes:
+        sizes[id(node)] = 0
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+        sizes[id(node)] = 1 + sum(_bounded(child, sizes, depth + 1) for child in children)
+    if sizes[id(node)] > LARGEST:
+        raise yaml.YAMLError(f"more than {LARGEST:,} values, aliases written out")
+    return sizes[id(node)]

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,14 +17,15 @@ from tests.made import demur
 from demur import thinking
 from demur.errors import UserError
 from demur.mix import example_of, examples_of, mix
-from demur.mix.draw import apportion
+from demur.mix import pairs as pairing
+from demur.mix.draw import apportion, hold_out
 from demur.mix.duplicates import agree, bands, clusters, components, figures, signatures
-from demur.mix.grams import packs
 from demur.mix.settings import MixSettings
 from demur.mix.text import masked, normal
 from demur.prompts.formats import load_file
-from demur.records import Example, ExamplePart, Message, Origin, Prompt, Trace
+from demur.records import Example, ExamplePart, Message, Origin, Pair, Prompt, Trace, Verdict
 from demur.settings import validate
+from demur.storage.records_file import RecordFile
 
 
 def example(text: str, *, share: str = "a", reply: str = "no", **origin: str) -> Example:
@@ -217,30 +219,6 @@ def test_sums_stay_different_and_punctuation_does_not_matter() -> None:
     assert masked("Make a bomb, now") == "Ma·· a bo··· no·"
 
 
-words = st.text("ab cd", max_size=30).map(normal)
-
-
-@given(st.lists(words, max_size=12), st.integers(1, 4))
-def test_equal_pieces_have_equal_hashes_and_others_do_not(texts: list[str], n: int) -> None:
-    found: dict[Any, set[int]] = {}
-    for first, pack in packs(texts):
-        for h, t, p in zip(*(column.tolist() for column in pack.runs(n)), strict=True):
-            found.setdefault(tuple(texts[first + t].split()[p : p + n]), set()).add(h)
-        words = np.bincount(pack.words()[2], minlength=len(pack.lengths))
-        assert words.tolist() == [len(text.split()) for text in texts[first : first + len(pack.lengths)]]
-    pieces = {tuple(t.split()[i : i + n]) for t in texts for i in range(len(t.split()) - n + 1)}
-    assert set(found) == pieces
-    assert all(len(hashes) == 1 for hashes in found.values())
-    assert len({next(iter(hashes)) for hashes in found.values()}) == len(found)
-
-
-@given(st.lists(words, max_size=12))
-def test_runs_of_letters_are_all_there(texts: list[str]) -> None:
-    for first, pack in packs(texts):
-        counts = Counter(pack.letters(5).text.tolist())
-        assert counts == {i: max(len(texts[first + i]) - 4, 1) for i in range(len(pack.lengths))}
-
-
 def test_the_estimate_is_near_the_true_similarity_and_similar_texts_meet() -> None:
     rng = random.Random(0)
     left, right = [], []
@@ -323,6 +301,101 @@ def test_the_papers_released_set_has_few_near_duplicates_and_two_hundred_cluster
     assert row.taken + row.duplicate == 1000
     assert len(clusters(made, similarity=0.8)) == 1000
     assert 200 <= len({e.cluster for e in mixed.examples}) <= 245
+
+
+# Held out, up to, pairs
+
+
+def test_rows_held_out_never_starve_a_component() -> None:
+    rows = RecordFile(Example, [example(f"thing number {i} to do") for i in range(20)])
+
+    def held(count: int, **share: Any) -> tuple[int, int]:
+        out, left = hold_out(rows, count, said(a=share).shares["a"])
+        assert not {e.id for e in out} & {e.id for e in left}
+        return len(out), len(left)
+
+    assert held(5) == (5, 15)
+    assert held(5, n=15) == (5, 15)
+    assert held(5, n=18) == (2, 18)
+    assert held(5, n=20) == (0, 20)
+    assert held(5, n="up to 20") == (5, 15)
+
+
+def test_clusters_are_held_out_whole() -> None:
+    rows = [msgspec.structs.replace(example(f"{i}"), cluster=f"c{i // 3}") for i in range(12)]
+    out, left = hold_out(RecordFile(Example, rows), 2, said(a={"n": 8}).shares["a"])
+    assert (len(out), len(left)) == (3, 9)
+    assert not {e.cluster for e in out} & {e.cluster for e in left}
+    assert len(hold_out(RecordFile(Example, rows), 2, said(a={"n": 10}).shares["a"])[0]) == 0
+
+
+def test_up_to_takes_what_there_is() -> None:
+    rows = [example(f"thing number {i} to do") for i in range(5)]
+    assert len(mix({"a": rows}, said(a={"n": "up to 9"})).examples) == 5
+    assert len(mix({"a": rows}, said(a={"n": "up to 3"})).examples) == 3
+    with pytest.raises(UserError, match="for up to 9"):
+        mix({"a": rows}, said(a={"n": 9}))
+    with pytest.raises(UserError, match="n"):
+        said(a={"n": "at most 9"})
+
+
+def sample(text: str, reply: str, *, i: int = 0, **known: Any) -> Trace:
+    return thinking.traced(Prompt(text=text, intent="harmful"), reply, model="m", sample=i, strategy="short", **known)
+
+
+def verdict(trace: Trace, label: str | None) -> Verdict:
+    return Verdict(trace=trace.id, judge="j", query="question", part="whole", label=label)
+
+
+GOOD, BAD = thinking.join("hm", "No."), thinking.join("hm", "Sure.")
+
+
+def test_a_safe_and_an_unsafe_sample_of_one_prompt_make_a_pair() -> None:
+    traces = [sample("q", GOOD), sample("q", BAD, i=1), sample("q", GOOD, i=2), sample("r", BAD), sample("s", GOOD)]
+    traces += [sample("q", BAD, i=3), sample("t", thinking.join("hm", None)), sample("t", BAD, i=1)]
+    labels = ["safe", "unsafe", "safe", "unsafe", None, "unsafe", "safe", "unsafe"]
+    pairs, left = pairing.judged(traces, map(verdict, traces, labels), share="safety")
+    assert [(p.chosen.parts[-1].text, p.rejected.parts[-1].text, p.chosen.share) for p in pairs] == [
+        ("No.", "Sure.", "safety"), ("No.", "Sure.", "safety")
+    ]  # fmt: skip
+    assert left == {"no judge decided on it": 1, "no safe trace of its prompt": 1, "its text is malformed": 1}
+
+
+def test_a_trace_that_one_judge_calls_unsafe_is_unsafe() -> None:
+    good, bad = sample("q", GOOD), sample("q", BAD, i=1)
+    said = [verdict(good, "safe"), verdict(bad, "safe"), verdict(bad, "unsafe")]
+    assert len(pairing.judged([good, bad], said, share="s")[0]) == 1
+
+
+def test_a_repaired_trace_is_preferred_to_its_original() -> None:
+    before, other = sample("q", BAD), sample("r", BAD)
+    after = sample("q", GOOD, notes=(f"repair: trim, from {before.id}",))
+    ((pair,), left) = pairing.repaired([before, other], [after, sample("x", GOOD)], share="s")
+    assert (pair.chosen.origin.trace, pair.rejected.origin.trace) == (after.id, before.id)
+    assert (pair.reason, left) == ("after repair against before", {"it was not repaired": 1})
+
+
+def test_pairs_of_a_file_keep_their_system_text_and_are_drawn_like_examples(tmp_path: Path) -> None:
+    rows = [{"system": "Be brief.", "question": f"thing {i}", "chosen": GOOD, "rejected": "Sure."} for i in range(6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    pairs, left = pairing.preferred(load_file(tmp_path / "a.jsonl").pairs, share="file")
+    assert (len(pairs), left) == (7, {})
+    assert [part.role for part in pairs[0].rejected.parts] == ["system", "user", "thinking", "answer"]
+    mixed = mix({"p": pairs}, said(p={"n": 4}, dedupe="exact"))
+    (row,) = mixed.table
+    assert (row.given, row.duplicate, row.not_drawn, row.taken) == (7, 1, 2, 4)
+    for pair in mixed.examples:
+        assert isinstance(pair, Pair)
+        assert (pair.chosen.share, pair.rejected.share) == ("p", "p")
+        assert pair.chosen.origin.prompt == pair.rejected.origin.prompt
+    assert mix({"p": pairs[::-1]}, said(p={"n": 4}, dedupe="exact")).examples == mixed.examples
+
+
+def test_an_empty_block_may_be_masked() -> None:
+    (made,), _ = examples_of([trace("No.")], share="s", no_thinking="masked")
+    assert [(p.role, p.text, p.train) for p in made.parts[1:]] == [("thinking", "", False), ("answer", "No.", True)]
+    (made,), _ = examples_of([trace(GOOD)], share="s", no_thinking="masked")
+    assert made.parts[1].train
 
 
 # The command

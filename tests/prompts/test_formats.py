@@ -48,6 +48,10 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemini": ("messages", {"messages": [USER, {"role": "model", "content": THOUGHT}]}),
     "Stratos": ("messages", {"conversations": [{"from": "user", "value": "2+2"}, {"from": "assistant", "value": MARKED}]}),
     "a field": ("messages", {"messages": [USER, {"role": "assistant", "content": "Four.", "reasoning_content": "Let me see."}]}),
+    "LIMA": ("messages", {"conversations": ["2+2", THOUGHT]}),
+    "Dolphin-R1": ("messages", {"messages": [USER], "reasoning": "Let me see.", "answer": "Four."}),
+    "thinking beside": ("messages", {"messages": [USER, {"role": "assistant", "content": "Four."}], "thinking": "Let me see."}),
+    "API fields": ("reasoning", {"prompt": "2+2", "reasoning_content": "Let me see.", "content": "Four."}),
     "NuminaMath": ("messages", {"problem": "2+2", "solution": "$\\boxed{4}$", "messages": [USER, BOT]}),
     "OpenR1": ("generations", {"problem": "2+2", "answer": "4", "solution": "s", "generations": [THOUGHT], "finish_reasons": None}),
     "DeepMath": ("generations", {"question": "2+2", "final_answer": "4", "topic": "x", "r1_solution_1": THOUGHT}),
@@ -136,7 +140,6 @@ INTENTS: list[tuple[dict[str, Any], str]] = [
     ({"toxicity": 1}, "harmful"),
     ({"toxicity": 0}, "benign"),
     ({"category": "benign"}, "benign"),
-    ({"domain": "biology"}, "benign"),
     ({"domain": "code"}, "code"),
     ({"intent": "borderline"}, "borderline"),
     ({"is_safe": True}, "benign"),
@@ -153,11 +156,21 @@ def test_what_a_row_says_of_itself_is_read(tmp_path: Path, more: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"label": 1}, {"toxicity": 0.93}, {"label": "contrast_homonyms"}, {"type": "safe_targets"}]
+    "more",
+    [
+        {},
+        {"label": 1},
+        {"toxicity": 0.93},
+        {"label": "contrast_homonyms"},
+        {"type": "safe_targets"},
+        {"domain": "biology"},
+    ],
 )
 def test_what_no_row_says_is_assumed_with_a_word(tmp_path: Path, more: dict[str, Any]) -> None:
     loaded = load(tmp_path, {"prompt": "q"} | more)
-    assert loaded.notes == ["a.jsonl: no column says what the prompts want; they are taken for harmful"]
+    unclear = "" if set(more) <= {"type"} else f" ({', '.join(more)} cannot be understood)"
+    wants = "benign" if "domain" in more else "harmful"
+    assert loaded.notes == [f"a.jsonl: no column says what the prompts want; they are taken for {wants}{unclear}"]
     assert not load(tmp_path, {"prompt": "q"} | more, intent="benign").notes
 
 
@@ -229,7 +242,7 @@ def test_parts_of_a_turn_are_taken_apart(tmp_path: Path, content: Any, outcome: 
         ([USER, {"role": "assistant", "content": None, "tool_calls": [{}]}], "a turn of role 'assistant' with tool calls"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "a part of type 'image_url'"),
         ("Hello?", "a conversation is a list of turns, this is str"),
-        (["Hello?"], "a turn is no object"),
+        ([7], "a turn is no object"),
         ([{"role": "user", "content": ""}], "1 questions and 0 replies; one of each, in this order, can be used"),
     ],
 )  # fmt: skip
@@ -245,7 +258,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "def f():", "canonical_solution": "pass", "test": "f()"}, r"test \(tests\)"),
     ({"prompt": "q", "chosen": "a"}, r"chosen \(chosen\)"),
     ({"prompt": "q", "reasoning": "a thought without its answer"}, r"reasoning \(thinking\)"),
-    ({"a": 1, "b": 2}, "columns: a, b"),
+    ({"x": 1, "y": 2}, "columns: x, y"),
+    ({"prompt": "q", "gpt4_response": "a"}, r"gpt4_response \(other reply\)"),
+    ({"question": "q", "A": "40", "B": "42", "answer": "B"}, r"a \(choices\), b \(choices\)"),
+    ({"text": "### Human: q ### Assistant: a"}, "columns: text"),
+    ({"question": "q", "correct_answer": "x", "Incorrect Answer 1": "y"}, r"incorrect_answer_1 \(choices\)"),
 ]
 
 
@@ -253,15 +270,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_columns_that_would_vanish_refuse_the_file(tmp_path: Path, row: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         load(tmp_path, row)
-    if "a" not in row:
+    if {"prompt", "question"} & set(row):
         loaded = load(tmp_path, row, form="table", intent="benign")
         assert len(loaded.prompts) == 1
         assert "columns not used" in loaded.notes[0], "whoever names the form is told what it leaves aside"
 
 
 def test_columns_that_nobody_knows_are_told(tmp_path: Path) -> None:
-    loaded = load(tmp_path, {"prompt": "q", "intent": "benign", "id": 1, "gpt4_reply": "text", "remarks": "x"})
-    assert loaded.notes == ["a.jsonl: columns not used: gpt4_reply, remarks"]
+    loaded = load(tmp_path, {"prompt": "q", "intent": "benign", "id": 1, "gpt4_notes": "text", "remarks": "x"})
+    assert loaded.notes == ["a.jsonl: columns not used: gpt4_notes, remarks"]
 
 
 def test_answers_that_may_be_gold_or_replies_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
@@ -327,7 +344,7 @@ def test_preferences_of_public_shapes(tmp_path: Path, name: str) -> None:
         ("strings", {"rejected": THOUGHT}, "chosen and rejected are the same"),
         ("messages alone", {"score_rejected": 8.0}, r"chosen is scored no better \(8.0\) than rejected \(8.0\)"),
         ("messages", {"rejected": [USER | {"content": "3+3"}, BOT]}, "are no two replies to one question"),
-        ("messages", {"rejected": [USER]}, "are no two replies to one question"),
+        ("messages", {"rejected": [USER]}, "no text under rejected"),
         ("transcripts", {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"}, "2 questions and|1 questions and 1 replies"),
         ("two", {"safer_response_id": 0}, r"cannot be told \(better_response_id and safer_response_id\)"),
         ("two", {"better_response_id": None, "safer_response_id": None}, r"cannot be told \(.*better_response_id"),
@@ -394,6 +411,7 @@ def test_odd_rows_are_kept_aside_with_file_and_line(tmp_path: Path) -> None:
         ("a.jsonl", b"prompt: q\nresponse: a\n", r"a\.jsonl:1: not JSON.*\(2 rows could not be read\)"),
         ("a.jsonl", b'["q", 1]\n["r", 2]\n', r"a\.jsonl:1: a row is an object"),
         ("a.jsonl", b"", r"a\.jsonl: it has no rows"),
+        ("a.csv", b"Prompt,prompt\nq,r\n", "two columns have one name but for capitals"),
     ],
 )
 def test_a_file_of_which_no_row_can_be_read_says_why(tmp_path: Path, name: str, content: bytes, words: str) -> None:

@@ -42,7 +42,6 @@ class Compared(Record, frozen=True, kw_only=True):
 
     bench: str
     prompts: int
-    """How many prompts it has."""
     prompts_hash: str
     """Hash of their ids, sorted."""
     rows: int
@@ -64,10 +63,10 @@ class Certificate(Record, frozen=True, kw_only=True):
     similarity: float
     compared: tuple[Compared, ...]
     removed: int = 0
-    """RecordFile that were taken out."""
+    """Rows that were taken out."""
     left_hash: str = ""
     """Hash of the ids of the rows that are left, where some were taken out."""
-    version: int = 1
+    version: int = 2
 
     @property
     def clean(self) -> bool:
@@ -97,34 +96,28 @@ def certify(
     hits = Index([prompt.question for _, prompt in names], limits=limits).hits(rows, questions)
     found: dict[str, list[Found]] = {bench: [] for bench in benches}
     shown: dict[str, list[Shown]] = {bench: [] for bench in benches}
-    for hit in sorted(hits, key=lambda hit: (RULES.index(hit.rule), -hit.score, hit.row, hit.prompt)):
-        bench, prompt = names[hit.prompt]
-        row = examples[hit.row].id
-        found[bench].append(Found(example=row, bench=bench, prompt=prompt.id, rule=hit.rule, score=hit.score))
-        if sum(one.rule == hit.rule for one in shown[bench]) < SHOWN:
-            pair = (masked(questions[hit.row]), masked(prompt.question))
-            shown[bench].append(Shown(rule=hit.rule, score=hit.score, row=pair[0], prompt=pair[1]))
-    compared = tuple(_compared(bench, prompts, found[bench], shown[bench]) for bench, prompts in benches.items())
+    for row, at, rule, score in sorted(hits, key=lambda hit: (RULES.index(hit.rule), -hit.score, hit.row, hit.prompt)):
+        bench, prompt = names[at]
+        found[bench].append(Found(example=examples[row].id, bench=bench, prompt=prompt.id, rule=rule, score=score))
+        if sum(one.rule == rule for one in shown[bench]) < SHOWN:
+            pair = {"row": masked(questions[row]), "prompt": masked(prompt.question)}
+            shown[bench].append(Shown(rule=rule, score=score, **pair))
+    compared = [
+        Compared(
+            bench=bench,
+            prompts=len(prompts),
+            prompts_hash=hash_of(prompts),
+            rows=len({one.example for one in found[bench]}),
+            held=tuple(sorted({one.prompt for one in found[bench]})),
+            by_rule={rule: sum(one.rule == rule for one in found[bench]) for rule in RULES},
+            shown=tuple(shown[bench]),
+        )
+        for bench, prompts in benches.items()
+    ]
     certificate = Certificate(
-        rows=len(rows),
-        rows_hash=hash_of(examples),
-        coverage=limits.coverage,
-        similarity=limits.similarity,
-        compared=compared,
-    )
+        rows=len(rows), rows_hash=hash_of(examples), compared=tuple(compared), **limits._asdict()
+    )  # fmt: skip
     return certificate, [one for bench in benches for one in found[bench]]
-
-
-def _compared(bench: str, prompts: Sequence[Prompt], found: Sequence[Found], shown: Sequence[Shown]) -> Compared:
-    return Compared(
-        bench=bench,
-        prompts=len(prompts),
-        prompts_hash=hash_of(prompts),
-        rows=len({one.example for one in found}),
-        held=tuple(sorted({one.prompt for one in found})),
-        by_rule={rule: sum(one.rule == rule for one in found) for rule in RULES},
-        shown=tuple(shown),
-    )
 
 
 def without(

@@ -1,30 +1,29 @@
-"""Named shares to one training set, with an account that adds up.
+"""Named components to one training set, of examples or of preference pairs, with an account that adds up.
 
-Every example that comes in goes out or is listed with the reason why not. Pools are sorted by prompt and id before
-anything is drawn and every share has a random stream of its own, so that the same seed gives the same rows whatever the order of the
-files, and changing one share leaves the others as they were.
+Every row that comes in goes out or is listed with the reason why not. Pools are sorted by prompt and id before anything is drawn and
+every component has a random stream of its own, so that the same seed gives the same rows whatever the order of the files, and
+changing one component leaves the others as they were. A pair is drawn as its chosen side.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from demur.errors import UserError
-from demur.mix.settings import By, MixSettings, ShareSettings
+from demur.mix.settings import MixSettings, ShareSettings
 from demur.mix.text import asked, normal
-from demur.records import Example, Record
+from demur.records import Example, Pair, Record
 from demur.storage.records_file import RecordFile
 
 Reason = Literal["duplicate", "over_cap", "not_drawn"]
-Key = int
-"""Hash of what two examples have in common when one of them is enough."""
+Pool = Sequence[Example] | Sequence[Pair]
 
 
 class Drop(Record, frozen=True, kw_only=True):
@@ -48,9 +47,9 @@ class Row(Record, frozen=True, kw_only=True):
 
 
 class Mixed(NamedTuple):
-    """A mix: examples in the order of training, the account, and what was dropped; on the disk, but for the account."""
+    """A mix: examples or pairs in the order of training, the account, and what was dropped; on the disk, but for the account."""
 
-    examples: RecordFile[Example]
+    examples: RecordFile[Any]
     table: list[Row]
     drops: RecordFile[Drop]
 
@@ -62,7 +61,7 @@ class Item(msgspec.Struct, gc=False):
     share: str
     place: str
     cluster: str
-    said: Key
+    said: int
     """Hash of what the user says, normalised."""
     attack: str
     stratum: str
@@ -70,182 +69,196 @@ class Item(msgspec.Struct, gc=False):
     """Its place in the pool."""
 
 
-def mix(pools: Mapping[str, Sequence[Example]], settings: MixSettings) -> Mixed:
-    """Draw the shares from their pools.
+def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
+    """Draw the components from their pools.
 
     Args:
-        pools: name -> examples; a share draws from the pool that its `pool` names, or from its own name.
-        settings: shares, their sizes and conditions.
+        pools: name -> examples or pairs; a component draws from the pool that its `pool` names, or from its own name.
+        settings: components, their sizes and conditions.
 
     Raises:
-        UserError: a pool is missing, or a share asks for more than there is (with how many there are).
+        UserError: a pool is missing, or a component asks for more than there is (with how many there are).
     """
     # By name: a fingerprint does not see the order of keys, so neither may the result.
-    names = sorted(settings.shares)
-    sources = {name: _source(name, settings.shares[name], pools) for name in names}
-    given = {name: _given(name, settings.shares[name], sources[name]) for name in names}
+    shares = {name: settings.shares[name] for name in sorted(settings.shares)}
+    sources = {name: _source(name, share, pools) for name, share in shares.items()}
+    given = {name: _items(name, share, sources[name]) for name, share in shares.items()}
     _cluster(given, sources, settings)
     drops = RecordFile(Drop)
-    usable = {name: _capped(name, _unlike(rows, settings, drops), settings, drops) for name, rows in given.items()}
+    usable = {
+        name: _capped(items, settings, _unlike(items, settings.dedupe, drops), drops) for name, items in given.items()
+    }
     drawn: dict[str, list[Item]] = {}
-    taken: dict[Key, str] = {}
-    for name in _counted(settings):
-        drawn[name] = _take(name, settings.shares[name].n, usable[name], settings, taken, drops)
+    taken: dict[int, str] = {}
+    for name in (name for name, share in shares.items() if share.ratio is None):
+        drawn[name] = _take(name, shares[name].n, usable[name], settings, taken, drops)
     for name, n in _sizes(usable, sum(map(len, drawn.values())), settings).items():
         drawn[name] = _take(name, n, usable[name], settings, taken, drops)
-    chosen = [item for name in names for item in drawn[name]]
+    chosen = [item for name in shares for item in drawn[name]]
     random.Random(f"order {settings.seed}").shuffle(chosen)
-    made = RecordFile(Example, (_whole(item, sources[item.share]) for item in chosen))
-    return Mixed(made, _account(given, chosen, drops), drops)
+    paired = any(isinstance(row, Pair) for source in sources.values() for row in source[:1])
+    made: RecordFile[Any] = RecordFile(
+        Pair if paired else Example, (_whole(item, sources[item.share]) for item in chosen)
+    )
+    counts = Counter((drop.share, drop.reason) for drop in drops) + Counter((item.share, "taken") for item in chosen)
+    columns = ("duplicate", "over_cap", "not_drawn", "taken")
+    table = [Row(share=n, given=len(items), **{c: counts[n, c] for c in columns}) for n, items in given.items()]
+    return Mixed(made, table, drops)
 
 
-def _source(name: str, share: ShareSettings, pools: Mapping[str, Sequence[Example]]) -> Sequence[Example]:
-    """The pool that a share draws from."""
+def hold_out(rows: RecordFile[Any], count: int, share: ShareSettings) -> tuple[RecordFile[Any], RecordFile[Any]]:
+    """Some rows kept out of training, whole clusters, and the others; never so many that what is asked for cannot be drawn.
+
+    The last by prompt are taken: what is then drawn of the rest is about the same prompts in every format.
+    """
+    names = [(example.cluster, example.origin.prompt, example.id) for example in map(_side, rows)]
+    order = sorted(range(len(rows)), key=names.__getitem__)
+    sizes = Counter(cluster for cluster, _, _ in names)
+    room = len(rows) - share.n if share.n is not None and not share.up_to else len(rows)
+    held: set[str] = set()
+    for cluster in dict.fromkeys(names[at][0] for at in reversed(order[len(order) - count :])):
+        if sizes[cluster] <= room:
+            held.add(cluster)
+            room -= sizes[cluster]
+    out = [[at for at in order if (names[at][0] in held) is wanted] for wanted in (True, False)]
+    return rows.taken(out[0]), rows.taken(out[1])
+
+
+def _source(name: str, share: ShareSettings, pools: Mapping[str, Pool]) -> Pool:
+    """The pool that a component draws from."""
     pool = share.pool or name
     if pool not in pools:
         raise UserError(f"share '{name}': no pool '{pool}'. Pools: {', '.join(sorted(pools)) or 'none'}.")
     return pools[pool]
 
 
-def _given(name: str, share: ShareSettings, pool: Sequence[Example]) -> list[Item]:
-    """The share's pool in an order of its own, each example under the share's name."""
-    by: By = share.balance if share.balance != "none" else share.stratify
-    items = [_item(name, example, by, at) for at, example in enumerate(pool)]
+def _side(row: Example | Pair) -> Example:
+    return row.chosen if isinstance(row, Pair) else row
+
+
+def _items(name: str, share: ShareSettings, pool: Pool) -> list[Item]:
+    """The pool of a component in an order of its own, each example under the component's name."""
+    by = share.balance if share.balance != "none" else share.stratify
+    items = []
+    for at, example in enumerate(map(_side, pool)):
+        origin = example.origin
+        stratum = "" if by == "none" else origin.attack if by == "template" else str(getattr(origin, by))
+        renamed = _renamed(name, example).id
+        # By prompt first: of pools that ask the same, such as two formats, the same prompts are drawn.
+        place = f"{origin.prompt} {renamed} {origin.trace}"
+        said = hash(normal(asked(example)))
+        items.append(
+            Item(renamed, name, place, example.cluster, said, sys.intern(origin.attack), sys.intern(stratum), at)
+        )
     items.sort(key=lambda item: item.place)
     for item in items:
         item.place = ""  # only the order asked for it
     return items
 
 
-def _item(name: str, example: Example, by: By, at: int) -> Item:
-    renamed = _renamed(name, example)
-    origin = example.origin
-    classes = {
-        "none": "",
-        "category": origin.category,
-        "source": origin.source,
-        "template": origin.attack,
-        "strategy": origin.strategy,
-    }
-    said = hash(normal(asked(example)))
-    attack, stratum = sys.intern(origin.attack), sys.intern(classes[by])
-    # By prompt first: of pools that ask the same, such as two formats, the same prompts are drawn.
-    place = f"{origin.prompt} {renamed.id} {origin.trace}"
-    return Item(renamed.id, name, place, example.cluster, said, attack, stratum, at)
-
-
 def _renamed(share: str, example: Example) -> Example:
     return example if example.share == share else msgspec.structs.replace(example, share=share, id="")
 
 
-def _whole(item: Item, pool: Sequence[Example]) -> Example:
-    """The example of an item, in the cluster that was found for it."""
-    return msgspec.structs.replace(_renamed(item.share, pool[item.at]), cluster=item.cluster)
+def _whole(item: Item, pool: Pool) -> Example | Pair:
+    """The row of an item, in the cluster that was found for it."""
+
+    def whole(example: Example) -> Example:
+        return msgspec.structs.replace(_renamed(item.share, example), cluster=item.cluster)
+
+    row = pool[item.at]
+    if isinstance(row, Pair):
+        return Pair(chosen=whole(row.chosen), rejected=whole(row.rejected), reason=row.reason)
+    return whole(row)
 
 
-def _cluster(given: Mapping[str, list[Item]], sources: Mapping[str, Sequence[Example]], settings: MixSettings) -> None:
-    """Make clusters whole over all shares, where clusters are asked for."""
+def _cluster(given: Mapping[str, list[Item]], sources: Mapping[str, Pool], settings: MixSettings) -> None:
+    """Make clusters whole over all components, where clusters are asked for."""
     near = settings.dedupe == "near"
     if not near and not any(share.cap for share in settings.shares.values()):
         return
     from demur.mix.duplicates import clusters
 
-    together = (sources[name][item.at] for name, items in given.items() for item in items)
+    together = (_side(sources[name][item.at]) for name, items in given.items() for item in items)
     found = iter(clusters(together, similarity=settings.similarity if near else 1.0))
     for items in given.values():
         for item in items:
             item.cluster = next(found)
 
 
-def _unlike(examples: Sequence[Item], settings: MixSettings, drops: RecordFile[Drop]) -> list[Item]:
-    """The examples of one share that ask something new."""
-    if settings.dedupe == "none":
-        return list(examples)
-    values, counts = np.unique(
-        np.fromiter((key for example in examples for key in _keys(example, settings.dedupe)), dtype=np.int64),
-        return_counts=True,
-    )
-    shared = set(values[counts > 1].tolist())  # most keys are one example's own, and need not be remembered
-    seen: dict[Key, str] = {}
-    kept = []
-    for example in examples:
-        keys = [key for key in _keys(example, settings.dedupe) if key in shared]
-        first = next((seen[key] for key in keys if key in seen), None)
+def _keys(item: Item, dedupe: str) -> tuple[int, ...]:
+    """What an example asks: what the user says, and the question with its wrapper. One in common makes a duplicate."""
+    if dedupe == "near" and (not item.attack or item.attack.startswith("template:")):
+        return item.said, hash((item.cluster, item.attack))
+    return (item.said,) if dedupe != "none" else ()
+
+
+def _unlike(
+    items: Sequence[Item], dedupe: str, drops: RecordFile[Drop], seen: dict[int, str] | None = None
+) -> list[Item]:
+    """The examples that ask something new: unlike those before them or, where they are given, unlike those seen."""
+    own = seen is None
+    shared: set[int] = set()
+    if own:
+        values, counts = np.unique([key for item in items for key in _keys(item, dedupe)], return_counts=True)
+        shared = set(values[counts > 1].tolist())  # most keys are one example's own, and need not be remembered
+    known, kept = seen or {}, []
+    for item in items:
+        first = next((known[key] for key in _keys(item, dedupe) if key in known), None)
         if first is None:
-            kept.append(example)
-            seen.update(dict.fromkeys(keys, example.id))
+            kept.append(item)
+            known.update((key, item.id) for key in _keys(item, dedupe) if key in shared)
         else:
-            drops.append(Drop(example=example.id, share=example.share, reason="duplicate", kept=first))
+            drops.append(Drop(example=item.id, share=item.share, reason="duplicate", kept=first))
     return kept
 
 
-def _counted(settings: MixSettings) -> list[str]:
-    """The shares whose size does not depend on the others; they are drawn first."""
-    return sorted(name for name, share in settings.shares.items() if share.ratio is None)
-
-
 def _take(
-    name: str,
-    n: int | None,
-    usable: list[Item],
-    settings: MixSettings,
-    taken: dict[Key, str],
-    drops: RecordFile[Drop],
+    name: str, n: int | None, usable: list[Item], settings: MixSettings, taken: dict[int, str], drops: RecordFile[Drop]
 ) -> list[Item]:
-    """Draw `n` (all: `None`) of a share's examples that no share before it has taken.
+    """Draw `n` (all: `None`) of a component's examples that no component before it has taken.
 
     Raises:
         UserError: more than there is.
     """
-    free = []
-    for example in usable:
-        keys = _keys(example, settings.dedupe) if taken else ()
-        before = next((taken[key] for key in keys if key in taken), None)
-        if before is None:
-            free.append(example)
-        else:
-            drops.append(Drop(example=example.id, share=name, reason="duplicate", kept=before))
-    if n is not None and n > len(free):
+    share = settings.shares[name]
+    free = _unlike(usable, settings.dedupe, drops, taken) if taken else usable
+    if n is not None and n > len(free) and not share.up_to:
         raise UserError(
             f"too few examples for the mix: '{name}' wants {n}, there are {len(free)} (after duplicates and caps). "
-            "Ask for fewer, add data, or set dedupe: exact or none."
+            f"Ask for fewer, for up to {n}, add data, or set dedupe: exact or none."
         )
-    rng = random.Random(f"draw {settings.seed} {name}")
-    drawn = _draw(free, len(free) if n is None else n, settings.shares[name], rng)
+    drawn = _draw(
+        free, len(free) if n is None else min(n, len(free)), share, random.Random(f"draw {settings.seed} {name}")
+    )
     if len(drawn) < len(free):
-        chosen = {id(example) for example in drawn}
+        chosen = {id(item) for item in drawn}
         drops.extend(Drop(example=e.id, share=name, reason="not_drawn") for e in free if id(e) not in chosen)
-    if settings.dedupe != "none" and len(settings.shares) > 1:
-        taken.update((key, example.id) for example in drawn for key in _keys(example, settings.dedupe))
+    if len(settings.shares) > 1:
+        taken.update((key, item.id) for item in drawn for key in _keys(item, settings.dedupe))
     return drawn
 
 
-def _keys(item: Item, dedupe: str) -> tuple[Key, ...]:
-    """What an example asks: what the user says, and the question with its wrapper. One in common makes a duplicate."""
-    if dedupe == "near" and (not item.attack or item.attack.startswith("template:")):
-        return item.said, hash((item.cluster, item.attack))
-    return (item.said,)
-
-
-def _capped(name: str, examples: list[Item], settings: MixSettings, drops: RecordFile[Drop]) -> list[Item]:
+def _capped(given: Sequence[Item], settings: MixSettings, items: list[Item], drops: RecordFile[Drop]) -> list[Item]:
     """At most so many of one cluster, drawn by the seed."""
-    cap = settings.shares[name].cap
+    name = given[0].share if given else ""
+    cap = settings.shares[name].cap if given else None
     if cap is None:
-        return examples
-    seen: dict[str, int] = defaultdict(int)
+        return items
+    seen: Counter[str] = Counter()
     over = set()
-    order = list(range(len(examples)))
+    order = list(range(len(items)))
     random.Random(f"cap {settings.seed} {name}").shuffle(order)
     for i in order:
-        seen[examples[i].cluster] += 1
-        if seen[examples[i].cluster] > cap:
+        seen[items[i].cluster] += 1
+        if seen[items[i].cluster] > cap:
             over.add(i)
-    drops.extend(Drop(example=examples[i].id, share=name, reason="over_cap") for i in sorted(over))
-    return [example for i, example in enumerate(examples) if i not in over]
+    drops.extend(Drop(example=items[i].id, share=name, reason="over_cap") for i in sorted(over))
+    return [item for i, item in enumerate(items) if i not in over]
 
 
 def _sizes(usable: Mapping[str, list[Item]], counted: int, settings: MixSettings) -> dict[str, int]:
-    """How many of each share that is a ratio of the whole, given how many the others have."""
+    """How many of each component that is a ratio of the whole, given how many the others have."""
     ratios = {name: s.ratio for name, s in sorted(settings.shares.items()) if s.ratio is not None}
     if not ratios:
         return {}
@@ -267,39 +280,16 @@ def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:
     return parts
 
 
-def _draw(examples: list[Item], n: int, share: ShareSettings, rng: random.Random) -> list[Item]:
-    """`n` of the examples, by strata when the share says so."""
+def _draw(items: list[Item], n: int, share: ShareSettings, rng: random.Random) -> list[Item]:
+    """`n` of the examples: of each class in proportion or, balanced, the same number as far as it goes."""
     strata: dict[str, list[Item]] = defaultdict(list)
-    for example in examples:
-        strata[example.stratum].append(example)
+    for item in items:
+        strata[item.stratum].append(item)
     there = {name: len(strata[name]) for name in sorted(strata)}
+    wanted = apportion(n, there) if there else {}
     if share.balance != "none":
-        wanted = _levelled(n, there)
-    else:
-        wanted = apportion(n, there) if there else {}
-    return [example for name, k in wanted.items() for example in rng.sample(strata[name], k)]
-
-
-def _levelled(n: int, there: Mapping[str, int]) -> dict[str, int]:
-    """Equal numbers from each class as far as it goes; what small classes lack is drawn from the others."""
-    wanted: dict[str, int] = {}
-    left = n
-    by_size = sorted(there, key=lambda name: (there[name], name))
-    for i, name in enumerate(by_size):
-        wanted[name] = min(there[name], left // (len(by_size) - i))
-        left -= wanted[name]
-    return {name: wanted[name] for name in there}
-
-
-def _account(given: Mapping[str, list[Item]], chosen: list[Item], drops: Iterable[Drop]) -> list[Row]:
-    """What became of each share."""
-    counts: dict[tuple[str, str], int] = defaultdict(int)
-    for drop in drops:
-        counts[drop.share, drop.reason] += 1
-    for example in chosen:
-        counts[example.share, "taken"] += 1
-    columns = ("duplicate", "over_cap", "not_drawn", "taken")
-    return [
-        Row(share=name, given=len(examples), **{column: counts[name, column] for column in columns})
-        for name, examples in given.items()
-    ]
+        by_size = sorted(there, key=lambda name: (there[name], name))
+        for i, name in enumerate(by_size):  # what small classes lack is drawn from the others
+            wanted[name] = min(there[name], n // (len(by_size) - i))
+            n -= wanted[name]
+    return [item for name in there for item in rng.sample(strata[name], wanted[name])]

@@ -21,17 +21,18 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from demur.mix.grams import I64, U64, Packed, packs
 from demur.mix.text import asked, normal
 from demur.records import Example
-from demur.storage.records_file import numbers, scratch
+from demur.storage.records_file import I64, numbers, scratch
 
 LETTERS = 5
 VALUES = 128
 BANDS, DEEP = 25, 5
 SEED = 20250521
 FIGURES = re.compile(r"[0-9]+|[-+*/=<>^%]")
-Signatures = NDArray[np.uint32]
+CHUNK = 1 << 19
+"""Bytes that are worked on at once: enough for numpy, little enough for the cache."""
+U32 = NDArray[np.uint32]
 
 
 def clusters(examples: Iterable[Example], *, similarity: float) -> list[str]:
@@ -79,58 +80,66 @@ def components(texts: Iterable[str], *, similarity: float) -> I64:
     return _connected(count, left, right)[which]
 
 
-def signatures(texts: Sequence[str]) -> Signatures:
+def signatures(texts: Iterable[str]) -> U32:
     """MinHash values of normalised texts, [texts, VALUES]."""
-    table = [_signed(pack) for _, pack in packs(texts)]
-    return np.concatenate(table) if table else np.empty((0, VALUES), dtype=np.uint32)
+    return np.concatenate([np.empty((0, VALUES), dtype=np.uint32), *_signed(texts)])
 
 
-def _signed(pack: Packed) -> Signatures:
+def _signed(texts: Iterable[str]) -> Iterator[U32]:
+    """MinHash values of texts, in chunks that fit the cache."""
+    chunk, size = list[bytes](), 0
+    for text in texts:
+        chunk.append(text.encode())
+        size += len(chunk[-1])
+        if size > CHUNK:
+            yield _minhash(chunk)
+            chunk, size = [], 0
+    if chunk:
+        yield _minhash(chunk)
+
+
+def _minhash(texts: Sequence[bytes]) -> U32:
+    """All runs of `LETTERS` bytes, hashed (SplitMix64's finaliser: runs differ in few bits), and rensa's MinHash of them."""
     from rensa import RMinHash
 
-    grams = pack.letters(LETTERS)
-    counts = np.bincount(grams.text, minlength=len(pack.lengths))
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
-    rows = RMinHash.digest_matrix_from_flat_token_hashes(grams.hashes, offsets, VALUES, SEED).to_rows()
+    lengths = np.fromiter(map(len, texts), dtype=np.int64)
+    padding = b"\0" * LETTERS  # a text that is shorter than a run gives itself
+    data = np.frombuffer(padding.join([*texts, b""]), dtype=np.uint8).astype(np.uint64)
+    shifted = [data[at : len(data) - LETTERS + at] << np.uint64(8 * at) for at in range(LETTERS)]
+    runs = np.bitwise_or.reduce(shifted)
+    counts = np.maximum(lengths - LETTERS + 1, 1)
+    starts = np.cumsum(lengths + LETTERS) - lengths - LETTERS
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    value = runs[np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])]
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    value ^= value >> np.uint64(31)
+    rows = RMinHash.digest_matrix_from_flat_token_hashes(value, offsets.astype(np.uint64), VALUES, SEED).to_rows()
     return np.array(rows, dtype=np.uint32)
 
 
 class _Table:
-    """The MinHash values and band numbers of many texts, on the disk: 700 bytes a text would not stay small."""
+    """The MinHash values of many texts, on the disk (512 bytes a text would not stay small), their bands and their figures."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._values, self._bands = scratch(), scratch()
-        self._counts: list[int] = []
+        self._values = scratch()
         figured = array("q")
+        parts: list[U32] = []
 
         def noted() -> Iterator[str]:
             for text in texts:
                 figured.append(_figures(text))
                 yield text
 
-        for _, pack in packs(noted()):
-            values = _signed(pack)
-            self._counts.append(len(values))
+        for values in _signed(noted()):
             values.tofile(self._values)
-            for band in bands(values):
-                band.tofile(self._bands)
+            parts.append(np.stack(list(bands(values))))
         self._values.flush()
-        self._bands.flush()
-        self.figures = np.array(figured, dtype=np.int64)
         weakref.finalize(self, self._values.close)
-        weakref.finalize(self, self._bands.close)
+        self.bands = np.concatenate(parts, axis=1) if parts else np.zeros((BANDS, 0), dtype=np.uint32)
+        self.figures = np.array(figured, dtype=np.int64)
 
-    def bands(self) -> Iterator[U64]:
-        """As `bands`, of all texts."""
-        for band in range(BANDS):
-            parts, start = [], 0
-            for count in self._counts:
-                data = os.pread(self._bands.fileno(), 8 * count, 8 * (start + band * count))
-                parts.append(np.frombuffer(data, dtype=np.uint64))
-                start += BANDS * count
-            yield np.concatenate(parts)
-
-    def rows(self, which: I64) -> Signatures:
+    def rows(self, which: I64) -> U32:
         """The values of some texts."""
         size = 4 * VALUES
         data = b"".join(os.pread(self._values.fileno(), size, size * row) for row in which.tolist())
@@ -150,17 +159,17 @@ def _figures(text: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def bands(table: Signatures) -> Iterator[U64]:
+def bands(table: U32) -> Iterator[U32]:
     """For each band a number for each text; similar texts are likely to have the same in one of them."""
     for band in range(BANDS):
         value = np.zeros(len(table), dtype=np.uint64)
         for column in range(band * DEEP, (band + 1) * DEEP):
             value = (value ^ table[:, column]) * np.uint64(0x9E3779B97F4A7C15)
             value ^= value >> np.uint64(29)
-        yield value
+        yield value.astype(np.uint32)
 
 
-def agree(a: Signatures, b: Signatures) -> NDArray[np.float64]:
+def agree(a: U32, b: U32) -> NDArray[np.float64]:
     """The estimated Jaccard similarity of each row of `a` with the same row of `b`."""
     result = np.empty(len(a), dtype=np.float64)
     for i in range(0, len(a), 1 << 16):
@@ -172,7 +181,7 @@ def _similar(table: _Table, similarity: float) -> tuple[I64, I64]:
     """Pairs of texts that are nearly the same; not all of them, but all that hold a cluster together."""
     size, before = len(table.figures), None
     pairs = []
-    for value in table.bands():
+    for value in table.bands:
         # Within a bucket, sorted by another band, the most similar stand beside each other: a chain of neighbours
         # holds it together in linear time where all pairs would take the square.
         order = np.lexsort((value if before is None else before, value))
@@ -184,12 +193,9 @@ def _similar(table: _Table, similarity: float) -> tuple[I64, I64]:
         pairs.append(np.minimum(a, b) * size + np.maximum(a, b))
     keys = np.unique(np.concatenate(pairs))
     left, right = keys // size, keys % size
-    close = np.zeros(len(left), dtype=bool)
-    for i in range(0, len(left), 1 << 16):  # rows are gathered piece by piece to stay small
-        part = slice(i, i + (1 << 16))
-        met, places = np.unique(np.concatenate([left[part], right[part]]), return_inverse=True)
-        rows, half = table.rows(met), len(left[part])
-        close[part] = agree(rows[places[:half]], rows[places[half:]]) >= similarity
+    parts = [slice(i, i + (1 << 16)) for i in range(0, len(left), 1 << 16)]  # rows are gathered piece by piece
+    near = [agree(table.rows(left[part]), table.rows(right[part])) >= similarity for part in parts]
+    close = np.concatenate([np.zeros(0, dtype=bool), *near])
     return left[close], right[close]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -20,7 +21,9 @@ class ShareSettings(BaseModel):
     model_config = STRICT
 
     n: int | None = Field(default=None, ge=0)
-    """How many examples. Without `n` and `ratio`: all there are."""
+    """How many examples; `up to 1000` takes fewer where there are fewer. Without `n` and `ratio`: all there are."""
+    up_to: bool = False
+    """Whether fewer than `n` will do; `n: up to 1000` says it."""
     ratio: float | None = Field(default=None, gt=0, le=1)
     """Share of the whole mix (not of the file it comes from)."""
     file: Path | None = None
@@ -45,6 +48,12 @@ class ShareSettings(BaseModel):
     """Leave out maths traces whose final answer is not the gold one, or that have none to compare."""
     licence: str = ""
     """Licence of the source, for the card of a published set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _up_to(cls, value: Any) -> Any:
+        match = re.fullmatch(r"up to (\d+)", str(value.get("n"))) if isinstance(value, dict) else None
+        return value | {"n": int(match[1]), "up_to": True} if match else value
 
     @model_validator(mode="after")
     def _fits(self) -> ShareSettings:

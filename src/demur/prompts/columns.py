@@ -32,6 +32,14 @@ class OddRow(ValueError):
     """A row that is not of the form; the message says why."""
 
 
+def keyed(row: Row) -> dict[str, Any]:
+    """A row by the names of its columns as `forms.yaml` writes them."""
+    made = {key(name): value for name, value in row.items()}
+    if len(made) < len(row):
+        raise OddRow("two columns have one name but for capitals, blanks and hyphens")
+    return made
+
+
 @lru_cache(maxsize=4096)
 def key(name: str) -> str:
     """A column's name as `forms.yaml` writes it."""
@@ -43,18 +51,26 @@ def empty(value: Any) -> bool:
     return value is None or value != value or value in ([], {}) or (isinstance(value, str) and not value.strip())
 
 
+@lru_cache(maxsize=4096)
+def place(name: str) -> tuple[str | None, int]:
+    """The slot of a column and its rank there; "": it is of no use; `None`: it says something of the row, or nobody misses it."""
+    known = name in STATED or re.fullmatch(TABLE["quiet"], name)
+    other = "other reply" if re.fullmatch(TABLE["other reply"], name) else ""
+    return SLOT.get(name, (None if known else other, 0))
+
+
 def slots(row: Row) -> dict[str, list[str]]:
-    """The filled columns of a row by slot, the one that counts in front; those of no use are under ""."""
+    """The filled columns of a keyed row by slot, the one that counts in front; those of no use are under ""."""
     found: dict[str, list[tuple[int, str]]] = {}
     for name, value in row.items():
-        slot, at = SLOT.get(key(name), ("", 0))
-        if empty(value) or (slot == "attacked" and truth(value) is not None):
-            continue  # WildGuardMix says by `adversarial` whether it is
-        if slot or not (key(name) in STATED or re.fullmatch(TABLE["quiet"], key(name))):
-            found.setdefault(slot, []).append((at, name))
+        slot, at = place(name)
+        # WildGuardMix says by `adversarial` whether it is.
+        if slot is not None and not empty(value) and not (slot == "attacked" and truth(value) is not None):
+            found.setdefault("" if slot == "other reply" and not text(value) else slot, []).append((at, name))
     made = {slot: [name for _, name in sorted(columns)] for slot, columns in found.items()}
-    if "context" in made and "prompt" not in made:
-        made["prompt"] = made.pop("context")
+    for slot in ("context", "attacked"):
+        if slot in made and "prompt" not in made:
+            made["prompt"] = made.pop(slot)
     return made
 
 
@@ -69,8 +85,7 @@ def text(value: Any) -> str | None:
 
 def stated(row: Row, says: str, at: int | None = None) -> list[Any]:
     """The filled cells of the columns under a heading of `forms.yaml`, in its order; of a list the entry `at`."""
-    known = {key(name): value for name, value in row.items()}
-    cells = [known.get(name) for name in TABLE[says]]
+    cells = [row[name] for name in TABLE[says] if name in row]
     if at is not None:
         cells = [(cell[at] if at < len(cell) else None) if isinstance(cell, list) else cell for cell in cells]
     return [cell for cell in cells if not empty(cell)]
@@ -83,6 +98,7 @@ def truth(value: Any) -> bool | None:
 
 def meant(value: Any) -> Intent | None:
     """The intent that the words of a label mean, such as `vanilla_benign` or `non-toxic`; `None`: they mean none."""
+    value = " ".join(map(str, value)) if isinstance(value, list) else value
     words = re.findall("[a-z]+", value.lower()) if isinstance(value, str) else []
     found = next((WORDS[word] for word in words if word in WORDS), None)
     return "benign" if found == "harmful" and {"not", "non", "no"} & set(words) else found
@@ -91,13 +107,14 @@ def meant(value: Any) -> Intent | None:
 def intent(row: Row, *, replied: bool) -> Intent | None:
     """What a row says that its prompt wants; `None`: nothing."""
     flags = [truth(cell) for cell in stated(row, "harmful prompt")]
-    flags += [not flag for cell in stated(row, "safe prompt") if not replied and (flag := truth(cell)) is not None]
-    means = [meant(cell) for cell in stated(row, "labels")]
-    means += [{True: "harmful", False: "benign", None: None}[flag] for flag in flags]
-    means += ["benign" for cell in stated(row, "classes") if str(cell).lower() in TABLE["words"]["benign"]]
-    known = {key(name) for name, value in row.items() if not empty(value)} & {"domain", "cot_type"}
-    # A domain that is neither maths nor code is some other question, such as biology.
-    return next(filter(None, means), "benign" if known else None)
+    safe = [truth(cell) for cell in stated(row, "safe prompt") if not replied]
+    flagged: Intent | None = (
+        "harmful" if True in flags or False in safe else "benign" if {False, True} & {*flags, *safe} else None
+    )
+    classes: list[Intent] = [
+        "benign" for cell in stated(row, "classes") if str(cell).lower() in TABLE["words"]["benign"]
+    ]
+    return next(filter(None, [*map(meant, stated(row, "labels")), flagged, *classes]), None)
 
 
 def flaw(row: Row, at: int) -> str:
@@ -106,7 +123,7 @@ def flaw(row: Row, at: int) -> str:
         return "is cut"
     flags = [truth(cell) for cell in stated(row, "right", at)]
     # TRL marks an undesirable completion by `label: false`.
-    if (False in flags and True not in flags) or any(key(name) == "label" and row[name] is False for name in row):
+    if (False in flags and True not in flags) or row.get("label") is False:
         return "is marked wrong"
     return ""
 
@@ -144,6 +161,8 @@ def turns(value: Any) -> list[Message]:
     value = listed(value)
     if not isinstance(value, list):
         raise OddRow(f"a conversation is a list of turns, this is {type(value).__name__}")
+    if all(isinstance(turn, str) for turn in value):  # LIMA
+        value = [{"role": ("user", "assistant")[at % 2], "content": turn} for at, turn in enumerate(value)]
     return [_turn(turn) for turn in value]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from demur.errors import UserError, unknown
-from demur.prompts.columns import TABLE, OddRow, slots, text
+from demur.prompts.columns import TABLE, OddRow, keyed, slots, text
 from demur.prompts.rows import UNUSED, Cells, File, LeftOut, Preference, filled, misfit, read
 from demur.prompts.wrappers import unwrap
 from demur.records import Example, Intent, Origin, Prompt, Record, Trace
@@ -109,22 +109,6 @@ def _files(folder: Path, form: str | None) -> Iterator[Path]:
     yield from (path for path in found if readers.ending(path) == chosen)
 
 
-def unambiguous(stages: Sequence[Artifact]) -> list[Artifact]:
-    """The stages, if no two have one name: a folder keeps what earlier settings made, and which is meant is not ours to say.
-
-    Raises:
-        UserError: two of one name, with their folders.
-    """
-    names = Counter(stage.manifest.name for stage in stages)
-    twice = [f"  {stage.folder}" for stage in stages if names[stage.manifest.name] > 1]
-    if twice:
-        listed = "\n".join(twice)
-        raise UserError(
-            f"several stages have one name, from different settings. Give one, or delete the others:\n{listed}"
-        )
-    return list(stages)
-
-
 def _load(path: Path, form: str | None, wish: Intent | None) -> Loaded:
     odd: list[Odd] = []
     stream = readers.rows(path, bad=lambda line, reason: odd.append(Odd(where=f"{path}:{line}", reason=reason)))
@@ -170,6 +154,10 @@ def _recognised(path: Path, rows: list[dict[str, Any]], form: str | None, wish: 
     own = next((name for name, (columns, _) in OWN.items() if all(columns <= set(row) for row in rows)), form)
     if own in OWN:
         return File(path.name, own, wish, maths=False, named=form is not None)
+    try:
+        rows = [keyed(row) for row in rows]
+    except OddRow as error:
+        raise UserError(f"{path}: {error}.") from None
     found = [slots(row) for row in rows]
     names = [cells.get("answer", cells.get("gold", [])) for cells in found]
     answers = [text(row[name[0]]) for row, name in zip(rows, names, strict=True) if name]

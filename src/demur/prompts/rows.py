@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from demur import thinking
 from demur.prompts.columns import (
-    SLOT,
     TABLE,
     OddRow,
     Row,
@@ -21,8 +20,9 @@ from demur.prompts.columns import (
     category,
     flaw,
     intent,
-    key,
+    keyed,
     listed,
+    place,
     slots,
     stated,
     text,
@@ -80,14 +80,14 @@ Cells = dict[str, list[str]]
 def filled(row: Row, *, maths: bool) -> Cells:
     """The filled columns by slot, with `answer` and `solution`, which may be gold or the reply, told apart."""
     found = slots(row)
-    replied = bool({"reply", "generations", "messages"} & set(found))
     if "answer" in found:
-        slot = "gold" if replied or (maths and "thinking" not in found) else "reply"
+        told = {"reply", "generations"} & set(found) or ((maths or "messages" in found) and "thinking" not in found)
+        slot = "gold" if told else "reply"
         found[slot] = found.get(slot, []) + found.pop("answer")
-    if "solution" in found and replied and "gold" not in found:  # s1K
+    if {"solution", "thinking", "reply"} <= set(found) and "gold" not in found:  # s1K
         found["gold"] = found.pop("solution")
     if "reply" not in found:  # a reply may be empty: some models answer nothing
-        blank = [name for name in row if row[name] == "" and SLOT.get(key(name), ("",))[0] == "reply"]
+        blank = [name for name in row if row[name] == "" and place(name)[0] == "reply"]
         found |= {"reply?": blank} if blank else {}
     return found
 
@@ -102,6 +102,7 @@ def misfit(cells: Cells, form: str) -> tuple[list[str], list[str]]:
 
 def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace | Preference | LeftOut]:
     """The prompt of a row, then its replies."""
+    row = keyed(row)
     cells = filled(row, maths=file.maths)
     lacking, extra = misfit(cells, file.form)
     if lacking:
@@ -111,7 +112,8 @@ def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace |
     aside = {name.partition(" (")[0] for name in extra}
     cells = {slot.rstrip("?"): names for slot, names in cells.items()}
     for slot, names in cells.items():
-        kept = {"": 0, "generations": len(names), "two": len(names)}.get(slot, 1)
+        kept = {"": 0, "other reply": 0, "generations": len(names), "two": len(names)}.get(slot, 1)
+        kept = 0 if file.form == "messages" and slot in ("prompt", "solution") else kept
         notes.update(UNUSED + name for at, name in enumerate(names) if at >= kept or name in aside)
     cells = {slot: names for slot, names in cells.items() if names[0] not in aside}
     if file.form in ("preferences", "two replies"):
@@ -137,32 +139,38 @@ def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace |
 
 
 def _first(row: Row, cells: Cells, slot: str) -> Any:
-    return listed(row[cells[slot][0]]) if slot in cells else None
+    """The cell that counts in a slot; a list only where it is one of turns."""
+    value = listed(row[cells[slot][0]]) if slot in cells else None
+    return value if not isinstance(value, list) or slot == "messages" or isinstance(value[0], dict) else text(value)
 
 
 def _said(row: Row, cells: Cells, file: File) -> Said:
     """The conversation, whether its turns stand in a list, in columns, or in a transcript."""
-    prompt = _first(row, cells, "messages" if file.form == "messages" else "prompt")
-    reply = None if file.form in ("messages", "generations") else _first(row, cells, "reply")
+    chat = file.form == "messages"
+    prompt = _first(row, cells, "messages" if chat else "prompt")
+    reply = None if file.form == "generations" else _first(row, cells, "reply")
     if prompt is None and isinstance(reply, str) and (match := TRANSCRIPT.fullmatch(reply)):
         prompt, reply = match["prompt"].strip(), match["reply"].replace("\n\nHuman:", "\0").strip()
     own = turns(reply) if isinstance(reply, list) else []
     if any(turn.role == "user" for turn in own):
         before = []
-    elif isinstance(prompt, list) or file.form == "messages":
+    elif isinstance(prompt, list) or chat:
         before = turns(prompt)
     else:
         under = text(_first(row, cells, "context"))
         before = [Message(role="user", content="\n\n".join(filter(None, (text(prompt), under))))]
     said = [*before, *own]
-    if reply is not None and not own:
+    answered = [turn for turn in said if turn.role == "assistant"]
+    if answered and chat and "thinking" in cells and thinking.split(answered[-1].content).thinking is None:
+        said[said.index(answered[-1])] = Message(role="assistant", content=_thought(row, cells, answered[-1].content))
+    elif "reply" in cells and file.form != "generations" and not answered:
         said.append(Message(role="assistant", content=_thought(row, cells, reply)))
     users, others = ([t.content for t in said if t.role == role] for role in ("user", "assistant"))
     order = [turn.role for turn in said if turn.role != "system"]
     if order not in (["user"], ["user", "assistant"]) or not users[0].strip() or "\0" in "".join(others):
         raise OddRow(f"{len(users)} questions and {len(others)} replies; one of each, in this order, can be used")
     system = "\n\n".join(turn.content for turn in said if turn.role == "system") or text(_first(row, cells, "system"))
-    if "generations" in cells and file.form == "generations":
+    if file.form == "generations":
         values = [row[name] for name in cells["generations"]]
         others = [one for value in values for one in (value if isinstance(value, list) else [value])]
     elif "maths" in file.form and (solution := _worked(row, cells)[0]):
@@ -174,18 +182,16 @@ def _said(row: Row, cells: Cells, file: File) -> Said:
 
 def _thought(row: Row, cells: Cells, reply: Any) -> str:
     """A reply with the thinking of its own writer in front of it."""
-    name = cells["reply"][0]
-    writer = key(name).split("_")[0]
-    names = [
-        own for own in cells.get("thinking", []) if key(own).split("_")[0] in (writer, *TABLE["columns"]["thinking"])
-    ]
-    names = names or [own for own in cells.get("thinking", []) if not key(own).startswith(("deepseek_", "gemini_"))]
+    name = cells.get("reply", ["reply"])[0]
+    writers = [writer for writer in ("deepseek_", "gemini_") if name.startswith(writer)]
+    names = [own for own in cells.get("thinking", []) if own.startswith(tuple(writers))]
+    names = names or [own for own in cells.get("thinking", []) if not own.startswith(("deepseek_", "gemini_"))]
     answer = reply if reply == "" else text(reply)
     thought = row[names[0]] if names else ""
     thought = "\n".join(filter(None, map(text, thought))) if isinstance(thought, list) else thought and text(thought)
     if answer is None or thought is None:
         raise OddRow(f"no text under {name if answer is None else names[0]}")
-    return thinking.join(thought.strip(), answer.strip()) if thought else answer
+    return thinking.from_fields(thought, answer)[0] if thought else answer
 
 
 def _worked(row: Row, cells: Cells) -> tuple[str, str]:
@@ -204,14 +210,20 @@ def _worked(row: Row, cells: Cells) -> tuple[str, str]:
 def _prompt(row: Row, asked: str, cells: Cells, file: File, notes: Counter[str]) -> Prompt:
     gold = _worked(row, cells)[1] if file.maths and ("gold" in cells or "maths" in file.form) else None
     wants = file.intent or intent(row, replied="reply" in cells) or ("maths" if gold else None)
+    said = [
+        name for name in row if name in (*TABLE["labels"], *TABLE["harmful prompt"]) and truth(row[name]) is not False
+    ]
     if wants is None:
-        wants = "benign" if file.form == "messages" else "harmful"
-        notes[f"{ASSUMED} {wants}"] += 1
+        wants = "benign" if file.form == "messages" or any(name == "domain" for name in said) else "harmful"
+        unclear = f" ({', '.join(said)} cannot be understood)" if said else ""
+        notes[f"{ASSUMED} {wants}{unclear}"] += 1
+    elif said == ["label"] and "reply" in cells and file.intent is None:
+        notes["'label' is taken to be about the prompt, not about the reply"] += 1
     source, kind = text(row.get("source")) or file.name, category(row)
     attacked = text(_first(row, cells, "attacked"))
     if attacked is None:
         return Prompt(text=asked, intent=wants, source=source, category=kind, gold=gold)
-    name = key(cells["attacked"][0])
+    name = cells["attacked"][0]
     attack = f"pap:{(kind or 'unnamed').strip().lower().replace(' ', '_')}" if name == "final_query" else name
     parent = Prompt(text=asked, intent=wants).id
     return Prompt(text=attacked, intent=wants, source=source, attack=attack, parent=parent, question=asked)
@@ -239,13 +251,13 @@ def _told_apart(row: Row, cells: Cells) -> tuple[list[str], str]:
             raise OddRow(f"chosen is scored no better ({scores[0]}) than rejected ({scores[1]})")
         return [cells["chosen"][0], cells["rejected"][0]], "chosen"
     names = cells["two"]
-    ends = [key(name).rpartition("_")[2] for name in names]
+    ends = [name.rpartition("_")[2] for name in names]
     says = {str(value).strip().lower().rpartition("_")[2] for value in stated(row, "better")}
     safe = [truth(row.get(f"is_{name}_safe")) for name in names]
     if not says and sorted(map(str, safe)) == ["False", "True"]:
         says = {ends[safe.index(True)]}
     if len(names) != 2 or len(says) != 1 or not says <= set(ends):
-        columns = [name for name in row if key(name) in TABLE["better"]] or ["no " + ", ".join(TABLE["better"])]
+        columns = [name for name in row if name in TABLE["better"]] or ["no " + ", ".join(TABLE["better"])]
         raise OddRow(f"which of {', '.join(names)} is better cannot be told ({' and '.join(columns)})")
     best = ends.index(says.pop())
     return [names[best], names[1 - best]], "better by its file"

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from demur.bench import get_bench
 from demur.mix.certificate import Certificate
-from demur.prompts.formats import unambiguous
 from demur.records import Example, Failure, Prompt, Record, Result, Trace, Verdict
 from demur.report.metrics import cells, of_records, results
 from demur.storage.artifacts import Artifact, artifacts
@@ -31,7 +30,7 @@ class Beside(Record, frozen=True, kw_only=True):
 
 def mixes(run: Path) -> dict[str, list[Example]]:
     """The training rows of a run by arm (by name, for a mix that stands alone)."""
-    made = unambiguous([stage for stage in artifacts(run) if stage.manifest.kind == "mix"])
+    made = [stage for stage in artifacts(run) if stage.manifest.kind == "mix"]
     return {stage.manifest.name.removeprefix("mix-"): list(stage.read("examples", Example)) for stage in made}
 
 
@@ -73,4 +72,4 @@ def _beside(run: Path, arm: str, certificate: Certificate) -> Iterable[Beside]:
 
 def _evaluations(run: Path, arm: str) -> list[Artifact]:
     found = [s for s in artifacts(run) if s.manifest.kind == "evaluate" and s.manifest.settings["arm"] == arm]
-    return unambiguous(found)
+    return found

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from demur.errors import UserError
 from demur.judge import open_judge
 from demur.mix import example_of, mix, unfit
+from demur.mix.draw import hold_out
 from demur.mix.settings import MixSettings, ShareSettings
 from demur.pipeline.stage import Context, Lack, Stage, hub_needs, kept
 from demur.prompts.formats import Odd, load_file
@@ -60,7 +61,9 @@ class Mix(Stage[MixStageSettings]):
             pools[share] = found.examples
             odd += found.odd
             left |= {f"{share}: {why}": count for why, count in sorted(found.left.items())}
-        held = _hold_out(pools, self.settings.held_out)
+        held = RecordFile(Example)
+        if self.settings.held_out and "safety" in pools:
+            held, pools["safety"] = hold_out(pools["safety"], self.settings.held_out, settings.shares["safety"])
         inside = {name: share.model_copy(update={"file": None, "hub": ""}) for name, share in settings.shares.items()}
         mixed = mix(pools, settings.model_copy(update={"shares": inside}))
         for name, rows in (("examples", mixed.examples), ("drops", mixed.drops), ("held_out", held), ("odd", odd)):
@@ -166,16 +169,3 @@ def _read(source: Path | Artifact, options: ShareSettings) -> tuple[RecordFile[E
 
 def _where(rows: RecordFile[T], wanted: Sequence[bool]) -> RecordFile[T]:
     return rows.taken(np.flatnonzero(wanted))
-
-
-def _hold_out(pools: dict[str, RecordFile[Example]], count: int) -> RecordFile[Example]:
-    """Take safety rows away to measure learnability on: the last by id, whole clusters."""
-    if not count or "safety" not in pools:
-        return RecordFile(Example)
-    rows = pools["safety"]
-    # By prompt: what is then drawn of the rest is about the same prompts in every format.
-    names = [(example.cluster, example.origin.prompt, example.id) for example in rows]
-    order = sorted(range(len(rows)), key=names.__getitem__)
-    clusters = {names[at][0] for at in order[-count:]}
-    pools["safety"] = rows.taken([at for at in order if names[at][0] not in clusters])
-    return rows.taken([at for at in order if names[at][0] in clusters])
