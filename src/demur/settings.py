@@ -138,7 +138,8 @@ class Problems:
             except pydantic.ValidationError as error:
                 problems = list(_most_specific(error))
                 for problem in problems:
-                    location = self._original((*place, *problem["loc"]))
+                    absent = problem["loc"][-1:] if problem["type"] == "missing" else ()
+                    location = self._original((*place, *_pruned_at(data, problem), *absent))
                     text = _explain(model, problem, location, self._where, self._lines)
                     self.found += [] if text in self.found else [text]
                 places = {_pruned_at(data, problem) for problem in problems}
@@ -184,27 +185,22 @@ def _pruned_at(data: Any, problem: Any) -> Location:
     """The place to leave out so that the rest can be read: the key itself, or its parent where it is missing."""
     place: list[int | str] = []
     for key in problem["loc"]:
-        if (isinstance(data, dict) and key in data) or (
-            isinstance(data, (list, tuple)) and isinstance(key, int) and key < len(data)
-        ):
+        with contextlib.suppress(
+            KeyError, IndexError, TypeError
+        ):  # the name of a union's member, or a key that is missing
             data = data[key]
-        else:
-            continue  # the name of a union's member, or a key that is missing
-        place.append(key)
+            place.append(key)
     return tuple(place)
 
 
 def _without(data: Any, place: Location) -> Any:
-    """A copy of nested data without one place; an element of a list stays as what its class makes of nothing."""
+    """A copy of nested data without one place."""
     head, *rest = place
-    if isinstance(data, dict):
-        if not rest:
-            return {key: value for key, value in data.items() if key != head}
-        return {key: _without(value, tuple(rest)) if key == head else value for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        kept = [_without(item, tuple(rest)) if at == head and rest else item for at, item in enumerate(data)]
-        return kept if rest else kept[: int(head)] + kept[int(head) + 1 :]
-    return data
+    entries = list(data.items() if isinstance(data, dict) else enumerate(data))
+    kept = [
+        (key, _without(value, tuple(rest)) if key == head else value) for key, value in entries if rest or key != head
+    ]
+    return dict(kept) if isinstance(data, dict) else [value for _, value in kept]
 
 
 def _most_specific(error: pydantic.ValidationError) -> Iterable[Any]:
@@ -216,18 +212,15 @@ def _most_specific(error: pydantic.ValidationError) -> Iterable[Any]:
 
 def _explain(model: type[BaseModel], problem: Any, location: Location, where: str, lines: LineTable | None) -> str:
     """One complaint in our own words, at its place in the file."""
-    inner: Location = tuple(problem["loc"])
     line = lines.line(location) if lines else None
     place = f"{where}:{line}" if line else where
     if lines and problem["type"] != "missing" and not lines.has(location):
         # The file does not say it, so an override did.
         place = "--set"
-    ours = {key for at, key in enumerate(inner) if not _is_key(model, inner[:at], key)}
-    parents = [key for key in location[:-1] if key not in ours]
-    inside = f" in '{'.'.join(map(str, parents))}'" if parents else ""
+    inside = f" in '{'.'.join(map(str, location[:-1]))}'" if location[:-1] else ""
     key = str(location[-1]) if location else ""
     if problem["type"] == "extra_forbidden":
-        allowed = sorted(fields_at(model, inner[:-1]))
+        allowed = sorted(fields_at(model, tuple(problem["loc"][:-1])))
         near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return f"{place}: unknown key '{key}'{inside}.{hint} Allowed: {', '.join(allowed)}."
@@ -237,23 +230,12 @@ def _explain(model: type[BaseModel], problem: Any, location: Location, where: st
     return f"{place}: '{'.'.join(str(k) for k in location)}' = {problem['input']!r}: {message}"
 
 
-def _is_key(model: type[BaseModel], location: Location, key: int | str) -> bool:
-    """Whether a step of a location is in the user's data: pydantic names validators and members of unions too."""
-    kinds = _kinds_at(model, location)
-    return "[" not in str(key) and all(getattr(kind, "__name__", "") != key for kind in kinds)
-
-
 def fields_at(model: type[BaseModel], location: Location) -> set[str]:
     """The keys that are allowed at a place of a settings model."""
-    return {name for kind in _kinds_at(model, location) for name in getattr(kind, "model_fields", {})}
-
-
-def _kinds_at(model: type[BaseModel], location: Location) -> list[Any]:
-    """The types that a place of a settings model may have."""
     kinds: list[Any] = [model]
     for key in location:
         kinds = [step for kind in kinds for step in _step(kind, key)]
-    return kinds
+    return {name for kind in kinds for name in getattr(kind, "model_fields", {})}
 
 
 def _step(kind: Any, key: int | str) -> list[Any]:

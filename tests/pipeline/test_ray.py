@@ -18,13 +18,11 @@ from demur.pipeline.stages.distil import Distil, DistilStageSettings
 from demur.pipeline.stages.evaluate import BenchUse, Evaluate, EvaluateSettings
 from demur.pipeline.stages.train import Train, TrainStageSettings
 from demur.records import Prompt, Sampling, Trace
-from demur.settings import connection
 from demur.train.settings import TrainSettings
 
 
 class Questions(BaseModel):
     n: int
-    url: str = connection()
 
 
 class Ask(Stage[Questions]):
@@ -35,8 +33,7 @@ class Ask(Stage[Questions]):
 
     async def run(self, context: Context) -> None:
         prompts = [Prompt(text=f"What is {self.name} {i}?", intent="benign") for i in range(self.settings.n)]
-        config = Remote(url=(self.settings.url,), model="scripted", in_flight=4)
-        model = await context.model("target", config)
+        model = await context.model("target")
         assert model is not None
         found = [reply async for reply in model.answers(requests_for(prompts, Sampling(max_tokens=64)))]
         traces = sorted((t for t in found if isinstance(t, Trace)), key=lambda trace: trace.prompt.id)
@@ -50,7 +47,8 @@ def test_a_lost_node_costs_nothing_but_time(cluster: Any, tmp_path: Path) -> Non
     from demur.testing.server import serving
 
     with serving("echo", latency=0.4) as server:
-        nodes = [Ask(f"ask-{i}", Questions(n=12, url=server.url)) for i in range(6)]
+        target = Remote(url=(server.url,), model="scripted", in_flight=4, revision="1")
+        nodes = [Ask(f"ask-{i}", Questions(n=12), models={"target": target}) for i in range(6)]
         here = execute(nodes, out=tmp_path / "here", workers=1)
         asked_here = server.requests()["seen"]
         events: list[Event] = []

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from demur.errors import UserError
+from demur.models.config import Remote
 from demur.pipeline import study as studies
 from demur.pipeline.dag import ordered, plan
 from demur.pipeline.resolve import Resolved, resolve
@@ -234,3 +235,39 @@ def test_what_filters_bases_and_findings_may_not_be(small: Path, sets: list[str]
 def test_what_several_bases_forbid(several: Path, sets: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         load(several, sets=sets)
+
+
+REACHED = (
+    "models.teacher.timeout=999",
+    "models.teacher.in_flight=3",
+    "models.teacher.tries=2",
+    "models.teacher.patience=7",
+    "models.teacher.key_env=OTHER",
+    "models.teacher.prices={input: 1}",
+    "models.teacher.headers={X-Team: a}",
+    "models.teacher.url=http://127.0.0.1:10/v1",
+    "train.threads=2",
+    "train.micro_tokens=2048",
+    "train.processes=2",
+    "train.device=cpu",
+    "workers=3",
+    "bench.1.max_unscored=0.5",
+)
+
+
+@pytest.mark.parametrize("item", REACHED)
+def test_how_a_thing_is_reached_or_run_redoes_nothing(item: str, small: Path, tmp_path: Path) -> None:
+    teacher = "models.teacher={url: 'http://127.0.0.1:9/v1', model: t, revision: '1'}"
+
+    def marks(*sets: str) -> dict[str, str]:
+        return {i.name: i.fingerprint for i in plan(load(small, sets=[teacher, *sets]).stages, tmp_path)}
+
+    assert marks() == marks(item)
+    assert marks() != marks("models.teacher.revision=b")
+
+
+def test_a_model_that_is_a_word_is_spelled_out_where_a_setting_changes(small: Path) -> None:
+    small.write_text(SMALL.replace('"script:demur.mini.teacher:script"', "'http://127.0.0.1:9/v1'"))
+    made = load(small, sets=["models.teacher.timeout=5"]).study.models["teacher"]
+    assert isinstance(made, Remote)
+    assert (made.where, made.timeout) == ("http://127.0.0.1:9/v1", 5.0)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from demur.cli import common
-from demur.errors import UserError
+from demur.pipeline.dag import ordered
 from demur.pipeline.dag import plan as planned
-from demur.pipeline.estimate import cached, outlook
+from demur.pipeline.placement import outlook, schedule
+from demur.pipeline.run import CACHE
+from demur.storage.reply_cache import ReplyCache
 
 app = common.app("What a study would do, without doing it.")
 
@@ -34,13 +37,14 @@ def plan(
     """
     loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
     folder = out or Path("runs") / loaded.study.name
-    missing = list(loaded.missing)
-    try:
-        seen = outlook(planned(loaded.stages, folder))
-    except UserError as error:
-        seen = {"stages": [], "parts": [], "notes": []}
-        missing = missing or [str(error)]
-    seen |= {"study": loaded.study.name, "missing": missing, "notes": [*loaded.notes, *seen["notes"], *cached(folder)]}
+    missing, notes = list(loaded.missing), list(loaded.notes)
+    files = {path for stage in ordered(loaded.stages) for path in stage.files.values() if not path.exists()}
+    items = planned(loaded.stages, folder, absent=files)
+    seen = outlook(items, schedule(items))
+    if (folder / CACHE).is_dir():
+        with ReplyCache(folder / CACHE) as cache:
+            notes.append(f"{cache.count():,} replies are stored already; what is stored is not asked again")
+    seen |= {"study": loaded.study.name, "missing": missing, "notes": notes}
     if json:
         common.print_json(seen)
         return
@@ -50,10 +54,31 @@ def plan(
     ]
     columns = ("stage", "of", "done", "requests", "tokens, at most", "cost, at most")
     common.stdout.print(common.table(columns, rows))
-    for row in seen["parts"]:
-        sizes = f"{row['tokens_in_at_most']:,} tokens in, {row['tokens_out_at_most']:,} out at most"
-        common.stdout.print(f"{row['part']}: {row['requests']:,} requests, {sizes}")
+    names = ("part", "requests", "tokens_in_at_most", "tokens_out_at_most")
+    parts = [(*(row[key] for key in names), common.said(row["cost"])) for row in seen["parts"]]
+    if parts:
+        heads = ("part", "requests", "tokens in, at most", "out, at most", "cost, at most")
+        common.stdout.print(common.table(heads, parts))
+    if any(phase["models"] or phase["problem"] for phase in seen["phases"]):
+        titles = ("phase", "work", "model", "cards", "GB", "share", "stages", "requests", "tokens", "minutes")
+        common.stdout.print(common.table(titles, _rows(seen["phases"]), left=4))
     for line in seen["notes"]:
         common.stdout.print(line, markup=False)
     for line in seen["missing"]:
         common.stdout.print(f"missing: {line}", markup=False, style="yellow")
+
+
+def _rows(phases: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    """The schedule: a line a model of each phase."""
+    for phase in phases:
+        sizes = (len(phase["stages"]), phase["requests"], phase["tokens"])
+        models = phase["models"] or [None]
+        for number, model in enumerate(models):
+            head = (phase["phase"], phase["work"]) if not number else ("", "")
+            rest = sizes if not number else ("", "", "")
+            if model:
+                cards = ", ".join(map(str, model["devices"])) or "–"
+                name = f"{model['part']}: {model['model']}"
+                yield *head, name, cards, model["gigabytes"], model["share"], *rest, model["minutes"] or "–"
+            else:
+                yield *head, phase["problem"] or ", ".join(phase["stages"][:3]), "", "", "", *rest, ""

@@ -57,14 +57,14 @@ def ordered(stages: Iterable[Stage[Any]]) -> list[Stage[Any]]:
     return sorted(found.values(), key=lambda stage: depth[stage.name])
 
 
-def plan(stages: Sequence[Stage[Any]], out: Path) -> list[Planned]:
-    """Fingerprints and folders of all stages, inputs first.
+def plan(stages: Sequence[Stage[Any]], out: Path, *, absent: Iterable[Path] = ()) -> list[Planned]:
+    """Fingerprints and folders of all stages, inputs first; `absent` are files that are yet to come.
 
     Raises:
-        UserError: an outside file is missing.
+        UserError: another outside file is missing.
     """
     planned: dict[str, Planned] = {}
-    hashes: dict[Path, str] = {}
+    hashes: dict[Path, str] = dict.fromkeys(absent, "absent")
     for stage in ordered(stages):
         inputs = {part: planned[one.name].fingerprint for part, one in stage.inputs.items()}
         # A file's name may say how it is read; a model's folder may be called anything.

@@ -12,8 +12,9 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from pydantic import BaseModel
@@ -23,7 +24,7 @@ from demur.distil.strategy import file_of as strategy_file
 from demur.distil.strategy import load as load_strategy
 from demur.errors import UserError
 from demur.models import BASES
-from demur.models.config import Local, ModelConfig, parse_model
+from demur.models.config import Local, ModelConfig, as_model, parse_model
 from demur.pipeline.checks import check_study
 from demur.pipeline.dag import ordered
 from demur.pipeline.stage import Stage
@@ -308,15 +309,19 @@ class _Builder:
                 settings,
                 inputs={"model": trained} if trained else {},
                 files=files,
-                models=models if trained else models | {"target": self.base(copy.base)},
+                models=models if trained else models | {"target": self.base(copy.base, serve=self.study.serve)},
                 place=("bench", at),
             )
         )
 
-    def base(self, base: str) -> ModelConfig:
-        """The model that a base's name means."""
+    def base(self, base: str, *, serve: Mapping[str, Any] = MappingProxyType({})) -> ModelConfig:
+        """The model that a base's name means, served as the study says where it is weights alone."""
         folder = base_folder(base)
-        return Local(path=str(folder)) if folder else self.study.models.get(base) or parse_model(base)
+        if folder is None and base in self.study.models:
+            return self.study.models[base]
+        model = Local(path=str(folder)) if folder else parse_model(base)
+        weights = model.model_dump(include={"path", "hub"}, exclude_none=True)
+        return as_model(weights | dict(serve)) if serve and isinstance(model, Local) else model
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
@@ -23,9 +24,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
-from demur.errors import WorkError
+from demur.errors import UserError, WorkError
 from demur.interfaces import Progress
+from demur.models.config import ModelConfig
 from demur.pipeline.dag import Planned, plan, write_graph
+from demur.pipeline.placement import Phase, schedule, servers
 from demur.pipeline.stage import Context, Stage
 from demur.storage import artifacts
 from demur.storage.artifacts import Artifact, Manifest
@@ -80,7 +83,10 @@ def execute(
         for name in (item.name for item in planned if item.name in done):
             say(Event(name, "reused"))
         context = _Graph({item.name: item for item in planned}, done, cache or out / CACHE)
-        if not isinstance(workers, int):
+        phases = schedule(planned) if isinstance(workers, int) else []
+        if any(phase.places for phase in phases):
+            _in_phases(phases, context, say)
+        elif not isinstance(workers, int):
             _drive(todo, context, workers, say)
         elif workers <= 1 or len(todo) <= 1:
             for item in todo:
@@ -91,10 +97,26 @@ def execute(
         return {item.name: Artifact(item.folder) for item in planned}
 
 
+def _in_phases(phases: Sequence[Phase], graph: _Graph, say: Watch) -> None:
+    """Follow a schedule in this process, each phase with its models up.
+
+    Raises:
+        UserError: something does not fit on the accelerators of this machine.
+    """
+    if problems := [phase.problem for phase in phases if phase.problem]:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    with servers() as running:
+        for phase in phases:
+            running.move_to(phase)
+            for item in phase.stages:
+                _run_here(item, graph._replace(reach=running.reach), say)
+
+
 class _Graph(NamedTuple):
     planned: dict[str, Planned]
     done: set[str]
     cache: Path
+    reach: Callable[[ModelConfig], ModelConfig] | None = None
 
     def ready(self, item: Planned) -> bool:
         """Whether all inputs of a stage are published."""
@@ -102,7 +124,7 @@ class _Graph(NamedTuple):
 
     def job(self, item: Planned) -> Job:
         folders = {part: self.planned[stage.name].folder for part, stage in item.stage.inputs.items()}
-        return Job(item, folders, self.cache)
+        return Job(item, folders, self.cache, self.reach)
 
 
 class Job(NamedTuple):
@@ -111,16 +133,22 @@ class Job(NamedTuple):
     planned: Planned
     inputs: dict[str, Path]
     cache: Path
+    reach: Callable[[ModelConfig], ModelConfig] | None = None
+    """What a model is asked by, where servers of this process are up."""
 
 
 def do(job: Job, progress: Progress) -> float:
     """Run one stage and publish it; returns the seconds it took."""
-    (stage, mark, folder, marks), inputs, cache = job
+    (stage, mark, folder, marks), inputs, cache, reach = job
     with artifacts.drafted(folder, fresh=not stage.resumable) as (draft, began):
         there = {part: Artifact(path) for part, path in inputs.items()}
         context = Context(stage, inputs=there, draft=draft, cache=cache, progress=progress)
-        if (work := stage.run(context)) is not None:
-            asyncio.run(_finished(context, work))
+        context.reach = reach or context.reach
+        try:
+            if (work := stage.run(context)) is not None:
+                asyncio.run(_finished(context, work))
+        finally:
+            _release()
         seconds = time.monotonic() - began
         draft.publish(
             Manifest(
@@ -137,6 +165,14 @@ def do(job: Job, progress: Progress) -> float:
             )
         )
     return seconds
+
+
+def _release() -> None:
+    """Give an accelerator's memory back: a server or a training may need it next."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 async def _finished(context: Context, work: Awaitable[None]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +29,9 @@ from demur import judge as judges
 from demur.errors import UserError
 from demur.interfaces import Ask, Judge, Model, Progress
 from demur.judge.model import Case, Format
-from demur.models.config import ModelConfig
+from demur.models.config import ModelConfig, Scripted
 from demur.models.open import open_model
-from demur.models.requires import GUARDS
+from demur.models.requires import Requires
 from demur.records import Kept, Part, Prompt, Query
 from demur.registry import missing, resolve
 from demur.settings import STRICT, Location, connection, identity_of
@@ -42,6 +42,8 @@ from demur.storage.reply_cache import ReplyCache
 S = TypeVar("S", bound=BaseModel)
 CHARACTERS, OVERHEAD = 3, 64
 """Estimates count a token for so many characters, and so many tokens for a request's template: more than there are."""
+UNKNOWN_PROMPT = 400
+"""Bound on the tokens of a prompt that no local copy tells."""
 JUDGE_PROMPT, JUDGE_REPLY, DETECTOR_PROMPT, DETECTOR_REPLY, DETECTOR_TRIES = 1500, 1024, 1500, 4096, 3
 """Bounds on the tokens of instructions and replies of judges and detectors, and on how often a detector is asked."""
 
@@ -107,6 +109,8 @@ class Stage(Generic[S]):
     """Whether what an interrupted attempt left in the folder is of use to the next."""
     reads: ClassVar[tuple[str, ...]] = ("mix",)
     """Of a stage that trains an arm: which of mix, traces (the teacher's, with verdicts and kept) and findings it gets."""
+    trains: ClassVar[bool] = False
+    """Whether it trains on accelerators, which it then has for itself."""
     extra: ClassVar[str] = ""
     """A Python module that the work needs, such as torch."""
     Settings: ClassVar[type[BaseModel]]
@@ -118,6 +122,8 @@ class Stage(Generic[S]):
     def needs(self) -> list[Lack]:
         """What it needs and does not have; nothing is asked."""
         lacks = [Lack(part, line) for part, model in self.models.items() for line in model.missing()]
+        for part in self.models.keys() - {"judge", "filter", "target", "base"}:
+            lacks += self._unmet(part, Requires(), f"the part '{part}'")
         lacks += [Lack(w, f"{path}: no such file or folder.") for w, path in self.files.items() if not path.exists()]
         if self.extra and importlib.util.find_spec(self.extra) is None:
             error = ModuleNotFoundError(name=self.extra)
@@ -132,6 +138,10 @@ class Stage(Generic[S]):
         """How much it hands on at most."""
         return next((stage.size() for stage in self.inputs.values()), Size(0, 0))
 
+    def played(self, folders: Mapping[str, Path]) -> Mapping[str, ModelConfig]:
+        """The models of its parts; `folders` are those of its inputs, which may hold one that a stage has trained."""
+        return self.models
+
     def gpus(self) -> int:
         """Accelerators that the work itself takes, models that answer elsewhere aside."""
         return 0
@@ -141,15 +151,20 @@ class Stage(Generic[S]):
         return {key: value for key, value in identity_of(self.settings).items() if key not in self.files}
 
     def judge_needs(self, kind: str, part: str = "judge") -> list[Lack]:
-        """What a judge of a kind lacks that the model of a part is to play."""
-        requires, model = judges.requires(kind), self.models.get(part)
-        if requires is None:
+        """What a judge of a kind lacks that the model of a part is to play, or why that model cannot."""
+        asked = judges.requires(kind)
+        if asked is None:
             return []
-        if model is None:
+        if part not in self.models:
             told = f"judge '{kind}' is a model: say which plays it, as {{kind: {kind}, model: NAME}}."
             return [Lack(part, told, True)]
-        unmet = model.lacks(requires._replace(family=kind if kind in GUARDS.values() else ""))
-        return [Lack(part, f"judge '{kind}' by {model.where}: it {line}.", True) for line in unmet]
+        return self._unmet(part, asked._replace(family=kind), f"judge '{kind}'")
+
+    def _unmet(self, part: str, requires: Requires, who: str) -> list[Lack]:
+        """What a part requires and the model that plays it cannot do. A script plays whatever it was written for."""
+        model = self.models[part]
+        lines = [] if isinstance(model, Scripted) else model.lacks(requires)
+        return [Lack(part, f"{who} cannot be played by {model.where}: it {line}.", True) for line in lines]
 
 
 class Context:
@@ -160,6 +175,9 @@ class Context:
     ) -> None:
         self.inputs, self.draft, self.progress = inputs, draft, progress
         self.files, self.stage, self._cache_folder = stage.files, stage, cache
+        self.reach: Callable[[ModelConfig], ModelConfig] = lambda model: model
+        """A model as it is asked now, such as by the URL of a server that is up."""
+        self._played = stage.played({part: artifact.folder for part, artifact in inputs.items()})
         self._stack = AsyncExitStack()
         self._cache: ReplyCache | None = None
         self._models: dict[str, Model] = {}
@@ -170,18 +188,16 @@ class Context:
     async def __aexit__(self, *error: Any) -> None:
         await self._stack.aclose()
 
-    async def model(self, part: str, config: ModelConfig | None = None) -> Model | None:
+    async def model(self, part: str) -> Model | None:
         """The model that plays a part, opened once and closed with the stage; `None`: no model plays it.
 
-        Args:
-            part: what it plays; requests are counted under PART/STAGE.
-            config: another model than the stage's, such as a checkpoint among its inputs.
+        Its requests are counted under PART/STAGE.
         """
-        config = config or self.stage.models.get(part)
+        config = self._played.get(part)
         if part not in self._models and config is not None:
             if self._cache is None:
                 self._cache = self._stack.enter_context(ReplyCache(self._cache_folder))
-            opened = open_model(config, cache=self._cache, label=f"{part}/{self.stage.name}")
+            opened = open_model(self.reach(config), cache=self._cache, label=f"{part}/{self.stage.name}")
             self._models[part] = await self._stack.enter_async_context(opened)
         return self._models.get(part)
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from demur.distil.settings import DistilSettings, Keep
 from demur.mix.settings import MixSettings, ShareSettings
-from demur.models.config import ModelConfig
+from demur.models.config import ModelConfig, as_model, parse_model
 from demur.pipeline.stage import Use
 from demur.pipeline.stages.evaluate import BenchUse
 from demur.prompts.settings import PromptsSettings
@@ -188,8 +188,9 @@ class Study(BaseModel):
     held_out: int = Field(default=0, ge=0)
     """Safety rows of each arm kept out of training to measure learnability on."""
     data_dir: str | None = connection(None)
-    serve: Literal["", "vllm"] = ""
-    """Serve each model under test by this engine, once for all its benchmarks; empty: run it in the stage's own process."""
+    serve: dict[str, Any] = {}
+    """How bases and trained models are served for their benchmarks, in the words of a served model: `vllm`, or {engine: vllm,
+    tensor_parallel: 2, max_model_len: 40000, …}. Empty: they run in the stage's own process."""
     workers: int | None = connection(None, ge=1)
     """Stages at the same time; default: the cores, or 1 with an accelerator."""
     stand_in: bool = False
@@ -198,6 +199,15 @@ class Study(BaseModel):
     """Benchmark -> a few rows in its form, where there is no copy of the release. Only `--stand-in` sets it."""
     quick: dict[str, Any] = {}
     """Overrides, by path, for `--quick`."""
+
+    @field_validator("serve", mode="before")
+    @classmethod
+    def _engine(cls, value: Any) -> Any:
+        """An engine alone is short for `{engine: …}`; the words are those of a served model."""
+        value = {"engine": value} if isinstance(value, str) and value else value or {}
+        if value:
+            as_model({"path": "."} | value, where="serve")
+        return value
 
     @field_validator("name")
     @classmethod
@@ -275,10 +285,20 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
                 data, f"{key}={yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1e9).strip()}"
             )
     for item in sets or []:
-        data = override(data, item)
+        data = override(_spelled(data, item), item)
     data, notes = _pruned(data, gone=arms - set(data.get("arms") or {}))
     problems = Problems(str(path), lines)
     return Loaded(problems.read(Study, data), problems, notes)
+
+
+def _spelled(data: dict[str, Any], item: str) -> dict[str, Any]:
+    """The data with a model spelled out that is written as a word and of which an override changes a setting."""
+    match = re.match(r"models\.([^.=]+)\.", item)
+    word = (data.get("models") or {}).get(match[1]) if match else None
+    if match is None or not isinstance(word, str):
+        return data
+    model = parse_model(word).model_dump(mode="json", exclude_unset=True)
+    return data | {"models": data["models"] | {match[1]: model}}
 
 
 def _pruned(data: dict[str, Any], *, gone: set[str]) -> tuple[dict[str, Any], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,15 @@ from demur.errors import UserError
 from demur.generate import ask_and_judge, in_order
 from demur.interfaces import Ask, Model
 from demur.judge.base import require
-from demur.models.config import Local, ModelConfig, SamplingSettings
+from demur.models.config import ModelConfig, SamplingSettings, as_model
 from demur.models.decoding import preset
 from demur.models.requires import Requires
-from demur.pipeline.servers import running
-from demur.pipeline.stage import Context, Lack, Size, Stage, Use, hub_needs, judging, size_of
+from demur.pipeline.stage import UNKNOWN_PROMPT, Context, Lack, Size, Stage, Use, hub_needs, judging, size_of
 from demur.records import Part, Prompt, Sampling
 from demur.settings import STRICT, connection, identity_of
 
 FILE = "attack_"
 """How files that the attack reads are named here, in front of their own key."""
-UNKNOWN_PROMPT = 400
-"""Bound on the tokens of a prompt that no local copy tells."""
 
 
 class BenchUse(BaseModel):
@@ -99,8 +96,8 @@ class EvaluateSettings(BaseModel):
     """Of its training; `None`: it was not trained."""
     decoding: str | None = None
     """A defence by decoding alone."""
-    serve: str = ""
-    """Serve a local model by this engine; empty: run it in the stage's own process."""
+    serve: dict[str, Any] = {}
+    """How a trained model is served, as a model says it: {engine: vllm, …}; empty: it runs in the stage's own process."""
 
 
 class Evaluate(Stage[EvaluateSettings]):
@@ -117,7 +114,7 @@ class Evaluate(Stage[EvaluateSettings]):
     async def run(self, context: Context) -> None:
         use, bench, sampling = self.use, get_bench(self.use.name), self._sampling()
         questions = self._questions(bench)
-        target = await context.model("target", running(self._target(context), engine=self.settings.serve))
+        target = await context.model("target")
         assert target is not None
         target.check(sampling)
         query = None if use.judge else bench.query
@@ -144,10 +141,10 @@ class Evaluate(Stage[EvaluateSettings]):
         context.draft.line = f"{len(flow.traces):,} traces"
         require(flow.verdicts, max_unscored=use.max_unscored, who=f"{bench.name}: the judge")
 
-    def _target(self, context: Context) -> ModelConfig:
-        if "model" in context.inputs:
-            return Local(path=str(context.inputs["model"].folder / "model"))
-        return self.models["target"]
+    def played(self, folders: Mapping[str, Path]) -> Mapping[str, ModelConfig]:
+        if "model" not in folders:
+            return self.models
+        return {**self.models, "target": as_model({"path": str(folders["model"] / "model")} | self.settings.serve)}
 
     def _sampling(self) -> Sampling:
         sampling = self.use.drawn()
@@ -232,6 +229,8 @@ class Evaluate(Stage[EvaluateSettings]):
         data, attack = super().identity(), self.use.attack
         data["bench"] |= {"attack": [attack.name, identity_of(attack.settings)]}
         data["bench"].pop("data")
+        if serve := self.settings.serve:
+            data["serve"] = identity_of(as_model({"path": "the trained model"} | serve))
         return data
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from demur.errors import UserError
-from demur.pipeline.stage import Context, Lack, Size, Stage, size_of
+from demur.pipeline.stage import UNKNOWN_PROMPT, Context, Lack, Size, Stage, size_of
 from demur.prompts.load import load
 from demur.prompts.settings import PromptsSettings
 
@@ -35,7 +35,10 @@ class Prompts(Stage[PromptsSettings]):
         return lacks
 
     def size(self) -> Size:
-        return _size(self._moved())
+        try:
+            return _size(self._moved())
+        except UserError:  # said by `needs`
+            return Size(self.settings.n or 0, UNKNOWN_PROMPT)
 
 
 @functools.lru_cache(maxsize=64)

@@ -26,7 +26,7 @@ class Train(Stage[TrainStageSettings]):
     """Inputs: mix (examples, held_out; or pairs, for a preference method). Models: base."""
 
     kind = "train"
-    resumable = True
+    resumable = trains = True
     extra = "torch"
     Settings = TrainStageSettings
 
@@ -47,7 +47,7 @@ class Train(Stage[TrainStageSettings]):
         )
 
     def needs(self) -> list[Lack]:
-        from demur.pipeline.hardware import lacking
+        from demur.pipeline.placement import lacking
 
         base, settings = self.models["base"], self.settings.train
         if not base.weights_at:
@@ -55,7 +55,8 @@ class Train(Stage[TrainStageSettings]):
         lacks = super().needs()
         if settings.device != "cpu":
             lora = settings.lora is not None
-            lack = lacking(base.weights_at, lora=lora, processes=settings.processes)
+            shards = settings.parallel == "fsdp2"
+            lack = lacking(base.weights_at, lora=lora, processes=settings.processes, sharded=shards)
             lacks += [Lack("train", lack)] if lack else []
         return lacks
 

@@ -1,0 +1,382 @@
+"""Which models are up when, on which accelerators: a schedule of phases, which `plan` prints and `run` follows.
+
+Stages keep their order. Consecutive stages share a phase as long as all models that they need fit side by side; a server
+is started once for its phases and stopped before the first that does not need it. Training has the machine for itself.
+Bytes a parameter: 18 for full fine-tuning in mixed precision (weights twice, gradients, two moments), 3 for LoRA, 2.1 to
+answer in bfloat16, to which comes the cache of keys and values. Real use depends on lengths; these say what is out of the question.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from demur.models.config import Local, ModelConfig, Remote, Served
+from demur.pipeline.dag import Planned
+from demur.records import digest
+from demur.settings import identity_of
+
+TRAIN_BYTES, LORA_BYTES, ANSWER_BYTES = 18.0, 3.0, 2.1
+KV_BYTES = 16e-6
+"""Of keys and values, a token and parameter: 0.13 MB a token at 8 billion, as grouped attention has it."""
+FULL_REPLIES, OVERHEAD_GB, USABLE = 4, 2.0, 0.92
+"""Replies of full length that a cache must hold at least; what a server needs besides; the part of a card that is given out."""
+SMALL = 300e6
+"""Parameters up to which a CPU will do."""
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([BM])(?![a-z])", re.IGNORECASE)
+
+
+class Device(NamedTuple):
+    """An accelerator of this machine."""
+
+    name: str
+    gigabytes: float
+    number: int = 0
+
+
+class Need(NamedTuple):
+    """A model that must be up for a stage, and how much of a card it takes at least."""
+
+    part: str
+    model: Served | Local
+    gigabytes: float
+    length: int
+    """Tokens of the longest exchange."""
+
+    @property
+    def key(self) -> str:
+        """Equal for two needs that one server meets."""
+        return digest([type(self.model).__name__, self.model.weights_at, identity_of(self.model)])
+
+
+class Place(NamedTuple):
+    """Where a model is put."""
+
+    need: Need
+    devices: tuple[int, ...]
+    share: float
+    """Of each of these cards."""
+    copies: int = 1
+    """Servers of the same, each on its part of the devices, where cards are free."""
+
+
+class Phase(NamedTuple):
+    """Stages that are done with the same models up."""
+
+    stages: tuple[Planned, ...]
+    places: tuple[Place, ...] = ()
+    problem: str = ""
+    """Why this does not fit, with the smallest change that would; empty: it does."""
+    training: bool = False
+
+
+@functools.cache
+def devices() -> tuple[Device, ...]:
+    """The accelerators that `nvidia-smi` knows and CUDA_VISIBLE_DEVICES leaves; none without it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    asked = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
+    rows = [line.rpartition(",") for line in done.stdout.splitlines() if "," in line]
+    found = [Device(name.strip(), float(memory) / 1024, number) for number, (name, _, memory) in enumerate(rows)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(d for d in found if visible is None or str(d.number) in visible.split(","))
+
+
+def parameters(model: str) -> float | None:
+    """How many parameters a model has: from its folder's weights, or from the size in its name."""
+    folder = Path(model)
+    if model and folder.is_dir():
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            return float(json.loads(index.read_text())["metadata"]["total_size"]) / 2
+        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return weights / 2 if weights else None
+    found = _SIZE.search(model.rpartition("/")[2].replace("-", " "))
+    return float(found[1]) * (1e9 if found[2].upper() == "B" else 1e6) if found else None
+
+
+def to_train(model: str, *, lora: bool) -> float | None:
+    """Gigabytes to train a model, over all cards."""
+    size = parameters(model)
+    return None if size is None else size * (LORA_BYTES if lora else TRAIN_BYTES) / 1e9
+
+
+def lacking(model: str, *, lora: bool, processes: int = 1, sharded: bool = True) -> str:
+    """Why a model cannot be trained on this machine, and the smallest change; empty when it can, or when nobody knows.
+
+    Args:
+        model: a folder or a name that says its size.
+        lora: whether only adapters are trained.
+        processes: cards.
+        sharded: whether these share one copy (fsdp2) or each hold their own (ddp).
+    """
+    size, need = parameters(model), to_train(model, lora=lora)
+    if size is None or need is None or size <= SMALL:
+        return ""
+    there = devices()
+    used = there[: max(1, processes)]
+    each = need / len(used) if sharded and used else need
+    if used and all(device.gigabytes >= each for device in used):
+        return ""
+    ways = []
+    if there and need / len(there) <= min(device.gigabytes for device in there):
+        ways.append(f"--set train.processes={len(there)} --set train.parallel=fsdp2 shares it among {len(there)} cards")
+    if not lora:
+        ways.append(f"--set train.lora=true needs about {to_train(model, lora=True) or 0:.0f} GB")
+    cards = f"{len(used)} of {len(there)} GPUs with {used[0].gigabytes:.0f} GB each" if used else "no GPU"
+    what = f"{model} {'LoRA' if lora else 'full fine-tuning'} needs about {each:.0f} GB{' on each' if len(used) > 1 else ''}"
+    return "; ".join([cards, what, *ways])
+
+
+def need_of(part: str, model: ModelConfig, length: int, *, like: str = "") -> Need | None:
+    """What a model takes to answer; `None` where it answers elsewhere or is small.
+
+    `like` names a model of the same size, for a checkpoint that is yet to be trained.
+    """
+    if not isinstance(model, (Served, Local)):
+        return None
+    size = parameters(model.weights_at) or parameters(like) or 0.0
+    if isinstance(model, Local) and (size <= SMALL or model.device == "cpu"):
+        return None
+    length = max(length, getattr(model, "max_model_len", None) or 0)
+    cache = size * KV_BYTES * length * FULL_REPLIES / 1e6
+    return Need(part, model, size * ANSWER_BYTES / 1e9 + cache / 1e3 + OVERHEAD_GB, length)
+
+
+def needs_of(item: Planned, folders: Mapping[str, Path]) -> list[Need]:
+    """The models that must be up on this machine for a stage."""
+    stage = item.stage
+    lengths = {ask.part: -(-(ask.tokens_in + ask.tokens_out) // max(1, ask.requests)) for ask in stage.estimate()}
+    base = next((one.models["base"].weights_at for one in stage.inputs.values() if "base" in one.models), "")
+    found = [
+        need_of(part, model, lengths[part], like=base if part == "target" else "")
+        for part, model in stage.played(folders).items()
+        if part in lengths
+    ]
+    return [need for need in found if need is not None]
+
+
+def schedule(planned: Sequence[Planned], *, there: Sequence[Device] | None = None) -> list[Phase]:
+    """The phases of what is not done yet, in the order of the stages."""
+    cards = devices() if there is None else there
+    by_name = {item.name: item for item in planned}
+    phases: list[Phase] = []
+    wanted: dict[str, Need] = {}
+    for item in planned:
+        if item.done:
+            continue
+        folders = {part: by_name[one.name].folder for part, one in item.stage.inputs.items()}
+        if item.stage.trains:
+            lack = next((lack.message for lack in item.stage.needs() if lack.what == "train"), "")
+            phases.append(Phase((item,), problem=lack, training=True))
+            wanted = {}
+            continue
+        # Without accelerators a model of this process needs no place.
+        found = [need for need in needs_of(item, folders) if cards or isinstance(need.model, Served)]
+        needs = _merged({}, found)
+        both = _merged(wanted, needs.values())
+        before = phases[-1] if phases and not phases[-1].training else None
+        places, problem = place(both.values(), cards)
+        target = {key for key, need in needs.items() if need.part == "target"}
+        alike = not needs or not wanted or needs.keys() <= wanted.keys() or bool(target and target <= wanted.keys())
+        if before is not None and alike and not problem:
+            phases[-1], wanted = Phase((*before.stages, item), places), both
+        else:
+            phases.append(Phase((item,), *place(needs.values(), cards)))
+            wanted = needs
+    return phases
+
+
+def _merged(wanted: Mapping[str, Need], more: Iterable[Need]) -> dict[str, Need]:
+    """Needs by server; the longest exchange counts."""
+    found = dict(wanted)
+    for need in more:
+        known = found.get(need.key)
+        found[need.key] = need if known is None or known.length < need.length else known
+    return found
+
+
+def place(needs: Iterable[Need], cards: Sequence[Device]) -> tuple[tuple[Place, ...], str]:
+    """Where models are put, the largest first, each on the card with most room; or why they do not fit.
+
+    One that no card holds is spread over two, four, eight. What a card has left is shared by those on it.
+    """
+    needs = sorted(needs, key=lambda need: -need.gigabytes)
+    if not cards:
+        return tuple(Place(need, _fixed(need), USABLE) for need in needs), ""
+    room = {card.number: card.gigabytes * USABLE for card in cards}
+    chosen: list[tuple[Need, tuple[int, ...]]] = []
+    for need in needs:
+        widths = [len(_fixed(need))] if _fixed(need) else [n for n in (1, 2, 4, 8) if n <= len(cards)]
+        for width in widths:
+            most = _fixed(need) or tuple(sorted(room, key=lambda number: -room[number])[:width])
+            if all(room.get(number, 0.0) >= need.gigabytes / width for number in most):
+                break
+        else:
+            have = ", ".join(f"{card.gigabytes:.0f}" for card in cards)
+            up = ", ".join(f"{other.part} ({other.gigabytes:.0f} GB)" for other, _ in chosen) or "nothing"
+            return (), (
+                f"{need.part}: {need.model.where} needs about {need.gigabytes:.0f} GB beside {up}, on cards of {have} GB: "
+                f"answer it by a url, or shorten its replies (now {need.length:,} tokens an exchange)"
+            )
+        for number in most:
+            room[number] -= need.gigabytes / width
+        chosen.append((need, most))
+    full = {card.number: card.gigabytes for card in cards}
+    free = tuple(number for number, left in room.items() if left == full[number] * USABLE)
+    made = []
+    for need, on in chosen:
+        # What those on a card leave of it is theirs in proportion.
+        share = min(USABLE * need.gigabytes / len(on) / (full[n] * USABLE - room[n]) for n in on)
+        copies = free if need.part == "target" and isinstance(need.model, Served) and not _fixed(need) else ()
+        several = len(on) == 1 and copies
+        made.append(Place(need, (*on, *copies) if several else on, round(share, 3), 1 + len(copies) if several else 1))
+        free = () if several else free
+    return tuple(made), ""
+
+
+def _fixed(need: Need) -> tuple[int, ...]:
+    """The devices that the study itself names."""
+    return need.model.devices if isinstance(need.model, Served) else ()
+
+
+class Servers:
+    """The servers of this process: started for a phase, kept while phases need them, never beyond."""
+
+    def __init__(self) -> None:
+        self._up: dict[str, tuple[Place, contextlib.ExitStack, Remote]] = {}
+        self._local: dict[str, Place] = {}
+
+    def move_to(self, phase: Phase) -> None:
+        """Stop what the phase does not need, or needs elsewhere, then start what it needs and is not up.
+
+        Raises:
+            WorkError: a server does not start; its log says why.
+        """
+        from demur.models.vllm import served
+
+        wanted = {place.need.key: place for place in phase.places}
+        for key, (place, stack, _) in list(self._up.items()):
+            if key not in wanted or wanted[key][1:] != place[1:]:
+                stack.close()
+                del self._up[key]
+        self._local = {key: place for key, place in wanted.items() if isinstance(place.need.model, Local)}
+        for key, place in wanted.items():
+            if isinstance(place.need.model, Served) and key not in self._up:
+                stack = contextlib.ExitStack()
+                with stack:  # what has started is stopped when another does not
+                    remotes = [stack.enter_context(served(one)) for one in _settled(place)]
+                    stack = stack.pop_all()
+                several = {"url": tuple(url for one in remotes for url in one.url)} if len(remotes) > 1 else {}
+                self._up[key] = (place, stack, remotes[0].model_copy(update=several))
+
+    def reach(self, model: ModelConfig) -> ModelConfig:
+        """A model as it is asked now: behind its server, or on its card."""
+        need = Need("", model, 0.0, 0) if isinstance(model, (Served, Local)) else None
+        if need and need.key in self._up:
+            return self._up[need.key][2]
+        if need and need.key in self._local and isinstance(model, Local) and model.device == "auto":
+            return model.model_copy(update={"device": f"cuda:{self._local[need.key].devices[0]}"})
+        return model
+
+    def stop(self) -> None:
+        """End all servers."""
+        self.move_to(Phase(()))
+
+
+def _settled(place: Place) -> list[Served]:
+    """A model as each of its servers is started: on these devices, with this share of them."""
+    model = place.need.model
+    assert isinstance(model, Served)
+    if not place.devices:
+        return [model]
+    width = len(place.devices) // place.copies
+    usual = {"memory": place.share, "tensor_parallel": width, "max_model_len": place.need.length}
+    changes: dict[str, Any] = {key: value for key, value in usual.items() if key not in model.model_fields_set}
+    groups = [place.devices[at : at + width] for at in range(0, len(place.devices), width)]
+    return [model.model_copy(update=changes | {"devices": group}) for group in groups]
+
+
+@contextlib.contextmanager
+def servers() -> Iterator[Servers]:
+    """The servers of a run; all are stopped at its end, whatever ends it."""
+    running = Servers()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def outlook(planned: Sequence[Planned], phases: Sequence[Phase]) -> dict[str, Any]:
+    """What would be asked of whom at most, by kind of stage and by part, and the schedule: plain data for `plan`.
+
+    Bounds: every reply as long as its budget lets it; an adaptive attack as if no goal were ever reached.
+    """
+    kinds: dict[str, dict[str, Any]] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for item in planned:
+        blank = {"kind": item.stage.kind, "of": 0, "done": 0, "requests": 0, "tokens": 0, "cost": None}
+        row = kinds.setdefault(item.stage.kind, blank)
+        row["of"] += 1
+        row["done"] += item.done
+        for ask in () if item.done else item.stage.estimate():
+            cost = _cost(item.stage.models.get(ask.part), ask.tokens_in, ask.tokens_out)
+            row["requests"] += ask.requests
+            row["tokens"] += ask.tokens_in + ask.tokens_out
+            names = ("requests", "tokens_in_at_most", "tokens_out_at_most")
+            part = parts.setdefault(ask.part, {"part": ask.part, **dict.fromkeys(names, 0), "cost": None})
+            for name, value in zip(names, ask[1:], strict=True):
+                part[name] += value
+            for sums in (row, part):
+                sums["cost"] = sums["cost"] if cost is None else (sums["cost"] or 0.0) + cost
+    shown = [_shown(number, phase) for number, phase in enumerate(phases, 1)]
+    return {"stages": list(kinds.values()), "parts": [parts[name] for name in sorted(parts)], "phases": shown}
+
+
+def _cost(model: ModelConfig | None, tokens_in: int, tokens_out: int) -> float | None:
+    """The price at most, where prices were declared."""
+    return model.prices.cost(tokens_in, tokens_out) if isinstance(model, Remote) and model.prices else None
+
+
+def _shown(number: int, phase: Phase) -> dict[str, Any]:
+    """A phase as plain data."""
+    asks = [ask for item in phase.stages for ask in item.stage.estimate()]
+    models = [
+        {
+            "part": place.need.part,
+            "model": place.need.model.where.removesuffix("/model").rpartition("/stages/")[2],
+            "devices": list(place.devices),
+            "gigabytes": round(place.need.gigabytes, 1),
+            "share": place.share,
+            "max_model_len": place.need.length,
+            "minutes": _minutes(place, sum(a.tokens_out for a in asks if a.part == place.need.part)),
+        }
+        for place in phase.places
+    ]
+    return {
+        "phase": number,
+        "work": "train" if phase.training else "generate" if models else "prepare",
+        "stages": [item.name for item in phase.stages],
+        "requests": sum(ask.requests for ask in asks),
+        "tokens": sum(ask.tokens_in + ask.tokens_out for ask in asks),
+        "models": models,
+        "problem": phase.problem,
+    }
+
+
+def _minutes(place: Place, tokens: int) -> float | None:
+    """At the speed that is declared for a busy server."""
+    model = place.need.model
+    if not isinstance(model, Served):
+        return None
+    return round(tokens / model.least_speed / model.in_flight / place.copies / 60, 1)

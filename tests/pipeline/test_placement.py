@@ -1,0 +1,134 @@
+"""What fits where: sizes, what is lacking, a schedule of phases, and servers that live exactly as long as they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demur.models.config import Scripted, Served
+from demur.pipeline import placement
+from demur.pipeline.dag import plan
+from demur.pipeline.placement import Device, Phase, lacking, parameters, schedule
+from demur.pipeline.resolve import make
+from demur.pipeline.run import execute
+
+BIG = tuple(Device("big", 80.0, number) for number in range(8))
+SMALL = tuple(Device("small", 24.0, number) for number in range(2))
+LARGE: dict[str, Any] = {
+    "name": "large",
+    "base": "owner/R1-Distill-Qwen-7B",
+    "serve": "vllm",
+    "models": {
+        "teacher": {"url": "https://teacher.invalid/v1", "model": "t"},
+        "guard": {"hub": "meta-llama/Llama-Guard-3-8B", "engine": "vllm"},
+        "shield": {"hub": "owner/ReasoningShield-3B", "engine": "vllm"},
+    },
+    "prompts": {"harmful": {"source": "mini-harmful", "n": 20}},
+    "filter": {"kind": "reasoning_shield", "model": "shield"},
+    "train": {"lora": True},
+    "arms": {"raw": {}, "improved": {"format": "improved", "safety": 8}},
+    "bench": [
+        {"name": "mini_harm", "judge": {"kind": "llama_guard3", "model": "guard"}, "also": ["thinking"]},
+        {"name": "mini_arithmetic"},
+    ],
+}
+
+
+def phases(tmp_path: Path, cards: tuple[Device, ...], **changes: Any) -> list[Phase]:
+    return schedule(plan(make(LARGE | changes, where="test").stages, tmp_path), there=cards)
+
+
+def shape(found: list[Phase]) -> list[set[str]]:
+    return [{"train"} if phase.training else {place.need.part for place in phase.places} for phase in found]
+
+
+@pytest.mark.parametrize("cards", [BIG[:1], BIG, SMALL])
+def test_models_share_phases_and_cards_are_never_given_out_twice(tmp_path: Path, cards: tuple[Device, ...]) -> None:
+    found = phases(tmp_path, cards)
+    assert shape(found) == [{"target", "judge"}, {"filter"}, {"train"}, {"target", "judge"}]
+    for phase in found:
+        used: dict[int, float] = {}
+        for place in phase.places:
+            for number in place.devices:
+                used[number] = used.get(number, 0.0) + place.share
+                room = place.share * next(card.gigabytes for card in cards if card.number == number)
+                assert room >= place.need.gigabytes / (len(place.devices) / place.copies) - 0.1
+        assert all(share <= 0.93 for share in used.values())
+    assert [item.name for item in found[0].stages][:1] == ["evaluate-raw-s0-mini_harm-none"]
+    assert {place.need.part: place.copies for place in found[0].places} == {"judge": 1, "target": len(cards) - 1 or 1}
+
+
+def test_what_does_not_fit_says_why_and_the_smallest_change(tmp_path: Path) -> None:
+    tiny = phases(tmp_path, (Device("tiny", 12.0, 0),))
+    assert "Llama-Guard-3-8B needs about" in tiny[0].problem
+    assert "answer it by a url" in tiny[0].problem
+    wide = phases(tmp_path, BIG, base="owner/Big-70B")
+    assert next(place for place in wide[0].places if place.need.part == "target").devices[:4]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7e9),
+        ("Qwen/Qwen3-0.6B", 0.6e9),
+        ("owner/model-360M-chat", 360e6),
+        ("owner/Qwen2.5", None),
+        ("", None),
+    ],
+)
+def test_sizes_are_read_off_names(name: str, size: float | None) -> None:
+    assert parameters(name) == size
+
+
+def test_what_training_lacks_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "devices", lambda: ())
+    told = lacking("x/R1-Distill-Qwen-7B", lora=False)
+    assert "no GPU" in told
+    assert "126 GB" in told
+    assert "--set train.lora=true needs about 21 GB" in told
+    assert lacking("mini-lrm-a", lora=False) == ""
+    monkeypatch.setattr(placement, "devices", lambda: BIG)
+    assert lacking("x/R1-Distill-Qwen-7B", lora=True) == ""
+    assert "train.parallel=fsdp2 shares it among 8" in lacking("x/R1-Distill-Qwen-7B", lora=False)
+    assert lacking("x/R1-Distill-Qwen-7B", lora=False, processes=2) == ""
+    assert "on each" in lacking("x/R1-Distill-Qwen-7B", lora=False, processes=8, sharded=False), (
+        "each card holds a copy"
+    )
+
+
+def test_servers_live_as_long_as_they_are_needed_and_never_beyond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+
+    @contextmanager
+    def served(model: Served) -> Iterator[Scripted]:
+        name = Path(model.weights_at).name
+        log.append(f"start {name}")
+        try:
+            yield Scripted(script="target" if name in ("a", "b") else "stand_in")
+        finally:
+            log.append(f"stop {name}")
+
+    monkeypatch.setattr("demur.models.vllm.served", served)
+    monkeypatch.setattr(Served, "missing", lambda self: [])
+    monkeypatch.setattr(placement, "devices", lambda: BIG[:1])
+    judge = {"kind": "llama_guard3", "model": "guard"}
+    plain = {
+        "name": "served",
+        "serve": "vllm",
+        "models": {"guard": {"hub": "meta-llama/Llama-Guard-3-8B", "engine": "vllm"}},
+        "arms": {"a": {"base": "mini-lrm-a"}, "b": {"base": "mini-lrm-b"}},
+        "bench": [
+            {"name": "mini_harm", "limit": 4, "judge": judge, "also": ["thinking"]},
+            {"name": "mini_benign", "limit": 4},
+        ],
+    }
+    execute(make(plain, where="test").stages, out=tmp_path, workers=2)
+    assert sorted(log[:2]) == ["start Llama-Guard-3-8B", "start a"], "one judge for both parts"
+    assert log[2:] == ["stop a", "start b", *log[4:]]
+    assert sorted(log[4:]) == ["stop Llama-Guard-3-8B", "stop b"], "the judge is kept for both arms"
