@@ -7,7 +7,7 @@ judged as far as it goes; its bounds count it for and against the model. A reque
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Literal, NamedTuple, TypeVar
 
@@ -58,12 +58,6 @@ class Cell:
         self.rows.append(row)
         self.made.append(made)
 
-    def extend(self, other: Cell) -> None:
-        """Take in all of another."""
-        self.values += other.values
-        self.rows += other.rows
-        self.made += other.made
-
     def estimate(self, column: Column) -> Estimate:
         """The number over all seeds, and over all bases."""
         return widest([self._estimate(column, level) for level in levels(self.made)])
@@ -89,6 +83,22 @@ class Cell:
             if made[1] == seed:
                 part.add(row, value, made)
         return part
+
+
+def estimate(cells: Mapping[Column, Cell], weights: Mapping[Column, float]) -> Estimate:
+    """One number over several columns, such as attacks, each of which weighs as given."""
+    if len(cells) == 1:
+        return next(cell.estimate(column) for column, cell in cells.items())
+    every = [(c, *one) for c, cell in cells.items() for one in zip(cell.rows, cell.values, cell.made, strict=True)]
+    values = [None if value is None or isinstance(value, tuple) else float(value) for _, _, value, _ in every]
+    found = [
+        stats.mean(
+            values, clusters=[row.cluster for _, row, *_ in every], seeds=level,
+            truncated=sum(row.truncated for _, row, *_ in every), stratum=[column for column, *_ in every], strata=weights,
+        )
+        for level in levels([made for *_, made in every])
+    ]  # fmt: skip
+    return _clipped(widest(found)) if next(iter(cells)).unit == "share" else widest(found)
 
 
 def _clipped(estimate: Estimate) -> Estimate:

@@ -1,14 +1,15 @@
 """The only place that compares: two arms paired by prompt, for `compare`, for a study's findings, and for the best of a column.
 
-Every comparison is a `PairedTest`. A difference is paired by prompt, over seeds and bases; p is Holm's over all tests of
-one family. The interval is the wider of two: with trainings as what varies beside the prompts, and with bases, of which
-there are few. A finding's test may say the smallest difference that matters, `by`:
+Every comparison is a `PairedTest`. A difference is paired by prompt, over attacks (each weighs the same unless the study
+says otherwise), seeds and bases. There are two tests and two intervals: with trainings as what varies beside the prompts,
+and with bases, of which there are few; the larger p and the wider interval count. Intervals are of one comparison alone; p
+is Holm's over all tests of one family, and a difference is shown when both say so. A finding's test also says the smallest
+difference that matters, `by`:
 
-    lower, higher   seen: p < 0.05, the interval leaves zero out, and the estimate is at least `by`;
-                    not seen: the interval rules a difference of `by` out
-    same            seen: the interval lies within `by` of nothing; not seen: shown, and the estimate is at least `by`
+    lower, higher   supported: a difference is shown, and the estimate is at least `by`; refuted: `by` is ruled out
+    same            supported: `by` is ruled out on both sides; refuted: a difference is shown, and it is at least `by`
 
-All else is open, and so is whatever rests on an arm that does not speak coherently.
+All else is undecided, and so is whatever rests on an arm that does not speak coherently.
 """
 
 from __future__ import annotations
@@ -20,17 +21,16 @@ from msgspec.structs import replace
 
 from demur import stats
 from demur.records import Estimate, Record
-from demur.report.metrics import Cell, Cells, Column, Made, Value, levels, widest
+from demur.report.metrics import Cell, Cells, Column, Made, Value, estimate, levels, widest
 from demur.report.read import Run
 from demur.report.training import Learnability
-from demur.stats.spread import cluster_variance, sample, t_test
 
 ALPHA = 0.05
 HEADLINES = ("attack_success", "served", "over_refusal", "accuracy")
 """The metrics of the first table, in its order; thinking tokens follow."""
 LOSS = "loss"
 """The metric of a finding that is no benchmark's."""
-Outcome = Literal["seen", "not seen", "cannot tell"]
+Outcome = Literal["supported", "refuted", "undecided"]
 NOTHING = Estimate(value=None, low=None, high=None, n=0)
 LEFT = stats.Difference(value=None, low=None, high=None, p=None, n=0, clusters=0)
 
@@ -61,13 +61,20 @@ class PairedTest(Record, frozen=True, kw_only=True):
     """lower, higher or same: what a finding expects of A; empty for a plain comparison."""
     by: float = 0.0
     """The smallest difference that matters."""
-    outcome: Outcome = "cannot tell"
+    weights: dict[str, float] = {}
+    """How much each attack weighs, where there are several."""
+    p_claim: float | None = None
+    """Of the claim's contrary; without a claim, of no difference."""
+    p_against: float | None = None
+    """Of the claim; after Holm's method."""
+    outcome: Outcome = "undecided"
     why: str = ""
 
     @property
     def shown(self) -> bool:
-        """Whether p says that there is a difference."""
-        return self.p_holm is not None and self.p_holm < ALPHA and bool(self.difference.value)
+        """Whether p and interval both say that there is a difference."""
+        low, high = self.difference.low, self.difference.high
+        return self.p_holm is not None and self.p_holm < ALPHA and None not in (low, high) and not low <= 0 <= high  # type: ignore[operator]
 
     @property
     def winner(self) -> str | None:
@@ -78,7 +85,7 @@ class PairedTest(Record, frozen=True, kw_only=True):
 
 
 class Finding(Record, frozen=True, kw_only=True):
-    """A claim with its tests: seen when all say so, not seen when one does."""
+    """A claim with its tests: supported when all say so, refuted when one does."""
 
     claim: str
     outcome: Outcome
@@ -95,10 +102,12 @@ class Best(Record, frozen=True, kw_only=True):
 
 
 def adjusted(tests: Sequence[PairedTest]) -> list[PairedTest]:
-    """Tests with Holm's p over all of them."""
-    ps = stats.holm([test.difference.p for test in tests])
+    """Tests with Holm's p over all of them, for and against."""
+    ps, against = (stats.holm([getattr(test, name) for test in tests]) for name in ("p_claim", "p_against"))
     count = sum(p is not None for p in ps)
-    return [replace(test, p_holm=p, comparisons=count) for test, p in zip(tests, ps, strict=True)]
+    return [
+        replace(test, p_holm=p, p_against=q, comparisons=count) for test, p, q in zip(tests, ps, against, strict=True)
+    ]
 
 
 def declared(found: Cells, columns: Sequence[Column], wanted: Sequence[dict[str, Any]]) -> list[PairedTest]:
@@ -142,10 +151,11 @@ def _in_column(found: Cells, column: Column, arms: tuple[str, str], margin: floa
     """One comparison, where both arms were measured."""
     a, b = (found.get(arm, {}).get(column) for arm in arms)
     if a is not None and b is not None:
+        delta = difference(a, b)
         yield PairedTest(
             a=arms[0], b=arms[1], bench=column.bench, attack=(column.attack,), metric=column.metric, part=column.part,
             better=column.better, unit=column.unit, estimate_a=a.estimate(column), estimate_b=b.estimate(column),
-            difference=difference(a, b), margin=margin if column.metric == "accuracy" else None,
+            difference=delta, p_claim=delta.p, margin=margin if column.metric == "accuracy" else None,
         )  # fmt: skip
 
 
@@ -168,7 +178,7 @@ def findings(run: Run, found: Cells, learnt: Sequence[Learnability], incoherent:
 
 def _together(tests: Sequence[PairedTest]) -> Outcome:
     outcomes = {test.outcome for test in tests}
-    return "not seen" if "not seen" in outcomes else "seen" if outcomes == {"seen"} else "cannot tell"
+    return "refuted" if "refuted" in outcomes else "supported" if outcomes == {"supported"} else "undecided"
 
 
 def _test(
@@ -188,15 +198,17 @@ def _test(
     columns = list(_columns(test, found))
     if not columns:
         return replace(test, why="not measured on both arms")
-    sides = [_merged(found[arm], columns) for arm in (test.a, test.b)]
-    pairs = [aligned(found[test.a][column], found[test.b][column]) for column in columns]
+    declared: dict[str, float] = want.get("weights") or {}
+    weights = {column: declared.get(column.attack, 1.0) for column in columns}
+    sides = [estimate({c: found[arm][c] for c in columns}, weights) for arm in (test.a, test.b)]
+    pairs = [aligned(found[test.a][column], found[test.b][column], column) for column in columns]
     merged = Pairs(*([item for part in parts for item in part] for parts in zip(*pairs, strict=True)))
-    by_level = _by_level(merged)
-    return replace(
-        test, unit=columns[0].unit, better=columns[0].better, estimate_a=sides[0].estimate(columns[0]),
-        estimate_b=sides[1].estimate(columns[0]), difference=replace(widest(by_level), p=by_level[0].p),
+    test = replace(
+        test, unit=columns[0].unit, better=columns[0].better, estimate_a=sides[0], estimate_b=sides[1],
         bases=len({base for base, _ in merged.made}),
+        weights={column.attack: weight for column, weight in weights.items()} if len(columns) > 1 else {},
     )  # fmt: skip
+    return _with(test, _by_level(merged, weights))
 
 
 def _columns(test: PairedTest, found: Cells) -> Iterator[Column]:
@@ -211,13 +223,6 @@ def _columns(test: PairedTest, found: Cells) -> Iterator[Column]:
                 yield column
 
 
-def _merged(cells: dict[Column, Cell], columns: Sequence[Column]) -> Cell:
-    merged = Cell()
-    for column in columns:
-        merged.extend(cells[column])
-    return merged
-
-
 def _of_loss(test: PairedTest, run: Run, learnt: Sequence[Learnability]) -> PairedTest:
     """Loss on held-out rows at the end, paired by training: base and seed."""
     ends: dict[str, dict[Made, float]] = {}
@@ -229,43 +234,46 @@ def _of_loss(test: PairedTest, run: Run, learnt: Sequence[Learnability]) -> Pair
     both = [made for made in a if made in b]
     if len(both) < 2:
         return replace(test, unit="nats", why="fewer than two trainings of both arms")
-    gaps = [a[made] - b[made] for made in both]
     bases = [base for base, _ in both]
-    wide = widest([stats.mean(gaps)] + ([stats.mean(gaps, clusters=bases)] if len(set(bases)) > 1 else []))
-    noise = cluster_variance(sample(gaps, None, None))
-    p = t_test(sum(gaps) / len(gaps), noise, len(gaps) - 1.0)
-    count = len(gaps)
-    difference = stats.Difference(
-        value=wide.value, low=wide.low, high=wide.high, p=p, n=count, clusters=count, seeds=count, how=wide.how
-    )
-    means = [stats.mean([ends[arm][made] for made in both]) for arm in (test.a, test.b)]
-    return replace(
-        test, unit="nats", estimate_a=means[0], estimate_b=means[1], difference=difference, bases=len(set(bases))
-    )
+    clusterings = [None, bases] if len(set(bases)) > 1 else [None]
+    found = [stats.paired([a[m] for m in both], [b[m] for m in both], clusters=each) for each in clusterings]
+    test = replace(
+        test, unit="nats", estimate_a=stats.mean([a[m] for m in both]), estimate_b=stats.mean([b[m] for m in both]),
+        bases=len(set(bases)),
+    )  # fmt: skip
+    return _with(test, [replace(one, p=stats.p_at(one, 0.0), seeds=len(both)) for one in found])
+
+
+def _with(test: PairedTest, levels: Sequence[stats.Difference]) -> PairedTest:
+    """A test with its numbers: of the levels the wider interval and the larger p, for the claim and against it."""
+    none = max((one.p for one in levels if one.p is not None), default=None)
+    difference = replace(widest(levels), p=none)
+    test = replace(test, difference=difference, p_claim=none)
+    value = difference.value
+    if not test.expect or value is None:
+        return test
+    sides = (-test.by, test.by) if test.expect == "same" else (test.by if test.expect == "higher" else -test.by,)
+    ps = [stats.p_at(one, side) for one in levels for side in sides]
+    ruled_out = max((p for p in ps if p is not None), default=None)
+    if test.expect == "same":
+        return replace(test, p_claim=ruled_out if abs(value) < test.by else 1.0, p_against=none)
+    worth = value if test.expect == "higher" else -value
+    return replace(test, p_claim=none if worth > 0 else 1.0, p_against=ruled_out if worth < test.by else 1.0)
 
 
 def _decided(test: PairedTest) -> PairedTest:
     """What a test says of what its finding expects."""
-    d, p = test.difference, test.p_holm
-    if d.value is None or d.low is None or d.high is None or p is None:
+    d, p, against = test.difference, test.p_holm, test.p_against
+    if d.value is None or d.low is None or d.high is None or p is None or against is None:
         return test if test.why else replace(test, why=d.how or "nothing to compare")
-    shown = p < ALPHA and not d.low <= 0 <= d.high
+    apart = not d.low <= 0 <= d.high
     if test.expect == "same":
-        if max(-d.low, d.high) < test.by:
-            return replace(test, outcome="seen", why="the interval is within what matters")
-        if shown and abs(d.value) >= test.by:
-            return replace(test, outcome="not seen", why=f"{test.a} is {'higher' if d.value > 0 else 'lower'}")
-        return replace(test, why="the interval reaches beyond what matters")
-    worth, most = (d.value, d.high) if test.expect == "higher" else (-d.value, -d.low)
-    if most < test.by:
-        other = shown and worth <= -test.by
-        why = f"it is {'lower' if test.expect == 'higher' else 'higher'}" if other else "what matters is ruled out"
-        return replace(test, outcome="not seen", why=why)
-    if shown and worth >= test.by:
-        return replace(test, outcome="seen", why=f"{test.a} is {test.expect}")
-    return replace(
-        test, why="shown, and too small for sure" if shown else "a difference is neither shown nor ruled out"
-    )
+        within = max(-d.low, d.high) < test.by
+        supported, refuted = p < ALPHA and within, against < ALPHA and apart and abs(d.value) >= test.by
+    else:
+        worth, most = (d.value, d.high) if test.expect == "higher" else (-d.value, -d.low)
+        supported, refuted = p < ALPHA and apart and worth >= test.by, against < ALPHA and most < test.by
+    return replace(test, outcome="supported" if supported else "refuted" if refuted else "undecided")
 
 
 class Pairs(NamedTuple):
@@ -276,19 +284,25 @@ class Pairs(NamedTuple):
     clusters: list[str]
     made: list[tuple[str, object]]
     """Base, and the two seeds."""
+    columns: list[Column | None]
 
 
 def difference(a: Cell, b: Cell) -> stats.Difference:
     """A minus B on what both were asked, by trainings and by bases: the larger p and the wider interval."""
-    found = _by_level(aligned(a, b))
-    return replace(widest(found), p=max((one.p for one in found if one.p is not None), default=None))
+    return _with(PairedTest(a="", b="", metric=""), _by_level(aligned(a, b))).difference
 
 
-def _by_level(pairs: Pairs) -> list[stats.Difference]:
+def _by_level(pairs: Pairs, weights: dict[Column, float] | None = None) -> list[stats.Difference]:
     """A minus B with its trainings as what varies beside the prompts; and with its bases, where there are several."""
     trainings = len(set(pairs.made))
     first, second = (_plain(side) for side in (pairs.first, pairs.second))
-    found = [stats.paired(first, second, clusters=pairs.clusters, seeds=level) for level in levels(pairs.made)]
+    found = [
+        stats.paired(
+            first, second, clusters=pairs.clusters, seeds=level, usual=usual,
+            stratum=pairs.columns, strata=weights if weights and len(weights) > 1 else None,
+        )
+        for level, usual in zip(levels(pairs.made), (stats.USUAL, stats.USUAL_BASES), strict=False)
+    ]  # fmt: skip
     return [replace(one, seeds=trainings) for one in found]
 
 
@@ -297,7 +311,7 @@ def _plain(values: Sequence[Value]) -> list[bool | float | None]:
     return values  # type: ignore[return-value]
 
 
-def aligned(a: Cell, b: Cell) -> Pairs:
+def aligned(a: Cell, b: Cell, column: Column | None = None) -> Pairs:
     """What both were asked. An arm with one seed stands against every seed of the other, on the same base.
 
     An attack that adapts writes each arm another prompt about the same question: where both have one a question, the
@@ -305,7 +319,7 @@ def aligned(a: Cell, b: Cell) -> Pairs:
     """
     whole = not (_one_a_question(a) and _one_a_question(b))
     left, right = _by_training(a, whole=whole), _by_training(b, whole=whole)
-    pairs = Pairs([], [], [], [])
+    pairs = Pairs([], [], [], [], [])
     for own, other in _trainings(a, b):
         for key, place in left[own].items():
             partner = right[other].get(key)
@@ -314,6 +328,7 @@ def aligned(a: Cell, b: Cell) -> Pairs:
                 pairs.second.append(b.values[partner])
                 pairs.clusters.append(a.rows[place].cluster)
                 pairs.made.append((own[0] or other[0], (own[1], other[1])))
+                pairs.columns.append(column)
     return pairs
 
 

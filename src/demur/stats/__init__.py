@@ -11,19 +11,21 @@ Sources: Wilson 1927; Bonett and Price 2012 (paired differences); Satterthwaite 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from msgspec.structs import replace
 
 from demur.records import Estimate, Record
 from demur.stats.spread import (
+    Floats,
     Sample,
-    bootstrap,
     cluster_variance,
     correlation,
     flip_test,
+    moderated,
+    normal_quantile,
     sample,
     t_quantile,
     t_test,
@@ -35,8 +37,11 @@ Z = 1.959963984540054
 """The normal quantile of a two-sided 95 % interval."""
 POWER_Z = 0.8416212335729143
 """The normal quantile of 80 % power."""
-FEW = 8
-"""Below so many clusters a bootstrap has too little to draw from, and Student's t is used."""
+
+USUAL = 0.5
+"""How much trainings differ where nothing is known: the standard deviation of their log odds."""
+USUAL_BASES = 0.9
+"""The same of bases."""
 
 Better = Literal["lower", "higher", "neither"]
 T = TypeVar("T")
@@ -59,6 +64,8 @@ class Difference(Record, frozen=True, kw_only=True):
     """Pairs with a side that could not be scored."""
     spread: float | None = None
     """Standard error times the root of `clusters`; what sample sizes follow from."""
+    freedom: float = math.inf
+    """Degrees of freedom of the interval."""
     by_seeds: float = 0.0
     """The share of the variance that is between seeds, which no number of prompts takes away."""
     how: str = ""
@@ -113,10 +120,16 @@ def mean(
     clusters: Sequence[Hashable] | None = None,
     seeds: Sequence[int | None] | None = None,
     truncated: int = 0,
+    stratum: Sequence[Hashable] = (),
+    strata: Mapping[Any, float] | None = None,
 ) -> Estimate:
-    """A mean with Student's interval, clustered, with the spread between seeds where there are several."""
+    """A mean with Student's interval, clustered, with the spread between seeds where there are several.
+
+    `stratum` says to which stratum each value belongs, and `strata` how much each of them weighs.
+    """
     known = [i for i, value in enumerate(values) if value is not None]
-    data = sample([float(v) for v in values if v is not None], _pick(clusters, known), _pick(seeds, known))
+    _, linear = _weighed([float(v) for v in values if v is not None], _pick(stratum, known) if strata else None, strata)
+    data = sample(linear, _pick(clusters, known), _pick(seeds, known))
     counts = {"n": len(known), "unscored": len(values) - len(known), "truncated": truncated}
     if data.clusters < 2:
         how = "nothing was counted" if not known else "all is of one prompt: no spread to tell an interval from"
@@ -171,18 +184,30 @@ def paired(
     *,
     clusters: Sequence[str] | None = None,
     seeds: Sequence[int | None] | None = None,
+    strata: Mapping[Any, float] | None = None,
+    stratum: Sequence[Hashable] = (),
+    usual: float = USUAL,
 ) -> Difference:
     """A minus B over aligned replies to the same prompts.
 
     The test flips the sign of whole clusters: for one yes-or-no reply a prompt that is McNemar's exact test, for several
     the exact permutation test of the averages, and 10,000 random flips where values are not whole. The interval is Bonett
-    and Price's for shares (their two pseudo-pairs become two pseudo-clusters) and a studentised cluster bootstrap for
-    other values. With several seeds, both widen by the spread between seeds: p is the larger of the two tests'.
+    and Price's for shares (their two pseudo-pairs become two pseudo-clusters) and Student's for other values. With several seeds both widen by the spread between seeds, and p is the larger of the two tests'.
+
+    Args:
+        a: what A's replies count as; `None`: could not be scored.
+        b: the same of B.
+        clusters: of each pair; default: all are independent.
+        seeds: of the trainings behind each pair.
+        stratum: of each pair, such as its attack.
+        strata: how much each stratum weighs; default: each pair the same.
+        usual: how much trainings usually differ, as the standard deviation of their log odds.
     """
     assert len(a) == len(b), "pairs must be aligned"
     known = [i for i in range(len(a)) if a[i] is not None and b[i] is not None]
     differences = [float(a[i] or 0) - float(b[i] or 0) for i in known]
-    data = sample(differences, _pick(clusters, known), _pick(seeds, known))
+    flat, linear = _weighed(differences, _pick(stratum, known) if strata else None, strata)
+    data = sample(linear, _pick(clusters, known), _pick(seeds, known))
     blank = Difference(
         value=None, low=None, high=None, p=None, n=len(known), clusters=data.clusters, seeds=data.seeds,
         unscored=len(a) - len(known),
@@ -191,24 +216,42 @@ def paired(
         return replace(blank, how="fewer than two prompts were scored on both sides")
     value = float(data.values.mean())
     share = all(isinstance(x[i], bool) for x in (a, b) for i in known)
-    smooth = with_pseudo_clusters(data) if share else data
-    centre = float(smooth.values.mean())
-    variance, freedom, how = variance_of(smooth, cluster_variance(smooth), cautious=True)
+    smooth = with_pseudo_clusters(data, 1.0 if share else abs(value) or 1.0) if share or not data.values.std() else data
+    centre, by_prompt = float(smooth.values.mean()) if share else value, cluster_variance(smooth)
+    middle = float(np.mean([float(x[i] or 0) for x in (a, b) for i in known]))
+    scale = middle * (1 - middle) if share else float(np.std([float(x[i] or 0) for x in (a, b) for i in known])) / 2
+    variance, freedom, how = moderated(smooth, by_prompt, math.sqrt(2) * usual * scale)
     half = t_quantile(freedom) * math.sqrt(variance)
     low, high = centre - half, centre + half
-    p = flip_test(data.values, data.cluster)
+    p = flip_test(flat, data.cluster)
     test = "McNemar, exact" if share and data.clusters == len(known) else "sign flips by prompt"
     if share:
         how = f"Bonett and Price, {how}"
         low, high = max(-1.0, low), min(1.0, high)
-    elif data.seeds < 2 and data.clusters >= FEW:
-        low, high = bootstrap(data.values, data.cluster)
-        how = "studentised cluster bootstrap"
     if data.seeds > 1:
         p, test = max(p, t_test(value, variance, freedom)), f"{test}, and t over seeds"
     spread = math.sqrt(variance * smooth.clusters)
-    by_seeds = 1 - cluster_variance(smooth) / variance if variance > 0 else 0.0
-    return replace(blank, value=value, low=low, high=high, p=p, spread=spread, by_seeds=by_seeds, how=f"{test}; {how}")
+    by_seeds = 1 - by_prompt / variance if variance > 0 else 0.0
+    return replace(blank, value=value, low=low, high=high, p=p, freedom=freedom, spread=spread, by_seeds=by_seeds, how=f"{test}; {how}")
+
+
+def _weighed(
+    values: list[float], stratum: Sequence[Hashable] | None, strata: Mapping[Any, float] | None
+) -> tuple[Floats, list[float]]:
+    """Values whose plain mean is the weighted mean of the strata's; and the same with only their spread within strata."""
+    flat = np.asarray(values, dtype=float)
+    if stratum is None or strata is None:
+        return flat, values
+    places: dict[Hashable, list[int]] = {}
+    for place, name in enumerate(stratum):
+        places.setdefault(name, []).append(place)
+    total = sum(strata[name] for name in places)
+    weight, middle = np.ones(len(flat)), np.zeros(len(flat))
+    for name, those in places.items():
+        weight[those] = strata[name] / total * len(flat) / len(those)
+        middle[those] = flat[those].mean()
+    flat = weight * flat
+    return flat, list(flat.mean() + weight * (np.asarray(values) - middle)) if len(flat) else []
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -222,6 +265,14 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def p_at(difference: Difference, margin: float) -> float | None:
+    """The two-sided p of the hypothesis that the true difference is `margin`: below 0.05 where the interval leaves it out."""
+    if difference.low is None or difference.high is None:
+        return None
+    centre, half = (difference.low + difference.high) / 2, (difference.high - difference.low) / 2
+    return t_test(centre - margin, (half / t_quantile(difference.freedom)) ** 2, difference.freedom)
+
+
 def non_inferior(difference: Difference, margin: float, *, better: Better = "higher") -> bool | None:
     """Whether A is not worse than B by more than `margin`, at the one-sided level of 2.5 %; `None` without an interval."""
     assert margin >= 0, "a margin is a distance"
@@ -230,14 +281,34 @@ def non_inferior(difference: Difference, margin: float, *, better: Better = "hig
     return difference.high < margin if better == "lower" else difference.low > -margin
 
 
-def minimum_detectable(spread: float, clusters: int) -> float:
-    """The smallest true difference that so many prompts show with 80 % power at the level of 5 %."""
-    return (Z + POWER_Z) * spread / math.sqrt(clusters)
+def minimum_detectable(spread: float, clusters: int, *, comparisons: int = 1, share: bool = True) -> float:
+    """The smallest true difference that so many prompts show with 80 % power at 5 %, divided among so many comparisons.
+
+    A difference of shares makes more pairs differ than were seen to, and an exact test gives nothing away: both count.
+    """
+    critical = normal_quantile(1 - 0.025 / comparisons)
+    low, high = 0.0, 1.0 if share else 100 * spread
+    for _ in range(40):
+        middle = (low + high) / 2
+        more = middle if share else 0.0
+        reach = critical * math.sqrt(spread**2 + more) + POWER_Z * math.sqrt(spread**2 + more - more * more)
+        shown = reach / math.sqrt(clusters) + (1 / clusters if share else 0.0)
+        low, high = (middle, high) if shown > middle else (low, middle)
+    return high
 
 
-def prompts_needed(difference: float, spread: float) -> int | None:
-    """How many prompts would show a true difference of this size with 80 % power; `None` for no difference at all."""
-    return math.ceil(((Z + POWER_Z) * spread / difference) ** 2) if difference else None
+def prompts_needed(difference: float, spread: float, *, comparisons: int = 1, share: bool = True) -> int | None:
+    """How many prompts would show a true difference of this size, in the same sense; `None` for no difference at all."""
+    if not difference:
+        return None
+    low, high = 1, 2
+    while minimum_detectable(spread, high, comparisons=comparisons, share=share) > abs(difference):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 50):
+        middle = (low + high) // 2
+        enough = minimum_detectable(spread, middle, comparisons=comparisons, share=share) <= abs(difference)
+        low, high = (low, middle) if enough else (middle, high)
+    return high
 
 
 def corrected(observed: Estimate, sensitivity: Estimate, specificity: Estimate) -> Estimate:
@@ -294,8 +365,12 @@ def _worth(data: Sample, p: float) -> tuple[float, float, str]:
     yes = np.asarray(np.bincount(data.cluster, weights=data.values), dtype=np.float64)
     per_cluster = float((sizes**2).sum() / n)
     effective = n / (1 + (per_cluster - 1) * correlation(yes, sizes, p))
-    if data.seeds < 2 or p in (0.0, 1.0):
+    if data.seeds < 2:
         return effective, Z, "Wilson, clustered by prompt"
+    if p in (0.0, 1.0):
+        # No event says nothing of how trainings differ: the bound is that of a usual spread.
+        how = f"Wilson, clustered by prompt; {data.seeds} seeds assumed to differ by {USUAL} on the logit scale"
+        return effective * (1 - (Z * USUAL) ** 2 / data.seeds), Z, how
     variance, freedom, how = variance_of(data, p * (1 - p) / effective)
     quantile = Z if freedom >= data.clusters - 1 else t_quantile(freedom)
     return p * (1 - p) / variance, quantile, f"Wilson, {how}"

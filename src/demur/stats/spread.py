@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 DRAWS = 10_000
 """Random sign flips where the exact distribution is out of reach: p is then known to about 0.002 near 0.05."""
 
+PRIOR = 4.0
+"""Degrees of freedom that the usual spread of trainings counts for, beside the trainings of a test."""
+TWO_ALIKE = 0.3
+"""Two seeds count as alike when their means differ by so little of what single replies explain."""
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
@@ -48,31 +53,61 @@ def cluster_variance(data: Sample) -> float:
     return float(((sums - centre * sizes) ** 2).sum()) * count / (count - 1) / len(data.values) ** 2
 
 
-def variance_of(data: Sample, by_prompt: float, *, cautious: bool = False) -> tuple[float, float, str]:
+def variance_of(data: Sample, by_prompt: float) -> tuple[float, float, str]:
     """Variance of the mean, degrees of freedom and method: prompts alone, or prompts crossed with seeds.
 
-    What differs between seeds beyond the noise of single replies is added to the variance between prompts; the degrees
-    of freedom are Satterthwaite's, which fall to seeds - 1 when the seeds are what differs. `cautious`, for tests: with
-    three seeds that happen to agree one must not conclude that seeds agree, so the degrees of freedom stay at 4 (seeds - 1)
-    at most, and are seeds - 1 from a third of the variance on (simulated: false alarms then stay below 6 %).
+    What differs between seeds beyond the noise of single replies is added to the variance between prompts. Two seeds tell
+    little of how seeds differ: unless they agree better than replies do by chance, the degrees of freedom are 1. With more
+    they are seeds - 1 as soon as seeds add a quarter of the variance, and Satterthwaite's below (`benchmarks/coverage.py`
+    has what that covers).
     """
     prompts = data.clusters - 1
     if data.seeds < 2:
         unclustered = data.clusters == len(data.values)
         return by_prompt, prompts, "Student's t" if unclustered else "clustered by prompt"
-    means = np.array([data.values[data.seed == s].mean() for s in range(data.seeds)])
-    by_seed, noise, least = float(means.var(ddof=1)) / data.seeds, _noise(data), data.seeds - 1.0
-    if by_seed <= noise and not cautious:
+    (by_seed, noise), least = _by_seed(data), data.seeds - 1.0
+    if by_seed <= noise * (1.0 if data.seeds > 2 else TWO_ALIKE):
         return by_prompt, prompts, f"clustered by prompt; {data.seeds} seeds differ no more than single replies do"
     extra = max(0.0, by_seed - noise)
     variance = by_prompt + extra
-    weight = by_prompt**2 / prompts + by_seed**2 / least
-    freedom = variance**2 / weight if weight > 0 else least
-    if cautious:
-        freedom = least if extra > by_prompt / 2 else min(freedom, 4 * least)
-    freedom = max(least, min(freedom, float(prompts)))
+    freedom = least
+    if data.seeds > 2 and extra <= by_prompt / 4:
+        freedom = _satterthwaite(variance, (by_prompt, prompts), (by_seed, least))
     how = f"clustered by prompt, {data.seeds} seeds as their own level (t, {freedom:.0f} degrees of freedom)"
     return variance, freedom, how
+
+
+def moderated(data: Sample, by_prompt: float, usual: float) -> tuple[float, float, str]:
+    """The same for tests, which must not take a few seeds that happen to agree for proof that seeds agree.
+
+    The variance between seeds is an average of what was seen and of what is usual, the latter weighing as much as `PRIOR`
+    degrees of freedom (a moderated t, Smyth 2004): a family of tests then stays at its level (`benchmarks/coverage.py`).
+    """
+    if data.seeds < 2:
+        return variance_of(data, by_prompt)
+    (by_seed, noise), own = _by_seed(data), data.seeds - 1.0
+    seen = max(0.0, by_seed - noise) * data.seeds
+    extra = (PRIOR * usual * usual + own * seen) / (PRIOR + own) / data.seeds
+    variance = by_prompt + extra
+    freedom = _satterthwaite(variance, (by_prompt, data.clusters - 1), (extra, PRIOR + own))
+    return (
+        variance,
+        freedom,
+        f"clustered by prompt, {data.seeds} seeds by moderated t, {freedom:.0f} degrees of freedom",
+    )
+
+
+def _satterthwaite(variance: float, *parts: tuple[float, float]) -> float:
+    """Degrees of freedom of a sum of variances, each with its own."""
+    least, most = min(freedom for _, freedom in parts), max(freedom for _, freedom in parts)
+    weight = sum(part**2 / freedom for part, freedom in parts)
+    return max(least, min(variance**2 / weight if weight > 0 else least, most))
+
+
+def _by_seed(data: Sample) -> tuple[float, float]:
+    """Variance of the mean from how seeds' means differ, and what of it the noise of single replies explains."""
+    means = np.array([data.values[data.seed == s].mean() for s in range(data.seeds)])
+    return float(means.var(ddof=1)) / data.seeds, _noise(data)
 
 
 def _noise(data: Sample) -> float:
@@ -91,7 +126,7 @@ def _noise(data: Sample) -> float:
 
 
 def correlation(yes: Floats, sizes: Floats, p: float) -> float:
-    """The intraclass correlation by analysis of variance, shrunk towards 1 by one cluster's worth of the rarer outcome."""
+    """The intraclass correlation by analysis of variance, shrunk towards 1 by half a cluster's worth of the rarer outcome."""
     count, n = len(sizes), float(sizes.sum())
     if n == count:
         return 1.0
@@ -101,13 +136,13 @@ def correlation(yes: Floats, sizes: Floats, p: float) -> float:
     total = between + (size - 1) * within
     raw = min(1.0, max(0.0, (between - within) / total)) if total > 0 else 1.0
     events = min(np.count_nonzero(yes > 0), np.count_nonzero(yes < sizes))
-    return float((raw * events + 1) / (events + 1))
+    return float((raw * events + 0.5) / (events + 0.5))
 
 
-def with_pseudo_clusters(data: Sample) -> Sample:
-    """One more cluster in which A always won and one in which B did, of the usual size and over all seeds."""
+def with_pseudo_clusters(data: Sample, scale: float = 1.0) -> Sample:
+    """One more cluster in which A won by `scale` and one in which B did, of the usual size and over all seeds."""
     size = max(data.seeds, round(len(data.values) / data.clusters))
-    values = np.concatenate([data.values, np.ones(size), -np.ones(size)])
+    values = np.concatenate([data.values, np.full(size, scale), np.full(size, -scale)])
     cluster = np.concatenate([data.cluster, np.repeat([data.clusters, data.clusters + 1], size)])
     seed = np.concatenate([data.seed, np.tile(np.arange(size) % data.seeds, 2)])
     return Sample(values, cluster, data.clusters + 2, seed, data.seeds)
@@ -149,20 +184,11 @@ def _exact_flip(sizes: Ints, observed: float) -> float:
     return float(min(1.0, chance[sums >= observed - 1e-9].sum()))
 
 
-def bootstrap(values: Floats, cluster: Ints, *, draws: int = 2_000) -> tuple[float, float]:
-    """The studentised bootstrap interval of a mean, clusters drawn with replacement; the seed is fixed."""
-    sums, sizes = np.bincount(cluster, weights=values), np.bincount(cluster).astype(float)
-    count, centre = len(sums), float(values.mean())
-    picked = np.random.default_rng(0).integers(0, count, size=(draws, count))
-    s, n = sums[picked], sizes[picked]
-    means = s.sum(1) / n.sum(1)
-    errors = np.sqrt(((s - means[:, None] * n) ** 2).sum(1) * count / (count - 1)) / n.sum(1)
-    real = math.sqrt(float(((sums - centre * sizes) ** 2).sum()) * count / (count - 1)) / float(sizes.sum())
-    usable = errors > 1e-12
-    if real == 0 or not usable.any():
-        return centre, centre
-    upper, lower = np.quantile((means[usable] - centre) / errors[usable], [0.975, 0.025])
-    return centre - float(upper) * real, centre - float(lower) * real
+def normal_quantile(share: float) -> float:
+    """The point below which so much of a normal distribution lies."""
+    from scipy.special import ndtri
+
+    return float(ndtri(share))
 
 
 def t_quantile(freedom: float) -> float:
