@@ -15,11 +15,11 @@ from tests.report.made import make_run, publish
 from demur import report, stats
 from demur.errors import UserError
 from demur.records import Part, Verdict
-from demur.report import words
+from demur.report import format
 from demur.report.compare import compare
 from demur.report.metrics import Cell, cells
 from demur.report.read import Row, read
-from demur.report.tell import as_csv, heads, json_bytes, lines, markdown
+from demur.report.sections import columns
 from demur.report.tests import PairedTest, difference
 
 
@@ -32,15 +32,21 @@ def text_of(run: Path, width: int = 160) -> str:
 def test_the_first_table_has_every_arm_and_column(run: Path) -> None:
     built = report.build(run)
     assert built.arms == ("raw", "default", "improved", "short")
-    assert [(h.column.metric, h.column.attack) for h in heads(built)] == [
-        ("attack_success", "none"), ("attack_success", "mini-seen"), ("over_refusal", "none"), ("accuracy", "none"),
+    assert [(c.metric, c.bench, c.attack) for c in columns(built)] == [
+        ("attack_success", "mini_harm", "none"), ("attack_success", "mini_harm", "mini-seen"), ("attack_success", "all", "all"),
+        ("over_refusal", "mini_benign", "none"), ("accuracy", "mini_arithmetic", "none"),
+        ("no_reply", "all", "all"), ("thinking_tokens", "all", "all"),
     ]  # fmt: skip
-    by_arm = {line.arm: line for line in lines(built)}
-    assert by_arm["raw"].cells[0] is not None
-    assert (by_arm["raw"].cells[0].value or 0) > 0.9
-    assert (by_arm["improved"].cells[1].value or 0) < 0.1  # type: ignore[union-attr]
-    assert by_arm["raw"].cells[0].n == 60
-    assert by_arm["default"].cells[0].n == 180  # type: ignore[union-attr]
+    plain, attacked, mean, *_ = columns(built)
+    assert (built.find("raw", plain).value or 0) > 0.9  # type: ignore[union-attr]
+    assert (built.find("improved", attacked).value or 0) < 0.1  # type: ignore[union-attr]
+    raw, default, whole = built.find("raw", plain), built.find("default", plain), built.find("default", mean)
+    assert raw is not None
+    assert default is not None
+    assert whole is not None
+    assert (raw.n, default.n, whole.n) == (60, 180, 360)
+    both = [built.find("default", column) for column in (plain, attacked)]
+    assert whole.value == pytest.approx(sum(e.value or 0 for e in both if e) / 2)
 
 
 def test_the_terminal_says_how_far_to_trust_it(run: Path) -> None:
@@ -52,6 +58,7 @@ def test_the_terminal_says_how_far_to_trust_it(run: Path) -> None:
         "unscored 0",
         "after Holm",
         "seen",
+        "n=180",
     ):
         assert wanted in text.replace("3.3 %", "2.0 %"), wanted
     assert "improved beats default" in text
@@ -59,7 +66,7 @@ def test_the_terminal_says_how_far_to_trust_it(run: Path) -> None:
 
 def test_numbers_over_seeds_and_of_each_seed(run: Path) -> None:
     built = report.build(run)
-    column = heads(built)[0].column
+    column = built.columns[0]
     pooled = built.find("default", column)
     each = [built.find("default", column, seed) for seed in (0, 1, 2)]
     assert pooled is not None
@@ -78,10 +85,10 @@ def test_equal_stages_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_csv_and_json_hold_every_number(run: Path) -> None:
     built = report.build(run)
-    rows = list(csv.DictReader(as_csv(built).splitlines()))
+    rows = list(csv.DictReader(report.csv(built).splitlines()))
     assert len(rows) == len(built.results)
     assert {row["arm"] for row in rows} == set(built.arms)
-    data = json.loads(json_bytes(built))
+    data = json.loads(report.write(run, built=built)["json"].read_bytes())
     assert data["results"][0]["estimate"]["n"] == built.results[0].estimate.n
     assert data["name"] == "fixture"
 
@@ -103,7 +110,7 @@ def test_the_best_arm_is_marked_only_where_tests_allow_it(run: Path, tmp_path: P
     assert not any(b.metric == "over_refusal" for b in built.best), "equal arms: none is best"
     for mark in built.best:
         column = next(
-            h.column for h in heads(built) if (h.column.attack, h.column.metric) == (mark.attack, mark.metric)
+            column for column in built.columns if (column.attack, column.metric) == (mark.attack, mark.metric)
         )
         values = {arm: (built.find(arm, column).value or 0) for arm in built.arms}  # type: ignore[union-attr]
         assert values[mark.arm] == min(values.values())
@@ -153,14 +160,14 @@ def test_garbled_arms_are_called_so(tmp_path: Path) -> None:
     for path in (run / "stages").glob("evaluate-short-*mini_harm-none*/verdicts.jsonl"):
         path.write_text(path.read_text().replace("full_refusal", "garbled"))
     assert "short" in report.build(run).incoherent
-    assert "does not speak coherently" in markdown(report.build(run))
+    assert "does not speak coherently" in report.markdown(report.build(run))
     assert "short is garbled" in text_of(run)
 
 
 def test_a_stand_in_is_marked_across_the_head(tmp_path: Path) -> None:
     run = make_run(tmp_path / "small", prompts=12, seeds=(0,), stand_in=True)
-    assert "stand-in" in text_of(run)
-    assert "**stand-in**" in markdown(report.build(run))
+    assert "smoke run" in text_of(run)
+    assert "**smoke run" in report.markdown(report.build(run))
     assert 'class="banner"' in report.write(run)["html"].read_text()
 
 
@@ -169,7 +176,7 @@ def test_undecided_verdicts_are_counted_beside_the_rate(tmp_path: Path) -> None:
     for path in (run / "stages").glob("evaluate-raw-*mini_harm-none*/verdicts.jsonl"):
         path.write_text(path.read_text().replace('"label":"full_compliance"', '"label":null', 4))
     built = report.build(run)
-    estimate = built.find("raw", heads(built)[0].column)
+    estimate = built.find("raw", built.columns[0])
     assert estimate is not None
     assert estimate.unscored == 4
     assert estimate.n == 16
@@ -190,10 +197,10 @@ def test_compare_one_seed_and_whole_arms(run: Path) -> None:
     claims = compare(f"{run}:default", f"{run}:improved")
     by_attack = {claim.attack[0]: claim for claim in claims if claim.metric == "attack_success"}
     assert by_attack["mini-seen"].winner == "improved"
-    assert "improved is better by" in words.verdict(by_attack["mini-seen"])
+    assert "improved is better by" in format.verdict(by_attack["mini-seen"])
     one = compare(f"{run}:default/0", f"{run}:default/1")
     assert {claim.difference.seeds for claim in one} == {1}
-    assert any("would show" in words.verdict(claim) for claim in one)
+    assert any("more prompts would show" in format.verdict(claim) for claim in one)
 
 
 @pytest.mark.parametrize(
@@ -215,20 +222,20 @@ def claim_of(a: list[bool], b: list[bool], margin: float | None = None, better: 
 
 def test_the_verdict_in_words() -> None:
     same = [True] * 900 + [False] * 100
-    assert "not worse than two by 2 points" in words.verdict(claim_of(same, same, margin=0.02))
+    assert "not worse than two by 2 points" in format.verdict(claim_of(same, same, margin=0.02))
     few = claim_of([True] * 9 + [False], [True] * 8 + [False] * 2, margin=0.02)
-    assert "could not be shown" in words.verdict(few)
-    assert words.verdict(claim_of([True] * 50, [False] * 50)) == "one is better by 100 points"
-    assert words.verdict(claim_of([True] * 50, [False] * 50, better="lower")) == "two is better by 100 points"
-    assert words.verdict(claim_of([True], [False])).startswith("cannot tell")
+    assert "not shown to be not worse" in format.verdict(few)
+    assert format.verdict(claim_of([True] * 50, [False] * 50)) == "one is better by 100 points"
+    assert format.verdict(claim_of([True] * 50, [False] * 50, better="lower")) == "two is better by 100 points"
+    assert format.verdict(claim_of([True], [False])).startswith("undecided")
 
 
 def test_numbers_as_people_read_them() -> None:
-    assert words.interval(stats.rate([False] * 50)) == "0 [0–7]"
-    assert words.interval(stats.rate([])) == "–"
-    assert words.spread(stats.paired([True] * 10 + [False] * 10, [False] * 5 + [True] * 15)).startswith("−25 [−")
-    assert words.p_value(0.0001) == "< 0.001"
-    assert words.signed(0.0) == "0"
+    assert format.interval(stats.rate([False] * 50)) == "0 [0–7]"
+    assert format.interval(stats.rate([])) == "–"
+    assert format.spread(stats.paired([True] * 10 + [False] * 10, [False] * 5 + [True] * 15)).startswith("−25 [−")
+    assert format.p_value(0.0001) == "< 0.001"
+    assert format.signed(0.0) == "0"
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
@@ -245,7 +252,7 @@ def test_a_run_of_traces_alone_shows_its_patterns(tmp_path: Path) -> None:
         shutil.rmtree(folder)
     text = text_of(run)
     assert "harmful additions" in text
-    assert "prompts a column" not in text
+    assert "n counts replies" not in text
     page = report.write(run)["html"].read_text()
     assert 'id="patterns"' in page
     assert 'id="results"' not in page

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from tests.report.made import evaluation, harm_label, prompts_of, publish
 
-from demur.report import build, words
+from demur.report import build, markdown
 from demur.report.data import Report
-from demur.report.tell import markdown
+from demur.report.format import conclusion
 
 BASES = ("x", "y", "z")
 SEEDS = (1, 2, 3)
@@ -35,7 +35,7 @@ def made(folder: Path, chances: dict[str, dict[str, float]], evidence: dict[str,
                     )  # fmt: skip
     study = {
         "name": "made", "arms": {arm: {} for arm in chances}, "bases": list(BASES),
-        "findings": [{"claim": "the claim", "evidence": [{"bench": "mini_harm"} | evidence]}],
+        "findings": [{"claim": "the claim", "evidence": [{"bench": "mini_harm", "metric": "attack_success"} | evidence]}],
     }  # fmt: skip
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
     return build(folder)
@@ -48,12 +48,12 @@ def everywhere(chance: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("a", "b", "expect", "by", "outcome"),
     [
-        (0.30, 0.05, "higher", 0.05, "seen"),
-        (0.30, 0.05, "lower", 0.05, "not seen"),
-        (0.05, 0.05, "higher", 0.15, "not seen"),
-        (0.05, 0.05, "same", 0.15, "seen"),
-        (0.60, 0.05, "same", 0.15, "not seen"),
-        (0.05, 0.05, "same", 0.001, "cannot tell"),
+        (0.30, 0.05, "higher", 0.05, "supported"),
+        (0.30, 0.05, "lower", 0.05, "refuted"),
+        (0.05, 0.05, "higher", 0.15, "refuted"),
+        (0.05, 0.05, "same", 0.15, "supported"),
+        (0.60, 0.05, "same", 0.15, "refuted"),
+        (0.05, 0.05, "same", 0.001, "undecided"),
     ],
 )
 def test_a_claim_is_decided_by_size_and_certainty(
@@ -64,23 +64,23 @@ def test_a_claim_is_decided_by_size_and_certainty(
     (test,) = found.evidence
     assert found.outcome == test.outcome == outcome
     assert (test.difference.n, test.difference.clusters, test.difference.seeds, test.bases) == (9 * 120, 120, 9, 3)
-    assert found.claim in markdown(report).partition("| arm |")[0]
-    assert outcome in words.conclusion(found)
+    assert found.claim in markdown(report).partition("## Results")[0]
+    assert outcome in conclusion(found)
 
 
 def test_bases_that_disagree_leave_a_claim_open(tmp_path: Path) -> None:
     # 1,080 pairs of which a third is sure: prompts alone, or nine seeds alone, would call it shown.
     chances = {"a": {"x": 0.65, "y": 0.06, "z": 0.04}, "b": everywhere(0.05)}
     (found,) = made(tmp_path, chances, {"a": "a", "b": "b", "expect": "higher", "by": 0.05}).findings
-    assert found.outcome == "cannot tell"
+    assert found.outcome == "undecided"
     assert (found.evidence[0].difference.value or 0) > 0.15
 
 
 def test_an_untrained_arm_stands_against_the_trainings_of_its_own_base(tmp_path: Path) -> None:
     chances = {"a": {"x": 0.0, "y": 0.5, "z": 1.0}, "raw": {"x": 0.0, "y": 0.5, "z": 1.0}}
-    (found,) = made(tmp_path, chances, {"a": "a", "b": "raw", "expect": "same", "by": 0.2}).findings
+    (found,) = made(tmp_path, chances, {"a": "a", "b": "raw", "expect": "same", "by": 0.3}).findings
     assert found.evidence[0].difference.n == 9 * 120
-    assert found.outcome == "seen"
+    assert found.outcome == "supported"
 
 
 def test_a_test_goes_by_the_part_that_the_judge_reads_unless_it_names_one(tmp_path: Path) -> None:
@@ -88,13 +88,13 @@ def test_a_test_goes_by_the_part_that_the_judge_reads_unless_it_names_one(tmp_pa
         for seed in SEEDS:
             asked = prompts_of("harm", "harmful", 60)
             evaluation(tmp_path, arm, seed, "mini_harm", "", asked, harm_label(chance), part="whole")
-    evidence = {"a": "a", "b": "b", "expect": "higher", "by": 0.05}
+    evidence = {"a": "a", "b": "b", "metric": "attack_success", "expect": "higher", "by": 0.05}
     findings = [{"claim": "c", "evidence": [evidence]}, {"claim": "d", "evidence": [evidence | {"part": "thinking"}]}]
     (tmp_path / "study.yaml").write_text(
         yaml.safe_dump({"name": "made", "findings": findings, "arms": {"a": {}, "b": {}}})
     )
     read, unread = build(tmp_path).findings
-    assert read.outcome == "seen"
+    assert read.outcome == "supported"
     assert unread.evidence[0].why == "not measured on both arms"
 
 
@@ -110,7 +110,7 @@ def test_nothing_is_read_of_a_garbled_arm(tmp_path: Path) -> None:
     report = build(tmp_path)
     (found,) = report.findings
     assert set(report.incoherent) == {"a"}
-    assert found.outcome == "cannot tell"
+    assert found.outcome == "undecided"
     assert "garbled" in found.evidence[0].why
     assert found.evidence[0].difference.value is None
 
@@ -119,20 +119,20 @@ def test_loss_is_compared_training_by_training(tmp_path: Path) -> None:
     evidence = {"a": "a", "b": "b", "metric": "loss", "expect": "lower", "by": 0.02}
     report = made(tmp_path, {"a": everywhere(0.1), "b": everywhere(0.4)}, evidence)
     (test,) = report.findings[0].evidence
-    assert test.outcome == "seen"
+    assert test.outcome == "supported"
     assert test.difference.value == pytest.approx(-0.3, abs=0.02)
     assert (test.difference.n, test.unit) == (9, "nats")
 
 
 def test_one_failed_test_of_several_fails_the_claim(tmp_path: Path) -> None:
-    made(tmp_path, {"a": everywhere(0.3), "b": everywhere(0.05)}, {"a": "a", "b": "b", "expect": "higher", "by": 0.05})
+    made(tmp_path, {"a": everywhere(0.6), "b": everywhere(0.05)}, {"a": "a", "b": "b", "expect": "higher", "by": 0.05})
     study = yaml.safe_load((tmp_path / "study.yaml").read_text())
     first = study["findings"][0]["evidence"][0]
     study["findings"][0]["evidence"] = [first, first | {"expect": "same", "by": 0.01}, first | {"by": 0.2}]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     (found,) = build(tmp_path).findings
-    assert [test.outcome for test in found.evidence] == ["seen", "not seen", "seen"]
-    assert found.outcome == "not seen"
+    assert [test.outcome for test in found.evidence] == ["supported", "refuted", "supported"]
+    assert found.outcome == "refuted"
 
 
 def test_arms_are_shown_over_all_bases_and_on_each(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ def test_rates_bounds_and_counts() -> None:
     assert rate.low < 2 / 6 < rate.high
     assert rate.best == pytest.approx(2 / 9), "cut and unscored ones count for the model"
     assert rate.worst == pytest.approx(6 / 9), "and against it"
-    assert set(found) == {"attack_success", "thinking_tokens", "cut"}, "a harm judge says nothing about refusal"
+    assert set(found) == {"attack_success", "thinking_tokens", "cut", "no_reply", "no_reply/truncated in thinking"}, (
+        "a harm judge says nothing about refusal"
+    )
     assert found["cut"].estimate.value == pytest.approx(2 / 8)
     assert found["thinking_tokens"].estimate.value == pytest.approx(3.5 * 10)
     assert found["thinking_tokens"].estimate.unscored == 1, "a request without a reply is unscored everywhere"

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
-from demur.report import words
+from demur.report import format
 from demur.report.compare import compare as compared
-from demur.report.compare import table
 from demur.report.data import plain
+from demur.report.sections import comparison
+from demur.report.tables import terminal
 
 app = common.app("Compare two arms by paired tests.")
 
@@ -39,7 +40,7 @@ def compare(
     """
     claims = compared(a, b, margin=margin)
     if json:
-        rows = [plain(claim) | {"winner": claim.winner, "words": words.verdict(claim)} for claim in claims]
+        rows = [plain(claim) | {"winner": claim.winner, "words": format.verdict(claim)} for claim in claims]
         common.print_json({"a": claims[0].a, "b": claims[0].b, "comparisons": rows})
         return
-    common.stdout.print(table(claims))
+    common.stdout.print(terminal(comparison(claims)))

@@ -1,25 +1,41 @@
-"""The report of a run: numbers first (`build`), then how they are told (`write`, `terminal`).
+"""The report of a run: numbers first (`build`), then how they are shown (`write`, `terminal`).
 
 read.py      a run's folder -> rows              metrics.py   rows -> estimates, by arm and column
 tests.py     arms against arms                   agreement.py judges against judges
 patterns.py  patterns in traces                  training.py  funnels, mixes, learnability
-data.py      all of it -> Report                 words.py     numbers in words
-tell.py      terminal, Markdown, CSV, JSON       page.py      report.html, with the drawings of figures.py
+data.py      all of it -> Report                 sections.py  what is shown, in order
+tables.py    one table, four writers             format.py    numbers in words
+page.py      report.html, with figures.py        viewer.py    looking through traces, with index.py and labels.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
+
+from demur.records import Estimate, encode
 from demur.report.data import Report, build
 from demur.report.data import plain as as_json
-from demur.report.tell import as_csv, json_bytes, markdown, terminal
+from demur.report.format import conclusion
+from demur.report.sections import STAND_IN, first, notes, sections
+from demur.report.tables import as_csv
+from demur.report.tables import markdown as table_markdown
+from demur.report.tables import terminal as table_terminal
 from demur.storage.artifacts import atomic_write
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+VERBS = ("patterns", "data", "learnability", "measured")
+"""Sections that stand for a run without evaluations."""
+SUMMARY = ("measured", "findings", "results", "changes", "comparisons", "patterns", "data", "protocol")
 
 
 def write(run: Path | Sequence[Path], out: Path | None = None, *, built: Report | None = None) -> dict[str, Path]:
-    """Write results.json, results.csv, summary.md and report.html into the first run, or into `out`; gives their paths.
+    """Write results.json, results.csv, summary.md and report.html into the first run, or into `out`; returns their paths.
 
     `built` is their report, where it is there already.
     """
@@ -30,8 +46,8 @@ def write(run: Path | Sequence[Path], out: Path | None = None, *, built: Report 
     place = out or folders[0]
     place.mkdir(parents=True, exist_ok=True)
     contents: dict[str, tuple[str, bytes | str]] = {
-        "json": ("results.json", json_bytes(report)),
-        "csv": ("results.csv", as_csv(report)),
+        "json": ("results.json", msgspec.json.format(encode(as_json(report)), indent=1) + b"\n"),
+        "csv": ("results.csv", csv(report)),
         "markdown": ("summary.md", markdown(report)),
         "html": ("report.html", page(report, folders)),
     }
@@ -40,4 +56,41 @@ def write(run: Path | Sequence[Path], out: Path | None = None, *, built: Report 
     return {kind: place / name for kind, (name, _) in contents.items()}
 
 
-__all__ = ["Report", "as_json", "build", "terminal", "write"]
+def terminal(report: Report) -> Group:
+    """What a terminal shows: the first table with its notes, or what else the run made."""
+    from rich.console import Group
+    from rich.text import Text
+
+    banner = [Text(STAND_IN, style="bold red")] if report.stand_in else []
+    if not report.arms:
+        shown = [section for section in sections(report) if section.id in VERBS and section.tables]
+        return Group(*banner, *(table_terminal(table) for section in shown for table in section.tables))
+    claims = [Text(conclusion(one), style="bold" if one.outcome == "supported" else "") for one in report.findings]
+    lines = [Text(note, style="yellow" if "garbled" in note else "dim") for note in notes(report)]
+    return Group(*banner, *(table_terminal(t) for section in first(report) for t in section.tables), *claims, *lines)
+
+
+def markdown(report: Report) -> str:
+    """summary.md: the tables that a reader wants, with what stands under them."""
+    out = [f"# {report.name}", ""]
+    out += [f"**{STAND_IN}**", ""] if report.stand_in else []
+    out += [report.question, ""] if report.question else []
+    for section in sections(report):
+        if section.id in SUMMARY and section.tables:
+            out += [f"## {section.title}", "", *([section.about, ""] if section.about else [])]
+            for table in section.tables:
+                out += [*table_markdown(table), ""]
+            out += [f"- {note.replace('|', chr(92) + '|').replace('<', '&lt;')}" for note in section.notes]
+            out += [""] if section.notes else []
+    return "\n".join(out)
+
+
+def csv(report: Report) -> str:
+    """results.csv: every number of the run, one a line."""
+    estimate = [field.name for field in msgspec.structs.fields(Estimate)]
+    own = ["arm", "seed", "bench", "attack", "metric", "part", "judge", "better", "unit"]
+    rows = ([*(getattr(r, k) for k in own), *(getattr(r.estimate, k) for k in estimate)] for r in report.results)
+    return as_csv([*own, *estimate], rows)
+
+
+__all__ = ["Report", "as_json", "build", "markdown", "terminal", "write"]

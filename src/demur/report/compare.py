@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from demur.errors import UserError, unknown
-from demur.report import words
-from demur.report.metrics import Cell, Cells, Column, cells
+from demur.report import format
+from demur.report.metrics import Cell, Column, cells, headlines
 from demur.report.read import Run, read
-from demur.report.tests import HEADLINES, PairedTest, every_column
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from demur.report.tests import PairedTest, every_column
 
 
 class Side(NamedTuple):
@@ -50,25 +47,34 @@ def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
         UserError: no such arm or seed, or nothing that both were measured on.
     """
     sides = [side(a), side(b)]
-    folders = {s.run: read(s.run) for s in sides}
-    arms = [_arm(s, folders[s.run]) for s in sides]
-    names = [arm if s.seed is None else f"{arm}/{s.seed}" for s, arm in zip(sides, arms, strict=True)]
-    if names[0] == names[1]:
-        names = [f"{s.run.name}:{name}" for s, name in zip(sides, names, strict=True)]
-    if names[0] == names[1]:
-        names = [f"{s.run}:{name}" for s, name in zip(sides, names, strict=True)]
-    if names[0] == names[1]:
+    runs = {s.run: read(s.run) for s in sides}
+    arms = [_arm(s, runs[s.run]) for s in sides]
+    plain = [arm if s.seed is None else f"{arm}/{s.seed}" for s, arm in zip(sides, arms, strict=True)]
+    ways = (
+        plain,
+        [f"{s.run.name}:{n}" for s, n in zip(sides, plain, strict=True)],
+        [f"{s.run}:{n}" for s, n in zip(sides, plain, strict=True)],
+    )
+    names = next((way for way in ways if way[0] != way[1]), None)
+    if names is None:
         raise UserError(
             f"{a} and {b} are the same: name two arms, such as {sides[0].run}:improved {sides[0].run}:short."
         )
-    found: Cells = {name: _cells(folders[s.run], arm, s) for name, arm, s in zip(names, arms, sides, strict=True)}
+    found = {name: _cells(runs[s.run], arm, s) for name, arm, s in zip(names, arms, sides, strict=True)}
+    columns = headlines([e for run in runs.values() for e in run.evaluations], found)
     if margin is None:
-        declared = folders[sides[0].run].study.get("compare") or []
+        declared = runs[sides[0].run].study.get("compare") or []
         margin = next((c.get("margin") for c in declared if {c["a"], c["b"]} == set(arms)), None)
-    claims = every_column(found, names[0], names[1], margin)
-    if not claims:
-        raise UserError(_nothing_shared(found, names))
-    return claims
+    tests = every_column(found, columns, names[0], names[1], margin)
+    if not tests:
+        what = [
+            ", ".join(f"{format.place(c.bench, c.attack)} by {c.judge}" for c in columns if c in found[n]) or "nothing"
+            for n in names
+        ]
+        raise UserError(
+            f"nothing to compare: {names[0]} was measured on {what[0]}; {names[1]} on {what[1]}. Evaluate both alike first."
+        )
+    return tests
 
 
 def _arm(s: Side, run: Run) -> str:
@@ -88,33 +94,3 @@ def _cells(run: Run, arm: str, s: Side) -> dict[Column, Cell]:
         seeds = sorted({e.seed for e in run.evaluations if e.arm == arm and e.seed is not None})
         raise UserError(f"{s.run}:{arm} has no seed {s.seed}. There are: {', '.join(map(str, seeds)) or 'none'}.")
     return cells(chosen)[arm]
-
-
-def _nothing_shared(found: Cells, names: list[str]) -> str:
-    what = [
-        ", ".join(f"{c.bench} under {c.attack} by {c.judge}" for c in found[name] if c.metric in HEADLINES) or "nothing"
-        for name in names
-    ]
-    return (
-        f"nothing to compare: {names[0]} was measured on {what[0]}; {names[1]} on {what[1]}. Evaluate both alike first."
-    )
-
-
-def table(claims: list[PairedTest]) -> Table:
-    """Comparisons for a terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    first = claims[0]
-    made = Table(box=None, pad_edge=False)
-    for title in ("benchmark", first.a, first.b, "difference", "p (Holm)"):
-        made.add_column(Text(title), justify="left" if title == "benchmark" else "right", no_wrap=title != "benchmark")
-    made.add_column("in words")
-    several = {c.bench for c in claims if len({o.metric for o in claims if o.bench == c.bench}) > 1}
-    for claim in claims:
-        metric = claim.metric if claim.bench in several else ""
-        title = f"{words.column_title(claim.bench, claim.attack, metric)}, n={claim.difference.clusters}"
-        cells = words.interval(claim.estimate_a), words.interval(claim.estimate_b), words.spread(claim.difference)
-        style = "bold" if claim.winner else ""
-        made.add_row(Text(title), *cells, words.p_value(claim.p_holm), Text(words.verdict(claim), style=style))
-    return made

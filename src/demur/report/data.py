@@ -1,4 +1,4 @@
-"""What a report says, before anyone lays it out: numbers and words, a pure function of a run's stages.
+"""What a report says, before anyone lays it out: a pure function of a run's stages.
 
 Times, hosts and places are no part of it, so equal stages give equal bytes.
 """
@@ -10,19 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
-from demur.records import Estimate, Record, Result
+from demur.records import Estimate, Record, Result, Trace
 from demur.report import training
 from demur.report.agreement import Agreement, Crossing, agreement, crossing
-from demur.report.metrics import Column, Tries, bench_of, cells, results, tries
+from demur.report.metrics import Column, Tries, alike, averages, cells, headlines, results, tries
 from demur.report.patterns import PatternRate, measures, patterns
-from demur.report.published import Published, published
-from demur.report.read import Run, read
-from demur.report.tests import HEADLINES, Best, Finding, PairedTest, best, declared, findings
+from demur.report.published import published
+from demur.report.read import Evaluation, Run, read
+from demur.report.tests import Best, Finding, PairedTest, against_raw, best, declared, findings
+from demur.storage.records_file import project
 
 GARBLED = 0.10
 """Above this share of garbled replies an arm does not speak coherently, and its refusals mean little."""
+
+
+class Subject(Record, frozen=True, kw_only=True):
+    """What an arm is."""
+
+    arm: str
+    models: tuple[str, ...]
+    """Identities of the models that answered: hashes of weights, or names with declared revisions or addresses."""
+    base: str = ""
+    made: str = ""
+    """What it was trained on."""
+    seeds: tuple[int, ...] = ()
 
 
 class Protocol(Record, frozen=True, kw_only=True):
@@ -38,6 +50,7 @@ class Protocol(Record, frozen=True, kw_only=True):
     sampling: dict[str, Any] = {}
     paper: str = ""
     sha256: str = ""
+    licence: str = ""
 
 
 class Report(Record, frozen=True, kw_only=True):
@@ -48,7 +61,12 @@ class Report(Record, frozen=True, kw_only=True):
     stand_in: bool
     arms: tuple[str, ...]
     results: tuple[Result, ...]
+    subjects: tuple[Subject, ...] = ()
+    columns: tuple[Column, ...] = ()
+    """What the first table shows: each benchmark's headline metrics, of every judge that read the protocol's part."""
     claims: tuple[PairedTest, ...] = ()
+    changes: tuple[PairedTest, ...] = ()
+    """Every trained arm against the one that is not."""
     best: tuple[Best, ...] = ()
     findings: tuple[Finding, ...] = ()
     bases: tuple[str, ...] = ()
@@ -60,41 +78,33 @@ class Report(Record, frozen=True, kw_only=True):
     measures: dict[str, dict[str, Estimate]] = {}
     """What detectors count a trace besides the patterns, by set of traces."""
     funnels: dict[str, dict[str, int]] = {}
+    repairs: dict[str, dict[str, int]] = {}
     lengths: tuple[training.Lengths, ...] = ()
     learnability: tuple[training.Curve, ...] = ()
     learnt: tuple[training.Learnability, ...] = ()
     crossing: tuple[Crossing, ...] = ()
     agreement: tuple[Agreement, ...] = ()
     tries: tuple[Tries, ...] = ()
+    alike: dict[str, int] = {}
+    """Evaluations in which all samples of a prompt are the same -> its prompts."""
     mixes: dict[str, list[dict[str, Any]]] = {}
-    published: tuple[Published, ...] = ()
+    published: dict[str, float] = {}
+    """The paper's numbers: `ARM|BENCH|ATTACK|METRIC` -> share."""
     stages: dict[str, str] = {}
     """Every stage with its fingerprint."""
+
+    def table(self) -> dict[tuple[str, ...], Estimate]:
+        """Every number over all seeds, by arm, benchmark, attack, metric, judge and part."""
+        return {place(r): r.estimate for r in self.results if r.seed is None}
 
     def find(self, arm: str, column: Column, seed: int | None = None) -> Estimate | None:
         """The number of an arm in a column."""
         at = (arm, *column[:5])
-        return next((r.estimate for r in self.results if r.seed == seed and _place(r) == at), None)
-
-    @property
-    def listed(self) -> list[Result]:
-        """Every number once: over all seeds where there is such a number, else of each seed."""
-        pooled = {_place(r) for r in self.results if r.seed is None}
-        return [r for r in self.results if r.seed is None or _place(r) not in pooled]
-
-    @property
-    def columns(self) -> list[Column]:
-        """The columns of the first table: each benchmark's own judge, by metric and then as they were measured."""
-        seen: dict[tuple[str, str, str], Column] = {}
-        for r in self.results:
-            if r.seed is None and r.metric in HEADLINES:
-                column = Column(r.bench, r.attack, r.metric, r.judge, r.part, r.better)
-                seen.setdefault((r.bench, r.attack, r.metric), column)
-        return sorted(seen.values(), key=lambda column: HEADLINES.index(column.metric))
+        return next((r.estimate for r in self.results if r.seed == seed and place(r) == at), None)
 
 
-def _place(r: Result) -> tuple[str, ...]:
-    """Where a number stands: its arm, and what a column is told by."""
+def place(r: Result) -> tuple[str, ...]:
+    """Where a number stands: its arm, and what a column is known by."""
     return r.arm, r.bench, r.attack, r.metric, r.judge, r.part
 
 
@@ -107,9 +117,7 @@ def build(run: Path | Sequence[Path]) -> Report:
 
 def merged(runs: Sequence[Run]) -> Run:
     """Several runs as one."""
-    names = [str(run.study.get("name") or run.folder.name) for run in runs]
-    if len(set(names)) < len(names):
-        names = [run.folder.name for run in runs]
+    names = named(runs)
     evaluations = [
         e._replace(arm=f"{name}:{e.arm}") for name, run in zip(names, runs, strict=True) for e in run.evaluations
     ]
@@ -117,24 +125,34 @@ def merged(runs: Sequence[Run]) -> Run:
     return Run(runs[0].folder, study, [stage for run in runs for stage in run.stages], evaluations)
 
 
+def named(runs: Sequence[Run]) -> list[str]:
+    """What each of several runs is called: its study, else its folder, else its path."""
+    for names in ([str(run.study.get("name")) for run in runs], [run.folder.name for run in runs]):
+        if len(set(names)) == len(names):
+            return names
+    return [str(run.folder) for run in runs]
+
+
 def of_run(run: Run) -> Report:
     """The report of a run that was read."""
     copies = [e for e in run.evaluations if run.split(e.arm)[1]]
     single, run = run, run.pooled()
     found = cells(run.evaluations)
-    numbers = [*results(found), *results(cells(run.evaluations, by_category=True)), *results(cells(copies))]
-    blank = Report(
+    columns = headlines(run.evaluations, found)
+    numbers = [*results(found), *averages(found, columns), *results(cells(run.evaluations, by_category=True))]
+    numbers += results(cells(copies))
+    incoherent, taken = _incoherent(list(found), numbers), tuple(training.learnability(single))
+    return Report(
         name=str(run.study.get("name") or "run"),
         question=str(run.study.get("question") or ""),
         stand_in=bool(run.study.get("stand_in")),
         arms=tuple(found),
         results=tuple(numbers),
-    )
-    incoherent, taken = _incoherent(blank), tuple(training.learnability(single))
-    return replace(
-        blank,
-        claims=tuple(declared(found, blank.columns, run.study.get("compare") or [])),
-        best=tuple(best(found, blank.columns)),
+        subjects=tuple(_subjects(run)),
+        columns=tuple(columns),
+        claims=tuple(declared(found, columns, run.study.get("compare") or [])),
+        changes=tuple(against_raw(found, columns, _untrained(run))),
+        best=tuple(best(found, columns)),
         incoherent=incoherent,
         bases=tuple(str(base) for base in run.study.get("bases") or ()),
         findings=tuple(findings(run, found, taken, incoherent)),
@@ -142,51 +160,86 @@ def of_run(run: Run) -> Report:
         patterns=tuple(patterns(run)),
         measures=measures(run),
         funnels=training.funnels(run),
+        repairs=training.repairs(run),
         lengths=tuple(training.lengths(run)),
         learnability=tuple(training.curves(run)),
         learnt=taken,
         crossing=tuple(crossing(run.evaluations)),
         agreement=tuple(agreement(run.evaluations)),
-        tries=tuple(tries(found, blank.columns)),
+        tries=tuple(tries(found, columns)),
+        alike=alike(run.evaluations),
         mixes=training.mixes(run),
-        published=tuple(published(run)),
+        published=published(str(run.study.get("base", "")), found),
         stages={stage.manifest.name: stage.manifest.fingerprint for stage in run.stages},
     )
 
 
-def _incoherent(report: Report) -> dict[str, Estimate]:
+def _incoherent(arms: Sequence[str], numbers: Sequence[Result]) -> dict[str, Estimate]:
     """Arms that are garbled too often, with the worst of their rates."""
     found: dict[str, list[Estimate]] = {}
-    for r in report.results:
-        mine = r.arm in report.arms and (r.part, r.metric, r.seed) == ("answer", "garbled", None)
+    for r in numbers:
+        mine = r.arm in arms and (r.part, r.metric, r.seed) == ("answer", "garbled", None)
         if mine and (r.estimate.value or 0) > GARBLED:
             found.setdefault(r.arm, []).append(r.estimate)
     return {arm: max(rates, key=lambda e: e.value or 0) for arm, rates in found.items()}
 
 
+def _untrained(run: Run) -> str:
+    """The arm that is the base as it is; empty: there is none, or several."""
+    arms = run.study.get("arms") or {}
+    found = [arm for arm, settings in arms.items() if not settings]
+    return found[0] if len(found) == 1 and len(arms) > 1 else ""
+
+
+def _subjects(run: Run) -> list[Subject]:
+    """What every arm is."""
+    found = []
+    for arm in dict.fromkeys(e.arm for e in run.evaluations):
+        own = [e for e in run.evaluations if e.arm == arm]
+        settings = (run.study.get("arms") or {}).get(arm) or {}
+        parts = [
+            f"{settings[share]} {share}"
+            for share in ("safety", "maths", "benign")
+            if isinstance(settings.get(share), int)
+        ]
+        made = ", ".join(part for part in (str(settings.get("format") or ""), *parts) if part)
+        base = str(
+            settings.get("base") or ", ".join(map(str, run.study.get("bases") or ())) or run.study.get("base", "")
+        )
+        seeds = sorted({e.seed for e in own if e.seed is not None})
+        found.append(Subject(arm=arm, models=tuple(_models(own)), base=base, made=made, seeds=tuple(seeds)))
+    return found
+
+
+def _models(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Who answered, by the first reply of each stage."""
+    stages = {id(e.stage): e.stage for e in evaluations if e.stage is not None}
+    firsts = (next(project(stage.folder / "traces.jsonl", Trace, "model"), ("",))[0] for stage in stages.values())
+    return [name for name in dict.fromkeys(firsts) if name]
+
+
 def _protocols(run: Run) -> list[Protocol]:
     """How each benchmark was used, over all arms."""
-    groups: dict[tuple[str, str], list[Any]] = {}
+    groups: dict[tuple[str, str], list[Evaluation]] = {}
     for evaluation in run.evaluations:
         groups.setdefault((evaluation.bench, evaluation.attack), []).append(evaluation)
     rows = []
     for (name, attack), members in groups.items():
-        bench, settings = bench_of(name), members[0].stage.manifest.settings if members[0].stage else {}
-        use = settings["bench"] if isinstance(settings.get("bench"), dict) else {}
+        bench, stage = members[0].protocol, members[0].stage
+        use = stage.manifest.settings.get("bench") if stage else None
+        sampling = (use.get("sampling") if isinstance(use, dict) else None) or {}
+        changed = {key: value for key, value in sampling.items() if value is not None}
         rows.append(
             Protocol(
-                bench=name,
-                version=bench.version if bench else None,
-                attack=attack,
+                bench=name, version=bench.version if bench else None, attack=attack,
                 judges=tuple(dict.fromkeys(f"{j} ({p})" for m in members for j, p in m.judges)),
                 prompts=max(len({row.prompt for row in m.rows}) for m in members),
                 replies=sum(len(m.rows) for m in members),
                 seeds=len({m.seed for m in members if m.seed is not None}) or 1,
-                sampling=plain(bench.sampling) | (use.get("sampling") or {}) if bench else {},
-                paper=bench.paper if bench else "",
-                sha256=bench.sha256 if bench else "",
+                sampling=plain(bench.sampling) | changed if bench else {},
+                paper=bench.paper if bench else "", sha256=bench.sha256 if bench else "", licence=bench.licence if bench else "",
             )
-        )
+        )  # fmt: skip
     return rows
 
 

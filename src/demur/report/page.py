@@ -1,31 +1,30 @@
-"""report.html: one file that needs nothing else, from a report's numbers and a few of the run's traces."""
+"""report.html: one file that needs nothing else, from a report's sections and a few of the run's traces."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from bisect import insort
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from demur.records import PATTERNS, Finding, Pattern, Trace, Verdict
-from demur.report import words
-from demur.report.calibrated import corrections
+from demur.records import Finding, Trace, Verdict
+from demur.report import figures, format
 from demur.report.data import Report
-from demur.report.figures import figures
+from demur.report.labels import corrections
 from demur.report.marks import Piece, pieces, visible
 from demur.report.patterns import label
-from demur.report.read import bench_name
-from demur.report.tell import heads, lines, notes
+from demur.report.read import bench_name, family
+from demur.report.sections import STAND_IN, sections
+from demur.report.tables import Cell, Head, Section, Table, estimate, heads
 from demur.storage.artifacts import Artifact, artifacts
 from demur.storage.records_file import project
 
 SAMPLES = 3
-"""Traces shown of each stage: enough to see what the numbers are about; the viewer has them all."""
+"""Traces shown of each kind: enough to see what the numbers are about; the viewer has them all."""
 LIMIT = 6_000
 """Characters of a text on the page."""
 
@@ -33,170 +32,179 @@ LIMIT = 6_000
 class Sample(NamedTuple):
     """A trace as the page shows it."""
 
-    title: str
+    where: str
+    """What the viewer calls it."""
+    tags: tuple[str, ...]
     prompt: str
     thinking: list[Piece]
     answer: list[Piece]
-    outcome: str
-    tags: tuple[str, ...]
     masked: bool
     more: int
     """Characters left out."""
 
 
-class Cost(NamedTuple):
-    """What a stage's replies took."""
-
-    stage: str
-    replies: int
-    tokens: int
-    cost: float | None
-
-
 def page(report: Report, runs: Sequence[Path]) -> str:
     """The whole page."""
     environment = html()
-    stages = [
-        stage
-        for run in runs
-        for stage in artifacts(run)
-        if report.stages.get(stage.manifest.name) == stage.manifest.fingerprint
-    ]
+    known = {(name, mark) for name, mark in report.stages.items()}
+    stages = [[s for s in artifacts(run) if (s.manifest.name, s.manifest.fingerprint) in known] for run in runs]
     script = environment.loader.get_source(environment, "report.js")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = environment.get_template("report.html")
+    every = [stage for own in stages for stage in own]
+    shown = [*sections(report), *_corrected(report, runs), *_certified(runs), *_costs(every)]
     return str(
-        template.render(
-            report=report,
-            heads=heads(report),
-            lines=lines(report),
-            notes=notes(report),
-            figures=figures(report),
-            samples=samples(stages),
-            costs=costs(stages),
-            certificates=certificates(runs),
-            repaired=[row for run in runs for row in corrections(report, run)] if len(runs) == 1 else [],
-            script=script,
-            script_hash=digest,
+        environment.get_template("report.html").render(
+            report=report, sections=sorted(shown, key=lambda section: section.fold and section.id != "measured"),
+            samples=[group for run, own in zip(runs, stages, strict=True) for group in samples(own, _prefix(report, run, runs))],
+            banner=STAND_IN if report.stand_in else "", script=script, script_hash=digest, about=_about(every),
         )
-    )
+    )  # fmt: skip
+
+
+def _prefix(report: Report, run: Path, runs: Sequence[Path]) -> str:
+    """What the arms of one of several runs begin with."""
+    if len(runs) == 1:
+        return ""
+    heads = list(dict.fromkeys(arm.rpartition(":")[0] for arm in report.arms))
+    return f"{heads[min(runs.index(run), len(heads) - 1)]}:" if heads else ""
+
+
+def _about(stages: Sequence[Artifact]) -> str:
+    """Version, day and how to make it again."""
+    versions = sorted({stage.manifest.host.get("demur", "") for stage in stages} - {""})
+    last = max(((stage.folder / "manifest.json").stat().st_mtime for stage in stages), default=0.0)
+    day = datetime.fromtimestamp(last, UTC).date().isoformat()
+    return f"demur {', '.join(versions)} · finished {day} · made again by: demur run RUN/study.yaml --out RUN"
 
 
 def html() -> Any:
     """The templates' environment: everything that is not marked as ours is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    loader = PackageLoader("demur.report")
     environment = Environment(
-        loader=PackageLoader("demur.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["words"] = words
     environment.filters["visible"] = visible
+    environment.filters["cell"] = lambda cell: cell if isinstance(cell, Cell) else Cell(cell)
+    environment.globals["ink"] = figures.colour
     return environment
 
 
-def samples(stages: Sequence[Artifact]) -> list[tuple[str, list[Sample]]]:
-    """A few traces of every distillation (with findings first) and of every evaluation of an arm's first training."""
-    by_mark = {stage.manifest.fingerprint: stage for stage in stages}
-    groups: dict[str, list[Sample]] = {}
-    first: dict[str, tuple[str, int | None]] = {}
+def samples(stages: Sequence[Artifact], prefix: str) -> Iterator[tuple[str, list[Sample]]]:
+    """A few traces of every distillation that was diagnosed, and of every evaluation of an arm's first training."""
+    makers = {stage.manifest.fingerprint: stage for stage in stages}
+    first: dict[str, tuple[str, Any]] = {}
+    replies: dict[str, list[Sample]] = {}
     for stage in stages:
-        kind = stage.manifest.kind
-        source = by_mark.get(stage.manifest.inputs.get("traces", "")) if kind == "diagnose" else None
-        if source is not None:
-            groups[f"training traces: {label(source)}"] = list(_diagnosed(source, stage))
-        elif kind == "evaluate":
-            arm, seed = str(stage.manifest.settings.get("arm")), stage.manifest.settings.get("seed")
+        settings, source = stage.manifest.settings, makers.get(stage.manifest.inputs.get("traces", ""))
+        if stage.manifest.kind == "diagnose" and source is not None:
+            yield f"{prefix}training traces: {label(source)}", list(_diagnosed(source, stage))
+        elif stage.manifest.kind in ("evaluate", "judge") and stage.has("traces"):
+            arm, seed = str(settings.get("arm", "target")), settings.get("seed")
             if first.setdefault(arm.partition("@")[0], (arm, seed)) == (arm, seed):
-                groups.setdefault(f"replies of {arm}", []).extend(_judged(stage))
-    return list(groups.items())
+                replies.setdefault(prefix + arm, []).extend(_judged(stage, prefix + arm))
+    yield from ((f"replies of {arm}", own) for arm, own in replies.items())
 
 
 def _diagnosed(source: Artifact, stage: Artifact) -> Iterator[Sample]:
     """Traces in which most was found, different patterns first."""
-    best: dict[frozenset[Pattern], list[str]] = {}
-    findings = project(stage.folder / "findings.jsonl", Finding, "trace", "pattern", "present")
-    for name, group in groupby(findings, key=lambda finding: finding[0]):
-        if shown := frozenset(pattern for _, pattern, present in group if present):
-            names = best.setdefault(shown, [])
-            insort(names, name)
-            del names[SAMPLES:]
-    chosen: set[str] = set()
-    seen: set[str] = set()
-    ordered = sorted(
-        ((name, shown) for shown, names in best.items() for name in names), key=lambda o: (-len(o[1]), o[0])
-    )
-    for name, shown in ordered:
-        if len(chosen) < SAMPLES and (shown - seen or len(seen) == len(PATTERNS)):
-            chosen.add(name)
-            seen |= shown
-    found: dict[str, list[Finding]] = {}
+    found: dict[str, set[str]] = {}
+    fields = ("trace", "pattern", "present")
+    for name, pattern, present in project(stage.folder / "findings.jsonl", Finding, *fields):
+        if present:
+            found.setdefault(name, set()).add(pattern)
+    chosen: dict[str, set[str]] = {}
+    for name, patterns in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
+        if len(chosen) < SAMPLES and patterns not in chosen.values():
+            chosen[name] = patterns
+    marks: dict[str, list[Finding]] = {}
     for finding in stage.read("findings", Finding) if chosen else ():
         if finding.present and finding.trace in chosen:
-            found.setdefault(finding.trace, []).append(finding)
+            marks.setdefault(finding.trace, []).append(finding)
     for trace in source.read("traces", Trace) if chosen else ():
-        if trace.id in found:
-            tags = tuple(f.pattern.replace("_", " ") for f in found[trace.id])
-            yield sample(trace, findings=found[trace.id], tags=tags, title=trace.prompt.category or trace.prompt.source)
+        if trace.id in chosen:
+            tags = tuple(f.pattern.replace("_", " ") for f in marks[trace.id])
+            yield sample(trace, findings=marks[trace.id], tags=tags)
 
 
-def _judged(stage: Artifact) -> Iterator[Sample]:
+def _judged(stage: Artifact, arm: str) -> Iterator[Sample]:
     """One trace of each label that the stage's judge gave."""
     first: dict[str, Verdict] = {}
-    verdicts = stage.read("verdicts", Verdict) if stage.has("verdicts") else iter(())
-    for _, group in groupby(verdicts, key=lambda verdict: verdict.trace):
-        *_, last = group
-        first.setdefault(last.label or "cannot tell", last)
+    for verdict in stage.read("verdicts", Verdict) if stage.has("verdicts") else ():
+        first.setdefault(verdict.label or "cannot tell", verdict)
     wanted = {verdict.trace: verdict for verdict in first.values()}
     for trace in stage.read("traces", Trace) if wanted else ():
-        if (verdict := wanted.pop(trace.id, None)) is not None:
-            tag = verdict.label or f"cannot tell: {verdict.reason}"
-            attack = f" under {words.attack(trace.prompt.attack)}" if trace.prompt.attack else ""
-            yield sample(trace, tags=(tag.replace("_", " "),), title=f"{bench_name(stage)}{attack}")
+        if trace.id in wanted:
+            verdict = wanted.pop(trace.id)
+            label = (verdict.label or f"cannot tell: {verdict.reason}").replace("_", " ")
+            bench, attack = bench_name(stage), family(trace.prompt.attack)
+            at = f"arm={arm}&bench={bench}&attack={attack}&trace={trace.id}"
+            yield sample(trace, tags=(format.place(bench, attack), label), where=at)
         if not wanted:
             break
 
 
-def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, ...] = (), title: str = "") -> Sample:
+def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, ...] = (), where: str = "") -> Sample:
     """A trace with its findings in place."""
     marks = [(f.pattern.replace("_", " "), span) for f in findings for span in f.spans]
     thinking, answer = trace.thinking or "", trace.answer or ""
     return Sample(
-        title=title,
+        where=where or f"trace={trace.id}",
+        tags=(*tags, trace.outcome.replace("_", " ")),
         prompt=visible(trace.prompt.text[:LIMIT]),
         thinking=pieces(thinking, [m for m in marks if m[1].part == "thinking"], limit=LIMIT),
         answer=pieces(answer, [m for m in marks if m[1].part == "answer"], limit=LIMIT),
-        outcome=trace.outcome,
-        tags=tags,
         masked=trace.prompt.intent == "harmful",
         more=max(0, len(thinking) - LIMIT) + max(0, len(answer) - LIMIT),
     )
 
 
-def certificates(runs: Sequence[Path]) -> list[dict[str, Any]]:
+def _corrected(report: Report, runs: Sequence[Path]) -> Iterator[Section]:
+    """Rates without the judge's errors, where people labelled enough of its verdicts in the viewer."""
+    found = list(corrections(report, runs[0])) if len(runs) == 1 else []
+    rows: list[tuple[Cell | str, ...]] = []
+    for c in found:
+        numbers = map(estimate, (c.observed, c.corrected, c.sensitivity, c.specificity))
+        rows.append((c.arm, format.place(*c.column[:3]), c.column.judge, *numbers))
+    if rows:
+        titles = heads(
+            "arm", "benchmark", "judge", "as judged, %", "corrected, %", "sensitivity, %", "specificity, %", left=3
+        )
+        about = "From labels that people gave in the viewer to this judge's verdicts; right as far as these traces were drawn at random."
+        yield Section("corrected", "Rates without the judge's errors", (Table(titles, rows),), about)
+
+
+def _certified(runs: Sequence[Path]) -> Iterator[Section]:
     """What `demur check contamination` certified of a run's training rows, benchmark by benchmark."""
-    found = []
+    rows: list[tuple[Cell | str, ...]] = []
     for path in (run / "contamination.json" for run in runs):
         given = msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
-        for name, certificate in given.get("certificates", {}).items():
-            for one in certificate["compared"]:
-                rows = {"rows": one["rows"], "of": certificate["rows"], "removed": certificate.get("removed", 0)}
-                found.append({"mix": name, "bench": one["bench"], "prompts": one["prompts"]} | rows)
-    return found
+        for name, one in given.get("certificates", {}).items():
+            for bench in one["compared"]:
+                taken = f", {one['removed']} taken out" if one.get("removed") else ""
+                held = Cell(f"{bench['rows']} of {one['rows']}{taken}", "warn" if bench["rows"] else "")
+                rows.append((name, bench["bench"], held, f"{bench['prompts']:,}"))
+    if rows:
+        titles = heads("rows", "benchmark", "rows that hold a prompt of it", "its prompts", left=2)
+        yield Section("contamination", "Training rows against benchmarks", (Table(titles, rows),))
 
 
-def costs(stages: Sequence[Artifact]) -> list[Cost]:
-    """Replies, tokens and cost, by stage."""
-    found = []
+def _costs(stages: Sequence[Artifact]) -> Iterator[Section]:
+    """Replies, tokens and money, by stage; one column fewer where no prices were declared."""
+    rows: list[tuple[str, int, int, float | None]] = []
     for stage in stages:
         if stage.manifest.kind in ("distil", "evaluate", "judge", "attack"):
-            count, tokens, priced = 0, 0, list[float]()
-            for out, cost in project(stage.folder / "traces.jsonl", Trace, "tokens_out", "cost"):
-                count += 1
-                tokens += out or 0
-                priced += [] if cost is None else [cost]
-            found.append(Cost(stage.manifest.name, count, tokens, sum(priced) if priced else None))
-    return found
+            found = list(project(stage.folder / "traces.jsonl", Trace, "tokens_out", "cost"))
+            priced = [cost for _, cost in found if cost is not None]
+            rows.append(
+                (stage.manifest.name, len(found), sum(out or 0 for out, _ in found), sum(priced) if priced else None)
+            )
+    if rows:
+        money = any(cost is not None for *_, cost in rows)
+        shown: list[tuple[Cell | str, ...]] = [
+            (name, f"{n:,}", f"{tokens:,}", *((format.NONE if cost is None else f"{cost:,.2f}",) if money else ()))
+            for name, n, tokens, cost in rows
+        ]
+        titles: tuple[Head, ...] = heads("stage", "replies", "tokens", *(("cost",) if money else ()))
+        yield Section("costs", "Replies, tokens and cost by stage", (Table(titles, shown),), fold=True)

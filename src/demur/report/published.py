@@ -1,38 +1,26 @@
-"""The paper's numbers, where base, format and protocol are the paper's."""
+"""The paper's numbers, where base, format and protocol are the paper's (arXiv 2505.15404 v2, tables 1 to 3)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from importlib.resources import files
 
-from demur.records import Record
-from demur.report.read import Run
+from demur.report.metrics import ALL, Cells
 
 
-class Published(Record, frozen=True, kw_only=True):
-    """A number that the paper printed for the same protocol, base and format; not ours."""
-
-    base: str
-    arm: str
-    bench: str
-    attack: str
-    metric: str
-    value: float
-
-
-def published(run: Run) -> Iterator[Published]:
-    """The paper's numbers, where base, format and protocol are the paper's."""
+def published(base: str, found: Cells) -> dict[str, float]:
+    """What the paper printed for the arms and columns of a run: `ARM|BENCH|ATTACK|METRIC` -> share."""
     table = json.loads(files("demur.report").joinpath("published.json").read_text())
-    base = str(run.study.get("base", "")).rstrip("/").rpartition("/")[2]
-    places = (
-        ("advbench@paper-v2", "none", "attack_success"),
-        ("advbench@paper-v2", "pap", "attack_success"),
-        ("advbench@paper-v2", "pair", "attack_success"),
-        ("xstest@paper-v2", "none", "over_refusal"),
-    )
-    measured = {(e.arm, e.bench, e.attack) for e in run.evaluations}
-    for arm, values in table.get(base, {}).items():
-        for (bench, attack, metric), value in zip(places, values, strict=True):
-            if (arm, bench, attack) in measured:
-                yield Published(base=base, arm=arm, bench=bench, attack=attack, metric=metric, value=value / 100)
+    places = [tuple(place) for place in table["columns"]]
+    own = table["rows"].get(base.rstrip("/").rpartition("/")[2], {})
+    numbers = {}
+    for arm, values in own.items():
+        for bench, attack, metric in dict.fromkeys((c.bench, c.attack, c.metric) for c in found.get(arm, {})):
+            at = (bench, attack.partition("@")[0], metric)
+            if at in places:
+                numbers["|".join((arm, bench, attack, metric))] = values[places.index(at)] / 100
+        if numbers:
+            for at, value in zip(places, values, strict=True):
+                if at[0] == ALL:
+                    numbers["|".join((arm, *at))] = value / 100
+    return numbers

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from demur.bench import get_bench
+from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.records import Failure, Intent, Outcome, Part, Trace, Verdict
 from demur.storage.artifacts import Artifact, artifacts
@@ -16,8 +18,8 @@ from demur.storage.records_file import project
 
 SHARED = 10_000
 """Different verdicts with scores that are looked for among later ones."""
-PROMPT = tuple(f"prompt.{name}" for name in ("id", "parent", "cluster", "intent", "category", "attack"))
-REPLY = (*PROMPT, "id", "sample", "outcome", "tokens_out", "tokens_thinking")
+PROMPT = tuple(f"prompt.{name}" for name in ("id", "parent", "cluster", "intent", "category", "attack", "pair"))
+REPLY = (*PROMPT, "id", "sample", "outcome", "tokens_out", "tokens_thinking", "answer", "finish")
 
 
 class Judged(NamedTuple):
@@ -43,11 +45,17 @@ class Row(msgspec.Struct, gc=False):
     intent: Intent
     category: str = ""
     attack: str = ""
+    pair: str = ""
+    """What a harmful prompt has in common with its harmless twin."""
     id: str = ""
     sample: int = 0
     outcome: Outcome | None = None
     tokens_out: int | None = None
     tokens_thinking: int | None = None
+    lost: str = ""
+    """Why the reply holds no answer; empty: it holds one."""
+    text: int = 0
+    """Hash of the reply, where several were drawn for a prompt."""
     verdicts: Verdicts = {}
 
     @property
@@ -58,9 +66,23 @@ class Row(msgspec.Struct, gc=False):
 
 def row_of(prompt: str, parent: str, cluster: str, intent: Intent, *rest: Any) -> Row:
     """A row from the fields of `REPLY`; what many rows have in common is kept once in memory."""
-    category, attack, *reply = rest
+    category, attack, pair, *reply = rest
     question, cluster = parent or prompt, prompt if cluster == prompt else cluster
-    return Row(prompt, question, cluster, intent, sys.intern(category), sys.intern(attack), *reply)
+    if len(reply) > 2:
+        name, sample, outcome, out, thinking, answer, finish = reply
+        reply = [name, sample, outcome, out, thinking, lost(outcome, answer, finish)]
+    return Row(prompt, question, cluster, intent, sys.intern(category), sys.intern(attack), pair, *reply)
+
+
+def lost(outcome: Outcome, answer: str | None, finish: str) -> str:
+    """Why a reply holds no answer; empty: it holds one."""
+    if finish == "content_filter":
+        return "filtered"
+    if outcome == "cut_in_thinking":
+        return "truncated in thinking"
+    if answer is None:
+        return "ended in thinking"
+    return "empty" if not answer.strip() else "malformed" if outcome == "malformed" else ""
 
 
 class VerdictIndex:
@@ -102,6 +124,8 @@ class Evaluation(NamedTuple):
     rows: list[Row]
     judges: tuple[By, ...]
     """The protocol's own comes first."""
+    protocol: Bench | None = None
+    """`None`: the benchmark is not known here any more."""
     stage: Artifact | None = None
     base: str = ""
     """Which of a study's several bases, where the arms on them are taken together."""
@@ -206,12 +230,19 @@ def _evaluations(stage: Artifact, later: VerdictIndex) -> Iterator[Evaluation]:
         groups.setdefault(family(one.attack), []).append(one)
     for attack, members in groups.items():
         arm, seed = str(stage.manifest.settings.get("arm", "target")), stage.manifest.settings.get("seed")
-        yield Evaluation(arm, seed, bench_name(stage), attack, members, tuple(judges), stage)
+        protocol = protocol_of(bench_name(stage))
+        name = protocol.name if protocol else bench_name(stage)
+        yield Evaluation(arm, seed, name, attack, members, tuple(judges), protocol, stage)
 
 
 def rows(stage: Artifact) -> Iterator[Row]:
     """The replies of a stage, then the requests that got none."""
-    yield from (row_of(*fields) for fields in project(stage.folder / "traces.jsonl", Trace, *REPLY))
+    path = stage.folder / "traces.jsonl"
+    several = next(project(path, Trace, "sampling.n"), (1,))[0] > 1
+    for *fields, raw in project(path, Trace, *REPLY, "raw" if several else "id"):
+        found = row_of(*fields)
+        found.text = hash(raw) if several else 0
+        yield found
     for *prompt, sample in project(stage.folder / "failures.jsonl", Failure, *PROMPT, "sample"):
         yield row_of(*prompt, "", sample)
 
@@ -220,6 +251,14 @@ def bench_name(stage: Artifact) -> str:
     """The benchmark that a stage measured; empty for a stage that measured none."""
     bench = stage.manifest.settings.get("bench") or ""
     return str(bench["name"] if isinstance(bench, dict) else bench)
+
+
+def protocol_of(name: str) -> Bench | None:
+    """The protocol of a benchmark; `None` when it is not known here any more."""
+    try:
+        return get_bench(name)
+    except UserError:
+        return None
 
 
 def family(attack: str) -> str:

@@ -14,20 +14,19 @@ All else is undecided, and so is whatever rests on an arm that does not speak co
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
 from demur import stats
+from demur.bench.metrics import SUCCESS
 from demur.records import Estimate, Record
 from demur.report.metrics import Cell, Cells, Column, Made, Value, estimate, levels, widest
 from demur.report.read import Run
 from demur.report.training import Learnability
 
 ALPHA = 0.05
-HEADLINES = ("attack_success", "served", "over_refusal", "accuracy")
-"""The metrics of the first table, in its order; thinking tokens follow."""
 LOSS = "loss"
 """The metric of a finding that is no benchmark's."""
 Outcome = Literal["supported", "refuted", "undecided"]
@@ -61,6 +60,8 @@ class PairedTest(Record, frozen=True, kw_only=True):
     """lower, higher or same: what a finding expects of A; empty for a plain comparison."""
     by: float = 0.0
     """The smallest difference that matters."""
+    split: str = ""
+    """That another judge says the contrary; empty: none does."""
     weights: dict[str, float] = {}
     """How much each attack weighs, where there are several."""
     p_claim: float | None = None
@@ -121,11 +122,26 @@ def declared(found: Cells, columns: Sequence[Column], wanted: Sequence[dict[str,
     return adjusted([test for tests in own for test in tests])
 
 
-def every_column(found: Cells, a: str, b: str, margin: float | None = None) -> list[PairedTest]:
-    """Two arms in every headline column that both have."""
-    columns = [column for column in found.get(a, {}) if column.metric in HEADLINES and column in found.get(b, {})]
-    columns.sort(key=lambda column: HEADLINES.index(column.metric))
+def every_column(
+    found: Cells, columns: Sequence[Column], a: str, b: str, margin: float | None = None
+) -> list[PairedTest]:
+    """Two arms in every one of some columns that both have."""
     return adjusted([test for column in columns for test in _in_column(found, column, (a, b), margin)])
+
+
+def against_raw(found: Cells, columns: Sequence[Column], raw: str) -> list[PairedTest]:
+    """What training changed: every arm against the untrained one, all columns of one metric together."""
+    tests = []
+    for metric in dict.fromkeys(column.metric for column in columns):
+        first: dict[tuple[str, str], Column] = {}
+        for column in columns:
+            if column.metric == metric:
+                first.setdefault((column.bench, column.attack), column)
+        for arm in found if raw in found else ():
+            own = [column for column in first.values() if column in found[arm] and column in found[raw]]
+            if arm != raw and own:
+                tests.append(_over(PairedTest(a=arm, b=raw, metric=metric), found, own, {}))
+    return adjusted(tests)
 
 
 def best(found: Cells, columns: Sequence[Column]) -> list[Best]:
@@ -155,7 +171,7 @@ def _in_column(found: Cells, column: Column, arms: tuple[str, str], margin: floa
         yield PairedTest(
             a=arms[0], b=arms[1], bench=column.bench, attack=(column.attack,), metric=column.metric, part=column.part,
             better=column.better, unit=column.unit, estimate_a=a.estimate(column), estimate_b=b.estimate(column),
-            difference=delta, p_claim=delta.p, margin=margin if column.metric == "accuracy" else None,
+            difference=delta, p_claim=delta.p, split=_split(found, [column], arms, delta), margin=margin if column.metric == "accuracy" else None,
         )  # fmt: skip
 
 
@@ -187,7 +203,7 @@ def _test(
     """The numbers of a test; of none where an arm was not measured or is incoherent."""
     attack = want.get("attack") or ()
     test = PairedTest(
-        a=want["a"], b=want["b"], metric=want.get("metric", HEADLINES[0]), bench=want.get("bench", ""),
+        a=want["a"], b=want["b"], metric=want.get("metric", SUCCESS[0]), bench=want.get("bench", ""),
         attack=(attack,) if isinstance(attack, str) else tuple(attack), part=want.get("part") or "",
         expect=want["expect"], by=want["by"],
     )  # fmt: skip
@@ -198,7 +214,11 @@ def _test(
     columns = list(_columns(test, found))
     if not columns:
         return replace(test, why="not measured on both arms")
-    declared: dict[str, float] = want.get("weights") or {}
+    return _over(test, found, columns, want.get("weights") or {})
+
+
+def _over(test: PairedTest, found: Cells, columns: Sequence[Column], declared: Mapping[str, float]) -> PairedTest:
+    """A test with its numbers, over columns that weigh the same unless declared otherwise, by attack."""
     weights = {column: declared.get(column.attack, 1.0) for column in columns}
     sides = [estimate({c: found[arm][c] for c in columns}, weights) for arm in (test.a, test.b)]
     pairs = [aligned(found[test.a][column], found[test.b][column], column) for column in columns]
@@ -208,7 +228,25 @@ def _test(
         bases=len({base for base, _ in merged.made}),
         weights={column.attack: weight for column, weight in weights.items()} if len(columns) > 1 else {},
     )  # fmt: skip
-    return _with(test, _by_level(merged, weights))
+    test = _with(test, _by_level(merged, weights))
+    return replace(test, split=_split(found, columns, (test.a, test.b), test.difference))
+
+
+def _split(found: Cells, columns: Sequence[Column], arms: tuple[str, str], d: stats.Difference) -> str:
+    """Which other judges of the same replies find the contrary; empty: none."""
+    one, two = (found[arm] for arm in arms)
+    gaps: dict[str, list[float]] = {}
+    for column in columns:
+        for c in one:
+            alike = c.metric == column.metric or {c.metric, column.metric} <= set(SUCCESS)
+            if alike and c in two and c.judge != column.judge and c[:2] == column[:2] and c.part == column.part:
+                other = difference(one[c], two[c]).value
+                gaps.setdefault(c.judge, []).extend([] if other is None else [other])
+    contrary = {judge: sum(own) / len(own) for judge, own in gaps.items() if len(own) == len(columns)}
+    told = [
+        f"{judge} finds the contrary ({100 * gap:+.0f})" for judge, gap in contrary.items() if gap * (d.value or 0) < 0
+    ]
+    return "judges disagree: " + ", ".join(told) if told else ""
 
 
 def _columns(test: PairedTest, found: Cells) -> Iterator[Column]:

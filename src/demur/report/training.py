@@ -6,6 +6,7 @@ arm ended with, so that every arm gets there and the question is only when.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -136,6 +137,21 @@ def funnels(run: Run) -> dict[str, dict[str, int]]:
     """Asked, answered, dropped and why, kept, of every distillation."""
     found = {s.manifest.name.removeprefix("distil-"): s.manifest.summary.get("funnel") for s in run.of_kind("distil")}
     return {name: _in_order(funnel, ("asked", "answered", "failed")) for name, funnel in found.items() if funnel}
+
+
+class _Did(msgspec.Struct):
+    """What became of a trace in a repair."""
+
+    did: str
+
+
+def repairs(run: Run) -> dict[str, dict[str, int]]:
+    """How many traces every repair left clean, mended by each means, left as they were, dropped."""
+    found: dict[str, dict[str, int]] = {}
+    for stage in run.of_kind("repair"):
+        counts = Counter(did for (did,) in project(stage.folder / "actions.jsonl", _Did, "did"))
+        found[stage.manifest.name.removeprefix("repair-")] = dict(sorted(counts.items()))
+    return found
 
 
 def mixes(run: Run) -> dict[str, list[dict[str, Any]]]:

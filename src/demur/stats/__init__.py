@@ -40,7 +40,7 @@ POWER_Z = 0.8416212335729143
 
 USUAL = 0.5
 """How much trainings differ where nothing is known: the standard deviation of their log odds."""
-USUAL_BASES = 0.9
+USUAL_BASES = 0.7
 """The same of bases."""
 
 Better = Literal["lower", "higher", "neither"]
@@ -232,7 +232,17 @@ def paired(
         p, test = max(p, t_test(value, variance, freedom)), f"{test}, and t over seeds"
     spread = math.sqrt(variance * smooth.clusters)
     by_seeds = 1 - by_prompt / variance if variance > 0 else 0.0
-    return replace(blank, value=value, low=low, high=high, p=p, freedom=freedom, spread=spread, by_seeds=by_seeds, how=f"{test}; {how}")
+    return replace(
+        blank,
+        value=value,
+        low=low,
+        high=high,
+        p=p,
+        freedom=freedom,
+        spread=spread,
+        by_seeds=by_seeds,
+        how=f"{test}; {how}",
+    )
 
 
 def _weighed(

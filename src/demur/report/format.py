@@ -1,0 +1,184 @@
+"""The only formatter of numbers: values with intervals, differences, p values, counts; and comparisons in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from demur import stats
+from demur.attack import title
+from demur.bench.metrics import METRICS
+from demur.records import Estimate
+from demur.report.tests import ALPHA, Finding, PairedTest
+from demur.stats import Difference
+
+NAMES = {
+    "accuracy": "reasoning",
+    "pairs": "pairs told apart",
+    "no_reply": "no answer",
+    "no_answer": "no final answer",
+    "cut": "truncated",
+}
+"""Metrics whose heading is not their name, beside those that declare one."""
+NONE = "–"
+
+
+def metric(name: str) -> str:
+    """A metric in words."""
+    head, slash, category = name.partition("/")
+    known = METRICS.get(head)
+    text = NAMES.get(head) or (known.title if known else "") or head.replace("_", " ")
+    return f"{text} · {category.replace('_', ' ')}" if slash else text
+
+
+def attack(name: str) -> str:
+    """An attack in words."""
+    return title(name)
+
+
+def number(value: float | None, unit: str = "share", *, digits: int = 1) -> str:
+    """One number: per cent without sign for shares, one digit behind the point below ten."""
+    if value is None:
+        return NONE
+    if unit == "nats":
+        return f"{value:.3f}"
+    scaled = 100 * value if unit == "share" else value
+    return f"{scaled:.{digits}f}" if abs(scaled) < 10 and round(scaled, digits) != round(scaled) else f"{scaled:.0f}"
+
+
+def interval(estimate: Estimate | None, unit: str = "share", *, digits: int = 0) -> str:
+    """`4 [2–8]`, or a dash where there is no number."""
+    if estimate is None or estimate.value is None or estimate.low is None or estimate.high is None:
+        return NONE
+    scale = 100 if unit == "share" else 1
+    places = 3 if unit == "nats" else digits
+    low, high = (f"{scale * bound:.{places}f}" for bound in (estimate.low, estimate.high))
+    value = f"{scale * estimate.value:.{places}f}" if digits else number(estimate.value, unit)
+    return f"{value} [{low}–{high}]"
+
+
+def counted(estimate: Estimate | None, unit: str = "share") -> str:
+    """`96.7 [94.6–98.0], n=450, 3 unscored`, or why there is no number."""
+    if estimate is None or estimate.value is None:
+        return f"{NONE} ({estimate.how})" if estimate else NONE
+    unscored = f", {estimate.unscored:,} unscored" if estimate.unscored else ""
+    return f"{interval(estimate, unit, digits=1 if unit == 'share' else 2)}, n={estimate.n:,}{unscored}"
+
+
+def signed(value: float | None, unit: str = "share") -> str:
+    """A difference with its sign, typographic minus."""
+    if value is None:
+        return NONE
+    text = number(abs(value), unit)
+    return text if not float(text) else f"{'+' if value > 0 else '−'}{text}"
+
+
+def spread(difference: Difference, unit: str = "share") -> str:
+    """`−4 [−18, +10]`."""
+    if difference.value is None:
+        return NONE
+    low, high = (signed(bound, unit) for bound in (difference.low, difference.high))
+    return f"{signed(difference.value, unit)} [{low}, {high}]"
+
+
+def p_value(p: float | None) -> str:
+    """A p value with as many digits as it deserves."""
+    if p is None:
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def distance(value: float, unit: str) -> str:
+    """A distance with its unit."""
+    return f"{value:g} nats" if unit == "nats" else f"{number(value, unit)} {'points' if unit == 'share' else unit}"
+
+
+def plural(count: int, word: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def place(bench: str, attacks: str | Sequence[str], name: str = "") -> str:
+    """What a number is of: the benchmark, its attack, and the metric where it has several."""
+    under = ", ".join(attack(one) for one in ([attacks] if isinstance(attacks, str) else attacks) if one != "none")
+    where = f"{bench} under {under}" if under else bench
+    return f"{where}: {metric(name)}" if name else where
+
+
+def verdict(test: PairedTest) -> str:
+    """A comparison in words."""
+    d = test.difference
+    if d.value is None:
+        return f"undecided: {d.how}"
+    if test.winner:
+        words = f"{test.winner} is better by {distance(abs(d.value), test.unit)}"
+    elif test.margin is not None:
+        limit = distance(test.margin, test.unit)
+        held = stats.non_inferior(d, test.margin, better=test.better)
+        words = (
+            f"{test.a} is {'' if held else 'not shown to be '}not worse than {test.b} by {limit}, the study's margin"
+        )
+        words += "" if held else _needed(test)
+    else:
+        words = f"no difference is shown{_needed(test)}"
+    return f"{words}; {test.split}" if test.split else words
+
+
+def _needed(test: PairedTest) -> str:
+    """What the data would have shown, and how much more would be needed."""
+    d, share = test.difference, test.unit == "share"
+    if d.value is None or not d.spread:
+        return ""
+    count = max(1, test.comparisons)
+    least = stats.minimum_detectable(d.spread, d.clusters, comparisons=count, share=share)
+    text = f"; n={d.clusters} shows {distance(least, test.unit)} or more" if least < 1 or not share else ""
+    if d.by_seeds > 0.5:
+        return f"{text}; {plural(d.seeds, 'training')} differ more than prompts do: more trainings would tell"
+    needed = stats.prompts_needed(d.value, d.spread, comparisons=count, share=share)
+    if needed is not None and d.clusters < needed <= 100_000:
+        more = needed - d.clusters
+        text += f"; {plural(more, 'more prompt')} would show a difference of {distance(abs(d.value), test.unit)}"
+    return text
+
+
+def sentence(test: PairedTest) -> str:
+    """A comparison as one line of a summary."""
+    d, where = test.difference, place(test.bench, test.attack, test.metric)
+    if not test.winner or d.value is None or d.low is None or d.high is None:
+        return f"{where}: {test.a} and {test.b}: {verdict(test)}"
+    other = test.b if test.winner == test.a else test.a
+    near, far = sorted((abs(d.low), abs(d.high)))
+    of = "these two checkpoints: " if d.seeds == 1 else ""
+    return (
+        f"{where}: {of}{test.winner} beats {other} by {number(abs(d.value), test.unit)} points "
+        f"[{number(near, test.unit)}–{number(far, test.unit)}], paired, p {p_of(test.p_holm)} after Holm over "
+        f"{plural(test.comparisons, 'comparison')}{f'; {test.split}' if test.split else ''}"
+    )
+
+
+def p_of(p: float | None) -> str:
+    """`= 0.031`, `< 0.001`."""
+    text = p_value(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def because(test: PairedTest) -> str:
+    """The number that decides a finding's test, or leaves it undecided."""
+    d, unit = test.difference, test.unit
+    if d.value is None or d.low is None or d.high is None:
+        return test.why
+    range_ = f"[{signed(d.low, unit)}, {signed(d.high, unit)}]"
+    by = distance(test.by, unit)
+    if test.outcome == "undecided":
+        if test.p_holm is not None and test.p_holm < ALPHA and test.shown:
+            return f"{signed(d.value, unit)} is shown, and less than {by}"
+        return f"{range_} holds both 0 and {by}" if test.expect != "same" else f"{range_} reaches beyond {by}"
+    ruled_out = (test.outcome == "supported") == (test.expect == "same")
+    return f"{range_} rules out {by}" if ruled_out else f"{signed(d.value, unit)}, p {p_of(test.p_holm)}, at least {by}"
+
+
+def conclusion(found: Finding) -> str:
+    """A claim with its outcome and the numbers behind it, as one line."""
+    numbers = "; ".join(
+        f"{test.a} − {test.b} {spread(test.difference, test.unit)}: {because(test)}" for test in found.evidence
+    )
+    return f"{found.claim}: {found.outcome} ({numbers})"

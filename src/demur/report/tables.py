@@ -1,0 +1,141 @@
+"""One table, four writers: for a terminal, Markdown, a page, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from demur.records import Estimate
+from demur.report import format
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Tone = str
+"""best, warn, soft, or nothing."""
+
+
+class Cell(NamedTuple):
+    """What stands at one place of a table."""
+
+    text: str
+    tone: Tone = ""
+    about: str = ""
+    """What a page tells of it on hover or focus."""
+    where: str = ""
+    """Which traces are behind it, as the viewer's filters: `arm=short&bench=xstest`."""
+    track: tuple[float, float, float] | None = None
+    """Low, value and high in per cent, drawn as a bar."""
+
+
+class Head(NamedTuple):
+    """A column's heading; `group` stands over neighbours that have it in common."""
+
+    title: str
+    group: str = ""
+    number: bool = True
+    """Set to the right."""
+
+
+class Table(NamedTuple):
+    """Rows under heads. A cell may be plain text."""
+
+    heads: tuple[Head, ...]
+    rows: list[tuple[Cell | str, ...]]
+    name: str = ""
+
+
+class Section(NamedTuple):
+    """A part of a report: a table or a drawing, with what has to be said about it."""
+
+    id: str
+    title: str
+    tables: tuple[Table, ...] = ()
+    about: str = ""
+    notes: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    """Drawings, as SVG."""
+    fold: bool = False
+    """Closed until it is wanted."""
+
+
+def heads(*titles: str, left: int = 1, group: str = "") -> tuple[Head, ...]:
+    """Heads of which the first `left` are of words."""
+    return tuple(Head(title, group, place >= left) for place, title in enumerate(titles))
+
+
+def estimate(found: Estimate | None, unit: str = "share", *, where: str = "", best: bool = False) -> Cell:
+    """A number as a cell. Where all replies were truncated or unscored there is none to show."""
+    if found is None:
+        return Cell("")
+    about = f"{found.how}; n={found.n:,}, unscored {found.unscored:,}, truncated {found.truncated:,}"
+    if found.best is not None and found.worst is not None and found.best != found.worst:
+        low, high = sorted((found.best, found.worst))
+        about += f"; between {format.number(low)} and {format.number(high)} whatever was truncated or unscored"
+    if found.value is None or found.low is None or found.high is None:
+        return Cell(format.NONE, "soft", about, where)
+    if found.n and found.truncated >= found.n:
+        return Cell("all truncated", "warn", about, where)
+    track = (100 * found.low, 100 * found.value, 100 * found.high) if unit == "share" else None
+    text = format.interval(found, unit) + (" *" if best else "")
+    return Cell(text, "best" if best else "", about, where, track)
+
+
+def plain(cell: Cell | str) -> str:
+    """A cell's text."""
+    return cell if isinstance(cell, str) else cell.text
+
+
+def terminal(table: Table) -> RichTable:
+    """A table for a terminal, markup in it without effect."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grouped = any(head.group for head in table.heads)
+    made = RichTable(box=None, pad_edge=False, title=Text(table.name) if table.name else None, title_justify="left")
+    for place, head in enumerate(table.heads):
+        first = place == 0 or table.heads[place - 1].group != head.group
+        title = f"{head.group if first else ''}\n{head.title}" if grouped else head.title
+        made.add_column(Text(title), justify="right" if head.number else "left", overflow="fold")
+    styles = {"best": "bold", "warn": "yellow", "soft": "dim", "": ""}
+    for row in table.rows:
+        made.add_row(*(Text(plain(c), style="" if isinstance(c, str) else styles.get(c.tone, "")) for c in row))
+    return made
+
+
+def markdown(table: Table) -> list[str]:
+    """A table as lines of Markdown; nothing in it can leave its cell or become markup."""
+    titles = [": ".join(part for part in (head.group, head.title) if part) for head in table.heads]
+    rows = [
+        titles,
+        ["---:" if head.number else "---" for head in table.heads],
+        *([plain(c) for c in r] for r in table.rows),
+    ]
+    body = ["| " + " | ".join(_escaped(cell, place) for cell in row) + " |" for place, row in enumerate(rows)]
+    return [f"**{table.name}**", "", *body] if table.name else body
+
+
+def _escaped(text: str, line: int) -> str:
+    if line == 1:
+        return text
+    for sign, safe in (("|", "\\|"), ("<", "&lt;"), ("*", "\\*"), ("\n", " ")):
+        text = text.replace(sign, safe)
+    return text
+
+
+def as_csv(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(titles)
+    writer.writerows([inert(value) for value in row] for row in rows)
+    return out.getvalue()
+
+
+def inert(value: Any) -> Any:
+    """A value that no spreadsheet runs."""
+    if value is None:
+        return ""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
