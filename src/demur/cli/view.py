@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +42,13 @@ def view(
 
             webbrowser.open(url)
 
+    async def until_stopped() -> bool:
+        """Serve until Ctrl-C, or until SIGTERM, which must reach the loop and not some callback in it."""
+        serving = asyncio.ensure_future(serve(run, port=port, ready=ready))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
+        await asyncio.wait([serving])
+        return serving.cancelled()
+
     common.console.print(f"indexing {run} …")
-    with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(serve(run, port=port, ready=ready))
+    if asyncio.run(until_stopped()):
+        raise typer.Exit(128 + signal.SIGTERM)
