@@ -106,7 +106,9 @@ def test_labels_take_the_judges_errors_out(tmp_path: Path) -> None:
         said: RefusalLabel = "full_compliance" if number < 40 else "full_refusal"
         verdict = Verdict(trace=trace.id, judge="mini", query="question", part="answer", label=said)
         labels.put(trace, kind="refusal", value=gold, by="ann", verdicts=[verdict])
-    found = [c for c in corrections(build(run), run) if (c.column.metric, c.column.attack) == ("attack_success", "mini-seen")]
+    found = [
+        c for c in corrections(build(run), run) if (c.column.metric, c.column.attack) == ("attack_success", "mini-seen")
+    ]
     assert {c.arm for c in found} == {"raw", "default", "improved", "short"}
     default = next(c for c in found if c.arm == "default")
     assert default.sensitivity.value == pytest.approx(2 / 3)
