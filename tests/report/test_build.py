@@ -17,9 +17,9 @@ from demur.errors import UserError
 from demur.records import Part, Verdict
 from demur.report import format
 from demur.report.compare import compare
+from demur.report.first import columns
 from demur.report.metrics import Cell, cells
 from demur.report.read import Row, read
-from demur.report.sections import columns
 from demur.report.tests import PairedTest, difference
 
 

@@ -19,9 +19,10 @@ import msgspec
 from demur.records import Estimate, encode
 from demur.report.data import Report, build
 from demur.report.data import plain as as_json
+from demur.report.first import first
 from demur.report.format import conclusion
-from demur.report.sections import STAND_IN, first, notes, sections
-from demur.report.tables import as_csv
+from demur.report.sections import sections
+from demur.report.tables import STAND_IN, as_csv
 from demur.report.tables import markdown as table_markdown
 from demur.report.tables import terminal as table_terminal
 from demur.storage.artifacts import atomic_write
@@ -66,8 +67,9 @@ def terminal(report: Report) -> Group:
         shown = [section for section in sections(report) if section.id in VERBS and section.tables]
         return Group(*banner, *(table_terminal(table) for section in shown for table in section.tables))
     claims = [Text(conclusion(one), style="bold" if one.outcome == "supported" else "") for one in report.findings]
-    lines = [Text(note, style="yellow" if "garbled" in note else "dim") for note in notes(report)]
-    return Group(*banner, *(table_terminal(t) for section in first(report) for t in section.tables), *claims, *lines)
+    (results,) = first(report)
+    lines = [Text(note, style="yellow" if "garbled" in note else "dim") for note in results.notes]
+    return Group(*banner, *map(table_terminal, results.tables), *claims, *lines)
 
 
 def markdown(report: Report) -> str:

@@ -9,7 +9,7 @@ from demur.errors import UserError, unknown
 from demur.report import format
 from demur.report.metrics import Cell, Column, cells, headlines
 from demur.report.read import Run, read
-from demur.report.tests import PairedTest, every_column
+from demur.report.tests import PairedTest, declared
 
 
 class Side(NamedTuple):
@@ -63,9 +63,9 @@ def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
     found = {name: _cells(runs[s.run], arm, s) for name, arm, s in zip(names, arms, sides, strict=True)}
     columns = headlines([e for run in runs.values() for e in run.evaluations], found)
     if margin is None:
-        declared = runs[sides[0].run].study.get("compare") or []
-        margin = next((c.get("margin") for c in declared if {c["a"], c["b"]} == set(arms)), None)
-    tests = every_column(found, columns, names[0], names[1], margin)
+        named = runs[sides[0].run].study.get("compare") or []
+        margin = next((c.get("margin") for c in named if {c["a"], c["b"]} == set(arms)), None)
+    tests = declared(found, columns, [{"a": names[0], "b": names[1], "margin": margin}])
     if not tests:
         what = [
             ", ".join(f"{format.place(c.bench, c.attack)} by {c.judge}" for c in columns if c in found[n]) or "nothing"

@@ -14,7 +14,7 @@ import msgspec
 from demur.records import Estimate, Record, Result, Trace
 from demur.report import training
 from demur.report.agreement import Agreement, Crossing, agreement, crossing
-from demur.report.metrics import Column, Tries, alike, averages, cells, headlines, results, tries
+from demur.report.metrics import Column, alike, averages, cells, headlines, results
 from demur.report.patterns import PatternRate, measures, patterns
 from demur.report.published import published
 from demur.report.read import Evaluation, Run, read
@@ -84,7 +84,6 @@ class Report(Record, frozen=True, kw_only=True):
     learnt: tuple[training.Learnability, ...] = ()
     crossing: tuple[Crossing, ...] = ()
     agreement: tuple[Agreement, ...] = ()
-    tries: tuple[Tries, ...] = ()
     alike: dict[str, int] = {}
     """Evaluations in which all samples of a prompt are the same -> its prompts."""
     mixes: dict[str, list[dict[str, Any]]] = {}
@@ -166,7 +165,6 @@ def of_run(run: Run) -> Report:
         learnt=taken,
         crossing=tuple(crossing(run.evaluations)),
         agreement=tuple(agreement(run.evaluations)),
-        tries=tuple(tries(found, columns)),
         alike=alike(run.evaluations),
         mixes=training.mixes(run),
         published=published(str(run.study.get("base", "")), found),

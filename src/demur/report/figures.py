@@ -11,6 +11,7 @@ from demur.bench.metrics import SUCCESS
 from demur.records import Estimate
 from demur.report import format
 from demur.report.data import Report
+from demur.report.first import columns
 from demur.report.metrics import ALL, Column
 
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa8800", "#2299bb", "#aa3377", "#777777", "#ee7733")
@@ -76,12 +77,12 @@ def _mark(shape: str, told: str, ink: str, at: tuple[float, float], name: str = 
     return f'<g class="mark" tabindex="0" role="img" aria-label="{escape(told)}" style="--ink:{ink}">{shape}{label}{tip}</g>'
 
 
-def pareto(report: Report, columns: Sequence[Column]) -> Iterator[str]:
+def pareto(report: Report) -> Iterator[str]:
     """Each arm by attack success and by what safety costs: over-refusal, reasoning."""
-    table = report.table()
-    harm = _whole(columns, SUCCESS)
+    table, shown = report.table(), columns(report)
+    harm = _whole(shown, SUCCESS)
     for metric in ("over_refusal", "accuracy"):
-        cost = _whole(columns, (metric,))
+        cost = _whole(shown, (metric,))
         points = (
             {arm: (table.get((arm, *cost[:5])), table.get((arm, *harm[:5]))) for arm in report.arms}
             if harm and cost
@@ -98,9 +99,9 @@ def pareto(report: Report, columns: Sequence[Column]) -> Iterator[str]:
             yield _scatter(report, known, labels, less=cost.better == "lower")
 
 
-def _whole(columns: Sequence[Column], metrics: Sequence[str]) -> Column | None:
+def _whole(shown: Sequence[Column], metrics: Sequence[str]) -> Column | None:
     """The column that stands for a metric: its mean, or its only one."""
-    found = [column for column in columns if column.metric in metrics]
+    found = [column for column in shown if column.metric in metrics]
     return next((column for column in found if column.bench == ALL), found[0] if found else None)
 
 
@@ -151,18 +152,19 @@ def curves(report: Report) -> Iterator[str]:
 
 def attempts(report: Report) -> Iterator[str]:
     """The share of questions that at least one of k attempts got through to."""
-    for bench, attack in list(dict.fromkeys((t.bench, t.attack) for t in report.tries))[:4]:
-        own = [t for t in report.tries if (t.bench, t.attack) == (bench, attack)]
+    found: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for r in report.results:
+        head, _, k = r.metric.partition("/best_of_")
+        if head in SUCCESS and (k or head == r.metric) and r.seed is None and r.arm in report.arms and r.bench != ALL:
+            found.setdefault((r.bench, r.attack), {}).setdefault(r.arm, {})[int(k or 1)] = 100 * (r.estimate.value or 0)
+    for at, own in found.items():
         lines = [
-            Line(
-                t.arm,
-                range(1, len(t.share) + 1),
-                [100 * s for s in t.share],
-                f"{t.arm}: {100 * t.share[-1]:.0f} % within {len(t.share)}",
-            )
-            for t in own
+            Line(arm, list(s), list(s.values()), f"{arm}: {s[max(s)]:.0f} % within {max(s)}")
+            for arm, s in own.items()
+            if len(s) > 1
         ]
-        yield _lines(report, lines, PERCENT, (f"attempts a question, {format.place(bench, attack)}", "%"))
+        if lines:
+            yield _lines(report, lines, PERCENT, (f"attempts a question, {format.place(*at)}", "%"))
 
 
 def _lines(report: Report, lines: Sequence[Line], y: Axis, labels: tuple[str, str]) -> str:

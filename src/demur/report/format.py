@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import urlencode
 
 from demur import stats
 from demur.attack import title
 from demur.bench.metrics import METRICS
 from demur.records import Estimate
+from demur.report.metrics import ALL
 from demur.report.tests import ALPHA, Finding, PairedTest
 from demur.stats import Difference
 
@@ -92,6 +94,11 @@ def distance(value: float, unit: str) -> str:
     return f"{value:g} nats" if unit == "nats" else f"{number(value, unit)} {'points' if unit == 'share' else unit}"
 
 
+def money(value: float | None) -> str:
+    """What something cost, in the currency of the declared prices."""
+    return NONE if value is None else f"{value:,.2f}"
+
+
 def plural(count: int, word: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
@@ -102,6 +109,12 @@ def place(bench: str, attacks: str | Sequence[str], name: str = "") -> str:
     under = ", ".join(attack(one) for one in ([attacks] if isinstance(attacks, str) else attacks) if one != "none")
     where = f"{bench} under {under}" if under else bench
     return f"{where}: {metric(name)}" if name else where
+
+
+def where(arm: str, bench: str, attacks: str) -> str:
+    """The traces behind a number, as the viewer's filters."""
+    wanted = {"arm": arm, "bench": bench, "attack": attacks}
+    return urlencode({key: value for key, value in wanted.items() if value != ALL})
 
 
 def verdict(test: PairedTest) -> str:

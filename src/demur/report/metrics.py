@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from demur import stats
 from demur.bench.metrics import HARM, REFUSAL, SUCCESS
 from demur.bench.spec import Bench, Metric
-from demur.records import Attempt, Estimate, Failure, Part, Record, Result, Trace, Verdict
+from demur.records import Attempt, Estimate, Failure, Part, Result, Trace, Verdict
 from demur.report.read import Evaluation, Judged, Row, VerdictIndex, family, row_of
 from demur.storage.records_file import project
 
@@ -349,15 +349,17 @@ def _at_least_one(outcomes: Outcomes, k: int) -> float | None:
 
 
 def _techniques(column: Column, outcomes: Outcomes) -> Values:
-    """Where an attack writes several prompts a question: success of each of its ways, and of the best of k."""
+    """Where questions were attempted more than once: success within k attempts, and of each of an attack's ways."""
     questions = _grouped(outcomes, lambda row: row.question)
-    most = min((len({row.attack for row, _ in those}) for those in questions.values()), default=0)
-    for row, outcome in outcomes if most > 1 else ():
-        if technique := row.attack.partition(":")[2]:
-            yield column._replace(metric=f"{column.metric}/{technique}"), row, outcome
-    for k in range(2, min((len(those) for those in questions.values()), default=0) + 1 if most > 1 else 0):
-        for those in questions.values():
-            yield column._replace(metric=f"{column.metric}/best_of_{k}"), those[0][0], _at_least_one(those, k)
+    if min((len({row.attack for row, _ in those}) for those in questions.values()), default=0) > 1:
+        for row, outcome in outcomes:
+            if technique := row.attack.partition(":")[2]:
+                yield column._replace(metric=f"{column.metric}/{technique}"), row, outcome
+    most = min((len(those) for those in questions.values()), default=0)
+    for k in range(2, most + 1):
+        if k <= 8 or k & (k - 1) == 0 or k == most:
+            for those in questions.values():
+                yield column._replace(metric=f"{column.metric}/best_of_{k}"), those[0][0], _at_least_one(those, k)
 
 
 def _graded(column: Column, outcomes: Outcomes) -> Values:
@@ -393,32 +395,3 @@ def _searched(evaluation: Evaluation, blank: Column) -> Values:
         for k in range(width, 1 + longest, width):
             yield own._replace(metric=f"own_success/after_{k}_queries"), row, first is not None and first <= k
         yield from ((own._replace(metric="turns_without_score"), row, silent) for *_, silent in turns)
-
-
-class Tries(Record, frozen=True, kw_only=True):
-    """The share of questions that at least one of k attempts gets through to, from all attempts made."""
-
-    arm: str
-    bench: str
-    attack: str
-    share: tuple[float, ...]
-    """For k = 1, 2, …"""
-
-
-def tries(found: Cells, columns: Sequence[Column]) -> Iterator[Tries]:
-    """Success within k attempts, where questions were attempted more than once: unbiased, over all orders of attempts."""
-    for column in columns:
-        for arm in found if column.metric in SUCCESS else ():
-            cell = found[arm].get(column)
-            groups: dict[tuple[str, int | None], list[bool]] = {}
-            for row, value, made in zip(cell.rows, cell.values, cell.made, strict=True) if cell else ():
-                if value is not None:
-                    groups.setdefault((row.question, made[1]), []).append(bool(value))
-            shortest = min((len(group) for group in groups.values()), default=0)
-            if shortest > 1:
-                chances = [
-                    [stats.at_least_one(len(g), sum(g), k) or 0.0 for g in groups.values()]
-                    for k in range(1, min(shortest, 50) + 1)
-                ]
-                shares = tuple(sum(own) / len(own) for own in chances)
-                yield Tries(arm=arm, bench=column.bench, attack=column.attack, share=shares)

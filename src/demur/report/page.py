@@ -18,8 +18,8 @@ from demur.report.labels import corrections
 from demur.report.marks import Piece, pieces, visible
 from demur.report.patterns import label
 from demur.report.read import bench_name, family
-from demur.report.sections import STAND_IN, sections
-from demur.report.tables import Cell, Head, Section, Table, estimate, heads
+from demur.report.sections import Part, sections
+from demur.report.tables import STAND_IN, Cell, estimate, table
 from demur.storage.artifacts import Artifact, artifacts
 from demur.storage.records_file import project
 
@@ -51,10 +51,10 @@ def page(report: Report, runs: Sequence[Path]) -> str:
     script = environment.loader.get_source(environment, "report.js")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     every = [stage for own in stages for stage in own]
-    shown = [*sections(report), *_corrected(report, runs), *_certified(runs), *_costs(every)]
+    shown = sections(report, _more(report, runs, every))
     return str(
         environment.get_template("report.html").render(
-            report=report, sections=sorted(shown, key=lambda section: section.fold and section.id != "measured"),
+            report=report, sections=shown,
             samples=[group for run, own in zip(runs, stages, strict=True) for group in samples(own, _prefix(report, run, runs))],
             banner=STAND_IN if report.stand_in else "", script=script, script_hash=digest, about=_about(every),
         )
@@ -160,51 +160,44 @@ def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, .
     )
 
 
-def _corrected(report: Report, runs: Sequence[Path]) -> Iterator[Section]:
-    """Rates without the judge's errors, where people labelled enough of its verdicts in the viewer."""
-    found = list(corrections(report, runs[0])) if len(runs) == 1 else []
+def _more(report: Report, runs: Sequence[Path], stages: Sequence[Artifact]) -> Iterator[Part]:
+    """What stands beside the numbers: people's labels, certificates, costs."""
+    found = corrections(report, runs[0]) if len(runs) == 1 else ()
     rows: list[tuple[Cell | str, ...]] = []
     for c in found:
         numbers = map(estimate, (c.observed, c.corrected, c.sensitivity, c.specificity))
         rows.append((c.arm, format.place(*c.column[:3]), c.column.judge, *numbers))
-    if rows:
-        titles = heads(
-            "arm", "benchmark", "judge", "as judged, %", "corrected, %", "sensitivity, %", "specificity, %", left=3
-        )
-        about = "From labels that people gave in the viewer to this judge's verdicts; right as far as these traces were drawn at random."
-        yield Section("corrected", "Rates without the judge's errors", (Table(titles, rows),), about)
+    titles = "arm", "benchmark", "judge", "#as judged, %", "#corrected, %", "#sensitivity, %", "#specificity, %"
+    yield from [("corrected", [table(titles, rows)], {})] if rows else []
+    held = list(_certified(runs))
+    columns = "rows", "benchmark", "#rows that hold a prompt of it", "#its prompts"
+    yield from [("contamination", [table(columns, held)], {})] if held else []
+    costs = [_cost(stage) for stage in stages if stage.manifest.kind in ("distil", "evaluate", "judge", "attack")]
+    money = any(cost is not None for *_, cost in costs)
+    priced = [
+        (*map(str, cost[:1]), *(f"{n:,}" for n in cost[1:3]), *([format.money(cost[3])] if money else []))
+        for cost in costs
+    ]
+    yield from (
+        [("costs", [table(("stage", "#replies", "#tokens", *(["#cost"] if money else [])), priced)], {})]
+        if costs
+        else []
+    )
 
 
-def _certified(runs: Sequence[Path]) -> Iterator[Section]:
+def _certified(runs: Sequence[Path]) -> Iterator[tuple[Cell | str, ...]]:
     """What `demur check contamination` certified of a run's training rows, benchmark by benchmark."""
-    rows: list[tuple[Cell | str, ...]] = []
     for path in (run / "contamination.json" for run in runs):
         given = msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
         for name, one in given.get("certificates", {}).items():
             for bench in one["compared"]:
                 taken = f", {one['removed']} taken out" if one.get("removed") else ""
                 held = Cell(f"{bench['rows']} of {one['rows']}{taken}", "warn" if bench["rows"] else "")
-                rows.append((name, bench["bench"], held, f"{bench['prompts']:,}"))
-    if rows:
-        titles = heads("rows", "benchmark", "rows that hold a prompt of it", "its prompts", left=2)
-        yield Section("contamination", "Training rows against benchmarks", (Table(titles, rows),))
+                yield name, bench["bench"], held, f"{bench['prompts']:,}"
 
 
-def _costs(stages: Sequence[Artifact]) -> Iterator[Section]:
-    """Replies, tokens and money, by stage; one column fewer where no prices were declared."""
-    rows: list[tuple[str, int, int, float | None]] = []
-    for stage in stages:
-        if stage.manifest.kind in ("distil", "evaluate", "judge", "attack"):
-            found = list(project(stage.folder / "traces.jsonl", Trace, "tokens_out", "cost"))
-            priced = [cost for _, cost in found if cost is not None]
-            rows.append(
-                (stage.manifest.name, len(found), sum(out or 0 for out, _ in found), sum(priced) if priced else None)
-            )
-    if rows:
-        money = any(cost is not None for *_, cost in rows)
-        shown: list[tuple[Cell | str, ...]] = [
-            (name, f"{n:,}", f"{tokens:,}", *((format.NONE if cost is None else f"{cost:,.2f}",) if money else ()))
-            for name, n, tokens, cost in rows
-        ]
-        titles: tuple[Head, ...] = heads("stage", "replies", "tokens", *(("cost",) if money else ()))
-        yield Section("costs", "Replies, tokens and cost by stage", (Table(titles, shown),), fold=True)
+def _cost(stage: Artifact) -> tuple[str, int, int, float | None]:
+    """Replies, tokens and money of a stage."""
+    found = list(project(stage.folder / "traces.jsonl", Trace, "tokens_out", "cost"))
+    priced = [cost for _, cost in found if cost is not None]
+    return stage.manifest.name, len(found), sum(out or 0 for out, _ in found), sum(priced) if priced else None

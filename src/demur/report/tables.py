@@ -17,6 +17,9 @@ Tone = str
 """best, warn, soft, or nothing."""
 
 
+STAND_IN = "smoke run: small local models in every part; these numbers say nothing of any real model"
+
+
 class Cell(NamedTuple):
     """What stands at one place of a table."""
 
@@ -61,9 +64,9 @@ class Section(NamedTuple):
     """Closed until it is wanted."""
 
 
-def heads(*titles: str, left: int = 1, group: str = "") -> tuple[Head, ...]:
-    """Heads of which the first `left` are of words."""
-    return tuple(Head(title, group, place >= left) for place, title in enumerate(titles))
+def table(titles: Sequence[str], rows: Sequence[tuple[Cell | str, ...]], name: str = "") -> Table:
+    """A table; a title that begins with # is of numbers."""
+    return Table(tuple(Head(title.removeprefix("#"), number=title[0] == "#") for title in titles), list(rows), name)
 
 
 def estimate(found: Estimate | None, unit: str = "share", *, where: str = "", best: bool = False) -> Cell:

@@ -112,21 +112,9 @@ def adjusted(tests: Sequence[PairedTest]) -> list[PairedTest]:
 
 
 def declared(found: Cells, columns: Sequence[Column], wanted: Sequence[dict[str, Any]]) -> list[PairedTest]:
-    """The comparisons that a study names."""
-    own = [
-        _in_column(found, column, (want["a"], want["b"]), want.get("margin"))
-        for want in wanted
-        for column in columns
-        if not want.get("bench") or want["bench"] == column.bench
-    ]
-    return adjusted([test for tests in own for test in tests])
-
-
-def every_column(
-    found: Cells, columns: Sequence[Column], a: str, b: str, margin: float | None = None
-) -> list[PairedTest]:
-    """Two arms in every one of some columns that both have."""
-    return adjusted([test for column in columns for test in _in_column(found, column, (a, b), margin)])
+    """The comparisons that a study names, in every one of some columns that both arms have."""
+    own = ((want, column) for want in wanted for column in columns if want.get("bench") in (None, "", column.bench))
+    return adjusted([t for w, c in own for t in _in_column(found, c, (w["a"], w["b"]), w.get("margin"))])
 
 
 def against_raw(found: Cells, columns: Sequence[Column], raw: str) -> list[PairedTest]:
@@ -144,23 +132,18 @@ def against_raw(found: Cells, columns: Sequence[Column], raw: str) -> list[Paire
     return adjusted(tests)
 
 
-def best(found: Cells, columns: Sequence[Column]) -> list[Best]:
+def best(found: Cells, columns: Sequence[Column]) -> Iterator[Best]:
     """The arms that beat every other arm, column by column."""
-    marks = []
     for column in columns:
-        arms = [arm for arm in found if column in found[arm]]
-        if len(arms) > 1 and column.better != "neither":
-            values = {arm: found[arm][column].estimate(column).value for arm in arms}
-            known = {arm: value for arm, value in values.items() if value is not None}
-            first = _first(known, column.better)
-            rivals = [test for arm in arms if arm != first for test in _in_column(found, column, (first, arm), None)]
-            if first and rivals and all(test.winner == first for test in adjusted(rivals)):
-                marks.append(Best(bench=column.bench, attack=column.attack, metric=column.metric, arm=first))
-    return marks
-
-
-def _first(values: dict[str, float], better: stats.Better) -> str:
-    return min(values, key=lambda arm: values[arm] if better == "lower" else -values[arm], default="")
+        values = {arm: found[arm][column].estimate(column).value for arm in found if column in found[arm]}
+        known = {
+            arm: value if column.better == "lower" else -value for arm, value in values.items() if value is not None
+        }
+        if len(values) > 1 and known and column.better != "neither":
+            first = min(known, key=known.__getitem__)
+            rivals = [test for arm in values if arm != first for test in _in_column(found, column, (first, arm), None)]
+            if rivals and all(test.winner == first for test in adjusted(rivals)):
+                yield Best(bench=column.bench, attack=column.attack, metric=column.metric, arm=first)
 
 
 def _in_column(found: Cells, column: Column, arms: tuple[str, str], margin: float | None) -> Iterator[PairedTest]:
@@ -333,20 +316,15 @@ def difference(a: Cell, b: Cell) -> stats.Difference:
 def _by_level(pairs: Pairs, weights: dict[Column, float] | None = None) -> list[stats.Difference]:
     """A minus B with its trainings as what varies beside the prompts; and with its bases, where there are several."""
     trainings = len(set(pairs.made))
-    first, second = (_plain(side) for side in (pairs.first, pairs.second))
+    first, second = ([v for v in side if not isinstance(v, tuple)] for side in (pairs.first, pairs.second))
     found = [
         stats.paired(
             first, second, clusters=pairs.clusters, seeds=level, usual=usual,
-            stratum=pairs.columns, strata=weights if weights and len(weights) > 1 else None,
+            strata=(pairs.columns, weights) if weights and len(weights) > 1 else None,
         )
         for level, usual in zip(levels(pairs.made), (stats.USUAL, stats.USUAL_BASES), strict=False)
     ]  # fmt: skip
     return [replace(one, seeds=trainings) for one in found]
-
-
-def _plain(values: Sequence[Value]) -> list[bool | float | None]:
-    assert not any(isinstance(value, tuple) for value in values), "ratios are not compared"
-    return values  # type: ignore[return-value]
 
 
 def aligned(a: Cell, b: Cell, column: Column | None = None) -> Pairs:

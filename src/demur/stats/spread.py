@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Z = 1.959963984540054
+"""The normal quantile of a two-sided 95 % interval."""
 DRAWS = 10_000
 """Random sign flips where the exact distribution is out of reach: p is then known to about 0.002 near 0.05."""
 
@@ -19,6 +21,7 @@ TWO_ALIKE = 0.3
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
+T = TypeVar("T")
 
 
 class Sample(NamedTuple):
@@ -36,6 +39,29 @@ def sample(values: list[float], clusters: Sequence[Hashable] | None, seeds: Sequ
     cluster, count = _index(clusters if clusters is not None else range(len(values)))
     seed, trained = _index(seeds if seeds is not None else [0] * len(values))
     return Sample(np.asarray(values, dtype=float), cluster, count, seed, trained)
+
+
+def picked(items: Sequence[T] | None, places: Sequence[int]) -> list[T] | None:
+    """Items at some places."""
+    return None if items is None else [items[i] for i in places]
+
+
+def weighed(
+    values: list[float], stratum: Sequence[Hashable] | None, strata: Mapping[Any, float] | None
+) -> tuple[Floats, list[float]]:
+    """Values whose plain mean is the weighted mean of the strata's; and the same with only their spread within strata."""
+    flat = np.asarray(values, dtype=float)
+    if stratum is None or strata is None or not values:
+        return flat, values
+    places: dict[Hashable, list[int]] = {}
+    for place, name in enumerate(stratum):
+        places.setdefault(name, []).append(place)
+    weight, middle = np.ones(len(flat)), np.zeros(len(flat))
+    for name, those in places.items():
+        weight[those] = strata[name] / sum(strata[name] for name in places) * len(flat) / len(those)
+        middle[those] = flat[those].mean()
+    whole = float((weight * flat).mean())
+    return weight * flat, list(whole + weight * (flat - middle))
 
 
 def _index(names: Sequence[object]) -> tuple[Ints, int]:
@@ -191,15 +217,15 @@ def normal_quantile(share: float) -> float:
     return float(ndtri(share))
 
 
-def t_quantile(freedom: float) -> float:
-    """Student's quantile of a two-sided 95 % interval."""
+def t_quantile(freedom: float, share: float = 0.975) -> float:
+    """The point below which so much of Student's distribution lies; by default that of a two-sided 95 % interval."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, 0.975))
+    return normal_quantile(share) if math.isinf(freedom) else float(stdtrit(freedom, share))
 
 
 def t_test(value: float, variance: float, freedom: float) -> float:
     """The two-sided p of a mean of zero."""
     from scipy.special import stdtr
 
-    return float(2 * stdtr(freedom, -abs(value) / math.sqrt(variance))) if variance > 0 else 1.0
+    return float(2 * stdtr(min(freedom, 1e9), -abs(value) / math.sqrt(variance))) if variance > 0 else 1.0

@@ -1,0 +1,150 @@
+"""The first table, arms down and headline metrics across, and the notes under it: how far it can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from demur.records import Estimate
+from demur.report import format
+from demur.report.data import Report
+from demur.report.metrics import ALL, Column
+from demur.report.tables import Cell, Head, Section, Table, estimate
+
+OPEN = 0.10
+"""Above this distance between best and worst case a number carries a warning."""
+COLLAPSED = 0.5
+"""Below this share of the untrained arm's answer length answers have collapsed."""
+
+
+def columns(report: Report) -> list[Column]:
+    """What benchmarks call their headline, with the mean of each metric behind it; then no answer and thinking tokens."""
+    found: list[Column] = []
+    means = {
+        r.metric: Column(r.bench, r.attack, r.metric, r.judge, r.part, r.better, r.unit)
+        for r in report.results
+        if r.bench == ALL
+    }
+    for column, after in zip(report.columns, (*report.columns[1:], None), strict=False):
+        found.append(column)
+        if (after is None or after.metric != column.metric) and column.metric in means:
+            found.append(means[column.metric])
+    return found + [means[name] for name in ("no_reply", "thinking_tokens") if name in means]
+
+
+def first(report: Report) -> Iterator[Section]:
+    """The table with its notes, where anything was measured."""
+    if not report.arms:
+        return
+    shown, numbers = columns(report), report.table()
+    best = {(b.bench, b.attack, b.metric, b.arm) for b in report.best}
+    rows: list[tuple[Cell | str, ...]] = []
+    for arm in report.arms:
+        cells = []
+        for column in shown:
+            mark, where = (*column[:3], arm) in best, format.where(arm, column.bench, column.attack)
+            cell = estimate(numbers.get((arm, *column[:5])), column.unit, where=where, best=mark)
+            theirs = report.published.get("|".join((arm, *column[:3])))
+            cells.append(cell if theirs is None else cell._replace(text=f"{cell.text} ({format.number(theirs)})"))
+        rows.append((Cell(arm, "warn" if arm in report.incoherent else ""), *cells))
+    table = Table((Head("arm", number=False), *(_head(report, column, shown) for column in shown)), rows)
+    yield Section("results", "", (table,), notes=tuple(notes(report)))
+
+
+def _head(report: Report, column: Column, shown: list[Column]) -> Head:
+    """A heading: the metric over all its columns, each with benchmark or attack, judge where several, and replies."""
+    same = [other for other in shown if other.metric == column.metric and other.bench != ALL]
+    better = f" ({column.better} is better)" if column.better != "neither" else ""
+    group = f"{format.metric(column.metric)}{', %' if column.unit == 'share' else ''}{better}"
+    if column.bench == ALL:
+        return Head("mean" if same else "all benchmarks", group)
+    one = len({other[:2] for other in same}) == 1
+    parts = [column.bench] if one or len({other.bench for other in same}) > 1 else []
+    parts += [format.attack(column.attack)] if column.attack != "none" or not parts else []
+    parts += [column.judge] if sum(other[:3] == column[:3] for other in same) > 1 else []
+    found = [e for (_, *at), e in report.table().items() if tuple(at) == column[:5]]
+    return Head(f"{' '.join(parts)}\nn={max((e.n + e.unscored for e in found), default=0):,}", group)
+
+
+def notes(report: Report) -> list[str]:
+    """What stands under the table."""
+    numbers = report.table()
+    found = [(arm, c, numbers[arm, *c[:5]]) for arm in report.arms for c in report.columns if (arm, *c[:5]) in numbers]
+    replies = sum(e.n + e.unscored for *_, e in found)
+    cut, unscored = sum(e.truncated for *_, e in found), sum(e.unscored for *_, e in found)
+    seeds, bases = max((p.seeds for p in report.protocols), default=1), len(report.bases)
+    levels = (", seeds as their own level" if seeds > 1 else "") + (
+        f", and {bases} bases as theirs" if bases > 1 else ""
+    )
+    judges = dict.fromkeys(f"{c.judge} ({c.part})" for c in report.columns)
+    text = [
+        f"{format.plural(seeds, 'seed')}; 95 % intervals, clustered by prompt{levels}, each of one number alone; n counts replies; "
+        f"truncated {_share(cut, replies)}, unscored {_share(unscored, replies)}; "
+        f"judge{'' if len(judges) == 1 else 's'}: {', '.join(judges) or 'none'}"
+    ]
+    text += [
+        f"{arm} is garbled in {format.interval(e)} % of replies: read its row with that in mind, it does not speak coherently"
+        for arm, e in report.incoherent.items()
+    ]
+    text += [*_no_answer(report), *_wide(found), *_replies(report)]
+    text += [f"{at}: this server's samples do not differ; the replies to a prompt count once" for at in report.alike]
+    for a in report.agreement:
+        kappa = format.number(a.kappa, "count", digits=2)
+        text.append(f"{a.a} and {a.b} agree on the {a.part} of {format.interval(a.same)} % of replies, kappa {kappa}")
+    text += ["in brackets: what the paper printed (arXiv 2505.15404 v2), without intervals"] if report.published else []
+    text += ["* better than every other arm, paired, p after Holm and interval agree"] if report.best else []
+    shown = [claim for claim in report.claims if claim.winner or claim.margin is not None]
+    text += [format.sentence(claim) for claim in shown]
+    if left := len(report.claims) - len(shown):
+        others = f"{left} other comparison{'' if left == 1 else 's'}" if shown else format.plural(left, "comparison")
+        text.append(f"no difference is shown in {others}; the report says how many prompts would show one")
+    return text
+
+
+def _share(part: int, whole: int) -> str:
+    return "0" if not part or not whole else f"{max(0.1, 100 * part / whole):.1f} %"
+
+
+def _no_answer(report: Report) -> Iterator[str]:
+    """Why replies held no answer, over all arms."""
+    why: dict[str, int] = {}
+    for (_, _, _, metric, *_), e in report.table().items():
+        head, _, reason = metric.partition("/")
+        if head == "no_reply" and reason:
+            why[reason] = why.get(reason, 0) + round((e.value or 0) * e.n)
+    if why:
+        yield "replies without an answer: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(why.items()))
+
+
+def _wide(found: list[tuple[str, Column, Estimate]]) -> Iterator[str]:
+    """Where so much was truncated or unscored that the number could be quite another one: one line for all like it."""
+    groups: dict[str, list[str]] = {}
+    for arm, column, e in found:
+        if e.best is not None and e.worst is not None and abs(e.worst - e.best) > OPEN:
+            low, high = (format.number(bound) for bound in sorted((e.best, e.worst)))
+            at = f"{arm}, {format.place(*column[:3])} ({e.truncated + e.unscored} of {e.n + e.unscored})"
+            groups.setdefault(f"the rate lies between {low} and {high} whatever they held", []).append(at)
+    for what, places in groups.items():
+        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        yield f"truncated or unscored, so that {what}: {'; '.join(places[:3])}{more}"
+
+
+def _replies(report: Report) -> Iterator[str]:
+    """How much of the replies is thinking, and whose answers have collapsed."""
+    means = {(arm, metric): e.value or 0.0 for (arm, bench, _, metric, *_), e in report.table().items() if bench == ALL}
+    lengths = {arm: [means.get((arm, f"{part}_tokens"), 0.0) for part in ("thinking", "answer")] for arm in report.arms}
+    shares = [
+        f"{arm} {100 * thought / (thought + answer):.0f} %"
+        for arm, (thought, answer) in lengths.items()
+        if thought + answer
+    ]
+    if 0 < len(shares) <= 12:
+        yield f"tokens that are thinking: {', '.join(shares)}"
+    raw = next((claim.b for claim in report.changes), "")
+    usual = lengths[raw][1] if raw else 0.0
+    short = [
+        f"{arm} {100 * answer / usual:.0f} %"
+        for arm, (_, answer) in lengths.items()
+        if usual and answer < COLLAPSED * usual
+    ]
+    if short:
+        yield f"answers are much shorter than {raw}'s: {', '.join(short)} of its length"

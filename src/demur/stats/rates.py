@@ -1,0 +1,226 @@
+"""One number with its interval: a share, a mean, a ratio, a rate without its judge's errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from msgspec.structs import replace
+
+from demur.records import Estimate
+from demur.stats.spread import (
+    Sample,
+    Z,
+    cluster_variance,
+    correlation,
+    picked,
+    sample,
+    t_quantile,
+    variance_of,
+    weighed,
+)
+
+USUAL = 0.5
+"""How much trainings differ where nothing is known: the standard deviation of their log odds."""
+Better = Literal["lower", "higher", "neither"]
+
+
+def rate(
+    outcomes: Sequence[bool | None],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    seeds: Sequence[int | None] | None = None,
+    truncated: int | Sequence[bool] = 0,
+    better: Better = "neither",
+    fixed: bool = False,
+) -> Estimate:
+    """A share with its interval: Wilson's, on as many observations as the replies are worth.
+
+    Replies to one prompt agree to a degree (the intraclass correlation, shrunk towards 1 where events are too rare to
+    tell), which makes n replies worth fewer. With several seeds, their spread is added and t replaces the normal.
+
+    Args:
+        outcomes: one for each reply; `None`: could not be scored.
+        clusters: of each outcome; replies of one cluster are not independent. Default: all are.
+        seeds: of the training behind each outcome.
+        truncated: which outcomes are of texts that a budget cut, or how many.
+        better: the direction in which `best` lies; for `neither` it is the lower bound.
+        fixed: the clusters are all that there are (AIME's 30 problems), not a sample: only replies vary.
+    """
+    known = [i for i, outcome in enumerate(outcomes) if outcome is not None]
+    data = sample([float(bool(outcomes[i])) for i in known], picked(clusters, known), picked(seeds, known))
+    best, worst = _bounds(outcomes, truncated)
+    if better == "higher":
+        best, worst = worst, best
+    cut = truncated if isinstance(truncated, int) else sum(truncated)
+    blank = Estimate(
+        value=None,
+        low=None,
+        high=None,
+        n=len(known),
+        unscored=len(outcomes) - len(known),
+        truncated=cut,
+        best=best,
+        worst=worst,
+    )
+    if data.clusters < 2:
+        how = (
+            "all is of one prompt: too few to say how far the number can be trusted" if known else "nothing was scored"
+        )
+        return replace(blank, how=how)
+    p = float(data.values.mean())
+    worth, quantile, how = _fixed(data, p) if fixed else _worth(data, p)
+    low, high = wilson(p, worth, quantile)
+    return replace(blank, value=p, low=low, high=high, how=how)
+
+
+def mean(
+    values: Sequence[float | None],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    seeds: Sequence[int | None] | None = None,
+    truncated: int = 0,
+    stratum: Sequence[Hashable] = (),
+    strata: Mapping[Any, float] | None = None,
+) -> Estimate:
+    """A mean with Student's interval, clustered, with the spread between seeds where there are several.
+
+    `stratum` says to which stratum each value belongs, and `strata` how much each of them weighs.
+    """
+    known = [i for i, value in enumerate(values) if value is not None]
+    _, linear = weighed([float(v) for v in values if v is not None], picked(stratum, known) if strata else None, strata)
+    data = sample(linear, picked(clusters, known), picked(seeds, known))
+    blank = Estimate(
+        value=None, low=None, high=None, n=len(known), unscored=len(values) - len(known), truncated=truncated
+    )
+    if data.clusters < 2:
+        return replace(
+            blank, how="all is of one prompt: no spread to tell an interval from" if known else "nothing was counted"
+        )
+    value = float(data.values.mean())
+    variance, freedom, how = variance_of(data, cluster_variance(data))
+    if not variance:
+        # All alike says that others are rare, not that there are none: two more observations, at zero and at twice the value.
+        scale, n = abs(value) or 1.0, data.clusters + 2
+        variance, how = 2 * scale * scale / (n * (n - 1)), f"{how}; all values equal, two pseudo-observations"
+    half = t_quantile(freedom) * math.sqrt(variance)
+    return replace(blank, value=value, low=value - half, high=value + half, how=how)
+
+
+def ratio(
+    pairs: Sequence[tuple[float, float] | None],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    seeds: Sequence[int | None] | None = None,
+    truncated: int = 0,
+) -> Estimate:
+    """A ratio of two sums, its interval by linearisation."""
+    known = [pair for pair in pairs if pair is not None]
+    above, below = sum(a for a, _ in known), sum(b for _, b in known)
+    value, share = (above / below, below / len(known)) if below else (0.0, 1.0)
+    lines = [None if pair is None else value + (pair[0] - value * pair[1]) / share for pair in pairs]
+    found = mean(lines, clusters=clusters, seeds=seeds, truncated=truncated)
+    if not below:
+        return replace(found, value=None, low=None, high=None, how="nothing to divide by")
+    return replace(found, how=f"{found.how}, linearised ratio")
+
+
+def at_least_one(n: int, hits: int, k: int) -> float | None:
+    """The chance that k replies, drawn from n of which so many hit, hold a hit: 1 - C(n-hits, k) / C(n, k); `None` for k > n."""
+    return 1.0 - math.comb(n - hits, k) / math.comb(n, k) if 1 <= k <= n else None
+
+
+def wilson(p: float, n: float, quantile: float = Z) -> tuple[float, float]:
+    """Wilson's score interval of a share of n observations; n need not be whole."""
+    square = quantile * quantile
+    centre = p + square / (2 * n)
+    half = quantile * math.sqrt(p * (1 - p) / n + square / (4 * n * n))
+    low, high = (centre - half) / (1 + square / n), (centre + half) / (1 + square / n)
+    return (0.0 if p == 0 else max(0.0, low)), (1.0 if p == 1 else min(1.0, high))
+
+
+def corrected(observed: Estimate, sensitivity: Estimate, specificity: Estimate) -> Estimate:
+    """What a rate would be under the labels against which its judge was calibrated, with all three uncertainties.
+
+    Args:
+        observed: the judge's rate.
+        sensitivity: the share of true positives that the judge finds.
+        specificity: the share of true negatives that it leaves alone.
+    """
+    blank = Estimate(
+        value=None, low=None, high=None, n=observed.n, unscored=observed.unscored, truncated=observed.truncated
+    )
+    parts = [_worth_of(estimate) for estimate in (observed, sensitivity, specificity)]
+    if any(part is None for part in parts):
+        return replace(blank, how="the judge's rate or its calibration has no interval")
+    (p, n), (se, n_se), (sp, n_sp) = (part for part in parts if part is not None)
+    if sensitivity.low + specificity.low <= 1:  # type: ignore[operator]
+        return replace(blank, how="the calibration does not show the judge to be better than chance")
+    value = min(1.0, max(0.0, (p + sp - 1) / (se + sp - 1)))
+    p, n = (n * p + Z * Z / 2) / (n + Z * Z), n + Z * Z
+    se, n_se = (n_se * se + 1) / (n_se + 2), n_se + 2
+    sp, n_sp = (n_sp * sp + 1) / (n_sp + 2), n_sp + 2
+    centre = (p + sp - 1) / (se + sp - 1)
+    var_se, var_sp = se * (1 - se) / n_se, sp * (1 - sp) / n_sp
+    shift = 2 * Z * Z * (centre * var_se - (1 - centre) * var_sp)
+    error = math.sqrt(p * (1 - p) / n + centre**2 * var_se + (1 - centre) ** 2 * var_sp) / (se + sp - 1)
+    low, high = (min(1.0, max(0.0, centre + shift + side * Z * error)) for side in (-1, 1))
+    how = f"judge's errors taken out (sensitivity {sensitivity.value:.2f}, specificity {specificity.value:.2f}), Lang and Reiczigel"
+    return replace(blank, value=value, low=min(low, value), high=max(high, value), how=how)
+
+
+def _worth(data: Sample, p: float) -> tuple[float, float, str]:
+    """Of how many independent observations the replies are worth, with which quantile, and how that was found."""
+    n = len(data.values)
+    if data.clusters == n:
+        return n, Z, "Wilson"
+    sizes = np.bincount(data.cluster).astype(float)
+    yes = np.asarray(np.bincount(data.cluster, weights=data.values), dtype=np.float64)
+    per_cluster = float((sizes**2).sum() / n)
+    effective = n / (1 + (per_cluster - 1) * correlation(yes, sizes, p))
+    if data.seeds < 2:
+        return effective, Z, "Wilson, clustered by prompt"
+    if p in (0.0, 1.0):
+        # No event says nothing of how trainings differ: the bound is that of a usual spread.
+        how = f"Wilson, clustered by prompt; {data.seeds} seeds assumed to differ by {USUAL} on the logit scale"
+        return effective * (1 - (Z * USUAL) ** 2 / data.seeds), Z, how
+    variance, freedom, how = variance_of(data, p * (1 - p) / effective)
+    quantile = Z if freedom >= data.clusters - 1 else t_quantile(freedom)
+    return p * (1 - p) / variance, quantile, f"Wilson, {how}"
+
+
+def _fixed(data: Sample, p: float) -> tuple[float, float, str]:
+    """The same where the prompts are all that there are: what varies is a prompt's replies."""
+    sizes, yes = np.bincount(data.cluster).astype(float), np.bincount(data.cluster, weights=data.values)
+    n, several = len(data.values), sizes > 1
+    within = (
+        float((yes[several] * (sizes - yes)[several] / (sizes - 1)[several]).sum()) * len(sizes) / max(1, several.sum())
+    )
+    if not several.any() or p in (0.0, 1.0) or not within:
+        return n, Z, "Wilson, over replies: one a prompt, or all alike"
+    return p * (1 - p) * n * n / within, Z, "Wilson, of these prompts alone: replies vary, prompts do not"
+
+
+def _bounds(outcomes: Sequence[bool | None], truncated: int | Sequence[bool]) -> tuple[float | None, float | None]:
+    """The lowest and the highest share if what was cut or unscored had gone one way; cut counts make them cautious."""
+    total = len(outcomes)
+    if not total:
+        return None, None
+    if isinstance(truncated, int):
+        sure, unsure = sum(o is True for o in outcomes), truncated
+        return max(0, sure - unsure) / total, min(total, sure + unsure + sum(o is None for o in outcomes)) / total
+    pairs = list(zip(outcomes, truncated, strict=True))
+    sure = sum(outcome is True and not cut for outcome, cut in pairs)
+    return sure / total, (sure + sum(outcome is None or cut for outcome, cut in pairs)) / total
+
+
+def _worth_of(estimate: Estimate) -> tuple[float, float] | None:
+    """A rate, and the number of independent observations that its Wilson interval stands for."""
+    p, low, high = estimate.value, estimate.low, estimate.high
+    if p is None or low is None or high is None:
+        return None
+    q, near, far = (p, low, high) if p >= 0.5 else (1 - p, 1 - high, 1 - low)
+    share = q * q / (near * far) - 1 if near * far > 0 else 0.0
+    return (p, Z * Z / share) if share > 0 else (p, float(estimate.n))
