@@ -85,7 +85,12 @@ def paired(
     stratum, weights = strata or (None, None)
     flat, linear = weighed([x - y for x, y in zip(*sides, strict=True)], picked(stratum, known), weights)
     data = sample(linear, picked(clusters, known), picked(seeds, known))
-    counts = {"n": len(known), "clusters": data.clusters, "seeds": data.seeds, "unscored": len(a) - len(known)}
+    counts: dict[str, Any] = {
+        "n": len(known),
+        "clusters": data.clusters,
+        "seeds": data.seeds,
+        "unscored": len(a) - len(known),
+    }
     blank = Difference(value=None, low=None, high=None, p=None, **counts)
     if data.clusters < 2:
         return replace(blank, how="fewer than two prompts were scored on both sides")
