@@ -148,3 +148,15 @@ def test_models_whose_rows_cannot_be_packed_are_told() -> None:
     config = Qwen2Config(num_hidden_layers=2)
     config.layer_types = ["linear_attention", "full_attention"]
     assert "linear_attention" in str(attention.obstacle(config))
+
+
+def test_attention_is_in_the_type_of_the_arithmetic() -> None:
+    """Norms give float32 queries and keys over float32 weights: the kernel must get what autocast means all the same."""
+    bounds = torch.tensor([0, 3, 8], dtype=torch.int32)
+    query, key = (torch.randn(1, 2, 8, 16) for _ in range(2))
+    value = torch.randn(1, 2, 8, 16, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, _ = attention.packed_attention(torch.nn.Identity(), query, key, value, None, cu_seq_lens_q=bounds)
+    assert mixed.dtype == torch.bfloat16
+    plain, _ = attention.packed_attention(torch.nn.Identity(), query, key, value.float(), None, cu_seq_lens_q=bounds)
+    torch.testing.assert_close(mixed.float(), plain, rtol=5e-2, atol=5e-2)

@@ -39,6 +39,10 @@ def packed_attention(
     assert bounds is not None, "packed attention is for packed rows"
     assert not options.get("dropout"), "packed attention knows no dropout"
     scale = options.get("scaling")
+    if torch.is_autocast_enabled(query.device.type):
+        # Norms of queries and keys leave them in float32 over float32 weights; the arithmetic is the values'.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _varlen(query, key, value, bounds, int(options["max_length_q"]), scale), None
     grouped = query.shape[1] != key.shape[1]
