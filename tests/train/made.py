@@ -37,4 +37,4 @@ def job_of(
     data.mkdir(parents=True, exist_ok=True)
     write_jsonl(data / "examples.jsonl", examples)
     write_jsonl(data / "held_out.jsonl", held_out)
-    return Job(str(data / "examples.jsonl"), str(data / "held_out.jsonl"), str(base), str(out), settings)
+    return Job(str(data / "examples.jsonl"), str(data / "held_out.jsonl"), str(base), base.name, str(out), settings)

@@ -335,7 +335,7 @@ def base_folder(base: str) -> Path | None:
     """The folder that a base's name means; `None` when it is not on this machine."""
     if base in BASES:
         return _shipped(base)
-    return Path(base) if Path(base).is_dir() else None
+    return Path(base) if Path(base).is_dir() or (base.endswith(".gguf") and Path(base).is_file()) else None
 
 
 def _slug(text: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from demur.errors import CheckFailed
+from demur.models.gguf import converted
 from demur.records import Example, ExamplePart, Origin
 from demur.train.render import IGNORED, Dropped, Rendered, Renderer
 from demur.train.settings import TrainSettings
@@ -103,7 +104,8 @@ def check_template(
     """
     settings = settings or TrainSettings()
     try:
-        renderer = Renderer.of(base, template=settings.template, loss=settings.loss)
+        folder = converted(Path(base)) if str(base).endswith(".gguf") else base
+        renderer = Renderer.of(folder, template=settings.template, loss=settings.loss)
     except CheckFailed as refused:
         return Report(str(base), "unknown", problem=str(refused))
     chat, problem, rendered = renderer.chat, "", Rendered([], [])

@@ -339,12 +339,11 @@ def _tokenizer_to(base: Path | str, folder: Path) -> None:
         return
 
 
-def write_card(folder: Path, *, base: Path | str, settings: TrainSettings, data: dict[str, Any]) -> None:
+def write_card(folder: Path, *, name: str, settings: TrainSettings, data: dict[str, Any]) -> None:
     """The model card: from what, on what, how, with which versions. No dates or hosts: equal runs write equal cards."""
     import transformers
     from huggingface_hub import ModelCard, ModelCardData
 
-    name = Path(base).name
     about = ModelCardData(
         base_model=name,
         library_name="transformers",

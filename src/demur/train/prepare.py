@@ -22,6 +22,9 @@ class Job(NamedTuple):
     held_out: str
     """File of rows to measure the loss on; empty: none."""
     base: str
+    """Folder or hub id."""
+    name: str
+    """What the base is called."""
     out: str
     settings: TrainSettings
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from demur.errors import WorkError
 from demur.interfaces import Progress, quiet
+from demur.models.gguf import converted
 from demur.records import read_jsonl, write_jsonl
 from demur.storage.artifacts import atomic_write
 from demur.train import batches, checkpoints, distributed
@@ -45,7 +46,7 @@ def train(
 
     Args:
         examples: file of what to learn, flags per part.
-        base: a model folder or hub id.
+        base: a model folder, a GGUF file or a hub id.
         out: folder of the result.
         settings: how.
         held_out: file of rows to measure the loss on.
@@ -60,7 +61,8 @@ def train(
         WorkError: the loss became infinite, or processes disagree.
         SystemExit: 143, after a checkpoint, when SIGTERM came.
     """
-    job = Job(str(examples), str(held_out or ""), str(base), str(out), settings)
+    folder = converted(Path(base)) if str(base).endswith(".gguf") else base
+    job = Job(str(examples), str(held_out or ""), str(folder), Path(base).name, str(out), settings)
     if settings.processes > 1 and not distributed.launched():
         plain = job._replace(settings=settings.model_dump(mode="json"))._asdict()  # type: ignore[arg-type]
         return distributed.launch(plain, folder=out / ".job", settings=settings, progress=progress)
@@ -99,8 +101,10 @@ def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
         return {}
     arithmetic = "bfloat16" if place.mixed or place.dtype == torch.bfloat16 else "float32"
     summary = summarise(ready, out, settings) | {"arithmetic": arithmetic}
+    if job.name.endswith(".gguf"):
+        summary["notes"] = [*ready.notes, "the base was quantised: its weights are those of the file, in float32"]
     shares = Counter(row.share for row in ready.rendered.rows)
-    models.write_card(out / "model", base=job.base, settings=settings, data=summary | {"shares": shares})
+    models.write_card(out / "model", name=job.name, settings=settings, data=summary | {"shares": shares})
     write_jsonl(out / "dropped.jsonl", ready.rendered.dropped)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     tokens = sum(len(row.ids) for row in ready.read())
