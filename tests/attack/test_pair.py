@@ -18,7 +18,7 @@ from tests.made import Speaker, attacked
 from demur import thinking
 from demur.attack import open_attack, parse, requests
 from demur.attack.pair import PAPER, AdaptiveSettings
-from demur.attack.search import Search, SearchSettings, score_of, tagged
+from demur.attack.search import Search, score_of, tagged
 from demur.errors import WorkError
 from demur.interfaces import Request, Requests, stream
 from demur.models.config import parse_model
@@ -230,7 +230,11 @@ def test_the_adaptive_attacker_knows_the_format() -> None:
 
 
 def test_the_papers_parameters() -> None:
-    assert PAPER.model_fields_set == set(SearchSettings.model_fields)
+    assert PAPER.model_dump() == {
+        "streams": 5, "iterations": 5, "keep_last": 3, "tries": 3, "stop_score": 10, "attacker_temperature": 1.0,
+        "attacker_top_p": 0.9, "attacker_max_tokens": 500, "target_temperature": 0.0, "target_max_tokens": 1536,
+        "judge_temperature": 1.0, "judge_max_tokens": 150, "show_thinking": True, "aimed_at": "", "seed": 0,
+    }  # fmt: skip
     attack, found, (attacker, target, judge) = search(name="pair@paper-v2")
     assert len(attack.attempts) == 75
     assert {(r.sampling.temperature, r.sampling.top_p, r.sampling.max_tokens) for r in attacker.asked} == {

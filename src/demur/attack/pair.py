@@ -28,26 +28,9 @@ class AdaptiveSettings(SearchSettings):
     )
 
 
-PAPER = SearchSettings(
-    streams=5,
-    iterations=5,
-    keep_last=3,
-    tries=3,
-    stop_score=10,
-    attacker_temperature=1.0,
-    attacker_top_p=0.9,
-    attacker_max_tokens=500,
-    # Temperature 1 with top-p 0 in the paper, which is greedy.
-    target_temperature=0.0,
-    target_max_tokens=1536,
-    judge_temperature=1.0,
-    judge_max_tokens=150,
-    # The study's code hands whole replies on: nothing takes the thinking out.
-    show_thinking=True,
-    aimed_at="",
-    seed=0,
-)
-"""Every parameter of the paper (arXiv 2505.15404v2, Appendix D, and its code); the same in both versions."""
+PAPER = SearchSettings(target_max_tokens=1536, judge_temperature=1.0, show_thinking=True)
+"""The paper's parameters (arXiv 2505.15404v2, Appendix D, and its code), the same in both versions: elsewhere they are the
+defaults. Its target has temperature 1 with top-p 0, which is greedy; its code hands whole replies on, thinking included."""
 
 
 class Pair(Search):

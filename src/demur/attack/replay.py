@@ -42,11 +42,10 @@ class ReplayAttack(Attack):
         questions = list(prompts)
         if lacks := [prompt.id for prompt in questions if prompt.id not in self._stored]:
             raise UserError(
-                f"{len(lacks)} of {len(questions)} questions were not attacked in that run, the first: {lacks[0]}."
+                f"{len(lacks)} of {len(questions)} questions were not attacked in that run, such as {lacks[0]}."
             )
-        for prompt in questions:
-            for found in self._stored[prompt.id].values():
-                yield found
+        for found in (found for prompt in questions for found in self._stored[prompt.id].values()):
+            yield found
 
     def prefill(self, prompt: Prompt) -> str:
         """How the reply was begun then."""
