@@ -166,9 +166,8 @@ class LocalModel:
             turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
             extra = self._config.extra_body.get("chat_template_kwargs", {})
             text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **extra)
-            # Where the prefill opens the thinking, the reply shows it: only the template's own opening is hidden.
             opened = thinking.opens_thinking(text)
-            tokens = self._tokenizer.encode(text + prefill, add_special_tokens=False)
+            tokens = self._tokenizer.encode(text + _begun(request, opened), add_special_tokens=False)
         opened = self._config.api == "chat" and opened
         key = key_of(
             [
@@ -207,13 +206,13 @@ class LocalModel:
 
     def _inside(self, rows: list[Row], at: int, tokens: list[int]) -> bool:
         """Whether what a row wrote so far is still thinking."""
-        text = (rows[at].request.sampling.prefill or "") + self.decode(tokens)
+        text = _begun(rows[at].request, rows[at].opened) + self.decode(tokens)
         return thinking.split(text, finish="length", opened=rows[at].opened).outcome == "cut_in_thinking"
 
     def _reply(self, row: Row, written: Written | None) -> Reply:
         if written is None:
             return Reply(failure="too_long", detail=f"{len(row.tokens)} tokens of prompt; the model takes {self._room}")
-        text = (row.request.sampling.prefill or "") + self.decode(written.tokens)
+        text = _begun(row.request, row.opened) + self.decode(written.tokens)
         parts = thinking.split(text, finish=written.finish, opened=row.opened)
         count = len(self._tokenizer.encode(parts.thinking, add_special_tokens=False)) if parts.thinking else 0
         return Reply(
@@ -282,3 +281,9 @@ def _rule_key(sampling: Sampling) -> tuple[str, int]:
     """What the rows of one batch must share."""
     shared = [sampling.temperature, sampling.top_p, sampling.top_k, sampling.thinking_budget]
     return digest(shared), sampling.max_tokens
+
+
+def _begun(request: Request, opened: bool) -> str:
+    """What the reply is begun with. Where the template opens the thinking, it is not opened twice."""
+    prefill = request.sampling.prefill or ""
+    return prefill.lstrip().removeprefix(thinking.OPEN).lstrip("\n") if opened else prefill
