@@ -13,13 +13,14 @@ from demur.cli import common
 from demur.errors import CheckFailed, UserError
 from demur.mix import example_of, unfit
 from demur.mix.certificate import Certificate, Found, certify, without
+from demur.mix.contamination import RULES
 from demur.prompts.formats import load_file
-from demur.records import Estimate, Example, ExamplePart, Origin, Prompt, encode, write_jsonl
+from demur.records import Example, ExamplePart, Origin, Prompt, encode, write_jsonl
 from demur.report.clean import Beside, asked, beside, mixes
+from demur.report.words import interval
 from demur.storage.artifacts import atomic_write, is_published
 
 CERTIFICATE = "contamination.json"
-RULES = ("exact", "coverage", "near")
 SHOWN = 8
 """Masked pairs shown at most."""
 
@@ -64,7 +65,7 @@ def check_contamination(
     if json:
         common.print_json({"clean": sound, "out": str(where), "certificates": certificates, "results": results})
     else:
-        _tell(certificates, results, where)
+        _tell(certificates, [one for _, pairs in compared.values() for one in pairs], results, where)
     if not sound:
         bad = len({one.example for _, pairs in compared.values() for one in pairs})
         raise CheckFailed(
@@ -96,26 +97,20 @@ def _write(
     return certificates, results
 
 
-def _tell(certificates: Mapping[str, Certificate], results: Sequence[Beside], where: Path) -> None:
+def _tell(
+    certificates: Mapping[str, Certificate], found: Sequence[Found], results: Sequence[Beside], where: Path
+) -> None:
     common.stdout.print(table(certificates))
-    for pair in [pair for c in certificates.values() for one in c.compared for pair in one.shown[:2]][:SHOWN]:
-        common.console.print(
-            f"{pair.rule} {pair.score:.2f}\n  row     {pair.row}\n  prompt  {pair.prompt}", markup=False
-        )
-    for one in results:
-        if one.full.unit == "share" and one.full.metric != "cut":
-            cell = f"{one.full.arm} · {one.full.bench} · {one.full.attack} · {one.full.metric} · {one.full.part}"
-            left = _said(one.clean.estimate) if one.clean else "no prompt is left"
-            common.stdout.print(f"{cell}: {_said(one.full.estimate)}; without {one.held} held: {left}", markup=False)
+    for one in found[:SHOWN]:
+        said = f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}"
+        common.console.print(said, markup=False)
+    for result in results:
+        full, clean = result.full, result.clean
+        if full.unit == "share" and full.metric != "cut":
+            cell = f"{full.arm} · {full.bench} · {full.attack} · {full.metric} · {full.part}: {interval(full.estimate)}"
+            left = interval(clean.estimate) if clean else "no prompt is left"
+            common.stdout.print(f"{cell}; without {result.held} held: {left}", markup=False)
     common.console.print(f"certificate: {where / CERTIFICATE} · pairs: {where / 'contaminated.jsonl'}")
-
-
-def _said(estimate: Estimate) -> str:
-    """A share with its interval and count."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return f"no value ({estimate.how})"
-    low, value, high = (100 * x for x in (estimate.low, estimate.value, estimate.high))
-    return f"{value:.1f} % [{low:.1f}–{high:.1f}], n={estimate.n}"
 
 
 def rows_of(path: Path) -> tuple[dict[str, list[Example]], Path | None]:

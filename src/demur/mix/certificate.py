@@ -1,6 +1,6 @@
 """A certificate of what training rows were compared with, what was found, and what was done about it.
 
-It names rows and prompts by hash and shows a few of them masked, so that it can be published beside the data: whoever
+It names rows and prompts by hash, so that it can be published beside the data: whoever
 doubts a score can count again, or take the score over the prompts that no row holds.
 """
 
@@ -14,27 +14,17 @@ from demur.mix.contamination import RULES, USUAL, Index, Limits, Rule
 from demur.mix.text import asked, masked
 from demur.records import Example, Prompt, Record, digest
 
-SHOWN = 5
-"""Masked pairs shown for each benchmark and rule."""
-
 
 class Found(Record, frozen=True, kw_only=True):
-    """A training row that holds a benchmark prompt."""
+    """A training row that holds a benchmark prompt; the texts are masked, for the eye."""
 
     example: str
     bench: str
     prompt: str
     rule: Rule
     score: float
-
-
-class Shown(Record, frozen=True, kw_only=True):
-    """A pair for the eye, masked."""
-
-    rule: Rule
-    score: float
-    row: str
-    prompt: str
+    row_text: str = ""
+    prompt_text: str = ""
 
 
 class Compared(Record, frozen=True, kw_only=True):
@@ -50,7 +40,6 @@ class Compared(Record, frozen=True, kw_only=True):
     """Ids of the prompts that some row holds; the clean subset is the others."""
     by_rule: dict[str, int]
     """Pairs by the most certain rule that found them."""
-    shown: tuple[Shown, ...] = ()
 
 
 class Certificate(Record, frozen=True, kw_only=True):
@@ -95,13 +84,11 @@ def certify(
     # One index over all of them, so that a word's rarity is judged on as many prompts as there are.
     hits = Index([prompt.question for _, prompt in names], limits=limits).hits(rows, questions)
     found: dict[str, list[Found]] = {bench: [] for bench in benches}
-    shown: dict[str, list[Shown]] = {bench: [] for bench in benches}
     for row, at, rule, score in sorted(hits, key=lambda hit: (RULES.index(hit.rule), -hit.score, hit.row, hit.prompt)):
         bench, prompt = names[at]
-        found[bench].append(Found(example=examples[row].id, bench=bench, prompt=prompt.id, rule=rule, score=score))
-        if sum(one.rule == rule for one in shown[bench]) < SHOWN:
-            pair = {"row": masked(questions[row]), "prompt": masked(prompt.question)}
-            shown[bench].append(Shown(rule=rule, score=score, **pair))
+        texts = {"row_text": masked(questions[row]), "prompt_text": masked(prompt.question)}
+        one = Found(example=examples[row].id, bench=bench, prompt=prompt.id, rule=rule, score=score, **texts)
+        found[bench].append(one)
     compared = [
         Compared(
             bench=bench,
@@ -110,7 +97,6 @@ def certify(
             rows=len({one.example for one in found[bench]}),
             held=tuple(sorted({one.prompt for one in found[bench]})),
             by_rule={rule: sum(one.rule == rule for one in found[bench]) for rule in RULES},
-            shown=tuple(shown[bench]),
         )
         for bench, prompts in benches.items()
     ]

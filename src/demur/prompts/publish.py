@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 import demur
 from demur import thinking
@@ -37,14 +36,12 @@ def export_hf(source: Path, out: Path | None = None, *, licences: Mapping[str, s
     Raises:
         UserError: there are no examples, or `out` holds something else.
     """
-    sets, settings = _sets(source)
+    sets, stated = _sets(source)
     run = source.parent if source.is_file() else source.parent.parent if is_published(source) else source
     folder = out or run / "export-hf"
     if folder.exists() and any(folder.iterdir()) and not (folder / "README.md").exists():
         raise UserError(f"{folder} holds something else; give another --out.")
     shutil.rmtree(folder / "data", ignore_errors=True)
-    shares = [share for made in settings.values() for share in made.get("shares", {}).items()]
-    stated = {name: options["licence"] for name, options in shares if options.get("licence")}
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for (config, split), examples in sets.items():
         rows[config, split] = [_licensed(flat(example), stated, licences or {}) for example in examples]
@@ -54,7 +51,7 @@ def export_hf(source: Path, out: Path | None = None, *, licences: Mapping[str, s
     (folder / CERTIFICATE).unlink(missing_ok=True)
     if certificates:
         (folder / CERTIFICATE).write_bytes(encode({"certificates": certificates}))
-    text = _card(run.resolve().name, rows, certificates, yaml.safe_dump(_plain(settings), sort_keys=False))
+    text = _card(run.resolve().name, rows, certificates)
     (folder / "README.md").write_text(text, encoding="utf-8")
     return folder
 
@@ -62,8 +59,8 @@ def export_hf(source: Path, out: Path | None = None, *, licences: Mapping[str, s
 Sets = dict[tuple[str, str], list[Example]]
 
 
-def _sets(source: Path) -> tuple[Sets, dict[str, Any]]:
-    """The rows of a source by configuration and split, and the settings that made them."""
+def _sets(source: Path) -> tuple[Sets, dict[str, str]]:
+    """The rows of a source by configuration and split, and the licences that components of mixtures state."""
     stages = [Artifact(source)] if is_published(source) else artifacts(source)
     file = source if source.is_file() else source / "examples.jsonl"
     if not stages and file.is_file():
@@ -72,14 +69,16 @@ def _sets(source: Path) -> tuple[Sets, dict[str, Any]]:
     mixes = [stage for stage in holding if stage.manifest.kind != "import"] or holding
     if not mixes:
         raise UserError(f"{source}: no stage holds examples. `demur mix` or a study with trained arms makes them.")
-    sets, settings = {}, {}
+    sets: Sets = {}
+    stated: dict[str, str] = {}
     for stage in mixes:
         config = stage.manifest.name.removeprefix("mix-") if len(mixes) > 1 else "default"
         for split, name in (("train", "examples"), ("held_out", "held_out")):
             if stage.rows(name):
                 sets[config, split] = list(stage.read(name, Example))
-        settings[config] = stage.manifest.settings.get("mix", stage.manifest.settings)
-    return sets, settings
+        shares = stage.manifest.settings.get("mix", {}).get("shares", {})
+        stated |= {name: options["licence"] for name, options in shares.items() if options.get("licence")}
+    return sets, stated
 
 
 def _certificates(path: Path, sets: Sets) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def harmful(rows: Iterable[Mapping[str, Any]]) -> bool:
     return any(row["intent"] == "harmful" or (not row["intent"] and row["share"].startswith("safety")) for row in rows)
 
 
-def _card(name: str, sets: Mapping[tuple[str, str], Any], certificates: Mapping[str, Any], settings: str) -> str:
+def _card(name: str, sets: Mapping[tuple[str, str], Any], certificates: Mapping[str, Any]) -> str:
     """The whole README.md, metadata on top."""
     try:
         from huggingface_hub import DatasetCard, DatasetCardData
@@ -146,14 +145,6 @@ def _card(name: str, sets: Mapping[tuple[str, str], Any], certificates: Mapping[
         "sets": sets,
         "certificates": certificates,
     }
-    given |= {"settings": settings, "harmful": harmful(rows), "configs": list(files)}
+    given |= {"harmful": harmful(rows), "configs": list(files)}
     card = DatasetCard.from_template(head, template_path=str(Path(__file__).with_name("card.md")), **given)
     return str(card.content)
-
-
-def _plain(settings: Any) -> Any:
-    """Settings without what was not set, and without anybody's folders."""
-    if not isinstance(settings, Mapping):
-        return settings
-    kept = {key: value for key, value in settings.items() if value not in (None, "")}
-    return {key: value.rsplit("/", 1)[-1] if key == "file" else _plain(value) for key, value in kept.items()}

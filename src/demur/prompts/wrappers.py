@@ -90,10 +90,11 @@ def unwrap(texts: Sequence[str]) -> list[Unwrapped]:
     """The question inside each text, in order."""
     found = {text: Unwrapped(text, "") for text in texts}
     joined: dict[tuple[str, str], str] = {}
-    for strip in (_beginnings, _repetitions, _endings, _repetitions):
+    for behind in (False, None, True, None):
         # A question that several templates end with looks like a wrapper itself: endings are for what has none yet.
-        bare = strip is _endings
-        inner = strip(sorted({question for question, template in found.values() if not (bare and template)}))
+        bare = behind is True
+        ordered = sorted({question for question, template in found.values() if not (bare and template)})
+        inner = _repetitions(ordered) if behind is None else _alike(ordered, behind=behind)
         for text, (question, template) in found.items() if inner else ():
             if question in inner and not (bare and template):
                 new, pair = inner[question], (template, inner[question].template)
@@ -101,15 +102,20 @@ def unwrap(texts: Sequence[str]) -> list[Unwrapped]:
     return [found[text] for text in texts]
 
 
-def _beginnings(ordered: list[str]) -> dict[str, Unwrapped]:
-    """Texts that begin alike, without what they share."""
-    return {text: bare for group in _groups(ordered) for text, bare in _taken_apart(group).items()}
-
-
-def _endings(ordered: list[str]) -> dict[str, Unwrapped]:
-    """The same from behind, for templates that begin with the question."""
-    groups = _groups(sorted(text[::-1] for text in ordered))
-    return {text: bare for group in groups for text, bare in _taken_apart([text[::-1] for text in group]).items()}
+def _alike(ordered: list[str], *, behind: bool) -> dict[str, Unwrapped]:
+    """Texts that begin alike, or end alike where templates begin with the question, without what they share."""
+    turned = sorted(text[::-1] for text in ordered) if behind else ordered
+    runs: list[list[str]] = []
+    last = None
+    for text in turned:
+        if len(text) > START and text[:START] == last:
+            runs[-1].append(text)
+        else:
+            runs.append([text])
+            last = text[:START]
+    groups = [group for run in runs if len(run) >= FEWEST for group in _split(run)]
+    whole = ([text[::-1] for text in group] if behind else group for group in groups)
+    return {text: bare for group in whole for text, bare in _taken_apart(group).items()}
 
 
 def _repetitions(ordered: list[str]) -> dict[str, Unwrapped]:
@@ -122,19 +128,6 @@ def _repetitions(ordered: list[str]) -> dict[str, Unwrapped]:
             around.setdefault(frame, {})[text] = question
     frames = [(digest(frame)[:8], rows) for frame, rows in around.items() if len(rows) >= FEWEST]
     return {text: Unwrapped(question, name) for name, rows in frames for text, question in rows.items()}
-
-
-def _groups(ordered: list[str]) -> list[list[str]]:
-    """Runs of neighbours in sorted order that share their first characters, where a run is long enough."""
-    runs: list[list[str]] = []
-    last = None
-    for text in ordered:
-        if len(text) > START and text[:START] == last:
-            runs[-1].append(text)
-        else:
-            runs.append([text])
-            last = text[:START]
-    return [group for run in runs if len(run) >= FEWEST for group in _split(run)]
 
 
 def _split(run: list[str]) -> list[list[str]]:
