@@ -17,7 +17,7 @@ from demur.mix.contamination import RULES
 from demur.prompts.formats import load_file
 from demur.records import Example, ExamplePart, Origin, Prompt, encode, write_jsonl
 from demur.report.clean import Beside, asked, beside, mixes
-from demur.report.words import interval
+from demur.report.format import interval
 from demur.storage.artifacts import atomic_write, is_published
 
 CERTIFICATE = "contamination.json"
