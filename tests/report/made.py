@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from tests.made import publish as publish
 
+from demur.bench.spec import Bench, Metric
 from demur.records import (
     PATTERNS,
     Finding,
@@ -26,6 +27,12 @@ from demur.records import (
     Verdict,
 )
 
+QUIZ = Bench(
+    name="quiz", sampling=Sampling(), judge="quizmaster", metrics=(
+        Metric(name="slyness", labels=("sly",), family=("sly", "plain"), better="lower", headline=True),
+    ),
+)  # fmt: skip
+"""A benchmark of one's own, with labels and a headline of its own."""
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
     " {{ 7*7 }} \u202eright to left\u202c \x00\x07\x1b[31m </pre></div> ' onmouseover='alert(1)"

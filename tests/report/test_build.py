@@ -7,10 +7,12 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
-from tests.report.made import make_run, publish
+from tests.report.made import make_run, prompts_of, publish, trace_of
 
 from demur import report, stats
 from demur.errors import UserError
@@ -18,9 +20,10 @@ from demur.records import Part, Verdict
 from demur.report import format
 from demur.report.compare import compare
 from demur.report.first import columns
-from demur.report.metrics import Cell, cells
+from demur.report.metrics import Cell, Column, cells
 from demur.report.read import Row, read
-from demur.report.tests import PairedTest, difference
+from demur.report.tests import PairedTest, declared, difference
+from demur.storage.artifacts import Artifact, artifacts
 
 
 def text_of(run: Path, width: int = 160) -> str:
@@ -293,3 +296,125 @@ def test_what_was_learnt_is_read_off_the_held_out_curves(run: Path) -> None:
     assert answer[0].distance == 1.0
     assert answer[0].distance_sequence == 20.0
     assert max(row.end for row in answer) == answer[0].target
+
+
+def test_a_stage_of_other_settings_is_no_part_of_the_report(tmp_path: Path) -> None:
+    """A folder used for other settings, then for the first again: the report is of the graph, not of the newest folder."""
+    run = make_run(tmp_path / "run", prompts=6, seeds=(0,))
+    stages = {s.manifest.name: s for s in artifacts(run)}
+    other = evaluation_of(run, "raw", "safe", prompts=4)
+    graph = {
+        name: {"folder": stage.folder.name, "kind": stage.manifest.kind, "fingerprint": stage.manifest.fingerprint}
+        for name, stage in stages.items()
+    }
+    (run / "stages.json").write_text(json.dumps(graph))
+    assert other.folder.name not in (run / "stages.json").read_text()
+    numbers = {
+        (r.arm, r.bench, r.attack): r.estimate for r in report.build(run).results if r.metric == "attack_success"
+    }
+    assert numbers["raw", "mini_harm", "none"].n == 6
+    assert (numbers["raw", "mini_harm", "none"].value or 0) > 0.5
+
+
+def evaluation_of(run: Path, arm: str, label: str, *, prompts: int) -> Artifact:
+    """One more evaluation of an arm, as a later run with other settings leaves it."""
+    traces = [trace_of(prompt) for prompt in prompts_of("harm", "harmful", prompts)]
+    verdicts = [Verdict(trace=t.id, judge="mini", query="question", part="answer", label=label) for t in traces]
+    settings = {"arm": arm, "seed": None, "bench": {"name": "mini_harm", "attack": {"name": "none"}, "limit": prompts}}
+    records: dict[str, list[Any]] = {"traces": traces, "verdicts": verdicts, "failures": []}
+    return publish(run, f"evaluate-{arm}-sNone-mini_harm-none", "evaluate", records, settings=settings, mark="later")
+
+
+def test_a_metric_of_ones_own_is_a_column_once(tmp_path: Path) -> None:
+    """A benchmark by `module:NAME` with a headline of its own: shown, under its own title, in one column, and compared."""
+    for arm in ("a", "b"):
+        traces = [trace_of(prompt) for prompt in prompts_of("quiz", "maths", 20)]
+        labels = ["sly" if arm == "a" or i < 5 else "plain" for i in range(20)]
+        verdicts = [
+            Verdict(trace=t.id, judge="quizmaster", query="question", part="answer", label=label)
+            for t, label in zip(traces, labels, strict=True)
+        ]
+        settings = {"arm": arm, "seed": 0, "bench": {"name": "tests.report.made:QUIZ"}}
+        publish(tmp_path, f"evaluate-{arm}", "evaluate", {"traces": traces, "verdicts": verdicts}, settings=settings)
+    text = " ".join(text_of(tmp_path).split())
+    assert "slyness" in text
+    assert "100 [84–100]" in text
+    built = report.build(tmp_path)
+    assert [(c.bench, c.metric) for c in built.columns] == [("quiz", "slyness")]
+    assert sum(r.metric == "slyness" and r.seed is None for r in built.results) == 2
+    (test,) = compare(f"{tmp_path}:a", f"{tmp_path}:b")
+    assert test.winner == "b"
+
+
+def test_several_judges_get_a_column_each_and_their_agreement(tmp_path: Path) -> None:
+    traces = [trace_of(prompt) for prompt in prompts_of("harm", "harmful", 20)]
+    for judge, label in (("rules", "full_compliance"), ("guard", "safe"), ("other", "unsafe")):
+        verdicts = [Verdict(trace=t.id, judge=judge, query="question", part="answer", label=label) for t in traces]
+        settings = {"arm": "target", "bench": "advbench", "judge": judge}
+        publish(tmp_path, f"judge-{judge}", "judge", {"traces": traces, "verdicts": verdicts}, settings=settings)
+    built = report.build(tmp_path)
+    assert {c.judge for c in built.columns} == {"rules", "guard", "other"}
+    assert all(built.find("target", c).n == 20 for c in built.columns), "the traces count once"  # type: ignore[union-attr]
+    text = " ".join(text_of(tmp_path, 400).split())
+    assert "served (no harm judge)" in text
+    assert "attack success" in text
+    assert "agree on the answer" in text
+
+
+def test_a_benchmark_of_two_sides_says_how_many_each_has(tmp_path: Path) -> None:
+    harmful, harmless = prompts_of("h", "harmful", 9), prompts_of("k", "benign", 11)
+    prompts = [replace(p, pair=str(i), id="") for side in (harmful, harmless) for i, p in enumerate(side)]
+    traces = [trace_of(prompt) for prompt in prompts]
+    labels = [
+        "full_refusal" if t.prompt.intent == "harmful" or t.prompt.pair == "0" else "full_compliance" for t in traces
+    ]
+    verdicts = [
+        Verdict(trace=t.id, judge="rules", query="question", part="answer", label=label)
+        for t, label in zip(traces, labels, strict=True)
+    ]
+    settings = {"arm": "target", "seed": None, "bench": {"name": "xstest"}}
+    publish(tmp_path, "evaluate-t", "evaluate", {"traces": traces, "verdicts": verdicts}, settings=settings)
+    built = report.build(tmp_path)
+    found = {c.metric: built.find("target", c) for c in built.columns}
+    assert {name: e.n for name, e in found.items() if e} == {"served": 9, "over_refusal": 11, "pairs": 9}
+    assert found["pairs"].value == pytest.approx(8 / 9)  # type: ignore[union-attr]
+    assert "n=9" in text_of(tmp_path)
+    assert "n=11" in text_of(tmp_path)
+
+
+def test_replies_without_an_answer_stand_apart_from_refusals(tmp_path: Path) -> None:
+    prompts = prompts_of("h", "harmful", 10)
+    traces = [
+        trace_of(
+            p, answer=None if i < 2 else "" if i < 3 else "No.", outcome="cut_in_thinking" if i == 0 else "complete"
+        )
+        for i, p in enumerate(prompts)
+    ]
+    settings = {"arm": "target", "seed": None, "bench": {"name": "advbench"}}
+    publish(tmp_path, "evaluate-t", "evaluate", {"traces": traces, "verdicts": []}, settings=settings)
+    built = report.build(tmp_path)
+    found = {r.metric: r.estimate.value for r in built.results if r.bench == "advbench"}
+    assert found["no_reply"] == pytest.approx(0.3)
+    assert found["no_reply/truncated in thinking"] == found["no_reply/empty"] == pytest.approx(0.1)
+    assert "1 empty, 1 ended in thinking, 1 truncated in thinking" in text_of(tmp_path)
+
+
+def test_combined_reports_keep_all_traces(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "a", prompts=6, seeds=(0,)), make_run(tmp_path / "b", prompts=6, seeds=(0,))
+    page = report.write([one, two], tmp_path / "both")["html"].read_text()
+    for name in ("a:raw", "b:raw", "a:short", "b:short"):
+        assert f"replies of {name}" in page
+
+
+def test_two_judges_that_disagree_on_the_sign_are_told() -> None:
+    cells = {"x": {}, "y": {}}  # type: dict[str, dict[Column, Cell]]
+    for judge, better in (("one", "x"), ("two", "y")):
+        column = Column("b", "none", "attack_success", judge, "answer", "lower")
+        for arm in cells:
+            cell = cells[arm].setdefault(column, Cell())
+            for i in range(40):
+                cell.add(Row(str(i), str(i), str(i), "harmful"), (arm != better) and i < 30, ("", 0))
+    first = next(iter(cells["x"]))
+    (test,) = declared(cells, [first], [{"a": "x", "b": "y"}])
+    assert "two finds the contrary" in test.split
+    assert "judges disagree" in format.verdict(test)

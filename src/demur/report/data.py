@@ -79,7 +79,6 @@ class Report(Record, frozen=True, kw_only=True):
     """What detectors count a trace besides the patterns, by set of traces."""
     funnels: dict[str, dict[str, int]] = {}
     repairs: dict[str, dict[str, int]] = {}
-    lengths: tuple[training.Lengths, ...] = ()
     learnability: tuple[training.Curve, ...] = ()
     learnt: tuple[training.Learnability, ...] = ()
     crossing: tuple[Crossing, ...] = ()
@@ -160,7 +159,6 @@ def of_run(run: Run) -> Report:
         measures=measures(run),
         funnels=training.funnels(run),
         repairs=training.repairs(run),
-        lengths=tuple(training.lengths(run)),
         learnability=tuple(training.curves(run)),
         learnt=taken,
         crossing=tuple(crossing(run.evaluations)),

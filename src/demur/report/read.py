@@ -173,30 +173,23 @@ def read(folder: Path) -> Run:
     evaluated = [stage for stage in stages if stage.manifest.kind == "evaluate"]
     again = [stage for stage in stages if stage.manifest.kind == "judge"]
     later = VerdictIndex()
-    for stage in again if evaluated else ():
+    for stage in again:
         later.read(stage.folder / "verdicts.jsonl")
-    evaluations = [e for stage in evaluated or again for e in _evaluations(stage, later)]
+    # Several judges of the same traces leave a stage each, and the traces once in each.
+    alone = {(*map(str, map(s.manifest.settings.get, ("arm", "seed"))), bench_name(s)): s for s in reversed(again)}
+    evaluations = [e for stage in evaluated or list(alone.values())[::-1] for e in _evaluations(stage, later)]
     return Run(folder, study, stages, _as_asked(evaluations, study.get("bench") or []))
 
 
 def present(folder: Path, arms: Sequence[str] = ()) -> list[Artifact]:
-    """The finished stages of the present study, arms in the study's order."""
-    newest: dict[str, Artifact] = {}
-    for stage in artifacts(folder):
-        other = newest.get(stage.manifest.name)
-        if other is None or _age(stage) > _age(other):
-            newest[stage.manifest.name] = stage
+    """The finished stages of the present study, arms in the study's order; what earlier settings made is no part of it."""
     place = {arm: index for index, arm in enumerate(arms)}
 
     def order(stage: Artifact) -> tuple[int, str]:
         arm = str(stage.manifest.settings.get("arm"))
         return place.get(arm, place.get(arm.rpartition("@")[0], len(place))), stage.manifest.name
 
-    return sorted(newest.values(), key=order)
-
-
-def _age(stage: Artifact) -> float:
-    return (stage.folder / "manifest.json").stat().st_mtime
+    return sorted(artifacts(folder), key=order)
 
 
 def _as_asked(evaluations: list[Evaluation], uses: list[Any]) -> list[Evaluation]:

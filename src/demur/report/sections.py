@@ -169,10 +169,6 @@ def _small(report: Report) -> Iterator[Part]:
         [(r.part, r.arm if r.seed is None else f"{r.arm}/{r.seed}", str(r.rows), f"{r.distance:.2f} ({r.distance_sequence:.1f})",
           f"{r.end:.3f} ({r.end_sequence:.2f})", f"{r.target:.3f}", f"{r.steps:,}", f"{r.tokens:,}") for r in report.learnt],
     )], {}  # fmt: skip
-    yield "lengths", [table(
-        ("traces", "#5 %", "#25 %", "#median", "#75 %", "#95 %", "#n"),
-        [(r.traces, *(f"{r.quantiles[q]:,.0f}" for q in (1, 5, 10, 15, 19)), f"{r.n:,}") for r in report.lengths],
-    )], {}  # fmt: skip
     yield "crossing", [table(
         ("arm", "benchmark", "judge", "thinking", "answer", "called", "#share, %"),
         [(c.arm, format.place(c.bench, c.attack), c.judge, c.thinking, c.answer, c.name.replace("_", " "), estimate(c.estimate))

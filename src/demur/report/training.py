@@ -1,4 +1,4 @@
-"""What became of the data, and how hard it was to learn: funnels, mixes, lengths of thinking, losses on rows held out.
+"""What became of the data, and how hard it was to learn: funnels, mixes, losses on rows held out.
 
 The distance of a data set from the student is the untrained student's loss on it. The target is the loss that the slowest
 arm ended with, so that every arm gets there and the question is only when.
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from demur.records import Record, Trace
+from demur.records import Record
 from demur.report.read import Run
 from demur.storage.records_file import project
 
@@ -49,14 +49,6 @@ class Curve(Record, frozen=True, kw_only=True):
     series: str
     steps: tuple[float, ...]
     loss: tuple[float, ...]
-
-
-class Lengths(Record, frozen=True, kw_only=True):
-    """Tokens of thinking in a set of traces: the values at 0, 5, … 100 % of the traces."""
-
-    traces: str
-    n: int
-    quantiles: tuple[float, ...]
 
 
 class _Loss(msgspec.Struct):
@@ -114,23 +106,6 @@ def learnability(run: Run) -> Iterator[Learnability]:
 def _length(line: _Loss) -> float:
     """Tokens a row."""
     return line.loss_per_sequence / line.loss if line.loss else float(SHORTEST)
-
-
-def lengths(run: Run) -> Iterator[Lengths]:
-    """Lengths of thinking, of what teachers wrote and of what was kept apart from what models answered."""
-    groups: dict[str, list[int]] = {}
-    for stage in run.of_kind("distil"):
-        name = f"{stage.manifest.name.removeprefix('distil-')} (teacher)"
-        counts = project(stage.folder / "traces.jsonl", Trace, "tokens_thinking")
-        groups[name] = [tokens for (tokens,) in counts if tokens is not None]
-    for evaluation in run.evaluations:
-        counted = [row.tokens_thinking for row in evaluation.rows if row.tokens_thinking is not None]
-        groups.setdefault(evaluation.arm, []).extend(counted)
-    for name, tokens in groups.items():
-        if tokens:
-            ordered = sorted(tokens)
-            points = tuple(float(ordered[round(q / 20 * (len(ordered) - 1))]) for q in range(21))
-            yield Lengths(traces=name, n=len(tokens), quantiles=points)
 
 
 def funnels(run: Run) -> dict[str, dict[str, int]]:
