@@ -7,6 +7,7 @@ from pathlib import Path
 
 from demur.errors import UserError
 from demur.models.config import Local, Served
+from demur.models.gguf import converted
 from demur.records import digest
 from demur.storage.artifacts import hash_file
 
@@ -32,6 +33,8 @@ def folder_of(config: Local | Served) -> Path:
     Raises:
         UserError: it cannot be had.
     """
+    if config.path and config.path.endswith(".gguf"):
+        return converted(Path(config.path))
     if config.path:
         folder = Path(config.path)
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):

@@ -1,15 +1,17 @@
 """Weights on this machine: transformers' model, our own batched sampling loop.
 
-The batches are planned from the complete, sorted list of requests, so that a resumed run forms the same ones; a batch is
-what is committed. Within a batch each row draws with its own noise (see `sampler`), so that its text does not depend on
-its neighbours. Rows that have ended leave the batch.
+Requests are sorted into batches of like length. A row is in the cache as soon as it ends, and then leaves its batch. Each
+row draws with its own noise (see `sampler`), so that its text does not depend on its neighbours, but for the rounding of
+float32: rows that a stopped run left are written in other batches than they would have been.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,28 +107,33 @@ class LocalModel:
         return record(request, await future, model=self.identity)
 
     async def _write_waiting(self, fresh: bool) -> None:
+        """Write what waits, as long as there is more; whatever goes wrong is raised by those who wait."""
         while self._waiting:
             await asyncio.sleep(GATHER)
             taken, self._waiting = self._waiting, []
             futures: dict[bytes, list[asyncio.Future[Reply]]] = {}
             for row, future in taken:
                 futures.setdefault(row.key, []).append(future)
-            for batch in self._plan({row.key: row for row, _ in taken}.values()):
-                for row, reply in zip(batch, await self._commit(batch, fresh=fresh), strict=True):
-                    for future in futures[row.key]:
-                        if not future.done():
-                            future.set_result(reply)
+            try:
+                for batch in self._plan({row.key: row for row, _ in taken}.values()):
+                    async for row, reply in self._written(batch, fresh=fresh):
+                        for future in futures.pop(row.key):
+                            if not future.done():
+                                future.set_result(reply)
+            except BaseException as error:
+                for future in (one for waiting in futures.values() for one in waiting if not one.done()):
+                    future.set_exception(error)
+                raise
 
     async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
-        """One result a request, batch by batch, once the complete list of requests is known."""
+        """One result a request, as rows end, once the complete list of requests is known."""
         complete = [request async for request in stream(requests)]
         rows = await asyncio.to_thread(lambda: [self._row(request) for request in complete])
         same: dict[bytes, list[Request]] = {}
         for row in rows:
             same.setdefault(row.key, []).append(row.request)
         for batch in self._plan({row.key: row for row in rows}.values()):
-            replies = await self._commit(batch)
-            for row, reply in zip(batch, replies, strict=True):
+            async for row, reply in self._written(batch):
                 for request in same[row.key]:
                     yield record(request, reply, model=self.identity)
 
@@ -147,15 +154,42 @@ class LocalModel:
                 batches.append([row])
         return batches
 
-    async def _commit(self, batch: list[Row], *, fresh: bool = False) -> list[Reply]:
-        """The replies of a batch: those stored, or all written anew and committed together."""
-        stored = [None if fresh else self._cache.get(row.key) for row in batch]
-        if all(reply is not None for reply in stored):
-            return [reply for reply in stored if reply is not None]
-        written = await asyncio.to_thread(self._write, batch)
-        new = [(row.key, reply) for row, reply, old in zip(batch, written, stored, strict=True) if old is None]
-        kept = iter(await self._cache.put(new, label=self._label, model=self.identity, replace=fresh))
-        return [old if old is not None else next(kept) for old in stored]
+    async def _written(self, batch: list[Row], *, fresh: bool = False) -> AsyncIterator[tuple[Row, Reply]]:
+        """The replies of a batch: those stored at once, the others as their rows end, each in the cache first."""
+        stored = {row.key: reply for row in batch if not fresh and (reply := self._cache.get(row.key)) is not None}
+        for row in batch:
+            if row.key in stored:
+                yield row, stored[row.key]
+        left = [row for row in batch if row.key not in stored]
+        if not left:
+            return
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Queue[tuple[Row, Reply] | None] = asyncio.Queue()
+        stop = threading.Event()
+
+        def end(row: Row, reply: Reply) -> None:
+            loop.call_soon_threadsafe(ended.put_nowait, (row, reply))
+
+        work = asyncio.create_task(asyncio.to_thread(self._write, left, end, stop))
+        work.add_done_callback(lambda _: ended.put_nowait(None))
+        try:
+            more = True
+            while more:
+                arrived = [await ended.get()]
+                while not ended.empty():
+                    arrived.append(ended.get_nowait())
+                items = [item for item in arrived if item is not None]
+                more = len(items) == len(arrived)
+                new = [(row.key, reply) for row, reply in items]
+                kept = await self._cache.put(new, label=self._label, model=self.identity, replace=fresh)
+                for (row, _), reply in zip(items, kept, strict=True):
+                    yield row, reply
+            await work
+        finally:
+            # Who leaves early, such as by a signal, waits for one token, not for the batch.
+            stop.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
 
     def _row(self, request: Request) -> Row:
         prefill = request.sampling.prefill or ""
@@ -182,11 +216,14 @@ class LocalModel:
         )
         return Row(key, request, tokens, opened)
 
-    def _write(self, batch: list[Row]) -> list[Reply]:
-        """Let the rows of a batch write until each has ended."""
+    def _write(self, batch: list[Row], end: Callable[[Row, Reply], None], stop: threading.Event) -> None:
+        """Let the rows of a batch write, and hand on each that has ended, until all have or `stop` is set."""
         fits = [row for row in batch if len(row.tokens) < self._room]
+        for row in batch:
+            if len(row.tokens) >= self._room:
+                end(row, self._reply(row, None))
         if not fits:
-            return [self._reply(row, None) for row in batch]
+            return
         torch.set_num_threads(self._config.threads)
         sampling = fits[0].request.sampling
         work = Writing(
@@ -201,8 +238,7 @@ class LocalModel:
             inside = functools.partial(self._inside, fits)
             work.force(self._close, at=sampling.thinking_budget, when=inside)
         rule = Rule(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
-        written = dict(zip((row.key for row in fits), work.run(rule), strict=True))
-        return [self._reply(row, written.get(row.key)) for row in batch]
+        work.run(rule, lambda at, written: end(fits[at], self._reply(fits[at], written)), stop)
 
     def _inside(self, rows: list[Row], at: int, tokens: list[int]) -> bool:
         """Whether what a row wrote so far is still thinking."""

@@ -6,6 +6,9 @@ the greatest scaled log-probability plus noise is a draw from the softmax (Gumbe
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +18,9 @@ from transformers import DynamicCache
 
 from demur.records import Finish
 
+log = logging.getLogger("demur")
+REPORT = 60.0
+"""Seconds between two lines about a batch that takes long."""
 SHRINK = 0.75
 """When no more than this share of a batch's rows still writes, the others leave it."""
 CANDIDATES = 64
@@ -137,6 +143,7 @@ class Writing:
         self._places = (self._mask[:, :width].cumsum(-1) - 1).clamp(min=0)
         self._seeds = torch.tensor(seeds)
         self._alive = list(range(len(prompts)))
+        self._ended: Callable[[int, Written], None] = lambda at, written: None
         self._cache = DynamicCache(config=model.config)
         self._first: list[dict[int, float]] = [{} for _ in prompts]
         self.keep_first = 0
@@ -146,17 +153,28 @@ class Writing:
         """From step `at` on, put `tokens` into the mouth of the rows for which `when(row, written so far)` holds."""
         self._force = (tokens, at, when)
 
-    def run(self, rule: Rule) -> list[Written]:
-        """Write until each row has ended."""
+    def run(self, rule: Rule, ended: Callable[[int, Written], None], stop: threading.Event) -> None:
+        """Write until each row has ended, or `stop` is set; `ended` is called with each row as it ends."""
+        self._ended = ended
         with torch.inference_mode():
-            self._run(rule)
-        return [
-            Written(tokens, finish or "length", i in self._queues, self._first[i])
-            for i, (tokens, finish) in enumerate(zip(self._written, self._finish, strict=True))
-        ]
+            self._run(rule, stop)
 
-    def _run(self, rule: Rule) -> None:
+    def _run(self, rule: Rule, stop: threading.Event) -> None:
+        began = told = time.monotonic()
         for step in range(self._steps):
+            if stop.is_set():
+                return
+            if time.monotonic() - told > REPORT:
+                told = time.monotonic()
+                count = sum(map(len, self._written))
+                speed = count / (told - began)
+                log.warning(
+                    "%d of %d rows still write; %d tokens, %.0f a second",
+                    len(self._alive),
+                    len(self._written),
+                    count,
+                    speed,
+                )
             logits = self._logits(step)
             if step == 0 and self.keep_first:
                 self._keep(logits)
@@ -208,6 +226,8 @@ class Writing:
                 self._finish[i] = "stop"
             elif len(self._written[i]) >= self._limits[i]:
                 self._finish[i] = "length"
+            if (finish := self._finish[i]) is not None:
+                self._ended(i, Written(self._written[i], finish, i in self._queues, self._first[i]))
 
     def _drop_all_but(self, rows: list[int]) -> None:
         keep = torch.tensor(rows, device=self._mask.device)
