@@ -1,12 +1,4 @@
-"""Attacks: questions go in, attacked prompts come out. One class an attack, listed here by name.
-
-    none, template            the question itself; your own templates around it
-    pap, pap-written          persuasive rewrites: frozen ones from a file, or written by an attacker
-    pair, pair-adaptive, tap  an attacker refines its prompt against the live target
-    crescendo                 the same over a conversation of several turns
-    prefill, pivot, hijack    made for models that reason: the thinking is begun for them, or led far away first
-    tokens                    the chat template's own tokens inside the question
-    replay                    prompts that an earlier run found, against another target
+"""Attacks: questions go in, attacked prompts come out. One class an attack, listed here by name; docs/attacks.md explains them.
 
 These are the field's standard evaluations; here they measure a defence. A prompt that comes out has the question as its
 parent, and its `attack` says how it was made.
