@@ -103,7 +103,7 @@ def test_maths_is_maths_and_a_worked_solution_becomes_thinking(tmp_path: Path, n
     assert not loaded.notes
 
 
-@pytest.mark.parametrize("gold", [float("nan"), None, {"a": 1}, ["4", "5"], [], "", True])
+@pytest.mark.parametrize("gold", [float("nan"), float("inf"), None, {"a": 1}, ["4", "5"], [], "", True])
 def test_what_is_no_single_answer_never_becomes_gold(tmp_path: Path, gold: Any) -> None:
     loaded = load(tmp_path, {"problem": "p", "answer": "4"}, {"problem": "q", "answer": gold})
     assert [(p.text, p.gold) for p in loaded.prompts] == [("p", "4")]
@@ -307,6 +307,22 @@ def test_paps_rewrites_have_their_question_as_parent(tmp_path: Path) -> None:
     assert [(p.text, p.question, p.attack) for p in loaded.prompts] == [("a rewrite", "q", "pap:logical_appeal")]
 
 
+@pytest.mark.parametrize("text", ["[]", "[1, 2, 3]", "[sort] this", '[{"a": 1}]', "[" * 5000])
+def test_a_prompt_that_looks_like_a_list_stays_a_text(tmp_path: Path, text: str) -> None:
+    loaded = load(tmp_path, {"prompt": text, "response": text, "intent": "benign"})
+    assert [(t.prompt.text, t.answer) for t in loaded.traces] == [(text, text)]
+
+
+def test_what_no_terminal_should_get_is_in_no_note(tmp_path: Path) -> None:
+    (note,) = load(tmp_path, {"prompt": "q", "intent": "benign", "\x1b[31mred\u202e": "x"}).notes
+    assert note == "a.jsonl: columns not used: [31mred"
+
+
+def test_answers_that_are_texts_are_no_gold_and_are_told(tmp_path: Path) -> None:
+    loaded = load(tmp_path, {"prompt": "q", "response": "a", "intent": "benign", "correct_answer": "Paris, of course"})
+    assert (loaded.prompts[0].gold, loaded.notes) == (None, ["a.jsonl: columns not used: correct_answer"])
+
+
 def test_inputs_and_contexts_stand_under_their_instruction(tmp_path: Path) -> None:
     for name in ("input", "context"):
         (trace,) = load(tmp_path, {"instruction": "Add.", name: "2, 2", "output": "4"}).traces
@@ -350,6 +366,7 @@ def test_preferences_of_public_shapes(tmp_path: Path, name: str) -> None:
         ("two", {"better_response_id": None, "safer_response_id": None}, r"cannot be told \(.*better_response_id"),
         ("two", {"better_response_id": 7, "safer_response_id": 7}, "cannot be told"),
         ("two by safety", {"is_response_0_safe": True}, "cannot be told"),
+        ("two by safety", {"better_response_id": 0}, "better and marked unsafe"),
     ],
 )  # fmt: skip
 def test_preferences_that_cannot_be_told_apart_say_why(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -42,8 +43,8 @@ def keyed(row: Row) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)
 def key(name: str) -> str:
-    """A column's name as `forms.yaml` writes it."""
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
+    """A column's name as `forms.yaml` writes it; what no terminal should get is left out."""
+    return "".join(filter(str.isprintable, re.sub(r"[\s-]+", "_", name.strip().lower())))
 
 
 def empty(value: Any) -> bool:
@@ -78,7 +79,7 @@ def text(value: Any) -> str | None:
     """A cell as text: a text, a number, or a list of one of them; `None` for anything else."""
     if isinstance(value, list) and len(value) == 1:
         return text(value[0])
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(int(value)) if value == int(value) else str(value)
     return value if isinstance(value, str) and value.strip() else None
 
@@ -164,6 +165,11 @@ def turns(value: Any) -> list[Message]:
     if all(isinstance(turn, str) for turn in value):  # LIMA
         value = [{"role": ("user", "assistant")[at % 2], "content": turn} for at, turn in enumerate(value)]
     return [_turn(turn) for turn in value]
+
+
+def is_turn(value: Any) -> bool:
+    """Whether something is a turn of a conversation."""
+    return isinstance(value, Mapping) and bool({"role", "from"} & set(value))
 
 
 def _turn(turn: Any) -> Message:

@@ -20,6 +20,7 @@ from demur.prompts.columns import (
     category,
     flaw,
     intent,
+    is_turn,
     keyed,
     listed,
     place,
@@ -140,8 +141,11 @@ def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace |
 
 def _first(row: Row, cells: Cells, slot: str) -> Any:
     """The cell that counts in a slot; a list only where it is one of turns."""
-    value = listed(row[cells[slot][0]]) if slot in cells else None
-    return value if not isinstance(value, list) or slot == "messages" or isinstance(value[0], dict) else text(value)
+    value = row[cells[slot][0]] if slot in cells else None
+    found = listed(value)
+    if isinstance(found, list) and found and (slot == "messages" or all(is_turn(item) for item in found)):
+        return found
+    return text(value) if isinstance(value, list) else value
 
 
 def _said(row: Row, cells: Cells, file: File) -> Said:
@@ -209,10 +213,16 @@ def _worked(row: Row, cells: Cells) -> tuple[str, str]:
 
 def _prompt(row: Row, asked: str, cells: Cells, file: File, notes: Counter[str]) -> Prompt:
     gold = _worked(row, cells)[1] if file.maths and ("gold" in cells or "maths" in file.form) else None
-    wants = file.intent or intent(row, replied="reply" in cells) or ("maths" if gold else None)
+    wants = (
+        file.intent
+        or intent(row, replied=bool({"reply", "messages", "generations", "chosen", "two"} & set(cells)))
+        or ("maths" if gold else None)
+    )
     said = [
         name for name in row if name in (*TABLE["labels"], *TABLE["harmful prompt"]) and truth(row[name]) is not False
     ]
+    if "gold" in cells and gold is None:
+        notes[UNUSED + cells["gold"][0]] += 1
     if wants is None:
         wants = "benign" if file.form == "messages" or any(name == "domain" for name in said) else "harmful"
         unclear = f" ({', '.join(said)} cannot be understood)" if said else ""
@@ -260,4 +270,6 @@ def _told_apart(row: Row, cells: Cells) -> tuple[list[str], str]:
         columns = [name for name in row if name in TABLE["better"]] or ["no " + ", ".join(TABLE["better"])]
         raise OddRow(f"which of {', '.join(names)} is better cannot be told ({' and '.join(columns)})")
     best = ends.index(says.pop())
+    if (safe[best], safe[1 - best]) == (False, True):
+        raise OddRow(f"{names[best]} is better and marked unsafe, {names[1 - best]} is marked safe")
     return [names[best], names[1 - best]], "better by its file"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -171,14 +172,9 @@ def _border(text: str) -> str:
 
 def _common(texts: Sequence[str]) -> str:
     """What all texts begin with; the first and the last in sorted order show it."""
-    low, high = min(texts), max(texts)
-    end = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    return low[:end]
+    return "".join(a for a, _ in takewhile(lambda ab: ab[0] == ab[1], zip(min(texts), max(texts), strict=False)))
 
 
 def _whole_words(shared: str) -> str:
     """The shared text without the last word, which may be the beginning of what differs."""
-    end = len(shared)
-    while end and shared[end - 1].isalnum():
-        end -= 1
-    return shared[:end]
+    return re.sub(r"[^\W_]+\Z", "", shared)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,22 +55,21 @@ def located(file: Path | None, *, data_dir: Path | None = None, hub: str = "") -
     said = f"{file}: no such file{f', nor in {data_dir}' if data_dir else ''}" if file else "no local copy"
     if not hub:
         raise UserError(f"{said}.")
-    wanted = parse(hub)
-    cached = [_files(one, local=True) for one in wanted]
+    cached = [_files(one, local=True) for one in parse(hub)]
     if all(cached):
         return _joined(hub, [path for paths in cached for path in paths])
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{said}; {hub} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
-    for repo, revision, name in wanted:
+    for repo, revision, name in parse(hub):
         try:
             there = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
         except Exception as error:  # whatever the hub's client raises: offline, gated, gone
             raise UserError(f"{said}; the hub does not give {repo}: {type(error).__name__}: {error}") from None
-        if not _matching(there, name):
-            tables = [path for path in there if ending(Path(path)) in READERS]
-            raise UserError(f"{said}; {repo} has no {name}. It has: {', '.join(tables[:20]) or 'no tables'}.")
+        if not fnmatch.filter(there, name):
+            tables = ", ".join([path for path in there if ending(Path(path)) in READERS][:20])
+            raise UserError(f"{said}; {repo} has no {name}. It has: {tables or 'no tables'}.")
     return None
 
 
@@ -81,13 +79,10 @@ def fetch(spec: str) -> Path:
     Raises:
         UserError: the hub has no such file, cannot be reached, or wants a login.
     """
-    found = []
-    for one in parse(spec):
-        files = _files(one, local=True) or _files(one, local=False)
-        if not files:
-            raise UserError(f"the hub gave no {one.file} of {one.repo}.")
-        found += files
-    return _joined(spec, found)
+    found = [(one, _files(one, local=True) or _files(one, local=False)) for one in parse(spec)]
+    if lacking := [one for one, files in found if not files]:
+        raise UserError(f"the hub gave no {lacking[0].file} of {lacking[0].repo}.")
+    return _joined(spec, [path for _, files in found for path in files])
 
 
 def _files(wanted: Wanted, *, local: bool) -> list[Path]:
@@ -105,14 +100,10 @@ def _files(wanted: Wanted, *, local: bool) -> list[Path]:
         if local:
             return []
         raise UserError(f"the hub did not give {repo}: {type(error).__name__}: {error}") from None
-    names = (path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
-    files = _matching(names, name)
+    names = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
+    files = sorted(fnmatch.filter(names, name))
     shards = {int(shard[1]) for shard in map(SHARD.search, files) if shard and "*" in name}
     return [Path(folder) / file for file in files] if not shards or shards == {len(files)} else []
-
-
-def _matching(names: Iterable[str], pattern: str) -> list[str]:
-    return sorted(name for name in names if fnmatchcase(name, pattern))
 
 
 def _joined(spec: str, files: list[Path]) -> Path:

@@ -186,13 +186,13 @@ def _csv(path: Path, bad: Bad) -> Iterator[tuple[int, Row]]:
             if header is None:
                 header = [name.strip() for name in cells]
                 if twice := [a for a, b in pairwise(sorted(header)) if a == b]:
-                    raise UserError(f"{path}:1: column '{twice[0]}' stands there twice.")
+                    raise UserError(f"{path}:1: column {twice[0]!r} stands there twice.")
             elif reason := _not_utf8("".join(cells)):
                 bad(start, reason)
             elif len(cells) == len(header):
                 yield start, dict(zip(header, cells, strict=True))
             elif cells:
-                bad(start, f"{len(cells)} cells under {len(header)} columns ({', '.join(header)}).")
+                bad(start, f"{len(cells)} cells under {len(header)} columns: {header}.")
             start = reader.line_num + 1
     except csv.Error as error:  # where a quote is left open nothing behind it can be trusted
         bad(start, f"not readable as CSV from here on: {error}")
