@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from demur.errors import DemurError, UserError, WorkError
-from demur.pipeline.run import Event, Job, Watch, do, reported
+from demur.interfaces import quiet
+from demur.pipeline.placement import Phase, devices, needs_of, place, servers
+from demur.pipeline.run import Event, Job, Watch, do
 from demur.registry import missing
 from demur.storage.reply_cache import ReplyCache
 
@@ -63,8 +65,6 @@ class RayPool:
     def __init__(self, ray: Any, cache: Path, say: Watch) -> None:
         self._ray, self._cache, self._say = ray, cache, say
         self._jobs: dict[Any, Job] = {}
-        # The driver keeps the actor on its own node: losing another node loses no events.
-        self._events = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox).remote()
 
     @property
     def slots(self) -> int:
@@ -75,16 +75,14 @@ class RayPool:
         """Start a stage as a task; its resources follow from its kind."""
         own = job._replace(cache=self._cache / "stages" / job.planned.folder.name)
         gpus = job.planned.stage.gpus() if self._ray.cluster_resources().get("GPU") else 0
-        handle = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task).remote(own, self._events)
+        handle = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task).remote(own)
         self._jobs[handle] = own
+        self._say(Event(job.planned.name, "started"))
         return handle
 
     def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Block until a stage has ended, passing on what the others report meanwhile."""
-        ended: Sequence[Any] = []
-        while not ended:
-            ended, _ = self._ray.wait(list(handles), num_returns=1, timeout=0.5)
-            self._pass_on()
+        """Block until a stage has ended."""
+        ended: Sequence[Any] = self._ray.wait(list(handles), num_returns=1)[0]
         return ended
 
     def seconds(self, handle: Any) -> float:
@@ -109,31 +107,19 @@ class RayPool:
                 cache.merge(own)
             shutil.rmtree(own, ignore_errors=True)
 
-    def _pass_on(self) -> None:
-        with contextlib.suppress(self._ray.exceptions.RayError):
-            for event in self._ray.get(self._events.drain.remote(), timeout=5):
-                self._say(Event(*event))
 
+def _task(job: Job) -> tuple[float, str]:
+    """Run one stage on a node, its served models placed on the cards that Ray gave it.
 
-class Mailbox:
-    """An actor that holds what others report until it is asked for."""
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[Any, ...]] = []
-
-    def put(self, report: tuple[Any, ...]) -> None:
-        """Keep a report."""
-        self._kept.append(report)
-
-    def drain(self) -> list[tuple[Any, ...]]:
-        """What was kept, which is then forgotten."""
-        kept, self._kept = self._kept, []
-        return kept
-
-
-def _task(job: Job, events: Any) -> tuple[float, str]:
-    """Run one stage on a node; gives the seconds, and what went wrong in words (a lost node raises instead)."""
+    Returns the seconds, and what went wrong in words (a lost node raises instead).
+    """
+    devices.cache_clear()  # a worker gets other cards for another stage
     try:
-        return do(job, reported(job.planned.name, events.put.remote)), ""
+        places, problem = place(needs_of(job.planned, job.inputs), devices())
+        if problem:
+            return 0.0, problem
+        with servers() as running:
+            running.move_to(Phase((), places))
+            return do(job._replace(reach=running.reach), quiet), ""
     except DemurError as error:
         return 0.0, str(error)

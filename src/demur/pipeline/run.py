@@ -89,8 +89,7 @@ def execute(
         elif not isinstance(workers, int):
             _drive(todo, context, workers, say)
         elif workers <= 1 or len(todo) <= 1:
-            for item in todo:
-                _run_here(item, context, say)
+            _drive(todo, context, _Here(say), say)
         else:
             with local_pool(min(workers, len(todo)), say) as pool:
                 _drive(todo, context, pool, say)
@@ -108,8 +107,7 @@ def _in_phases(phases: Sequence[Phase], graph: _Graph, say: Watch) -> None:
     with servers() as running:
         for phase in phases:
             running.move_to(phase)
-            for item in phase.stages:
-                _run_here(item, graph._replace(reach=running.reach), say)
+            _drive(list(phase.stages), graph._replace(reach=running.reach), _Here(say), say)
 
 
 class _Graph(NamedTuple):
@@ -181,22 +179,6 @@ async def _finished(context: Context, work: Awaitable[None]) -> None:
         await work
 
 
-def _run_here(item: Planned, graph: _Graph, say: Watch) -> None:
-    """Run one stage in this process."""
-    say(Event(item.name, "started"))
-
-    def progress(done: int, total: int | None, remark: str) -> None:
-        say(Event(item.name, "progress", done, total, remark))
-
-    try:
-        seconds = do(graph.job(item), progress)
-    except BaseException:
-        say(Event(item.name, "failed"))
-        raise
-    graph.done.add(item.name)
-    say(Event(item.name, "done", remark=_line(item), seconds=seconds))
-
-
 def _line(item: Planned) -> str:
     """The line that a stage leaves for people."""
     return str(Artifact(item.folder).manifest.summary.get("line", ""))
@@ -208,19 +190,38 @@ class Pool(Protocol):
     @property
     def slots(self) -> int:
         """Stages at the same time."""
-        ...
 
     def submit(self, job: Job) -> Any:
-        """Start a stage; gives a handle."""
-        ...
+        """Start a stage; returns a handle."""
 
     def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Block until at least one has ended; gives those that have."""
-        ...
+        """Block until at least one has ended; returns those that have."""
 
     def seconds(self, handle: Any) -> float:
         """How long an ended stage took; raises what it raised."""
-        ...
+
+
+class _Here:
+    """This process as a pool of one: a stage is done when it is submitted."""
+
+    slots = 1
+
+    def __init__(self, say: Watch) -> None:
+        self._say = say
+
+    def submit(self, job: Job) -> float | Exception:
+        try:
+            return do(job, reported(job.planned.name, lambda event: self._say(Event(*event))))
+        except Exception as error:
+            return error
+
+    def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
+        return handles
+
+    def seconds(self, handle: float | Exception) -> float:
+        if isinstance(handle, Exception):
+            raise handle
+        return handle
 
 
 def _drive(todo: list[Planned], graph: _Graph, pool: Pool, say: Watch) -> None:

@@ -29,7 +29,7 @@ from demur import judge as judges
 from demur.errors import UserError
 from demur.interfaces import Ask, Judge, Model, Progress
 from demur.judge.model import Case, Format
-from demur.models.config import ModelConfig, Scripted
+from demur.models.config import ModelConfig, Scripted, Served
 from demur.models.open import open_model
 from demur.models.requires import Requires
 from demur.records import Kept, Part, Prompt, Query
@@ -143,8 +143,8 @@ class Stage(Generic[S]):
         return self.models
 
     def gpus(self) -> int:
-        """Accelerators that the work itself takes, models that answer elsewhere aside."""
-        return 0
+        """Accelerators that it takes on a cluster: one for each model that is served for it, unless that says more."""
+        return sum(max(1, m.tensor_parallel, len(m.devices)) for m in self.models.values() if isinstance(m, Served))
 
     def identity(self) -> dict[str, Any]:
         """What of the settings decides results, as plain data: no connection settings, no places of files."""

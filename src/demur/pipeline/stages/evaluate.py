@@ -20,7 +20,7 @@ from demur.errors import UserError
 from demur.generate import ask_and_judge, in_order
 from demur.interfaces import Ask, Model
 from demur.judge.base import require
-from demur.models.config import ModelConfig, SamplingSettings, as_model
+from demur.models.config import Local, ModelConfig, SamplingSettings, as_model
 from demur.models.decoding import preset
 from demur.models.requires import Requires
 from demur.pipeline.stage import UNKNOWN_PROMPT, Context, Lack, Size, Stage, Use, hub_needs, judging, size_of
@@ -222,7 +222,8 @@ class Evaluate(Stage[EvaluateSettings]):
         return asks + [Ask(player(ask[0]), *ask[1:]) for ask in own]
 
     def gpus(self) -> int:
-        return 1
+        target = self.models.get("target")
+        return super().gpus() + (target is None or isinstance(target, Local))
 
     def identity(self) -> dict[str, Any]:
         """Without the names of models and the places of files."""
