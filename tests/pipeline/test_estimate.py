@@ -9,7 +9,7 @@ import pytest
 
 from demur.pipeline import study
 from demur.pipeline.dag import plan
-from demur.pipeline.placement import outlook
+from demur.pipeline.estimate import outlook
 from demur.pipeline.resolve import make, resolve
 from demur.pipeline.run import CACHE, execute
 from demur.storage.reply_cache import ReplyCache

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from demur.models.config import Scripted, Served
+from demur.models.config import Remote, Scripted, Served
 from demur.pipeline import placement
 from demur.pipeline.dag import plan
 from demur.pipeline.placement import Device, Phase, lacking, parameters, schedule
@@ -132,3 +132,44 @@ def test_servers_live_as_long_as_they_are_needed_and_never_beyond(
     assert sorted(log[:2]) == ["start Llama-Guard-3-8B", "start a"], "one judge for both parts"
     assert log[2:] == ["stop a", "start b", *log[4:]]
     assert sorted(log[4:]) == ["stop Llama-Guard-3-8B", "stop b"], "the judge is kept for both arms"
+
+
+def test_what_does_not_fit_together_is_asked_first_and_read_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One small card: the target answers and is stopped, then the judge reads what is in the cache."""
+    from demur.records import Verdict
+    from demur.testing.server import serving
+
+    log: list[str] = []
+
+    @contextmanager
+    def served(model: Served) -> Iterator[Remote]:
+        name = Path(model.weights_at).name
+        log.append(f"start {name}")
+        with serving("stand_in") as server:
+            yield Remote(url=(server.url,), model="scripted", weights=name)
+        log.append(f"stop {name}")
+
+    monkeypatch.setattr("demur.models.vllm.served", served)
+    monkeypatch.setattr(Served, "missing", lambda self: [])
+    monkeypatch.setattr(placement, "devices", lambda: (Device("small", 24.0, 0),))
+    monkeypatch.setattr(placement, "FULL_REPLIES", 1)
+    judge = {"kind": "llama_guard3", "model": "guard"}
+    uses = [
+        {"name": "mini_harm", "limit": 3, "judge": judge},
+        {"name": "mini_harm", "attack": "mini-seen", "limit": 3, "judge": judge},
+    ]
+    plain = {
+        "name": "apart",
+        "base": "owner/Target-7B",
+        "serve": "vllm",
+        "models": {"guard": {"hub": "meta-llama/Llama-Guard-3-8B", "engine": "vllm"}},
+        "arms": {"raw": {}},
+        "bench": uses,
+    }
+    done = execute(make(plain, where="test").stages, out=tmp_path)
+    assert log == ["start Target-7B", "stop Target-7B", "start Llama-Guard-3-8B", "stop Llama-Guard-3-8B"]
+    for stage in done.values():
+        assert {verdict.label for verdict in stage.read("verdicts", Verdict)} <= {"safe", "unsafe"}
+        assert stage.rows("traces") == stage.rows("verdicts") == 3

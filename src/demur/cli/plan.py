@@ -11,7 +11,8 @@ import typer
 from demur.cli import common
 from demur.pipeline.dag import ordered
 from demur.pipeline.dag import plan as planned
-from demur.pipeline.placement import outlook, schedule
+from demur.pipeline.estimate import outlook
+from demur.pipeline.placement import schedule
 from demur.pipeline.run import CACHE
 from demur.storage.reply_cache import ReplyCache
 

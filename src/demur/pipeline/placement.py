@@ -76,6 +76,8 @@ class Phase(NamedTuple):
     problem: str = ""
     """Why this does not fit, with the smallest change that would; empty: it does."""
     training: bool = False
+    generating: bool = False
+    """The stages only ask: what reads the answers follows in the next phase."""
 
 
 @functools.cache
@@ -192,9 +194,32 @@ def schedule(planned: Sequence[Planned], *, there: Sequence[Device] | None = Non
         if before is not None and alike and not problem:
             phases[-1], wanted = Phase((*before.stages, item), places), both
         else:
-            phases.append(Phase((item,), *place(needs.values(), cards)))
+            _append(phases, item, needs, cards)
             wanted = needs
     return phases
+
+
+def _append(phases: list[Phase], item: Planned, needs: Mapping[str, Need], cards: Sequence[Device]) -> None:
+    """A phase for a stage; or two where its models do not fit side by side: one that asks, one that reads.
+
+    Stages in a row that are split alike share both.
+    """
+    places, problem = place(needs.values(), cards)
+    last = [need for need in needs.values() if need.part in item.stage.readers()]
+    first = [need for need in needs.values() if need not in last]
+    if problem and last and first and all(isinstance(need.model, Served) for need in first):
+        asking, reading = place(first, cards), place(last, cards)
+        if not asking[1] and not reading[1]:
+            same = (
+                len(phases) > 1
+                and phases[-2].generating
+                and (phases[-2].places, phases[-1].places) == (asking[0], reading[0])
+            )
+            before = (phases.pop(-2).stages, phases.pop().stages) if same else ((), ())
+            phases.append(Phase((*before[0], item), *asking, generating=True))
+            phases.append(Phase((*before[1], item), *reading))
+            return
+    phases.append(Phase((item,), places, problem))
 
 
 def _merged(wanted: Mapping[str, Need], more: Iterable[Need]) -> dict[str, Need]:
@@ -255,6 +280,8 @@ class Servers:
 
     def __init__(self) -> None:
         self._up: dict[str, tuple[Place, contextlib.ExitStack, Remote]] = {}
+        self._gone: dict[str, Remote] = {}
+        """How models were asked whose servers are stopped: what they answered is in the cache."""
         self._local: dict[str, Place] = {}
 
     def move_to(self, phase: Phase) -> None:
@@ -269,7 +296,7 @@ class Servers:
         for key, (place, stack, _) in list(self._up.items()):
             if key not in wanted or wanted[key][1:] != place[1:]:
                 stack.close()
-                del self._up[key]
+                self._gone[key] = self._up.pop(key)[2]
         self._local = {key: place for key, place in wanted.items() if isinstance(place.need.model, Local)}
         for key, place in wanted.items():
             if isinstance(place.need.model, Served) and key not in self._up:
@@ -285,6 +312,8 @@ class Servers:
         need = Need("", model, 0.0, 0) if isinstance(model, (Served, Local)) else None
         if need and need.key in self._up:
             return self._up[need.key][2]
+        if need and need.key in self._gone:
+            return self._gone[need.key]
         if need and need.key in self._local and isinstance(model, Local) and model.device == "auto":
             return model.model_copy(update={"device": f"cuda:{self._local[need.key].devices[0]}"})
         return model
@@ -315,68 +344,3 @@ def servers() -> Iterator[Servers]:
         yield running
     finally:
         running.stop()
-
-
-def outlook(planned: Sequence[Planned], phases: Sequence[Phase]) -> dict[str, Any]:
-    """What would be asked of whom at most, by kind of stage and by part, and the schedule: plain data for `plan`.
-
-    Bounds: every reply as long as its budget lets it; an adaptive attack as if no goal were ever reached.
-    """
-    kinds: dict[str, dict[str, Any]] = {}
-    parts: dict[str, dict[str, Any]] = {}
-    for item in planned:
-        blank = {"kind": item.stage.kind, "of": 0, "done": 0, "requests": 0, "tokens": 0, "cost": None}
-        row = kinds.setdefault(item.stage.kind, blank)
-        row["of"] += 1
-        row["done"] += item.done
-        for ask in () if item.done else item.stage.estimate():
-            cost = _cost(item.stage.models.get(ask.part), ask.tokens_in, ask.tokens_out)
-            row["requests"] += ask.requests
-            row["tokens"] += ask.tokens_in + ask.tokens_out
-            names = ("requests", "tokens_in_at_most", "tokens_out_at_most")
-            part = parts.setdefault(ask.part, {"part": ask.part, **dict.fromkeys(names, 0), "cost": None})
-            for name, value in zip(names, ask[1:], strict=True):
-                part[name] += value
-            for sums in (row, part):
-                sums["cost"] = sums["cost"] if cost is None else (sums["cost"] or 0.0) + cost
-    shown = [_shown(number, phase) for number, phase in enumerate(phases, 1)]
-    return {"stages": list(kinds.values()), "parts": [parts[name] for name in sorted(parts)], "phases": shown}
-
-
-def _cost(model: ModelConfig | None, tokens_in: int, tokens_out: int) -> float | None:
-    """The price at most, where prices were declared."""
-    return model.prices.cost(tokens_in, tokens_out) if isinstance(model, Remote) and model.prices else None
-
-
-def _shown(number: int, phase: Phase) -> dict[str, Any]:
-    """A phase as plain data."""
-    asks = [ask for item in phase.stages for ask in item.stage.estimate()]
-    models = [
-        {
-            "part": place.need.part,
-            "model": place.need.model.where.removesuffix("/model").rpartition("/stages/")[2],
-            "devices": list(place.devices),
-            "gigabytes": round(place.need.gigabytes, 1),
-            "share": place.share,
-            "max_model_len": place.need.length,
-            "minutes": _minutes(place, sum(a.tokens_out for a in asks if a.part == place.need.part)),
-        }
-        for place in phase.places
-    ]
-    return {
-        "phase": number,
-        "work": "train" if phase.training else "generate" if models else "prepare",
-        "stages": [item.name for item in phase.stages],
-        "requests": sum(ask.requests for ask in asks),
-        "tokens": sum(ask.tokens_in + ask.tokens_out for ask in asks),
-        "models": models,
-        "problem": phase.problem,
-    }
-
-
-def _minutes(place: Place, tokens: int) -> float | None:
-    """At the speed that is declared for a busy server."""
-    model = place.need.model
-    if not isinstance(model, Served):
-        return None
-    return round(tokens / model.least_speed / model.in_flight / place.copies / 60, 1)

@@ -107,7 +107,12 @@ def _in_phases(phases: Sequence[Phase], graph: _Graph, say: Watch) -> None:
     with servers() as running:
         for phase in phases:
             running.move_to(phase)
-            _drive(list(phase.stages), graph._replace(reach=running.reach), _Here(say), say)
+            here = graph._replace(reach=running.reach)
+            if phase.generating:
+                for item in phase.stages:
+                    do(here.job(item)._replace(generating=True), reported(item.name, lambda event: say(Event(*event))))
+            else:
+                _drive(list(phase.stages), here, _Here(say), say)
 
 
 class _Graph(NamedTuple):
@@ -133,21 +138,25 @@ class Job(NamedTuple):
     cache: Path
     reach: Callable[[ModelConfig], ModelConfig] | None = None
     """What a model is asked by, where servers of this process are up."""
+    generating: bool = False
+    """Only ask; nothing is published."""
 
 
 def do(job: Job, progress: Progress) -> float:
     """Run one stage and publish it; returns the seconds it took."""
-    (stage, mark, folder, marks), inputs, cache, reach = job
+    (stage, mark, folder, marks), inputs, cache, reach, generating = job
     with artifacts.drafted(folder, fresh=not stage.resumable) as (draft, began):
         there = {part: Artifact(path) for part, path in inputs.items()}
         context = Context(stage, inputs=there, draft=draft, cache=cache, progress=progress)
-        context.reach = reach or context.reach
+        context.reach, context.generating = reach or context.reach, generating
         try:
             if (work := stage.run(context)) is not None:
                 asyncio.run(_finished(context, work))
         finally:
             _release()
         seconds = time.monotonic() - began
+        if generating:
+            return seconds
         draft.publish(
             Manifest(
                 name=stage.name,
@@ -156,9 +165,7 @@ def do(job: Job, progress: Progress) -> float:
                 fingerprint=mark,
                 settings=stage.settings.model_dump(mode="json", by_alias=True),
                 inputs=marks,
-                models={
-                    part: model.model_dump(mode="json", exclude_defaults=True) for part, model in stage.models.items()
-                },
+                models={part: one.model_dump(mode="json", exclude_defaults=True) for part, one in stage.models.items()},
                 seconds=round(seconds, 3),
             )
         )
@@ -167,8 +174,7 @@ def do(job: Job, progress: Progress) -> float:
 
 def _release() -> None:
     """Give an accelerator's memory back: a server or a training may need it next."""
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
 

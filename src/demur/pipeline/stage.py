@@ -142,6 +142,10 @@ class Stage(Generic[S]):
         """The models of its parts; `folders` are those of its inputs, which may hold one that a stage has trained."""
         return self.models
 
+    def readers(self) -> tuple[str, ...]:
+        """Parts whose models only read what the others have answered: they may be up when those are gone."""
+        return ()
+
     def gpus(self) -> int:
         """Accelerators that it takes on a cluster: one for each model that is served for it, unless that says more."""
         return sum(max(1, m.tensor_parallel, len(m.devices)) for m in self.models.values() if isinstance(m, Served))
@@ -175,6 +179,8 @@ class Context:
     ) -> None:
         self.inputs, self.draft, self.progress = inputs, draft, progress
         self.files, self.stage, self._cache_folder = stage.files, stage, cache
+        self.generating = False
+        """Ask only: what reads the answers is not up yet. The stage is run again then, and finds them in the cache."""
         self.reach: Callable[[ModelConfig], ModelConfig] = lambda model: model
         """A model as it is asked now, such as by the URL of a server that is up."""
         self._played = stage.played({part: artifact.folder for part, artifact in inputs.items()})

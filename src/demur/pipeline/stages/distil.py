@@ -44,7 +44,10 @@ class Distil(Stage[DistilStageSettings]):
         given = _kept_traces(context.inputs["given"]) if "given" in context.inputs else None
         if given is not None:
             asked = asked.taken([at for at, prompt in enumerate(asked) if prompt.id in given])
-        judges = [await context.judge(self.settings.filter, player="filter", part=part) for part in self._parts]
+        if context.generating:
+            settings = settings.model_copy(update={"keep": "everything"})
+        read = () if context.generating else self._parts
+        judges = [await context.judge(self.settings.filter, player="filter", part=part) for part in read]
         teacher = await context.model("teacher")
         made = await distil(
             asked, settings=settings, teacher=teacher, judges=judges, given=given, progress=context.progress
@@ -70,6 +73,9 @@ class Distil(Stage[DistilStageSettings]):
         if strategy.needs_trace and "given" not in self.inputs:
             lacks.append(Lack("given", f"strategy '{strategy.name}' rewrites traces, and none are given.", True))
         return lacks + (self.judge_needs(self.settings.filter, "filter") if self._parts else [])
+
+    def readers(self) -> tuple[str, ...]:
+        return () if self.settings.distil.until_safe else ("filter",)
 
     def size(self) -> Size:
         """Traces: every prompt as often as it may be asked, every reply as long as it may get."""

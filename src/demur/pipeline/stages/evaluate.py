@@ -119,6 +119,7 @@ class Evaluate(Stage[EvaluateSettings]):
         target.check(sampling)
         query = None if use.judge else bench.query
         parts = (use.part or (None if use.judge else bench.part), *use.also)
+        parts = () if context.generating else parts
         readers = [await context.judge(use.judge_kind, part=part, query=query) for part in parts]
         attack = await self._attack(context, target)
         attacked = await _attacked(attack, questions)
@@ -129,6 +130,8 @@ class Evaluate(Stage[EvaluateSettings]):
             readers,
             progress=lambda done, _, remark: context.progress(done, total, remark),
         )
+        if context.generating:
+            return
         # What an attacker could not write a prompt for is a failure like any other.
         flow.failures.extend(attack.failures)
         asked = [prompt.id for prompt in (*attacked, *(failure.prompt for failure in attack.failures))]
@@ -220,6 +223,9 @@ class Evaluate(Stage[EvaluateSettings]):
         asks += judging(use.judge_kind, judged, readers=readers)
         own = attack.estimate(asked.rows, asked.tokens)
         return asks + [Ask(player(ask[0]), *ask[1:]) for ask in own]
+
+    def readers(self) -> tuple[str, ...]:
+        return ("judge",)
 
     def gpus(self) -> int:
         target = self.models.get("target")

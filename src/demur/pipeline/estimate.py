@@ -1,0 +1,75 @@
+"""What a study would ask and where its models would be, as plain data for `demur plan`; nobody is asked.
+
+Bounds: every reply as long as its budget lets it; an adaptive attack as if no goal were ever reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from demur.models.config import ModelConfig, Remote, Served
+from demur.pipeline.dag import Planned
+from demur.pipeline.placement import Phase, Place
+
+
+def outlook(planned: Sequence[Planned], phases: Sequence[Phase]) -> dict[str, Any]:
+    """What would be asked of whom at most, by kind of stage and by part, and the schedule."""
+    kinds: dict[str, dict[str, Any]] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for item in planned:
+        blank = {"kind": item.stage.kind, "of": 0, "done": 0, "requests": 0, "tokens": 0, "cost": None}
+        row = kinds.setdefault(item.stage.kind, blank)
+        row["of"] += 1
+        row["done"] += item.done
+        for ask in () if item.done else item.stage.estimate():
+            cost = _cost(item.stage.models.get(ask.part), ask.tokens_in, ask.tokens_out)
+            row["requests"] += ask.requests
+            row["tokens"] += ask.tokens_in + ask.tokens_out
+            names = ("requests", "tokens_in_at_most", "tokens_out_at_most")
+            part = parts.setdefault(ask.part, {"part": ask.part, **dict.fromkeys(names, 0), "cost": None})
+            for name, value in zip(names, ask[1:], strict=True):
+                part[name] += value
+            for sums in (row, part):
+                sums["cost"] = sums["cost"] if cost is None else (sums["cost"] or 0.0) + cost
+    shown = [_shown(number, phase) for number, phase in enumerate(phases, 1)]
+    return {"stages": list(kinds.values()), "parts": [parts[name] for name in sorted(parts)], "phases": shown}
+
+
+def _cost(model: ModelConfig | None, tokens_in: int, tokens_out: int) -> float | None:
+    """The price at most, where prices were declared."""
+    return model.prices.cost(tokens_in, tokens_out) if isinstance(model, Remote) and model.prices else None
+
+
+def _shown(number: int, phase: Phase) -> dict[str, Any]:
+    """A phase as plain data."""
+    asks = [ask for item in phase.stages for ask in item.stage.estimate()]
+    models = [
+        {
+            "part": place.need.part,
+            "model": place.need.model.where.removesuffix("/model").rpartition("/stages/")[2],
+            "devices": list(place.devices),
+            "gigabytes": round(place.need.gigabytes, 1),
+            "share": place.share,
+            "max_model_len": place.need.length,
+            "minutes": _minutes(place, sum(a.tokens_out for a in asks if a.part == place.need.part)),
+        }
+        for place in phase.places
+    ]
+    return {
+        "phase": number,
+        "work": "train" if phase.training else "generate" if phase.generating else "models up" if models else "prepare",
+        "stages": [item.name for item in phase.stages],
+        "requests": sum(ask.requests for ask in asks),
+        "tokens": sum(ask.tokens_in + ask.tokens_out for ask in asks),
+        "models": models,
+        "problem": phase.problem,
+    }
+
+
+def _minutes(place: Place, tokens: int) -> float | None:
+    """At the speed that is declared for a busy server."""
+    model = place.need.model
+    if not isinstance(model, Served):
+        return None
+    return round(tokens / model.least_speed / model.in_flight / place.copies / 60, 1)
