@@ -18,7 +18,9 @@ from demur.errors import UserError
 from demur.records import Example, Pair
 from demur.settings import validate
 from demur.train import batches, preference, trainer
+from demur.train import model as models
 from demur.train.chat import load_tokenizer
+from demur.train.prepare import prepare
 from demur.train.render import Renderer, Row
 from demur.train.settings import LoraSettings, TrainSettings
 
@@ -185,8 +187,44 @@ def test_the_verb_trains_on_a_file_of_pairs(tmp_path: Path) -> None:
     assert none.returncode == 2
 
 
+def test_divergence_from_the_base_is_what_it_says(
+    make: Callable[..., Example], stand_in: Path, byte_examples: list[Example], tmp_path: Path
+) -> None:
+    """By its definition on the trained model; and held, the model moves less on the rows of its component."""
+    benign = [make("tin", "green kettle", "seven", share="benign") for _ in range(4)]
+    lora = LoraSettings(r=4)
+    settings = TrainSettings(lr=2e-2, steps=6, batch=28, schedule="constant", device="cpu", lora=lora, packing=False)
+
+    def moved(weight: float) -> float:
+        out = tmp_path / str(weight)
+        how = TrainSettings.model_validate(
+            settings.model_dump() | {"kl": {"benign": weight}, "weights": {"benign": 0.0}}
+        )
+        job = job_of([*byte_examples, *benign], base=stand_in, out=out, settings=how)
+        ready = prepare(job)
+        place = models.place_of(how, models.config_of(stand_in))
+        torch.manual_seed(0)
+        made = trainer.Trainer(models.ready(stand_in, how, place), ready, settings=how, place=place, out=out)
+        out.mkdir()
+        made.run(lambda *_: None)
+        rows = [row for row in ready.rendered.rows if row.share == "benign"][:1]
+        found = made._divergence(rows).item()
+        ids = torch.tensor([rows[0].ids])
+        with torch.no_grad():
+            own = made.student(ids).logits[0].log_softmax(-1)
+            with made.student.disable_adapter():
+                base = made.student(ids).logits[0].log_softmax(-1)
+        places = [at - 1 for at, label in enumerate(rows[0].labels) if at and label != -100]
+        assert found == pytest.approx(weight * (base.exp() * (base - own)).sum(-1)[places].sum().item(), rel=1e-3)
+        return float(found / weight)
+
+    assert moved(3000.0) < 0.8 * moved(1e-6)
+
+
 def test_settings_that_a_method_does_not_use_are_errors() -> None:
     with pytest.raises(UserError, match=r"train.method=sft does not use beta"):
         validate(TrainSettings, {"beta": 0.3}, where="x")
+    with pytest.raises(UserError, match=r"train.kl needs train.lora"):
+        validate(TrainSettings, {"kl": {"benign": 0.1}}, where="x")
     with pytest.raises(UserError, match=r"train.method=simpo does not use reference"):
         validate(TrainSettings, {"method": "simpo", "reference": "none"}, where="x")

@@ -54,6 +54,8 @@ def _piece(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) ->
 def fuse(model: Any) -> None:
     """Give a causal model a forward that returns `losses` [targets] when the batch says where to look.
 
+    With `full`, the logarithms of all words' probabilities there: `words` [targets, vocabulary].
+
     Batches without `supervised` take the model's own forward, so that generation works as before. To be called
     before adapters are added or the model is wrapped.
     """
@@ -62,10 +64,13 @@ def fuse(model: Any) -> None:
     def forward(self: Any, *args: Any, supervised: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if supervised is None:
             return own(*args, **kwargs)
-        targets = kwargs.pop("targets")
+        targets, full = kwargs.pop("targets"), kwargs.pop("full", False)
         hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         picked = hidden.flatten(0, 1)[supervised]
-        return {"losses": token_losses(picked, self.get_output_embeddings().weight, targets)}
+        weight = self.get_output_embeddings().weight
+        if full:
+            return {"words": F.linear(picked, weight.to(picked.dtype)).float().log_softmax(-1)}
+        return {"losses": token_losses(picked, weight, targets)}
 
     model.forward = types.MethodType(forward, model)
 

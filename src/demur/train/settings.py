@@ -55,6 +55,8 @@ class TrainSettings(BaseModel):
     """Component -> the first tokens of its thinking that are trained, and nothing behind them (SAFEPATH)."""
     weights: dict[str, float] = {}
     """Weight of the loss by part (thinking, answer) and by component; 1 where none is named."""
+    kl: dict[str, float] = {}
+    """Component -> weight of the divergence from the base, a token, beside the loss on its rows (ThinkSafe). Needs LoRA."""
     lr: float = Field(default=5e-6, gt=0)
     """Peak learning rate."""
     epochs: float = Field(default=1.0, gt=0)
@@ -117,9 +119,14 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
         """A setting that the method does not use is an error, never dropped."""
+        if self.kl and self.lora is None:
+            raise ValueError(
+                "train.kl needs train.lora: without its adapters the model is the base that is compared with"
+            )
         pairs = {"beta", "margin", "reference", "length_normalised", "sft_weight"}
-        unused = {"sft": pairs, "dpo": {"margin", "weights"}, "ipo": {"margin", "weights", "length_normalised"}}
-        unused["simpo"] = {"reference", "weights", "length_normalised"}
+        rows = {"weights", "kl"}
+        unused = {"sft": pairs, "dpo": {"margin", *rows}, "ipo": {"margin", "length_normalised", *rows}}
+        unused["simpo"] = {"reference", "length_normalised", *rows}
         fields = type(self).model_fields
         if extra := sorted(n for n in unused[self.method] if getattr(self, n) != fields[n].default):
             raise ValueError(f"train.method={self.method} does not use {', '.join(extra)}")

@@ -256,7 +256,7 @@ class Trainer:
         if self.settings.method == "sft" or not units:
             if self.settings.weights and units:
                 losses = losses * losses.new_tensor([weight for row in rows for weight in self._weights(row)])
-            return losses.sum()
+            return losses.sum() + (self._divergence(rows) if self.settings.kl else 0.0)
         counts = [row.trained for row in rows]
         nats = torch.stack([part.sum() for part in losses.split(counts)])
         known = None
@@ -279,14 +279,29 @@ class Trainer:
             row["nats"] for row in distributed.shared(list(read_jsonl(path, dict)) if distributed.rank() == 0 else None)
         ]
 
-    def losses(self, rows: list[Any]) -> Any:
+    def losses(self, rows: list[Row]) -> Any:
         """Loss of every supervised token of some rows, one row behind the other [targets]."""
+        return self._forward(self.model, rows)["losses"]
+
+    def _forward(self, model: Any, rows: list[Row], **options: Any) -> Any:
         import torch
 
-        batch = batches.collate(rows, packed=self.place.packed)
+        batch = batches.collate(rows, packed=self.place.packed) | options
         batch = {k: v.to(self.place.device) if hasattr(v, "to") else v for k, v in batch.items()}
         with torch.autocast(self.place.device.type, torch.bfloat16) if self.place.mixed else nullcontext():
-            return self.model(**batch)["losses"]
+            return model(**batch)
+
+    def _divergence(self, rows: list[Row]) -> Any:
+        """Kullback-Leibler divergence of the base's words from the model's, weighted by component, summed over tokens."""
+        import torch
+
+        # Processes that shard a model must run it equally often: the idle row has no tokens.
+        rows = [row for row in rows if self.settings.kl.get(row.share)] or batches.idle(rows)
+        with torch.no_grad(), self.student.disable_adapter():
+            base = self._forward(self.student, rows, full=True)["words"]
+        own = self._forward(self.student, rows, full=True)["words"]
+        weights = [self.settings.kl.get(row.share, 0.0) for row in rows for _ in range(row.trained)]
+        return ((base.exp() * (base - own)).sum(-1) * own.new_tensor(weights)).sum()
 
     def _measure(self, step: int) -> None:
         """Losses of the held-out rows, at the planned steps."""
