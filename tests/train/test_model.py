@@ -72,3 +72,16 @@ def test_bfloat16_arithmetic_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(models, "_cpu_bfloat16", lambda able=able: able)
         place = models.place_of(TrainSettings(device="cpu"), Qwen2Config(hidden_size=width))
         assert (place.mixed, place.dtype) == (mixed, torch.float32)
+
+
+def test_the_wrapper_follows_from_what_fits(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from demur.train import distributed
+
+    settings = TrainSettings(device="cpu")
+    place = models.place_of(settings, models.config_of(stand_in))
+    assert models.wrapper(stand_in, settings, place) == "auto", "alone there is nothing to choose"
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert models.wrapper(stand_in, settings, place) == "ddp"
+    monkeypatch.setattr("os.sysconf", lambda name: 1000)
+    assert models.wrapper(stand_in, settings, place) == "fsdp2"
+    assert models.wrapper(stand_in, settings.model_copy(update={"parallel": "ddp"}), place) == "ddp"

@@ -223,9 +223,6 @@ def test_refusals_come_before_the_first_step(stand_in: Path, byte_examples: list
         train(byte_examples, base=stand_in, out=tmp_path, settings=TINY.model_copy(update={"template": "tokenizer"}))
     with pytest.raises(UserError, match="nothing to train on"):
         train([], base=stand_in, out=tmp_path, settings=TINY)
-    quantized = TINY.model_copy(update={"lora": LoraSettings(quantize="nf4")})
-    with pytest.raises(UserError, match="bitsandbytes"):
-        train(byte_examples, base=stand_in, out=tmp_path, settings=quantized)
     lost = TINY.model_copy(update={"lora": LoraSettings(targets=("nowhere",))})
     with pytest.raises(UserError, match=r"Linear layers here: .*q_proj"):
         train(byte_examples, base=stand_in, out=tmp_path, settings=lost)

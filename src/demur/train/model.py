@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -49,8 +49,6 @@ def place_of(settings: TrainSettings, config: Any) -> Place:
     cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not cuda:
         raise UserError("train.device=cuda, and no CUDA device is here. Allowed here: auto, cpu.")
-    if settings.lora is not None and settings.lora.quantize != "none":
-        _check_quantized(settings, cuda)
     on_cuda = cuda and settings.device != "cpu"
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_cuda else torch.device("cpu")
     if on_cuda:
@@ -69,22 +67,6 @@ def _cpu_bfloat16() -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-def _check_quantized(settings: TrainSettings, cuda: bool) -> None:
-    """QLoRA needs a CUDA device and bitsandbytes, and whole models.
-
-    Raises:
-        UserError: which of them is missing.
-    """
-    import importlib.util
-
-    there = {"a CUDA device": cuda, "bitsandbytes": importlib.util.find_spec("bitsandbytes")}
-    there["train.parallel=ddp"] = settings.parallel != "fsdp2"
-    if lacks := [name for name, found in there.items() if not found]:
-        raise UserError(
-            f"train.lora.quantize=nf4 needs {' and '.join(lacks)}, not here. Without it: train.lora.quantize=none."
-        )
-
-
 def config_of(base: Path | str) -> Any:
     """The configuration of a base.
 
@@ -97,6 +79,18 @@ def config_of(base: Path | str) -> Any:
         return AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
         raise UserError(f"{base}: not a model that transformers can load: {str(error).splitlines()[0]}") from None
+
+
+def wrapper(base: Path | str, settings: TrainSettings, place: Place) -> Literal["auto", "ddp", "fsdp2"]:
+    """How several processes hold the model: replicated where weights, gradients and optimizer fit one device, else sharded."""
+    if settings.parallel != "auto" or distributed.world_size() == 1:
+        return settings.parallel
+    frozen = settings.lora is not None and place.device.type == "cuda"
+    need = sum(p.numel() for p in _skeleton(base, place).parameters()) * (2 if frozen else 16)
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / distributed.world_size()
+    if place.device.type == "cuda":
+        room = torch.cuda.get_device_properties(place.device).total_memory
+    return "ddp" if need < 0.7 * room else "fsdp2"
 
 
 def ready(base: Path | str, settings: TrainSettings, place: Place) -> Any:
@@ -118,7 +112,7 @@ def ready(base: Path | str, settings: TrainSettings, place: Place) -> Any:
     if sharded:
         model = distributed.shard(model, place)
         _fill(model, base, place)
-    elif not getattr(model, "is_loaded_in_4bit", False):
+    else:
         model.to(place.device)
     if settings.lora:
         _begin(model, seed=settings.seed)
@@ -127,16 +121,10 @@ def ready(base: Path | str, settings: TrainSettings, place: Place) -> Any:
 
 def _load(base: Path | str, settings: TrainSettings, place: Place) -> Any:
     """The whole model with its weights."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    lora = settings.lora
-    options: dict[str, Any] = {"dtype": torch.bfloat16 if lora and place.device.type == "cuda" else place.dtype}
-    options["attn_implementation"] = attention.register() if place.packed else "sdpa"
-    if lora and lora.quantize == "nf4":
-        # Four-bit weights as QLoRA has them (Dettmers et al. 2023, arXiv 2305.14314).
-        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        kind = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, **four)
-        options |= {"quantization_config": kind, "device_map": {"": place.device}}
+    options: dict[str, Any] = {"attn_implementation": attention.register() if place.packed else "sdpa"}
+    options["dtype"] = torch.bfloat16 if settings.lora and place.device.type == "cuda" else place.dtype
     try:
         return AutoModelForCausalLM.from_pretrained(base, **options)
     except (OSError, ValueError, RuntimeError) as error:
@@ -182,10 +170,8 @@ def _adapted(model: Any, lora: LoraSettings) -> Any:
     Raises:
         UserError: no module has one of the names, or the head has.
     """
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
 
-    if lora.quantize == "nf4":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     head = model.get_output_embeddings()
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
@@ -298,11 +284,6 @@ def save(model: Any, *, base: Path | str, folder: Path, settings: TrainSettings)
         if not lora.merge:
             _tokenizer_to(base, folder)
             return
-        if lora.quantize != "none":
-            model = _adapted(
-                AutoModelForCausalLM.from_pretrained(base, dtype="auto"), lora.model_copy(update={"quantize": "none"})
-            )
-            model.load_state_dict(adapter, strict=False)
     config = config_of(base)
     state = merged_state(model, dtype, scale=lora.alpha / lora.r if lora else 0.0)
     if not first:

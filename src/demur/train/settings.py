@@ -26,8 +26,6 @@ class LoraSettings(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: str | tuple[str, ...] = "all-linear"
     """Names of the adapted modules; `all-linear`: every linear layer but the head."""
-    quantize: Literal["none", "nf4"] = "none"
-    """`nf4`: the frozen base in 4 bits (QLoRA). Needs a CUDA device and bitsandbytes."""
     merge: bool = True
     """The result is an ordinary model with the update merged in; the adapter stays beside it either way."""
 
@@ -104,8 +102,8 @@ class TrainSettings(BaseModel):
     """CPU threads. One thread makes runs repeatable to the bit."""
     processes: int = connection(1, ge=1)
     """Processes, one a device, that demur starts on this machine. Under torchrun, its world size counts."""
-    parallel: Literal["ddp", "fsdp2"] = connection("ddp")
-    """With several processes: replicate the model, or shard it."""
+    parallel: Literal["auto", "ddp", "fsdp2"] = connection("auto")
+    """With several processes: replicate the model, or shard it. `auto`: replicated where it fits one device."""
     device: Literal["auto", "cpu", "cuda"] = connection("auto")
 
     @model_validator(mode="before")

@@ -87,6 +87,7 @@ def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
     torch.set_num_threads(settings.threads)
     transformers.utils.logging.disable_progress_bar()
     place = models.place_of(settings, models.config_of(job.base))
+    settings = settings.model_copy(update={"parallel": models.wrapper(job.base, settings, place)})
     ready = prepare(job)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
