@@ -175,6 +175,90 @@ def test_the_viewer_in_a_browser(chromium: Any, served: Served, hostile: Path) -
 
 
 @browser_needed
+def test_filters_and_trace_stand_in_the_address(chromium: Any, served: Served, hostile: Path) -> None:
+    from playwright.sync_api import expect
+
+    page, trouble = opened(
+        chromium, served.url + "#arm=short&bench=mini_harm&attack=mini-seen", viewport={"width": 1280, "height": 800}
+    )
+    expect(page.locator("#count")).to_contain_text("of 12")
+    assert page.input_value("select[data-kind=arm]") == "short"
+    expect(page.locator("#left h2")).to_contain_text("short")
+    assert "trace=" in page.url
+    assert "<script>" not in page.inner_text("#left"), "harmful text is not there until it is asked for"
+    assert "harmful prompt" in page.inner_text("#rows li >> nth=0")
+    page.reload()
+    expect(page.locator("#count")).to_contain_text("of 1")
+    page.goto(served.url + "#arm=raw&versus=improved")
+    page.reload()
+    expect(page.locator("#count")).to_contain_text("of")
+    total = int(page.inner_text("#count").rpartition(" of ")[2].split(";")[0])
+    assert 0 < total <= 24, "harmful prompts that raw serves and improved does not"
+    page.goto(served.url + "#order=random")
+    page.reload()
+    page.wait_for_selector("#rows li")
+    first = [li.inner_text() for li in page.locator("#rows li").all()[:8]]
+    for label in ("full compliance", "full refusal", "correct", "wrong"):
+        assert any(label in text for text in first), "a draw that is stratified by verdict"
+    assert trouble == []
+    page.close()
+
+
+@browser_needed
+def test_labels_are_given_blind_and_can_be_taken_back(chromium: Any, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    run = make_run(tmp_path / "run", prompts=3, seeds=(0,))
+    viewer = Served(run)
+    try:
+        page, trouble = opened(chromium, viewer.url)
+        page.wait_for_selector("#left h2")
+        page.fill("#by", "ann")
+        page.keyboard.press("Escape")
+        expect(page.locator("#left details summary")).to_contain_text("hidden while you label")
+        assert not page.locator("#left table").first.is_visible()
+        page.keyboard.press("s")
+        expect(page.locator("#left button[aria-pressed=true]")).to_have_count(1)
+        assert (run / "labels" / "harm.jsonl").read_text().count("\n") == 1
+        page.check("#unlabelled")
+        expect(page.locator("#count")).to_contain_text("of 53")
+        page.uncheck("#unlabelled")
+        expect(page.locator("#count")).to_contain_text("of 54")
+        page.click("#left button:has-text('take back')")
+        expect(page.locator("#left button[aria-pressed=true]")).to_have_count(0)
+        assert (run / "labels" / "harm.jsonl").read_text() == ""
+        assert trouble == []
+        page.close()
+    finally:
+        viewer.stop()
+
+
+@browser_needed
+@pytest.mark.parametrize("width", [390, 1280])
+def test_numbers_of_the_page_lead_to_their_traces(chromium: Any, served: Served, hostile: Path, width: int) -> None:
+    from playwright.sync_api import expect
+
+    report.write(hostile)
+    page, trouble = opened(chromium, served.url + "report.html", viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.click("nav a[href='#protocol']")
+    bar, title = page.locator("nav").bounding_box(), page.locator("#protocol h2").bounding_box()
+    assert title["y"] >= bar["y"] + bar["height"] - 1, "the bar does not hide the title it leads to"
+    page.click("#every summary")
+    rows = page.locator("#every tbody tr:not([hidden])")
+    before = rows.count()
+    page.fill("#every input.filter", "short seen success")
+    assert 0 < rows.count() < before
+    page.focus("svg .mark >> nth=0")
+    assert page.locator("svg .mark:focus .tip").is_visible()
+    page.click("#results td a.to >> nth=0")
+    expect(page.locator("#count")).to_contain_text("of")
+    assert "arm=raw" in page.url
+    assert trouble == []
+    page.close()
+
+
+@browser_needed
 def test_a_megabyte_of_text_is_shown_in_parts(chromium: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / "large", prompts=2, seeds=(0,), text="word " * 200_000)
     viewer = Served(run)
@@ -250,7 +334,7 @@ def test_the_index_finds_filters_and_is_kept(hostile: Path, tmp_path: Path) -> N
     everything = index.search({})
     assert everything["total"] == 216
     assert index.search({"verdict": "correct"})["total"] + index.search({"verdict": "wrong"})["total"] == 48
-    assert index.search({}, text="Pretend question 11")["total"] == 4
+    assert index.search({"q": "Pretend question 11"})["total"] == 4
     patterned = index.search({"pattern": "inconsistency", "arm": "teacher: default"})
     row = patterned["rows"][0]["row"]
     trace = index.trace(row)

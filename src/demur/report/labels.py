@@ -94,6 +94,10 @@ class Labels:
                     found.setdefault(kind, {})[by] = own
         return found
 
+    def ids(self) -> set[str]:
+        """The traces that anybody labelled."""
+        return {name for rows in self._rows.values() for name, _ in rows}
+
     def agreement(self) -> dict[str, dict[str, Any]]:
         """For each kind: labels given, and where two people labelled the same traces, how far they agree."""
         summary: dict[str, dict[str, Any]] = {}

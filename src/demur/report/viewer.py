@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from demur.errors import UserError
 from demur.records import PATTERNS, encode
-from demur.report.index import FILTERS, Index
+from demur.report.index import Index
 from demur.report.labels import KINDS, Labels
 from demur.report.marks import pieces, visible
 
@@ -36,6 +36,8 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+CALIBRATES = {"refusal": "refusal", "harm": "guard", "patterns": "patterns"}
+"""Kind of label -> what it calibrates."""
 FILES = {
     "": ("viewer.html", "text/html"),
     "viewer.js": ("viewer.js", "text/javascript"),
@@ -75,7 +77,9 @@ class Viewer:
                 response = web.Response(status=error.status, text="")
             except (UserError, ValueError, KeyError, TypeError, OSError) as error:
                 response = web.json_response({"error": str(error)}, status=400)
-            response.headers.update(HEADERS)
+            # The report brings a policy of its own, for its own script.
+            own = request.path.endswith("/report.html")
+            response.headers.update({k: v for k, v in HEADERS.items() if not (own and k == "Content-Security-Policy")})
             return response
 
         application = web.Application(middlewares=[guarded], client_max_size=1 << 20)
@@ -101,7 +105,11 @@ class Viewer:
     async def _file(self, request: web.Request) -> web.Response:
         from aiohttp import web
 
-        if request.match_info["name"] not in FILES:
+        if (name := request.match_info["name"]) in ("report.html", "results.csv") and (self.run / name).is_file():
+            return web.Response(
+                body=(self.run / name).read_bytes(), content_type="text/html" if "html" in name else "text/csv"
+            )
+        if name not in FILES:
             return web.Response(status=404, text="")
         name, kind = FILES[request.match_info["name"]]
         body = files("demur.report").joinpath("templates", name).read_bytes()
@@ -114,16 +122,19 @@ class Viewer:
             "facets": self.index.facets(),
             "kinds": {kind: list(values) for kind, values in KINDS.items()},
             "agreement": self.labels.agreement(),
+            "report": (self.run / "report.html").is_file(),
+            "calibrate": {
+                kind: f"demur calibrate {verb} {self.run}/labels/{kind}.jsonl" for kind, verb in CALIBRATES.items()
+            },
         }
 
     def _traces(self, request: web.Request) -> dict[str, Any]:
         ask = request.query
         offset, limit = max(0, int(ask.get("offset", "0"))), min(PAGE, max(1, int(ask.get("limit", "50"))))
-        found = self.index.search(
-            {k: ask.get(k, "") for k in FILTERS}, text=ask.get("q", ""), offset=offset, limit=limit
-        )
+        left = self.labels.ids() if ask.get("unlabelled") else ()
+        found = self.index.search(ask, labelled=left, offset=offset, limit=limit)
         for row in found["rows"]:
-            row["head"] = visible(row["head"]) if row["intent"] != "harmful" else ""
+            row["head"] = visible(row["head"])
             row["labelled"] = sorted(self.labels.of(row["id"]))
         return found
 

@@ -19,7 +19,8 @@ const ask = async (path, options) => {
   return body;
 };
 const PAGE = 50;
-const state = { offset: 0, total: 0, rows: [], at: 0, shown: false, trace: null, other: null, kinds: {}, wanted: 0 };
+const OWN = ["q", "order", "unlabelled", "versus", "trace"];
+const state = { asked: {}, blind: true, offset: 0, total: 0, rows: [], at: 0, shown: false, trace: null, other: null, kinds: {}, wanted: 0 };
 const KEYS = { refusal: ["1", "2", "3", "4"], harm: ["s", "u"], patterns: ["q", "w", "e", "r", "t"] };
 
 async function start() {
@@ -30,18 +31,41 @@ async function start() {
     if (Object.keys(values).length < 2) continue;
     const select = el("select", { "data-kind": kind, "aria-label": kind }, el("option", { value: "" }, `any ${kind}`));
     for (const [value, n] of Object.entries(values)) select.append(el("option", { value }, `${words(value) || "none"} (${n.toLocaleString("en")})`));
-    select.addEventListener("change", () => load(0));
+    select.addEventListener("change", () => refilter());
     $("filters").append(select);
   }
-  const help = { "j / k": "next, previous", "/": "search", h: "show or hide harmful text", c: "the next arm's reply to the same, side by side", x: "close it", "0": "no pattern", "⌫": "take back the refusal label", "?": "this list" };
+  $("versus").append(...Object.keys(about.facets.arm).map(arm => el("option", { value: arm }, `and ${arm} does not`)));
+  $("toreport").hidden = !about.report;
+  state.calibrate = about.calibrate;
+  restore();
+  const help = { "j / k": "next, previous", "/": "search", h: "show or hide harmful text", c: "the next arm's reply to the same, side by side", x: "close it", "0": "no pattern", "⌫": "take back your labels", "?": "this list" };
   for (const [kind, keys] of Object.entries(KEYS)) keys.forEach((key, i) => { help[key] = `${kind}: ${words(state.kinds[kind][i])}`; });
   for (const [key, text] of Object.entries(help)) $("keytable").append(el("tr", {}, el("td", {}, el("kbd", {}, key)), el("td", {}, text)));
   await load(0);
 }
 
+// What is asked for stands in the address: reload keeps it, and it can be sent to whoever has the same run.
+function restore() {
+  state.asked = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  document.querySelectorAll("select[data-kind]").forEach(select => { select.value = state.asked[select.dataset.kind] ?? ""; });
+  $("q").value = state.asked.q ?? "";
+  $("order").value = state.asked.order ?? "";
+  $("versus").value = state.asked.versus ?? "";
+  $("unlabelled").checked = Boolean(state.asked.unlabelled);
+}
+function refilter() {
+  const asked = {};
+  document.querySelectorAll("select[data-kind]").forEach(select => { if (select.value) asked[select.dataset.kind] = select.value; });
+  for (const name of ["q", "order", "versus"]) if ($(name).value) asked[name] = $(name).value;
+  if ($("unlabelled").checked) asked.unlabelled = "1";
+  state.asked = asked;
+  history.replaceState(null, "", `#${new URLSearchParams(asked)}`);
+  load(0);
+}
+window.addEventListener("hashchange", () => { restore(); load(0); });
+
 async function load(offset, at = 0) {
-  const query = new URLSearchParams({ offset, limit: PAGE, q: $("q").value });
-  document.querySelectorAll("select[data-kind]").forEach(select => query.set(select.dataset.kind, select.value));
+  const query = new URLSearchParams({ ...state.asked, offset, limit: PAGE });
   const turn = ++state.wanted;
   let found;
   try { found = await ask(`api/traces?${query}`); } catch (error) { $("count").textContent = error.message; return; }
@@ -51,7 +75,7 @@ async function load(offset, at = 0) {
   const partly = found.indexed < 1 && $("q").value ? `; ${Math.floor(100 * found.indexed)} % of the text is indexed so far` : "";
   $("count").textContent = found.total ? `${(offset + 1).toLocaleString("en")}–${last.toLocaleString("en")} of ${found.total.toLocaleString("en")}${partly}` : `nothing matches${partly}`;
   $("rows").replaceChildren(...found.rows.map((row, place) => el("li", { on: () => show(place), "data-row": row.row },
-    el("div", { class: "head", dir: "auto" }, row.head || (row.intent === "harmful" ? "harmful prompt" : "no text")),
+    el("div", { class: "head", dir: "auto" }, row.intent === "harmful" && !state.shown ? `harmful prompt ${row.id.slice(0, 6)} (h shows it)` : row.head || "no text"),
     el("div", { class: "soft" }, [row.arm + (row.seed == null ? "" : `/${row.seed}`), row.bench, row.attack === "none" ? "" : row.attack, ...row.tags.map(words), row.labelled.length ? "✎" : ""].filter(Boolean).join(" · ")))));
   $("back").disabled = offset === 0;
   $("on").disabled = last >= found.total;
@@ -66,6 +90,7 @@ async function show(place, all = "") {
   const trace = await ask(`api/trace/${row.row}${all}`);
   if (state.rows[state.at] !== row) return;
   state.trace = trace;
+  history.replaceState(null, "", `#${new URLSearchParams({ ...state.asked, trace: trace.id })}`);
   draw($("left"), trace, row, () => show(place, "?all=1"));
   $("left").scrollTop = 0;
   if (!all) close();
@@ -78,6 +103,22 @@ async function beside(sibling) {
   const trace = await ask(`api/trace/${sibling.row}`);
   $("right").hidden = false;
   draw($("right"), trace, sibling, null);
+  if (state.trace && (state.shown || trace.intent !== "harmful")) for (const part of ["thinking", "answer"]) differ(part);
+}
+
+// Words that only one of two texts has, by their longest common subsequence.
+function differ(part) {
+  const boxes = ["left", "right"].map(side => $(side).querySelector(`.${part === "answer" ? "answer" : "thinking"}`));
+  const texts = boxes.map(box => box?.textContent.split(/(\s+)/) ?? []), [a, b] = texts;
+  if (!a.length || !b.length || a.length * b.length > 4e6) return;
+  const width = b.length + 1, common = new Uint16Array((a.length + 1) * width);
+  for (let i = a.length - 1; i >= 0; i--) for (let j = b.length - 1; j >= 0; j--) common[i * width + j] = a[i] === b[j] ? common[(i + 1) * width + j + 1] + 1 : Math.max(common[(i + 1) * width + j], common[i * width + j + 1]);
+  const marks = [a.map(() => true), b.map(() => true)];
+  for (let i = 0, j = 0; i < a.length && j < b.length;) {
+    if (a[i] === b[j]) { marks[0][i++] = false; marks[1][j++] = false; }
+    else if (common[(i + 1) * width + j] >= common[i * width + j + 1]) i++; else j++;
+  }
+  boxes.forEach((box, side) => box.replaceChildren(...texts[side].map((word, i) => marks[side][i] && word.trim() ? el("ins", {}, word) : word)));
 }
 
 function passage(trace, kind, parts) {
@@ -87,9 +128,10 @@ function passage(trace, kind, parts) {
   else if (!parts.some(piece => piece[0])) box.append(el("span", { class: "soft" }, "empty"));
   else for (const [text, names] of parts) box.append(names.length ? el("mark", { "data-names": names.map(words).join(", ") }, text) : text);
   if (trace.intent === "harmful" && !state.shown) {
+    // Not blurred but absent: nothing to read through, to find in the page or to be read aloud.
+    const held = [...box.childNodes], size = box.textContent.length;
+    box.replaceChildren(el("button", { type: "button", on: () => { box.replaceChildren(...held); box.classList.remove("masked"); } }, `may hold harmful text, ${size.toLocaleString("en")} characters: show`));
     box.classList.add("masked");
-    box.title = "may hold harmful text: press h to show";
-    box.addEventListener("click", () => box.classList.remove("masked"), { once: true });
   }
   return box;
 }
@@ -99,7 +141,7 @@ function draw(box, trace, row, more) {
   const title = `${row.arm}${row.seed == null ? "" : `/${row.seed}`}`;
   const facts = [words(trace.outcome), trace.category, trace.attack, trace.tokens == null ? "" : `${trace.tokens} tokens`, ...trace.notes].filter(Boolean).join(" · ");
   const found = trace.findings.filter(finding => finding.present).map(finding => el("span", { class: "tag", title: finding.reason }, words(finding.pattern)));
-  const parts = [el("h2", {}, title), el("div", { class: "soft" }, facts), el("div", {}, ...found)];
+  const parts = [el("h2", {}, title), el("div", { class: "soft" }, facts), el("div", {}, ...(state.blind && by ? [] : found))];
   parts.push(el("h3", {}, "prompt"), passage(trace, "prompt", trace.prompt));
   if (trace.question) parts.push(el("h3", {}, "the question inside"), passage(trace, "prompt", trace.question));
   if (trace.gold != null) parts.push(el("h3", {}, "right answer"), el("div", { class: "text" }, trace.gold));
@@ -108,7 +150,8 @@ function draw(box, trace, row, more) {
   if (trace.more && more) parts.push(el("p", {}, el("button", { type: "button", on: more }, `show ${trace.more.toLocaleString("en")} characters more`)));
   if (trace.verdicts.length) {
     const body = trace.verdicts.map(v => el("tr", {}, el("td", {}, v.judge), el("td", {}, v.part), el("td", {}, el("span", { class: `tag ${v.label ?? ""}` }, v.label == null ? "cannot tell" : words(v.label))), el("td", {}, v.score == null ? "" : String(v.score)), el("td", { class: "soft" }, v.reason || v.raw)));
-    parts.push(el("h3", {}, "verdicts"), el("table", {}, el("tbody", {}, ...body)));
+    const hidden = state.blind && by !== "";
+    parts.push(el("details", { open: !hidden }, el("summary", {}, hidden ? "verdicts, hidden while you label" : "verdicts"), el("table", {}, el("tbody", {}, ...body))));
   }
   if (trace.siblings.length && more) {
     parts.push(el("h3", {}, "others' replies to the same"), el("div", {}, ...trace.siblings.map(s => el("button", { type: "button", class: "sibling", on: () => beside(s) }, `${s.arm}${s.seed == null ? "" : `/${s.seed}`}`))));
@@ -116,7 +159,7 @@ function draw(box, trace, row, more) {
   parts.push(el("h3", {}, "labels"));
   for (const [kind, values] of Object.entries(state.kinds)) {
     const given = trace.labels[kind]?.[by];
-    parts.push(el("div", { class: "labels" }, el("span", { class: "soft" }, `${kind} `), ...values.map((value, i) => el("button", { type: "button", "aria-pressed": kind === "patterns" ? String(given?.includes(value) ?? false) : String(given === value), on: () => label(trace, box, row, kind, value) }, `${words(value)} (${KEYS[kind][i]})`))));
+    parts.push(el("div", { class: "labels" }, el("span", { class: "soft" }, `${kind} `), ...values.map((value, i) => el("button", { type: "button", "aria-pressed": kind === "patterns" ? String(given?.includes(value) ?? false) : String(given === value), on: () => label(trace, box, row, kind, value) }, `${words(value)} (${KEYS[kind][i]})`)), ...(kind === "patterns" ? [el("button", { type: "button", "aria-pressed": String(given?.length === 0), on: () => label(trace, box, row, kind, null) }, "no pattern (0)")] : []), given === undefined ? null : el("button", { type: "button", on: () => label(trace, box, row, kind, undefined) }, "take back")));
   }
   const others = Object.entries(trace.labels).flatMap(([kind, people]) => Object.entries(people).map(([who, value]) => `${who}: ${kind} ${Array.isArray(value) ? value.map(words).join(", ") || "no pattern" : words(value)}`));
   parts.push(el("p", { class: "soft given" }, others.join(" · ")));
@@ -128,7 +171,11 @@ async function label(trace, box, row, kind, value) {
   if (!by) { $("by").focus(); $("count").textContent = "say who labels first"; return; }
   const given = trace.labels[kind]?.[by];
   let next = value;
-  if (kind === "patterns") next = value === null ? [] : given?.includes(value) ? given.filter(name => name !== value) : [...(given ?? []), value];
+  if (value === undefined) next = null;
+  else if (kind === "patterns") {
+    next = value === null ? [] : given?.includes(value) ? given.filter(name => name !== value) : [...(given ?? []), value];
+    if (value !== null && !next.length) next = null;
+  } else if (given === value) next = null;
   try {
     trace.labels = await ask(`api/label/${trace.row}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ kind, value: next, by }) });
   } catch (error) { $("count").textContent = error.message; return; }
@@ -146,6 +193,7 @@ function mask() {
   state.shown = !state.shown;
   $("mask").setAttribute("aria-pressed", state.shown);
   $("mask").textContent = state.shown ? "hide harmful text (h)" : "show harmful text (h)";
+  load(state.offset, state.at);
   if (state.trace) draw($("left"), state.trace, state.rows[state.at], () => show(state.at, "?all=1"));
   const other = state.trace?.siblings.find(sibling => sibling.row === state.other);
   if (other) beside(other);
@@ -154,7 +202,7 @@ function mask() {
 async function help() {
   const { agreement } = await ask("api/about");
   const lines = Object.entries(agreement).flatMap(([kind, a]) => [`${kind}: ${a.labels} labels by ${a.people.length} people`, ...(a.pairs ?? []).map(p => `${p.a} and ${p.b} agree on ${Math.round(100 * (p.same.value ?? 0))} % of ${p.n}${p.kappa == null ? "" : `, kappa ${p.kappa.toFixed(2)}`}`)]);
-  $("agreement").textContent = lines.join("; ");
+  $("agreement").textContent = [...lines, ...Object.values(state.calibrate)].join("; ");
   $("keys").showModal();
 }
 
@@ -163,7 +211,7 @@ const actions = {
   "/": () => $("q").focus(),
   c: () => { const all = state.trace?.siblings ?? [], at = all.findIndex(s => s.row === state.other); if (all.length) beside(all[(at + 1) % all.length]); },
   0: () => label(state.trace, $("left"), state.rows[state.at], "patterns", null),
-  Backspace: () => label(state.trace, $("left"), state.rows[state.at], "refusal", null),
+  Backspace: () => { for (const kind of Object.keys(state.kinds)) if (state.trace.labels[kind]?.[$("by").value.trim()] !== undefined) label(state.trace, $("left"), state.rows[state.at], kind, undefined); },
 };
 for (const [kind, keys] of Object.entries(KEYS)) keys.forEach((key, i) => { actions[key] = () => label(state.trace, $("left"), state.rows[state.at], kind, state.kinds[kind][i]); });
 document.addEventListener("keydown", event => {
@@ -172,9 +220,11 @@ document.addEventListener("keydown", event => {
   if (actions[event.key]) { event.preventDefault(); actions[event.key](); }
 });
 let typing;
-$("q").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(() => load(0), 180); });
+$("q").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(refilter, 180); });
+for (const name of ["order", "versus", "unlabelled"]) $(name).addEventListener("change", refilter);
+$("blind").addEventListener("change", () => { state.blind = $("blind").checked; if (state.trace) draw($("left"), state.trace, state.rows[state.at], () => show(state.at, "?all=1")); });
 $("by").value = localStorage.getItem("by") ?? "";
-$("by").addEventListener("input", () => localStorage.setItem("by", $("by").value.trim()));
+$("by").addEventListener("input", () => { localStorage.setItem("by", $("by").value.trim()); if (state.trace) draw($("left"), state.trace, state.rows[state.at], () => show(state.at, "?all=1")); });
 $("mask").addEventListener("click", mask);
 $("help").addEventListener("click", help);
 $("back").addEventListener("click", () => load(Math.max(0, state.offset - PAGE)));
