@@ -42,8 +42,8 @@ class Latencies:
         server = _Server(Behaviour(script="echo", latency=latency, tail=True))
         plain = client.RemoteModel._body
 
-        def body(client: client.RemoteModel, request: Request, **rest: Any) -> dict[str, Any]:
-            sent = plain(client, request, **rest)
+        def body(client: client.RemoteModel, request: Request, begun: str) -> dict[str, Any]:
+            sent = plain(client, request, begun)
             key = hashlib.blake2b(msgspec.json.encode(sent), digest_size=8).digest()
             # Target and judge have the same id within a turn: their latencies are told apart by who is asked.
             self.found[f"{client.identity}/{request.prompt.id}"] = server._latency(key)
@@ -59,7 +59,7 @@ class Latencies:
         """Seconds of the slowest goal under its barriers."""
         turns: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for name, seconds in self.found.items():
-            goal, stream, iteration = name.partition("/")[2].split(".")[:3]
+            goal, stream, iteration = name.rpartition("/")[2].split(".")[:3]
             turns[goal, iteration][stream] += seconds
         chains: dict[str, float] = defaultdict(float)
         for (goal, _), streams in turns.items():
