@@ -66,6 +66,10 @@ class Attack:
         self.name, self.settings, self.paths = name, settings, files
         self.each = 1
         """Attacked prompts that come out of a question, at most."""
+        self.longer = 0
+        """Characters that an attacked prompt, the turns before it included, is longer than its question, at most."""
+        self.heard = 0
+        """Replies of the target to a question, at most, that end in `conversations`."""
         self.begins = False
         """Whether it begins the target's reply."""
         self.sampling: dict[str, Sampling] = {}

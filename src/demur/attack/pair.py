@@ -7,14 +7,15 @@ the original the attacker's reply is not begun for it, because not every server 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
 from msgspec.structs import replace
 
 from demur.attack.base import AttackSettings, texts
-from demur.attack.search import Search, SearchSettings, Stream
+from demur.attack.search import WIDEST, Search, SearchSettings, Stream
 from demur.records import Attempt, Failure, Message, Prompt, Trace
 
 
@@ -147,6 +148,11 @@ class Crescendo(Search):
     Settings = CrescendoSettings
     own = "crescendo"
     files = (texts("crescendo"),)
+
+    def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
+        super().__init__(name, settings, files)
+        self.heard = self.turns_at_most()
+        self.longer += WIDEST * self.how.iterations * (self.how.attacker_max_tokens + self.how.target_max_tokens)
 
     def learned(self, stream: Stream, after: Stream, said: str, attempt: Attempt, reply: Trace | Failure) -> Stream:
         """What was answered is part of the conversation from now on; what was refused never was."""

@@ -25,7 +25,7 @@ from demur.attack.base import (
     read_texts,
     texts,
 )
-from demur.attack.search import INSTRUCTION
+from demur.attack.search import INSTRUCTION, WIDEST
 from demur.errors import UserError, WorkError, unknown
 from demur.interfaces import Ask, Request
 from demur.records import Failure, Message, Prompt, Sampling
@@ -56,6 +56,7 @@ class FrozenPap(Attack):
         wanted = _wanted(settings.techniques, known, f" in {files['file']}") or known
         self._rewrites = {q: {t: text for t, text in mine.items() if t in wanted} for q, mine in found.items()}
         self.each = max(map(len, self._rewrites.values()), default=0)
+        self.longer = max((len(text) for mine in self._rewrites.values() for text in mine.values()), default=0)
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """Questions in order, their rewrites within them.
@@ -108,6 +109,7 @@ class WrittenPap(Attack):
         known = {key(name): means for name, means in self._words["techniques"].items()}
         self._means = {technique: known[technique] for technique in _wanted(settings.techniques, known)}
         self.each, how = len(self._means), settings
+        self.longer = WIDEST * how.max_tokens
         self.sampling["attacker"] = Sampling(temperature=how.temperature, top_p=how.top_p, max_tokens=how.max_tokens)
 
     def estimate(self, questions: int, tokens: int) -> list[Ask]:

@@ -31,6 +31,7 @@ class ReplayAttack(Attack):
             self._stored.setdefault(prompt.parent, {})[prompt.id] = prompt
             self._sent[prompt.id] = trace
         self.each = max(map(len, self._stored.values()))
+        self.longer = max(sum(len(turn.content) for turn in trace.sent) for trace in self._sent.values())
         self.begins = any(trace.sampling.prefill for trace in self._sent.values())
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:

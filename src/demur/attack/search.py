@@ -29,6 +29,8 @@ ENOUGH = 20
 """Turns after which an attacker or judge that fails on most of them ends the run."""
 INSTRUCTION = 1000
 """Tokens of an attacker's instruction, or a judge's, at most; for estimates."""
+WIDEST = 8
+"""Characters of a token that an attacker writes, at most on the average of a text; for estimates."""
 _RATING = re.compile(r"(?:^|\brating\b)[\s:*_`]{0,6}\[\[\s*(\d{1,2})\s*\]\]", re.IGNORECASE | re.MULTILINE)
 
 
@@ -91,6 +93,7 @@ class Search(Attack):
         self.words = read_texts(files["texts"], self.own)
         self.attempts: list[Attempt] = []
         self.records["attempts"] = self.attempts
+        self.longer = WIDEST * self.how.attacker_max_tokens
         self.sampling = {part: self._sampling(part) for part in ("attacker", "target", "judge")}
         self._before: dict[str, tuple[Message, ...]] = {}
         self._count: Counter[str] = Counter()

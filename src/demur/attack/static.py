@@ -41,7 +41,7 @@ class TemplateAttack(Attack):
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
         self.templates = read_templates(files["file"])
-        self.each = len(self.templates)
+        self.each, self.longer = len(self.templates), max(map(len, self.templates.values()))
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """Questions in order, templates within them; `attack` is `template:NAME`."""
@@ -80,6 +80,7 @@ class PrefillAttack(Attack):
         super().__init__(name, settings, files)
         self._own = {row[0]: row[1] for row in by_question(files["file"], OPENINGS)} if "file" in files else None
         self.begins = bool(settings.prefill or self._own)
+        self.longer = max(map(len, (self._own or {"": settings.prefill}).values()), default=0)
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """The questions; what is begun stands in the sampling of their requests.
@@ -142,6 +143,7 @@ class HijackAttack(PrefillAttack):
         if not any(given):
             raise UserError(f"{files['file']}: no puzzles in it (one a line, or a column 'puzzle').")
         self._puzzles = given
+        self.longer += len(self.FRAME) + (20 + max(map(len, given))) * settings.puzzles
 
     def dressed(self, prompt: Prompt) -> str:
         """The request behind its puzzles."""
@@ -174,8 +176,12 @@ class TokensAttack(Attack):
 
     Settings = TokensSettings
 
+    def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
+        super().__init__(name, settings, files)
+        self._marks = ASSISTANT[settings.family] + thinking.join("", "")
+        self.longer = len(self._marks)
+
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """The questions, each with the tokens behind it."""
-        marks = ASSISTANT[self.settings.family] + thinking.join("", "")
         for prompt in prompts:
-            yield derived(prompt, prompt.text + marks, self.name)
+            yield derived(prompt, prompt.text + self._marks, self.name)

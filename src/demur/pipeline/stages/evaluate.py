@@ -23,7 +23,18 @@ from demur.judge.base import require
 from demur.models.config import Local, ModelConfig, SamplingSettings, as_model
 from demur.models.decoding import preset
 from demur.models.requires import Requires
-from demur.pipeline.stage import UNKNOWN_PROMPT, Context, Lack, Size, Stage, Use, hub_needs, judging, size_of
+from demur.pipeline.stage import (
+    CHARACTERS,
+    UNKNOWN_PROMPT,
+    Context,
+    Lack,
+    Size,
+    Stage,
+    Use,
+    hub_needs,
+    judging,
+    size_of,
+)
 from demur.records import Part, Prompt, Sampling
 from demur.settings import STRICT, connection, identity_of
 
@@ -217,9 +228,11 @@ class Evaluate(Stage[EvaluateSettings]):
         except (UserError, KeyError):  # told among the needs
             attack = attacks.make("none")
         replies = asked.rows * attack.each * sampling.n
-        asks = [Ask("target", replies, replies * asked.tokens, replies * sampling.max_tokens)]
+        sent = asked.tokens + attack.longer // CHARACTERS
+        asks = [Ask("target", replies, replies * sent, replies * sampling.max_tokens)]
         readers = 1 + len(use.also)
-        judged = Size(replies * readers, asked.tokens + sampling.max_tokens)
+        heard, own_limit = asked.rows * attack.heard, attack.sampling.get("target", sampling).max_tokens
+        judged = Size((replies + heard) * readers, sent + max(sampling.max_tokens, own_limit))
         asks += judging(use.judge_kind, judged, readers=readers)
         own = attack.estimate(asked.rows, asked.tokens)
         return asks + [Ask(player(ask[0]), *ask[1:]) for ask in own]
