@@ -206,7 +206,7 @@ class RemoteModel(Answering):
             # A server that says "later", or one that was well and is being restarted, is given time and not tries.
             counted += not (last.later or (last.unreached and self._health.replies))
             left = started + self._config.patience - time.monotonic()
-            if (last.rest or 0.0) > left:
+            if last.rest and last.rest > left:
                 raise WorkError(
                     f"{self._config.where} asks to wait {last.rest:.0f} s ({last.detail}), and patience ends in {max(left, 0):.0f} s. "
                     "All replies so far are kept; run the same command later, or set patience."

@@ -96,7 +96,7 @@ def _decoded(data: bytes) -> dict[str, Any]:
         body = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         try:
-            loose = json.loads(data.decode("utf-8", "replace"))
+            loose = json.loads(data.decode("utf-8-sig", "replace"))
             body = json.loads(json.dumps(loose, ensure_ascii=False).encode("utf-8", "replace"))
         except (ValueError, RecursionError):
             raise Unreadable(f"no JSON: {excerpt(data)}") from None
