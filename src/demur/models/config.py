@@ -68,9 +68,6 @@ class _Config(BaseModel):
 
     model_config = STRICT
 
-    sampling: SamplingSettings = SamplingSettings()
-    """How it draws its replies, under what a protocol asks for."""
-
     @property
     def where(self) -> str:
         """What to call it in messages."""

@@ -170,7 +170,7 @@ def _started(config: Served, *, host: str, port: int) -> Iterator[tuple[_Running
     with tempfile.TemporaryDirectory(prefix="demur-serve-") as scratch:
         plan = plan_of(config, folder, name=name, host=host, port=port)
         running = _Running(plan, url=f"http://{host}:{port}/v1", home=Path(scratch))
-        shared = {"sampling", "api", "thinking", "first_tokens", "extra_body", "timeout", "least_speed", "in_flight"}
+        shared = {"api", "thinking", "first_tokens", "extra_body", "timeout", "least_speed", "in_flight"}
         told = config.model_dump(include={*shared, "forbidden", "thinking_budget_field"}, exclude_unset=True)
         remote = Remote(
             url=(running.url,),
