@@ -23,7 +23,7 @@ from demur.mix.duplicates import agree, bands, clusters, components, figures, si
 from demur.mix.settings import MixSettings
 from demur.mix.text import masked, normal
 from demur.prompts.formats import load_file
-from demur.records import Example, ExamplePart, Message, Origin, Pair, Prompt, Trace, Verdict
+from demur.records import Example, ExamplePart, Message, Origin, Pair, Prompt, Trace, Verdict, read_jsonl
 from demur.settings import validate
 from demur.storage.records_file import RecordFile
 
@@ -424,6 +424,20 @@ def test_the_command_draws_shares_from_files_and_names_what_it_kept_aside(tmp_pa
         "jsonl :", "jsonl:"
     )
     assert len(load_file(tmp_path / "run").examples) == 11
+
+
+def test_the_command_draws_pairs_from_a_file(tmp_path: Path) -> None:
+    rows = [{"prompt": f"thing {i}", "chosen": GOOD, "rejected": "Sure.", "intent": "harmful"} for i in range(6)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run_mix(tmp_path, "--share", f"p={tmp_path / 'p.jsonl'}:4", "--set", "shares.p.pairs=file", "--json")
+    assert done.returncode == 0, done.stderr
+    stage = Path(json.loads(done.stdout)["stage"])
+    assert len(list(read_jsonl(stage / "pairs.jsonl", Pair))) == 4
+    none = run_mix(tmp_path / "x", "--share", f"p={tmp_path / 'p.jsonl'}", "--json")
+    assert none.returncode == 2
+    assert "pairs: file draws them" in " ".join(none.stderr.split())
+    with pytest.raises(UserError, match="of preference pairs or of examples"):
+        said(a={"pairs": "file"}, b={})
 
 
 @pytest.mark.parametrize(

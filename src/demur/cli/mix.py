@@ -88,7 +88,7 @@ def _odd(imported: Artifact) -> list[Any]:
 
 def _tell(mixed: Artifact, odd: dict[str, list[Any]], notes: dict[str, list[str]], *, json: bool) -> None:
     """The account of the mix, and what was kept aside."""
-    summary = mixed.manifest.summary
+    summary, made = mixed.manifest.summary, "examples" if mixed.has("examples") else "pairs"
     rows: list[dict[str, Any]] = summary["table"]
     for name, rest in odd.items():
         for note in notes[name]:
@@ -100,7 +100,7 @@ def _tell(mixed: Artifact, odd: dict[str, list[Any]], notes: dict[str, list[str]
     if json:
         counts = {name: len(rest) for name, rest in odd.items()}
         left = summary.get("left_out", {})
-        found = {"stage": str(mixed.folder), "examples": mixed.rows("examples"), "table": rows}
+        found = {"stage": str(mixed.folder), made: mixed.rows(made), "table": rows}
         common.print_json(found | {"left_out": left, "odd": counts, "notes": notes})
         return
     columns = ("given", "duplicate", "over_cap", "not_drawn", "taken")
@@ -111,4 +111,4 @@ def _tell(mixed: Artifact, odd: dict[str, list[Any]], notes: dict[str, list[str]
     for reason, count in summary.get("left_out", {}).items():
         if count:
             common.console.print(f"left out before: {count:,} · {escape(str(reason))}")
-    common.console.print(f"examples: {mixed.folder}/examples.jsonl")
+    common.console.print(f"{made}: {mixed.folder}/{made}.jsonl")

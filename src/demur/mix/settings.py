@@ -44,6 +44,9 @@ class ShareSettings(BaseModel):
     """At most so many examples of one cluster: of one question, in whatever wrappers."""
     no_thinking: NoThinking = "drop"
     """Replies without thinking: leave them out, train an empty thinking block, or put one there without training it."""
+    pairs: Literal["none", "judged", "repaired", "file"] = "none"
+    """Preference pairs in place of examples: of safe and unsafe samples of a prompt, of repaired traces and their originals,
+    or those of a file. A mix is of pairs or of examples."""
     grade: bool = False
     """Leave out maths traces whose final answer is not the gold one, or that have none to compare."""
     licence: str = ""
@@ -83,6 +86,8 @@ class MixSettings(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> MixSettings:
+        if len({share.pairs == "none" for share in self.shares.values()}) > 1:
+            raise ValueError("a mix is of preference pairs or of examples; some shares say pairs and some do not")
         ratios = [share.ratio for share in self.shares.values() if share.ratio is not None]
         if sum(ratios) > 1 + 1e-9:
             raise ValueError(f"the ratios add up to {sum(ratios):g}; 1 is the whole")

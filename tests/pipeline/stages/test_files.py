@@ -4,13 +4,17 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+from tests.made import publish
+
 from demur import thinking
+from demur.errors import UserError
 from demur.mix.settings import ShareSettings
 from demur.pipeline.run import execute
 from demur.pipeline.stages import mix
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.prompts.formats import Odd
-from demur.records import Example, ExamplePart, Origin, Prompt, Trace, write_jsonl
+from demur.records import Example, ExamplePart, Origin, Prompt, Trace, Verdict, write_jsonl
 from demur.storage.artifacts import Artifact
 
 
@@ -65,3 +69,27 @@ def test_wrong_maths_traces_are_left_out_by_the_grader(tmp_path: Path) -> None:
     assert len(every.examples) == 3
     assert len(graded.examples) == 2
     assert graded.left["its final answer is not the gold one"] == 1
+
+
+def test_pairs_are_drawn_from_judged_samples_and_from_repairs(tmp_path: Path) -> None:
+    prompt = Prompt(text="q", intent="harmful")
+    good, bad = (
+        thinking.traced(prompt, thinking.join("t", answer), model="m", sample=i, strategy="default")
+        for i, answer in enumerate(("No.", "Sure."))
+    )
+    verdicts = [
+        Verdict(trace=t.id, judge="j", query="question", part="whole", label=label)
+        for t, label in ((good, "safe"), (bad, "unsafe"))
+    ]
+    after = thinking.traced(
+        prompt, thinking.join("t", "Sorry."), model="m", strategy="default", notes=(f"repair: trim, from {bad.id}",)
+    )
+    distilled = publish(tmp_path, "distil", "distil", {"traces": [good, bad], "verdicts": verdicts})
+    repaired = publish(tmp_path, "repair", "repair", {"traces": [good, after], "originals": [bad]})
+    ((one,), _, _) = pool(distilled, share="s", options=ShareSettings(pairs="judged"))
+    ((two,), _, _) = pool(repaired, share="s", options=ShareSettings(pairs="repaired"))
+    assert [pair.chosen.parts[-1].text for pair in (one, two)] == ["No.", "Sorry."]
+    assert [pair.rejected.parts[-1].text for pair in (one, two)] == ["Sure.", "Sure."]
+    with pytest.raises(UserError, match=r"no preference pairs \(repaired\)"):
+        empty = publish(tmp_path, "empty", "repair", {"traces": [good], "originals": []})
+        pool(empty, share="s", options=ShareSettings(pairs="repaired"))

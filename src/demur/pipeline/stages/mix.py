@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,12 +14,12 @@ from pydantic import BaseModel, Field
 
 from demur.errors import UserError
 from demur.judge import open_judge
-from demur.mix import example_of, mix, unfit
+from demur.mix import example_of, mix, pairs, unfit
 from demur.mix.draw import hold_out
 from demur.mix.settings import MixSettings, ShareSettings
 from demur.pipeline.stage import Context, Lack, Stage, hub_needs, kept
 from demur.prompts.formats import Odd, load_file
-from demur.records import Example, Finding, Pattern, Trace
+from demur.records import Example, Finding, Pair, Pattern, Trace, Verdict
 from demur.settings import STRICT
 from demur.storage import hub
 from demur.storage.artifacts import Artifact
@@ -49,7 +49,7 @@ class Mix(Stage[MixStageSettings]):
 
     async def run(self, context: Context) -> None:
         settings, draft = self.settings.mix, context.draft
-        pools: dict[str, RecordFile[Example]] = {}
+        pools: dict[str, RecordFile[Any]] = {}
         left: dict[str, int] = {}
         odd: list[Odd] = []
         for name, options in settings.shares.items():
@@ -61,12 +61,13 @@ class Mix(Stage[MixStageSettings]):
             pools[share] = found.examples
             odd += found.odd
             left |= {f"{share}: {why}": count for why, count in sorted(found.left.items())}
-        held = RecordFile(Example)
+        held: RecordFile[Any] = RecordFile(Example)
         if self.settings.held_out and "safety" in pools:
             held, pools["safety"] = hold_out(pools["safety"], self.settings.held_out, settings.shares["safety"])
         inside = {name: share.model_copy(update={"file": None, "hub": ""}) for name, share in settings.shares.items()}
         mixed = mix(pools, settings.model_copy(update={"shares": inside}))
-        for name, rows in (("examples", mixed.examples), ("drops", mixed.drops), ("held_out", held), ("odd", odd)):
+        made = "examples" if all(share.pairs == "none" for share in settings.shares.values()) else "pairs"
+        for name, rows in ((made, mixed.examples), ("drops", mixed.drops), ("held_out", held), ("odd", odd)):
             draft.write(name, rows)
         draft.summary |= {"table": msgspec.to_builtins(mixed.table), "left_out": left}
         draft.line = " + ".join(f"{row.taken:,} {row.share}" for row in mixed.table)
@@ -114,7 +115,8 @@ class Mix(Stage[MixStageSettings]):
 class Pool(NamedTuple):
     """What a share draws from, and what it cannot."""
 
-    examples: RecordFile[Example]
+    examples: RecordFile[Any]
+    """Examples, or pairs where the share says so."""
     left: Counter[str]
     """Reason -> how many traces cannot be trained on."""
     odd: list[Odd]
@@ -130,6 +132,8 @@ async def pool(source: Path | Artifact, *, share: str, options: ShareSettings, o
         options: its form, intent, and what becomes of replies without thinking.
         only: ids of the traces that count, where a filter chose; examples go by the trace they were made of.
     """
+    if options.pairs != "none":
+        return _pairs(source, share, options)
     examples, traces, odd = _read(source, options)
     if only is not None:
         examples = _where(examples, [example.origin.trace in only for example in examples])
@@ -150,11 +154,29 @@ async def pool(source: Path | Artifact, *, share: str, options: ShareSettings, o
     return Pool(made, +left, odd)
 
 
+def _pairs(source: Path | Artifact, share: str, options: ShareSettings) -> Pool:
+    """The preference pairs of a source."""
+    odd: list[Odd] = []
+    if isinstance(source, Path):
+        loaded = load_file(source, form=options.form, intent=options.intent)
+        (made, left), odd = pairs.preferred(loaded.pairs, share=share), loaded.odd
+    elif options.pairs == "file":
+        made, left = list(source.read("pairs", Pair)), Counter()
+    elif options.pairs == "judged":
+        made, left = pairs.judged(source.read("traces", Trace), source.read("verdicts", Verdict), share=share)
+    else:
+        made, left = pairs.repaired(source.read("originals", Trace), source.read("traces", Trace), share=share)
+    if not made:
+        reasons = ", ".join(f"{why} ({count:,})" for why, count in left.items()) or "there are none"
+        raise UserError(f"share '{share}': no preference pairs ({options.pairs}): {reasons}.")
+    return Pool(RecordFile(Pair, made), left, odd)
+
+
 def _nothing(source: Path | Artifact, left: Counter[str]) -> str:
     """Why there is nothing to train on."""
-    pairs = source.rows("pairs") if isinstance(source, Artifact) else 0
+    paired = source.rows("pairs") if isinstance(source, Artifact) else 0
     reasons = ", ".join(f"{why} ({count:,})" for why, count in left.items())
-    there = f"{pairs:,} preference pairs (chosen, rejected)" if pairs else "no replies"
+    there = f"{paired:,} preference pairs (chosen, rejected; pairs: file draws them)" if paired else "no replies"
     return f"nothing to train on in {source.folder if isinstance(source, Artifact) else source}: {reasons or there}"
 
 
