@@ -90,6 +90,6 @@ def test_pairs_are_drawn_from_judged_samples_and_from_repairs(tmp_path: Path) ->
     ((two,), _, _) = pool(repaired, share="s", options=ShareSettings(pairs="repaired"))
     assert [pair.chosen.parts[-1].text for pair in (one, two)] == ["No.", "Sorry."]
     assert [pair.rejected.parts[-1].text for pair in (one, two)] == ["Sure.", "Sure."]
+    empty = publish(tmp_path, "empty", "repair", {"traces": [good], "originals": []})
     with pytest.raises(UserError, match=r"no preference pairs \(repaired\)"):
-        empty = publish(tmp_path, "empty", "repair", {"traces": [good], "originals": []})
         pool(empty, share="s", options=ShareSettings(pairs="repaired"))
