@@ -55,7 +55,7 @@ class Train(Stage[TrainStageSettings]):
         lacks = super().needs()
         if settings.device != "cpu":
             lora = settings.lora is not None
-            shards = settings.parallel == "fsdp2"
+            shards = settings.parallel != "ddp"
             lack = lacking(base.weights_at, lora=lora, processes=settings.processes, sharded=shards)
             lacks += [Lack("train", lack)] if lack else []
         return lacks
