@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from demur.cli.attack import app
 from demur.errors import UserError
-from demur.records import Attempt, Trace, read_jsonl, write_jsonl
+from demur.records import Attempt, Trace, Verdict, read_jsonl, write_jsonl
 from demur.report import build
 
 SCRIPT = "script:stand_in"
@@ -46,6 +46,20 @@ def test_pair_then_replay(questions: Path, tmp_path: Path) -> None:
     assert {trace.prompt.text for trace in again} == sent
     assert {trace.prompt.attack.split(":")[:2][0] for trace in again} == {"replay"}
     assert all(trace.model.startswith("script:target") for trace in again)
+
+
+def test_a_conversation_keeps_its_turns_and_what_judges_say_of_each(questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    models = ["--target", SCRIPT, "--attacker", SCRIPT, "--judge", "rules", "--attack-judge", SCRIPT]
+    few = "bench.0.attack={name: crescendo, iterations: 3, stop_score: 10}"
+    run("crescendo", "--data", str(questions), *models, "--limit", "2", "--set", few, "--out", str(out))
+    turns = list(read_jsonl(stage(out) / "turns.jsonl", Trace))
+    verdicts = list(read_jsonl(stage(out) / "turn_verdicts.jsonl", Verdict))
+    assert {trace.prompt.category for trace in turns} >= {"turn 1"}
+    assert [verdict.trace for verdict in verdicts] == [trace.id for trace in turns]
+    sent = list(read_jsonl(stage(out) / "traces.jsonl", Trace))
+    assert len(sent) == 2
+    assert {trace.prompt.attack.partition(":")[0] for trace in sent} == {"crescendo"}
 
 
 @pytest.mark.parametrize(
