@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from rich.console import Console
+from tests.made import rewrite
 from tests.report.made import make_run, prompts_of, publish, trace_of
 
 from demur import report, stats
-from demur.errors import UserError
+from demur.errors import UserError, WorkError
 from demur.records import Part, Verdict
 from demur.report import format
 from demur.report.compare import compare
@@ -161,7 +162,7 @@ def test_verdicts_given_later_show_thinking_against_answer(tmp_path: Path) -> No
 def test_garbled_arms_are_called_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "garbled", prompts=20, seeds=(0,))
     for path in (run / "stages").glob("evaluate-short-*mini_harm-none*/verdicts.jsonl"):
-        path.write_text(path.read_text().replace("full_refusal", "garbled"))
+        rewrite(path, path.read_text().replace("full_refusal", "garbled"))
     assert "short" in report.build(run).incoherent
     assert "does not speak coherently" in report.markdown(report.build(run))
     assert "short is garbled" in text_of(run)
@@ -177,7 +178,7 @@ def test_a_stand_in_is_marked_across_the_head(tmp_path: Path) -> None:
 def test_undecided_verdicts_are_counted_beside_the_rate(tmp_path: Path) -> None:
     run = make_run(tmp_path / "undecided", prompts=20, seeds=(0,))
     for path in (run / "stages").glob("evaluate-raw-*mini_harm-none*/verdicts.jsonl"):
-        path.write_text(path.read_text().replace('"label":"full_compliance"', '"label":null', 4))
+        rewrite(path, path.read_text().replace('"label":"full_compliance"', '"label":null', 4))
     built = report.build(run)
     estimate = built.find("raw", built.columns[0])
     assert estimate is not None
@@ -418,3 +419,14 @@ def test_two_judges_that_disagree_on_the_sign_are_told() -> None:
     (test,) = declared(cells, [first], [{"a": "x", "b": "y"}])
     assert "two finds the contrary" in test.split
     assert "judges disagree" in format.verdict(test)
+
+
+def test_a_stage_whose_file_was_cut_is_refused_and_not_counted(run: Path, tmp_path: Path) -> None:
+    """Cut at the end of a line it is whole JSON Lines still, of fewer verdicts."""
+    out = tmp_path / "copy"
+    shutil.copytree(run, out)
+    path = sorted(out.glob("stages/evaluate-*/verdicts.jsonl"))[0]
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: len(lines) // 2]))
+    with pytest.raises(WorkError, match=r"verdicts\.jsonl is damaged"):
+        report.build(out)

@@ -174,7 +174,7 @@ def read(folder: Path) -> Run:
     again = [stage for stage in stages if stage.manifest.kind == "judge"]
     later = VerdictIndex()
     for stage in again:
-        later.read(stage.folder / "verdicts.jsonl")
+        later.read(stage.path("verdicts"))
     # Several judges of the same traces leave a stage each, and the traces once in each.
     alone = {(*map(str, map(s.manifest.settings.get, ("arm", "seed"))), bench_name(s)): s for s in reversed(again)}
     evaluations = [e for stage in evaluated or list(alone.values())[::-1] for e in _evaluations(stage, later)]
@@ -212,7 +212,7 @@ def _attack_name(use: dict[str, Any]) -> str:
 def _evaluations(stage: Artifact, later: VerdictIndex) -> Iterator[Evaluation]:
     """The evaluations that a stage holds: one for each attack."""
     own = VerdictIndex()
-    own.read(stage.folder / "verdicts.jsonl")
+    own.read(stage.path("verdicts"))
     judges = dict(own.judges)
     groups: dict[str, list[Row]] = {}
     for one in rows(stage):
@@ -230,13 +230,13 @@ def _evaluations(stage: Artifact, later: VerdictIndex) -> Iterator[Evaluation]:
 
 def rows(stage: Artifact) -> Iterator[Row]:
     """The replies of a stage, then the requests that got none."""
-    path = stage.folder / "traces.jsonl"
+    path = stage.path("traces")
     several = next(project(path, Trace, "sampling.n"), (1,))[0] > 1
     for *fields, raw in project(path, Trace, *REPLY, "raw" if several else "id"):
         found = row_of(*fields)
         found.text = hash(raw) if several else 0
         yield found
-    for *prompt, sample in project(stage.folder / "failures.jsonl", Failure, *PROMPT, "sample"):
+    for *prompt, sample in project(stage.path("failures"), Failure, *PROMPT, "sample"):
         yield row_of(*prompt, "", sample)
 
 
