@@ -11,6 +11,7 @@ import yaml
 from tests.report.made import evaluation, harm_label, prompts_of, publish
 
 from demur.report import build, markdown
+from demur.report.compare import forecast
 from demur.report.data import Report
 from demur.report.format import conclusion
 
@@ -145,3 +146,13 @@ def test_arms_are_shown_over_all_bases_and_on_each(tmp_path: Path) -> None:
     assert success["a"].value == pytest.approx(0.5, abs=0.05)
     assert (success["a"].high or 0) - (success["a"].low or 0) > 0.5  # three bases that differ promise little
     assert (success["b"].high or 0) - (success["b"].low or 0) < 0.2
+
+
+def test_a_plan_says_what_its_design_cannot_settle() -> None:
+    study = {"seeds": [0, 1, 2], "bases": ["x", "y", "z"], "bench": [{"name": "b", "limit": 100}]}
+    claims = [{"claim": "c", "evidence": [{"a": "a", "b": "b", "expect": "lower", "by": 0.05}]}]
+    (line,) = forecast(study | {"findings": claims})
+    assert line.startswith("c: with 3 bases, 3 trainings of each and 1 test this shows differences of ")
+    assert 30 <= int(line.partition("differences of ")[2].split()[0]) <= 50
+    claims[0]["evidence"][0]["by"] = 0.6  # type: ignore[index]
+    assert forecast(study | {"findings": claims}) == []

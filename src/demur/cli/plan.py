@@ -14,6 +14,7 @@ from demur.pipeline.dag import plan as planned
 from demur.pipeline.estimate import outlook
 from demur.pipeline.placement import schedule
 from demur.pipeline.run import CACHE
+from demur.report.compare import forecast
 from demur.storage.reply_cache import ReplyCache
 
 app = common.app("What a study would do, without doing it.")
@@ -45,6 +46,7 @@ def plan(
     if (folder / CACHE).is_dir():
         with ReplyCache(folder / CACHE) as cache:
             notes.append(f"{cache.count():,} replies are stored already; what is stored is not asked again")
+    notes += forecast(loaded.study.model_dump(mode="json"))
     seen |= {"study": loaded.study.name, "missing": missing, "notes": notes}
     if json:
         common.print_json(seen)

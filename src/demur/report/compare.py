@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from demur import stats
 from demur.errors import UserError, unknown
 from demur.report import format
 from demur.report.metrics import Cell, Column, cells, headlines
 from demur.report.read import Run, read
-from demur.report.tests import PairedTest, declared
+from demur.report.tests import LOSS, PairedTest, declared
 
 
 class Side(NamedTuple):
@@ -75,6 +76,23 @@ def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
             f"nothing to compare: {names[0]} was measured on {what[0]}; {names[1]} on {what[1]}. Evaluate both alike first."
         )
     return tests
+
+
+def forecast(study: dict[str, Any]) -> list[str]:
+    """What the design of a study can show of its claims, before it runs."""
+    claims = study.get("findings") or []
+    tests = sum(len(claim["evidence"]) for claim in claims)
+    seeds, bases = len(study.get("seeds") or (0,)), len(study.get("bases") or ()) or 1
+    prompts = [use.get("limit") or 100 for use in study.get("bench") or [] if isinstance(use, dict)]
+    least = stats.settles(prompts=min(prompts, default=100), seeds=seeds, bases=bases, tests=max(1, tests))
+    shows = f"differences of {format.distance(least, 'share')} or more" if least < 1 else "no difference of two rates"
+    of = f"with {format.plural(bases, 'base')}, {format.plural(seeds, 'training')} of each and {format.plural(tests, 'test')} this shows {shows}"
+    return [
+        f"{claim['claim']}: {of}; whether it is less than {format.distance(test['by'], 'share')} it cannot settle"
+        for claim in claims
+        for test in claim["evidence"]
+        if test.get("metric") != LOSS and test["by"] < least
+    ]
 
 
 def _arm(s: Side, run: Run) -> str:
