@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from demur import __version__
 from demur.errors import UserError
 from demur.records import Trace, Verdict
 from demur.report.read import bench_name, family, present
+from demur.report.tables import inert
 from demur.storage.artifacts import Artifact
 
 COLUMNS = (
@@ -19,7 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Told(NamedTuple):
+class JudgedTrace(NamedTuple):
     """A trace with what stands around it."""
 
     arm: str
@@ -42,7 +44,7 @@ def evaluations(run: Path) -> list[Artifact]:
     return found
 
 
-def told(stage: Artifact) -> Iterator[Told]:
+def judged(stage: Artifact) -> Iterator[JudgedTrace]:
     """The traces of a stage with their verdicts, in its order."""
     settings, name = stage.manifest.settings, bench_name(stage)
     said: dict[str, list[Verdict]] = {}
@@ -50,10 +52,10 @@ def told(stage: Artifact) -> Iterator[Told]:
         said.setdefault(verdict.trace, []).append(verdict)
     for trace in stage.read("traces", Trace):
         attack, verdicts = family(trace.prompt.attack), tuple(said.get(trace.id, ()))
-        yield Told(str(settings.get("arm", "target")), settings.get("seed"), name, attack, trace, verdicts)
+        yield JudgedTrace(str(settings.get("arm", "target")), settings.get("seed"), name, attack, trace, verdicts)
 
 
-def row(item: Told) -> dict[str, Any]:
+def row(item: JudgedTrace) -> dict[str, Any]:
     """A trace as one flat row; verdicts as `judge/part=label`, undecided ones as `?`."""
     t, p = item.trace, item.trace.prompt
     verdicts = "; ".join(f"{v.judge}/{v.part}={v.label or '?'}" for v in item.verdicts)
@@ -72,12 +74,8 @@ def to_csv(run: Path, out: Path) -> Path:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for stage in evaluations(run):
-            writer.writerows({key: _inert(value) for key, value in row(item).items()} for item in told(stage))
+            writer.writerows({key: inert(value) for key, value in row(item).items()} for item in judged(stage))
     return path
-
-
-def _inert(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def to_parquet(run: Path, out: Path) -> Path:
@@ -91,7 +89,7 @@ def to_parquet(run: Path, out: Path) -> Path:
     path = out / "traces.parquet"
     with pq.ParquetWriter(path, schema) as writer:
         for stage in evaluations(run):
-            writer.write_table(pa.Table.from_pylist([row(item) for item in told(stage)], schema=schema))
+            writer.write_table(pa.Table.from_pylist([row(item) for item in judged(stage)], schema=schema))
     return path
 
 
@@ -101,8 +99,8 @@ def to_inspect(run: Path, out: Path) -> list[Path]:
 
     paths = []
     for stage in evaluations(run):
-        groups: dict[str, list[Told]] = {}
-        for item in told(stage):
+        groups: dict[str, list[JudgedTrace]] = {}
+        for item in judged(stage):
             groups.setdefault(item.attack, []).append(item)
         for attack, items in groups.items():
             first = items[0]
@@ -116,7 +114,7 @@ def to_inspect(run: Path, out: Path) -> list[Path]:
     return paths
 
 
-def _log(stage: Artifact, items: Sequence[Told]) -> Any:
+def _log(stage: Artifact, items: Sequence[JudgedTrace]) -> Any:
     """An evaluation as inspect-ai's record of it."""
     from inspect_ai import log
     from inspect_ai.model import GenerateConfig
@@ -151,39 +149,26 @@ def _moment(stage: Artifact) -> str:
     return datetime.fromtimestamp((stage.folder / "manifest.json").stat().st_mtime, UTC).isoformat()
 
 
-def _results(items: Sequence[Told]) -> Any:
-    """The share of each label, with its interval, by judge and part; undecided verdicts are unscored there as here."""
+def _results(items: Sequence[JudgedTrace]) -> Any:
+    """The share of each label by judge and part; undecided verdicts are unscored. Intervals are the report's to give."""
     from inspect_ai import log
 
-    from demur import stats
-
+    labels: dict[tuple[str, str], list[str | None]] = {}
+    for verdict in (v for item in items for v in item.verdicts):
+        labels.setdefault((verdict.judge, verdict.part), []).append(verdict.label)
     scores = []
-    for judge, part in dict.fromkeys((v.judge, v.part) for item in items for v in item.verdicts):
-        pairs = [
-            (i.trace.prompt.cluster, v.label) for i in items for v in i.verdicts if (v.judge, v.part) == (judge, part)
-        ]
-        decided = sum(label is not None for _, label in pairs)
-        metrics = {}
-        for label in dict.fromkeys(label for _, label in pairs if label is not None):
-            share = stats.rate(
-                [None if own is None else own == label for _, own in pairs], clusters=[c for c, _ in pairs]
-            )
-            if share.value is not None:
-                about = {"low": share.low, "high": share.high, "n": share.n, "how": share.how}
-                metrics[label] = log.EvalMetric(name=label, value=share.value, metadata=about)
+    for (judge, part), own in labels.items():
+        decided = Counter(label for label in own if label is not None)
+        shares = {label: log.EvalMetric(name=label, value=n / decided.total()) for label, n in decided.items()}
+        unscored = len(items) - decided.total()
+        name, n = f"{judge}/{part}", decided.total()
         scores.append(
-            log.EvalScore(
-                name=f"{judge}/{part}",
-                scorer=judge,
-                scored_samples=decided,
-                unscored_samples=len(items) - decided,
-                metrics=metrics,
-            )
+            log.EvalScore(name=name, scorer=judge, scored_samples=n, unscored_samples=unscored, metrics=shares)
         )
     return log.EvalResults(total_samples=len(items), completed_samples=len(items), scores=scores)
 
 
-def _sample(item: Told) -> Any:
+def _sample(item: JudgedTrace) -> Any:
     """A trace as a sample: reasoning and answer apart, each verdict a score."""
     from inspect_ai import log, model, scorer
 
