@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,8 +33,11 @@ from demur.judge.guards import (
 )
 from demur.judge.model import CONTROLS, Case, Format, Reading, Requires, chance, user
 from demur.judge.rubrics import STRONGREJECT, parse_strongreject, parse_xstest, strongreject_score
+from demur.models.config import Scripted
+from demur.models.open import open_model
 from demur.records import Failure, Message, Prompt, Sampling, Trace, Verdict
 from demur.registry import resolve
+from demur.storage.reply_cache import ReplyCache
 from demur.thinking import join, traced
 from demur.untrusted import clip, neutral
 
@@ -361,4 +368,38 @@ def test_a_guard_that_cannot_tell_the_controls_apart_judges_nothing(reply: Any, 
     model = Cut(reply)
     with pytest.raises(WorkError, match=said):
         gathered(open_judge("llama_guard3", model=model).verdicts([made(), made("again")]))
-    assert len(model.asked) <= len(CONTROLS)
+    assert len(model.asked) <= 1 + len(CONTROLS)
+
+
+def test_an_unreadable_verdict_is_not_frozen(tmp_path: Path) -> None:
+    """A judge babbles on one trace; the next run asks for that verdict again, and for no other."""
+    babbling = True
+    asked: list[str] = []
+    traces = [made(f"Here is how {i}.") for i in range(5)]
+
+    def says(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
+        text = messages[-1].content
+        asked.append(text)
+        if babbling and "how 2" in text:
+            return "I would rather not say."
+        return VERDICTS["llama_guard3"]["unsafe" if "kill you" in text or "how" in text else "safe"]
+
+    sys.modules["a_judge_of_tests"] = module = types.ModuleType("a_judge_of_tests")
+    module.says = says  # type: ignore[attr-defined]
+
+    async def run(cache: ReplyCache) -> list[str | None]:
+        async with open_model(Scripted(script="a_judge_of_tests:says"), cache=cache) as model:
+            judge = open_judge("llama_guard3", model=model)
+            found = {verdict.trace: verdict.label async for verdict in judge.verdicts(traces)}
+            return [found[trace.id] for trace in traces]
+
+    with ReplyCache(tmp_path) as cache:
+        assert asyncio.run(run(cache)) == ["unsafe", "unsafe", None, "unsafe", "unsafe"]
+        assert len(asked) == 2 + 5 + 1
+        babbling, asked = False, []
+        assert asyncio.run(run(cache)) == ["unsafe"] * 5
+        assert asked == ["Here is how 2."]
+        asked = []
+        assert asyncio.run(run(cache)) == ["unsafe"] * 5
+        assert not asked
+    del sys.modules["a_judge_of_tests"]

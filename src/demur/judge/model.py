@@ -96,7 +96,7 @@ class ModelJudge(BaseJudge):
             WorkError: the model does not judge the control exchanges as it must.
         """
         await self._control()
-        waiting: dict[str, Trace] = {}
+        waiting: dict[str, Request] = {}
         ready: list[Verdict] = []
 
         async def requests() -> AsyncIterator[Request]:
@@ -105,14 +105,18 @@ class ModelJudge(BaseJudge):
                 if text is None:
                     ready.append(self._verdict(trace.id, Reading(None, None, reason), None))
                 else:
-                    waiting[trace.id] = trace
-                    yield self._request(trace.id, self._case(trace, text), intent=trace.prompt.intent)
+                    waiting[trace.id] = self._request(trace.id, self._case(trace, text), intent=trace.prompt.intent)
+                    yield waiting[trace.id]
 
         async for reply in self._model.answers(requests()):
             while ready:
                 yield ready.pop()
-            if waiting.pop(reply.prompt.id, None) is not None:
-                yield self._read(reply.prompt.id, reply)
+            if (request := waiting.pop(reply.prompt.id, None)) is not None:
+                verdict = self._read(reply.prompt.id, reply)
+                if verdict.label is None and isinstance(reply, Trace):
+                    # Nothing unreadable is frozen: a judge that was mended is heard by the next run.
+                    verdict = self._read(reply.prompt.id, await self._model.answer(request, fresh=True))
+                yield verdict
         for trace in waiting:
             yield self._verdict(trace, Reading(None, None, "the judge gave no reply"), None)
         while ready:
@@ -121,10 +125,12 @@ class ModelJudge(BaseJudge):
     async def _control(self) -> None:
         """Show the model the control exchanges."""
         known = {digest([control.question, control.text]): control for control in self._form.controls}
-        requests = [self._request(key, Case(control.question, control.text)) for key, control in known.items()]
-        async for reply in self._model.answers(requests):
-            control = known[reply.prompt.id]
-            verdict = self._read(reply.prompt.id, reply)
+        requests = {key: self._request(key, Case(one.question, one.text)) for key, one in known.items()}
+        async for reply in self._model.answers(requests.values()):
+            key = reply.prompt.id
+            control, verdict = known[key], self._read(key, reply)
+            if verdict.label != control.label:
+                verdict = self._read(key, await self._model.answer(requests[key], fresh=True))
             if verdict.label != control.label:
                 said = verdict.label or verdict.reason
                 raise WorkError(

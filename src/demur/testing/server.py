@@ -1,6 +1,6 @@
 """Our own small OpenAI-compatible server: a script answers over HTTP, as slowly and as badly as one asks it to.
 
-Tests, stand-ins and benchmarks use it: chat and completions, streaming, logprobs, `/v1/models`, latencies with a heavy
+Tests, stand-ins and benchmarks use it: chat and completions, logprobs, `/v1/models`, latencies with a heavy
 tail, and every fault that a client must survive. Latencies and faults are decided by the hash of the request, so that
 they strike the same requests in every run; `GET /requests` says what was seen.
 
@@ -46,7 +46,6 @@ FAULTS = (
     "too_long",
     "filtered",
     "unicode",
-    "stuck",
 )
 TAIL_SHAPE = 2.5
 """Of the Pareto distribution of heavy-tailed latencies."""
@@ -71,8 +70,6 @@ class Behaviour(Record, frozen=True, kw_only=True):
     """After so many replies another model answers under the same name; 0: never."""
     reasoning_field: str = ""
     """`reasoning_content` or `reasoning`: the thinking is taken out of the content."""
-    echo: bool = False
-    """Repeat the prompt before the reply, as one well-known server does."""
     fingerprint: str = ""
 
 
@@ -152,8 +149,6 @@ class _Server:
         text, finish, request, count = self._speak(body)
         text, finish = _distorted(text, finish, fault)
         self._replies += 1
-        if body.get("stream"):
-            return await self._stream(http, chat=chat, text=text, finish=finish, fault=fault)
         reply = self._reply(chat=chat, text=text, finish=finish, count=count)
         if body.get("logprobs"):
             reply["choices"][0]["logprobs"] = _logprobs(text, chat=chat)
@@ -182,10 +177,6 @@ class _Server:
         if thinking.CLOSE in begun:
             text = thinking.split(text, finish=finish).answer or text
             count = len(text.split())
-        if self._how.echo and not begun:
-            text = (
-                f"<|user|>{asked[-1].content}<|assistant|>{thinking.OPEN}\n{text.partition(thinking.OPEN)[2].lstrip()}"
-            )
         return text, finish, request, count
 
     def _reply(self, *, chat: bool, text: str, finish: Finish, count: int) -> dict[str, Any]:
@@ -209,24 +200,6 @@ class _Server:
             details = {"reasoning_tokens": len(parts.thinking.split())}
             reply["usage"]["completion_tokens_details"] = details
         return reply | {"choices": [choice | {"message": message}]}
-
-    async def _stream(
-        self, http: web.Request, *, chat: bool, text: str, finish: Finish, fault: str
-    ) -> web.StreamResponse:
-        """The reply as server-sent events, in pieces of forty characters."""
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(http)
-        pieces = [text[at : at + 40] for at in range(0, len(text), 40)] or [""]
-        for number, piece in enumerate(pieces):
-            if fault == "stuck" and number == len(pieces) // 2:
-                await asyncio.sleep(3600)
-            choice = {"index": 0, "finish_reason": finish if number == len(pieces) - 1 else None}
-            said = {"delta": {"content": piece}} if chat else {"text": piece}
-            event = {"model": self._how.model, "choices": [choice | said]}
-            await response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")
-        usage = {"prompt_tokens": 0, "completion_tokens": len(text.split())}
-        await response.write(b"data: " + msgspec.json.encode({"choices": [], "usage": usage}) + b"\n\ndata: [DONE]\n\n")
-        return response
 
 
 _REFUSALS = {
