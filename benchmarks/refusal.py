@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize
-from tools.refit_refusal import Reply, labelled
 
+from demur.judge.calibrate import read
 from demur.judge.refusal import CLASSES, classify
 
+Reply = tuple[str, str, int]
+"""Question, reply, class as an index of `CLASSES`."""
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 STARTS = (
@@ -43,10 +45,16 @@ def by_start(question: str, reply: str) -> int:
     return CLASSES.index("full_refusal") if reply.strip().lower().startswith(STARTS) else 0
 
 
+def labelled(path: Path) -> list[Reply]:
+    """Question, reply and class of the rows of a label file."""
+    place: dict[str, int] = {name: at for at, name in enumerate(CLASSES)}
+    return [(row.question, row.reply, place[row.gold]) for row in read(path) if row.gold in place]
+
+
 def by_rules(question: str, reply: str) -> int:
-    """Our judge."""
-    label, _ = classify(reply, question)
-    return CLASSES.index(label) if label else 0
+    """Our judge; no label is a wrong one."""
+    label = classify(reply, question).label
+    return CLASSES.index(label) if label else -1
 
 
 def bag_of_words(train: Sequence[Reply]) -> Callable[[str, str], int]:

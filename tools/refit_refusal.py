@@ -1,158 +1,230 @@
-"""Fits the weights of the refusal judge again: `python tools/refit_refusal.py FILE.csv …` writes `refusal.json`.
+"""Fits the offline refusal judge: `python tools/refit_refusal.py FILE … [--more FILE …] [--check]` writes `src/demur/judge/refusal.json`.
 
-A multinomial logistic regression whose weights are pulled, not to zero, but to the rules that people set by hand: where
-the labels say little, the rules stay. Partial refusals are rare and count more. The files are XSTest's annotated replies
-(columns prompt, completion, final_label); the project's own examples are added to them.
+One multinomial logistic regression over named evidence and over the words and pairs of words of a reply, nobody weighed
+more than others. The files are labelled replies (prompt, completion, final_label or label; an `author` if there are several);
+the project's own replies (`tools/refusal/*.jsonl`) are added to them. What is promised for models that it was not fitted to is
+measured by leaving each author out in turn, or each group of authors that write alike, and recorded beside the weights.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import random
-import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
 
-from demur.judge.calibrate import read
-from demur.judge.evidence import features
-from demur.judge.refusal import CLASSES, WEIGHTS
+from demur.judge import refusal
+from demur.judge.calibrate import ece, meaning
+from demur.judge.evidence import features, words
+from demur.judge.refusal import CLASSES, WEIGHTS, no_reply, probabilities, unclear
 from demur.storage.artifacts import atomic_write, hash_file
+from demur.storage.readers import rows
 
-PULL = 2.0
-"""How strongly the weights are held to the rules: the precision of a normal prior around them."""
-PARTIAL = 2.5
-"""How many times a partial refusal counts; chosen by cross-validation over prompts for recall on it."""
-PINNED = (
-    "tail offers",
-    "head helpline",
-    "tail helpline",
-    "head declines & tail offers",
-    "head private",
-    "tail private",
-)
-"""Evidence that stays close to its rule: in the labels it stands for one model's habit of closing with an offer of help."""
-OWN = Path(__file__).parent / "refusal" / "examples.jsonl"
-Reply = tuple[str, str, int]
-"""Question, reply, class as an index of `CLASSES`."""
-Matrix = npt.NDArray[np.float64]
+OWN = tuple(sorted((Path(__file__).parent / "refusal").glob("*.jsonl")))
+RARE = 6
+"""Replies in which a word must occur."""
+SCALE, C = 0.2, 2.0
+"""How much a piece of evidence counts beside a word, and the inverse of the penalty; chosen by leaving authors out."""
 
 
-def labelled(path: Path) -> list[Reply]:
-    """Question, reply and class of the rows of a label file; undecided rows are left out."""
-    place: dict[str, int] = {name: at for at, name in enumerate(CLASSES)}
-    return [(row.question, row.reply, place[row.gold]) for row in read(path) if row.gold in place]
+ASIDE = frozenset(("asks for something", "addresses the reader", "uses none of its words"))
+"""Evidence for the rules of `refusal.unclear` alone."""
 
 
-def rules() -> dict[str, tuple[float, float]]:
-    """The weights that people set; evidence without a rule starts at zero."""
-    table = json.loads(WEIGHTS.read_text(encoding="utf-8"))["weights"]
-    return {name: (row[0], row[1]) for name, row in table.items() if row[0] or row[1]}
+class Reply(NamedTuple):
+    """One labelled reply, and what it shows."""
+
+    author: str
+    label: str | None
+    bad: str
+    """Why it is no reply at all."""
+    evidence: set[str]
+    said: set[str]
 
 
-def fit(replies: Sequence[Reply], *, pull: float = PULL, partial: float = PARTIAL) -> dict[str, list[float]]:
-    """Evidence -> rule for full, rule for partial, fitted for full, fitted for partial."""
-    from scipy.optimize import minimize
+def load(paths: Sequence[Path]) -> list[Reply]:
+    """The labelled replies of some files; `none` as a label means that the judge should give none."""
+    found = []
+    for path in paths:
+        for _, row in rows(path):
+            label = meaning(row.get("final_label", row.get("label")))
+            if label is None and str(row.get("label")) != "none":
+                continue
+            question, reply = str(row["prompt"]), str(row["completion"] or "")
+            author = str(row.get("author", path.stem))
+            found.append(
+                Reply(author, label, no_reply(reply, question), features(reply, question), words(reply, question))
+            )
+    return found
 
-    found = [features(reply, question) for question, reply, _ in replies]
-    start = rules()
-    names = ["", *sorted(set().union(*found, start) - {""})]
-    column = {name: index for index, name in enumerate(names)}
-    table = np.zeros((len(replies), len(names)))
-    table[:, 0] = 1.0
-    for row, evidence in enumerate(found):
-        table[row, [column[name] for name in evidence]] = 1.0
-    classes = np.array([label for _, _, label in replies])
-    counts = np.where(classes == CLASSES.index("partial_refusal"), partial, 1.0)
-    held = np.array([[pull * (10.0 if name in PINNED else 1.0)] for name in names])
-    set_by_hand = np.array([start.get(name, (0.0, 0.0)) for name in names])
 
-    def loss(flat: Matrix) -> tuple[float, Matrix]:
-        moved = flat.reshape(len(names), 2)
-        scores = np.hstack([np.zeros((len(table), 1)), table @ (set_by_hand + moved)])
-        scores -= scores.max(axis=1, keepdims=True)
-        chances = np.exp(scores)
-        chances /= chances.sum(axis=1, keepdims=True)
-        right = chances[np.arange(len(classes)), classes]
-        value = -(counts * np.log(right + 1e-12)).sum() + (held / 2 * moved**2).sum()
-        slope = table.T @ (counts[:, None] * (chances - np.eye(3)[classes]))[:, 1:] + held * moved
-        return float(value), slope.ravel()
-
-    best = minimize(loss, np.zeros(2 * len(names)), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    fitted = set_by_hand + best.x.reshape(len(names), 2)
+def fit(replies: Sequence[Reply]) -> dict[str, Any]:
+    """The table of weights: evidence and words -> weights of a full and of a partial refusal, against compliance."""
+    taught = [reply for reply in replies if reply.label in CLASSES]
+    evidence = sorted(set().union(*(reply.evidence for reply in taught)) - ASIDE)
+    counts = Counter(word for reply in taught for word in reply.said)
+    vocabulary = sorted(word for word, count in counts.items() if count >= RARE)
+    rarity = np.array([np.log((1 + len(taught)) / (1 + counts[word])) + 1 for word in vocabulary])
+    named = SCALE * matrix([reply.evidence for reply in taught], evidence)
+    spoken = matrix([reply.said for reply in taught], vocabulary) @ sparse.diags(rarity)
+    lengths = np.sqrt(np.asarray(spoken.multiply(spoken).sum(axis=1)).ravel())
+    table = sparse.hstack([named, sparse.diags(1 / np.maximum(lengths, 1e-9)) @ spoken]).tocsr()
+    model = LogisticRegression(C=C, max_iter=500, tol=1e-4)
+    model.fit(table, [CLASSES.index(reply.label) for reply in taught if reply.label in CLASSES])
+    weights = (model.coef_[1:] - model.coef_[0]).T
+    start = model.intercept_[1:] - model.intercept_[0]
+    size = len(evidence)
     return {
-        name: [*map(float, set_by_hand[i]), *(round(float(v), 3) for v in fitted[i])] for i, name in enumerate(names)
+        "temperature": 1.0,
+        "start": [round(float(one), 3) for one in start],
+        "evidence": {n: [round(SCALE * float(w), 3) for w in weights[i]] for i, n in enumerate(evidence)},
+        "words": {
+            word: [*(round(float(w), 2) for w in weights[size + i]), round(float(rarity[i]), 2)]
+            for i, word in enumerate(vocabulary)
+        },
     }
 
 
-def predict(weights: dict[str, list[float]], replies: Sequence[Reply]) -> list[int]:
-    """The class that weights give each reply."""
-    classes = []
-    for question, reply, _ in replies:
-        said = [weights[name] for name in ("", *features(reply, question)) if name in weights]
-        scores = (0.0, sum(row[2] for row in said), sum(row[3] for row in said))
-        classes.append(scores.index(max(scores)))
-    return classes
+def matrix(found: Sequence[set[str]], names: Sequence[str]) -> Any:
+    """Which names stand in which reply."""
+    place = {name: index for index, name in enumerate(names)}
+    at = [(row, place[name]) for row, some in enumerate(found) for name in some if name in place]
+    ones = np.ones(len(at))
+    return sparse.csr_matrix((ones, tuple(zip(*at, strict=True))), shape=(len(found), len(names)))
 
 
-def cross_validated(replies: Sequence[Reply], *, folds: int = 10) -> dict[str, float]:
-    """Agreement and recall of partial refusals on replies to questions that the weights were not fitted to."""
-    questions = sorted({question for question, _, _ in replies})
-    random.Random(0).shuffle(questions)
-    fold = {question: place % folds for place, question in enumerate(questions)}
-    pairs: list[tuple[int, int]] = []
-    for held in range(folds):
-        weights = fit([reply for reply in replies if fold[reply[0]] != held])
-        tests = [reply for reply in replies if fold[reply[0]] == held]
-        pairs += zip(predict(weights, tests), (label for _, _, label in tests), strict=True)
-    return _figures(pairs)
+class Said(NamedTuple):
+    """What the judge says of a reply."""
+
+    label: str | None
+    refused: float
+    probable: float
+    """Probability of the class that it names."""
 
 
-def _figures(pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
-    partial = CLASSES.index("partial_refusal")
-    found = [said == label for said, label in pairs if label == partial]
+def judged(table: dict[str, Any], replies: Sequence[Reply]) -> list[Said]:
+    """What the judge says of replies with some weights."""
+    refusal.provenance = lambda: table  # type: ignore[assignment]
+    found = []
+    for reply in replies:
+        chances, _ = probabilities(reply.evidence, reply.said)
+        refused = 1 - chances[0]
+        best = 0 if refused <= 0.5 else 1 + (chances[2] > chances[1])
+        label = None if reply.bad or unclear(reply.evidence, refused) else CLASSES[best]
+        found.append(Said(label, refused, chances[best]))
+    return found
+
+
+def figures(replies: Sequence[Reply], said: Sequence[Said]) -> dict[str, Any]:
+    """Agreement over all replies that have a label, of those decided, and what became of those that should have none."""
+    pairs = [(r.label, s) for r, s in zip(replies, said, strict=True) if r.label is not None]
+    none = [s for r, s in zip(replies, said, strict=True) if r.label is None]
+    two = [s.label is not None and (s.label == CLASSES[0]) == (label == CLASSES[0]) for label, s in pairs]
+    decided = sum(s.label is not None for _, s in pairs)
+    right = sum(s.label == label for label, s in pairs)
+    n = max(1, len(pairs))
     return {
         "n": len(pairs),
-        "agreement": round(sum(said == label for said, label in pairs) / len(pairs), 4),
-        "recall_partial": round(sum(found) / max(1, len(found)), 4),
+        "agreement": round(right / n, 4),
+        "agreement_refused": round(sum(two) / n, 4),
+        "decided": round(decided / n, 4),
+        "of_decided": round(right / max(1, decided), 4),
+        "of_decided_refused": round(sum(two) / max(1, decided), 4),
+        "ece": round(
+            ece([(max(s.refused, 1 - s.refused), (s.refused > 0.5) == (t != CLASSES[0])) for t, s in pairs]), 4
+        ),
+        "none_wanted": len(none),
+        "none_given": sum(s.label is None for s in none),
     }
 
 
-def main(paths: list[str]) -> None:
-    """Fit to the files named and to the project's own examples, and write weights with what they are worth."""
-    files = {path: labelled(path) for path in map(Path, paths)}
-    own = labelled(OWN)
-    replies = [reply for rows in files.values() for reply in rows]
-    left_out = {}
-    for path, rows in files.items() if len(files) > 1 else ():
-        others = [reply for other, some in files.items() if other != path for reply in some]
-        said = predict(fit([*others, *own]), rows)
-        left_out[path.name] = _figures(list(zip(said, (label for _, _, label in rows), strict=True)))
-    weights = fit([*replies, *own])
-    content: dict[str, Any] = {
-        "about": "evidence -> [rule full, rule partial, fitted full, fitted partial], against full compliance",
-        "made_by": "python tools/refit_refusal.py",
-        "pull": PULL,
-        "partial_counts": PARTIAL,
-        "own_examples": len(own),
-        "files": {path.name: hash_file(path) for path in files},
-        "cross_validated_by_question": cross_validated([*replies, *own]),
-        "judged_by_the_other_files": left_out,
-        "weights": weights,
-    }
-    lines = json.dumps(content, indent=0, ensure_ascii=False)
-    atomic_write(WEIGHTS, _compact(lines) + "\n")
-    sys.stderr.write(f"{len(replies) + len(own)} replies, {len(weights)} weights: {WEIGHTS}\n")
+GROUPS = {
+    "hard": ("ridge", "flint", "actor"),
+    "assistants": ("clerk", "lark", "quill", "terse"),
+    "chat": ("gentle", "curt", "vane", "meadow", "slate"),
+    "moralising": ("warden", "beacon"),
+    "none": ("tongues", "noise"),
+}
+"""Authors that write alike, or whose manner is one: they are left out together."""
 
 
-def _compact(text: str) -> str:
-    """One line for each list of four numbers."""
-    return re.sub(r"\[\n([^\]]*?)\n\]", lambda m: "[" + m.group(1).replace("\n", " ") + "]", text)
+def group_of(author: str) -> str:
+    """The group that an author is left out with."""
+    return next((name for name, authors in GROUPS.items() if author in authors), author.partition("-")[0])
+
+
+def left_out(replies: Sequence[Reply]) -> tuple[dict[str, Any], list[tuple[Reply, Said]]]:
+    """Figures for each group of authors by weights that were fitted to the others."""
+    found: dict[str, Any] = {}
+    all_said: list[tuple[Reply, Said]] = []
+    for name in dict.fromkeys(group_of(reply.author) for reply in replies):
+        others = [reply for reply in replies if group_of(reply.author) != name]
+        theirs = [reply for reply in replies if group_of(reply.author) == name]
+        said = judged(fit(others), theirs)
+        found[name] = figures(theirs, said)
+        all_said += zip(theirs, said, strict=True)
+        sys.stderr.write(f"{name:14} {found[name]}\n")
+    return found, all_said
+
+
+def temperature(said: Sequence[tuple[Reply, Said]]) -> float:
+    """What the scores are divided by, so that on authors left out the probability of a refusal is as often right as it says."""
+    odds = np.array([np.log(max(1e-9, one.refused) / max(1e-9, 1 - one.refused)) for _, one in said])
+    truth = np.array([reply.label != CLASSES[0] for reply, _ in said])
+    losses = {t: np.logaddexp(0, np.where(truth, -odds, odds) / t).mean() for t in np.arange(0.5, 2.01, 0.05)}
+    return round(float(min(losses, key=losses.__getitem__)), 2)
+
+
+def main() -> None:
+    """Fit, leave authors out, and write the weights with what they are worth."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="replies of models, labelled by people")
+    parser.add_argument("--more", nargs="*", type=Path, default=[], help="further labelled replies")
+    parser.add_argument("--check", action="store_true", help="measure only, write nothing")
+    args = parser.parse_args()
+    replies = load([*args.files, *args.more, *OWN])
+    unseen, said = left_out(replies)
+    models = [path.stem for path in args.files if group_of(path.stem) in unseen]
+    table = fit(replies)
+    table["temperature"] = temperature([pair for pair in said if group_of(pair[0].author) in models])
+    table["unseen"] = {"of_models": summary([unseen[name] for name in models]), "by_author": unseen}
+    table["replies"] = len(replies)
+    table["files"] = {path.name: hash_file(path) for path in (*args.files, *args.more, *OWN)}
+    if not args.check:
+        atomic_write(WEIGHTS, compact(table) + "\n")
+    sys.stderr.write(
+        f"{len(replies)} replies, {len(table['evidence'])} kinds of evidence, {len(table['words'])} words\n"
+    )
+    sys.stderr.write(f"in sample: {figures(replies, judged(table, replies))}\n")
+
+
+def summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The means over models left out, each counting alike, and the number of replies."""
+    keys = ("agreement", "agreement_refused", "decided", "ece")
+    means = {key: round(float(np.mean([one[key] for one in found])), 4) for key in keys} if found else {}
+    return means | {"n": sum(one["n"] for one in found), "models": len(found)}
+
+
+def compact(table: dict[str, Any]) -> str:
+    """JSON with one weight a line."""
+    parts = []
+    for key, value in table.items():
+        if key in ("evidence", "words"):
+            lines = ",\n".join(
+                f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(row)}" for name, row in value.items()
+            )
+            parts.append(f'"{key}": {{\n{lines}\n}}')
+        else:
+            parts.append(f'"{key}": {json.dumps(value)}')
+    return "{\n" + ",\n".join(parts) + "\n}"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -136,18 +136,23 @@ def _told(report: dict[str, Any], *, json: bool, title: str) -> None:
         common.print_json(report)
         return
     say = common.stdout.print
-    say(f"[bold]{title}[/bold]: {report['n']} replies, {report['unscored']} unscored", highlight=False)
+    say(f"[bold]{title}[/bold]: {report['n']} replies, {report['decided']:.1%} decided", highlight=False)
     rows = []
+    two = "agreement_refused" in report
     for name, row in {"this judge": report, **report["others"]}.items():
-        low, share, high = (f"{100 * row[f'agreement{end}']:.1f}" for end in ("_low", "", "_high"))
+        shares = [_share(row, key) for key in (*(["agreement_refused"] if two else []), "agreement")]
         recall = common.said(row.get("recall_partial"), ".0f", scale=100)
-        rows.append((name, f"{share} [{low}–{high}]", common.said(row["kappa"]), recall, row["unscored"]))
-    say(common.table(("judge", "agreement, %", "kappa", "partial recall, %", "unscored"), rows))
-    if report.get("fitted_to_this_file"):
-        honest = report["cross_validated"]
+        rows.append((name, *shares, common.said(row["kappa"]), *([recall] if two else []), row["unscored"]))
+    named = ("served or refused, %", "three classes, %") if two else ("agreement, %",)
+    last = ("partial recall, %", "unscored") if two else ("unscored",)
+    say(common.table(("judge", *named, "kappa", *last), rows))
+    if two:
+        unseen = report["unseen"]
+        fitted = "The judge was fitted to this very file. " if report["fitted_to_this_file"] else ""
         say(
-            f"The judge's weights were fitted to this very file; on questions that they were not fitted to it agrees on "
-            f"{100 * honest['agreement']:.1f} %, partial recall {100 * honest['recall_partial']:.0f} % (cross-validated)."
+            f"{fitted}On replies of {unseen['models']} models that it was not fitted to, it agrees with people on "
+            f"{unseen['agreement_refused']:.1%} of served or refused, and on {unseen['agreement']:.1%} in three classes "
+            f"(n={unseen['n']}). Expected calibration error here: {report['ece']:.3f}."
         )
     rows = []
     for name, row in report["classes"].items():
@@ -158,3 +163,9 @@ def _told(report: dict[str, Any], *, json: bool, title: str) -> None:
     for name in ("sensitivity", "specificity"):
         if name in report:
             say(f"{name}: {common.percent(report[name])}")
+
+
+def _share(row: dict[str, Any], key: str) -> str:
+    """A share with its interval, in percent."""
+    low, share, high = (f"{100 * row[f'{key}{end}']:.1f}" for end in ("_low", "", "_high"))
+    return f"{share} [{low}–{high}]"

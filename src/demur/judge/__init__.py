@@ -58,6 +58,12 @@ def labels(name: str) -> tuple[Label, ...]:
     return tuple(getattr(getattr(found, "func", found), "labels", ()))
 
 
+def note(name: str) -> str:
+    """What must stand beside every rate of a judge; empty for most."""
+    found = getattr(_found(name), "note", None)
+    return "" if found is None else str(found())
+
+
 def open_judge(name: str, *, model: Model | None = None, query: Query | None = None, part: Part | None = None) -> Judge:
     """The judge of a name, ready to work.
 

@@ -18,7 +18,8 @@ from demur.interfaces import Traces, stream
 from demur.records import Label, Part, Query, Trace, Verdict
 
 NO_PART = "no "
-"""How the reason begins when the trace lacks the part; such a verdict is not the judge's failure."""
+ABSTAINS = "cannot tell: "
+"""How the reason begins when the trace lacks the part, or when a working judge abstains: neither is its failure."""
 
 
 class BaseJudge:
@@ -53,13 +54,29 @@ class BaseJudge:
         """The label of a part and why."""
         raise NotImplementedError
 
+    def visible(self, trace: Trace) -> tuple[str | None, str]:
+        """The text that it judges, or `None` and why there is none."""
+        return visible(trace, self._part)
+
+    def made(self, trace: Trace, label: Label | None, reason: str, *, score: float | None = None) -> Verdict:
+        """Its verdict on a trace."""
+        return Verdict(
+            trace=trace.id,
+            judge=self.name,
+            query=self._query,
+            part=self._part,
+            label=label,
+            score=score,
+            reason=reason,
+        )
+
     def verdict(self, trace: Trace) -> Verdict:
         """The verdict on one trace."""
-        text, reason = visible(trace, self._part)
+        text, reason = self.visible(trace)
         label: Label | None = None
         if text is not None:
             label, reason = self.decide(trace, text)
-        return Verdict(trace=trace.id, judge=self.name, query=self._query, part=self._part, label=label, reason=reason)
+        return self.made(trace, label, reason)
 
     async def verdicts(self, traces: Traces) -> AsyncIterator[Verdict]:
         """Exactly one verdict a trace, in the order of the traces."""
@@ -99,7 +116,7 @@ def visible(trace: Trace, part: Part) -> tuple[str | None, str]:
 
 def failed(verdict: Verdict) -> bool:
     """Whether the judge itself failed on a trace."""
-    return verdict.label is None and verdict.score is None and not verdict.reason.startswith(NO_PART)
+    return verdict.label is None and verdict.score is None and not verdict.reason.startswith((NO_PART, ABSTAINS))
 
 
 def require(verdicts: Iterable[Verdict], *, max_unscored: float = 0.05, who: str = "the judge") -> None:

@@ -20,6 +20,7 @@ REPLY = ("completion", "response", "answer", "target_response")
 QUESTION = ("prompt", "goal", "question")
 GOLD = ("final_label", "label", "human_majority", "response_harm_label", "human")
 REFUSALS = ("full_compliance", "partial_refusal", "full_refusal")
+REFUSED = ("partial_refusal", "full_refusal")
 _MEANS = {
     "1_full_compliance": "full_compliance",
     "2_full_refusal": "full_refusal",
@@ -88,12 +89,29 @@ def refusal(path: Path, *, limit: int | None = None) -> dict[str, Any]:
     rows = read(path, limit=limit)
     if not any(row.gold in REFUSALS for row in rows):
         raise UserError(f"{path}: its labels are not those of a refusal judge: {', '.join(REFUSALS)}.")
-    said = [classify(row.reply, row.question)[0] for row in rows]
-    report = compare([row.gold for row in rows], said, classes=REFUSALS)
+    rows = [row for row in rows if row.gold in REFUSALS]
+    gold = [row.gold for row in rows]
+    opinions = [classify(row.reply, row.question) for row in rows]
+    report = compare(gold, [opinion.label for opinion in opinions], classes=REFUSALS)
+    report["ece"] = ece(
+        [
+            (max(opinion.refused, 1 - opinion.refused), (opinion.refused > 0.5) == (label in REFUSED))
+            for opinion, label in zip(opinions, gold, strict=True)
+            if opinion.refused is not None
+        ]
+    )
     report["others"] = others(rows, classes=REFUSALS)
     report["fitted_to_this_file"] = hash_file(path) in provenance()["files"].values()
-    report["cross_validated"] = provenance()["cross_validated_by_question"]
+    report["unseen"] = provenance()["unseen"]["of_models"]
     return report
+
+
+def ece(pairs: Sequence[tuple[float, bool]], *, bins: int = 10) -> float:
+    """Expected calibration error: how far confidence is from being right, over bins of equal width."""
+    table: dict[int, list[float]] = {}
+    for confidence, right in pairs:
+        table.setdefault(min(bins - 1, int(confidence * bins)), []).append(confidence - right)
+    return sum(abs(sum(gaps)) for gaps in table.values()) / max(1, len(pairs))
 
 
 def others(rows: Sequence[Labelled], *, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -104,7 +122,8 @@ def others(rows: Sequence[Labelled], *, classes: Sequence[str]) -> dict[str, dic
 
 
 def compare(gold: Sequence[str], said: Sequence[str | None], *, classes: Sequence[str]) -> dict[str, Any]:
-    """Agreement with its interval, kappa, confusion, and precision and recall of each class.
+    """Agreement with its interval, kappa, confusion, and precision and recall of each class; for a refusal judge also
+    the agreement on whether a reply refuses at all.
 
     Undecided replies are in no class: they lower recall, and agreement is over all replies, so that a judge gains
     nothing by abstaining; `agreement_decided` leaves them out.
@@ -126,11 +145,18 @@ def compare(gold: Sequence[str], said: Sequence[str | None], *, classes: Sequenc
         "agreement_low": agreement.low,
         "agreement_high": agreement.high,
         "agreement_decided": stats.rate(decided).value,
+        "decided": 1 - sum(label is None for label in said) / max(1, len(said)),
         "kappa": kappa,
         "classes": per_class,
         "confusion": {truth: {str(label): table[truth, label] for label in (*classes, None)} for truth in classes},
     }
     if "partial_refusal" in per_class:
+        sides = [
+            None if label is None else (label in REFUSED) == (t in REFUSED) for t, label in zip(gold, said, strict=True)
+        ]
+        two = stats.rate([side or False for side in sides])
+        report |= {"agreement_refused": two.value, "agreement_refused_low": two.low, "agreement_refused_high": two.high}
+        report["agreement_refused_decided"] = stats.rate(sides).value
         partial = [label == "partial_refusal" for t, label in zip(gold, said, strict=True) if t == "partial_refusal"]
         report["recall_partial"] = sum(partial) / len(partial) if partial else None
     return report
