@@ -115,11 +115,14 @@ def check_template(
         rendered = renderer.rows(given, max_length=settings.max_length)
     except CheckFailed as refused:
         problem = str(refused)
-    # A tokenizer that does not know every text is one of words: show them apart.
-    space = "" if chat.unknown is None else " "
-    decode = chat.tokenizer.decode
+    decode, head = chat.tokenizer.decode, len(chat.tokenizer.decode([chat.stop]))
+
+    def text(token: int) -> str:
+        # Behind another token, since by itself a word loses its space; a tokenizer of words has none to lose.
+        return decode([chat.stop, token])[head:] if chat.unknown is None else f"{decode([token])} "
+
     shown = [
-        [Token(decode([token]) + space, label != IGNORED) for token, label in zip(row.ids, row.labels, strict=True)]
+        [Token(text(token), label != IGNORED) for token, label in zip(row.ids, row.labels, strict=True)]
         for row in rendered.rows[:SHOWN]
     ]
     stop = chat.tokenizer.convert_ids_to_tokens(chat.stop)
