@@ -12,12 +12,11 @@ from demur.thinking import (
     CLOSE,
     FAMILIES,
     OPEN,
-    filed_again,
+    Parsed,
     from_fields,
     from_parts,
     join,
     opens_thinking,
-    require_parsed,
     split,
     strip_echo,
     traced,
@@ -274,6 +273,13 @@ def reply(raw: str, *, finish: Finish = "stop", model: str = "m", number: int = 
     return traced(Prompt(text="p", intent="harmful"), raw, finish=finish, model=model, sample=number)
 
 
+def require_parsed(traces: list[Trace]) -> None:
+    parsed = Parsed()
+    for trace in traces:
+        parsed.add(trace)
+    parsed.require()
+
+
 def test_unknown_marks_are_named_and_stop_a_run() -> None:
     assert unparsed("<scratchpad>Hm.</scratchpad>Yes.") == "<scratchpad>"
     assert unparsed("<|inner_reasoning|>Hm.") == "<|inner_reasoning|>"
@@ -282,17 +288,6 @@ def test_unknown_marks_are_named_and_stop_a_run() -> None:
     require_parsed([*plain, reply("<scratchpad>Hm.</scratchpad>Yes.")])
     with pytest.raises(WorkError, match=r"11% of the replies of m hold .*'<scratchpad>'"):
         require_parsed([*plain[:16], *(reply("<scratchpad>No.</scratchpad>Yes.", number=n) for n in (1, 2))])
-
-
-def test_truncated_replies_of_a_template_that_opens_the_thinking_are_filed_again() -> None:
-    closed = [reply("T</think>A", number=n) for n in range(3)]
-    cut = reply("A long thought", finish="length")
-    found = filed_again([*closed, cut, reply("Sorry.", number=9), reply("other", finish="length", model="n")])
-    assert list(found) == [cut.id]
-    again = found[cut.id]
-    assert (again.thinking, again.answer, again.outcome) == ("A long thought", None, "cut_in_thinking")
-    assert "filed again" in again.notes[0]
-    assert not filed_again([reply("<think>T</think>A"), cut])
 
 
 def test_echo_of_the_prompt_is_found_and_only_an_echo() -> None:

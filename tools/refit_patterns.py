@@ -1,17 +1,22 @@
-"""Fits the weights of the rules detector again: `python tools/refit_patterns.py` writes `src/demur/diagnose/weights.json`.
+"""Fits the weights of the rules detector again and writes `src/demur/diagnose/weights.json`.
 
-Two fits, both to `tools/patterns/` alone, both regularised logistic regressions. The first learns from labelled sentences
-which kind of sentence words speak for. The second learns from whole traces how much each feature counts for each pattern.
-So that it does not trust the first too much, it sees every author's traces through weights fitted to the other authors'
-sentences. Placeholders would tell more of an exam than they tell of real traces, where substance stands: whatever has some
+    python tools/refit_patterns.py [--real TRACES]
+
+Learnt from is `tools/patterns/` alone: sentences with their kinds, and whole traces with their patterns, by many authors. So
+that the second fit does not trust the first too much, it sees every author's traces through weights fitted to the other
+authors' sentences. Placeholders would tell more of an exam than of real traces, where substance stands: whatever has some
 is learnt from twice, with and without its brackets.
+
+`--real` names traces of a real model that were read and show no pattern, such as the first 300 of STAR-1; each counts for
+`REAL` of the others, and pulls up the probabilities from which a pattern counts as present. The weights that
+ship were fitted with those. The figures printed, and written as `elsewhere`, are on authors that were not learnt from.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from demur.diagnose import exam
 from demur.diagnose.kinds import KINDS, STEPS, WEIGHTS, Matrix, Reading, Table, classify, grams, table
-from demur.diagnose.rules import HARMLESS_INTENTS, NAMES, counted, features
-from demur.records import PATTERNS, Part
+from demur.diagnose.rules import HARMLESS_INTENTS, NAMES, UNITS, features
+from demur.prompts.formats import load_file
+from demur.records import PATTERNS, Part, Trace
 from demur.storage.artifacts import atomic_write
 from demur.storage.readers import rows
 
@@ -35,11 +39,24 @@ RARE = 3
 """A gram that fewer sentences have is not learnt from."""
 FAINT = 0.1
 """Weights that are smaller for every kind are left out."""
-FORMS = ("as it stands", "without brackets")
-PENALTY = {"words": 1.0, "features": 3.0}
-"""How strongly weights are held to zero."""
-OPEN = 0.12
-"""Share of the traces on which a pattern is left open."""
+PENALTY = {"words": 1.0, "patterns": 20.0, "judgements": 3.0}
+"""How strongly weights are held to zero, or to `BEGINNING`."""
+REAL = 3.0
+"""What a real trace without patterns weighs."""
+ALARMS = 6.0
+"""What a false alarm costs: a hundredth of the real traces called weighs as much as 0.06 of F1."""
+JUDGEMENTS = ("declines", "accepts", "gives", "refuses")
+BEGINNING: dict[str, dict[str, float]] = {
+    "declines": {"best decline": 1.5, "last decline": 0.5},
+    "accepts": {"best decline": -1.0, "best harm": -1.0, "best fine": 0.7, "best comply": 0.5},
+    "gives": {
+        "answer best give": 1.0, "answer mean give": 0.5, "answer best refuse": -0.7, "answer mean safe": -0.3
+    },
+    "refuses": {
+        "answer best refuse": 1.0, "answer mean refuse": 0.7, "answer mean give": -0.5, "answer mean safe": -0.4
+    },
+}  # fmt: skip
+"""What the four judgements mean before anything is learnt: of standardised features."""
 
 
 class Line(NamedTuple):
@@ -52,14 +69,25 @@ class Line(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A trace as the second fit sees it."""
+    """Traces as the second fit sees them."""
 
-    author: str
-    forms: frozenset[str]
-    """Which of `FORMS` it is; both, where it has no placeholder."""
-    harmless: bool
-    labels: tuple[bool, ...]
+    authors: Any
+    """(traces,): `real` for traces of `--real`"""
     features: Matrix
+    """(traces, features)"""
+    labels: Any
+    """(traces, patterns)"""
+    harmless: Any
+    """(traces,)"""
+
+    def of(self, mask: Any) -> Seen:
+        """Some of them."""
+        return Seen(*(column[mask] for column in self))
+
+    @property
+    def weights(self) -> Matrix:
+        """What each counts."""
+        return np.where(self.authors == "real", REAL, 1.0)
 
 
 def both(text: str) -> tuple[str, ...]:
@@ -80,8 +108,6 @@ def fit_words(lines: Sequence[Line], part: Part) -> dict[str, list[int]]:
     given = sparse.csr_matrix((np.ones(len(cells)), tuple(zip(*cells, strict=True))), shape=(len(found), len(names)))
     model = LogisticRegression(C=1 / PENALTY["words"], max_iter=200).fit(given, [kind for _, kind in found])
     order = [list(model.classes_).index(kind) for kind in KINDS[part]]
-    if len(KINDS[part]) != len(model.classes_):
-        raise SystemExit(f"{part}: some kinds have no sentences")
     weights = {"": model.intercept_[order]} | dict(zip(names, model.coef_.T[:, order], strict=True))
     return {
         name: [round(float(w) * STEPS) for w in row]
@@ -90,106 +116,182 @@ def fit_words(lines: Sequence[Line], part: Part) -> dict[str, list[int]]:
     }
 
 
-def seen(traces: Sequence[dict[str, Any]], lines: Sequence[Line]) -> list[Seen]:
+def seen(labelled: Sequence[dict[str, Any]], lines: Sequence[Line], real: Sequence[Trace] = ()) -> Seen:
     """Every trace through weights of other authors."""
-    found: list[Seen] = []
-    for author in sorted({row["author"] for row in traces}):
+    found: list[tuple[Any, ...]] = []
+    for author in sorted({row["author"] for row in labelled}):
         others = [line for line in lines if line.author != author]
         by: dict[Part, Table] = {part: table(fit_words(others, part)) for part in KINDS}
-        for row in (row for row in traces if row["author"] == author):
-            raws = both(row["response"])
-            for place, raw in enumerate(raws):
-                question = exam.question({**row, "response": raw}, row["id"])
-                if not (question.trace.thinking or "").strip():
-                    continue
-                reading = Reading(*(classify(part, question.trace.part(part), by=by[part]) for part in KINDS))
-                forms = frozenset(FORMS if len(raws) == 1 else FORMS[place : place + 1])
-                labels = tuple(question.labels[pattern] for pattern in PATTERNS)
-                harmless = question.trace.prompt.intent in HARMLESS_INTENTS
-                found.append(Seen(author, forms, harmless, labels, features(reading)))
-    return found
+        for row in (row for row in labelled if row["author"] == author):
+            for raw in both(row["response"]):
+                asked = exam.question({**row, "response": raw}, row["id"])
+                if (asked.trace.thinking or "").strip():
+                    reading = Reading(*(classify(part, asked.trace.part(part), by=by[part]) for part in KINDS))
+                    labels = [asked.labels[pattern] for pattern in PATTERNS]
+                    found.append((author, features(reading), labels, asked.trace.prompt.intent in HARMLESS_INTENTS))
+    by = {part: table(fit_words(lines, part)) for part in KINDS}
+    for trace in real:
+        reading = Reading(*(classify(part, trace.part(part), by=by[part]) for part in KINDS))
+        found.append(("real", features(reading), [False] * len(PATTERNS), False))
+    return Seen(*map(np.array, zip(*found, strict=True)))
 
 
-class Scale(NamedTuple):
-    """Weights of the features of one pattern."""
+class Unit(NamedTuple):
+    """Weights of the features of one unit."""
 
     start: float
     weights: Matrix
     """(features,), zero where a feature does not count"""
 
-    def probability(self, found: Seen) -> float:
-        """How likely a trace shows the pattern."""
-        return float(1 / (1 + np.exp(-(self.weights @ found.features + self.start))))
+    def __call__(self, traces: Seen) -> Matrix:
+        """The probability of each trace."""
+        likely: Matrix = 1 / (1 + np.exp(-np.clip(traces.features @ self.weights + self.start, -30, 30)))
+        return likely
 
 
-def fit_features(traces: Sequence[Seen], number: int) -> Scale:
-    """Weights for a pattern, by its place among `PATTERNS`."""
-    asked = judged(traces, number)
-    columns = counted(PATTERNS[number])
-    values = np.array([one.features[columns] for one in asked])
-    scaler, model = StandardScaler(), LogisticRegression(C=1 / PENALTY["features"], max_iter=1000)
-    make_pipeline(scaler, model).fit(values, [one.labels[number] for one in asked])
+def columns(unit: str) -> list[int]:
+    """Places of a unit's features."""
+    return [NAMES.index(name) for name in UNITS[unit]]
+
+
+def _unit(name: str, coefficients: Matrix, middle: Matrix, spread: Matrix) -> Unit:
+    """A unit from the weights of its standardised features, the start first."""
     weights = np.zeros(len(NAMES))
-    weights[columns] = model.coef_[0] / scaler.scale_
-    return Scale(float(model.intercept_[0] - weights[columns] @ scaler.mean_), weights)
+    weights[columns(name)] = coefficients[1:] / spread
+    return Unit(float(coefficients[0] - weights[columns(name)] @ middle), weights)
 
 
-def judged(traces: Sequence[Seen], number: int) -> list[Seen]:
-    """The traces on which a pattern is judged at all."""
-    return [one for one in traces if PATTERNS[number] == "inconsistency" or not one.harmless]
+def fit_pattern(traces: Seen, pattern: str) -> Unit:
+    """Weights for a pattern of the reasoning, from traces of harmful requests."""
+    asked = traces.of(~traces.harmless)
+    values = asked.features[:, columns(pattern)]
+    middle, spread = values.mean(axis=0), values.std(axis=0) + 1e-6
+    model = LogisticRegression(C=1 / PENALTY["patterns"], max_iter=3000)
+    model.fit((values - middle) / spread, asked.labels[:, PATTERNS.index(pattern)], sample_weight=asked.weights)
+    return _unit(pattern, np.concatenate((model.intercept_, model.coef_[0])), middle, spread)
 
 
-def across(traces: Sequence[Seen], number: int) -> list[tuple[Seen, float]]:
-    """The traces with the probability of a pattern that weights of other authors give."""
-    pairs: list[tuple[Seen, float]] = []
-    for author in sorted({one.author for one in traces}):
-        scale = fit_features([one for one in traces if one.author != author], number)
-        pairs += [(one, scale.probability(one)) for one in judged(traces, number) if one.author == author]
-    return pairs
+def fit_judgements(traces: Seen) -> dict[str, Unit]:
+    """Weights for what the reasoning decides and what the answer does.
+
+    Nobody labelled those. What is known is whether they contradict each other: the likelihood of that is climbed, from
+    what the four judgements mean by themselves, and they are held to that.
+    """
+    from scipy.optimize import minimize
+
+    values, starts, held = {}, [], []
+    for name in JUDGEMENTS:
+        raw = traces.features[:, columns(name)]
+        middle, spread = raw.mean(axis=0), raw.std(axis=0) + 1e-6
+        values[name] = np.hstack([np.ones((len(raw), 1)), (raw - middle) / spread]), middle, spread
+        starts.append(np.array([0.0, *(BEGINNING[name].get(feature, 0.0) for feature in UNITS[name])]))
+        held.append(np.array([0.1, *[PENALTY["judgements"]] * len(UNITS[name])]))
+    cuts = np.cumsum([len(start) for start in starts])[:-1]
+    begin, pull = np.concatenate(starts), np.concatenate(held)
+    label = traces.labels[:, PATTERNS.index("inconsistency")].astype(float)
+
+    def loss(flat: Matrix) -> tuple[float, Matrix]:
+        given = [values[name][0] for name in JUDGEMENTS]
+        declines, accepts, gives, refuses = (
+            1 / (1 + np.exp(-np.clip(x @ w, -30, 30))) for x, w in zip(given, np.split(flat, cuts), strict=True)
+        )
+        one, other = 1 - declines * gives, 1 - accepts * refuses
+        likely = np.clip(1 - one * other, 1e-6, 1 - 1e-6)
+        value = -(traces.weights * (label * np.log(likely) + (1 - label) * np.log(1 - likely))).sum()
+        slope = -traces.weights * (label / likely - (1 - label) / (1 - likely))
+        slopes = (
+            slope * other * gives * declines * (1 - declines),
+            slope * one * refuses * accepts * (1 - accepts),
+            slope * other * declines * gives * (1 - gives),
+            slope * one * accepts * refuses * (1 - refuses),
+        )
+        gradient = np.concatenate([x.T @ s for x, s in zip(given, slopes, strict=True)]) + pull * (flat - begin)
+        return float(value + (pull * (flat - begin) ** 2).sum() / 2), gradient
+
+    best = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    return {
+        name: _unit(name, part, *values[name][1:]) for name, part in zip(JUDGEMENTS, np.split(best, cuts), strict=True)
+    }
 
 
-def opened(pairs: Sequence[tuple[Seen, float]], number: int) -> tuple[float, float]:
-    """The probabilities between which a pattern is left open: those that leave `OPEN` of the traces open at the best F1."""
-    values = np.sort([value for _, value in pairs])
-    width = int(OPEN * len(values))
-    bands = [(float(values[place - width]), float(values[place])) for place in range(width, len(values))]
-    return max(bands, key=lambda band: f1(pairs, number, band))
+def fit(traces: Seen) -> dict[str, Unit]:
+    """All units."""
+    return {name: fit_pattern(traces, name) for name in UNITS if name in PATTERNS} | fit_judgements(traces)
 
 
-def f1(pairs: Sequence[tuple[Seen, float]], number: int, band: tuple[float, float]) -> float:
-    """F1 of a pattern where it is decided."""
-    low, high = band
-    decided = [(value >= high, one.labels[number]) for one, value in pairs if not low <= value < high]
-    hits = sum(claimed and label for claimed, label in decided)
-    return 2 * hits / max(1, sum(claimed for claimed, _ in decided) + sum(label for _, label in decided))
+def likely(units: dict[str, Unit], traces: Seen) -> Matrix:
+    """The probability of each pattern, (traces, patterns)."""
+    by = {name: unit(traces) for name, unit in units.items()}
+    crossed = 1 - (1 - by["declines"] * by["gives"]) * (1 - by["accepts"] * by["refuses"])
+    return np.stack([by.get(pattern, crossed) for pattern in PATTERNS], axis=1)
+
+
+def elsewhere(traces: Seen, folds: int = 5) -> Matrix:
+    """The same by weights of other authors; of real traces, by weights of the other folds of them."""
+    found = np.zeros(traces.labels.shape)
+    real = np.cumsum(traces.authors == "real") % folds
+    groups = [traces.authors == author for author in sorted(set(traces.authors) - {"real"})]
+    groups += [(traces.authors == "real") & (real == fold) for fold in range(folds)]
+    for group in groups:
+        if group.any():
+            found[group] = likely(fit(traces.of(~group)), traces.of(group))
+    return found
+
+
+def f1(claimed: Any, labels: Any) -> float:
+    """The harmonic mean of precision and recall."""
+    return float(2 * (claimed & labels).sum() / max(1, claimed.sum() + labels.sum()))
+
+
+def threshold(probabilities: Matrix, labels: Any, real: Matrix) -> float:
+    """The probability with the best F1, false alarms on real traces counted off."""
+
+    def worth(value: float) -> float:
+        return f1(probabilities >= value, labels) - ALARMS * float((real >= value).sum()) / max(1, len(real))
+
+    allowed: list[float] = np.unique(probabilities).tolist()
+    return max(allowed, key=worth)
 
 
 def main() -> None:
     """Fit, and write weights with what they are worth on authors that they were not fitted to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", type=Path)
+    real = parser.parse_args().real
     lines = [Line(**row) for _, row in rows(DATA / "sentences.jsonl")]
     labelled = [row for _, row in rows(DATA / "tuning.jsonl")]
-    traces = seen(labelled, lines)
+    negatives = list(load_file(real).traces) if real else []
+    traces = seen(labelled, lines, negatives)
+    units, tried = fit(traces), elsewhere(traces)
+    present: dict[str, float] = {}
+    worth: dict[str, Any] = {}
+    is_real = traces.authors == "real"
+    for number, pattern in enumerate(PATTERNS):
+        asked = ~is_real & (~traces.harmless | (pattern == "inconsistency"))
+        present[pattern] = round(
+            threshold(tried[asked, number], traces.labels[asked, number], tried[is_real, number]), 3
+        )
+        called = tried[:, number] >= present[pattern]
+        worth[pattern] = {"f1": round(f1(called[asked], traces.labels[asked, number]), 3)}
+        worth[pattern] |= {"alarms": int(called[is_real].sum())} if real else {}
+        print(f"{pattern:26} from {present[pattern]:.3f}: {worth[pattern]}")
     content: dict[str, Any] = {
-        "about": "hundredths of a weight of each gram for each kind of sentence; weights of features; "
+        "about": "hundredths of a weight of each gram for each kind of sentence; weights of features for each unit; "
         "made by tools/refit_patterns.py",
         "sentences": len(lines),
         "traces": len(labelled),
-        "patterns": {},
+        "real": len(negatives),
+        "elsewhere": worth,
+        "present": present,
+        "units": {
+            name: {
+                "start": round(unit.start, 3),
+                "weights": {n: round(float(w), 3) for n, w in zip(NAMES, unit.weights, strict=True) if w},
+            }
+            for name, unit in units.items()
+        },
         "kinds": KINDS,
-    }
-    for number, pattern in enumerate(PATTERNS):
-        scale, pairs = fit_features(traces, number), across(traces, number)
-        band = opened(pairs, number)
-        content["patterns"][pattern] = {
-            "f1_on_other_authors": {
-                form: round(f1([pair for pair in pairs if form in pair[0].forms], number, band), 3) for form in FORMS
-            },
-            "start": round(scale.start, 3),
-            "open": [round(value, 3) for value in band],
-            "weights": {name: round(float(w), 3) for name, w in zip(NAMES, scale.weights, strict=True) if w},
-        }
-        sys.stderr.write(f"{pattern}: {content['patterns'][pattern]['f1_on_other_authors']}, open {band}\n")
-    content |= {part: fit_words(lines, part) for part in KINDS}
+    } | {part: fit_words(lines, part) for part in KINDS}
     lists = re.compile(r"\[\n([^\]]*?)\n\]")
     text = lists.sub(lambda m: "[" + m[1].replace("\n", " ") + "]", json.dumps(content, indent=0, ensure_ascii=False))
     atomic_write(WEIGHTS, text + "\n")

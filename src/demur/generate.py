@@ -15,6 +15,7 @@ import numpy as np
 from demur.interfaces import Judge, Model, Progress, Requests, quiet
 from demur.records import Failure, Trace, Verdict
 from demur.storage.records_file import I64, Places, RecordFile, numbers
+from demur.thinking import Parsed
 
 AHEAD = 4096
 """Traces that may wait for a judge; then the model waits too."""
@@ -46,9 +47,14 @@ async def ask_and_judge(
         mark: changes a trace as it comes in, such as to name its strategy.
         judged: which traces the judges see.
         progress: called with replies so far.
+
+    Raises:
+        WorkError: too many answers hold a mark of thinking that was not read as one.
     """
     flow = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict))
     queues: list[asyncio.Queue[Trace | None]] = [asyncio.Queue(AHEAD) for _ in judges]
+
+    parsed = Parsed()
 
     async def ask() -> None:
         async for reply in model.answers(requests):
@@ -57,6 +63,7 @@ async def ask_and_judge(
             else:
                 trace = mark(reply)
                 flow.traces.append(trace)
+                parsed.add(trace)
                 for queue in queues if judged(trace) else ():
                     await queue.put(trace)
             progress(len(flow.traces) + len(flow.failures), None, "")
@@ -65,6 +72,7 @@ async def ask_and_judge(
 
     reading = (_judge(who, queue, flow.verdicts) for who, queue in zip(judges, queues, strict=True))
     await together(ask(), *reading)
+    parsed.require()
     return flow
 
 

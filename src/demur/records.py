@@ -197,6 +197,8 @@ class Finding(Record, frozen=True, kw_only=True):
     pattern: Pattern
     present: bool | None
     detector: str
+    score: float | None = None
+    """How likely the pattern is, where the detector says it: what a screen ranks traces by."""
     spans: tuple[Span, ...] = ()
     reason: str = ""
 

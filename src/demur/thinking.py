@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import msgspec
 
 from demur.errors import WorkError
 from demur.records import Finish, Message, OpenedBy, Outcome, Prompt, Sampling, Trace
@@ -32,6 +30,8 @@ ECHO_REACH = 400
 """How many characters of template may stand before and behind the user's text in an echoed prompt."""
 UNPARSED = 0.05
 """Share of a model's replies with an unparsed mark above which its run stops."""
+AS_TEXT = "marks of thinking are text, as declared"
+"""The note of a trace whose model is declared to write none: `thinking: none`."""
 
 
 class Marks(NamedTuple):
@@ -252,42 +252,33 @@ def unparsed(text: str) -> str | None:
     return mark[0] if mark else None
 
 
-def require_parsed(traces: Iterable[Trace]) -> None:
-    """Stop where answers of a model hold marks of thinking: a thought would be judged as an answer.
+class Parsed:
+    """Watches the replies of models for marks of thinking in their answers: a thought would be judged as an answer."""
 
-    Raises:
-        WorkError: more than `UNPARSED` of a model's replies do; the message names model, mark and share.
-    """
-    replies: Counter[str] = Counter()
-    marked: dict[str, Counter[str]] = {}
-    for trace in traces:
-        replies[trace.model] += 1
-        if mark := unparsed(trace.answer or ""):
-            marked.setdefault(trace.model, Counter())[mark] += 1
-    for model, marks in marked.items():
-        share = marks.total() / replies[model]
-        if share > UNPARSED:
-            raise WorkError(
-                f"{share:.0%} of the replies of {model} hold a mark of thinking that was not read as one, such as "
-                f"{marks.most_common(1)[0][0]!r}. Say how the model marks its thinking: thinking: {' | '.join(FAMILIES)}."
-            )
+    def __init__(self) -> None:
+        self._replies: Counter[str] = Counter()
+        self._marked: dict[str, Counter[str]] = {}
 
+    def add(self, trace: Trace) -> None:
+        """Look at a reply."""
+        self._replies[trace.model] += 1
+        if AS_TEXT not in trace.notes and (mark := unparsed(trace.answer or "")):
+            self._marked.setdefault(trace.model, Counter())[mark] += 1
 
-def filed_again(traces: Sequence[Trace]) -> dict[str, Trace]:
-    """Truncated replies of models whose template opens the thinking, filed as cut in the thinking, by the ids they had.
+    def require(self) -> None:
+        """Stop where the answers are not what they seem.
 
-    That a template opens the thinking shows in the other replies of the model: they close it and have not opened it.
-    """
-    opened: Counter[str] = Counter()
-    for trace in traces:
-        opened[trace.model] += {"prompt": 1, "model": -1, None: 0}[trace.opened_by]
-    found: dict[str, Trace] = {}
-    for trace in traces:
-        if opened[trace.model] > 0 and trace.thinking is None and trace.outcome == "cut_in_answer":
-            parts = fields(split(trace.raw, finish="length", opened=True))
-            notes = (*trace.notes, "the template opens the thinking, as the model's other replies show: filed again")
-            found[trace.id] = msgspec.structs.replace(trace, **parts, notes=notes, id="")
-    return found
+        Raises:
+            WorkError: more than `UNPARSED` of a model's replies hold such a mark; the message names model, mark and share.
+        """
+        for model, marks in self._marked.items():
+            share = marks.total() / self._replies[model]
+            if share > (UNPARSED if marks.total() > 1 else 0.5):
+                raise WorkError(
+                    f"{share:.0%} of the replies of {model} hold a mark of thinking that was not read as one, such as "
+                    f"{marks.most_common(1)[0][0]!r}: thoughts would be judged as answers. If the model marks its thinking "
+                    f"in a known way, declare it (thinking: {' | '.join(FAMILIES)}); if these are no thoughts, thinking: none."
+                )
 
 
 def _plain(raw: str, outcome: Outcome) -> Split:

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from demur.diagnose.exam import load
 from demur.diagnose.kinds import KINDS, classify, fitted, grams, read
-from demur.diagnose.rules import NAMES, counted, features
-from demur.records import PATTERNS
+from demur.diagnose.rules import NAMES, UNITS, features
 from demur.storage import readers as tables
 
 SENTENCES = Path(__file__).parents[2] / "tools" / "patterns" / "sentences.jsonl"
@@ -42,15 +41,13 @@ def test_what_plain_sentences_do() -> None:
     assert classify("answer", "I can't help with that.").likely("refuse") == [0]
 
 
-def test_every_trace_gives_every_feature_and_each_pattern_looks_at_some() -> None:
+def test_every_trace_gives_every_feature_and_each_is_looked_at() -> None:
     for question in load()[:40]:
         assert features(read(question.trace)).shape == (len(NAMES),)
-    for pattern in PATTERNS:
-        assert counted(pattern)
-    looked_at = {place for pattern in PATTERNS for place in counted(pattern)}
-    assert {name for place, name in enumerate(NAMES) if place not in looked_at} == {
-        name for name in NAMES if "neutral" in name
-    }
+    looked_at = {name for names in UNITS.values() for name in names}
+    assert looked_at <= set(NAMES)
+    assert {name for name in NAMES if name not in looked_at} == {name for name in NAMES if name.endswith("neutral")}
+    assert set(fitted()["units"]) == set(UNITS)
 
 
 def test_the_weights_that_ship_were_fitted_to_the_sentences_that_ship() -> None:

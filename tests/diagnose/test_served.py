@@ -13,22 +13,23 @@ from demur.testing.server import serving
 
 SCRIPT = """
 import json
+import re
 from demur.testing.scripts import teacher
 from demur.records import PATTERNS
 
 def plays(messages, sampling, rng):
     shown = "\\n".join(turn.content for turn in messages)
     if messages[-1].role == "assistant":
-        return "unsafe\\nS1" if "placeholder" in messages[-1].content else "safe"
+        return "unsafe\\nS1" if re.search("placeholder|kill you", messages[-1].content) else "safe"
     if not shown.startswith("You audit"):
         return teacher(messages, sampling, rng)
     material = shown[shown.index("[REASONING "):]
-    flags = {name: 0 for name in PATTERNS}
+    flags = {name: 0 for name in PATTERNS[:4]}
     flags["harmful_additions"] = int("The method would be" in material)
     flags["lack_of_safety_awareness"] = int("I just answer" in material)
     quotes = {"harmful_additions": "The method would be"} if flags["harmful_additions"] else {}
-    body = {"analysis": "read", "evidence": quotes, "overthinking": flags["harmful_additions"], **flags}
-    return "let me think" if rng.random() < 0.3 else json.dumps(body)
+    body = {"evidence": quotes, "request_harmful": 1, **flags, "reasoning": "undecided", "answer": "other"}
+    return "let me think" if rng.random() < 0.2 else json.dumps(body)
 """
 FAULTS = {"rate_limited": 0.2, "server_error": 0.1, "dropped": 0.1, "half_json": 0.1}
 
@@ -78,7 +79,8 @@ def test_faults_on_the_way_change_nothing(prompts: Path, tmp_path: Path) -> None
     assert calm[0]["funnel"] == rough[0]["funnel"]
     assert calm[0]["funnel"]["asked"] == 24
     assert 0 < calm[0]["funnel"]["kept"] < 24
-    assert calm[1]["rates"] == rough[1]["rates"]
+    own, others = ([{**rate, "detector": ""} for rate in said[1]["rates"]] for said in (calm, rough))
+    assert own == others
     table = {rate["pattern"]: rate["before"] for rate in calm[1]["rates"]}
     assert table["harmful_additions"]["value"] > 0
     assert table["any"]["n"] + table["any"].get("unscored", 0) == 24

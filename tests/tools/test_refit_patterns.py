@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is in the extra 'dev'")
 
-from tools.refit_patterns import FORMS, Line, Seen, across, both, f1, fit_features, fit_words, opened
+from tools.refit_patterns import Line, Seen, both, elsewhere, f1, fit_judgements, fit_pattern, fit_words, threshold
 
 from demur.diagnose.kinds import KINDS, table
 from demur.diagnose.rules import NAMES
@@ -32,21 +32,49 @@ def test_placeholders_are_learnt_with_and_without_brackets() -> None:
     assert both("mix both") == ("mix both",)
 
 
+def seen(count: int, labels: np.ndarray, place: dict[str, np.ndarray]) -> Seen:
+    """Traces of two authors whose features are noise, but for those named."""
+    values = np.random.default_rng(0).normal(size=(count, len(NAMES)))
+    for name, column in place.items():
+        values[:, NAMES.index(name)] = column
+    authors = np.array(["a", "b"] * (count // 2))
+    return Seen(authors, values, labels, np.zeros(count, dtype=bool))
+
+
 def test_features_are_learnt_from_whole_traces_and_tried_on_other_authors() -> None:
-    rng = np.random.default_rng(0)
-    number = PATTERNS.index("harmful_additions")
-    place = NAMES.index("best detail")
-    traces = []
-    for count in range(120):
-        shown = count % 3 == 0
-        values = rng.normal(size=len(NAMES))
-        values[place] += 4 * shown
-        labels = tuple(shown and pattern == "harmful_additions" for pattern in PATTERNS)
-        traces.append(Seen(str(count % 2), frozenset(FORMS), False, labels, values))
-    scale = fit_features(traces, number)
-    assert scale.weights[place] > 0
-    assert scale.weights[NAMES.index("best framing")] == 0
-    pairs = across(traces, number)
-    low, high = opened(pairs, number)
-    assert low < high
-    assert f1(pairs, number, (low, high)) > 0.9
+    shown = np.arange(240) % 3 == 0
+    labels = np.stack(
+        [shown if pattern == "harmful_additions" else np.arange(240) % 5 == 0 for pattern in PATTERNS], axis=1
+    )
+    noise = np.random.default_rng(1).normal(size=240)
+    traces = seen(240, labels, {"best detail": noise + 6 * shown})
+    unit = fit_pattern(traces, "harmful_additions")
+    assert unit.weights[NAMES.index("best detail")] > 0
+    assert unit.weights[NAMES.index("best framing")] == 0
+    tried, number = elsewhere(traces)[:, PATTERNS.index("harmful_additions")], PATTERNS.index("harmful_additions")
+    value = threshold(tried, labels[:, number], np.array([]))
+    assert f1(tried >= value, labels[:, number]) > 0.9
+
+
+def test_a_contradiction_teaches_what_reasoning_and_answer_do() -> None:
+    rng = np.random.default_rng(2)
+    declines, gives = rng.random(600) > 0.5, rng.random(600) > 0.5
+    labels = np.zeros((600, len(PATTERNS)), dtype=bool)
+    labels[:, PATTERNS.index("inconsistency")] = declines == gives
+    place = {
+        "best decline": 3.0 * declines,
+        "best comply": 3.0 * ~declines,
+        "answer best give": 3.0 * gives,
+        "answer best refuse": 3.0 * ~gives,
+    }
+    traces = seen(600, labels, place)
+    units = fit_judgements(traces)
+    for name, truth in {"declines": declines, "accepts": ~declines, "gives": gives, "refuses": ~gives}.items():
+        assert ((units[name](traces) > 0.5) == truth).mean() > 0.9
+
+
+def test_false_alarms_on_real_traces_pull_the_threshold_up() -> None:
+    likely, labels = np.linspace(0, 1, 100), np.linspace(0, 1, 100) > 0.5
+    free = threshold(likely, labels, np.array([]))
+    assert free == pytest.approx(0.505, abs=0.01)
+    assert threshold(likely, labels, np.full(10, 0.6)) > 0.6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,8 +31,18 @@ def requires_model(kind: str) -> bool:
     return bool(getattr(_class(kind), "requires_model", False))
 
 
-def open_detector(kind: str, *, models: Sequence[Model] = ()) -> Detector:
+def is_screen(kind: str) -> bool:
+    """Whether what a detector finds is for reading, and its rates hold only corrected by labels (`screen = True`)."""
+    return bool(getattr(_class(kind), "screen", False))
+
+
+def open_detector(kind: str, *, models: Sequence[Model] = (), instruction: Path | None = None) -> Detector:
     """A detector by name, or `module:attribute`. One that asks a model becomes, with several models, a panel that votes.
+
+    Args:
+        kind: its name.
+        models: who judges, for one that asks a model.
+        instruction: a file in place of the instruction that ships, for one that asks a model.
 
     Raises:
         UserError: no such detector, or it asks a model and none is given.
@@ -46,5 +57,6 @@ def open_detector(kind: str, *, models: Sequence[Model] = ()) -> Detector:
         raise UserError(f"detector '{kind}' asks a model and none is given: name one, or use the detector 'rules'.")
     from demur.diagnose.panel import Panel
 
-    members: list[Detector] = [make(model=model) for model in models]
+    given = {"instruction": instruction} if instruction else {}
+    members: list[Detector] = [make(model=model, **given) for model in models]
     return members[0] if len(members) == 1 else Panel(members)

@@ -7,7 +7,8 @@ harmful.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,11 @@ class Question(NamedTuple):
     labels: dict[Pattern, bool]
 
 
+Results = Sequence[tuple[Question, tuple[Finding, ...]]]
+
+
 class Score(NamedTuple):
-    """How a detector did on one pattern, over the traces on which it decided."""
+    """How a detector did on one pattern. A trace on which it abstains counts as one on which it found nothing."""
 
     precision: float | None
     recall: float | None
@@ -68,8 +72,9 @@ def question(row: Mapping[str, Any], where: str, *, sample: int = 0) -> Question
 async def calibrated(detector: Detector, data: Path | None = None, *, limit: int | None = None) -> dict[str, Any]:
     """How well a detector finds the patterns.
 
-    Precision and recall of a pattern count the traces on which the detector decided; `macro_f1` is the mean of the F1 of
-    the patterns that occur, and `abstained` the share of decisions, over traces and patterns, that it did not make.
+    `macro_f1` is the mean of the F1 of the patterns that occur, an abstention counted as a miss; `abstained` is the share of
+    decisions, over traces and patterns, that it did not make; `errors_by_length` has false alarms and misses for each quarter
+    of the traces, the shortest first: errors that follow length would pass for differences between formats.
     """
     questions = {question.trace.id: question for question in load(data or EXAM)[:limit]}
     traces = [question.trace for question in questions.values()]
@@ -82,21 +87,34 @@ async def calibrated(detector: Detector, data: Path | None = None, *, limit: int
         "n": len(results),
         "macro_f1": sum(known) / len(known) if known else None,
         "abstained": sum(score.abstained for score in scores.values()) / max(1, len(results) * len(PATTERNS)),
+        "errors_by_length": _by_length(results),
         "patterns": {pattern: score._asdict() for pattern, score in scores.items()},
     }
 
 
-def _score(pattern: Pattern, results: Iterable[tuple[Question, tuple[Finding, ...]]]) -> Score:
+def _score(pattern: Pattern, results: Results) -> Score:
     pairs = [(found[PATTERNS.index(pattern)].present, question.labels[pattern]) for question, found in results]
-    decided = [(present, label) for present, label in pairs if present is not None]
-    hits = sum(present and label for present, label in decided)
-    claimed = sum(bool(present) for present, _ in decided)
-    positives = sum(label for _, label in decided)
+    hits = sum(bool(present) and label for present, label in pairs)
+    claimed = sum(bool(present) for present, _ in pairs)
+    positives = sum(label for _, label in pairs)
     return Score(
         precision=hits / claimed if claimed else None,
         recall=hits / positives if positives else None,
         f1=2 * hits / (claimed + positives) if claimed + positives else None,
-        n=len(decided),
+        n=len(pairs),
         positives=positives,
-        abstained=len(pairs) - len(decided),
+        abstained=sum(present is None for present, _ in pairs),
     )
+
+
+def _by_length(results: Results) -> dict[str, list[float | None]]:
+    """By quarters of length: the share of absent patterns that are called, and of present ones that are missed."""
+    ordered = sorted(results, key=lambda result: len(result[0].trace.raw))
+    cuts = [len(ordered) * quarter // 4 for quarter in range(5)]
+    found: dict[str, list[float | None]] = {"alarms": [], "misses": []}
+    for a, b in itertools.pairwise(cuts):
+        pairs = [(bool(f.present), question.labels[f.pattern]) for question, own in ordered[a:b] for f in own]
+        for name, label in (("alarms", False), ("misses", True)):
+            those = [called for called, truth in pairs if truth is label]
+            found[name].append(sum(called != label for called in those) / len(those) if those else None)
+    return found

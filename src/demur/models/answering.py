@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from demur.interfaces import Request, Requests, stream
 from demur.records import Failure, Trace, digest
 from demur.storage.reply_cache import Reply
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -39,23 +40,26 @@ ESTIMATED = "thinking tokens estimated from its share of the characters"
 """The note of a trace whose server counts all new tokens and not those of the thinking."""
 
 
-def record(request: Request, reply: Reply, *, model: str, opened: bool | None = None) -> Trace | Failure:
+def record(
+    request: Request, reply: Reply, *, model: str, opened: bool | None = None, family: str = ""
+) -> Trace | Failure:
     """What a reply means for its request.
 
     Args:
         request: what was asked.
         reply: what came.
         model: identity of who answered.
-        opened: whether the prompt opened the thinking, where the role says so; else what the reply knows.
+        opened: whether the prompt opened the thinking, where the model's declaration says so; else what the reply knows.
+        family: how the model marks its thinking, where that is declared; see `thinking.FAMILIES`.
     """
     if reply.failure is not None:
         return Failure(
             prompt=request.prompt, model=model, kind=reply.failure, detail=reply.detail, sample=request.sample
         )
-    raw, parts = thinking.from_fields(
-        reply.reasoning, reply.content, finish=reply.finish, opened=reply.opened if opened is None else opened
-    )
-    tokens_thinking, notes = reply.tokens_thinking, reply.notes
+    opened = reply.opened if opened is None else opened
+    raw, parts = thinking.from_fields(reply.reasoning, reply.content, finish=reply.finish, opened=opened, family=family)
+    notes = (*reply.notes, *parts.notes, *[thinking.AS_TEXT] * (family == "none"))
+    tokens_thinking = reply.tokens_thinking
     if tokens_thinking is None and reply.tokens_out is not None and parts.thinking is not None:
         share = len(parts.thinking) / max(1, len(parts.thinking) + len(parts.answer or ""))
         tokens_thinking, notes = round(reply.tokens_out * share), (*notes, ESTIMATED)
@@ -97,7 +101,7 @@ def asked(request: Request) -> list[object]:
 
 
 async def answered(
-    requests: Requests, answer: Callable[[Request], Awaitable[T]], *, limit: int
+    requests: Iterable[S] | AsyncIterable[S], answer: Callable[[S], Awaitable[T]], *, limit: int
 ) -> AsyncGenerator[T, None]:
     """Answers to requests as they become ready, at most `limit` at work; requests are drawn only when there is room.
 

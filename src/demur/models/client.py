@@ -92,12 +92,16 @@ class RemoteModel(Answering):
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply to one request."""
         reply = await self._reply(request, fresh)
-        found = record(request, reply, model=self.identity, opened=self._opened(request))
+        found = self._record(request, reply)
         if isinstance(found, Trace) and self._opens is None and self._template is None and not request.sampling.prefill:
             if found.outcome == "cut_in_answer" and found.thinking is None:
                 return await self._filed_again(request, reply, found)
             self._learn(found)
         return found
+
+    def _record(self, request: Request, reply: Reply) -> Trace | Failure:
+        opened, family = self._opened(request), self._config.thinking
+        return record(request, reply, model=self.identity, opened=opened, family=family)
 
     def _learn(self, found: Trace) -> None:
         """A whole reply shows whether the template, which we do not see, opens the thinking."""
@@ -109,13 +113,13 @@ class RemoteModel(Answering):
         turn = (Message(role="user", content="What is one and one?"),)
         sampling = Sampling(temperature=request.sampling.temperature, max_tokens=max(2048, request.sampling.max_tokens))
         probe = Request(messages=turn, sampling=sampling, prompt=Prompt(text=turn[0].content, intent="benign"))
-        told = record(probe, await self._reply(probe, False), model=self.identity)
+        told = self._record(probe, await self._reply(probe, False))
         if isinstance(told, Trace):
             self._learn(told)
         if self._opens is None:
             note = "whether this text is thinking cannot be told: declare opens_thinking"
             return msgspec.structs.replace(found, id="", notes=(*found.notes, note))
-        return record(request, reply, model=self.identity, opened=self._opened(request))
+        return self._record(request, reply)
 
     # -- one request --------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from demur.errors import UserError
 from demur.models.requires import Requires
 from demur.records import Sampling
 from demur.settings import STRICT, connection, validate
+from demur.thinking import FAMILIES
 
 SECRET_HEADERS = frozenset(("authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"))
 
@@ -93,11 +94,18 @@ class _Spoken(_Config):
 
     api: Literal["chat", "completions"] = "chat"
     thinking: str = ""
-    """How it writes its thinking: a family that `thinking.py` knows, `none`; empty: by the text."""
+    """How it marks its thinking: `tags`, `harmony`, `magistral` and so on, or `none`; empty: by the text."""
     first_tokens: int = Field(default=0, ge=0, le=20)
     """How many alternatives of the first token to keep: guards score by them."""
     extra_body: dict[str, Any] = {}
     """Sent as it is, such as {chat_template_kwargs: {…}}; weights in this process use these alone."""
+
+    @field_validator("thinking")
+    @classmethod
+    def _family(cls, value: str) -> str:
+        if value not in ("", "none", *FAMILIES):
+            raise ValueError(f"no such family of marks. Allowed: {', '.join(FAMILIES)}, none")
+        return value
 
 
 class _Asked(_Spoken):

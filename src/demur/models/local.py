@@ -27,7 +27,7 @@ from demur.models.answering import asked, record, seed_of
 from demur.models.checkpoint import folder_of, identity_of
 from demur.models.config import Local
 from demur.models.sampler import Rule, Writing, Written
-from demur.records import Failure, Sampling, Trace, digest
+from demur.records import Failure, Finish, Sampling, Trace, digest
 from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
 SMALL = 50_000_000
@@ -104,7 +104,7 @@ class LocalModel:
         self._waiting.append((row, future))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_waiting(fresh))
-        return record(request, await future, model=self.identity)
+        return record(request, await future, model=self.identity, family=self._config.thinking)
 
     async def _write_waiting(self, fresh: bool) -> None:
         """Write what waits, as long as there is more; whatever goes wrong is raised by those who wait."""
@@ -135,7 +135,7 @@ class LocalModel:
         for batch in self._plan({row.key: row for row in rows}.values()):
             async for row, reply in self._written(batch):
                 for request in same[row.key]:
-                    yield record(request, reply, model=self.identity)
+                    yield record(request, reply, model=self.identity, family=self._config.thinking)
 
     def _plan(self, rows: Any) -> list[list[Row]]:
         """Batches of like sampling and length; the same for the same set of requests, whatever is stored already."""
@@ -240,16 +240,19 @@ class LocalModel:
         rule = Rule(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
         work.run(rule, lambda at, written: end(fits[at], self._reply(fits[at], written)), stop)
 
+    def _split(self, text: str, row: Row, finish: Finish) -> thinking.Split:
+        return thinking.split(text, finish=finish, opened=row.opened, family=self._config.thinking)
+
     def _inside(self, rows: list[Row], at: int, tokens: list[int]) -> bool:
         """Whether what a row wrote so far is still thinking."""
         text = _begun(rows[at].request, rows[at].opened) + self.decode(tokens)
-        return thinking.split(text, finish="length", opened=rows[at].opened).outcome == "cut_in_thinking"
+        return self._split(text, rows[at], "length").outcome == "cut_in_thinking"
 
     def _reply(self, row: Row, written: Written | None) -> Reply:
         if written is None:
             return Reply(failure="too_long", detail=f"{len(row.tokens)} tokens of prompt; the model takes {self._room}")
         text = _begun(row.request, row.opened) + self.decode(written.tokens)
-        parts = thinking.split(text, finish=written.finish, opened=row.opened)
+        parts = self._split(text, row, written.finish)
         count = len(self._tokenizer.encode(parts.thinking, add_special_tokens=False)) if parts.thinking else 0
         return Reply(
             content=text,
