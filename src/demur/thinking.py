@@ -112,7 +112,7 @@ class Split(NamedTuple):
     def notes(self) -> tuple[str, ...]:
         """What a trace says of marks other than the usual tags."""
         marks = [self.seams.open] * (self.opened_by == "model") + [self.seams.close] * (self.answer is not None)
-        odd = self.thinking is not None and not {*marks} <= {OPEN, CLOSE}
+        odd = self.thinking is not None and "".join(marks).replace(OPEN, "").replace(CLOSE, "").strip()
         return (f"thinking marked by {' … '.join(marks)}",) if odd else ()
 
 
