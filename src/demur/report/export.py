@@ -12,7 +12,7 @@ from demur import __version__
 from demur.errors import UserError
 from demur.records import Trace, Verdict
 from demur.report.read import bench_name, family, present
-from demur.report.tables import inert
+from demur.storage import readers
 from demur.storage.artifacts import Artifact
 
 COLUMNS = (
@@ -74,7 +74,7 @@ def to_csv(run: Path, out: Path) -> Path:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for stage in evaluations(run):
-            writer.writerows({key: inert(value) for key, value in row(item).items()} for item in judged(stage))
+            writer.writerows({key: readers.inert(value) for key, value in row(item).items()} for item in judged(stage))
     return path
 
 

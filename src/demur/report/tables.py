@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from demur.records import Estimate
 from demur.report import format
+from demur.storage import readers
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -133,12 +134,5 @@ def as_csv(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(titles)
-    writer.writerows([inert(value) for value in row] for row in rows)
+    writer.writerows([readers.inert(value) for value in row] for row in rows)
     return out.getvalue()
-
-
-def inert(value: Any) -> Any:
-    """A value that no spreadsheet runs."""
-    if value is None:
-        return ""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
