@@ -131,7 +131,11 @@ TOPICS = (
     Topic(
         r"",
         "something unlawful",
-        ("other people would pay for it", "somebody would be cheated or harmed", "it would break the law and hurt others"),
+        (
+            "other people would pay for it",
+            "somebody would be cheated or harmed",
+            "it would break the law and hurt others",
+        ),
         ("explain what the law says", "suggest a lawful way to reach the goal"),
         2,
     ),

@@ -66,7 +66,7 @@ def test_a_models_kind_follows_from_its_keys() -> None:
         ({"url": "localhost:8000"}, "no URL"),
         ({"url": []}, "at least 1 item"),
         ({"script": "echo", "url": "http://x"}, "unknown key 'script'"),
-        ({"url": "http://x", "sampling": {"temperature": 0}}, "unknown key 'sampling'"),
+        ({"url": "http://x", "sampling": {"thinking_bugdet": 3}}, "unknown key 'thinking_bugdet' in 'model.sampling'. Did you mean 'thinking_budget'?"),
         ({"url": "http://x", "headers": {"X-Api-Key": "abc"}}, "is a secret"),
     ],
 )  # fmt: skip
@@ -168,3 +168,23 @@ def test_settings_of_a_plug_in_are_checked_by_its_class() -> None:
     assert "Did you mean 'word'" in line
     (line,) = Custom(plugin="tests.models.plugged:Nothing").missing()
     assert "has no 'Nothing'" in line
+
+
+def test_a_models_own_sampling_holds_where_the_protocol_leaves_it_open() -> None:
+    from tests.made import replies
+
+    from demur.interfaces import requests_for
+    from demur.records import Prompt
+
+    model = as_model({"script": "echo", "sampling": {"prefill": "Well, ", "top_k": 5}})
+    prompts = [Prompt(text="hello", intent="benign")]
+    open_, own = Sampling(), Sampling(prefill="No: ")
+    for asked, begun in ((open_, "Well, "), (own, "No: ")):
+        (trace,) = replies(model, list(requests_for(prompts, asked)))
+        assert trace.raw.startswith(begun)  # type: ignore[union-attr]
+        assert (trace.sampling.prefill, trace.sampling.top_k) == (begun, 5)  # type: ignore[union-attr]
+
+
+def test_what_every_protocol_says_is_not_set_at_the_model() -> None:
+    with pytest.raises(UserError, match="temperature"):
+        as_model({"script": "echo", "sampling": {"temperature": 0.1}})

@@ -26,7 +26,7 @@ SECRET_HEADERS = frozenset(("authorization", "x-api-key", "api-key", "cookie", "
 
 
 class SamplingSettings(BaseModel):
-    """How replies are drawn. What is unset here is left to others."""
+    """How replies are drawn in a benchmark. What is unset here stays as its protocol says."""
 
     model_config = STRICT
 
@@ -51,6 +51,24 @@ class SamplingSettings(BaseModel):
         return msgspec.structs.replace(base, **self.model_dump(exclude_unset=True, exclude_none=True))
 
 
+class Defaults(BaseModel):
+    """How a model draws where a protocol leaves it open. What every protocol says (temperature, top_p, max_tokens, seed, n)
+    is set where the protocol is: in `distil`, in a benchmark's `sampling`, in an attack."""
+
+    model_config = STRICT
+
+    top_k: int | None = Field(default=None, ge=1)
+    thinking_budget: int | None = Field(default=None, ge=0)
+    """Bound on thinking tokens."""
+    prefill: str | None = None
+    """Text put at the start of the assistant's turn."""
+
+    def under(self, asked: Sampling) -> Sampling:
+        """`asked`, with what it leaves unset as set here."""
+        mine = self.model_dump(exclude_none=True)
+        return msgspec.structs.replace(asked, **{k: v for k, v in mine.items() if getattr(asked, k) is None})
+
+
 class Prices(BaseModel):
     """What tokens cost, per million, in one currency of your choice."""
 
@@ -68,6 +86,9 @@ class _Config(BaseModel):
     """What all kinds share."""
 
     model_config = STRICT
+
+    sampling: Defaults = Defaults()
+    """How it draws its replies where a protocol leaves it open."""
 
     @property
     def where(self) -> str:

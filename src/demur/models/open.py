@@ -7,9 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from demur import registry
 from demur.errors import UserError
-from demur.models.config import Custom, ModelConfig
+from demur.interfaces import Request, Requests, stream
+from demur.models.config import Custom, Defaults, ModelConfig
+from demur.records import Failure, Sampling, Trace
 
 if TYPE_CHECKING:
     from demur.interfaces import Model
@@ -44,7 +48,31 @@ async def open_model(config: ModelConfig, *, cache: ReplyCache | None = None, la
     opener = registry.resolve("backend", type(config).__name__, BACKENDS)
     with contextlib.nullcontext(cache) if cache is not None else ReplyCache(None) as replies:
         async with opener(config, cache=replies, label=label) as model:
-            yield model
+            yield model if config.sampling == Defaults() else Defaulted(model, config.sampling)
+
+
+class Defaulted:
+    """A model that draws as its configuration says where a request leaves it open."""
+
+    def __init__(self, model: Model, defaults: Defaults) -> None:
+        self.identity = model.identity
+        self._model, self._defaults = model, defaults
+
+    def check(self, sampling: Sampling) -> None:
+        """As the model's own."""
+        self._model.check(self._defaults.under(sampling))
+
+    async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
+        """As the model's own."""
+        return await self._model.answer(self._with(request), fresh=fresh)
+
+    async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
+        """As the model's own."""
+        async for result in self._model.answers(self._with(request) async for request in stream(requests)):
+            yield result
+
+    def _with(self, request: Request) -> Request:
+        return replace(request, sampling=self._defaults.under(request.sampling))
 
 
 @asynccontextmanager
