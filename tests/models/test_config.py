@@ -14,13 +14,13 @@ from demur.models.config import (
     Local,
     ModelConfig,
     Remote,
-    SamplingSettings,
     Scripted,
     Served,
     as_model,
     parse_model,
 )
 from demur.models.requires import Requires, guard_of
+from demur.models.sampling import SamplingSettings
 from demur.records import Sampling
 from demur.settings import STRICT, identity_of, validate
 
@@ -188,3 +188,22 @@ def test_a_models_own_sampling_holds_where_the_protocol_leaves_it_open() -> None
 def test_what_every_protocol_says_is_not_set_at_the_model() -> None:
     with pytest.raises(UserError, match="temperature"):
         as_model({"script": "echo", "sampling": {"temperature": 0.1}})
+
+
+def test_a_script_that_takes_too_long_is_a_failure() -> None:
+    from tests.made import replies
+
+    from demur.interfaces import requests_for
+    from demur.records import Failure, Prompt
+
+    model = as_model({"script": "tests.models.test_config:slow", "timeout": 0.05})
+    (found,) = replies(model, list(requests_for([Prompt(text="hello", intent="benign")], Sampling())))
+    assert isinstance(found, Failure)
+    assert found.kind == "timeout"
+
+
+def slow(messages: Any, sampling: Sampling, rng: Any) -> str:
+    import time
+
+    time.sleep(0.5)
+    return "late"

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from demur import registry
 from demur.errors import UserError
 from demur.interfaces import Request, Requests, stream
-from demur.models.config import Custom, Defaults, ModelConfig
+from demur.models.config import Custom, ModelConfig
+from demur.models.sampling import Defaults
 from demur.records import Failure, Sampling, Trace
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ words as tokens, so that budgets bind.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import random
 import re
@@ -59,6 +60,7 @@ class ScriptedModel(Answering):
         self._config = config
         self._cache = cache
         self._label = label
+        self.width = config.in_flight
 
     def check(self, sampling: Sampling) -> None:
         """Scripts have no notion of a thinking budget."""
@@ -69,7 +71,14 @@ class ScriptedModel(Answering):
         """The script's text for one request."""
 
         async def ask() -> Reply:
-            text, finish, count = spoken(self._script, request)
+            if self._config.timeout is None:
+                text, finish, count = spoken(self._script, request)
+            else:
+                work = asyncio.to_thread(spoken, self._script, request)
+                try:
+                    text, finish, count = await asyncio.wait_for(work, self._config.timeout)
+                except TimeoutError:
+                    return Reply(content="", failure="timeout", detail=f"no reply in {self._config.timeout:g} s")
             sent = sum(len(_WORD.findall(turn.content)) for turn in request.messages)
             return Reply(content=text, finish=finish, tokens_in=sent, tokens_out=count)
 

@@ -1,0 +1,53 @@
+"""What a benchmark or a model may say of how replies are drawn."""
+
+from __future__ import annotations
+
+import msgspec
+from pydantic import BaseModel, Field
+
+from demur.records import Sampling
+from demur.settings import STRICT
+
+
+class SamplingSettings(BaseModel):
+    """How replies are drawn in a benchmark. What is unset here stays as its protocol says."""
+
+    model_config = STRICT
+
+    temperature: float | None = Field(default=None, ge=0)
+    """0 is greedy."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Bound on all new tokens, thinking included."""
+    thinking_budget: int | None = Field(default=None, ge=0)
+    """Bound on thinking tokens."""
+    seed: int | None = None
+    n: int | None = Field(default=None, ge=1)
+    """Samples a prompt."""
+    system: str | None = None
+    """System turn of every request."""
+    prefill: str | None = None
+    """Text put at the start of the assistant's turn."""
+
+    def over(self, base: Sampling) -> Sampling:
+        """`base`, changed in what is set here."""
+        return msgspec.structs.replace(base, **self.model_dump(exclude_unset=True, exclude_none=True))
+
+
+class Defaults(BaseModel):
+    """How a model draws where a protocol leaves it open. What every protocol says (temperature, top_p, max_tokens, seed, n)
+    is set where the protocol is: in `distil`, in a benchmark's `sampling`, in an attack."""
+
+    model_config = STRICT
+
+    top_k: int | None = Field(default=None, ge=1)
+    thinking_budget: int | None = Field(default=None, ge=0)
+    """Bound on thinking tokens."""
+    prefill: str | None = None
+    """Text put at the start of the assistant's turn."""
+
+    def under(self, asked: Sampling) -> Sampling:
+        """`asked`, with what it leaves unset as set here."""
+        mine = self.model_dump(exclude_none=True)
+        return msgspec.structs.replace(asked, **{k: v for k, v in mine.items() if getattr(asked, k) is None})
