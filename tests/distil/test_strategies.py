@@ -87,3 +87,16 @@ def test_bad_files_are_told_what_is_wrong(text: str, said: str) -> None:
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UserError, match="Did you mean 'improved'"):
         load("improvd")
+
+
+def test_a_strategy_takes_its_policy_text_by_category(tmp_path: Path) -> None:
+    (tmp_path / "spec.md").write_text("Keep to this:\n{policy}\n\n{prompt}")
+    with pytest.raises(UserError, match=r"default\.md"):
+        load(str(tmp_path / "spec.md"))
+    (tmp_path / "spec").mkdir()
+    (tmp_path / "spec" / "default.md").write_text("Do no harm.\n")
+    (tmp_path / "spec" / "fraud.md").write_text("Never help to deceive {prompt}.\n")
+    strategy = load(str(tmp_path / "spec.md"))
+    for category, text in (("fraud", "Never help to deceive {prompt}."), ("other", "Do no harm.")):
+        prompt = Prompt(text="Hi", intent="harmful", category=category)
+        assert strategy.messages(prompt)[0].content == f"Keep to this:\n{text}\n\nHi"

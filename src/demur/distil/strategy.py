@@ -23,7 +23,7 @@ from demur.distil import STRATEGIES
 from demur.errors import UserError, unknown
 from demur.records import Message, Pattern, Prompt, Record, Trace
 
-SLOT = re.compile(r"\{(prompt|thinking|answer)\}")
+SLOT = re.compile(r"\{(prompt|thinking|answer|policy)\}")
 
 
 class Strategy(Record, frozen=True, kw_only=True):
@@ -37,6 +37,8 @@ class Strategy(Record, frozen=True, kw_only=True):
     constant: str | None = None
     """The whole reply, tags included, where no teacher is asked."""
     instruction: str = ""
+    policies: dict[str, str] = {}
+    """Policy texts by category of the prompt, for `{policy}`; `default` for every other category."""
 
     @property
     def needs_trace(self) -> bool:
@@ -52,6 +54,8 @@ class Strategy(Record, frozen=True, kw_only=True):
         if self.needs_trace and trace is None:
             raise UserError(f"strategy '{self.name}' rewrites given traces; prompt {prompt.id} has none.")
         fill = {"prompt": prompt.text}
+        if self.policies:
+            fill["policy"] = self.policies.get(prompt.category, self.policies.get("default", ""))
         if trace is not None:
             fill |= {"thinking": trace.thinking or "", "answer": trace.answer or ""}
         # One pass, so that a slot written inside a prompt or a trace stays what it is: text.
@@ -76,7 +80,14 @@ def load(name: str) -> Strategy:
         raise unknown("strategy", name, STRATEGIES, where=" (or a path to your own .md file)")
     if not path.is_file():
         raise UserError(f"strategy file {path} is not there. Shipped strategies: {', '.join(STRATEGIES)}.")
-    return parse(path.read_text(encoding="utf-8"), name=path.stem, where=str(path))
+    strategy = parse(path.read_text(encoding="utf-8"), name=path.stem, where=str(path))
+    if "{policy}" not in strategy.instruction:
+        return strategy
+    folder = path.with_suffix("")
+    texts = {one.stem: one.read_text(encoding="utf-8").strip() for one in sorted(folder.glob("*.md"))}
+    if "default" not in texts:
+        raise UserError(f"{path}: its policy texts, CATEGORY.md and default.md, must be in the folder {folder}.")
+    return msgspec.structs.replace(strategy, policies=texts)
 
 
 def file_of(name: str) -> Path:

@@ -99,6 +99,8 @@ class Distil(Stage[DistilStageSettings]):
         data = super().identity()
         if "strategy" in self.files:
             data["distil"] |= {"strategy": self.files["strategy"].name}
+        if self.strategy.policies:
+            data["policies"] = self.strategy.policies
         return data
 
 
