@@ -58,6 +58,16 @@ def graders() -> Iterator[Graders]:
         ("There are 73 of them.", None),
         ("", None),
         (r"\boxed{}", None),
+        (r"Hence $x=\boxed 5$.", "5"),
+        (r"We get $\boxed5$.", "5"),
+        (r"so \boxed\frac{1}{2}", r"\frac{1}{2}"),
+        (r"So $x=\boxed{5}$ or $x=\boxed{-5}$.", "5, -5"),
+        (r"First \boxed{5}. That is wrong, so \boxed{7}.", "7"),
+        ("The answer is 5 or -5.", "5, -5"),
+        ("The answer is $36 for two days (that is $18 a day).", "36"),
+        ("The answer is 10 × 3 = 30.", "30"),
+        ("In total that is $204 + $160 + $330 = $694.", None),
+        ("The answer is\n\\[\n18\n\\]", "18"),
     ],
 )
 def test_final_answer(text: str, answer: str | None) -> None:
@@ -138,6 +148,11 @@ def test_plain_comparison_decides_only_what_is_plain(gold: str, answer: str, sam
         ("1+i", "i+1", True),
         ("5", "5,6", False),
         (r"\pi", "3.14", False),
+        (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}", False),
+        (r"6.02\times10^{-23}", r"1.6\times 10^{-19}", False),
+        (r"\frac{1}{2004!}", r"\frac{1}{2006!}", False),
+        (r"\frac{1}{3}", "0.3333333", True),
+        (r"50\%", "0.5", True),
     ],
 )
 def test_equality(graders: Graders, gold: str, answer: str, same: bool) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import textwrap
 import zlib
 from collections.abc import AsyncIterator
 from decimal import Decimal, InvalidOperation
@@ -29,21 +30,15 @@ from demur.storage.artifacts import cache_folder
 
 TESTS = "tests"
 """Folder of the cache in which benchmarks keep their tests, each as `HASH.json.zz`."""
-_FENCE = re.compile(r"^ {0,3}```+[ \t]*(?P<mark>[\w+-]*)[^\n`]*$", re.MULTILINE)
-_PROGRAM = re.compile(r"(?:import|from|def|class|#|for|print\(|[a-zA-Z_][\w, ]* = )")
+_FENCE = re.compile(r"(?:^[ \t]*(?:[-*+] |\d+[.)] )?|[:.] +)(?P<fence>`{3,}|~{3,})[ \t]*(?P<mark>[\w+-]*)[^\n`]*$")
+_PROGRAM = re.compile(r"(?:import|from|def|class|#|for|print\(|[a-zA-Z_][\w, ]*? ?=(?!=) ?|@)")
 _FUTURE = re.compile(r"^from __future__ import [^\n]+$", re.MULTILINE)
-HEADER = """import sys, math, re, string, random, heapq, bisect, itertools, functools, collections, operator, datetime, copy, statistics
-from math import *
-from string import *
-from heapq import *
-from bisect import *
-from itertools import *
-from functools import *
-from collections import *
-from builtins import *
-from typing import *
-sys.setrecursionlimit(50000)
-"""
+_NAMES = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json builtins typing"
+HEADER = (
+    "".join(f"from {name} import *\n" for name in _NAMES.split())
+    + "".join(f"import {name}\n" for name in _NAMES.split())
+    + "sys.setrecursionlimit(50000)\nsys.set_int_max_str_digits(0)\n"
+)
 """What contest programs take for granted."""
 DRIVER = """
 
@@ -168,20 +163,39 @@ def _kept(sha: str) -> bytes:
 
 def extract(answer: str) -> str | None:
     """The program of an answer, as the head of this module says; `None` when there is none."""
-    fences = list(_FENCE.finditer(answer))
-    blocks: list[tuple[str, str]] = []
-    at = 0
-    while at + 1 < len(fences):
-        opening, closing = fences[at], fences[at + 1]
-        if closing["mark"]:  # A block that nobody closed: the next one opens anew.
-            at += 1
-            continue
-        blocks.append((opening["mark"].lower(), answer[opening.end() + 1 : closing.start()]))
-        at += 2
+    blocks, before = _blocks(answer)
     marked = [text for mark, text in blocks if mark in ("python", "python3", "py") and text.strip()]
     if marked or blocks:
         return (marked or [text for _, text in blocks])[-1].strip() or None
-    return answer.strip() if not fences and _PROGRAM.match(answer.strip()) else None
+    return before.strip() if _PROGRAM.match(before.strip()) else None
+
+
+def _blocks(answer: str) -> tuple[list[tuple[str, str]], str]:
+    """Mark and text of the fenced blocks, closed or not, and what stands before the first fence."""
+    blocks: list[tuple[str, str]] = []
+    before: list[str] = []
+    lines: list[str] = []
+    fence = mark = ""
+    for line in answer.split("\n"):
+        bare = line.strip()
+        opening = _FENCE.search(line)
+        if not fence and opening:
+            fence, mark, lines = opening["fence"], opening["mark"].lower(), []
+        elif not fence:
+            before += [] if blocks else [line]
+        elif bare == fence[0] * len(bare) and len(bare) >= len(fence):
+            blocks, fence = [*blocks, (mark, textwrap.dedent("\n".join(lines)))], ""
+        elif bare.endswith(fence) and bare.count(fence) == 1:
+            lines.append(line.rstrip().removesuffix(fence))
+            blocks, fence = [*blocks, (mark, textwrap.dedent("\n".join(lines)))], ""
+        elif opening and opening["mark"] and len(opening["fence"]) >= len(fence):
+            fence, mark, lines = opening["fence"], opening["mark"].lower(), []  # One that nobody closed.
+        else:
+            lines.append(line)
+    if fence and any(map(str.strip, lines)):
+        blocks.append((mark, textwrap.dedent("\n".join(lines))))
+    inner = [found for _, text in blocks for found in _blocks(text)[0] if _FENCE.search(text)]
+    return blocks + inner, "\n".join(before)
 
 
 def printed_last(run: Run, expected: str) -> bool:
@@ -212,6 +226,11 @@ def same_value(run: Run, expected: str) -> bool:
     """Whether a function gave the expected JSON value; the driver prints it as the last line. Tuples are lists."""
     last = run.stdout.decode("utf-8", "replace").strip().rpartition("\n")[2]
     try:
-        return bool(json.loads(last) == json.loads(expected))
+        return bool(json.loads(last, parse_int=_whole) == json.loads(expected, parse_int=_whole))
     except (ValueError, RecursionError):
         return False
+
+
+def _whole(digits: str) -> int | str:
+    """An integer; one that Python would not read is compared by its digits."""
+    return int(digits) if len(digits) < 4000 else digits

@@ -14,7 +14,7 @@ import signal
 from concurrent.futures import CancelledError, TimeoutError
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from demur.errors import WorkError
 
@@ -111,4 +111,17 @@ def compare(gold: str, answer: str) -> Graded:
     given = parse(f"\\boxed{{{answer}}}", config, parsing_timeout=None)
     if not given:
         return Graded(False, "the answer cannot be read as mathematics")
-    return Graded(bool(verify(right, given, timeout_seconds=None)))
+    same = bool(verify(right, given, timeout_seconds=None))
+    if same and "%" not in gold + answer and "_" not in gold + answer and _apart(right[0], given[0]):
+        return Graded(False, "the numbers differ by more than rounding")
+    return Graded(same)
+
+
+def _apart(one: Any, other: Any) -> bool:
+    """Whether two numbers differ relatively, where math-verify looks at six decimals alone."""
+    if not (getattr(one, "is_number", False) and getattr(other, "is_number", False)):
+        return False
+    left, right = one.evalf(30), other.evalf(30)
+    if not (left.is_Float and right.is_Float):
+        return False
+    return bool(abs(left - right) > 1e-5 * max(abs(left), abs(right)))

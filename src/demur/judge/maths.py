@@ -17,6 +17,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 from demur.errors import UserError
@@ -27,8 +28,17 @@ from demur.records import GradeLabel, Part, Prompt, Query, Trace, Verdict
 
 REACH = 20_000
 """Characters at the end of an answer in which the final answer is looked for."""
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_SAID = re.compile(r"(?:####|(?:final\s+)?answer\s*(?:is\b|[:=]))[\s:*]*([^\n]+)", re.IGNORECASE)
+_BOXED = re.compile(
+    r"\\(?:boxed|fbox)\s*(?:\{|(?P<token>\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)|\\sqrt\s*(?:\{[^{}]*\}|\w)|"
+    r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[a-zA-Z]+|[A-Za-z]))"
+)
+_JOINED = re.compile(
+    r"\s*\$?\s*(?:,|,?\s*(?:or|and)|\\text\{\s*(?:or|and)\s*\})\s*\$?\s*(?:[a-z]\s*=\s*)?", re.IGNORECASE
+)
+_SEVERAL = re.compile(
+    r"(?:[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?:\s*(?:,\s*)?(?:or|and)\s+[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)+"
+)
+_SAID = re.compile(r"(?:####|(?:final\s+)?answer\s*(?:is\b|[:=]))[\s:*]*(?:\\\[|\$\$)?\s*([^\n]+)", re.IGNORECASE)
 _CLOSING = re.compile(
     r"\*\*([^*\n]{1,200})\*\*|\$\$?([^$\n]{1,400})\$\$?|\\\(([^\n]{1,400}?)\\\)|\\\[([^\n]{1,400}?)\\\]"
 )
@@ -92,32 +102,63 @@ def final_answer(text: str) -> str | None:
     if said:
         return _bare(said[-1])
     last = text.rpartition("\n")[2]
-    closing = [next(filter(None, match.groups())) for match in _CLOSING.finditer(last)]
+    closing = [found for match in _CLOSING.finditer(last) if _is_formula(found := next(filter(None, match.groups())))]
     if closing:
         return _bare(closing[-1])
     return text if _NUMBER.fullmatch(text) else None
 
 
 def last_boxed(text: str) -> str | None:
-    """The inside of the last `\\boxed{…}` whose braces close; escaped braces do not count."""
-    for start in [match.end() for match in _BOXED.finditer(text)][:-20:-1]:
+    """The inside of the last box whose braces close, or the one token of a box without braces; boxes that are joined by
+    "or" or a comma are one answer."""
+    found: list[tuple[int, int, str]] = []
+    for match in list(_BOXED.finditer(text))[:-20:-1]:
+        if match["token"] is not None:
+            found.append((match.start(), match.end(), match["token"].strip()))
+            continue
         depth = 1
-        for match in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):
-            depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        for brace in re.finditer(r"\\.|[{}]", text[match.end() :], re.DOTALL):
+            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
             if depth == 0:
-                return text[start : start + match.start()].strip() or None
-    return None
+                found.append(
+                    (match.start(), match.end() + brace.end(), text[match.end() : match.end() + brace.start()].strip())
+                )
+                break
+    if not found:
+        return None
+    answers = [found[0][2]]
+    for later, earlier in pairwise(found):
+        if not _JOINED.fullmatch(text[earlier[1] : later[0]]):
+            break
+        answers.insert(0, earlier[2])
+    return ", ".join(filter(None, answers)) or None
 
 
 def _bare(text: str) -> str | None:
     """What was said, without the sentence around it: the formula or bold text in it, or its words up to the full stop."""
-    inner = _CLOSING.search(text)
+    inner = next((m for m in _CLOSING.finditer(text) if _is_formula(next(filter(None, m.groups())))), None)
     if inner is not None:
         return next(filter(None, inner.groups())).strip().rstrip(".") or None
-    number = _NUMBER.match(text.strip().lstrip("$€£ "))
-    if number is not None and not text[number.end() :].strip().startswith(("\\", "^", "+", "*", "x")):
+    plain = re.sub(r"\\?[$€£](?=\s?\d)", "", text).strip()
+    plain = re.split(r"[.;](?:\s|$)|\s\(", plain)[0]
+    left, equals, right = plain.rpartition("=")
+    if equals and not re.search(r"[a-z]", left, re.IGNORECASE):
+        plain = right.strip()
+    several = _SEVERAL.match(plain)
+    if several is not None:
+        return ", ".join(_NUMBER.findall(several.group()))
+    number = _NUMBER.match(plain)
+    if number is not None and not plain[number.end() :].strip().startswith(("\\", "^", "+", "*", "x", "×", "°")):
         return number.group().rstrip(",")
-    return re.split(r"[.;](?:\s|$)", text.strip())[0].strip(" *`") or None
+    return plain.strip(" *`") or None
+
+
+def _is_formula(text: str) -> bool:
+    """Whether what stands between two dollar signs is a formula, not the words between two amounts of money."""
+    return (
+        not re.search(r"(?<![\\a-z{])[a-z]{3,} +[a-z]{2,}|\d[ ,]+(?:[a-z]{3,})|[-+*/= ]$", text, re.IGNORECASE)
+        or "\\" in text
+    )
 
 
 def compare_plain(gold: str, answer: str) -> bool | None:
