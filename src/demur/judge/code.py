@@ -194,7 +194,7 @@ def _blocks(answer: str) -> tuple[list[tuple[str, str]], str]:
             lines.append(line)
     if fence and any(map(str.strip, lines)):
         blocks.append((mark, textwrap.dedent("\n".join(lines))))
-    inner = [found for _, text in blocks for found in _blocks(text)[0] if _FENCE.search(text)]
+    inner = [found for _, text in blocks for found in (_blocks(text)[0] if "```" in text or "~~~" in text else ())]
     return blocks + inner, "\n".join(before)
 
 
