@@ -14,6 +14,7 @@ from demur.distil.run import REASONS, Distilled, distil
 from demur.distil.settings import DistilSettings
 from demur.errors import UserError, WorkError
 from demur.interfaces import Model, Request, Requests, Traces, stream
+from demur.mix.examples import example_of
 from demur.records import Failure, HarmLabel, Part, Prompt, Query, RefusalLabel, Sampling, Trace, Verdict
 
 GOOD = "<think>\nThis would hurt people.\n</think>\n\nSorry, no."
@@ -202,3 +203,16 @@ def test_tokens_are_counted_for_all_and_for_the_kept() -> None:
     assert done.tokens["all"].n == 3
     assert done.tokens["kept"].n == 2
     assert done.tokens["kept"].mean == done.tokens["kept"].p90 == len(GOOD.split())
+
+
+def test_a_thinking_begun_for_the_teacher_is_context_and_not_trained() -> None:
+    begun = "Sure, the steps are"
+    teacher = Teacher(lambda request: f"{request.sampling.prefill} harmful. Stop.\n</think>\n\nSorry, no.")
+    done = run(teacher, 1, judges=[Guard("answer")], keep="answer safe", begin=begun)
+    assert len(done.kept) == 1
+    example = example_of(done.traces[0], share="safety")
+    assert [(part.role, part.text, part.train) for part in example.parts[1:]] == [
+        ("thinking", begun, False),
+        ("thinking", " harmful. Stop.", True),
+        ("answer", "Sorry, no.", True),
+    ]

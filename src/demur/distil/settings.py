@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from demur import thinking
 from demur.records import Part, Sampling
 from demur.settings import STRICT
 
@@ -32,6 +33,9 @@ class DistilSettings(BaseModel):
     """Ask a prompt again until so many of its replies are kept; `samples` does not count then."""
     bound: int = Field(default=8, ge=1)
     """With `until_safe`: the most replies ever asked for a prompt."""
+    begin: str = ""
+    """What every thinking begins with, such as a flawed beginning to recover from (RECAP, arXiv 2510.00938): the model goes on from there,
+    and no loss falls on it. Judge the answer alone then: `keep: answer safe`."""
     keep: Keep = "whole safe"
     """Which parts the judge must call safe. The paper's filter reads reasoning and answer together."""
     threshold: float | None = Field(default=None, ge=0)
@@ -64,4 +68,5 @@ class DistilSettings(BaseModel):
             max_tokens=self.max_tokens,
             seed=self.seed,
             n=self.samples if self.until_safe is None else 1,
+            prefill=thinking.join(self.begin, None) if self.begin else None,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from demur import thinking
 from demur.errors import UserError
 from demur.records import UNSAFE, Example, ExamplePart, Origin, Trace
 
@@ -46,10 +47,12 @@ def example_of(trace: Trace, *, share: str, no_thinking: NoThinking = "empty") -
     prompt = trace.prompt
     system = () if trace.strategy else (turn.content for turn in trace.sent if turn.role == "system")
     trained = trace.thinking is not None or no_thinking != "masked"
+    begun = _begun(trace)
     parts = (
         *(ExamplePart(role="system", text=text, train=False) for text in system),
         ExamplePart(role="user", text=prompt.text, train=False),
-        ExamplePart(role="thinking", text=trace.thinking or "", train=trained),
+        *([ExamplePart(role="thinking", text=begun, train=False)] if begun else []),
+        ExamplePart(role="thinking", text=(trace.thinking or "")[len(begun) :], train=trained),
         ExamplePart(role="answer", text=trace.answer or "", train=True),
     )
     origin = Origin(
@@ -65,6 +68,12 @@ def example_of(trace: Trace, *, share: str, no_thinking: NoThinking = "empty") -
         model=trace.model,
     )
     return Example(parts=parts, origin=origin, share=share, cluster=prompt.cluster)
+
+
+def _begun(trace: Trace) -> str:
+    """What the thinking was begun with for the model: it is context, and no loss falls on it."""
+    given = thinking.split(trace.sampling.prefill or "", finish="length").thinking or ""
+    return given if given and (trace.thinking or "").startswith(given) else ""
 
 
 def examples_of(

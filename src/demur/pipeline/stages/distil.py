@@ -9,6 +9,7 @@ from demur.distil.run import distil
 from demur.distil.settings import DistilSettings
 from demur.distil.strategy import Strategy, load
 from demur.interfaces import Ask
+from demur.models.requires import Requires
 from demur.pipeline.stage import Context, Lack, Size, Stage, judging, kept, tokens
 from demur.records import Kept, Part, Prompt, Trace
 from demur.settings import STRICT
@@ -72,6 +73,8 @@ class Distil(Stage[DistilStageSettings]):
             lacks.append(Lack("teacher", f"strategy '{strategy.name}' needs a model that writes its traces.", True))
         if strategy.needs_trace and "given" not in self.inputs:
             lacks.append(Lack("given", f"strategy '{strategy.name}' rewrites traces, and none are given.", True))
+        if self.settings.distil.begin and "teacher" in self.models:
+            lacks += self._unmet("teacher", Requires(prefill=True), "distil with 'begin'")
         return lacks + (self.judge_needs(self.settings.filter, "filter") if self._parts else [])
 
     def readers(self) -> tuple[str, ...]:
