@@ -16,7 +16,7 @@ from demur.storage import readers as tables
 from demur.storage.artifacts import hash_file
 from demur.thinking import join
 
-REPLY = ("completion", "response", "answer", "target_response")
+REPLY = ("completion", "response", "answer", "target_response", "reasoning", "thinking", "thought", "cot")
 QUESTION = ("prompt", "goal", "question")
 GOLD = ("final_label", "label", "human_majority", "response_harm_label", "human")
 REFUSALS = ("full_compliance", "partial_refusal", "full_refusal")
@@ -31,6 +31,9 @@ _MEANS = {
     "0": "safe",
     "true": "unsafe",
     "false": "safe",
+    "0.5": "unsafe",
+    "0.0": "safe",
+    "1.0": "unsafe",
 }
 
 
@@ -184,7 +187,11 @@ async def guard(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
     kept = [row for row in rows if row.gold in ("safe", "unsafe")]
     if not kept:
         raise UserError("a guard is calibrated against labels safe and unsafe (or harmful, unharmful, 1, 0).")
-    traces = [as_trace(row.question, row.reply, sample) for sample, row in enumerate(kept)]
+    thinks = judge.part == "thinking"  # then the labelled text is the thinking
+    traces = [
+        as_trace(row.question, "" if thinks else row.reply, sample, thinking=row.reply if thinks else None)
+        for sample, row in enumerate(kept)
+    ]
     said = {verdict.trace: verdict.label async for verdict in judge.verdicts(traces)}
     labels = [said[trace.id] for trace in traces]
     gold = [row.gold for row in kept]

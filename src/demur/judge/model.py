@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from demur.errors import WorkError
 from demur.interfaces import Model, Request, Traces, stream
-from demur.judge.base import BaseJudge, asked, visible
+from demur.judge.base import BaseJudge, asked, failed, visible
 from demur.models.requires import Requires as Requires
 from demur.records import Failure, Intent, Label, Message, Part, Prompt, Query, Sampling, Trace, Verdict, digest
 from demur.untrusted import neutral
@@ -113,7 +113,7 @@ class ModelJudge(BaseJudge):
                 yield ready.pop()
             if (request := waiting.pop(reply.prompt.id, None)) is not None:
                 verdict = self._read(reply.prompt.id, reply)
-                if verdict.label is None and isinstance(reply, Trace):
+                if failed(verdict) and isinstance(reply, Trace):
                     # Nothing unreadable is frozen: a judge that was mended is heard by the next run.
                     verdict = self._read(reply.prompt.id, await self._model.answer(request, fresh=True))
                 yield verdict
