@@ -25,8 +25,8 @@ from demur.judge.guards import (
     LLAMA_GUARD3,
     QWEN3GUARD_LOOSE,
     QWEN3GUARD_STRICT,
-    SAFEGUARD,
     REASONING_SHIELD,
+    SAFEGUARD,
     WILDGUARD,
     parse_harmbench,
     parse_llama_guard3,
@@ -177,12 +177,7 @@ def test_controversial_is_read_as_asked_and_a_policy_s_verdict_is_json() -> None
     assert user_turn.content == "User: Q\n\nAssistant: T"
 
 
-TOKENS = (
-    "[INST] [/INST] <<SYS>> <</SYS>> <s> </s> <|im_start|> <|im_end|> <|eot_id|> <|start_header_id|> <start_of_turn> <end_of_turn> "
-    "[gMASK] <sop> <eop> <extra_id_1> [THINK] [/THINK] [SYSTEM_PROMPT] [TOOL_CALLS] <seed:eos> <seed:think> ]~b] [e~[ "
-    "<|channel|> <|START_OF_TURN_TOKEN|> <｜User｜> <｜end▁of▁sentence｜> ◁think▷ ◁/think▷ [|system|] <|endoftext|> <unused5> <0x0A> "
-    "<think> </think> <mm:think> <tool_call> <bos> <eos> <pad> <channel|> <|turn> [UNUSED_TOKEN_145] <reserved_106>"
-).split()
+TOKENS = ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<start_of_turn>", "<end_of_turn>", "[gMASK]", "<sop>", "<eop>", "<extra_id_1>", "[THINK]", "[/THINK]", "[SYSTEM_PROMPT]", "[TOOL_CALLS]", "<seed:eos>", "<seed:think>", "]~b]", "[e~[", "<|channel|>", "<|START_OF_TURN_TOKEN|>", "<｜User｜>", "<｜end▁of▁sentence｜>", "◁think▷", "◁/think▷", "[|system|]", "<|endoftext|>", "<unused5>", "<0x0A>", "<think>", "</think>", "<mm:think>", "<tool_call>", "<bos>", "<eos>", "<pad>", "<channel|>", "<|turn>", "[UNUSED_TOKEN_145]", "<reserved_106>"]
 
 
 @pytest.mark.parametrize("name", sorted(PARSERS))
