@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.made import Speaker
+from tests.made import Speaker, gathered
 
 from demur import thinking
 from demur.diagnose.rules import RulesDetector
 from demur.errors import UserError
 from demur.interfaces import Request
-from demur.records import Failure, Prompt, Trace
-from demur.repair.means import SENTENCE, WANTED
+from demur.mix.examples import example_of
+from demur.records import Failure, Prompt, Sampling, Trace
+from demur.repair.cut import SENTENCE, cut_at_cue, cut_at_share, probe
+from demur.repair.means import WANTED
 from demur.repair.run import Repaired, repair
 from demur.repair.settings import RepairSettings
 
@@ -177,3 +179,39 @@ def test_means_are_read_from_commas_or_lists() -> None:
     assert RepairSettings.model_validate({"with": ["drop"]}).means == ("drop",)
     with pytest.raises(ValueError, match="mend"):
         RepairSettings.model_validate({"with": "mend"})
+
+
+def test_continuing_cuts_before_the_pattern_and_trains_what_is_new() -> None:
+    teacher = Speaker(
+        lambda request: f"{request.sampling.prefill} People get hurt. I refuse.\n</think>\n\n{REFUSED}", "teacher"
+    )
+    result = mended([made("a", DETAILED)], "continue", teacher, insert="Wait, this is a crime.")  # type: ignore[arg-type]
+    assert did(result) == ["continue"]
+    trace = result.traces[0]
+    assert trace.thinking == "This is a crime. Wait, this is a crime. People get hurt. I refuse."
+    assert trace.strategy == "default"
+    parts = [(part.text, part.train) for part in example_of(trace, share="safety").parts if part.role == "thinking"]
+    assert parts == [("This is a crime. Wait, this is a crime.", False), (" People get hurt. I refuse.", True)]
+    assert did(mended([made("a", BLIND)], "continue", Speaker(lambda request: None))) == ["left"]  # type: ignore[arg-type]
+
+
+def test_a_reasoning_is_cut_at_a_share_or_at_a_cue() -> None:
+    trace = made("a", ("One. Two. Sure, three. Four.", "x"))
+    assert [cut_at_share(trace, share) for share in (0.0, 0.5, 1.0)] == [
+        "",
+        "One. Two.",
+        "One. Two. Sure, three. Four.",
+    ]
+    assert cut_at_cue(trace, lambda sentence: sentence.startswith("Sure")) == "One. Two."
+    assert cut_at_cue(trace, lambda sentence: False) is None
+
+
+def test_a_probe_asks_for_the_answer_behind_every_share_of_the_thinking() -> None:
+    model = Speaker(
+        lambda request: f"{request.sampling.prefill}{'No.' if 'Two' in (request.sampling.prefill or '') else 'Sure.'}"
+    )
+    trace = made("a", ("One. Two. Three. Four.", "x"))
+    found = gathered(probe([trace], model=model, sampling=Sampling(max_tokens=20)))
+    said = {share: reply.answer for _, share, reply in found if isinstance(reply, Trace)}
+    assert said == {0.1: "Sure.", 0.25: "Sure.", 0.5: "No.", 0.75: "No.", 1.0: "No."}
+    assert {name for name, _, _ in found} == {trace.id}

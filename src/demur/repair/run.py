@@ -14,6 +14,7 @@ import msgspec
 from demur.errors import UserError, WorkError
 from demur.interfaces import Detector, Model, Progress, Request, quiet
 from demur.records import PATTERNS, Estimate, Failure, Finding, Pattern, Record, Trace
+from demur.repair.cut import cut_at_findings, going_on
 from demur.repair.means import aligned, asked_again, trimmed
 from demur.repair.settings import RepairSettings
 from demur.stats import Difference, mean, paired, rate
@@ -126,9 +127,9 @@ class _Work:
         """Of traces that no means has mended yet: the version with the fewest patterns, and what was done to get it."""
         self.steps: dict[str, list[str]] = {}
         self.failures: list[Failure] = []
-        if "reask" in settings.means:
+        if asks := [name for name in ("reask", "continue") if name in settings.means]:
             if teacher is None:
-                raise UserError("repair with 'reask' needs a teacher: give --teacher, or leave reask out of 'with'.")
+                raise UserError(f"repair with '{asks[0]}' needs a teacher: give --teacher, or leave it out of 'with'.")
             teacher.check(settings.drawn())
 
     async def read(self, traces: Sequence[Trace], findings: Iterable[Finding]) -> None:
@@ -169,8 +170,8 @@ class _Work:
         if name == "drop":
             for trace in traces:
                 self.settle(trace, None, "drop", reason=f"nothing mended {', '.join(self.patterns(trace))}")
-        elif name == "reask":
-            await self._reask(traces)
+        elif name in ("reask", "continue"):
+            await self._ask(name, traces)
         elif name == "align":
             await self._improve("align", traces)
         else:
@@ -197,10 +198,10 @@ class _Work:
             candidate = candidates.get(trace.id)
             if candidate is None:
                 continue
-            steps = [name] if name == "reask" else [*self.steps.get(trace.id, []), name]
+            steps = [name] if name in ("reask", "continue") else [*self.steps.get(trace.id, []), name]
             if self._sound(candidate):
                 self.settle(trace, candidate, "+".join(dict.fromkeys(steps)))
-            elif name != "reask" and set(self.patterns(candidate)) <= set(
+            elif name not in ("reask", "continue") and set(self.patterns(candidate)) <= set(
                 self.patterns(self.better.get(trace.id, trace))
             ):
                 self.better[trace.id], self.steps[trace.id] = candidate, steps
@@ -210,30 +211,35 @@ class _Work:
         found = {finding.pattern: finding.present for finding in self.found[trace.id]}
         return trace.outcome == "complete" and not any(found.values()) and found["lack_of_safety_awareness"] is False
 
-    async def _reask(self, traces: Sequence[Trace]) -> None:
+    def _request(self, name: str, trace: Trace, sample: int) -> Request | None:
+        """What the teacher is asked about a trace; `None` where there is nothing to cut."""
+        found, sampling = self.found[trace.id], self.settings.drawn()
+        if name == "reask":
+            return Request(messages=asked_again(trace, found), sampling=sampling, prompt=trace.prompt, sample=sample)
+        kept = cut_at_findings(trace, found)
+        begun = f"{kept} {self.settings.insert}".strip()
+        return None if kept is None else going_on(trace, begun, sampling=sampling, sample=sample)
+
+    async def _ask(self, name: str, traces: Sequence[Trace]) -> None:
+        """Have the teacher write open traces again, or go on where they went wrong, until one passes."""
         assert self.teacher is not None
-        by_prompt = {(trace.prompt.id, trace.id): trace for trace in traces}
         for attempt in range(self.settings.tries):
-            asked = {t.id: t for t in by_prompt.values() if t.id not in self.actions}
-            requests = [
-                Request(
-                    messages=asked_again(trace, self.found[trace.id]),
-                    sampling=self.settings.drawn(),
-                    prompt=trace.prompt,
-                    sample=attempt * len(traces) + index,
-                )
-                for index, trace in enumerate(asked.values())
-            ]
-            numbers = dict(zip((r.sample for r in requests), asked.values(), strict=True))
+            asked: dict[int, Trace] = {}
+            requests: list[Request] = []
+            for index, trace in enumerate(traces):
+                request = self._request(name, trace, attempt * len(traces) + index)
+                if trace.id not in self.actions and request is not None:
+                    asked[request.sample] = trace
+                    requests.append(request)
             candidates: dict[str, Trace | None] = {}
             async for reply in self.teacher.answers(requests):
                 if isinstance(reply, Failure):
                     self.failures.append(reply)
                     continue
-                original = numbers[reply.sample]
-                notes = (*reply.notes, f"repair: reask, from {original.id}")
+                original = asked[reply.sample]
+                notes = (*reply.notes, f"repair: {name}, from {original.id}")
                 candidates[original.id] = msgspec.structs.replace(reply, id="", strategy=original.strategy, notes=notes)
-            await self._accept("reask", candidates, traces)
+            await self._accept(name, candidates, traces)
 
     def result(self, traces: Sequence[Trace]) -> Repaired:
         """Everything in the order of the traces."""

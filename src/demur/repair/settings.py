@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from demur.records import Sampling
 
-Means = Literal["reask", "trim", "align", "drop"]
+Means = Literal["reask", "continue", "trim", "align", "drop"]
 
 
 class RepairSettings(BaseModel):
@@ -19,7 +19,10 @@ class RepairSettings(BaseModel):
     means: tuple[Means, ...] = Field(default=("trim", "align", "reask", "drop"), alias="with", min_length=1)
     """Tried in this order until one passes the detector. Without `drop`, a trace that nothing mends stays as it was."""
     tries: int = Field(default=2, ge=1)
-    """Most replies that `reask` asks for one trace."""
+    """Most replies that `reask` or `continue` asks for one trace."""
+    insert: str = "Wait. This could hurt somebody, and it is not for me to help with that."
+    """What `continue` puts where it cuts, before the first sentence that shows a pattern; the teacher goes on from there, and
+    loss falls on what it adds alone."""
     refusal: str = "Sorry, I can't help with that."
     """The answer that `align` gives to a reasoning that decided to refuse."""
     temperature: float = Field(default=0.6, ge=0)

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from demur.diagnose import open_detector
 from demur.interfaces import Ask
+from demur.models.requires import Requires
 from demur.pipeline.stage import Context, Lack, Size, Stage, detecting, detector_needs, kept, playing
 from demur.records import Finding, Trace
 from demur.repair.run import ROUNDS, repair
@@ -57,10 +58,11 @@ class Repair(Stage[RepairStageSettings]):
 
     def needs(self) -> list[Lack]:
         lacks = super().needs() + detector_needs(self, self.settings.detector)
-        if "reask" in self.settings.repair.means and "teacher" not in self.models:
-            lacks.append(
-                Lack("teacher", "repair with 'reask' asks a teacher again: name one, or leave reask out.", True)
-            )
+        asks = {"reask", "continue"} & {*self.settings.repair.means}
+        if asks and "teacher" not in self.models:
+            lacks.append(Lack("teacher", f"repair with '{min(asks)}' asks a teacher: name one, or leave it out.", True))
+        elif "continue" in asks:
+            lacks += self._unmet("teacher", Requires(prefill=True), "repair with 'continue'")
         return lacks
 
     def size(self) -> Size:
@@ -70,7 +72,7 @@ class Repair(Stage[RepairStageSettings]):
 
     def estimate(self) -> list[Ask]:
         settings, made = self.settings.repair, self.size()
-        again = made.rows * settings.tries if "reask" in settings.means else 0
+        again = made.rows * settings.tries * len({"reask", "continue"} & {*settings.means})
         asks = [Ask("teacher", again, again * (made.tokens + WISHES), again * settings.max_tokens)] if again else []
         # Read: each trace, unless its findings are given, and every candidate.
         readings = made.rows * ((0 if "findings" in self.inputs else 1) + ROUNDS + 1) + again

@@ -1,0 +1,81 @@
+"""Cut a reasoning at a sentence, insert a text, let a model go on: to repair, to make pairs, to probe where refusing is decided.
+
+After Chain-of-Guardrails, IPO (arXiv 2509.24393), SafeRemind (arXiv 2601.03662) and the probes of the refusal cliff (arXiv
+2510.06036), all without hidden states: the model is given what it thought so far and goes on from there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+
+import msgspec
+
+from demur import thinking
+from demur.interfaces import Model, Request
+from demur.models.answering import answered
+from demur.records import Failure, Finding, Sampling, Trace
+
+SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?!\s|$)[^.!?\n]*)*(?:[.!?]+[\"'”’)\]]*)?\s*")
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
+"""Where a probe cuts, as shares of the sentences."""
+IN_FLIGHT = 256
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text with the white space behind them; together they are the text."""
+    return [match[0] for match in SENTENCE.finditer(text) if match[0]]
+
+
+def cut_at_share(trace: Trace, share: float) -> str:
+    """The first share of the sentences of a reasoning."""
+    pieces = sentences(trace.thinking or "")
+    return "".join(pieces[: round(share * len(pieces))]).rstrip()
+
+
+def cut_at_cue(trace: Trace, cue: Callable[[str], bool]) -> str | None:
+    """A reasoning before its first sentence of which `cue` holds, such as a sign of compliance; `None` without one."""
+    pieces = sentences(trace.thinking or "")
+    at = next((place for place, piece in enumerate(pieces) if cue(piece)), None)
+    return None if at is None else "".join(pieces[:at]).rstrip()
+
+
+def cut_at_findings(trace: Trace, findings: Sequence[Finding]) -> str | None:
+    """A reasoning before the first sentence in which a pattern was found; `None` where no evidence stands in it."""
+    starts = [span.start for f in findings if f.present for span in f.spans if span.part == "thinking"]
+    return (trace.thinking or "")[: min(starts)].rstrip() if starts else None
+
+
+def going_on(trace: Trace, begun: str, *, sampling: Sampling, closed: bool = False, sample: int = 0) -> Request:
+    """The request in which a model goes on behind the beginning of a reasoning; `closed`: it must answer at once."""
+    prefill = thinking.join(begun, "" if closed else None)
+    return Request(
+        messages=trace.sent,
+        sampling=msgspec.structs.replace(sampling, prefill=prefill),
+        prompt=trace.prompt,
+        sample=sample,
+    )
+
+
+async def probe(
+    traces: Sequence[Trace], *, model: Model, sampling: Sampling, shares: Sequence[float] = SHARES
+) -> AsyncIterator[tuple[str, float, Trace | Failure]]:
+    """What a model answers when its thinking ends at each share of a trace's sentences: (id of the trace, share, reply).
+
+    A judge of refusals over the replies gives P(refuse | prefix): a fall towards the end is the refusal cliff.
+    """
+
+    async def one(at: tuple[Trace, float]) -> tuple[str, float, Trace | Failure]:
+        trace, share = at
+        request = going_on(trace, cut_at_share(trace, share), sampling=sampling, closed=True, sample=trace.sample)
+        reply = await model.answer(request)
+        if isinstance(reply, Trace):
+            notes = (*reply.notes, f"probe: {share:g} of {trace.id}")
+            reply = msgspec.structs.replace(reply, notes=notes, id="")
+        return trace.id, share, reply
+
+    places = [(trace, share) for trace in traces if trace.thinking for share in shares]
+    async with aclosing(answered(places, one, limit=IN_FLIGHT)) as results:
+        async for result in results:
+            yield result
