@@ -121,3 +121,17 @@ def test_descriptors_are_given_back() -> None:
     for _ in range(20):
         run_program("print(1)")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@needs_bubblewrap
+def test_a_busy_machine_changes_no_verdict() -> None:
+    """A program that needs two thirds of its time passes beside eight others that take the processors."""
+    source = "import time\nwhile time.process_time() < 0.6: pass\nprint('done')"
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * (os.cpu_count() or 1))]
+    try:
+        run = run_program(source, limits=LIMITS)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert (run.ending, run.stdout) == ("ok", b"done\n")

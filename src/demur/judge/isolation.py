@@ -5,17 +5,21 @@ dies with it, an empty environment, and hard limits that a prelude sets in its o
 There is no folder on the disk to clean up or to escape to. One path for all: started by root, bubblewrap itself runs as
 `nobody`, because limits on processes do not bind root. Without bubblewrap nothing runs.
 
-What holds: CPU and wall time, address space of each process and memory of all together (looked at ten times a second),
-number of processes, size of files, of the file system and of what is printed. What needs control groups and so is not
-promised: an exact bound on memory that belongs to no process (shared segments).
+What holds: CPU time, idle time (what a program waits for the processor is not counted, so a busy machine changes no verdict),
+address space of each process and memory of all together, shared pages included (looked at ten times a second), number of
+processes and files, size of files, of the file system and of what is printed. A filter of system calls (seccomp) refuses what
+would hold memory outside of all that (memfd, System V segments), io_uring, and sockets of other kinds than Unix and IP.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import platform
 import select
 import shutil
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -35,7 +39,7 @@ class Limits(NamedTuple):
     """What a program may use."""
 
     seconds: float = 6.0
-    """CPU time of each process; the wall time is twice that and a second, for busy machines."""
+    """CPU time of each process. A program may wait twice as long and a second without work to do."""
     memory: int = 1 << 30
     """Bytes: address space of each process, and memory of all together."""
     processes: int = 16
@@ -46,9 +50,14 @@ class Limits(NamedTuple):
     """Bytes of all files together."""
 
     @property
-    def wall(self) -> float:
-        """Seconds until the program is killed."""
+    def idle(self) -> float:
+        """Seconds in which a program neither works nor waits for a processor, until it is killed."""
         return 2 * self.seconds + 1
+
+    @property
+    def wall(self) -> float:
+        """Seconds until the program is killed whatever it does."""
+        return 20 * self.seconds + 60
 
 
 STANDARD = Limits()
@@ -100,16 +109,17 @@ def run_program(source: str, *, stdin: bytes = b"", limits: Limits = STANDARD) -
         _file() as out,
         _file() as err,
         _file() as status,
+        _file(_filter()) as calls,
     ):
         began = time.monotonic()
         process = subprocess.Popen(
-            _command(program.fileno(), status.fileno(), limits),
+            _command(program.fileno(), status.fileno(), calls.fileno(), limits),
             stdin=given,
             stdout=out,
             stderr=err,
             cwd="/",
             env={},
-            pass_fds=(program.fileno(), status.fileno()),
+            pass_fds=(program.fileno(), status.fileno(), calls.fileno()),
             start_new_session=True,
             user=nobody,
             group=nobody,
@@ -129,14 +139,23 @@ def run_program(source: str, *, stdin: bytes = b"", limits: Limits = STANDARD) -
     return Run(ending, None if killed else code, round(seconds, 4), stdout, stderr)
 
 
-def _command(program: int, status: int, limits: Limits) -> list[str]:
+def _command(program: int, status: int, calls: int, limits: Limits) -> list[str]:
     """The command line of bubblewrap."""
     disk = ["--size", str(limits.disk)]
     numbers = (-(-limits.seconds // 1), limits.memory, limits.processes, limits.output)
     return [
         bubblewrap(),
         *("--unshare-user", "--disable-userns", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
-        *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"),
+        *(
+            "--seccomp",
+            str(calls),
+            "--unshare-cgroup-try",
+            "--die-with-parent",
+            "--new-session",
+            "--clearenv",
+            "--cap-drop",
+            "ALL",
+        ),
         *("--hostname", "isolated", "--uid", str(NOBODY), "--gid", str(NOBODY), "--json-status-fd", str(status)),
         *_system(),
         *("--proc", "/proc", "--size", "4096", "--tmpfs", "/dev"),
@@ -203,34 +222,103 @@ def _content(file: IO[bytes], most: int) -> bytes:
 
 def _watch(process: subprocess.Popen[bytes], limits: Limits) -> Ending | None:
     """Wait for the end; `time` or `memory` when it was the program's last."""
-    end = time.monotonic() + limits.wall
+    began = time.monotonic()
     handle = os.pidfd_open(process.pid)
     try:
         poll = select.poll()
         poll.register(handle, select.POLLIN)
-        while (left := end - time.monotonic()) > 0:
-            if poll.poll(1000 * min(TICK, left)):
+        while (passed := time.monotonic() - began) < limits.wall:
+            if poll.poll(1000 * TICK):
                 return None
-            if _memory(process.pid) > limits.memory:
+            pids = _descendants(process.pid)
+            if sum(map(_memory, pids)) > limits.memory or _files(pids[-1]) > FILES:
                 return "memory"
+            if passed > limits.idle and passed - sum(map(_busy, pids)) > limits.idle:
+                return "time"
         return "time"
     finally:
         os.close(handle)
 
 
-def _memory(root: int) -> int:
-    """Bytes of memory that a process and its descendants hold together, pages shared with files left out."""
-    total, pids = 0, [root]
-    while pids:
-        pid = pids.pop()
+def _descendants(root: int) -> list[int]:
+    """A process and all that it started."""
+    found = [root]
+    for pid in found:
         try:
-            resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
-            total += int(resident) - int(shared)
             for task in os.listdir(f"/proc/{pid}/task"):
-                pids += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
         except (OSError, ValueError):
             continue
-    return total * os.sysconf("SC_PAGE_SIZE")
+    return found
+
+
+def _memory(pid: int) -> int:
+    """Bytes that a process holds, pages that it shares with others by its part of them."""
+    try:
+        with contextlib.suppress(OSError):  # not every user may read it
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    return 1024 * int(line.split()[1])
+        resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+        return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def _busy(pid: int) -> float:
+    """Seconds that a process and its ended children worked, or waited for a processor."""
+    try:
+        ran, waited = map(int, Path(f"/proc/{pid}/schedstat").read_text().split()[:2])
+        ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
+        return (ran + waited) / 1e9 + sum(map(int, ended)) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _files(pid: int) -> int:
+    """How many files a program has in its largest file system: empty ones take memory too."""
+    try:
+        stats = [os.statvfs(f"/proc/{pid}/root/{place}") for place in ("tmp", "box")]
+    except OSError:
+        return 0
+    return max(one.f_files - one.f_ffree for one in stats)
+
+
+FILES = 20_000
+"""Files that a program may have."""
+_MACHINES = {
+    # architecture, socket, mmap, and calls that are refused: memfd_create, memfd_secret, shmget, shmat, userfaultfd,
+    # perf_event_open, bpf, keyctl, ptrace, io_uring_setup, io_uring_enter, io_uring_register
+    "x86_64": (0xC000003E, 41, 9, (319, 447, 29, 30, 323, 298, 321, 250, 101, 425, 426, 427)),
+    "aarch64": (0xC00000B7, 198, 222, (279, 447, 194, 196, 282, 241, 280, 219, 117, 425, 426, 427)),
+}
+_LOAD, _EQUAL, _AT_LEAST, _MASKED, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000
+
+
+def _filter() -> bytes:
+    """The filter of system calls in the kernel's own form (classic BPF); empty where the machine is another."""
+    known = _MACHINES.get(platform.machine())
+    if known is None:
+        return struct.pack("HBBI", _RETURN, 0, 0, _ALLOW)
+    arch, socket, mmap, refused = known
+    steps: list[tuple[int, int, int, int]] = [
+        (_LOAD, 0, 0, 4),
+        (_EQUAL, 1, 0, arch),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, 0),
+    ]
+    steps += [(_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL)]  # the same calls by other numbers (x32)
+    for call in refused:
+        steps += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, _REFUSE)]
+    # socket(domain): Unix, IPv4, netlink and IPv6 only
+    steps += [(_EQUAL, 0, 7, socket), (_LOAD, 0, 0, 16)]
+    steps += [(_EQUAL, 4 - at, 0, domain) for at, domain in enumerate((1, 2, 10, 16))]
+    steps += [(_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
+    # mmap of memory that is both shared (1) and of no file (0x20)
+    steps += [(_EQUAL, 0, 3, mmap), (_LOAD, 0, 0, 40), (_MASKED, 0, 1, 1), (_MASKED, 1, 0, 0x20)]
+    steps += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)]
+    return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
 def _exit_code(status: bytes) -> int | None:
