@@ -317,7 +317,7 @@ class Estimate(Record, frozen=True, kw_only=True):
     how: str = ""
     """The method of the interval, such as `Wilson, clustered by prompt`, or why there is none."""
     best: float | None = None
-    """The value if every cut or unscored trace had counted in the model's favour."""
+    """The value if every truncated or unscored trace had counted in the model's favour."""
     worst: float | None = None
 
 
@@ -341,7 +341,7 @@ R = TypeVar("R")
 
 
 def encode(value: Any) -> bytes:
-    """Canonical JSON: the same value gives the same bytes."""
+    """Canonical JSON: the same value has the same bytes."""
     return msgspec.json.encode(value, order="deterministic")
 
 
@@ -351,7 +351,7 @@ def digest(value: Any) -> str:
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> int:
-    """Write one record a line and give their number. Not atomic: stages publish by their manifest."""
+    """Write one record a line and return their number. Not atomic: stages publish by their manifest."""
     count = 0
     with path.open("wb", buffering=1 << 20) as file:
         for record in records:

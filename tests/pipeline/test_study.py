@@ -116,7 +116,7 @@ def test_overrides_go_before_the_quick_version_and_that_before_the_file(small: P
         ({"armz": {}}, "armz"),
         ({"train": {"learning_rate": 1}}, "learning_rate"),
         ({"arms": {"short": {"format": "short", "safety": 8, "train": {"lrr": 1}}}, "compare": []}, "lrr"),
-        ({"stand_in_data": {"advbench": "x"}}, "stand_in_data is for stand-ins alone"),
+        ({"stand_in_data": {"advbench": "x"}}, "stand_in_data is for smoke runs alone"),
     ],
 )
 def test_what_is_wrong_is_named(small: Path, change: dict[str, object], said: str) -> None:

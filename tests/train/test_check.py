@@ -32,7 +32,7 @@ def test_shipped_and_stand_in_bases_hold(mini_base: Path, stand_in: Path) -> Non
         assert report.opened
         assert len(report.shown) == 3
         assert any(token.trained for token in report.shown[0])
-        assert "nothing cut; 0 left out" in text_of(report)
+        assert "nothing truncated; 0 left out" in text_of(report)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

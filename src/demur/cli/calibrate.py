@@ -50,7 +50,7 @@ def guard(
     data: Annotated[Path, typer.Option("--data", help="Labelled replies: prompt, response, label (safe or unsafe).")],
     part: Annotated[str | None, typer.Option("--part", help="thinking, answer or whole; default: the judge's.")] = None,
     limit: common.Limit = None,
-    journal: common.JournalDir = None,
+    cache: common.CacheDir = None,
     json: common.Json = False,
 ) -> None:
     """A harm judge against labels: sensitivity and specificity with intervals.
@@ -61,7 +61,7 @@ def guard(
 
       demur calibrate guard --detector http://127.0.0.1:8001/v1 --data labels.jsonl --part whole
     """
-    report = asyncio.run(_calibrated(detector, data, part=part, limit=limit, journal=journal))
+    report = asyncio.run(_calibrated(detector, data, part=part, limit=limit, cache=cache))
     _told(report, json=json, title=detector)
 
 
@@ -72,7 +72,7 @@ def patterns(
         str, typer.Option("--detector", help="rules, mini, or a model: URL, folder, hub id.")
     ] = "rules",
     limit: common.Limit = None,
-    journal: common.JournalDir = None,
+    cache: common.CacheDir = None,
     json: common.Json = False,
 ) -> None:
     """A detector of failure patterns against labels.
@@ -83,7 +83,7 @@ def patterns(
 
       demur calibrate patterns --detector http://127.0.0.1:8000/v1 --data labels.jsonl --json
     """
-    report = asyncio.run(_scored(data, detector=detector, limit=limit, journal=journal))
+    report = asyncio.run(_scored(data, detector=detector, limit=limit, cache=cache))
     if json:
         common.print_json(report)
         return
@@ -98,20 +98,20 @@ def patterns(
     common.stdout.print(f"macro-F1 {macro}, over what it decided; abstained on {report['abstained']:.1%} of decisions")
 
 
-async def _scored(data: Path | None, *, detector: str, limit: int | None, journal: Path | None) -> dict[str, Any]:
+async def _scored(data: Path | None, *, detector: str, limit: int | None, cache: Path | None) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         if detector in DETECTORS:
             return await calibrated(open_detector(detector), data, limit=limit)
-        kept = stack.enter_context(ReplyCache(journal or Path("runs/calibrate/journal")))
-        minds = [
+        kept = stack.enter_context(ReplyCache(cache or Path("runs/calibrate/replies")))
+        models = [
             await stack.enter_async_context(open_model(parse_model(one), cache=kept, label="detector/calibrate"))
             for one in detector.split("+")
         ]
-        return await calibrated(open_detector("llm", models=minds), data, limit=limit)
+        return await calibrated(open_detector("llm", models=models), data, limit=limit)
 
 
 async def _calibrated(
-    detector: str, data: Path, *, part: Any, limit: int | None, journal: Path | None
+    detector: str, data: Path, *, part: Any, limit: int | None, cache: Path | None
 ) -> dict[str, Any]:
     """Open the judge and hold it against the labels."""
     from demur.judge.calibrate import guard as against
@@ -123,7 +123,7 @@ async def _calibrated(
     async with AsyncExitStack() as stack:
         played = None
         if requires_model(name):
-            kept = stack.enter_context(ReplyCache(journal)) if journal else None
+            kept = stack.enter_context(ReplyCache(cache)) if cache else None
             played = await stack.enter_async_context(
                 open_model(parse_model(model), cache=kept, label="judge/calibrate")
             )

@@ -61,7 +61,6 @@ Examples = Annotated[Path | None, typer.Option("--examples", help="Rows to train
 CacheDir = Annotated[
     Path | None, typer.Option("--cache", help="Reply cache to share between runs; default: RUN/replies.")
 ]
-JournalDir = CacheDir
 
 
 def app(help: str) -> typer.Typer:
@@ -77,7 +76,7 @@ def print_json(value: Any) -> None:
 
 
 def apply_sets(data: dict[str, Any], sets: list[str] | None) -> dict[str, Any]:
-    """Apply `a.b=value` overrides to nested plain data (values are read as YAML) and give the new data.
+    """Apply `a.b=value` overrides to nested plain data (values are read as YAML) and return the new data.
 
     Whether the keys exist is decided by the schema that reads the result, which knows the nearest allowed name.
     """

@@ -20,7 +20,7 @@ COUNTS = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_th
 @app.command()
 def cost(
     run: Annotated[Path, typer.Argument(help="The folder of a run, or of a reply cache.")],
-    journal: common.JournalDir = None,
+    cache: common.CacheDir = None,
     json: common.Json = False,
 ) -> None:
     """Requests, tokens and money by part and stage, summed up from the stored replies.
@@ -33,8 +33,8 @@ def cost(
 
       demur cost runs/paper --json
     """
-    with ReplyCache(folder_of(run, journal)) as cache:
-        lines, failures = cache.ledger(), cache.failures()
+    with ReplyCache(folder_of(run, cache)) as kept:
+        lines, failures = kept.ledger(), kept.failures()
     if json:
         common.print_json({"lines": lines, "total": _total(lines), "failures": failures})
         return
@@ -49,16 +49,16 @@ def cost(
         common.stdout.print(f"failed: {listed}. Ask again: demur retry {run}")
 
 
-def folder_of(run: Path, journal: Path | None) -> Path:
+def folder_of(run: Path, cache: Path | None) -> Path:
     """The folder of a run's reply cache.
 
     Raises:
         UserError: there is none.
     """
-    for folder in [journal] if journal else [run / CACHE, run]:
+    for folder in [cache] if cache else [run / CACHE, run]:
         if (folder / FILE).is_file():
             return folder
-    raise UserError(f"{journal or run} holds no reply cache ({FILE}).")
+    raise UserError(f"{cache or run} holds no reply cache ({FILE}).")
 
 
 def _total(lines: list[Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def diagnose(
     detector: DETECTOR = "rules",
     limit: common.Limit = None,
     out: common.Out = None,
-    journal: common.JournalDir = None,
+    cache: common.CacheDir = None,
     json: common.Json = False,
 ) -> None:
     """Find the failure patterns in traces: findings with evidence, and rates with intervals per pattern and class.
@@ -46,7 +46,7 @@ def diagnose(
     kind, models = detecting(detector)
     source = Import("import", ImportSettings(), files={"file": file})
     stage = Diagnose("diagnose", DiagnoseSettings(detector=kind, limit=limit), inputs={"traces": source}, models=models)
-    done = run_stages([stage], out=where, journal=journal, title="diagnose")
+    done = run_stages([stage], out=where, cache=cache, title="diagnose")
     summary = done["diagnose"].manifest.summary
     odd = done["import"].rows("odd")
     text = markdown(where, title=f"Failure patterns in {file.name}", traces=summary["traces"], odd=odd)

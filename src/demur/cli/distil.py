@@ -36,7 +36,7 @@ def distil(
     limit: common.Limit = None,
     seed: common.Seed = 0,
     out: common.Out = None,
-    journal: common.JournalDir = None,
+    cache: common.CacheDir = None,
     sets: common.Set = None,
     json: common.Json = False,
 ) -> None:
@@ -53,7 +53,7 @@ def distil(
     settings: DistilSettings = common.validated(DistilSettings, common.apply_sets({"seed": seed}, sets))
     stage = _stage(settings, data=data, teacher=teacher, judge=judge, given=given, limit=limit)
     where = out or Path("runs/distil")
-    done = run_stages([stage], out=where, journal=journal, title="distil")[stage.name]
+    done = run_stages([stage], out=where, cache=cache, title="distil")[stage.name]
     text = markdown(done, strategy=Path(settings.strategy).stem)
     common.tell(where, text, plain={"out": str(where)} | done.manifest.summary, json=json)
     common.console.print(f"traces: {done.folder / 'traces.jsonl'}")

@@ -51,7 +51,7 @@ def evaluate(
 ) -> None:
     """Run benchmarks against a model: traces, verdicts and a table with intervals.
 
-    The table has a row for every model that was measured in the folder; a model is told by its name and address, a
+    The table has a row for every model that was measured in the folder; a model is known by its name and address, a
     folder by its weights. --set takes the paths of a study file: models.target.timeout=60, bench.0.sampling.top_p=0.9.
 
     Examples:

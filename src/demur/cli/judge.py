@@ -33,12 +33,12 @@ def judge(
     part: Annotated[str | None, typer.Option("--part", help="thinking, answer or whole; default: the judge's.")] = None,
     query: Annotated[str | None, typer.Option("--query", help="question or sent; default: the judge's.")] = None,
     out: common.Out = None,
-    journal: common.JournalDir = None,
+    cache: common.CacheDir = None,
     json: common.Json = False,
 ) -> None:
     """Judge stored traces again: verdicts, a table, and thinking crossed with answer where both were judged.
 
-    Several judges are compared with each other, and a majority of them is told too.
+    Several judges are compared with each other, and their majority is reported too.
 
     Examples:
 
@@ -51,13 +51,13 @@ def judge(
     where = out or Path("runs/judge")
     _known("--part", part, ("thinking", "answer", "whole"))
     _known("--query", query, ("question", "sent"))
-    sources = _sources(source, where, journal)
+    sources = _sources(source, where, cache)
     stages = [
         _stage(text, {"part": part, "query": query}, settings, path)
         for text in dict.fromkeys(judges or ["rules"])
         for settings, path in sources
     ]
-    run_stages(stages, out=where, journal=journal, title="judge")
+    run_stages(stages, out=where, cache=cache, title="judge")
     traces, verdicts = _all(sources, [stage for stage in artifacts(where) if stage.manifest.kind == "judge"])
     extra = _beside(traces, verdicts)
     if json:
@@ -72,7 +72,7 @@ def _known(flag: str, value: str | None, allowed: tuple[str, ...]) -> None:
         raise unknown(flag, value, allowed)
 
 
-def _sources(source: Path, where: Path, journal: Path | None) -> list[tuple[dict[str, Any], Path]]:
+def _sources(source: Path, where: Path, cache: Path | None) -> list[tuple[dict[str, Any], Path]]:
     """Each file of traces, with what its stage says of it: arm, seed and benchmark."""
     if (source / "stages").is_dir():
         found = []
@@ -85,7 +85,7 @@ def _sources(source: Path, where: Path, journal: Path | None) -> list[tuple[dict
             raise UserError(f"{source} has no finished evaluation. See: demur status {source}")
         return found
     read = Import("import", ImportSettings(), files={"file": source})
-    done = run_stages([read], out=where, journal=journal, title="read")["import"]
+    done = run_stages([read], out=where, cache=cache, title="read")["import"]
     about = {"arm": source.stem, "seed": None, "bench": "demur.bench.metrics:STORED", "of": source.stem}
     return [(about, done.folder / "traces.jsonl")]
 

@@ -30,7 +30,7 @@ def repair(
     teacher: common.Teacher = None,
     limit: common.Limit = None,
     out: common.Out = None,
-    journal: common.JournalDir = None,
+    cache: common.CacheDir = None,
     sets: common.Set = None,
     json: common.Json = False,
 ) -> None:
@@ -56,7 +56,7 @@ def repair(
         inputs={"traces": read, "findings": found},
         models=models | ({"teacher": parse_model(teacher)} if teacher else {}),
     )
-    done = run_stages([mended], out=where, journal=journal, title="repair")["repair"]
+    done = run_stages([mended], out=where, cache=cache, title="repair")["repair"]
     summary = done.manifest.summary
     text = markdown(summary, title=f"Repair of {file.name}")
     plain = {"out": str(where), "traces": done.rows("traces")} | summary

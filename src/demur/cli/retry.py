@@ -21,7 +21,7 @@ app = common.app("Ask failed requests again.")
 @app.command()
 def retry(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    journal: common.JournalDir = None,
+    cache: common.CacheDir = None,
     json: common.Json = False,
 ) -> None:
     """Forget failed requests and the stages that were made without their replies, then go on with the run.
@@ -30,9 +30,9 @@ def retry(
 
       demur retry runs/mini
     """
-    with ReplyCache(folder_of(run, journal)) as cache:
-        stages = {line.stage for line in cache.ledger() if line.failed}
-        forgotten = cache.forget_failures()
+    with ReplyCache(folder_of(run, cache)) as kept:
+        stages = {line.stage for line in kept.ledger() if line.failed}
+        forgotten = kept.forget_failures()
     removed = forget_stages(run, stages)
     common.console.print(f"{forgotten} failed requests will be asked again; {len(removed)} stages will be made again")
     try:
@@ -41,11 +41,11 @@ def retry(
         common.console.print(f"now run the command that made {run} again ({error})")
         return
 
-    run_study(study, out=run, cache=journal, json=json)
+    run_study(study, out=run, cache=cache, json=json)
 
 
 def forget_stages(run: Path, names: set[str]) -> list[str]:
-    """Remove the stages of these names, those that hold failures, and all that was made from them; gives the names."""
+    """Remove the stages of these names, those that hold failures, and all that was made from them; returns the names."""
     there = artifacts(run)
     gone = {a.manifest.fingerprint for a in there if a.manifest.name in names or a.rows("failures")}
     grew = True

@@ -24,7 +24,7 @@ STUDY = "study.yaml"
 
 
 def run_stages(
-    stages: Sequence[Stage[Any]], *, out: Path, journal: Path | None = None, workers: int | None = None, title: str = ""
+    stages: Sequence[Stage[Any]], *, out: Path, cache: Path | None = None, workers: int | None = None, title: str = ""
 ) -> dict[str, Artifact]:
     """Do some stages and what they read, with their progress shown; returns the artifacts by stage name.
 
@@ -36,7 +36,7 @@ def run_stages(
     problems.check()
     require(missing)
     with Display(common.console, [stage.name for stage in ordered(stages)], title=title) as display:
-        return execute(stages, out=out, cache=journal, workers=workers or default_workers(), watch=display)
+        return execute(stages, out=out, cache=cache, workers=workers or default_workers(), watch=display)
 
 
 def require(missing: Sequence[str], *, hint: str = "") -> None:
@@ -66,7 +66,7 @@ def run_study(
         UserError: something is missing, or the folder holds a study file that demur did not write.
     """
     study, stages, missing, notes = resolved
-    require(missing, hint="\nTo try the whole path here with small stand-ins: add --stand-in")
+    require(missing, hint="\nTo try the whole path here with small models: add --stand-in")
     for note in notes:
         common.console.print(note, markup=False)
     if (out / STUDY).exists() and not (out / GRAPH).exists():
@@ -92,7 +92,7 @@ def run_study(
 
 
 def run_small(resolved: Resolved, *, out: Path, cache: Path | None, on: str, json: bool) -> None:
-    """Run a study with small stand-ins for all its models."""
+    """A smoke run: a study with small local models in place of all of its own."""
     from demur.testing.stand_in import standing_in
 
     run_study(standing_in(resolved.study, out=out), out=out, cache=cache, on=on, json=json)

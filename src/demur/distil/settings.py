@@ -45,7 +45,7 @@ class DistilSettings(BaseModel):
     top_p: float = Field(default=0.95, gt=0, le=1)
     """The teacher's nucleus."""
     max_tokens: int = Field(default=4096, ge=1)
-    """The teacher's bound on new tokens, thinking included. A trace that runs into it is dropped as cut."""
+    """The teacher's bound on new tokens, thinking included. A trace that runs into it is dropped as truncated (`cut`)."""
     seed: int = 0
     """The teacher's."""
 

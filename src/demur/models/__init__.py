@@ -1,6 +1,6 @@
 """Who answers: one Protocol, and behind it a server, weights on this machine, a script, or a backend of your own.
 
-`config.as_model` reads what a user wrote, `open.open_model` gives the model behind it; nobody else needs to know which kind
+`config.as_model` reads what a user wrote, `open.open_model` opens the model behind it; nobody else needs to know which kind
 it is. Replies go through the cache before anyone sees them.
 """
 

@@ -252,7 +252,7 @@ class Custom(_Config):
     """A backend of your own: `module:Class`, a settings class with an asynchronous context manager `open`."""
 
     plugin: str
-    """module:Class of a pydantic model; `open(cache=, label=)` gives the model."""
+    """module:Class of a pydantic model; `open(cache=, label=)` opens the model."""
     settings: dict[str, Any] = {}
     """What that class takes."""
 

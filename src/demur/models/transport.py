@@ -125,7 +125,7 @@ def _unpacked(data: bytes, packing: str) -> bytes:
     except zlib.error as error:
         raise wire.Unreadable(f"a packed reply that is damaged: {error}") from None
     if unpacker.unconsumed_tail or not unpacker.eof:
-        raise wire.Unreadable(f"a packed reply of more than {LARGEST >> 20} MB, or cut")
+        raise wire.Unreadable(f"a packed reply of more than {LARGEST >> 20} MB, or truncated")
     return plain
 
 

@@ -188,7 +188,7 @@ def _started(config: Served, *, host: str, port: int) -> Iterator[tuple[_Running
 
 @contextmanager
 def served(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[Remote]:
-    """A server for a model's weights while the block lasts; gives the configuration that asks it.
+    """A server for a model's weights while the block lasts; yields the configuration that asks it.
 
     Raises:
         UserError: the engine or the weights are not there.

@@ -21,7 +21,7 @@ def check_study(study: Study, problems: Problems) -> None:
     """Add everything that is wrong with a study, each at its place."""
     if study.stand_in_data and not study.stand_in:
         problems.add(
-            ("stand_in_data",), "stand_in_data is for stand-ins alone: a benchmark's copy goes under its 'data'."
+            ("stand_in_data",), "stand_in_data is for smoke runs alone: a benchmark's copy goes under its 'data'."
         )
     for name in study.arms:
         _check_arm(study, name, problems)

@@ -1,7 +1,7 @@
 """Repair: every trace with a pattern goes through the means in order until the detector finds nothing in what came out.
 
 Nothing is lost: originals stay beside the repaired traces, each with what was done to it and why. The audit diagnoses the
-outcome again and gives the change of every pattern's rate over the same prompts, paired.
+outcome again and reports the change of every pattern's rate over the same prompts, paired.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def _fixed(data: Sample, p: float) -> tuple[float, float, str]:
 
 
 def _bounds(outcomes: Sequence[bool | None], truncated: int | Sequence[bool]) -> tuple[float | None, float | None]:
-    """The lowest and the highest share if what was cut or unscored had gone one way; cut counts make them cautious."""
+    """The lowest and the highest share if what was truncated or unscored had gone one way; counts alone make them cautious."""
     total = len(outcomes)
     if not total:
         return None, None

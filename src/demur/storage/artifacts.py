@@ -139,7 +139,7 @@ class Draft:
         self._rows: dict[str, int] = {}
 
     def write(self, name: str, records: Iterable[Any]) -> int:
-        """Write `name.jsonl`; gives the number of records."""
+        """Write `name.jsonl`; returns the number of records."""
         lines = records.lines() if isinstance(records, RecordFile) else records
         count = write_jsonl(self.folder / f"{name}.jsonl", lines)
         self._rows[f"{name}.jsonl"] = count

@@ -120,7 +120,7 @@ def _record(data: bytes) -> list[Any]:
         size = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)[kind] if kind < 10 else (kind - 12) // 2
         raw = bytes(view[at : at + size])
         if len(raw) != size:
-            raise ValueError("a record that is cut")
+            raise ValueError("a truncated record")
         at += size
         if kind in (0, 8, 9):
             values.append({0: None, 8: 0, 9: 1}[kind])

@@ -1,4 +1,4 @@
-"""Scripts: models that are functions, for tests, stand-ins and benchmarks.
+"""Scripts: models that are functions, for tests, smoke runs and benchmarks.
 
 They know nothing harmful: where a model would comply stands a placeholder, and what they call harmful is a list of words.
 `stand_in` recognises from the prompt which part it is asked to play (a target, a teacher, an attacker, a guard in its

@@ -1,6 +1,6 @@
 """Our own small OpenAI-compatible server: a script answers over HTTP, as slowly and as badly as one asks it to.
 
-Tests, stand-ins and benchmarks use it: chat and completions, logprobs, `/v1/models`, latencies with a heavy
+Tests, smoke runs and benchmarks use it: chat and completions, logprobs, `/v1/models`, latencies with a heavy
 tail, and every fault that a client must survive. Latencies and faults are decided by the hash of the request, so that
 they strike the same requests in every run; `GET /requests` says what was seen.
 

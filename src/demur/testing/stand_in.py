@@ -1,10 +1,10 @@
-"""A study with every model replaced by a small local one, to try the whole path on this machine.
+"""The smoke run: a study with every model replaced by a small local one, to try the whole path on this machine.
 
 What is trained and measured becomes a small random model of a real architecture; whoever else answers (teacher, attacker,
 judges, graders, and the student where it writes its own traces) becomes the scripted protocol server, which speaks each
-of their formats. Code paths stay the real ones: HTTP, journal, rendering, training, judging. A benchmark of which there
+of their formats. Code paths stay the real ones: HTTP, reply cache, rendering, training, judging. A benchmark of which there
 is no copy gets a few rows in its form. Numbers get small, one base and one seed are used unless more are asked for,
-and the report says "stand-in" across its head: its numbers mean nothing.
+and the report says "smoke run" across its head: its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PARTS = ("teacher", "filter", "judge", "attacker", "attack_judge", "detector")
 
 
 def standing_in(study: Study, *, out: Path, seeds: int = 1) -> Resolved:
-    """The study with stand-ins.
+    """The study as a smoke run.
 
     Raises:
         UserError: the group `train` is not installed.
@@ -43,14 +43,14 @@ def standing_in(study: Study, *, out: Path, seeds: int = 1) -> Resolved:
 
 
 def _base(folder: Path) -> Path:
-    """The small random model, made once. Most of its replies end by themselves, some are cut."""
+    """The small random model, made once. Most of its replies end by themselves, some are truncated."""
     if not (folder / "config.json").is_file():
         try:
             from demur.testing.base import make_base
         except ModuleNotFoundError as error:
             raise UserError("--stand-in trains: pip install 'demur[train]'") from error
         make_base(folder)
-        # A random model hardly ever stops by itself, and a reply that was cut is not judged: many signs end its replies.
+        # A random model hardly ever stops by itself, and a truncated reply is not judged: many characters end its replies.
         config = folder / "generation_config.json"
         said = json.loads(config.read_text())
         atomic_write(config, json.dumps(said | {"eos_token_id": [said["eos_token_id"], *range(0, 256, 32)]}))
@@ -58,7 +58,7 @@ def _base(folder: Path) -> Path:
 
 
 def reduced(study: Study, *, base: Path, seeds: int = 1) -> dict[str, Any]:
-    """The plain data of a study, small and with stand-ins for all models."""
+    """The plain data of a study, small, with a small local model in place of each."""
     data = study.model_dump(mode="json", exclude_unset=True)
     data["stand_in"] = True
     data.pop("serve", None)

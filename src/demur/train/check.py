@@ -165,7 +165,7 @@ def render_report(report: Report) -> Group:
         lines.append(
             Text(
                 f"\n{report.rows:,} rows hold: context as at inference, one beginning, one thinking block, reasoning inside "
-                f"the labels, stop token supervised, nothing cut; {len(report.dropped):,} left out"
+                f"the labels, stop token supervised, nothing truncated; {len(report.dropped):,} left out"
             )
         )
     return Group(*lines)
