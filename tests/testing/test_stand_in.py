@@ -75,7 +75,7 @@ def test_a_study_of_large_models_runs_whole_and_again_asks_nothing(tmp_path: Pat
     seeds = {stage.manifest.settings["seed"] for stage in artifacts(out) if stage.manifest.kind == "evaluate"}
     assert seeds == {None, 3}, "one seed unless more are asked for"
     for name in ("report.html", "summary.md"):
-        assert "stand-in" in (out / name).read_text().lower()
+        assert "smoke run" in (out / name).read_text().lower()
     before = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
     run_small(resolved(), out=out, cache=None, on="local", json=False)
     assert before == {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
