@@ -1,6 +1,6 @@
 """Preference pairs: a safe and an unsafe trace of one prompt, a trace after and before its repair, the pairs of a file.
 
-Each way gives the pairs and, by reason, how many traces or candidates made none. Replies without thinking get an empty block.
+Each way returns the pairs and, by reason, how many traces or candidates made none. Replies without thinking get an empty block.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 
 def register() -> str:
-    """Make the attention known to transformers; gives its name."""
+    """Make the attention known to transformers; returns its name."""
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, _no_mask)
     return NAME
