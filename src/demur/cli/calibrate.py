@@ -110,9 +110,7 @@ async def _scored(data: Path | None, *, detector: str, limit: int | None, cache:
         return await calibrated(open_detector("llm", models=models), data, limit=limit)
 
 
-async def _calibrated(
-    detector: str, data: Path, *, part: Any, limit: int | None, cache: Path | None
-) -> dict[str, Any]:
+async def _calibrated(detector: str, data: Path, *, part: Any, limit: int | None, cache: Path | None) -> dict[str, Any]:
     """Open the judge and hold it against the labels."""
     from demur.judge.calibrate import guard as against
 

@@ -109,7 +109,9 @@ async def distil(
 
 def _needed(strategy: Strategy, teacher: Model | None) -> Model:
     if teacher is None:
-        raise UserError(f"strategy '{strategy.name}' needs a model that writes: give --teacher (or a model named teacher).")
+        raise UserError(
+            f"strategy '{strategy.name}' needs a model that writes: give --teacher (or a model named teacher)."
+        )
     return teacher
 
 
