@@ -78,7 +78,8 @@ def markdown(where: Path, *, title: str, traces: int, odd: int = 0) -> str:
             if estimate is not None:
                 undecided = f" ({estimate.unscored} undecided)" if estimate.unscored else ""
                 head = f"{rate.traces} {when}".strip()
-                columns.setdefault(head, {})[rate.pattern] = shown(estimate) + undecided
+                cell = estimate.how if estimate.value is None else shown(estimate) + undecided
+                columns.setdefault(head, {})[rate.pattern] = cell
     lines += ["", "| % of traces | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for what in dict.fromkeys(rate.pattern for rate in rates):
         lines.append(f"| {what.replace('_', ' ')} | " + " | ".join(own[what] for own in columns.values()) + " |")

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from demur import stats
+from demur.diagnose import is_screen
 from demur.diagnose.measures import Measures
 from demur.records import CLASSES, PATTERNS, Estimate, Finding, Kept, Record, Trace
 from demur.report.read import Run
@@ -97,6 +98,7 @@ class _Found:
 
     def __init__(self, source: Artifact, stage: Artifact) -> None:
         keep = kept_of(source, stage)
+        self.screen = is_screen(str(stage.manifest.settings.get("detector", "llm")))
         place: dict[int, int] = {}
         self.clusters, self.truncated, passed = array("q"), bytearray(), bytearray()
         self.groups: dict[str, array[int]] = {}
@@ -134,6 +136,16 @@ class _Found:
         """A trace is scored where all patterns are decided: to count it as soon as one is there would favour presence."""
         flags = [[own[at] for own in marks] for at in those]
         outcomes = [None if UNKNOWN in own or ABSENT in own else YES in own for own in flags]
+        if self.screen:
+            # What a screen calls is for reading: its errors are those of other text, and would pass for a rate.
+            flagged = sum(YES in own for own in flags)
+            return Estimate(
+                value=None,
+                low=None,
+                high=None,
+                n=len(flags),
+                how=f"screen: {flagged} flagged of {len(flags)}, read them",
+            )
         truncated = [bool(self.truncated[at]) for at in those]
         found = stats.rate(outcomes, clusters=[self.clusters[at] for at in those], truncated=truncated, better="lower")
         sure = sum(YES in own and not cut for own, cut in zip(flags, truncated, strict=True))
