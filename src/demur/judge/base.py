@@ -137,5 +137,6 @@ def require(verdicts: Iterable[Verdict], *, max_unscored: float = 0.05, who: str
     often = "; ".join(f"{n}x {reason}" for reason, n in sorted(counts.items(), key=lambda item: -item[1])[:3])
     raise WorkError(
         f"{who} gave no verdict on {broken} of {total} traces ({broken / total:.0%}; allowed {max_unscored:.0%}): {often}. "
-        "The traces are kept: mend the judge and run again, or judge them by another with `demur judge`."
+        "Every reply is in the cache: mend the judge, or name another, and run the same command again; the target is not asked "
+        "anew, and what could not be read is."
     )

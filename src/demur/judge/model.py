@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from demur.errors import WorkError
@@ -189,6 +190,11 @@ def chance(logprobs: dict[str, float], unsafe: str, safe: str) -> float | None:
             weights[token.strip()] += math.exp(logprob)
     total = sum(weights.values())
     return weights[unsafe] / total if total else None
+
+
+def text(name: str) -> str:
+    """A judge's text of `texts/`: as published, or in demur's words where the format's source says so."""
+    return Path(__file__).with_name("texts").joinpath(f"{name}.txt").read_bytes().decode()
 
 
 def fill(template: str, case: Case) -> str:
