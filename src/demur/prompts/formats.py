@@ -24,8 +24,8 @@ from demur.records import Example, Intent, Origin, Prompt, Record, Trace
 from demur.storage import readers
 from demur.storage.artifacts import Artifact, artifacts, is_published
 
-MATHS = re.compile(r"(?=.*[\d\\=^<>])\S+(\s+\S+){0,7}|.*####\s*\S+", re.DOTALL)
-"""What answers to maths problems look like."""
+MATHS = re.compile(r"(?=.*[\d\\=^<>])\S+(\s+\S+){0,7}|.*####\s*\S+|\{.*\"tests\".*\}", re.DOTALL)
+"""What answers to maths problems look like, or the tests of a program."""
 LOOKED_AT = 20
 """Rows from which a form is told."""
 OWN: dict[str, tuple[set[str], type[Prompt | Trace | Example]]] = {
