@@ -121,7 +121,8 @@ def _wide(found: list[tuple[str, Column, Estimate]]) -> Iterator[str]:
     for arm, column, e in found:
         if e.best is not None and e.worst is not None and abs(e.worst - e.best) > OPEN:
             low, high = (format.number(bound) for bound in sorted((e.best, e.worst)))
-            at = f"{arm}, {format.place(*column[:3])} ({e.truncated + e.unscored} of {e.n + e.unscored})"
+            count = f"{e.truncated} truncated, {e.unscored} unscored of {e.n + e.unscored}"
+            at = f"{arm}, {format.place(*column[:3])} ({count})"
             groups.setdefault(f"the rate lies between {low} and {high} whatever they held", []).append(at)
     for what, places in groups.items():
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""

@@ -80,7 +80,7 @@ def estimate(found: Estimate | None, unit: str = "share", *, where: str = "", be
         about += f"; between {format.number(low)} and {format.number(high)} whatever was truncated or unscored"
     if found.value is None or found.low is None or found.high is None:
         return Cell(found.how if found.how.startswith("screen:") else format.NONE, "soft", about, where)
-    if found.n and found.truncated >= found.n:
+    if found.n and found.truncated >= found.n + found.unscored:
         return Cell("all truncated", "warn", about, where)
     track = (100 * found.low, 100 * found.value, 100 * found.high) if unit == "share" else None
     text = format.interval(found, unit) + (" *" if best else "")
