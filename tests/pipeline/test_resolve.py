@@ -23,7 +23,7 @@ FAULTS = {
     "bench: [{name: mini_harm, attack: pirr}]": ("pirr", "'pair'"),
     "bench: [{name: mini_harm, attack: pair}]": ("'attacker'",),
     "bench: [{name: mini_harm, attack: {name: pair, streems: 2}}]": ("streems", "'streams'"),
-    "bench: [{name: mini_harm, judge: lama_guard}]": ("lama_guard", "'llama_guard3'"),
+    "bench: [{name: mini_harm, judge: lama_guard}]": ("lama_guard", "Did you mean 'llama_guard"),
     "bench: [{name: mini_harm, judge: llama_guard3}]": ("judge 'llama_guard3' is a model",),
     "bench: [{name: mini_harm, judge: {kind: llama_guard3, model: gard}}]": ("unknown model 'gard'", "'guard'"),
     "bench: [{name: mini_harm, judge: {kind: xstest_llm, model: guard}}]": ("xstest_llm", "guard"),

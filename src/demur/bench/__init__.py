@@ -103,4 +103,4 @@ def get_bench(name: str) -> Bench:
     if name not in FILES and ":" not in name:
         raise unknown("benchmark", name, names())
     bench: Bench = resolve("benchmark", name, FILES)
-    return bench if name in FILES else replace(bench, name=name)  # one name for it, by which it is found again
+    return bench

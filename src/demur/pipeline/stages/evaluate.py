@@ -219,7 +219,7 @@ class Evaluate(Stage[EvaluateSettings]):
         bench, use = get_bench(self.use.name), self.use
         if bench.hub and "data" not in self.files and "stand_in" not in self.files:
             return Size(min(bench.count or 0, use.limit or bench.count or 0), UNKNOWN_PROMPT)
-        found = _size(bench.name, self.files.get("stand_in") or self.files.get("data"), use.limit, use.seed)
+        found = _size(use.name, self.files.get("stand_in") or self.files.get("data"), use.limit, use.seed)
         return found
 
     def estimate(self) -> list[Ask]:
