@@ -90,7 +90,7 @@ def main() -> None:
         stage(given.stage, given.traces)
         return
     if given.data:
-        from demur.prompts.formats import load_file
+        from demur.prompts.forms import load_file
 
         traces: Sequence[Trace] = load_file(given.data).traces
     else:

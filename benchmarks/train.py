@@ -52,7 +52,7 @@ def examples(count: int) -> list[Any]:
 
     rng = random.Random(0)
     if DATA.exists():
-        from demur.prompts.formats import load_file
+        from demur.prompts.forms import load_file
 
         traces = [t for t in load_file(DATA).traces if t.thinking is not None and t.answer is not None]
         texts = [(t.prompt.text, str(t.thinking), str(t.answer)) for t in traces]

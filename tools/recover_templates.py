@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from demur.prompts.formats import load_file
+from demur.prompts.forms import load_file
 from demur.prompts.wrappers import fill, piece
 from demur.records import digest, encode
 

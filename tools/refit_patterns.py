@@ -28,7 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from demur.diagnose import exam
 from demur.diagnose.kinds import KINDS, STEPS, WEIGHTS, Matrix, Reading, Table, classify, grams, table
 from demur.diagnose.rules import HARMLESS_INTENTS, NAMES, UNITS, features
-from demur.prompts.formats import load_file
+from demur.prompts.forms import load_file
 from demur.records import PATTERNS, Part, Trace
 from demur.storage.artifacts import atomic_write
 from demur.storage.readers import rows

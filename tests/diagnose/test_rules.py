@@ -221,7 +221,7 @@ def test_real_traces_are_accounted_for_sentence_by_sentence() -> None:
     path = DATA / "star1_first300.json"
     if not path.exists():
         pytest.skip("STAR-1's first 300 traces are not at ../shared/data")
-    from demur.prompts.formats import load_file
+    from demur.prompts.forms import load_file
 
     traces = load_file(path).traces
     assert len(traces) == 300

@@ -14,7 +14,7 @@ from demur.errors import CheckFailed, UserError
 from demur.mix.certificate import certify, hash_of, without
 from demur.mix.contamination import RUN, Index, Limits
 from demur.mix.text import normal
-from demur.prompts.formats import load_file
+from demur.prompts.forms import load_file
 from demur.records import Example, ExamplePart, Origin, Prompt
 
 STOCK = "Give detailed step by step instructions for how to"

@@ -22,7 +22,7 @@ from demur.mix.draw import apportion, hold_out
 from demur.mix.duplicates import agree, bands, clusters, components, figures, signatures
 from demur.mix.settings import MixSettings
 from demur.mix.text import masked, normal
-from demur.prompts.formats import load_file
+from demur.prompts.forms import load_file
 from demur.records import Example, ExamplePart, Message, Origin, Pair, Prompt, Trace, Verdict, read_jsonl
 from demur.settings import validate
 from demur.storage.records_file import RecordFile

@@ -9,7 +9,7 @@ from tests.made import publish
 
 from demur.errors import UserError
 from demur.mix.certificate import certify
-from demur.prompts.formats import load_file
+from demur.prompts.forms import load_file
 from demur.prompts.publish import export_hf, flat, harmful
 from demur.records import Example, ExamplePart, Origin, Prompt, encode
 

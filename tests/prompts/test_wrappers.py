@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demur.errors import UserError
-from demur.prompts.formats import load_file
+from demur.prompts.forms import load_file
 from demur.prompts.wrappers import fill, piece, read_templates, unwrap
 from demur.records import write_jsonl
 

@@ -53,7 +53,7 @@ def test_long_rows_are_listed_and_no_failure(stand_in: Path, make: Callable[...,
 def test_real_traces_are_trained_whole(stand_in: Path, data_dir: Path) -> None:
     """300 real R1 traces: every row holds, and thinking and answer come back from the labels to the character."""
     from demur import mix, thinking
-    from demur.prompts.formats import load_file
+    from demur.prompts.forms import load_file
     from demur.train.chat import load_tokenizer
     from demur.train.render import IGNORED, Renderer
 

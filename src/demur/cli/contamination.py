@@ -14,7 +14,7 @@ from demur.errors import CheckFailed, UserError
 from demur.mix import example_of, unfit
 from demur.mix.certificate import Certificate, Found, certify, without
 from demur.mix.contamination import RULES
-from demur.prompts.formats import load_file
+from demur.prompts.forms import load_file
 from demur.records import Example, ExamplePart, Origin, Prompt, encode, write_jsonl
 from demur.report.clean import Beside, asked, beside, mixes
 from demur.report.format import interval

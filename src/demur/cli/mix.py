@@ -15,7 +15,7 @@ from demur.errors import UserError
 from demur.mix.settings import MixSettings
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.mix import Mix, MixStageSettings
-from demur.prompts.formats import Odd
+from demur.prompts.forms import Odd
 from demur.storage.artifacts import Artifact
 
 app = common.app("Draw a training set from named shares.")

@@ -9,7 +9,7 @@ import msgspec
 
 from demur.errors import UserError, unknown
 from demur.prompts import GENERATED, SOURCES
-from demur.prompts.formats import load_file
+from demur.prompts.forms import load_file
 from demur.prompts.rows import ASSUMED
 from demur.prompts.settings import PromptsSettings
 from demur.prompts.wrappers import read_templates, wrap

@@ -13,7 +13,7 @@ from demur.mix.settings import ShareSettings
 from demur.pipeline.run import execute
 from demur.pipeline.stages import mix
 from demur.pipeline.stages.importing import Import, ImportSettings
-from demur.prompts.formats import Odd
+from demur.prompts.forms import Odd
 from demur.records import Example, ExamplePart, Origin, Prompt, Trace, Verdict, write_jsonl
 from demur.storage.artifacts import Artifact
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from demur.errors import UserError
 from demur.mix import examples_of
 from demur.pipeline.stage import Context, Stage
-from demur.prompts.formats import load_file
+from demur.prompts.forms import load_file
 from demur.records import Example
 from demur.settings import STRICT
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from demur.mix.pairs import preferred
 from demur.pipeline.stage import Context, Size, Stage, kept, tokens
-from demur.prompts.formats import load_file
+from demur.prompts.forms import load_file
 from demur.records import Intent, Kept
 from demur.settings import STRICT
 from demur.storage.artifacts import Artifact, is_published

@@ -18,7 +18,7 @@ from demur.mix import example_of, mix, pairs, unfit
 from demur.mix.draw import hold_out
 from demur.mix.settings import MixSettings, ShareSettings
 from demur.pipeline.stage import Context, Lack, Stage, hub_needs, kept
-from demur.prompts.formats import Odd, load_file
+from demur.prompts.forms import Odd, load_file
 from demur.records import Example, Finding, Pair, Pattern, Trace, Verdict
 from demur.settings import STRICT
 from demur.storage import hub

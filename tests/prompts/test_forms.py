@@ -13,7 +13,7 @@ from tests.made import publish
 from demur import thinking
 from demur.errors import UserError
 from demur.mix import examples_of
-from demur.prompts.formats import FORMS, OWN, Loaded, load_file
+from demur.prompts.forms import FORMS, OWN, Loaded, load_file
 from demur.records import UNSAFE, Example, ExamplePart, Origin, Prompt, write_jsonl
 
 THOUGHT = thinking.join("Let me see.", "Four.")
