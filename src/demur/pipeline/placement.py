@@ -210,11 +210,14 @@ def _append(phases: list[Phase], item: Planned, needs: Mapping[str, Need], cards
     if problem and last and first and all(isinstance(need.model, Served) for need in first):
         asking, reading = place(first, cards), place(last, cards)
         if not asking[1] and not reading[1]:
-            same = (
-                len(phases) > 1
-                and phases[-2].generating
-                and (phases[-2].places, phases[-1].places) == (asking[0], reading[0])
-            )
+            # The longest exchange of all that share the two counts.
+            both = [{one.need.key: one.need for one in phase.places} for phase in phases[-2:]]
+            same = len(phases) > 1 and phases[-2].generating
+            same = same and [both[0].keys(), both[1].keys()] == [{n.key for n in first}, {n.key for n in last}]
+            if same:
+                wider = [place(_merged(b, more).values(), cards) for b, more in zip(both, (first, last), strict=True)]
+                same = not any(lack for _, lack in wider)
+                asking, reading = wider if same else (asking, reading)
             before = (phases.pop(-2).stages, phases.pop().stages) if same else ((), ())
             phases.append(Phase((*before[0], item), *asking, generating=True))
             phases.append(Phase((*before[1], item), *reading))
