@@ -194,12 +194,12 @@ def test_filters_and_trace_stand_in_the_address(chromium: Any, served: Served, h
     expect(page.locator("#count")).to_contain_text("of")
     total = int(page.inner_text("#count").rpartition(" of ")[2].split(";")[0])
     assert 0 < total <= 24, "harmful prompts that raw serves and improved does not"
-    page.goto(served.url + "#order=random")
-    page.reload()
-    page.wait_for_selector("#rows li")
+    page.close()
+    page, more = opened(chromium, served.url + "#order=random", viewport={"width": 1280, "height": 800})
     first = page.locator("#rows li:nth-child(-n+8)")
     for label in ("full compliance", "full refusal", "correct", "wrong"):
         expect(first.filter(has_text=label).first).to_be_attached()  # a draw that is stratified by verdict
+    trouble += more
     assert trouble == []
     page.close()
 
