@@ -189,8 +189,9 @@ def test_filters_and_trace_stand_in_the_address(chromium: Any, served: Served, h
     assert "harmful prompt" in page.inner_text("#rows li >> nth=0")
     page.reload()
     expect(page.locator("#count")).to_contain_text("of 1")
-    page.goto(served.url + "#arm=raw&versus=improved")
-    page.reload()
+    page.close()
+    page, others = opened(chromium, served.url + "#arm=raw&versus=improved", viewport={"width": 1280, "height": 800})
+    trouble += others
     expect(page.locator("#count")).to_contain_text("of")
     total = int(page.inner_text("#count").rpartition(" of ")[2].split(";")[0])
     assert 0 < total <= 24, "harmful prompts that raw serves and improved does not"
