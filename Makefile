@@ -15,11 +15,11 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help setup setup-dev demo small test test-fast check bench clean
 
 help:
-	@echo "make setup      .venv with what a user needs (1.5 GB, about a minute)"
-	@echo "make demo       the miniature study: about two minutes on two cores"
+	@echo "make setup      .venv with what a user needs"
+	@echo "make demo       the miniature study: some two and a half minutes on two cores"
 	@echo "make small      the study on a real language model of 135M: up to an hour; DATA=FOLDER of benchmarks, ARGS=--quick"
 	@echo "make test       all tests; sets up what only developers need first"
-	@echo "make test-fast  the tests of under a second or so: two minutes"
+	@echo "make test-fast  the tests that are not marked slow"
 	@echo "make check      format, lint, types, import rules, tests"
 	@echo "make bench      speed and memory, side by side with what one would use instead"
 
