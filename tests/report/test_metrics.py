@@ -207,3 +207,12 @@ def test_what_a_search_cost(tmp_path: Path) -> None:
     assert found["queries_to_success"].unscored == 1
     assert found["target_queries"].value == pytest.approx(4)
     assert [found[f"own_success/after_{k}_queries"].value for k in (2, 4, 6)] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+
+
+def test_no_interval_of_a_count_goes_below_zero() -> None:
+    from demur.records import Estimate
+    from demur.report.metrics import _clipped
+
+    found = Estimate(value=6.5, low=-27.0, high=40.0, n=2)
+    assert _clipped(found, [4.0, 9.0], "tokens").low == 0.0
+    assert _clipped(found, [-4.0, 17.0], "tokens").low == -27.0, "what can be negative stays as it is"

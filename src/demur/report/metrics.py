@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from math import inf
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -85,9 +86,7 @@ class Cell:
             return stats.ratio(self.values, clusters=clusters, seeds=level, truncated=sum(cut))  # type: ignore[arg-type]
         numbers = [None if value is None else float(value) for value in self.values]  # type: ignore[arg-type]
         found = stats.mean(numbers, clusters=clusters, seeds=level, truncated=sum(cut))
-        return (
-            _clipped(found) if column.unit == "share" and all(0 <= n <= 1 for n in numbers if n is not None) else found
-        )
+        return _clipped(found, numbers, column.unit)
 
     def only(self, seed: int) -> Cell:
         """The part of one seed."""
@@ -111,14 +110,15 @@ def estimate(cells: Mapping[Column, Cell], weights: Mapping[Column, float]) -> E
         )
         for level in levels([made for *_, made in every])
     ]  # fmt: skip
-    return _clipped(widest(found)) if next(iter(cells)).unit == "share" else widest(found)
+    return _clipped(widest(found), values, next(iter(cells)).unit)
 
 
-def _clipped(estimate: Estimate) -> Estimate:
-    """A mean of values between 0 and 1, with an interval between 0 and 1."""
-    if estimate.low is None or estimate.high is None:
+def _clipped(estimate: Estimate, values: Iterable[float | None], unit: str) -> Estimate:
+    """A mean whose interval is where its values can be: no count below 0, no share above 1."""
+    most = 1.0 if unit == "share" else inf
+    if estimate.low is None or estimate.high is None or not all(0 <= v <= most for v in values if v is not None):
         return estimate
-    return replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
+    return replace(estimate, low=max(0.0, estimate.low), high=min(most, estimate.high))
 
 
 Cells = dict[str, dict[Column, Cell]]
