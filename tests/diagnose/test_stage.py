@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import yaml
 from tests.made import gathered, publish
 from typer.testing import CliRunner
 
@@ -14,8 +15,9 @@ from demur.cli import repair as repair_verb
 from demur.diagnose import exam
 from demur.diagnose.rules import findings_of
 from demur.interfaces import Traces, quiet, stream
-from demur.pipeline.stage import Context
+from demur.pipeline.stage import Context, Use
 from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings, paired
+from demur.pipeline.study import Study
 from demur.records import PATTERNS, Finding, Kept, Trace, read_jsonl
 from demur.storage.artifacts import Artifact, drafted
 
@@ -89,3 +91,18 @@ def test_the_verbs_diagnose_and_repair_a_file(tmp_path: Path) -> None:
     said = json.loads(told.stdout.splitlines()[-1])
     assert said["counts"] == {"clean": 3, "trim": 3}
     assert said["traces"] == 6
+
+
+def test_a_runs_own_model_is_the_detector_where_none_is_named(tmp_path: Path) -> None:
+    """Rules are for where no model is there: in a study, and for a file of a run whose study has one."""
+    models = {"detector": {"url": "http://127.0.0.1:9/v1", "model": "m"}}
+    given = {"name": "s", "arms": {"raw": {}}}
+    assert Study.model_validate(given | {"models": models}).detector == Use(kind="llm")
+    assert Study.model_validate(given).detector == Use(kind="rules")
+    assert Study.model_validate(given | {"models": models, "detector": "rules"}).detector == Use(kind="rules")
+    file = tmp_path / "stages" / "distil-1" / "traces.jsonl"
+    assert diagnose_verb.of_run(file) == ("rules", {})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(given | {"models": models}))
+    kind, played = diagnose_verb.of_run(file)
+    assert kind == "llm"
+    assert played["detector"].where == "http://127.0.0.1:9/v1"

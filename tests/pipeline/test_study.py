@@ -217,6 +217,9 @@ def test_strategies_of_a_package_are_found_from_anywhere(small: Path, monkeypatc
         (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0.1, metric: speed}]}]"], "speed"),
         (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0.1, attack: pap}]}]"], "pap"),
         (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0.1, part: thinking}]}]"], "also"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0.1, weights: {pap: 2}}]}]"], "pap"),
+        (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0.1, weights: {none: 0}}]}]"], "weights"),
+        (["fixed=[mini_harms]"], "mini_harm"),
         (["findings=[{claim: x, evidence: [{a: short, b: nocot, expect: lower, by: 0.1, metric: loss}]}]"], "held_out"),
     ],
 )  # fmt: skip

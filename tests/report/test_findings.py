@@ -148,6 +148,38 @@ def test_arms_are_shown_over_all_bases_and_on_each(tmp_path: Path) -> None:
     assert (success["b"].high or 0) - (success["b"].low or 0) < 0.2
 
 
+def test_attacks_weigh_as_the_study_says(tmp_path: Path) -> None:
+    """Apart without an attack, alike under one: the difference is a mean of the two, each as heavy as it was declared."""
+    for arm, plain in (("a", 1.0), ("b", 0.0)):
+        for attack, prompts in (("", 100), ("pair", 10)):
+            asked = prompts_of("harm", "harmful", prompts, attack)
+            evaluation(tmp_path, arm, 1, "mini_harm", attack, asked, harm_label(plain if not attack else 0.5))
+    evidence: dict[str, Any] = {"a": "a", "b": "b", "metric": "attack_success", "expect": "higher", "by": 0.05}
+    found = []
+    for weights in ({}, {"none": 1, "pair": 9}):
+        study = {"name": "made", "arms": {"a": {}, "b": {}}}
+        claims = [{"claim": "c", "evidence": [evidence | {"weights": weights}]}]
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(study | {"findings": claims}))
+        found.append(build(tmp_path).findings[0].evidence[0])
+    equal, leaning = (test.difference.value or 0 for test in found)
+    under = 2 * equal - 1.0
+    assert leaning == pytest.approx(0.1 + 0.9 * under)
+    assert abs(under) < 0.5
+
+
+def test_a_fixed_set_of_prompts_is_measured_as_such(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        asked = prompts_of("harm", "harmful", 40)
+        evaluation(tmp_path, "a", seed, "mini_harm", "", asked, lambda rng, p: harm_label(int(p.text[-1]) / 9)(rng, p))
+    widths = []
+    for fixed in ([], ["mini_harm"]):
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump({"name": "made", "arms": {"a": {}}, "fixed": fixed}))
+        one = next(r.estimate for r in build(tmp_path).results if r.metric == "attack_success" and r.seed is None)
+        widths.append((one.high or 0) - (one.low or 0))
+        assert ("these prompts alone" in one.how) == bool(fixed)
+    assert widths[1] < 0.8 * widths[0]
+
+
 def test_a_plan_says_what_its_design_cannot_settle() -> None:
     study = {"seeds": [0, 1, 2], "bases": ["x", "y", "z"], "bench": [{"name": "b", "limit": 100}]}
     claims = [{"claim": "c", "evidence": [{"a": "a", "b": "b", "expect": "lower", "by": 0.05}]}]

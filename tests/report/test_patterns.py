@@ -1,9 +1,11 @@
 """Rates: patterns and classes, before and after the filter; what was not decided is not counted as absent."""
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.made import publish
@@ -83,3 +85,43 @@ def test_traces_of_harmless_prompts_are_not_counted() -> None:
     traces = [made(0), made(1), made(2, intent="benign")]
     found = [f for trace in traces for f in findings(trace, (True,) * 5)]
     assert {r.before.n for r in rates(traces, found)} == {2}
+
+
+def screened(folder: Path, labels: dict[int, bool]) -> dict[str, PatternRate]:
+    """A hundred traces of which the screen flags twenty, some of them labelled by people."""
+    traces = [made(i) for i in range(100)]
+    found = [f for i, trace in enumerate(traces) for f in findings(trace, (i < 20, *(False,) * 4))]
+    source = publish(folder, "distil-all", "distil", {"traces": traces})
+    publish(
+        folder, "diagnose", "diagnose", {"findings": found},
+        inputs={"traces": source.manifest.fingerprint}, settings={"detector": "rules"},
+    )  # fmt: skip
+    (folder / "labels").mkdir()
+    rows = [
+        {"id": traces[i].id, "by": "a"} | dict.fromkeys(PATTERNS, 0) | {PATTERNS[0]: int(there)}
+        for i, there in labels.items()
+    ]
+    (folder / "labels" / "patterns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {rate.pattern: rate for rate in patterns(read(folder))}
+
+
+def test_a_screen_prints_no_rate(tmp_path: Path) -> None:
+    rate = screened(tmp_path, {})[PATTERNS[0]].before
+    assert (rate.value, rate.low, rate.n) == (None, None, 100)
+    assert rate.how == "screen: 20 flagged of 100, read them"
+
+
+def test_labels_of_both_kinds_make_a_rate_of_a_screen(tmp_path: Path) -> None:
+    """Half of what it flags is there, and a tenth of what it does not: 0.2 x 0.5 + 0.8 x 0.1."""
+    labels = {i: i % 2 == 0 for i in range(10)} | {i: i % 10 == 0 for i in range(20, 60)}
+    rate = screened(tmp_path, labels)[PATTERNS[0]].before
+    assert rate.value == pytest.approx(0.18)
+    assert (rate.low or 0) < 0.12
+    assert (rate.high or 1) > 0.26
+    assert "20 flagged of 100; from 50 labels" in rate.how
+
+
+def test_labels_of_what_was_flagged_alone_make_no_rate(tmp_path: Path) -> None:
+    rate = screened(tmp_path, dict.fromkeys(range(20), True))[PATTERNS[0]].before
+    assert rate.value is None
+    assert "label both kinds" in rate.how

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from demur.cli import common
 from demur.cli.common import shown
 from demur.cli.runner import run_stages
 from demur.diagnose import DETECTORS
-from demur.models.config import ModelConfig, parse_model
+from demur.models.config import ModelConfig, as_model, parse_model
 from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.report.patterns import PatternRate, measures, patterns
@@ -19,14 +20,19 @@ from demur.report.read import read
 
 app = common.app("Find the failure patterns in traces.")
 DETECTOR = Annotated[
-    str, typer.Option("--detector", help="rules, mini, or a model that judges: URL, folder, hub id, script:NAME.")
+    str | None,
+    typer.Option(
+        "--detector",
+        help="A model that judges (URL, folder, hub id, script:NAME), rules or mini. Default: the detector of the run that "
+        "the file is from, else rules.",
+    ),
 ]
 
 
 @app.command()
 def diagnose(
     file: Annotated[Path, typer.Argument(help="Traces in any known form, or a run's stage folder.")],
-    detector: DETECTOR = "rules",
+    detector: DETECTOR = None,
     limit: common.Limit = None,
     out: common.Out = None,
     cache: common.CacheDir = None,
@@ -43,7 +49,7 @@ def diagnose(
       demur diagnose traces.jsonl --limit 100 --json
     """
     where = out or Path("runs/diagnose")
-    kind, models = detecting(detector)
+    kind, models = detecting(detector) if detector else of_run(file)
     source = Import("import", ImportSettings(), files={"file": file})
     stage = Diagnose("diagnose", DiagnoseSettings(detector=kind, limit=limit), inputs={"traces": source}, models=models)
     done = run_stages([stage], out=where, cache=cache, title="diagnose")
@@ -54,12 +60,22 @@ def diagnose(
     found = {"detector": summary["detector"], "rates": list(patterns(run)), "measures": measures(run)}
     plain = {"n": summary["traces"], "odd": odd, "out": str(where)} | found
     common.tell(where, text, results=found, plain=plain, json=json)
+    if kind == "rules":
+        common.console.print("rules are a screen: a model, by --detector, or labels (demur view) make rates")
     common.console.print(f"findings with evidence: {done['diagnose'].folder / 'findings.jsonl'}")
 
 
 def detecting(text: str) -> tuple[str, dict[str, ModelConfig]]:
     """The kind of a detector, and who plays it: a detector by name, or a model for the detector `llm`."""
     return (text, {}) if text in DETECTORS else ("llm", {"detector": parse_model(text)})
+
+
+def of_run(file: Path) -> tuple[str, dict[str, ModelConfig]]:
+    """The detector of the run that a file is from, where a model plays it; else the rules."""
+    folder = next((one for one in file.resolve().parents if (one / "study.yaml").is_file()), None)
+    study = yaml.safe_load((folder / "study.yaml").read_text()) if folder else {}
+    model = (study.get("models") or {}).get("detector")
+    return ("llm", {"detector": as_model(model)}) if model else ("rules", {})
 
 
 def markdown(where: Path, *, title: str, traces: int, odd: int = 0) -> str:

@@ -51,6 +51,11 @@ def _check_names(study: Study, problems: Problems) -> None:
     if study.benign_format != "same":
         with problems.at("benign_format"):
             load_strategy(study.benign_format)
+    used = {use.name for use in study.bench}
+    for at, name in enumerate(study.fixed):
+        with problems.at("fixed", at):
+            if name not in used:
+                raise unknown("benchmark", name, used)
     for at, use in enumerate(study.bench):
         with problems.at("bench", at, "name"):
             get_bench(use.name)
@@ -107,7 +112,7 @@ def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place:
             raise unknown("benchmark", evidence.bench, {use.name for use in study.bench})
         if benches and evidence.metric not in metrics:
             raise unknown("metric", evidence.metric, metrics | {LOSS})
-        for attack in evidence.attack:
+        for attack in (*evidence.attack, *evidence.weights):
             if attack not in attacks:
                 raise unknown("attack", attack, attacks)
         if benches and evidence.part and evidence.part not in parts:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from demur.distil.settings import DistilSettings, Keep
 from demur.mix.settings import MixSettings, ShareSettings
@@ -101,6 +101,8 @@ class Evidence(BaseModel):
     """What the claim expects of `a`."""
     by: float = Field(gt=0)
     """The smallest difference that matters, in the metric's unit (0.05: five points). Less is the same."""
+    weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Attack (`none`: plain questions) -> how much it counts; default: each the same."""
 
     @field_validator("attack", mode="before")
     @classmethod
@@ -174,6 +176,7 @@ class Study(BaseModel):
     benign_format: str = "default"
     """The strategy for benign prompts; `same`: that of the arm."""
     detector: Use = Use(kind="rules")
+    """Default: the model named `detector`, where there is one; else a screen by rules."""
     filter: Use = Use(kind="rules")
     """The judge that decides which distilled traces are kept."""
     mix: MixDefaults = MixDefaults()
@@ -185,6 +188,8 @@ class Study(BaseModel):
     compare: tuple[Comparison, ...] = ()
     findings: tuple[Finding, ...] = ()
     """Claims with the tests that decide them; the report's first table."""
+    fixed: tuple[str, ...] = ()
+    """Benchmarks whose prompts are all that there are (`aime24`), no sample: rates are of these prompts alone."""
     held_out: int = Field(default=0, ge=0)
     """Safety rows of each arm kept out of training to measure learnability on."""
     data_dir: str | None = connection(None)
@@ -208,6 +213,12 @@ class Study(BaseModel):
         if value:
             as_model({"path": "."} | value, where="serve")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_model(cls, data: Any) -> Any:
+        there = isinstance(data, dict) and "detector" in (data.get("models") or {})
+        return {"detector": "llm"} | data if there else data
 
     @field_validator("name")
     @classmethod

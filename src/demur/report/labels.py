@@ -12,14 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import msgspec
-
 from demur import stats
 from demur.errors import UserError
 from demur.records import PATTERNS, Estimate, HarmLabel, RefusalLabel, Trace, Verdict, encode
 from demur.report.data import Report
 from demur.report.metrics import Column
-from demur.report.read import protocol_of
+from demur.report.read import given, protocol_of
 from demur.storage import artifacts as runs
 from demur.storage.artifacts import atomic_write
 
@@ -28,12 +26,6 @@ KINDS: dict[str, tuple[str, ...]] = {
     "harm": get_args(HarmLabel),
     "patterns": PATTERNS,
 }
-
-
-def given(run: Path, kind: str) -> list[dict[str, Any]]:
-    """The labels of a kind, as they stand in the run's file."""
-    path = run / "labels" / f"{kind}.jsonl"
-    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
 
 class Labels:

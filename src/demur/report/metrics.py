@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import inf
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -60,7 +60,9 @@ Made = tuple[str, int | None]
 class Cell:
     """All that one arm did in one column, over its trainings."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fixed: bool = False) -> None:
+        self.fixed = fixed
+        """Whether its prompts are all that there are."""
         self.values: list[Value] = []
         self.rows: list[Row] = []
         self.made: list[Made] = []
@@ -73,15 +75,18 @@ class Cell:
         self.made.append(made)
 
     def estimate(self, column: Column) -> Estimate:
-        """The number over all seeds, and over all bases."""
-        return widest([self._estimate(column, level) for level in levels(self.made)])
+        """The number over all trainings; with several bases these are what varies, their trainings within them."""
+        *_, level = levels(self.made)
+        return _of_bases(self._estimate(column, level), self.made)
 
     def _estimate(self, column: Column, level: list[int]) -> Estimate:
         clusters, cut = [row.cluster for row in self.rows], [row.truncated for row in self.rows]
         known = [value for value in self.values if value is not None]
         if all(isinstance(value, bool) for value in known) and column.unit == "share":
             outcomes = [None if value is None else bool(value) for value in self.values]
-            return stats.rate(outcomes, clusters=clusters, seeds=level, truncated=cut, better=column.better)
+            return stats.rate(
+                outcomes, clusters=clusters, seeds=level, truncated=cut, better=column.better, fixed=self.fixed
+            )  # fmt: skip
         if any(isinstance(value, tuple) for value in known):
             return stats.ratio(self.values, clusters=clusters, seeds=level, truncated=sum(cut))  # type: ignore[arg-type]
         numbers = [None if value is None else float(value) for value in self.values]  # type: ignore[arg-type]
@@ -90,7 +95,7 @@ class Cell:
 
     def only(self, seed: int) -> Cell:
         """The part of one seed."""
-        part = Cell()
+        part = Cell(fixed=self.fixed)
         for row, value, made in zip(self.rows, self.values, self.made, strict=True):
             if made[1] == seed:
                 part.add(row, value, made)
@@ -103,14 +108,12 @@ def estimate(cells: Mapping[Column, Cell], weights: Mapping[Column, float]) -> E
         return next(cell.estimate(column) for column, cell in cells.items())
     every = [(c, *one) for c, cell in cells.items() for one in zip(cell.rows, cell.values, cell.made, strict=True)]
     values = [None if value is None or isinstance(value, tuple) else float(value) for _, _, value, _ in every]
-    found = [
-        stats.mean(
-            values, clusters=[row.cluster for _, row, *_ in every], seeds=level,
-            truncated=sum(row.truncated for _, row, *_ in every), stratum=[column for column, *_ in every], strata=weights,
-        )
-        for level in levels([made for *_, made in every])
-    ]  # fmt: skip
-    return _clipped(widest(found), values, next(iter(cells)).unit)
+    made = [training for *_, training in every]
+    found = stats.mean(
+        values, clusters=[row.cluster for _, row, *_ in every], seeds=levels(made)[-1],
+        truncated=sum(row.truncated for _, row, *_ in every), stratum=[column for column, *_ in every], strata=weights,
+    )  # fmt: skip
+    return _clipped(_of_bases(found, made), values, next(iter(cells)).unit)
 
 
 def _clipped(estimate: Estimate, values: Iterable[float | None], unit: str) -> Estimate:
@@ -123,7 +126,6 @@ def _clipped(estimate: Estimate, values: Iterable[float | None], unit: str) -> E
 
 Cells = dict[str, dict[Column, Cell]]
 """Arm -> column -> cell, both in the order of the run."""
-W = TypeVar("W", Estimate, stats.Difference)
 
 
 def levels(made: Sequence[tuple[str, object]]) -> list[list[int]]:
@@ -134,12 +136,10 @@ def levels(made: Sequence[tuple[str, object]]) -> list[list[int]]:
     return [*found, [bases[base] for base, _ in made]] if len(bases) > 1 else found
 
 
-def widest(found: Sequence[W]) -> W:
-    """Of several intervals of one number, by trainings and by bases, the widest."""
-    chosen = max(found, key=lambda one: -1.0 if one.low is None or one.high is None else one.high - one.low)
-    if len(found) > 1 and chosen is found[-1]:
-        chosen = replace(chosen, how=chosen.how.replace(" seeds", " bases"))
-    return chosen
+def _of_bases(found: Estimate, made: Sequence[Made]) -> Estimate:
+    """A number whose method names what varied."""
+    several = len({base for base, _ in made}) > 1
+    return replace(found, how=found.how.replace(" seeds", " bases")) if several else found
 
 
 def cells(evaluations: Sequence[Evaluation], *, by_category: bool = False) -> Cells:
@@ -148,7 +148,7 @@ def cells(evaluations: Sequence[Evaluation], *, by_category: bool = False) -> Ce
     for evaluation in evaluations:
         arm, made = found.setdefault(evaluation.arm, {}), (evaluation.base, evaluation.seed)
         for column, row, value in _by_category(evaluation) if by_category else _values(evaluation):
-            arm.setdefault(column, Cell()).add(row, value, made)
+            arm.setdefault(column, Cell(fixed=evaluation.fixed)).add(row, value, made)
     for name in () if by_category else list(found):
         _twins([e for e in evaluations if e.arm == name and e.attack == "none"], found[name])
     return found

@@ -12,7 +12,7 @@ from demur import stats
 from demur.diagnose import is_screen
 from demur.diagnose.measures import Measures
 from demur.records import CLASSES, PATTERNS, Estimate, Finding, Kept, Record, Trace
-from demur.report.read import Run
+from demur.report.read import Run, given
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import project
 
@@ -46,7 +46,7 @@ class PatternRate(Record, frozen=True, kw_only=True):
 def patterns(run: Run) -> Iterator[PatternRate]:
     """Rates of patterns, of classes and of any, for every set of traces that was diagnosed: harmful prompts alone."""
     for source, stage in diagnosed(run):
-        found = _Found(source, stage)
+        found = _Found(source, stage, given(run.folder, "patterns"))
         for strategy, those in found.groups.items():
             several = len(found.groups) > 1
             name = f"{label(source)}: {strategy or 'none'}" if several else label(source)
@@ -96,7 +96,7 @@ def kept_of(source: Artifact, stage: Artifact) -> set[str] | None:
 class _Found:
     """What was found in a set of traces: of each a byte a pattern, and whether it passed the filter."""
 
-    def __init__(self, source: Artifact, stage: Artifact) -> None:
+    def __init__(self, source: Artifact, stage: Artifact, labels: Sequence[dict[str, Any]]) -> None:
         keep = kept_of(source, stage)
         self.screen = is_screen(str(stage.manifest.settings.get("detector", "llm")))
         place: dict[int, int] = {}
@@ -112,6 +112,11 @@ class _Found:
                 self.truncated.append(outcome in TRUNCATED)
                 passed.append(keep is not None and name in keep)
         self.passed = None if keep is None else passed
+        self.labels: dict[int, list[dict[str, Any]]] = {}
+        """What people said of traces, by place."""
+        for row in labels:
+            if (at := place.get(hash(row["id"]))) is not None:
+                self.labels.setdefault(at, []).append(row)
         self.marks: dict[str, bytearray] = {}
         self.detector = ""
         path = stage.folder / "findings.jsonl"
@@ -128,24 +133,33 @@ class _Found:
         kept = None if self.passed is None else [at for at in there if self.passed[at]]
         kind = "pattern" if what in PATTERNS else "any" if what == "any" else "class"
         return PatternRate(
-            traces=name, pattern=what, kind=kind, detector=self.detector, before=self._rate(marks, there),
-            after=None if kept is None else self._rate(marks, kept),
+            traces=name, pattern=what, kind=kind, detector=self.detector, before=self._rate(marks, there, members),
+            after=None if kept is None else self._rate(marks, kept, members),
         )  # fmt: skip
 
-    def _rate(self, marks: Sequence[bytearray], those: list[int]) -> Estimate:
+    def _corrected(self, flags: Sequence[list[int]], those: list[int], members: Sequence[str]) -> Estimate:
+        """A screen's calls are for reading: its errors are those of other text. Labels of a random draw make a rate of them."""
+        sides: dict[bool, list[int]] = {True: [], False: []}
+        for at, own in zip(those, flags, strict=True):
+            sides[YES in own].append(at)
+        parts, labels = [], 0
+        for side in sides.values():
+            rows = [(self.clusters[at], any(row[name] for name in members)) for at in side for row in self.labels.get(at, ())]
+            labels += len(rows)
+            parts.append((len(side), stats.rate([there for _, there in rows], clusters=[cluster for cluster, _ in rows])))
+        found = stats.stratified(parts)
+        called = f"screen: {len(sides[True])} flagged of {len(flags)}"
+        if found.value is None:
+            wanted = "label both kinds, drawn at random, for a rate" if labels else "read them"
+            return replace(found, n=len(flags), unscored=0, how=f"{called}, {wanted}")
+        return replace(found, n=len(flags), unscored=0, how=f"{called}; {found.how}, read by people")
+
+    def _rate(self, marks: Sequence[bytearray], those: list[int], members: Sequence[str]) -> Estimate:
         """A trace is scored where all patterns are decided: to count it as soon as one is there would favour presence."""
         flags = [[own[at] for own in marks] for at in those]
         outcomes = [None if UNKNOWN in own or ABSENT in own else YES in own for own in flags]
         if self.screen:
-            # What a screen calls is for reading: its errors are those of other text, and would pass for a rate.
-            flagged = sum(YES in own for own in flags)
-            return Estimate(
-                value=None,
-                low=None,
-                high=None,
-                n=len(flags),
-                how=f"screen: {flagged} flagged of {len(flags)}, read them",
-            )
+            return self._corrected(flags, those, members)
         truncated = [bool(self.truncated[at]) for at in those]
         found = stats.rate(outcomes, clusters=[self.clusters[at] for at in those], truncated=truncated, better="lower")
         sure = sum(YES in own and not cut for own, cut in zip(flags, truncated, strict=True))

@@ -129,6 +129,8 @@ class Evaluation(NamedTuple):
     stage: Artifact | None = None
     base: str = ""
     """Which of a study's several bases, where the arms on them are taken together."""
+    fixed: bool = False
+    """Whether the study takes the benchmark's prompts for all that there are."""
 
 
 class Run(NamedTuple):
@@ -178,6 +180,7 @@ def read(folder: Path) -> Run:
     # Several judges of the same traces leave a stage each, and the traces once in each.
     alone = {(*map(str, map(s.manifest.settings.get, ("arm", "seed"))), bench_name(s)): s for s in reversed(again)}
     evaluations = [e for stage in evaluated or list(alone.values())[::-1] for e in _evaluations(stage, later)]
+    evaluations = [e._replace(fixed=e.bench in (study.get("fixed") or ())) for e in evaluations]
     return Run(folder, study, stages, _as_asked(evaluations, study.get("bench") or []))
 
 
@@ -238,6 +241,12 @@ def rows(stage: Artifact) -> Iterator[Row]:
         yield found
     for *prompt, sample in project(stage.path("failures"), Failure, *PROMPT, "sample"):
         yield row_of(*prompt, "", sample)
+
+
+def given(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The labels that people gave, of a kind, as they stand in the run's file."""
+    path = run / "labels" / f"{kind}.jsonl"
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
 
 def bench_name(stage: Artifact) -> str:

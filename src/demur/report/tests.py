@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from demur import stats
 from demur.bench.metrics import SUCCESS
 from demur.records import Estimate, Record
-from demur.report.metrics import Cell, Cells, Column, Made, Value, estimate, levels, widest
+from demur.report.metrics import Cell, Cells, Column, Made, Value, estimate, levels
 from demur.report.read import Run
 from demur.report.training import Learnability
 
@@ -268,7 +268,7 @@ def _of_loss(test: PairedTest, run: Run, learnt: Sequence[Learnability]) -> Pair
 def _with(test: PairedTest, levels: Sequence[stats.Difference]) -> PairedTest:
     """A test with its numbers: of the levels the wider interval and the larger p, for the claim and against it."""
     none = max((one.p for one in levels if one.p is not None), default=None)
-    difference = replace(widest(levels), p=none)
+    difference = replace(_widest(levels), p=none)
     test = replace(test, difference=difference, p_claim=none)
     value = difference.value
     if not test.expect or value is None:
@@ -295,6 +295,13 @@ def _decided(test: PairedTest) -> PairedTest:
         worth, most = (d.value, d.high) if test.expect == "higher" else (-d.value, -d.low)
         supported, refuted = p < ALPHA and apart and worth >= test.by, against < ALPHA and most < test.by
     return replace(test, outcome="supported" if supported else "refuted" if refuted else "undecided")
+
+
+def _widest(found: Sequence[stats.Difference]) -> stats.Difference:
+    """Of the intervals of one difference, by trainings and by bases, the widest."""
+    chosen = max(found, key=lambda one: -1.0 if one.low is None or one.high is None else one.high - one.low)
+    by_bases = len(found) > 1 and chosen is found[-1]
+    return replace(chosen, how=chosen.how.replace(" seeds", " bases")) if by_bases else chosen
 
 
 class Pairs(NamedTuple):

@@ -8,10 +8,11 @@ Where nothing can be said the value is `None` and `how` gives the reason; 0 of 5
     spread.py  the arithmetic underneath
 
 Sources: Wilson 1927; Bonett and Price 2012 (paired differences); Satterthwaite 1946; Smyth 2004 (moderated t); Holm 1979;
-Lang and Reiczigel 2014 (rates corrected for an imperfect judge). `benchmarks/coverage.py` measures what they promise.
+Lang and Reiczigel 2014 (rates corrected for an imperfect judge);
+Zou and Donner 2008 (rates over strata). `benchmarks/coverage.py` measures what they promise.
 """
 
-from demur.stats.rates import USUAL, Better, at_least_one, corrected, mean, rate, ratio, wilson
+from demur.stats.rates import USUAL, Better, at_least_one, corrected, mean, rate, ratio, stratified, wilson
 from demur.stats.tests import (
     USUAL_BASES,
     Difference,
@@ -27,5 +28,5 @@ from demur.stats.tests import (
 
 __all__ = [
     "USUAL", "USUAL_BASES", "Better", "Difference", "at_least_one", "corrected", "holm", "kappa", "mean", "minimum_detectable",
-    "non_inferior", "p_at", "paired", "prompts_needed", "rate", "ratio", "settles", "wilson",
+    "non_inferior", "p_at", "paired", "prompts_needed", "rate", "ratio", "settles", "stratified", "wilson",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from demur.records import Estimate
 from demur.stats.spread import (
+    Floats,
     Sample,
     Z,
     cluster_variance,
@@ -71,7 +72,7 @@ def rate(
         )
         return replace(blank, how=how)
     p = float(data.values.mean())
-    worth, quantile, how = _fixed(data, p) if fixed else _worth(data, p)
+    worth, quantile, how = _worth(data, p, fixed=fixed)
     low, high = wilson(p, worth, quantile)
     return replace(blank, value=p, low=low, high=high, how=how)
 
@@ -171,36 +172,63 @@ def corrected(observed: Estimate, sensitivity: Estimate, specificity: Estimate) 
     return replace(blank, value=value, low=min(low, value), high=max(high, value), how=how)
 
 
-def _worth(data: Sample, p: float) -> tuple[float, float, str]:
+def stratified(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
+    """A rate over strata of known size, from a rate of a random draw of each (Zou and Donner 2008, MOVER).
+
+    Args:
+        parts: of each stratum its size, and the rate among those of it that were looked at.
+    """
+    parts = [(size, rate) for size, rate in parts if size]
+    n, looked = sum(size for size, _ in parts), sum(rate.n for _, rate in parts)
+    blank = Estimate(value=None, low=None, high=None, n=looked, unscored=sum(rate.unscored for _, rate in parts))
+    if not parts or any(rate.low is None or rate.high is None for _, rate in parts):
+        return replace(blank, how="a stratum of which too little was looked at")
+    shares, values = [size / n for size, _ in parts], [float(rate.value or 0) for _, rate in parts]
+    value = sum(share * own for share, own in zip(shares, values, strict=True))
+    # How the traces themselves fell into strata is a draw, too.
+    drawn = Z * Z * sum(share * (own - value) ** 2 for share, own in zip(shares, values, strict=True)) / n
+    ends = [(share * (own - float(rate.low or 0)), share * (float(rate.high or 0) - own))
+            for share, own, (_, rate) in zip(shares, values, parts, strict=True)]  # fmt: skip
+    below, above = (math.sqrt(drawn + sum(end[side] ** 2 for end in ends)) for side in (0, 1))
+    return replace(
+        blank, value=value, low=max(0.0, value - below), high=min(1.0, value + above),
+        how=f"from {looked} labels over {len(parts)} strata of {n}",
+    )  # fmt: skip
+
+
+def _worth(data: Sample, p: float, *, fixed: bool) -> tuple[float, float, str]:
     """Of how many independent observations the replies are worth, with which quantile, and how that was found."""
-    n = len(data.values)
-    if data.clusters == n:
-        return n, Z, "Wilson"
     sizes = np.bincount(data.cluster).astype(float)
     yes = np.asarray(np.bincount(data.cluster, weights=data.values), dtype=np.float64)
-    per_cluster = float((sizes**2).sum() / n)
-    effective = n / (1 + (per_cluster - 1) * correlation(yes, sizes, p))
+    effective, how = _of_these(yes, sizes, p) if fixed else _of_such(yes, sizes, p)
     if data.seeds < 2:
-        return effective, Z, "Wilson, clustered by prompt"
+        return effective, Z, how
     if p in (0.0, 1.0):
         # No event says nothing of how trainings differ: the bound is that of a usual spread.
-        how = f"Wilson, clustered by prompt; {data.seeds} seeds assumed to differ by {USUAL} on the logit scale"
+        how = f"{how}; {data.seeds} seeds assumed to differ by {USUAL} on the logit scale"
         return effective * (1 - (Z * USUAL) ** 2 / data.seeds), Z, how
-    variance, freedom, how = variance_of(data, p * (1 - p) / effective)
+    variance, freedom, between = variance_of(data, p * (1 - p) / effective)
     quantile = Z if freedom >= data.clusters - 1 else t_quantile(freedom)
-    return p * (1 - p) / variance, quantile, f"Wilson, {how}"
+    return p * (1 - p) / variance, quantile, f"{'these prompts alone, ' * fixed}Wilson, {between}"
 
 
-def _fixed(data: Sample, p: float) -> tuple[float, float, str]:
+def _of_such(yes: Floats, sizes: Floats, p: float) -> tuple[float, str]:
+    """What replies are worth where their prompts are a sample."""
+    n = float(sizes.sum())
+    if n == len(sizes):
+        return n, "Wilson"
+    per_cluster = float((sizes**2).sum() / n)
+    return n / (1 + (per_cluster - 1) * correlation(yes, sizes, p)), "Wilson, clustered by prompt"
+
+
+def _of_these(yes: Floats, sizes: Floats, p: float) -> tuple[float, str]:
     """The same where the prompts are all that there are: what varies is a prompt's replies."""
-    sizes, yes = np.bincount(data.cluster).astype(float), np.bincount(data.cluster, weights=data.values)
-    n, several = len(data.values), sizes > 1
-    within = (
-        float((yes[several] * (sizes - yes)[several] / (sizes - 1)[several]).sum()) * len(sizes) / max(1, several.sum())
-    )
-    if not several.any() or p in (0.0, 1.0) or not within:
-        return n, Z, "Wilson, over replies: one a prompt, or all alike"
-    return p * (1 - p) * n * n / within, Z, "Wilson, of these prompts alone: replies vary, prompts do not"
+    n, several = float(sizes.sum()), sizes > 1
+    spread = (yes * (sizes - yes))[several] / (sizes - 1)[several]
+    within = float(spread.sum()) * len(sizes) / max(1, several.sum())
+    if not within:
+        return n, "Wilson, over replies: one a prompt, or all alike"
+    return p * (1 - p) * n * n / within, "Wilson, of these prompts alone: replies vary, prompts do not"
 
 
 def _bounds(outcomes: Sequence[bool | None], truncated: int | Sequence[bool]) -> tuple[float | None, float | None]:
