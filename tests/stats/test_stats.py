@@ -297,7 +297,10 @@ def test_a_fixed_set_over_trainings_knows_of_trainings() -> None:
     chances = rng.uniform(0.2, 0.8, (30, 1, 1)) + np.array([-0.15, 0.0, 0.15])[:, None]
     values = [bool(v) for v in (rng.random((30, 3, 4)) < chances).ravel()]
     names, seeds = [str(i // 12) for i in range(360)], [i // 4 % 3 for i in range(360)]
-    alone, over = stats.rate(values, clusters=names, fixed=True), stats.rate(values, clusters=names, seeds=seeds, fixed=True)
+    alone, over = (
+        stats.rate(values, clusters=names, fixed=True),
+        stats.rate(values, clusters=names, seeds=seeds, fixed=True),
+    )
     assert width(over) > 3 * width(alone)
     assert "2 degrees of freedom" in over.how
 

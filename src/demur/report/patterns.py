@@ -144,9 +144,15 @@ class _Found:
             sides[YES in own].append(at)
         parts, labels = [], 0
         for side in sides.values():
-            rows = [(self.clusters[at], any(row[name] for name in members)) for at in side for row in self.labels.get(at, ())]
+            rows = [
+                (self.clusters[at], any(row[name] for name in members))
+                for at in side
+                for row in self.labels.get(at, ())
+            ]
             labels += len(rows)
-            parts.append((len(side), stats.rate([there for _, there in rows], clusters=[cluster for cluster, _ in rows])))
+            parts.append(
+                (len(side), stats.rate([there for _, there in rows], clusters=[cluster for cluster, _ in rows]))
+            )
         found = stats.stratified(parts)
         called = f"screen: {len(sides[True])} flagged of {len(flags)}"
         if found.value is None:

@@ -104,7 +104,11 @@ def variance_of(data: Sample, by_prompt: float) -> tuple[float, float, str]:
     variance, freedom = by_prompt + extra, least
     if data.seeds > 2 and extra <= by_prompt * least / 16:
         freedom = _satterthwaite(variance, (by_prompt, prompts), (by_seed, least))
-    return variance, freedom, f"clustered by prompt, {data.seeds} seeds as their own level (t, {freedom:.0f} degrees of freedom)"
+    return (
+        variance,
+        freedom,
+        f"clustered by prompt, {data.seeds} seeds as their own level (t, {freedom:.0f} degrees of freedom)",
+    )
 
 
 def moderated(data: Sample, by_prompt: float, usual: float) -> tuple[float, float, str]:
