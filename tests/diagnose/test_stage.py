@@ -101,8 +101,8 @@ def test_a_runs_own_model_is_the_detector_where_none_is_named(tmp_path: Path) ->
     assert Study.model_validate(given).detector == Use(kind="rules")
     assert Study.model_validate(given | {"models": models, "detector": "rules"}).detector == Use(kind="rules")
     file = tmp_path / "stages" / "distil-1" / "traces.jsonl"
-    assert diagnose_verb.of_run(file) == ("rules", {})
+    assert diagnose_verb.detecting(None, file) == ("rules", {})
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(given | {"models": models}))
-    kind, played = diagnose_verb.of_run(file)
+    kind, played = diagnose_verb.detecting(None, file)
     assert kind == "llm"
     assert played["detector"].where == "http://127.0.0.1:9/v1"

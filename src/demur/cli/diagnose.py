@@ -49,7 +49,7 @@ def diagnose(
       demur diagnose traces.jsonl --limit 100 --json
     """
     where = out or Path("runs/diagnose")
-    kind, models = detecting(detector) if detector else of_run(file)
+    kind, models = detecting(detector, file)
     source = Import("import", ImportSettings(), files={"file": file})
     stage = Diagnose("diagnose", DiagnoseSettings(detector=kind, limit=limit), inputs={"traces": source}, models=models)
     done = run_stages([stage], out=where, cache=cache, title="diagnose")
@@ -65,13 +65,10 @@ def diagnose(
     common.console.print(f"findings with evidence: {done['diagnose'].folder / 'findings.jsonl'}")
 
 
-def detecting(text: str) -> tuple[str, dict[str, ModelConfig]]:
-    """The kind of a detector, and who plays it: a detector by name, or a model for the detector `llm`."""
-    return (text, {}) if text in DETECTORS else ("llm", {"detector": parse_model(text)})
-
-
-def of_run(file: Path) -> tuple[str, dict[str, ModelConfig]]:
-    """The detector of the run that a file is from, where a model plays it; else the rules."""
+def detecting(text: str | None, file: Path) -> tuple[str, dict[str, ModelConfig]]:
+    """The kind of a detector and who plays it: as named, else that of the run that the file is from, else the rules."""
+    if text:
+        return (text, {}) if text in DETECTORS else ("llm", {"detector": parse_model(text)})
     folder = next((one for one in file.resolve().parents if (one / "study.yaml").is_file()), None)
     study = yaml.safe_load((folder / "study.yaml").read_text()) if folder else {}
     model = (study.get("models") or {}).get("detector")

@@ -26,7 +26,7 @@ app = common.app("Mend or drop traces with failure patterns.")
 @app.command()
 def repair(
     file: Annotated[Path, typer.Argument(help="Traces in any known form, or a run's stage folder.")],
-    detector: DETECTOR = "rules",
+    detector: DETECTOR = None,
     teacher: common.Teacher = None,
     limit: common.Limit = None,
     out: common.Out = None,
@@ -47,7 +47,7 @@ def repair(
         plain["with"] = "trim,align,drop"
     settings = common.validated(RepairSettings, plain)
     where = out or Path("runs/repair")
-    kind, models = detecting(detector)
+    kind, models = detecting(detector, file)
     read = Import("import", ImportSettings(), files={"file": file})
     found = Diagnose("diagnose", DiagnoseSettings(detector=kind, limit=limit), inputs={"traces": read}, models=models)
     mended = Repair(
