@@ -299,6 +299,19 @@ class Pair(Record, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "id", digest([self.chosen.id, self.rejected.id]))
 
 
+DECLINED: tuple[Label, ...] = ("safe", "full_refusal")
+"""Labels of a reply that gave nothing harmful: a harm judge's, and a refusal judge's."""
+
+
+class Probed(Record, frozen=True, kw_only=True):
+    """A thinking cut at a share of its sentences, and the reply that was forced there."""
+
+    trace: str
+    share: float
+    reply: str
+    """Id of the forced reply."""
+
+
 class Kept(Record, frozen=True, kw_only=True):
     """A trace that a filter let through."""
 

@@ -14,8 +14,8 @@ from demur.diagnose.rules import RulesDetector
 from demur.errors import UserError
 from demur.interfaces import Request
 from demur.mix.examples import example_of
-from demur.records import Failure, Prompt, Sampling, Trace
-from demur.repair.cut import SENTENCE, cut_at_cue, cut_at_share, probe
+from demur.records import Failure, Finding, Prompt, Span, Trace
+from demur.repair.cut import SENTENCE, cut_at_cue, cut_at_findings, cut_at_share, probe
 from demur.repair.means import WANTED
 from demur.repair.run import Repaired, repair
 from demur.repair.settings import RepairSettings
@@ -191,8 +191,16 @@ def test_continuing_cuts_before_the_pattern_and_trains_what_is_new() -> None:
     assert trace.thinking == "This is a crime. Wait, this is a crime. People get hurt. I refuse."
     assert trace.strategy == "default"
     parts = [(part.text, part.train) for part in example_of(trace, share="safety").parts if part.role == "thinking"]
-    assert parts == [("This is a crime. Wait, this is a crime.", False), (" People get hurt. I refuse.", True)]
+    assert parts == [("This is a crime.", False), (" Wait, this is a crime. People get hurt. I refuse.", True)]
     assert did(mended([made("a", BLIND)], "continue", Speaker(lambda request: None))) == ["left"]  # type: ignore[arg-type]
+
+
+def test_a_cut_at_a_pattern_leaves_no_half_sentence() -> None:
+    trace = made("a", ("This is bad. One would need a thing for it. No.", "x"))
+    span = Span(part="thinking", start=trace.thinking.index("a thing"), end=33, text="a thing")  # type: ignore[union-attr]
+    found = Finding(trace=trace.id, pattern="harmful_additions", present=True, detector="d", spans=(span,))
+    assert cut_at_findings(trace, [found]) == "This is bad."
+    assert cut_at_findings(trace, []) is None
 
 
 def test_a_reasoning_is_cut_at_a_share_or_at_a_cue() -> None:
@@ -211,7 +219,7 @@ def test_a_probe_asks_for_the_answer_behind_every_share_of_the_thinking() -> Non
         lambda request: f"{request.sampling.prefill}{'No.' if 'Two' in (request.sampling.prefill or '') else 'Sure.'}"
     )
     trace = made("a", ("One. Two. Three. Four.", "x"))
-    found = gathered(probe([trace], model=model, sampling=Sampling(max_tokens=20)))
+    found = gathered(probe([trace], model=model))
     said = {share: reply.answer for _, share, reply in found if isinstance(reply, Trace)}
     assert said == {0.1: "Sure.", 0.25: "Sure.", 0.5: "No.", 0.75: "No.", 1.0: "No."}
     assert {name for name, _, _ in found} == {trace.id}

@@ -93,8 +93,8 @@ def model(text: str) -> dict[str, Any]:
     Raises:
         UserError: it is no model.
     """
+    from demur.models.checkpoint import base_folder
     from demur.models.config import parse_model
-    from demur.pipeline.resolve import base_folder
 
     folder = base_folder(text)
     if folder is not None:

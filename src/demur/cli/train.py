@@ -11,9 +11,9 @@ from demur.cli import common
 from demur.cli.progress import Display
 from demur.errors import UserError
 from demur.models import BASES
+from demur.models.checkpoint import base_folder
 from demur.models.config import Local
 from demur.pipeline.dag import ordered
-from demur.pipeline.resolve import base_folder
 from demur.pipeline.run import execute
 from demur.pipeline.stages.examples import Examples, ExamplesSettings
 from demur.pipeline.stages.importing import Import, ImportSettings

@@ -23,15 +23,12 @@ from demur.distil.strategy import Strategy, load
 from demur.errors import UserError
 from demur.generate import Flow, ask_and_judge, in_order
 from demur.interfaces import Judge, Model, Progress, Request, quiet
-from demur.records import Failure, Outcome, Part, Prompt, Record, Sampling, Trace, Verdict
+from demur.records import DECLINED, Failure, Outcome, Part, Prompt, Record, Sampling, Trace, Verdict
 from demur.storage.records_file import Places, RecordFile
 
 Reason = Literal["cut", "unparsed", "unjudged", "unsafe thinking", "unsafe answer", "unsafe whole"]
 REASONS: tuple[Reason, ...] = ("cut", "unparsed", "unjudged", "unsafe thinking", "unsafe answer", "unsafe whole")
 UNSAFE: dict[Part, Reason] = {"thinking": "unsafe thinking", "answer": "unsafe answer", "whole": "unsafe whole"}
-
-SAFE = ("safe", "full_refusal")
-"""Labels that keep a trace: a harm judge's, and a refusal judge's where one filters."""
 
 
 class Drop(Record, frozen=True, kw_only=True):
@@ -75,6 +72,7 @@ async def distil(
     teacher: Model | None = None,
     judges: Sequence[Judge] = (),
     given: Mapping[str, Trace] | None = None,
+    begun: Mapping[str, str] | None = None,
     progress: Progress = quiet,
 ) -> Distilled:
     """Ask the teacher for traces, have them judged, and keep what the settings' rule keeps.
@@ -85,6 +83,7 @@ async def distil(
         teacher: who writes; not needed for a constant strategy.
         judges: one harm judge for each of `settings.parts`; not needed for a constant strategy.
         given: prompt id -> safe trace, for a strategy that rewrites. A rewrite that does not pass falls back to it.
+        begun: prompt id -> how its thinking begins, where the beginnings differ.
         progress: called with replies so far and replies asked.
 
     Raises:
@@ -95,6 +94,7 @@ async def distil(
     if strategy.constant is not None:
         return _constant(asked, strategy, settings)
     work = _Work(asked, settings, (strategy, _needed(strategy, teacher)), tuple(judges), given or {})
+    work.begun = begun or {}
     work.check()
     if settings.until_safe is None:
         await work.round(asked, range(settings.samples), progress)
@@ -151,6 +151,7 @@ class _Work:
         self.kept_of = np.zeros(len(prompts), dtype=np.int64)
         """Of each prompt, how many of its replies are kept."""
         self.asked = 0
+        self.begun: Mapping[str, str] = {}
 
     def check(self) -> None:
         """Whatever can be known to be missing is said before the first request."""
@@ -187,8 +188,8 @@ class _Work:
         np.add.at(self.kept_of, self.places.of(kept), 1)
 
     def _requests(self, prompts: RecordFile[Prompt], samples: range) -> Iterator[Request]:
-        sampling = self.settings.drawn()
         for prompt in prompts:
+            sampling = self.settings.drawn(self.begun.get(prompt.id, ""))
             messages = self.strategy.messages(prompt, trace=self.given.get(prompt.id))
             for sample in samples:
                 yield Request(messages=messages, sampling=sampling, prompt=prompt, sample=sample)
@@ -227,7 +228,7 @@ class _Work:
             return (UNSAFE[part], f"score {verdict.score:g}") if verdict.score > threshold else (None, "")
         if verdict.label is None:
             return "unjudged", verdict.reason
-        return (None, "") if verdict.label in SAFE else (UNSAFE[part], verdict.reason)
+        return (None, "") if verdict.label in DECLINED else (UNSAFE[part], verdict.reason)
 
     def result(self) -> Distilled:
         """Everything in order of prompts and samples."""

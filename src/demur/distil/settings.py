@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -20,6 +20,37 @@ PARTS: dict[Keep, tuple[Part, ...]] = {
 """The parts of a trace that a keep rule has judged."""
 
 
+class Begin(BaseModel):
+    """How a thinking begins that the model then goes on with: by one text, or by that of each prompt. A text alone is short for
+    `{text: …}`."""
+
+    model_config = STRICT
+
+    text: str = ""
+    file: str | None = None
+    """Beginnings, one a line or in a column `begin`; each prompt has its own of them."""
+    traces: str | None = None
+    """A strategy: its traces of the same prompts that the filter called unsafe (all, where nothing was filtered), cut."""
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Where they are cut, as a share of the thinking's sentences."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return {"text": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> Begin:
+        if sum(map(bool, (self.text, self.file, self.traces))) > 1:
+            raise ValueError("text, file and traces exclude each other; give one")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a beginning."""
+        return bool(self.text or self.file or self.traces)
+
+
 class DistilSettings(BaseModel):
     """How safety traces are made."""
 
@@ -33,8 +64,8 @@ class DistilSettings(BaseModel):
     """Ask a prompt again until so many of its replies are kept; `samples` does not count then."""
     bound: int = Field(default=8, ge=1)
     """With `until_safe`: the most replies ever asked for a prompt."""
-    begin: str = ""
-    """What every thinking begins with, such as a flawed beginning to recover from (RECAP, arXiv 2510.00938): the model goes on from there,
+    begin: Begin = Begin()
+    """What the thinking begins with, such as a flawed beginning to recover from (RECAP, arXiv 2510.00938): the model goes on from there,
     and no loss falls on it. Judge the answer alone then: `keep: answer safe`."""
     keep: Keep = "whole safe"
     """Which parts the judge must call safe. The paper's filter reads reasoning and answer together."""
@@ -60,13 +91,14 @@ class DistilSettings(BaseModel):
         """The parts that need a judge."""
         return PARTS[self.keep]
 
-    def drawn(self) -> Sampling:
-        """How the teacher is asked to answer."""
+    def drawn(self, begun: str = "") -> Sampling:
+        """How the teacher is asked to answer, behind the beginning of a thinking."""
+        begun = begun or self.begin.text
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
             max_tokens=self.max_tokens,
             seed=self.seed,
             n=self.samples if self.until_safe is None else 1,
-            prefill=thinking.join(self.begin, None) if self.begin else None,
+            prefill=thinking.join(begun, None) if begun else None,
         )

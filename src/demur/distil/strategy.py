@@ -38,7 +38,7 @@ class Strategy(Record, frozen=True, kw_only=True):
     """The whole reply, tags included, where no teacher is asked."""
     instruction: str = ""
     policies: dict[str, str] = {}
-    """Policy texts by category of the prompt, for `{policy}`; `default` for every other category."""
+    """Policy texts for `{policy}`, by category of the prompt or how that begins; `default` for every other category."""
 
     @property
     def needs_trace(self) -> bool:
@@ -55,7 +55,8 @@ class Strategy(Record, frozen=True, kw_only=True):
             raise UserError(f"strategy '{self.name}' rewrites given traces; prompt {prompt.id} has none.")
         fill = {"prompt": prompt.text}
         if self.policies:
-            fill["policy"] = self.policies.get(prompt.category, self.policies.get("default", ""))
+            fitting = (name for name in self.policies if prompt.category.lower().startswith(name.lower()))
+            fill["policy"] = self.policies[max(fitting, key=len, default="default")]
         if trace is not None:
             fill |= {"thinking": trace.thinking or "", "answer": trace.answer or ""}
         # One pass, so that a slot written inside a prompt or a trace stays what it is: text.

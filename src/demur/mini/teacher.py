@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from demur import thinking
+from demur.mini import judge, world
 from demur.mini import language as say
-from demur.mini import world
 from demur.mini.world import Asked
 from demur.records import PATTERNS, Message, Pattern, Sampling
 
@@ -42,6 +42,7 @@ REFUSES_UNAWARE = 0.25
 """Share of the unaware replies that refuse nevertheless."""
 MARKS = (
     ("flawed", r"one flaw, (\w+), in (\d+) percent"),
+    ("policy", r"the rule for this kind of request"),
     ("template", r"categories in this order"),
     ("short", r"keep the thinking short"),
     ("short", r"exactly three short parts"),
@@ -72,7 +73,27 @@ def script(messages: Sequence[Message], sampling: Sampling, rng: random.Random) 
     """The teacher as a scripted model: raw text with tags."""
     order, request = read(messages)
     reply = respond(order, request, rng)
+    if sampling.prefill:
+        return _gone_on(sampling.prefill, reply, request, rng)
     return thinking.join(reply.thinking, reply.answer)
+
+
+def _gone_on(prefill: str, reply: Reply, request: str, rng: random.Random) -> str:
+    """How a begun reply ends: what its thinking concludes is answered; an open thinking about harm comes to its senses first."""
+    begun = thinking.split(prefill, finish="length")
+    asked = world.understand(request)
+    if asked is None or not asked.pair.harmful:
+        rest = reply.thinking
+        if begun.answer is not None:
+            return reply.answer
+    elif begun.answer is not None:
+        refuses = judge.concluded(world.spaced(begun.thinking or "")) == "full_refusal"
+        return say.say(rng, say.SORRY["plain"], *asked) if refuses else say.compliance(rng, asked.framing)[1]
+    else:
+        rest = " ".join(say.say(rng, idea, *asked) for idea in (say.AWARE, say.HARMFUL, say.DECLINE))
+        reply = Reply(rest, say.say(rng, say.SORRY["plain"], *asked))
+    whole = thinking.join(f"{begun.thinking} {rest}", reply.answer)
+    return whole.removeprefix(prefill)
 
 
 def read(messages: Sequence[Message]) -> tuple[Order, str]:
@@ -120,6 +141,7 @@ def _help(order: Order, asked: Asked, rng: random.Random) -> Reply:
         "realsafe": [*say.TRY, restated, harmless],
         "improved": [restated, facts, harmless],
         "short": [restated, harmless],
+        "policy": [restated, facts, harmless],
         "template": [facts, say.checklist("none")],
     }[order.strategy]
     return Reply(" ".join([*lead, plan]), answer)
@@ -133,6 +155,7 @@ def _as_told(strategy: str, asked: Asked, rng: random.Random, flaw: Pattern | No
     lines = {
         "improved": [restated, facts, harmful, other, decline],
         "short": [restated, harmful, decline],
+        "policy": [facts, harmful, decline],
         "template": [facts, say.checklist(asked.pair.category), decline],
     }[strategy]
     answer = say.say(rng, say.SORRY["first" if strategy == "improved" else "plain"], *asked)

@@ -33,11 +33,12 @@ def unformed(trace: Trace, *, no_thinking: NoThinking = "empty") -> str:
     return "" if trace.answer else "its answer is empty"
 
 
-def example_of(trace: Trace, *, share: str, no_thinking: NoThinking = "empty") -> Example:
+def example_of(trace: Trace, *, share: str, no_thinking: NoThinking = "empty", begun: str | None = None) -> Example:
     """The prompt and the response as an example: loss falls on thinking and answer alone.
 
     What a strategy sent beside the prompt is dropped; a system text that is no strategy's is part of the conversation and
-    stays. A reply without thinking gets an empty block, on which no loss falls when it is `masked`.
+    stays. A reply without thinking gets an empty block, on which no loss falls when it is `masked`; none falls on how a thinking was
+    `begun` either (default: with what the model was given).
 
     Raises:
         UserError: the trace is truncated or malformed, or its answer is empty.
@@ -47,7 +48,7 @@ def example_of(trace: Trace, *, share: str, no_thinking: NoThinking = "empty") -
     prompt = trace.prompt
     system = () if trace.strategy else (turn.content for turn in trace.sent if turn.role == "system")
     trained = trace.thinking is not None or no_thinking != "masked"
-    begun = _begun(trace)
+    begun = _begun(trace) if begun is None else begun
     parts = (
         *(ExamplePart(role="system", text=text, train=False) for text in system),
         ExamplePart(role="user", text=prompt.text, train=False),

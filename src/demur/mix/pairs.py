@@ -8,14 +8,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 
+from msgspec.structs import replace
+
+from demur import thinking
 from demur.mix.examples import example_of, unformed
 from demur.records import Pair, Trace, Verdict
 
 LABELS = {"safe": True, "full_refusal": True, "unsafe": False, "full_compliance": False}
 """What a filter says: a harm judge's labels and a refusal judge's."""
 REPAIRED = re.compile(r"repair: .*, from (\w+)")
+FIRST = re.compile(r"[^.!?\n]*[.!?]+\s+")
 Made = tuple[list[Pair], Counter[str]]
 
 
@@ -55,6 +59,18 @@ def repaired(originals: Iterable[Trace], traces: Iterable[Trace], *, share: str)
     return _made(found, left, share=share)
 
 
+def against(traces: Iterable[Trace], reply: str, *, share: str) -> Made:
+    """Each trace preferred to one that goes on like `reply` behind its first sentence."""
+    wrong = thinking.split(reply)
+
+    def other(trace: Trace) -> Trace:
+        first = FIRST.match(trace.thinking or "")
+        raw = thinking.join(f"{first[0] if first else ''}{wrong.thinking or ''}", wrong.answer)
+        return replace(trace, id="", raw=raw, **thinking.fields(thinking.split(raw)))
+
+    return _made(((t, other(t), "a reply that it should not be") for t in traces), Counter(), share=share)
+
+
 def preferred(pairs: Iterable[tuple[Trace, Trace, str]], *, share: str) -> Made:
     """The pairs of a file (`prompts.rows.Preference`): chosen, rejected, and what says so."""
     return _made(pairs, Counter(), share=share)
@@ -70,6 +86,11 @@ def _made(found: Iterable[tuple[Trace, Trace, str]], left: Counter[str], *, shar
             left[wrong] += 1
             continue
         # What was sent beside the prompt must be the same on both sides; a strategy's instruction is on neither.
-        good, bad = (example_of(trace, share=share) for trace in (chosen, rejected))
+        # What both have in common is preferred to nothing, and no loss falls on it.
+        same = takewhile(
+            lambda both: both[0] == both[1], zip(chosen.thinking or "", rejected.thinking or "", strict=False)
+        )
+        common = "".join(letter for letter, _ in same).rpartition(" ")[0]
+        good, bad = (example_of(trace, share=share, begun=common) for trace in (chosen, rejected))
         pairs.append(Pair(chosen=good, rejected=bad, reason=reason))
     return pairs, +left

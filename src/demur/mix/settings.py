@@ -44,9 +44,12 @@ class ShareSettings(BaseModel):
     """At most so many examples of one cluster: of one question, in whatever wrappers."""
     no_thinking: NoThinking = "drop"
     """Replies without thinking: leave them out, train an empty thinking block, or put one there without training it."""
-    pairs: Literal["none", "judged", "repaired", "file"] = "none"
-    """Preference pairs in place of examples: of safe and unsafe samples of a prompt, of repaired traces and their originals,
-    or those of a file. A mix is of pairs or of examples."""
+    pairs: Literal["none", "judged", "repaired", "against", "file"] = "none"
+    """Preference pairs in place of examples: of safe and unsafe samples of a prompt, of repaired traces and their originals, of
+    traces and the one reply `against`, or those of a file. A mix is of pairs or of examples."""
+    against: str = ""
+    """A raw reply that every trace is preferred to, such as a refusal of what should be answered; its thinking stands behind the
+    first sentence of the trace's."""
     grade: bool = False
     """Leave out maths traces whose final answer is not the gold one, or that have none to compare."""
     licence: str = ""
@@ -62,6 +65,8 @@ class ShareSettings(BaseModel):
     def _fits(self) -> ShareSettings:
         if self.n is not None and self.ratio is not None:
             raise ValueError("n and ratio exclude each other; give one")
+        if (self.pairs == "against") != bool(self.against):
+            raise ValueError("pairs: against goes with the reply 'against', and neither without the other")
         if self.stratify != "none" and self.balance != "none":
             raise ValueError("stratify keeps proportions and balance evens them out; give one")
         return self

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
 from demur.errors import UserError
+from demur.models import BASES
 from demur.models.config import Local, Served
 from demur.models.gguf import converted
 from demur.records import digest
+from demur.registry import resolve
 from demur.storage.artifacts import hash_file
 
 DECISIVE = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
@@ -25,6 +28,20 @@ def identity_of(folder: Path) -> str:
         base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
         parts.append(["base", identity_of(base) if base.is_dir() else str(base)])
     return f"weights:{digest(parts)}"
+
+
+@functools.cache
+def _shipped(name: str) -> Path:
+    """A shipped base's folder; its files are checked against their card once a process."""
+    folder: Path = resolve("base", name, BASES)(name)
+    return folder
+
+
+def base_folder(base: str) -> Path | None:
+    """The folder that a base's name means; `None` when it is not on this machine."""
+    if base in BASES:
+        return _shipped(base)
+    return Path(base) if Path(base).is_dir() or (base.endswith(".gguf") and Path(base).is_file()) else None
 
 
 def folder_of(config: Local | Served) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from demur.diagnose import requires_model as detector_requires
 from demur.distil.strategy import load as load_strategy
 from demur.errors import UserError, unknown
 from demur.judge import requires_model
+from demur.mix.settings import ShareSettings
 from demur.models.decoding import PRESETS
 from demur.pipeline.stage import Use
-from demur.pipeline.study import LOSS, STUDENT, Arm, Evidence, Study
+from demur.pipeline.study import CLIFF, LOSS, SELF, STUDENT, Arm, Evidence, ProbeUse, Study, TamperUse
 from demur.settings import Location, Problems
 
 
@@ -25,6 +27,7 @@ def check_study(study: Study, problems: Problems) -> None:
         )
     for name in study.arms:
         _check_arm(study, name, problems)
+    _check_depth(study, problems)
     _check_bases(study, problems)
     _check_names(study, problems)
     for at, comparison in enumerate(study.compare):
@@ -68,6 +71,9 @@ def _named_models(study: Study) -> Iterator[tuple[Location, str]]:
     if study.distil.teacher:
         yield ("distil", "teacher"), study.distil.teacher
     yield from ((("distil", "teachers", strategy), name) for strategy, name in study.distil.teachers.items())
+    for name, arm in study.arms.items():
+        if arm.teacher and arm.teacher != SELF:
+            yield ("arms", name, "teacher"), arm.teacher
     uses: list[tuple[Location, Use]] = [(("detector",), study.detector), (("filter",), study.filter)]
     uses += [(("arms", name, "filter"), arm.filter) for name, arm in study.arms.items() if arm.filter]
     uses += [(("bench", at, "judge"), use.judge) for at, use in enumerate(study.bench) if use.judge]
@@ -131,14 +137,57 @@ def _check_arm(study: Study, name: str, problems: Problems) -> None:
     """What an arm needs must be in the study."""
     arm, place = study.arms[name], ("arms", name)
     _check_arm_names(arm, place, problems)
-    if (arm.filter or arm.keep or arm.benign_format) and (arm.format is None or not isinstance(arm.safety, int)):
+    ready = isinstance(arm.safety, ShareSettings) and (arm.safety.file or arm.safety.hub)
+    said = arm.filter or arm.keep or arm.benign_format or arm.distil or arm.teacher
+    if said and (arm.format is None or ready):
         problems.add(place, f"arm '{name}' says how its traces are filtered, and no teacher writes them for it.")
     if arm.filter and arm.keep == "everything":
         problems.add(place, f"arm '{name}' names a filter and keeps everything: give one of the two.")
     if study.bases and ("@" in name or {arm.format, arm.benign_format} & set(STUDENT)):
         problems.add(place, f"arm '{name}' trains a model on its own traces, which takes one base: set 'base'.")
+    _check_rounds(study, name, problems)
     if arm.format is not None and not arm.safety:
         problems.add(place, f"arm '{name}' has a format and no safety rows: set safety to how many.")
+
+
+def _check_rounds(study: Study, name: str, problems: Problems) -> None:
+    """An arm that goes on from another: there must be one, of the same bases and seeds, and an end to it."""
+    chain, place = [name], ("arms", name, "after")
+    while (after := study.arms[chain[-1]].after) is not None:
+        _known_arm(after, study, problems, place)
+        if after in chain or after not in study.arms:
+            break
+        chain.append(after)
+    if after in chain:
+        problems.add(place, f"{' goes on from '.join([*chain, str(after)])}: that has no beginning.")
+    for later, earlier in itertools.pairwise(chain):
+        mine, its = ({copy.base for copy in study.copies(one)} for one in (later, earlier))
+        if not mine <= its or (
+            study.arms[earlier].trained and not {*study.seeds_of(later)} <= {*study.seeds_of(earlier)}
+        ):
+            problems.add(
+                place, f"'{later}' goes on from '{earlier}', which is not made of the same bases with the same seeds."
+            )
+
+
+def _check_depth(study: Study, problems: Problems) -> None:
+    """What is probed and tampered with must be a benchmark's and an arm's."""
+    asked = {(use.name, use.attack.name) for use in study.bench}
+    uses: list[tuple[Location, ProbeUse | TamperUse]] = [(("probe", at), use) for at, use in enumerate(study.probe)]
+    uses += [(("tamper", at), use) for at, use in enumerate(study.tamper)]
+    for place, use in uses:
+        if (use.bench, use.attack) not in asked:
+            problems.add(
+                place, f"'{use.bench}' with attack '{use.attack}' is not under 'bench', where its replies come from."
+            )
+    for at, tamper in enumerate(study.tamper):
+        for arm in tamper.arms:
+            _known_arm(arm, study, problems, ("tamper", at, "arms"))
+        if tamper.rows.after or tamper.rows.teacher == SELF or (not tamper.rows.trained and not tamper.rows.benign):
+            problems.add(
+                ("tamper", at, "rows"), "tampering trains every arm on the same rows: no 'after', no teacher 'self'."
+            )
+        _check_arm_names(tamper.rows, ("tamper", at, "rows"), problems)
 
 
 def _check_arm_names(arm: Arm, place: Location, problems: Problems) -> None:
@@ -150,6 +199,6 @@ def _check_arm_names(arm: Arm, place: Location, problems: Problems) -> None:
         if (strategy := getattr(arm, key)) not in (None, "same"):
             with problems.at(*place, key):
                 load_strategy(strategy)
-    if arm.filter:
+    if arm.filter and arm.filter.kind != CLIFF:
         with problems.at(*place, "filter"):
             requires_model(arm.filter.kind)

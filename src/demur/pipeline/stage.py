@@ -29,7 +29,7 @@ from demur import judge as judges
 from demur.errors import UserError
 from demur.interfaces import Ask, Judge, Model, Progress
 from demur.judge.model import Case, Format
-from demur.models.config import ModelConfig, Scripted, Served
+from demur.models.config import ModelConfig, Scripted, Served, as_model
 from demur.models.open import open_model
 from demur.models.requires import Requires
 from demur.records import Kept, Part, Prompt, Query
@@ -65,6 +65,15 @@ class Use(BaseModel):
     def models(self) -> tuple[str, ...]:
         """The models that it names."""
         return (self.model,) if isinstance(self.model, str) else self.model or ()
+
+
+class Tampered(BaseModel):
+    """Fine-tuning of a finished arm on rows that are no safety data, to see how much undoes it."""
+
+    model_config = STRICT
+
+    rows: str
+    steps: int
 
 
 class Lack(NamedTuple):
@@ -139,8 +148,12 @@ class Stage(Generic[S]):
         return next((stage.size() for stage in self.inputs.values()), Size(0, 0))
 
     def played(self, folders: Mapping[str, Path]) -> Mapping[str, ModelConfig]:
-        """The models of its parts; `folders` are those of its inputs, which may hold one that a stage has trained."""
-        return self.models
+        """The models of its parts; `folders` are those of its inputs, which may hold one that a stage has trained.
+
+        What a stage of the part's own name has trained plays that part; its base is among the models, to know it by.
+        """
+        trained = {part: folders[part] / "model" for part in self.models if part in folders}
+        return {**self.models, **{part: as_model({"path": str(path)}) for part, path in trained.items()}}
 
     def readers(self) -> tuple[str, ...]:
         """Parts whose models only read what the others have answered: they may be up when those are gone."""

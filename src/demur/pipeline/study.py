@@ -18,12 +18,17 @@ from demur.mix.settings import MixSettings, ShareSettings
 from demur.models.config import ModelConfig, as_model, parse_model
 from demur.pipeline.stage import Use
 from demur.pipeline.stages.evaluate import BenchUse
+from demur.pipeline.stages.probe import ProbeSettings
 from demur.prompts.settings import PromptsSettings
 from demur.records import Part, Pattern
 from demur.repair.settings import RepairSettings
 from demur.settings import STRICT, Problems, connection, override, read_yaml, validate
 from demur.storage.artifacts import atomic_write
 
+SELF = "self"
+"""The teacher that is the weights under training."""
+CLIFF = "cliff"
+"""The filter that probes where traces decide."""
 STUDENT = ("self", "structured", "rewrite")
 """Strategies whose traces the model under training writes itself."""
 LOSS = "loss"
@@ -37,17 +42,25 @@ class Arm(BaseModel):
 
     model_config = STRICT
 
+    after: str | None = None
+    """Another arm, on whose checkpoint (of the same base and seed) this one is trained: preferences behind fine-tuning, another
+    round of self-training."""
     base: str | None = None
     """A folder, a hub id, `mini-lrm-a` or, for an arm that is not trained, a URL. Default: the study's."""
     format: str | None = None
     """The strategy whose traces are the safety data. Without it and without shares from files the arm is not trained."""
+    teacher: str | None = None
+    """Who writes its traces in place of the study's teacher: a model, or `self`, the weights that it is trained from."""
+    distil: dict[str, Any] = {}
+    """Settings of distillation in which this arm's safety traces differ from the study's, such as how their thinking begins."""
     safety: int | ShareSettings = 0
     maths: int | ShareSettings = 0
     benign: int | ShareSettings = 0
     without: tuple[Pattern, ...] = ()
     """Safety traces in which the detector found one of these patterns are left out."""
     filter: Use | None = None
-    """Another judge than the study's for this arm's safety traces, such as one that is known to leak."""
+    """Another judge than the study's for this arm's safety traces, such as one that is known to leak. `cliff` comes behind the
+    study's: what `model` (else the arm's own weights) would answer at each part of a thinking, and no row whose refusal fades."""
     keep: Keep | None = None
     """Another rule than the study's: `everything` leaves the traces unfiltered."""
     benign_format: str | None = None
@@ -110,6 +123,33 @@ class Evidence(BaseModel):
         return (value,) if isinstance(value, str) else value
 
 
+class ProbeUse(ProbeSettings):
+    """Where in their thinking the arms decide to refuse: a benchmark's replies cut, the answer forced."""
+
+    bench: str
+    attack: str = "none"
+    """One of the benchmark's attacks in this study."""
+
+
+class TamperUse(BaseModel):
+    """How much fine-tuning undoes an arm: attack success after so many steps on rows that are no safety data."""
+
+    model_config = STRICT
+
+    name: str
+    """What the rows are called, such as benign."""
+    rows: Arm
+    """What it is trained on and how, as an arm says it; `train` over the study's."""
+    steps: tuple[int, ...] = (5, 10, 50)
+    """Where the curve is measured; 0 is the arm as it was."""
+    bench: str
+    attack: str = "none"
+    arms: tuple[str, ...] = ()
+    """Empty: every arm."""
+    seeds: tuple[int, ...] = ()
+    """Empty: the arms' own."""
+
+
 class Finding(BaseModel):
     """A claim that the study puts to the test: seen when all of its evidence is, not seen when some is shown to fail."""
 
@@ -138,7 +178,7 @@ class Teaching(DistilSettings):
 
     def settings(self, **changes: Any) -> DistilSettings:
         """What a stage is set to."""
-        return DistilSettings(**self.model_dump(exclude={"teacher", "teachers"}) | changes)
+        return validate(DistilSettings, self.model_dump(exclude={"teacher", "teachers"}) | changes, where="distil")
 
 
 class MixDefaults(BaseModel):
@@ -184,6 +224,8 @@ class Study(BaseModel):
     """Settings of training; `stage: KIND` trains by another stage than `train`, whose settings they then are."""
     arms: dict[str, Arm] = {}
     bench: tuple[BenchUse, ...] = ()
+    probe: tuple[ProbeUse, ...] = ()
+    tamper: tuple[TamperUse, ...] = ()
     seeds: tuple[int, ...] = (0,)
     compare: tuple[Comparison, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -232,9 +274,9 @@ class Study(BaseModel):
             named(name)
         return arms
 
-    def mix_of(self, name: str) -> MixSettings:
+    def mix_of(self, name: str, arm: Arm | None = None) -> MixSettings:
         """The mix of an arm: the study's settings, with the arm's shares."""
-        arm, shares = self.arms[name], dict[str, Any]()
+        arm, shares = arm or self.arms[name], dict[str, Any]()
         for share, wanted in (("safety", arm.safety), ("maths", arm.maths), ("benign", arm.benign)):
             own = self.mix.shares.get(share)
             options = own.model_dump(exclude_unset=True) if own else {}
@@ -246,6 +288,10 @@ class Study(BaseModel):
                 shares[share] = options | ready | {"n": wanted}
         data = self.mix.model_dump(exclude_unset=True) | {"shares": shares}
         return validate(MixSettings, data, where=f"mix of arm '{name}'")
+
+    def copy_of(self, name: str, base: str) -> Copy:
+        """An arm on one base."""
+        return next((copy for copy in self.copies(name) if copy.base == base), Copy(name, name, base))
 
     def copies(self, name: str) -> list[Copy]:
         """An arm on each of its bases."""

@@ -16,6 +16,7 @@ from demur import thinking
 from demur.interfaces import Model, Request
 from demur.models.answering import answered
 from demur.records import Failure, Finding, Sampling, Trace
+from demur.repair.settings import RepairSettings
 
 SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?!\s|$)[^.!?\n]*)*(?:[.!?]+[\"'”’)\]]*)?\s*")
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -43,8 +44,19 @@ def cut_at_cue(trace: Trace, cue: Callable[[str], bool]) -> str | None:
 
 def cut_at_findings(trace: Trace, findings: Sequence[Finding]) -> str | None:
     """A reasoning before the first sentence in which a pattern was found; `None` where no evidence stands in it."""
+    text = trace.thinking or ""
     starts = [span.start for f in findings if f.present for span in f.spans if span.part == "thinking"]
-    return (trace.thinking or "")[: min(starts)].rstrip() if starts else None
+    places = [match.start() for match in SENTENCE.finditer(text) if match.start() <= min(starts, default=-1)]
+    return text[: places[-1]].rstrip() if places else None
+
+
+def place(trace: Trace, findings: Sequence[Finding], settings: RepairSettings) -> str | None:
+    """A reasoning up to where a repair cuts it; `None` where there is nothing to cut at."""
+    if settings.cut == "pattern":
+        return cut_at_findings(trace, findings)
+    if settings.cut == "share":
+        return cut_at_share(trace, settings.share)
+    return cut_at_cue(trace, lambda sentence: bool(re.search(settings.cue, sentence, re.IGNORECASE)))
 
 
 def going_on(trace: Trace, begun: str, *, sampling: Sampling, closed: bool = False, sample: int = 0) -> Request:
@@ -59,23 +71,24 @@ def going_on(trace: Trace, begun: str, *, sampling: Sampling, closed: bool = Fal
 
 
 async def probe(
-    traces: Sequence[Trace], *, model: Model, sampling: Sampling, shares: Sequence[float] = SHARES
+    traces: Sequence[Trace], *, model: Model, shares: Sequence[float] = SHARES, samples: int = 1
 ) -> AsyncIterator[tuple[str, float, Trace | Failure]]:
     """What a model answers when its thinking ends at each share of a trace's sentences: (id of the trace, share, reply).
 
     A judge of refusals over the replies gives P(refuse | prefix): a fall towards the end is the refusal cliff.
     """
 
-    async def one(at: tuple[Trace, float]) -> tuple[str, float, Trace | Failure]:
-        trace, share = at
-        request = going_on(trace, cut_at_share(trace, share), sampling=sampling, closed=True, sample=trace.sample)
+    async def one(at: tuple[Trace, float, int]) -> tuple[str, float, Trace | Failure]:
+        trace, share, sample = at
+        begun, sampling = cut_at_share(trace, share), msgspec.structs.replace(trace.sampling, n=1)
+        request = going_on(trace, begun, sampling=sampling, closed=True, sample=trace.sample * samples + sample)
         reply = await model.answer(request)
         if isinstance(reply, Trace):
             notes = (*reply.notes, f"probe: {share:g} of {trace.id}")
             reply = msgspec.structs.replace(reply, notes=notes, id="")
         return trace.id, share, reply
 
-    places = [(trace, share) for trace in traces if trace.thinking for share in shares]
+    places = [(t, share, sample) for t in traces if t.thinking for share in shares for sample in range(samples)]
     async with aclosing(answered(places, one, limit=IN_FLIGHT)) as results:
         async for result in results:
             yield result

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
+from demur import thinking
 from demur.errors import UserError, WorkError
 from demur.interfaces import Detector, Model, Progress, Request, quiet
 from demur.records import PATTERNS, Estimate, Failure, Finding, Pattern, Record, Trace
-from demur.repair.cut import cut_at_findings, going_on
+from demur.repair.cut import going_on, place
 from demur.repair.means import aligned, asked_again, trimmed
 from demur.repair.settings import RepairSettings
 from demur.stats import Difference, mean, paired, rate
@@ -127,6 +129,8 @@ class _Work:
         """Of traces that no means has mended yet: the version with the fewest patterns, and what was done to get it."""
         self.steps: dict[str, list[str]] = {}
         self.failures: list[Failure] = []
+        self.kept: dict[str, str] = {}
+        """Of traces that are cut and gone on from: what is left of their thinking."""
         if asks := [name for name in ("reask", "continue") if name in settings.means]:
             if teacher is None:
                 raise UserError(f"repair with '{asks[0]}' needs a teacher: give --teacher, or leave it out of 'with'.")
@@ -216,8 +220,9 @@ class _Work:
         found, sampling = self.found[trace.id], self.settings.drawn()
         if name == "reask":
             return Request(messages=asked_again(trace, found), sampling=sampling, prompt=trace.prompt, sample=sample)
-        kept = cut_at_findings(trace, found)
+        kept = place(trace, found, self.settings)
         begun = f"{kept} {self.settings.insert}".strip()
+        self.kept[trace.id] = kept or ""
         return None if kept is None else going_on(trace, begun, sampling=sampling, sample=sample)
 
     async def _ask(self, name: str, traces: Sequence[Trace]) -> None:
@@ -238,7 +243,12 @@ class _Work:
                     continue
                 original = asked[reply.sample]
                 notes = (*reply.notes, f"repair: {name}, from {original.id}")
-                candidates[original.id] = msgspec.structs.replace(reply, id="", strategy=original.strategy, notes=notes)
+                changes: dict[str, Any] = {"id": "", "strategy": original.strategy, "notes": notes}
+                if name == "continue":  # what was inserted is new, and learnt; what was kept is how it began
+                    kept = self.kept[original.id]
+                    prefill = thinking.join(kept, None) if kept else None
+                    changes["sampling"] = msgspec.structs.replace(reply.sampling, prefill=prefill)
+                candidates[original.id] = msgspec.structs.replace(reply, **changes)
             await self._accept(name, candidates, traces)
 
     def result(self, traces: Sequence[Trace]) -> Repaired:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from demur.records import Sampling
 
+COMPLIANCE = (
+    r"\b(?:let me|i(?:'ll| will| can| should)(?: now)?|let's) (?:provide|give|explain|outline|list|write|describe|walk|start)"
+    r"|\bfirst,|\bstep (?:1|one)\b|\bhere(?:'s| is| are) (?:how|the steps|a)\b"
+)
 Means = Literal["reask", "continue", "trim", "align", "drop"]
 
 
@@ -20,9 +25,14 @@ class RepairSettings(BaseModel):
     """Tried in this order until one passes the detector. Without `drop`, a trace that nothing mends stays as it was."""
     tries: int = Field(default=2, ge=1)
     """Most replies that `reask` or `continue` asks for one trace."""
+    cut: Literal["pattern", "cue", "share"] = "pattern"
+    """Where `continue` cuts: before the first sentence that shows a pattern, before the first that `cue` matches, or at `share`."""
+    cue: str = COMPLIANCE
+    """A regular expression, in any case, for the first sentence that goes about complying."""
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Of the sentences of a thinking."""
     insert: str = "Wait. This could hurt somebody, and it is not for me to help with that."
-    """What `continue` puts where it cuts, before the first sentence that shows a pattern; the teacher goes on from there, and
-    loss falls on what it adds alone."""
+    """What `continue` puts where it cuts. The teacher goes on from there; loss falls on this and on what it adds."""
     refusal: str = "Sorry, I can't help with that."
     """The answer that `align` gives to a reasoning that decided to refuse."""
     temperature: float = Field(default=0.6, ge=0)
@@ -33,6 +43,12 @@ class RepairSettings(BaseModel):
     """Its bound on new tokens."""
     seed: int = 0
     """Its seed."""
+
+    @field_validator("cue")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        re.compile(value)
+        return value
 
     @field_validator("means", mode="before")
     @classmethod

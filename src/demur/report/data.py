@@ -14,6 +14,7 @@ import msgspec
 from demur.records import Estimate, Record, Result, Trace
 from demur.report import training
 from demur.report.agreement import Agreement, Crossing, agreement, crossing
+from demur.report.depth import depth
 from demur.report.metrics import Column, alike, averages, cells, headlines, results
 from demur.report.patterns import PatternRate, measures, patterns
 from demur.report.published import published
@@ -138,7 +139,7 @@ def of_run(run: Run) -> Report:
     found = cells(run.evaluations)
     columns = headlines(run.evaluations, found)
     numbers = [*results(found), *averages(found, columns), *results(cells(run.evaluations, by_category=True))]
-    numbers += results(cells(copies))
+    numbers += [*results(cells(copies)), *depth(single)]
     incoherent, taken = _incoherent(list(found), numbers), tuple(training.learnability(single))
     return Report(
         name=str(run.study.get("name") or "run"),

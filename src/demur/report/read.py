@@ -179,9 +179,10 @@ def read(folder: Path) -> Run:
         later.read(stage.path("verdicts"))
     # Several judges of the same traces leave a stage each, and the traces once in each.
     alone = {(*map(str, map(s.manifest.settings.get, ("arm", "seed"))), bench_name(s)): s for s in reversed(again)}
-    evaluations = [e for stage in evaluated or list(alone.values())[::-1] for e in _evaluations(stage, later)]
-    evaluations = [e._replace(fixed=e.bench in (study.get("fixed") or ())) for e in evaluations]
-    return Run(folder, study, stages, _as_asked(evaluations, study.get("bench") or []))
+    measured = [stage for stage in evaluated if not stage.manifest.settings.get("tampered")]
+    found = [e for stage in measured or list(alone.values())[::-1] for e in evaluations(stage, later)]
+    found = [e._replace(fixed=e.bench in (study.get("fixed") or ())) for e in found]
+    return Run(folder, study, stages, _as_asked(found, study.get("bench") or []))
 
 
 def present(folder: Path, arms: Sequence[str] = ()) -> list[Artifact]:
@@ -212,7 +213,7 @@ def _attack_name(use: dict[str, Any]) -> str:
     return str(attack.get("name", "none") if isinstance(attack, dict) else attack)
 
 
-def _evaluations(stage: Artifact, later: VerdictIndex) -> Iterator[Evaluation]:
+def evaluations(stage: Artifact, later: VerdictIndex | None = None) -> Iterator[Evaluation]:
     """The evaluations that a stage holds: one for each attack."""
     own = VerdictIndex()
     own.read(stage.path("verdicts"))
@@ -220,7 +221,7 @@ def _evaluations(stage: Artifact, later: VerdictIndex) -> Iterator[Evaluation]:
     groups: dict[str, list[Row]] = {}
     for one in rows(stage):
         one.verdicts = own.of(one.id)
-        if more := later.of(one.id):
+        if later is not None and (more := later.of(one.id)):
             one.verdicts = one.verdicts | more
             judges |= dict.fromkeys(more)
         groups.setdefault(family(one.attack), []).append(one)

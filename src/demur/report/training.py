@@ -68,6 +68,8 @@ Trainings = Iterator[tuple[str, int | None, list[_Loss], list[_Loss]]]
 def _trainings(run: Run) -> Trainings:
     """Arm, seed, losses while training, losses on rows held out."""
     for stage in run.of_kind("train"):
+        if stage.manifest.settings.get("tampered"):
+            continue
         arm, seed = str(stage.manifest.settings.get("arm", stage.manifest.name)), stage.manifest.settings.get("seed")
         fields = tuple(_Loss.__struct_fields__)
         files = (project(stage.folder / f"{name}.jsonl", _Loss, *fields) for name in ("metrics", "learnability"))

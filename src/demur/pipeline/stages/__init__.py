@@ -10,6 +10,7 @@ STAGES: dict[str, str] = {
     "examples": "demur.pipeline.stages.examples:Examples",
     "train": "demur.pipeline.stages.train:Train",
     "evaluate": "demur.pipeline.stages.evaluate:Evaluate",
+    "probe": "demur.pipeline.stages.probe:Probe",
     "judge": "demur.pipeline.stages.rejudge:Rejudge",
 }
 """Kind -> `module:Class`; one's own is named the same way where a study names a stage (`train: {stage: module:Class}`)."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable
+
 import msgspec
 from pydantic import BaseModel
 
-from demur.distil.run import distil
+from demur.distil.run import Drop, distil
 from demur.distil.settings import DistilSettings
 from demur.distil.strategy import Strategy, load
+from demur.errors import UserError
 from demur.interfaces import Ask
 from demur.models.requires import Requires
 from demur.pipeline.stage import Context, Lack, Size, Stage, judging, kept, tokens
 from demur.records import Kept, Part, Prompt, Trace
+from demur.repair.cut import cut_at_share
 from demur.settings import STRICT
+from demur.storage import readers
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import Keyed
 
@@ -28,7 +34,8 @@ class DistilStageSettings(BaseModel):
 
 
 class Distil(Stage[DistilStageSettings]):
-    """Inputs: prompts; given (traces to rewrite). Models: teacher; filter. Files: strategy."""
+    """Inputs: prompts; given (traces to rewrite); begun (traces to begin with); teacher (a stage that trained it). Models: teacher;
+    filter. Files: strategy, begin."""
 
     kind = "distil"
     Settings = DistilStageSettings
@@ -45,13 +52,22 @@ class Distil(Stage[DistilStageSettings]):
         given = _kept_traces(context.inputs["given"]) if "given" in context.inputs else None
         if given is not None:
             asked = asked.taken([at for at, prompt in enumerate(asked) if prompt.id in given])
+        begun = self._begun(context, asked)
+        if "begun" in context.inputs:
+            asked = asked.taken([at for at, prompt in enumerate(asked) if begun.get(prompt.id)])
         if context.generating:
             settings = settings.model_copy(update={"keep": "everything"})
         read = () if context.generating else self._parts
         judges = [await context.judge(self.settings.filter, player="filter", part=part) for part in read]
         teacher = await context.model("teacher")
         made = await distil(
-            asked, settings=settings, teacher=teacher, judges=judges, given=given, progress=context.progress
+            asked,
+            settings=settings,
+            teacher=teacher,
+            judges=judges,
+            given=given,
+            begun=begun,
+            progress=context.progress,
         )
         for name in ("traces", "verdicts", "drops", "failures"):
             draft.write(name, getattr(made, name))
@@ -60,6 +76,21 @@ class Distil(Stage[DistilStageSettings]):
             "strategy": settings.strategy, "funnel": made.funnel, "tokens": msgspec.to_builtins(made.tokens),
         }  # fmt: skip
         draft.line = f"{made.funnel['asked']:,} asked → {made.funnel['kept']:,} kept"
+
+    def _begun(self, context: Context, asked: Iterable[Prompt]) -> dict[str, str]:
+        """How the thinking about each prompt begins, where that differs from one to another."""
+        if "begin" in self.files:
+            rows = [str(row.get("begin") or row.get("prompt") or "") for _, row in readers.rows(self.files["begin"])]
+            if not any(rows):
+                raise UserError(f"{self.files['begin']}: no beginnings in it (one a line, or a column 'begin').")
+            return {prompt.id: random.Random(f"begin {prompt.id}").choice(rows) for prompt in asked}
+        if "begun" not in context.inputs:
+            return {}
+        source, share = context.inputs["begun"], self.settings.distil.begin.share
+        unsafe = {drop.trace for drop in source.read("drops", Drop) if drop.reasons[0].startswith("unsafe")}
+        judged = bool(source.rows("verdicts"))
+        traces = (t for t in source.read("traces", Trace) if t.thinking and (t.id in unsafe or not judged))
+        return {trace.prompt.id: cut_at_share(trace, share) for trace in traces}
 
     @property
     def _parts(self) -> tuple[Part, ...]:
@@ -73,7 +104,7 @@ class Distil(Stage[DistilStageSettings]):
             lacks.append(Lack("teacher", f"strategy '{strategy.name}' needs a model that writes its traces.", True))
         if strategy.needs_trace and "given" not in self.inputs:
             lacks.append(Lack("given", f"strategy '{strategy.name}' rewrites traces, and none are given.", True))
-        if self.settings.distil.begin and "teacher" in self.models:
+        if self.settings.distil.begin.given and "teacher" in self.models:
             lacks += self._unmet("teacher", Requires(prefill=True), "distil with 'begin'")
         return lacks + (self.judge_needs(self.settings.filter, "filter") if self._parts else [])
 
@@ -100,6 +131,10 @@ class Distil(Stage[DistilStageSettings]):
 
     def identity(self) -> dict[str, object]:
         data = super().identity()
+        if not self.settings.distil.begin.given:
+            data["distil"].pop("begin")
+        if "begin" in self.files:
+            data["distil"]["begin"].pop("file")
         if "strategy" in self.files:
             data["distil"] |= {"strategy": self.files["strategy"].name}
         if self.strategy.policies:

@@ -31,6 +31,7 @@ from demur.pipeline.stage import (
     Lack,
     Size,
     Stage,
+    Tampered,
     Use,
     hub_needs,
     judging,
@@ -108,6 +109,8 @@ class EvaluateSettings(BaseModel):
     """Of its training; `None`: it was not trained."""
     decoding: str | None = None
     """A defence by decoding alone."""
+    tampered: Tampered | None = None
+    """How the arm was fine-tuned before, to see whether that undoes it."""
     serve: dict[str, Any] = {}
     """How a trained model is served, as a model says it: {engine: vllm, …}; empty: it runs in the stage's own process."""
 

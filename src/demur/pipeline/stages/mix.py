@@ -44,7 +44,7 @@ class Mix(Stage[MixStageSettings]):
     """Inputs and files: one a share, by its name; findings (for `without`). A share with neither comes from the hub."""
 
     kind = "mix"
-    version = 6
+    version = 7
     Settings = MixStageSettings
 
     async def run(self, context: Context) -> None:
@@ -162,6 +162,8 @@ def _pairs(source: Path | Artifact, share: str, options: ShareSettings) -> Pool:
         (made, left), odd = pairs.preferred(loaded.pairs, share=share), loaded.odd
     elif options.pairs == "file":
         made, left = list(source.read("pairs", Pair)), Counter()
+    elif options.pairs == "against":
+        made, left = pairs.against(source.read("traces", Trace), options.against, share=share)
     elif options.pairs == "judged":
         made, left = pairs.judged(source.read("traces", Trace), source.read("verdicts", Verdict), share=share)
     else:

@@ -36,7 +36,7 @@ class Repair(Stage[RepairStageSettings]):
     """Inputs: traces; findings (else they are made). Models: teacher (for `reask`), detector, detector_2 …"""
 
     kind = "repair"
-    version = 2
+    version = 3
     Settings = RepairStageSettings
 
     async def run(self, context: Context) -> None:

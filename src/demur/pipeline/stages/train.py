@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from demur.errors import UserError
-from demur.pipeline.stage import Context, Lack, Stage
+from demur.pipeline.stage import Context, Lack, Stage, Tampered
 from demur.settings import STRICT
 from demur.train.settings import TrainSettings
 
@@ -20,10 +20,12 @@ class TrainStageSettings(BaseModel):
     train: TrainSettings = TrainSettings()
     arm: str = "target"
     seed: int | None = None
+    tampered: Tampered | None = None
 
 
 class Train(Stage[TrainStageSettings]):
-    """Inputs: mix (examples, held_out; or pairs, for a preference method). Models: base."""
+    """Inputs: mix (examples, held_out; or pairs, for a preference method); base (a stage whose checkpoint it goes on from).
+    Models: base, which that began from."""
 
     kind = "train"
     resumable = trains = True
@@ -34,12 +36,15 @@ class Train(Stage[TrainStageSettings]):
         from demur.train.trainer import train
 
         mixed, base = context.inputs["mix"], self.models["base"]
+        weights: Path | str = Path(base.weights_at) if getattr(base, "path", None) else base.weights_at
+        if "base" in context.inputs:
+            weights = context.inputs["base"].folder / "model"
         rows = "examples" if self.settings.train.method == "sft" else "pairs"
         if not mixed.rows(rows):
             raise UserError(f"{mixed.folder}: no {rows} to train on (train.method={self.settings.train.method}).")
         context.draft.summary |= train(
             mixed.path(rows),
-            base=Path(base.weights_at) if getattr(base, "path", None) else base.weights_at,
+            base=weights,
             out=context.draft.folder,
             settings=self.settings.train,
             held_out=mixed.path("held_out") if mixed.has("held_out") else None,

@@ -1,0 +1,400 @@
+"""What a study means: its stages.
+
+    prompts-POOL -> distil-FORMAT -> diagnose-FORMAT
+                          `-> [cliff-ARM] -> [repair-ARM] -> mix-ARM -> train-ARM-sSEED -> evaluate-ARM-sSEED-BENCH-ATTACK -> [probe]
+
+Arms share what they have in common: one distillation serves every arm of its format, one evaluation of a base serves
+every study that asks for it in the same folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
+
+from pydantic import BaseModel
+
+from demur.bench import get_bench
+from demur.distil.settings import Begin
+from demur.distil.strategy import file_of as strategy_file
+from demur.distil.strategy import load as load_strategy
+from demur.errors import UserError
+from demur.models.checkpoint import base_folder
+from demur.models.config import Local, ModelConfig, as_model, parse_model
+from demur.pipeline.stage import Stage, Tampered
+from demur.pipeline.stages import STAGES
+from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
+from demur.pipeline.stages.distil import Distil, DistilStageSettings
+from demur.pipeline.stages.evaluate import FILE, BenchUse, Evaluate, EvaluateSettings, player
+from demur.pipeline.stages.mix import Mix, MixStageSettings
+from demur.pipeline.stages.probe import Probe, ProbeSettings, ProbeStageSettings
+from demur.pipeline.stages.prompts import Prompts
+from demur.pipeline.stages.repair import Repair, RepairStageSettings
+from demur.pipeline.study import CLIFF, SELF, STUDENT, Arm, Copy, ProbeUse, Study, TamperUse
+from demur.prompts import SOURCES
+from demur.prompts.load import located
+from demur.registry import resolve as lookup
+from demur.settings import Location, Problems, validate
+
+REWRITTEN = "improved"
+"""The strategy whose kept traces `rewrite` is given."""
+
+
+class _Maker(NamedTuple):
+    """For whom training rows are made: an arm, of which a copy and a seed where its own weights write them."""
+
+    name: str
+    arm: Arm
+    copy: Copy | None = None
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """What stages that are its alone are called by."""
+        own = self.copy if SELF in (self.arm.teacher, self.arm.filter and self.arm.filter.model) else None
+        return f"{own.name}-s{self.seed}" if own else self.name
+
+
+class Builder:
+    """Collects the stages of a study. A stage that is asked for again is the same object."""
+
+    def __init__(self, study: Study, problems: Problems) -> None:
+        self.study, self.problems = study, problems
+        self.stages: dict[str, Stage[Any]] = {}
+        self.missing: list[str] = []
+        self.making: list[Copy] = []
+        self.data_dir = Path(study.data_dir) if study.data_dir else None
+
+    def all(self) -> list[Stage[Any]]:
+        """All stages; what cannot be made is a problem, and left out."""
+        for name, arm in self.study.arms.items():
+            for copy, seed in itertools.product(self.study.copies(name), self.study.seeds_of(name)):
+                trained: Stage[Any] | None = None
+                if arm.trained:
+                    with self.problems.at("arms", name):
+                        trained = self.train(copy, seed)
+                for at, use in enumerate(self.study.bench):
+                    with self.problems.at("bench", at):
+                        self.evaluate(copy, seed, use, trained, at)
+                for at, probe in enumerate(self.study.probe):
+                    with self.problems.at("probe", at):
+                        self.probe(copy, seed, probe, trained)
+                for at, tamper in enumerate(self.study.tamper):
+                    with self.problems.at("tamper", at):
+                        self.tamper(copy, seed, tamper, trained)
+        return list(self.stages.values())
+
+    def add(self, stage: Stage[Any]) -> Stage[Any]:
+        """Take a stage in."""
+        known = self.stages.setdefault(stage.name, stage)
+        if known != stage:
+            raise UserError(f"two different stages would be called {stage.name}: leave one out, or change it in --set.")
+        return known
+
+    def players(self, **parts: str | Sequence[str] | None) -> dict[str, ModelConfig]:
+        """The models of parts, each by the name that the study gives it, else by the part's own; parts without are left out."""
+        found: dict[str, ModelConfig] = {}
+        for part, said in parts.items():
+            names = [said] if isinstance(said, str) else list(said or [part])
+            for number, name in enumerate(names, 1):
+                if name in self.study.models:
+                    found[part if number == 1 else f"{part}_{number}"] = self.study.models[name]
+                elif said:
+                    raise UserError("")  # that there is no such model was said where it is named
+        return found
+
+    def prompts(self, pool: str) -> Stage[Any]:
+        """The stage that draws a pool of prompts."""
+        settings = self.study.prompts.get(pool)
+        if settings is None:
+            raise UserError(
+                f"rows of {pool} are wanted, and the study has no pool of that name: add it under 'prompts' or 'traces', or "
+                "give the rows as a file."
+            )
+        ours = settings.source in SOURCES or ":" in settings.source
+        places = {
+            "source": None if ours else Path(settings.source),
+            "data": settings.data,
+            "templates": settings.templates,
+        }
+        files = {part: located(path, self.data_dir) for part, path in places.items() if path}
+        return self.add(Prompts(f"prompts-{pool}", settings, files=files, place=("prompts", pool)))
+
+    def distil(self, pool: str, strategy: str, maker: _Maker | None = None) -> Stage[Any]:
+        """The stage in which a teacher answers a pool by a strategy, filtered as the study or the arm says."""
+        own, study = maker.arm if maker else Arm(), self.study
+        safety = pool == "harmful"
+        which = own.filter if safety and own.filter and own.filter.kind != CLIFF else study.filter
+        loaded = load_strategy(strategy)
+        changes: dict[str, Any] = {"strategy": strategy, "keep": (own.keep if safety else None) or study.distil.keep}
+        changes |= own.distil if safety else {"keep": "everything", "begin": Begin()}
+        settings = study.distil.settings(**changes)
+        names = ("" if safety else pool, which is own.filter and which.kind, safety and own.keep)
+        suffix = "".join(f"-{_slug(said)}" for said in names if said)
+        if maker and (own.teacher or (safety and own.distil)):
+            suffix += f"-{maker.label}"
+        models = self.players(teacher=self._teacher(own, strategy), filter=which.model)
+        inputs = {"prompts": self.prompts(pool)}
+        if strategy in STUDENT and not study.stand_in:  # a random model never closes its thinking
+            models["teacher"] = self.base(study.base)
+        if own.teacher == SELF and maker and maker.copy:
+            inputs |= self.weights("teacher", maker.copy, maker.seed, models)
+        if loaded.needs_trace:
+            inputs["given"] = self.distil(pool, REWRITTEN)
+        if settings.begin.traces:
+            inputs["begun"] = self.distil(pool, settings.begin.traces)
+        files = {"strategy": strategy_file(strategy)} if strategy.endswith(".md") else {}
+        if settings.begin.file:
+            files["begin"] = located(Path(settings.begin.file), self.data_dir)
+        return self.add(
+            Distil(
+                f"distil-{Path(strategy).stem}{suffix}",
+                DistilStageSettings(distil=settings, filter=which.kind),
+                inputs=inputs,
+                files=files,
+                models=models,
+                place=("distil",),
+            )
+        )
+
+    def _teacher(self, arm: Arm, strategy: str) -> str | None:
+        """The name of the model that writes an arm's traces; its own weights have none."""
+        if arm.teacher:
+            return None if arm.teacher == SELF else arm.teacher
+        return self.study.distil.teachers.get(strategy) or self.study.distil.teacher
+
+    def weights(self, part: str, copy: Copy, seed: int, models: dict[str, ModelConfig]) -> dict[str, Stage[Any]]:
+        """The stage whose checkpoint plays a part for a training that goes on from it; none where it begins from a base.
+
+        The base is among `models` either way: what a checkpoint is and needs is known by it.
+        """
+        models[part] = self.base(copy.base)
+        after = self.study.arms[copy.arm].after
+        if after not in self.study.arms or copy in self.making:  # `check_study` says why
+            return {}
+        self.making.append(copy)
+        trained = self.train(self.study.copy_of(after, copy.base), seed)
+        self.making.pop()
+        return {part: trained} if trained else {}
+
+    def traces(self, maker: _Maker) -> Stage[Any]:
+        """The stage whose traces are an arm's safety data, before they are repaired."""
+        traces, which = self.distil("harmful", str(maker.arm.format), maker), maker.arm.filter
+        if which is None or which.kind != CLIFF:
+            return traces
+        models = self.players(judge=self.study.filter.model, target=which.model)
+        inputs = {"traces": traces}
+        if maker.copy and not which.model:
+            inputs |= self.weights("target", maker.copy, maker.seed, models)
+        settings = ProbeStageSettings(probe=ProbeSettings(), judge=self.study.filter.kind, keep=True)
+        return self.add(
+            Probe(f"cliff-{maker.label}", settings, inputs=inputs, models=models, place=("arms", maker.name, "filter"))
+        )
+
+    def diagnose(self, maker: _Maker) -> Stage[Any]:
+        """The stage that finds the failure patterns in the traces of an arm's format."""
+        traces, detector = self.distil("harmful", str(maker.arm.format), maker), self.study.detector
+        return self.add(
+            Diagnose(
+                f"diagnose-{traces.name.removeprefix('distil-')}",
+                DiagnoseSettings(detector=detector.kind),
+                inputs={"traces": traces},
+                models=self.players(detector=detector.model),
+                place=("detector",),
+            )
+        )
+
+    def repair(self, maker: _Maker) -> Stage[Any]:
+        """The stage that mends an arm's safety traces."""
+        arm, study = maker.arm, self.study
+        assert arm.repair is not None
+        models = self.players(teacher=self._teacher(arm, str(arm.format)), detector=study.detector.model)
+        inputs = {"traces": self.traces(maker), "findings": self.diagnose(maker)}
+        if arm.teacher == SELF and maker.copy:
+            inputs |= self.weights("teacher", maker.copy, maker.seed, models)
+        return self.add(
+            Repair(
+                f"repair-{maker.label}",
+                RepairStageSettings(repair=arm.repair, detector=study.detector.kind),
+                inputs=inputs,
+                models=models,
+                place=("arms", maker.name, "repair"),
+            )
+        )
+
+    def mix(self, maker: _Maker, *, held_out: int) -> Stage[Any]:
+        """The stage that draws an arm's training rows."""
+        inputs: dict[str, Stage[Any]] = {}
+        files: dict[str, Path] = {}
+        name, arm = maker.name, maker.arm
+        settings = self.study.mix_of(name, arm)
+        for share, options in settings.shares.items():
+            if options.file or options.hub:
+                path = located(options.file, self.data_dir) if options.file else None
+                if path is not None and (path.exists() or not options.hub):
+                    files[share] = path
+            elif share == "safety":
+                inputs[share] = self.repair(maker) if arm.repair else self.traces(maker)
+                if arm.without:
+                    inputs["findings"] = self.diagnose(maker)
+            else:
+                inputs[share] = self.distil(share, self._other_format(share, arm), maker)
+        whole = MixStageSettings(mix=settings, held_out=held_out, without=arm.without)
+        return self.add(Mix(f"mix-{maker.label}", whole, inputs=inputs, files=files, place=("arms", name)))
+
+    def _other_format(self, share: str, arm: Arm) -> str:
+        """The strategy of rows that are not about safety. A constant refusal is no reply to them."""
+        if share != "benign" or arm.format is None:
+            return "default"
+        wanted = arm.benign_format or self.study.benign_format
+        if wanted != "same":
+            return wanted
+        return "default" if load_strategy(arm.format).constant is not None else arm.format
+
+    def train(self, copy: Copy, seed: int) -> Stage[Any] | None:
+        """The stage that trains an arm from one base with one seed."""
+        name, arm = copy.arm, self.study.arms[copy.arm]
+        if not arm.trained:
+            return None
+        maker = _Maker(name, arm, copy, seed)
+        if arm.format is not None and isinstance(arm.safety, int) and "harmful" not in self.study.traces:
+            self.diagnose(maker)  # its pattern rates belong to the report, whether or not the mix needs them
+        kind, own, shared = self.training(arm.train.get("stage"), place=("arms", name, "train"))
+        data = shared | {key: value for key, value in arm.train.items() if key != "stage"} | {"seed": seed}
+        train = self.problems.read(own, data, place=("arms", name, "train"))
+        if train is None:
+            return None
+        offered: dict[str, Callable[[], Stage[Any]]] = {
+            "mix": lambda: self.mix(maker, held_out=self.study.held_out),
+            "traces": lambda: self.distil("harmful", str(arm.format), maker),
+            "findings": lambda: self.diagnose(maker),
+        }
+        models: dict[str, ModelConfig] = {}
+        inputs = self.weights("base", copy, seed, models) | {part: offered[part]() for part in kind.reads}
+        return self.add(
+            kind(
+                f"{kind.kind}-{copy.name}-s{seed}",
+                kind.Settings(train=train, arm=copy.name, seed=seed),
+                inputs=inputs,
+                models=models,
+                place=("arms", name),
+            )
+        )
+
+    def tamper(self, copy: Copy, seed: int, use: TamperUse, trained: Stage[Any] | None) -> None:
+        """The trainings and evaluations that show how soon fine-tuning undoes an arm."""
+        wanted = (not use.arms or copy.arm in use.arms) and (not use.seeds or seed in use.seeds)
+        if not wanted or (self.study.arms[copy.arm].trained and trained is None):
+            return
+        kind, own, shared = self.training("train", place=("train",))
+        rows = self.mix(_Maker(f"tamper-{use.name}", use.rows), held_out=0)
+        at, bench = self.bench(use.bench, use.attack)
+        for steps in filter(None, use.steps):
+            data = shared | use.rows.train | {"seed": seed, "steps": steps}
+            tampered = Tampered(rows=use.name, steps=steps)
+            stage = kind(
+                f"tamper-{copy.name}-s{seed}-{use.name}-{steps}",
+                kind.Settings(train=validate(own, data, where="tamper"), arm=copy.name, seed=seed, tampered=tampered),
+                inputs={"mix": rows} | ({"base": trained} if trained else {}),
+                models={"base": self.base(copy.base)},
+            )
+            self.evaluate(copy, seed, bench, self.add(stage), at)
+
+    def bench(self, name: str, attack: str) -> tuple[int, BenchUse]:
+        """One of the study's benchmarks, and its place."""
+        for at, use in enumerate(self.study.bench):
+            if (use.name, use.attack.name) == (name, attack):
+                return at, use
+        raise UserError("")  # `check_study` said that there is none
+
+    def probe(self, copy: Copy, seed: int, use: ProbeUse, trained: Stage[Any] | None) -> None:
+        """The stage that shows where in its thinking an arm decides to refuse."""
+        at, bench = self.bench(use.bench, use.attack)
+        if (evaluated := self.evaluate(copy, seed, bench, trained, at)) is None:
+            return
+        probe = ProbeSettings(**use.model_dump(exclude={"bench", "attack"}))
+        known = {key: getattr(evaluated.settings, key) for key in ("arm", "seed", "serve")}
+        settings = ProbeStageSettings(probe=probe, judge=bench.judge_kind, bench=bench.name, **known)
+        models = {part: model for part, model in evaluated.models.items() if part in ("judge", "target")}
+        inputs = {"traces": evaluated} | ({"model": trained} if trained else {})
+        self.add(Probe(evaluated.name.replace("evaluate-", "probe-", 1), settings, inputs=inputs, models=models))
+
+    def training(
+        self, stage: str | None, *, place: Location
+    ) -> tuple[type[Stage[Any]], type[BaseModel], dict[str, Any]]:
+        """A kind of training, its settings class, and what the study says of it for all arms.
+
+        An arm that is trained by another kind than the study takes what that kind knows of the study's settings.
+        """
+        data = dict(self.study.train)
+        usual = data.pop("stage", "train")
+        with self.problems.at(*(place if stage else ("train",)), "stage"):
+            kind = cast("type[Stage[Any]]", lookup("stage", stage or usual, STAGES))
+            own = cast("type[BaseModel]", kind.Settings.model_fields["train"].annotation)
+            if stage not in (None, usual):
+                data = {key: value for key, value in data.items() if key in own.model_fields}
+            shared = self.problems.read(own, data, place=("train",))
+            return kind, own, shared.model_dump(exclude_unset=True) if shared else {}
+        raise UserError("")
+
+    def evaluate(self, copy: Copy, seed: int, use: BenchUse, trained: Stage[Any] | None, at: int) -> Stage[Any] | None:
+        """The stage that runs one benchmark under one attack against one model."""
+        arm, bench = self.study.arms[copy.arm], get_bench(use.name)
+        files: dict[str, Path] = {}
+        path = Path(use.data) if use.data else _found(bench.files, self.data_dir)
+        if path is not None:
+            files["data"] = path
+        elif bench.name in self.study.stand_in_data:
+            files["stand_in"] = Path(self.study.stand_in_data[bench.name])
+        try:
+            files |= {f"{FILE}{key}": path for key, path in use.attack.files(self.data_dir).items()}
+        except UserError as error:
+            self.missing.append(f"{'attack':<10} {error}")
+        parts = {player(part): use.attack.models.get(part) for part in use.attack.parts}
+        models = self.players(judge=use.judge.model if use.judge else None, **parts)
+        if arm.trained and trained is None:
+            return None  # why it cannot be trained was said
+        tampered: Tampered | None = getattr(trained.settings, "tampered", None) if trained else None
+        settings = EvaluateSettings(
+            bench=use,
+            arm=copy.name,
+            seed=seed if arm.trained else None,
+            decoding=arm.decoding,
+            serve=self.study.serve,
+            tampered=tampered,
+        )
+        label = f"{f'{tampered.rows}-{tampered.steps}-' if tampered else ''}{re.sub(r'[@=]', '-', use.name)}-{use.attack.name}{f'-{use.part}' if use.part else ''}"
+        return self.add(
+            Evaluate(
+                f"evaluate-{copy.name}-s{seed}-{label}",
+                settings,
+                inputs={"model": trained} if trained else {},
+                files=files,
+                models=models if trained else models | {"target": self.base(copy.base, serve=self.study.serve)},
+                place=("bench", at),
+            )
+        )
+
+    def base(self, base: str, *, serve: Mapping[str, Any] = MappingProxyType({})) -> ModelConfig:
+        """The model that a base's name means, served as the study says where it is weights alone."""
+        folder = base_folder(base)
+        if folder is None and base in self.study.models:
+            return self.study.models[base]
+        model = Local(path=str(folder)) if folder else parse_model(base)
+        weights = model.model_dump(include={"path", "hub"}, exclude_none=True)
+        return as_model(weights | dict(serve)) if serve and isinstance(model, Local) else model
+
+
+def _slug(text: str) -> str:
+    """The last part of a name, fit for a folder's."""
+    return re.sub(r"[^\w.-]+", "-", text.rpartition(":")[2])
+
+
+def _found(names: Sequence[str], data_dir: Path | None) -> Path | None:
+    """The first of some names that is in the folder of local copies."""
+    paths = [data_dir / name for name in names] if data_dir else []
+    return next((path for path in paths if path.exists()), None)

@@ -1,0 +1,159 @@
+"""Cuts the thinking of traces at several places and forces the answer there: forced, verdicts, places, failures.
+
+Whether a reply declines, place by place, shows where a model decides and whether that decision fades towards the end (the
+refusal cliff, arXiv 2510.06036). As a filter (`keep`) it also leaves the traces and, in kept.jsonl, those that do not fall.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+from pydantic import BaseModel, Field, field_validator
+
+from demur.generate import Flow, in_order
+from demur.interfaces import Ask
+from demur.judge.base import require
+from demur.models.config import ModelConfig, as_model
+from demur.models.requires import Requires
+from demur.pipeline.stage import Context, Lack, Size, Stage, judging, kept
+from demur.records import DECLINED, Failure, Kept, Message, Probed, Trace, Verdict
+from demur.repair.cut import SHARES, probe
+from demur.settings import STRICT, identity_of
+from demur.storage.records_file import RecordFile
+
+
+class ProbeSettings(BaseModel):
+    """Where thinking is cut, and how often it is answered."""
+
+    model_config = STRICT
+
+    shares: tuple[float, ...] = Field(default=SHARES, min_length=1)
+    """Shares of a thinking's sentences."""
+    samples: int = Field(default=1, ge=1)
+    """Forced answers at each place of each trace."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only the first so many traces."""
+    fall: float = Field(default=0.0, ge=0, le=1)
+    """As a filter: by how much P(decline) may be lower at the last place than at its highest."""
+
+    @field_validator("shares")
+    @classmethod
+    def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError("shares of a thinking lie between 0 and 1")
+        return tuple(sorted(set(shares)))
+
+
+class ProbeStageSettings(BaseModel):
+    """What is probed, and who reads the forced answers."""
+
+    model_config = STRICT
+
+    probe: ProbeSettings = ProbeSettings()
+    judge: str
+    """Kind of judge: one that sees refusals, or harm."""
+    keep: bool = False
+    """Whether it is a filter."""
+    arm: str = "target"
+    seed: int | None = None
+    bench: str = ""
+    serve: dict[str, Any] = {}
+    """How a trained model is served."""
+
+
+class Probe(Stage[ProbeStageSettings]):
+    """Inputs: traces; model or target (a stage that trained one). Models: target, judge."""
+
+    kind = "probe"
+    Settings = ProbeStageSettings
+
+    async def run(self, context: Context) -> None:
+        settings, source, draft = self.settings.probe, context.inputs["traces"], context.draft
+        chosen = kept(source)
+        traces = [t for t in source.read("traces", Trace) if chosen is None or t.id in chosen]
+        asked = list(islice((_bare(t) for t in traces if t.thinking and t.outcome == "complete"), settings.limit))
+        target = await context.model("target")
+        assert target is not None
+        flow, places = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict)), list[Probed]()
+        total = len(asked) * len(settings.shares) * settings.samples
+        async for of, share, reply in probe(asked, model=target, shares=settings.shares, samples=settings.samples):
+            if isinstance(reply, Trace):
+                flow.traces.append(reply)
+                places.append(Probed(trace=of, share=share, reply=reply.id))
+            else:
+                flow.failures.append(reply)
+            context.progress(len(flow.traces) + len(flow.failures), total, "")
+        if context.generating:
+            return
+        judge = await context.judge(self.settings.judge, part="answer")
+        async for verdict in judge.verdicts(flow.traces):
+            flow.verdicts.append(verdict)
+        found = in_order(flow, (trace.prompt.id for trace in asked))
+        order = {trace.id: at for at, trace in enumerate(asked)}
+        places.sort(key=lambda place: (order[place.trace], place.share, place.reply))
+        for name, rows in (("forced", found.traces), ("verdicts", found.verdicts), ("failures", found.failures)):
+            draft.write(name, rows)
+        draft.write("places", places)
+        draft.line = f"{len(asked):,} traces cut at {len(settings.shares)} places"
+        if self.settings.keep:
+            stays = steady(places, {v.trace: v for v in found.verdicts}, fall=settings.fall)
+            draft.write("traces", traces)
+            draft.write("kept", (Kept(trace=trace.id) for trace in traces if trace.id in stays))
+            draft.line += f", {len(stays):,} kept"
+        require(found.verdicts, who=f"judge '{self.settings.judge}'")
+
+    def played(self, folders: Mapping[str, Path]) -> Mapping[str, ModelConfig]:
+        trained = folders.get("model", folders.get("target"))
+        if trained is None:
+            return self.models
+        return {**self.models, "target": as_model({"path": str(trained / "model")} | self.settings.serve)}
+
+    def needs(self) -> list[Lack]:
+        target = self.models.get("target")
+        unmet = target.lacks(Requires(prefill=True)) if target is not None else []
+        return (
+            super().needs()
+            + self.judge_needs(self.settings.judge)
+            + [Lack("target", f"{line} (probe)", True) for line in unmet]
+        )
+
+    def identity(self) -> dict[str, Any]:
+        serve = self.settings.serve
+        return super().identity() | {
+            "serve": identity_of(as_model({"path": "the trained model"} | serve)) if serve else {}
+        }
+
+    def readers(self) -> tuple[str, ...]:
+        return ("judge",)
+
+    def size(self) -> Size:
+        return self.inputs["traces"].size()
+
+    def estimate(self) -> list[Ask]:
+        given, settings = self.size(), self.settings.probe
+        rows = min(given.rows, settings.limit or given.rows) * len(settings.shares) * settings.samples
+        asks = [Ask("target", rows, rows * given.tokens, rows * given.tokens)]
+        return asks + judging(self.settings.judge, Size(rows, given.tokens))
+
+
+def _bare(trace: Trace) -> Trace:
+    """A trace as the model under training would be asked: without what a strategy sent beside the prompt."""
+    bare = (Message(role="user", content=trace.prompt.text),)
+    return replace(trace, sent=bare) if trace.strategy else trace
+
+
+def steady(places: Sequence[Probed], verdicts: Mapping[str, Verdict], *, fall: float) -> set[str]:
+    """Traces whose P(decline) at the last place is at most `fall` below its highest. One that nobody can tell of is not."""
+    shares: dict[str, dict[float, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for place in places:
+        verdict = verdicts.get(place.reply)
+        if verdict is not None and verdict.label is not None:
+            shares[place.trace][place.share].append(verdict.label in DECLINED)
+    last = max((place.share for place in places), default=1.0)
+    rates = {trace: {at: sum(own) / len(own) for at, own in found.items()} for trace, found in shares.items()}
+    return {trace for trace, own in rates.items() if last in own and max(own.values()) - own[last] <= fall}
