@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
@@ -71,8 +71,7 @@ async def distil(
     settings: DistilSettings,
     teacher: Model | None = None,
     judges: Sequence[Judge] = (),
-    given: Mapping[str, Trace] | None = None,
-    begun: Mapping[str, str] | None = None,
+    given: Mapping[str, Trace] | Mapping[str, str] | None = None,
     progress: Progress = quiet,
 ) -> Distilled:
     """Ask the teacher for traces, have them judged, and keep what the settings' rule keeps.
@@ -83,7 +82,7 @@ async def distil(
         teacher: who writes; not needed for a constant strategy.
         judges: one harm judge for each of `settings.parts`; not needed for a constant strategy.
         given: prompt id -> safe trace, for a strategy that rewrites. A rewrite that does not pass falls back to it.
-        begun: prompt id -> how its thinking begins, where the beginnings differ.
+            For any other strategy: prompt id -> how its thinking begins, where that differs from one to another.
         progress: called with replies so far and replies asked.
 
     Raises:
@@ -94,7 +93,6 @@ async def distil(
     if strategy.constant is not None:
         return _constant(asked, strategy, settings)
     work = _Work(asked, settings, (strategy, _needed(strategy, teacher)), tuple(judges), given or {})
-    work.begun = begun or {}
     work.check()
     if settings.until_safe is None:
         await work.round(asked, range(settings.samples), progress)
@@ -141,17 +139,19 @@ class _Work:
         settings: DistilSettings,
         how: tuple[Strategy, Model],
         judges: tuple[Judge, ...],
-        given: Mapping[str, Trace],
+        given: Mapping[str, Trace] | Mapping[str, str],
     ) -> None:
-        self.prompts, self.settings, self.judges, self.given = prompts, settings, judges, given
+        self.prompts, self.settings, self.judges = prompts, settings, judges
         self.strategy, self.teacher = how
+        rewrites = self.strategy.needs_trace
+        self.given = cast("Mapping[str, Trace]", given if rewrites else {})
+        self.begun = cast("Mapping[str, str]", {} if rewrites else given)
         self.ids = [prompt.id for prompt in prompts.seen_as(_Named)]
         self.places = Places(self.ids)
         self.flow = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict))
         self.kept_of = np.zeros(len(prompts), dtype=np.int64)
         """Of each prompt, how many of its replies are kept."""
         self.asked = 0
-        self.begun: Mapping[str, str] = {}
 
     def check(self) -> None:
         """Whatever can be known to be missing is said before the first request."""

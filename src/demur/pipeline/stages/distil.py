@@ -65,8 +65,7 @@ class Distil(Stage[DistilStageSettings]):
             settings=settings,
             teacher=teacher,
             judges=judges,
-            given=given,
-            begun=begun,
+            given=given or begun,
             progress=context.progress,
         )
         for name in ("traces", "verdicts", "drops", "failures"):
