@@ -259,6 +259,12 @@ def test_numbers_of_the_page_lead_to_their_traces(chromium: Any, served: Served,
     assert 0 < rows.count() < before
     page.focus("svg .mark >> nth=0")
     assert page.locator("svg .mark:focus .tip").is_visible()
+    page.locator("svg .mark circle").last.hover()
+    assert page.locator("svg .mark:hover .tip").first.is_visible()
+    assert page.locator("figure").count() == page.locator("figure details.values table").count()
+    page.locator("figure details.values summary").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("figure details.values table").first.is_visible()
     page.click("#results td a.to >> nth=0")
     expect(page.locator("#count")).to_contain_text("of")
     assert "arm=raw" in page.url

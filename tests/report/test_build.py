@@ -18,7 +18,7 @@ from tests.report.made import make_run, prompts_of, publish, trace_of
 from demur import report, stats
 from demur.errors import UserError, WorkError
 from demur.records import Part, Verdict
-from demur.report import format
+from demur.report import figures, format
 from demur.report.compare import compare
 from demur.report.first import columns
 from demur.report.metrics import Cell, Column, cells
@@ -157,6 +157,26 @@ def test_verdicts_given_later_show_thinking_against_answer(tmp_path: Path) -> No
     assert leak.estimate.value is not None
     assert leak.estimate.value > 0
     assert [(a.a, a.b) for a in built.agreement if a.part == "answer"] == [("mini", "guard")]
+
+
+def test_numbers_along_an_axis_are_a_curve_an_arm_with_intervals_and_a_table(run: Path) -> None:
+    built = report.build(run)
+    base = next(r for r in built.results if r.metric == "attack_success" and r.seed is None and r.bench == "mini_harm")
+    points = [replace(base, arm=arm, metric=f"declined_at/{x:g}", estimate=stats.rate([True] * n + [False] * (20 - n)))
+              for arm, n in (("raw", 2), ("short", 18)) for x in (0, 0.5, 1)]  # fmt: skip
+    (figure,) = figures.along(replace(built, results=tuple(points)), "declined_at", x="share of the thinking")
+    assert figure.svg.count('class="mark"') == 2 * (1 + 3), "every point tells its value"
+    assert "short at 0.5: 90 [70–97]" in figure.svg
+    assert [head.title for head in figure.table.heads] == ["share of the thinking", "raw", "short"]
+    assert figure.table.rows[1] == ("0.5", "10 [3–30]", "90 [70–97]")
+    assert list(figures.along(built, "declined_at", x="")) == []
+
+
+def test_a_long_curve_tells_its_end_and_its_table_has_some_of_its_points(run: Path) -> None:
+    training = next(figure for figure in figures.losses(report.build(run)) if "training rows" in figure.svg)
+    assert training.svg.count('class="mark"') == 9, "three arms, three seeds"
+    assert 20 <= len(training.table.rows) <= figures.POINTS + 1
+    assert training.table.rows[-1][0] == "59"
 
 
 def test_garbled_arms_are_called_so(tmp_path: Path) -> None:

@@ -1,8 +1,17 @@
-"""Drawings of the report, as SVG that takes its ink from the page: every mark tells its values on hover and on focus."""
+"""Drawings of the report, as SVG that takes its ink from the page, each with the table of its values.
+
+Every mark tells its values on hover and on focus. A curve per arm is drawn by `lines`; where the numbers are results that
+are named `NAME/X` (or `NAME/best_of_X`), with X a number, `along` finds and draws them:
+
+    yield from along(report, "declined_at", x="share of the thinking given")
+
+Put the figures into `DRAWN` of sections.py under an id of sections.json, and they are a section of the page.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
@@ -13,10 +22,29 @@ from demur.report import format
 from demur.report.data import Report
 from demur.report.first import columns
 from demur.report.metrics import ALL, Column
+from demur.report.tables import Cell, Table, estimate, table
 
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa8800", "#2299bb", "#aa3377", "#777777", "#ee7733")
 """A palette that colour-blind readers can tell apart, on light and dark ground (after Paul Tol): an arm has one everywhere."""
 WIDTH, HEIGHT, LEFT, BELOW = 480, 300, 46, 42
+POINTS = 24
+"""Up to so many points each tells its value; a longer curve tells its end, and its table has every so many."""
+
+
+class Figure(NamedTuple):
+    """A drawing, and the table behind it."""
+
+    svg: str
+    table: Table
+
+
+class Line(NamedTuple):
+    """A curve of an arm: estimates along an axis. Without bounds no interval is drawn."""
+
+    arm: str
+    points: Sequence[tuple[float, Estimate]]
+    name: str = ""
+    """Where it is not the arm's."""
 
 
 class Axis(NamedTuple):
@@ -42,6 +70,11 @@ SHARE = Axis(0, 1, ())
 def colour(report: Report, arm: str) -> str:
     """An arm's."""
     return COLOURS[report.arms.index(arm) % len(COLOURS)] if arm in report.arms else "#777777"
+
+
+def _from_zero(high: float) -> Axis:
+    ticks = (high * k / 4 for k in range(5))
+    return Axis(0, high, tuple(round(t, 0 if high >= 8 else 3) for t in ticks))
 
 
 def _x(axis: Axis, value: float) -> float:
@@ -77,7 +110,7 @@ def _mark(shape: str, told: str, ink: str, at: tuple[float, float], name: str = 
     return f'<g class="mark" tabindex="0" role="img" aria-label="{escape(told)}" style="--ink:{ink}">{shape}{label}{tip}</g>'
 
 
-def pareto(report: Report) -> Iterator[str]:
+def pareto(report: Report) -> Iterator[Figure]:
     """Each arm by attack success and by what safety costs: over-refusal, reasoning."""
     table, shown = report.table(), columns(report)
     harm = _whole(shown, SUCCESS)
@@ -107,7 +140,7 @@ def _whole(shown: Sequence[Column], metrics: Sequence[str]) -> Column | None:
 
 def _scatter(
     report: Report, points: dict[str, tuple[Estimate, Estimate]], labels: tuple[str, str], *, less: bool
-) -> str:
+) -> Figure:
     values = {arm: (x.value or 0.0, y.value or 0.0) for arm, (x, y) in points.items()}
     best = [arm for arm, (x, y) in values.items() if not any(
         (u <= x if less else u >= x) and v <= y and (u, v) != (x, y) for u, v in values.values())]  # fmt: skip
@@ -122,57 +155,115 @@ def _scatter(
         marks.append(
             _mark(f'{cross}<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5"/>', told, colour(report, arm), at, arm)
         )
-    return _frame(PERCENT, PERCENT, labels, marks)
+    rows = [(arm, estimate(x), estimate(y)) for arm, (x, y) in points.items()]
+    return Figure(_frame(PERCENT, PERCENT, labels, marks), table(("arm", *(f"#{label}" for label in labels)), rows))
 
 
-class Line(NamedTuple):
-    """Places of one arm."""
-
-    arm: str
-    x: Sequence[float]
-    y: Sequence[float]
-    told: str
-
-
-def curves(report: Report) -> Iterator[str]:
-    """Loss a response token over steps: a drawing for each series, a line a training."""
+def losses(report: Report) -> Iterator[Figure]:
+    """Loss a token while training, on the rows trained on and on rows held out."""
     for series in list(dict.fromkeys(curve.series for curve in report.learnability))[:4]:
-        own = [c for c in report.learnability if c.series == series and len(c.steps) > 1]
-        lines = [
-            Line(c.arm, c.steps, c.loss, f"{c.arm}{'' if c.seed is None else f'/{c.seed}'}: ends at {c.loss[-1]:.3f}")
-            for c in own
-        ]
-        positive = [v for line in lines for v in line.y if v > 0]
-        if positive:
-            ticks = tuple(t for t in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if min(positive) <= t <= max(positive))
-            yield _lines(
-                report, lines, Axis(min(positive), max(positive), ticks, True), ("step", f"nats a token, {series}")
+        own = [
+            Line(
+                c.arm,
+                [
+                    (x, Estimate(value=y, low=None, high=None, n=0))
+                    for x, y in zip(c.steps, c.loss, strict=True)
+                    if y > 0
+                ],
+                c.arm if c.seed is None else f"{c.arm}/{c.seed}",
             )
-
-
-def attempts(report: Report) -> Iterator[str]:
-    """The share of questions that at least one of k attempts got through to."""
-    found: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-    for r in report.results:
-        head, _, k = r.metric.partition("/best_of_")
-        if head in SUCCESS and (k or head == r.metric) and r.seed is None and r.arm in report.arms and r.bench != ALL:
-            found.setdefault((r.bench, r.attack), {}).setdefault(r.arm, {})[int(k or 1)] = 100 * (r.estimate.value or 0)
-    for at, own in found.items():
-        lines = [
-            Line(arm, list(s), list(s.values()), f"{arm}: {s[max(s)]:.0f} % within {max(s)}")
-            for arm, s in own.items()
-            if len(s) > 1
+            for c in report.learnability
+            if c.series == series and len(c.steps) > 1
         ]
-        if lines:
-            yield _lines(report, lines, PERCENT, (f"attempts a question, {format.place(*at)}", "%"))
+        yield from lines(report, own, x="step", y=f"nats a token, {series}", unit="nats")
 
 
-def _lines(report: Report, lines: Sequence[Line], y: Axis, labels: tuple[str, str]) -> str:
-    most = max((max(line.x) for line in lines), default=1)
-    x = Axis(0, most, tuple(round(most * k / 4) for k in range(5)))
-    marks = []
-    for line in lines:
-        places = [(_x(x, u), _y(y, max(v, y.low))) for u, v in zip(line.x, line.y, strict=True)]
-        path = f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in places)}"/>'
-        marks.append(_mark(path, line.told, colour(report, line.arm), places[-1]))
-    return _frame(x, y, labels, marks)
+def attempts(report: Report) -> Iterator[Figure]:
+    """The share of questions that at least one of k attempts got through to."""
+    for name in SUCCESS:
+        yield from along(report, name, x="attempts a question", sign="/best_of_", first=1)
+
+
+def along(report: Report, name: str, *, x: str, sign: str = "/", first: float | None = None) -> Iterator[Figure]:
+    """Of results named `NAME/X`, one figure a benchmark and attack, one curve an arm.
+
+    Args:
+        report: whose results.
+        name: the metric in front of the number.
+        x: what the number is.
+        sign: what stands between the two.
+        first: the number that the metric itself stands for.
+    """
+    found: dict[Column, dict[str, list[tuple[float, Estimate]]]] = {}
+    for r in report.results:
+        at = re.fullmatch(rf"{re.escape(name)}(?:{re.escape(sign)}([\d.]+))?", r.metric)
+        place = first if at and at[1] is None else float(at[1]) if at else None
+        if place is not None and r.seed is None and r.arm in report.arms and r.bench != ALL:
+            column = Column(r.bench, r.attack, name, r.judge, r.part, r.better, r.unit)
+            found.setdefault(column, {}).setdefault(r.arm, []).append((place, r.estimate))
+    for column, own in found.items():
+        y = f"{format.place(*column[:3])}{', %' if column.unit == 'share' else ''}"
+        curves = [
+            Line(arm, sorted(points, key=lambda point: point[0])) for arm, points in own.items() if len(points) > 1
+        ]
+        yield from lines(report, curves, x=x, y=y, unit=column.unit)
+
+
+def lines(report: Report, curves: Sequence[Line], *, x: str, y: str, unit: str = "share") -> Iterator[Figure]:
+    """A drawing of curves and its table; none where there is nothing to draw.
+
+    Args:
+        report: whose arms have their colours.
+        curves: of shares from 0 to 1, of losses in nats (on a logarithmic axis) or of numbers.
+        x: name of the axis.
+        y: name of the other, with its unit.
+        unit: share, nats, tokens or count.
+    """
+    scale = 100 if unit == "share" else 1
+    bounds = [b * scale for c in curves for _, e in c.points for b in (e.value, e.low, e.high) if b is not None]
+    if not bounds:
+        return
+    places = [place for curve in curves for place, _ in curve.points]
+    across = _from_zero(max(places))
+    up = PERCENT if unit == "share" else _from_zero(max(bounds))
+    if unit == "nats":
+        ticks = tuple(t for t in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if min(bounds) <= t <= max(bounds))
+        up = Axis(min(bounds), max(bounds), ticks, True)
+    marks = [mark for curve in curves for mark in _curve(report, curve, across, up, unit)]
+    yield Figure(_frame(across, up, (x, y), marks), _values(curves, x, unit))
+
+
+def _curve(report: Report, curve: Line, x: Axis, y: Axis, unit: str) -> Iterator[str]:
+    """A curve's marks: its line, and its points where they are few."""
+    scale, ink, name = 100 if unit == "share" else 1, colour(report, curve.arm), curve.name or curve.arm
+    known = [(place, e, e.value) for place, e in curve.points if e.value is not None]
+    at = [(_x(x, place), _y(y, value * scale)) for place, _, value in known]
+    if not known:
+        return
+    path = f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in at)}"/>'
+    ends = f"{name}: {_told(known[-1][1], unit)} at {known[-1][0]:g}"
+    yield _mark(path, ends, ink, at[-1])
+    for (place, e, _), (a, b) in zip(known, at, strict=True) if len(known) <= POINTS else ():
+        bar = (
+            ""
+            if e.low is None or e.high is None
+            else f"M{a:.1f} {_y(y, e.low * scale):.1f}V{_y(y, e.high * scale):.1f}"
+        )
+        shape = f'<path d="{bar}"/><circle cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>'
+        yield _mark(shape, f"{name} at {place:g}: {_told(e, unit)}", ink, (a, b))
+
+
+def _told(e: Estimate, unit: str) -> str:
+    return format.number(e.value, unit) if e.low is None else format.interval(e, unit)
+
+
+def _values(curves: Sequence[Line], x: str, unit: str) -> Table:
+    """The table behind curves."""
+    every = sorted({place for curve in curves for place, _ in curve.points})
+    step = -(-len(every) // POINTS)
+    found = [dict(curve.points) for curve in curves]
+    kept = [*every[:-1:step], every[-1]]
+    rows: list[tuple[Cell | str, ...]] = [
+        (f"{place:g}", *(_told(own[place], unit) if place in own else "" for own in found)) for place in kept
+    ]
+    return table((x, *(f"#{curve.name or curve.arm}" for curve in curves)), rows)

@@ -15,6 +15,10 @@ from demur.report.tests import PairedTest
 Row = tuple[Cell | str, ...]
 Part = tuple[str, Sequence[Table], dict[str, object]]
 """Id of a section, its tables, and what its text has to say."""
+DRAWN: dict[str, Callable[[Report], Iterator[figures.Figure]]] = {
+    "pareto": figures.pareto, "learnability": figures.losses, "tries": figures.attempts,
+}  # fmt: skip
+"""Sections with drawings."""
 
 
 def sections(report: Report, more: Iterable[Part] = ()) -> list[Section]:
@@ -25,13 +29,8 @@ def sections(report: Report, more: Iterable[Part] = ()) -> list[Section]:
         for name, tables, own in _parts(report)
     }
     found |= {name: Section(name, texts[name][0], tuple(tables), texts[name][1]) for name, tables, _ in more}
-    drawn = {
-        "pareto": figures.pareto(report),
-        "learnability": figures.curves(report),
-        "tries": figures.attempts(report),
-    }
-    for name, svgs in drawn.items():
-        if shown := tuple(svgs):
+    for name, draw in DRAWN.items():
+        if shown := tuple(draw(report)):
             found[name] = found.get(name, Section(name, *texts[name][:1], about=texts[name][1]))._replace(figures=shown)
     found |= {section.id: section for section in first(report)}
     return [found[name]._replace(title=title, fold=fold) for name, (title, _, fold) in texts.items() if name in found]

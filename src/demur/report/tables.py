@@ -59,8 +59,8 @@ class Section(NamedTuple):
     tables: tuple[Table, ...] = ()
     about: str = ""
     notes: tuple[str, ...] = ()
-    figures: tuple[str, ...] = ()
-    """Drawings, as SVG."""
+    figures: tuple[tuple[str, Table], ...] = ()
+    """Drawings, as SVG, each with the table of its values."""
     fold: bool = False
     """Closed until it is wanted."""
 
