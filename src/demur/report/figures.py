@@ -5,7 +5,7 @@ are named `NAME/X` (or `NAME/best_of_X`), with X a number, `along` finds and dra
 
     yield from along(report, "declined_at", x="share of the thinking given")
 
-Put the figures into `DRAWN` of sections.py under an id of sections.json, and they are a section of the page.
+What draws stands in `DRAWN` of sections.py under an id of sections.json, and is a section of the page.
 """
 
 from __future__ import annotations
@@ -182,6 +182,14 @@ def attempts(report: Report) -> Iterator[Figure]:
     """The share of questions that at least one of k attempts got through to."""
     for name in SUCCESS:
         yield from along(report, name, x="attempts a question", sign="/best_of_", first=1)
+
+
+def depth(report: Report) -> Iterator[Figure]:
+    """Where in a thinking an arm decides, and attack success behind so many steps of training on other rows."""
+    yield from along(report, "declined_at", x="share of the thinking given")
+    tampered = dict.fromkeys(r.metric.rpartition("/")[0] for r in report.results if "/after/" in r.metric)
+    for name in tampered:
+        yield from along(report, name, x=f"steps on {name.rpartition('/')[2]} rows")
 
 
 def along(report: Report, name: str, *, x: str, sign: str = "/", first: float | None = None) -> Iterator[Figure]:

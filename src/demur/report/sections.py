@@ -17,6 +17,7 @@ Part = tuple[str, Sequence[Table], dict[str, object]]
 """Id of a section, its tables, and what its text has to say."""
 DRAWN: dict[str, Callable[[Report], Iterator[figures.Figure]]] = {
     "pareto": figures.pareto, "learnability": figures.losses, "tries": figures.attempts,
+    "depth": figures.depth,
 }  # fmt: skip
 """Sections with drawings."""
 
