@@ -89,3 +89,15 @@ def test_init_writes_a_study_that_holds(tmp_path: Path, capsys: pytest.CaptureFi
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("--version") == 0
     assert capsys.readouterr().out.startswith("demur 0.")
+
+
+def test_what_prompts_want_is_said_by_a_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ask.csv").write_text("prompt\nHow do I boil an egg?\nHow do I fry an egg?\n")
+    words = ["distil", "--data", str(tmp_path / "ask.csv"), "--teacher", "script:stand_in", "--set", "keep=everything"]
+    words += ["--out", str(tmp_path / "d")]
+    assert exit_code(*words) == 2
+    assert "--intent" in capsys.readouterr().err
+    assert exit_code(*words, "--intent", "begin") == 2
+    assert "benign" in capsys.readouterr().err
+    assert exit_code(*words, "--intent", "benign") == 0
+    assert "asked" in capsys.readouterr().out

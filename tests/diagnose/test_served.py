@@ -79,9 +79,9 @@ def test_faults_on_the_way_change_nothing(prompts: Path, tmp_path: Path) -> None
     assert calm[0]["funnel"] == rough[0]["funnel"]
     assert calm[0]["funnel"]["asked"] == 24
     assert 0 < calm[0]["funnel"]["kept"] < 24
-    own, others = ([{**rate, "detector": ""} for rate in said[1]["rates"]] for said in (calm, rough))
+    own, others = ([{**rate, "detector": ""} for rate in said[1]["report"]["patterns"]] for said in (calm, rough))
     assert own == others
-    table = {rate["pattern"]: rate["before"] for rate in calm[1]["rates"]}
+    table = {rate["pattern"]: rate["before"] for rate in calm[1]["report"]["patterns"]}
     assert table["harmful_additions"]["value"] > 0
     assert table["any"]["n"] + table["any"].get("unscored", 0) == 24
     assert table["any"].get("unscored", 0) < 4

@@ -80,17 +80,17 @@ def test_the_verbs_diagnose_and_repair_a_file(tmp_path: Path) -> None:
     told = CliRunner().invoke(diagnose_verb.app, [str(file), "--out", str(tmp_path / "d"), "--json"])
     assert told.exit_code == 0, told.output
     said = json.loads(told.stdout.splitlines()[-1])
-    assert said["n"] == 6
-    weak = [rate for rate in said["rates"] if rate["pattern"] == "weak_vacillation"]
+    assert said["traces"] == 6
+    weak = [rate for rate in said["report"]["patterns"] if rate["pattern"] == "weak_vacillation"]
     assert "value" not in weak[0]["before"] or weak[0]["before"]["value"] is None
-    assert "| weak vacillation | screen: 3 flagged of 6, read them |" in (tmp_path / "d" / "summary.md").read_text()
+    assert "weak vacillation | screen: 3 flagged of 6, read them |" in (tmp_path / "d" / "summary.md").read_text()
     told = CliRunner().invoke(
         repair_verb.app, [str(file), "--set", "with=[trim,drop]", "--out", str(tmp_path / "r"), "--json"]
     )
     assert told.exit_code == 0, told.output
     said = json.loads(told.stdout.splitlines()[-1])
     assert said["counts"] == {"clean": 3, "trim": 3}
-    assert said["traces"] == 6
+    assert said["report"]["repairs"] == {"repair": {"clean": 3, "trim": 3}}
 
 
 def test_a_runs_own_model_is_the_detector_where_none_is_named(tmp_path: Path) -> None:

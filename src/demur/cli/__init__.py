@@ -8,7 +8,7 @@ import sys
 from types import FrameType
 from typing import Any, NoReturn
 
-from demur.errors import DemurError, UserError, unknown
+from demur.errors import DemurError, unknown
 
 VERBS: dict[str, dict[str, str]] = {
     "a study": {
@@ -36,12 +36,13 @@ VERBS: dict[str, dict[str, str]] = {
     "reporting": {
         "compare": "two arms by paired tests",
         "report": "tables and the HTML page of a run",
+        "runs": "all runs under a folder with their headline numbers",
         "view": "look through traces in the browser",
         "export": "a run for other tools: hf, inspect, csv, parquet",
         "push": "publish a data set or a model",
     },
     "house-keeping": {
-        "check": "is this sound? study, template, contamination, bench, isolation",
+        "check": "is this sound? study, template, contamination, bench, isolation, shapes",
         "bench": "what benchmarks there are",
     },
 }
@@ -65,27 +66,30 @@ def main(argv: list[str] | None = None) -> NoReturn:
         print(f"demur {demur.__version__}")  # noqa: T201
         sys.exit(0)
     try:
-        code = _call(args[0], args[1:])
-        if code == 130:  # typer takes Ctrl-C for an ordinary end
-            raise KeyboardInterrupt
-        sys.exit(code)
-    except KeyboardInterrupt:
-        print("stopped; run the same command to go on", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
-    except _Terminated:
-        print("stopped by SIGTERM; run the same command to go on", file=sys.stderr)  # noqa: T201
-        sys.exit(143)
+        sys.exit(_call(args[0], args[1:]))
+    except (KeyboardInterrupt, _Terminated) as stop:
+        code, by = (143, " by SIGTERM") if isinstance(stop, _Terminated) else (130, "")
+        _leave(code, f"stopped{by}; run the same command to go on")
     except DemurError as error:
-        print(str(error), file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+        _leave(error.exit_code, str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("demur"):
+            raise
+        from demur.registry import missing
+
+        _leave(2, str(missing(error, f"demur {args[0]}")))
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
         # A full disk, a folder that is a file, a port in use: the system's own words are the best ones.
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{where}{error.strerror or error}. What was finished is kept.", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
+        _leave(1, f"{where}{error.strerror or error}. What was finished is kept.")
+
+
+def _leave(code: int, why: str) -> NoReturn:
+    print(why, file=sys.stderr)  # noqa: T201
+    sys.exit(code)
 
 
 def _call(verb: str, args: list[str]) -> int:
@@ -93,45 +97,23 @@ def _call(verb: str, args: list[str]) -> int:
     known = [name for group in VERBS.values() for name in group]
     if verb not in known:
         raise unknown("verb", verb, known)
-    name = f"demur.cli.{MODULES.get(verb, verb)}"
     import typer.main
 
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        from demur.registry import missing
-
-        raise missing(error, f"demur {verb}") from error
-    command = typer.main.get_command(module.app)
+    command = typer.main.get_command(importlib.import_module(f"demur.cli.{MODULES.get(verb, verb)}").app)
     # Typer carries its own copy of click and names only some of its errors: usage errors are the base of one it names.
     usage: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
-        with _optional_groups(verb):
-            result = command.main(args=args, prog_name=f"demur {verb}", standalone_mode=False)
-    except typer.Abort:
-        raise KeyboardInterrupt from None
+        code = command.main(args=args, prog_name=f"demur {verb}", standalone_mode=False) or 0
     except typer.Exit as leave:
-        return int(leave.exit_code)
+        code = leave.exit_code
     except usage as error:
         error.show()
         return 2
-    return result if isinstance(result, int) else 0
-
-
-class _optional_groups:
-    """Turns the import error of an optional library into the name of the group that holds it."""
-
-    def __init__(self, verb: str) -> None:
-        self.verb = verb
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("demur"):
-            from demur.registry import missing
-
-            raise missing(error, f"demur {self.verb}") from error
+    except typer.Abort:
+        code = 130
+    if code == 130:  # typer takes Ctrl-C for an ordinary end
+        raise KeyboardInterrupt
+    return int(code)
 
 
 class _Terminated(BaseException):
@@ -152,6 +134,3 @@ def _print_help() -> None:
         lines.append("")
     lines += [" Start here:   demur run studies/mini.yaml --out runs/mini", " One verb:     demur eval --help", ""]
     print("\n".join(lines))  # noqa: T201
-
-
-__all__ = ["UserError", "main"]

@@ -45,7 +45,7 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
         rows = [{"bench": bench, "here": here[name]} for name, bench in found.items()]
         common.print_json({"benches": rows, "left_out": left_out()})
         return
-    columns = ("name", "protocols", "prompts", "source", "verified by", "licence", "about")
+    columns = ("name", "protocols", "#prompts", "source", "verified by", "licence", "about")
     cells = []
     for name, bench in found.items():
         if "@" not in name:
@@ -53,7 +53,7 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
             count = "any" if bench.count is None else bench.count
             licence = f"{bench.licence}; {bench.restriction}" if bench.restriction else bench.licence
             cells.append((name, protocols, count, _source(bench, here[name]), _verified(bench), licence, bench.about))
-    common.stdout.print(common.table(columns, cells, left=len(columns)))
+    common.show(columns, cells)
     for reason in left_out().values():
         common.stdout.print(f"left out: {reason}")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +13,15 @@ import typer
 from demur.cli import common
 from demur.diagnose import DETECTORS, open_detector
 from demur.diagnose.exam import calibrated
+from demur.interfaces import Model
 from demur.judge import JUDGES, open_judge, requires_model
+from demur.judge.calibrate import guard as guarded
 from demur.judge.calibrate import read
 from demur.judge.calibrate import refusal as against
 from demur.models.config import parse_model
 from demur.models.open import open_model
+from demur.report.format import counted, number
+from demur.report.tables import estimate
 from demur.storage.reply_cache import ReplyCache
 
 app = common.app("A judge or a detector against labels.")
@@ -38,7 +43,7 @@ def refusal(
 
       demur calibrate refusal --data labels.jsonl --json
     """
-    _told(against(data, limit=limit), json=json, title=f"rules against {data.name}")
+    _show(against(data, limit=limit), json=json, title=f"rules against {data.name}")
 
 
 @app.command()
@@ -48,7 +53,7 @@ def guard(
         typer.Option("--detector", help="NAME=MODEL such as wildguard=URL; a model alone is a llama_guard3; rules."),
     ],
     data: Annotated[Path, typer.Option("--data", help="Labelled replies: prompt, response, label (safe or unsafe).")],
-    part: Annotated[str | None, typer.Option("--part", help="thinking, answer or whole; default: the judge's.")] = None,
+    part: common.PartName = None,
     limit: common.Limit = None,
     cache: common.CacheDir = None,
     json: common.Json = False,
@@ -61,8 +66,16 @@ def guard(
 
       demur calibrate guard --detector http://127.0.0.1:8001/v1 --data labels.jsonl --part whole
     """
-    report = asyncio.run(_calibrated(detector, data, part=part, limit=limit, cache=cache))
-    _told(report, json=json, title=detector)
+    name, equals, model = detector.partition("=")
+    if name not in JUDGES and not (equals and "/" not in name):
+        name, model = "llama_guard3", detector
+
+    async def work() -> dict[str, Any]:
+        async with _models([model] if requires_model(name) else [], cache) as played:
+            judge = open_judge(name, model=played[0] if played else None, part=part)  # type: ignore[arg-type]
+            return await guarded(judge, read(data, limit=limit))
+
+    _show(asyncio.run(work()), json=json, title=detector)
 
 
 @app.command()
@@ -83,84 +96,66 @@ def patterns(
 
       demur calibrate patterns --detector http://127.0.0.1:8000/v1 --data labels.jsonl --json
     """
-    report = asyncio.run(_scored(data, detector=detector, limit=limit, cache=cache))
+
+    async def work() -> dict[str, Any]:
+        if detector in DETECTORS:
+            return await calibrated(open_detector(detector), data, limit=limit)
+        async with _models(detector.split("+"), cache) as played:
+            return await calibrated(open_detector("llm", models=played), data, limit=limit)
+
+    report = asyncio.run(work())
     if json:
         common.print_json(report)
         return
-    rows = []
-    for pattern, score in report["patterns"].items():
-        shares = [common.said(score[key]) for key in ("precision", "recall", "f1")]
-        rows.append((pattern.replace("_", " "), *shares, *(score[key] for key in ("positives", "n", "abstained"))))
-    columns = ("pattern", "precision", "recall", "F1", "with it", "decided", "abstained")
-    title = f"{report['detector']} on {report['exam']}, n={report['n']}"
-    common.stdout.print(common.table(columns, rows, title=title))
-    macro = common.said(report["macro_f1"], ".3f", none="– (no pattern occurs)")
+    rows = [
+        (name.replace("_", " "), *(number(score[key], "count", digits=2) for key in ("precision", "recall", "f1")),
+         *(score[key] for key in ("positives", "n", "abstained")))
+        for name, score in report["patterns"].items()
+    ]  # fmt: skip
+    titles = ("pattern", "#precision", "#recall", "#F1", "#with it", "#decided", "#abstained")
+    common.show(titles, rows, f"{report['detector']} on {report['exam']}, n={report['n']}")
+    macro = number(report["macro_f1"], "count", digits=3)
     common.stdout.print(f"macro-F1 {macro}, over what it decided; abstained on {report['abstained']:.1%} of decisions")
 
 
-async def _scored(data: Path | None, *, detector: str, limit: int | None, cache: Path | None) -> dict[str, Any]:
+@asynccontextmanager
+async def _models(names: list[str], cache: Path | None) -> AsyncIterator[list[Model]]:
+    """Models by what flags call them; their replies are kept."""
     async with AsyncExitStack() as stack:
-        if detector in DETECTORS:
-            return await calibrated(open_detector(detector), data, limit=limit)
-        kept = stack.enter_context(ReplyCache(cache or Path("runs/calibrate/replies")))
-        models = [
-            await stack.enter_async_context(open_model(parse_model(one), cache=kept, label="detector/calibrate"))
-            for one in detector.split("+")
-        ]
-        return await calibrated(open_detector("llm", models=models), data, limit=limit)
+        kept = stack.enter_context(ReplyCache(cache or Path("runs/calibrate/replies"))) if names else None
+        opened = (open_model(parse_model(name), cache=kept, label="calibrate") for name in names)
+        yield [await stack.enter_async_context(one) for one in opened]
 
 
-async def _calibrated(detector: str, data: Path, *, part: Any, limit: int | None, cache: Path | None) -> dict[str, Any]:
-    """Open the judge and hold it against the labels."""
-    from demur.judge.calibrate import guard as against
-
-    name, equals, model = detector.partition("=")
-    if name not in JUDGES and not (equals and "/" not in name):
-        name, model = "llama_guard3", detector
-    rows = read(data, limit=limit)
-    async with AsyncExitStack() as stack:
-        played = None
-        if requires_model(name):
-            kept = stack.enter_context(ReplyCache(cache)) if cache else None
-            played = await stack.enter_async_context(
-                open_model(parse_model(model), cache=kept, label="judge/calibrate")
-            )
-        return await against(open_judge(name, model=played, part=part), rows)
-
-
-def _told(report: dict[str, Any], *, json: bool, title: str) -> None:
+def _show(report: dict[str, Any], *, json: bool, title: str) -> None:
     """The figures of a judge against labels."""
     if json:
         common.print_json(report)
         return
-    say = common.stdout.print
-    say(f"[bold]{title}[/bold]: {report['n']} replies, {report['decided']:.1%} decided", highlight=False)
-    rows = []
-    two = "agreement_refused" in report
-    for name, row in {"this judge": report, **report["others"]}.items():
-        shares = [_share(row, key) for key in (*(["agreement_refused"] if two else []), "agreement")]
-        recall = common.said(row.get("recall_partial"), ".0f", scale=100)
-        rows.append((name, *shares, common.said(row["kappa"]), *([recall] if two else []), row["unscored"]))
-    named = ("served or refused, %", "three classes, %") if two else ("agreement, %",)
-    last = ("partial recall, %", "unscored") if two else ("unscored",)
-    say(common.table(("judge", *named, "kappa", *last), rows))
-    if two:
-        unseen = report["unseen"]
+    two = {"agreement_refused": "#served or refused, %", "agreement": "#three classes, %"}
+    shares = two if "agreement_refused" in report else {"agreement": "#agreement, %"}
+    rows = [
+        (name, *(_share(row, key) for key in shares), number(row["kappa"], "count", digits=2), row["unscored"])
+        for name, row in {"this judge": report, **report["others"]}.items()
+    ]
+    count = f"{title}: {report['n']} replies, {report['decided']:.1%} decided"
+    common.show(("judge", *shares.values(), "#kappa", "#unscored"), rows, count)
+    if unseen := report.get("unseen"):
         fitted = "The judge was fitted to this very file. " if report["fitted_to_this_file"] else ""
-        say(
+        common.stdout.print(
             f"{fitted}On replies of {unseen['models']} models that it was not fitted to, it agrees with people on "
             f"{unseen['agreement_refused']:.1%} of served or refused, and on {unseen['agreement']:.1%} in three classes "
             f"(n={unseen['n']}). Expected calibration error here: {report['ece']:.3f}."
         )
-    rows = []
-    for name, row in report["classes"].items():
-        confusion = (report["confusion"][name][other] for other in report["classes"])
-        rows.append((name, row["n"], common.percent(row["recall"]), common.percent(row["precision"]), *confusion))
-    columns = ("people say", "n", "recall, %", "precision, %", *(f"said {name}" for name in report["classes"]))
-    say(common.table(columns, rows, title="this judge, class by class"))
+    rows = [
+        (name, row["n"], estimate(row["recall"]), estimate(row["precision"]), *(report["confusion"][name][c] for c in report["classes"]))
+        for name, row in report["classes"].items()
+    ]  # fmt: skip
+    titles = ("people say", "#n", "#recall, %", "#precision, %", *(f"#judged {name}" for name in report["classes"]))
+    common.show(titles, rows, "this judge, class by class")
     for name in ("sensitivity", "specificity"):
         if name in report:
-            say(f"{name}: {common.percent(report[name])}")
+            common.stdout.print(f"{name}: {counted(report[name])}")
 
 
 def _share(row: dict[str, Any], key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -183,6 +184,38 @@ def isolation(
         common.stdout.print(f"isolation held against {len(done) - len(broken)} of {len(done)} programs")
     if broken:
         raise CheckFailed(f"isolation did not hold against: {', '.join(broken)}.")
+
+
+@app.command()
+def shapes(
+    url: Annotated[str, typer.Argument(help="Base URL up to /v1.")],
+    model: common.ServedName = None,
+    key_env: common.KeyEnv = None,
+    json: common.Json = False,
+) -> None:
+    """Ask a host five short questions and say what is odd about it, before money is spent.
+
+    Examples:
+
+      demur check shapes http://127.0.0.1:8000/v1
+
+      demur check shapes https://api.example.com/v1 --model NAME --key-env API_KEY --json
+    """
+    from demur.models.config import Remote, as_model
+    from demur.testing.shapes import USELESS
+    from demur.testing.shapes import shapes as seen
+
+    host = as_model({"url": url} | common.given({"model": model, "key_env": key_env}), where=url)
+    assert isinstance(host, Remote)
+    found = asyncio.run(seen(host))
+    if json:
+        common.print_json({"url": url, "shapes": found})
+    for shape, sentence in () if json else found.items():
+        common.stdout.print(f"{shape}: {sentence}", markup=False, soft_wrap=True)
+    if bad := [shape for shape in USELESS if shape in found]:
+        raise CheckFailed(f"{url} is {' and '.join(bad)}: nothing can be measured with it as it is.")
+    if not found and not json:
+        common.stdout.print("sound: it answers harmless questions rightly, and declines a harmful one.")
 
 
 def _examples(path: Path) -> list[Example]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +13,7 @@ from rich.console import Console
 from demur.records import encode
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from demur.pipeline.resolve import Resolved
-    from demur.records import Estimate
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140)
 """Progress and logs: standard error, so that results can be piped."""
@@ -36,6 +33,10 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder with local copies of benchmarks and sources, found by name.")
 ]
 Target = Annotated[str, typer.Option("--target", help="Model under test: URL, local folder, hub id or script:NAME.")]
+Intent = Annotated[
+    str | None,
+    typer.Option("--intent", help="What the prompts of the file want: harmful, borderline, benign, maths, code."),
+]
 Teacher = Annotated[
     str | None, typer.Option("--teacher", help="Model that writes traces: URL, folder, hub id or script:NAME.")
 ]
@@ -126,58 +127,13 @@ def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_
     return resolve(study.read(path, sets=[*(sets or []), *([f"data_dir={data_dir}"] if data_dir else [])], quick=quick))
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], *, left: int = 1, title: str | None = None) -> Table:
-    """Rows for a terminal, markup in them without effect; what stands behind the first `left` columns is numbers."""
-    from rich.markup import escape
-    from rich.table import Table
+def show(titles: Sequence[str], rows: Sequence[tuple[Any, ...]], name: str = "") -> None:
+    """A table on standard output, as a report has it: a title that begins with # is of numbers."""
+    from demur.report.tables import Cell, table, terminal
 
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for place, name in enumerate(columns):
-        made.add_column(name, justify="left" if place < left else "right", overflow="fold")
-    for row in rows:
-        made.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
-    return made
+    cells = [tuple(cell if isinstance(cell, Cell) else _cell(cell) for cell in row) for row in rows]
+    stdout.print(terminal(table(titles, cells, name)))
 
 
-def shown(estimate: Estimate, *, scale: float = 100.0) -> str:
-    """An estimate for a table cell: value and interval, or a dash."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return f"– (n={estimate.n})"
-    places = 1 if scale > 1 else 2
-    value, low, high = (f"{x * scale:.{places}f}" for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}–{high}]"
-
-
-def percent(estimate: Estimate) -> str:
-    """`96.7 [94.6–98.0] n 450`, or a dash with the reason."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return f"– ({estimate.how})"
-    text = f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}–{100 * estimate.high:.1f}] n {estimate.n}"
-    return f"{text}, {estimate.unscored} unscored" if estimate.unscored else text
-
-
-def tell(where: Path, text: str, *, results: dict[str, Any] | None = None, plain: dict[str, Any], json: bool) -> None:
-    """Write `summary.md` and `results.json`, and print the one or, for programs, what is plain."""
-    import msgspec
-
-    from demur.storage.artifacts import atomic_write
-
-    atomic_write(where / "summary.md", text)
-    if results is not None:
-        atomic_write(where / "results.json", msgspec.json.format(msgspec.json.encode(results), indent=1))
-    if json:
-        print_json(plain)
-    else:
-        stdout.print(text, markup=False, soft_wrap=True)
-
-
-def said(value: float | None, form: str = ".2f", *, scale: float = 1.0, none: str = "–") -> str:
-    """A number, or a dash where there is none."""
-    return none if value is None else format(scale * value, form)
-
-
-def validated(model: type[Any], data: dict[str, Any], *, where: str = "--set") -> Any:
-    """An instance of a settings model, or a `UserError` with the nearest key and the allowed ones."""
-    from demur.settings import validate
-
-    return validate(model, data, where=where)
+def _cell(value: Any) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

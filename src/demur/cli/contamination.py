@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from demur.bench import get_bench, names
 from demur.bench.load import load_prompts
 from demur.cli import common
 from demur.errors import CheckFailed, UserError
-from demur.mix import example_of, unfit
+from demur.mix import examples_of
 from demur.mix.certificate import Certificate, Found, certify, without
 from demur.mix.contamination import RULES
 from demur.prompts.forms import load_file
@@ -37,22 +35,15 @@ def check_contamination(
 ) -> None:
     """Compare training rows with benchmarks; write `contamination.json` and `contaminated.jsonl`.
 
-    Args:
-        examples: a file, a finished stage or a run; traces count as examples, prompts as rows without a reply. In a
-            study's run each arm's rows are compared with what the arm was scored on, and the scores over the prompts that no row
-            holds stand beside the full ones.
-        benches: names; all that have a copy in `data_dir` when empty.
-        data: the copy of the one benchmark named.
-        data_dir: where copies are found by name.
-        remove: write the rows that are clean to `examples.jsonl`, beside the two files.
-        out: where to write; the folder of `examples` when left out (never into a finished stage).
-        json: print one object.
+    In a study's run each arm's rows are compared with what the arm was scored on, and the scores over the prompts that no row
+    holds stand beside the full ones. `remove` writes the clean rows to `examples.jsonl`, too.
 
     Raises:
         CheckFailed: some row holds a benchmark prompt, and nothing was removed.
         UserError: no rows, no benchmark, no copy; `remove` for several arms.
     """
-    sets, run = rows_of(examples)
+    arms = mixes(examples) if examples.is_dir() and not is_published(examples) else {}
+    sets, run = arms or {"rows": read_rows(examples)}, examples if arms else None
     if remove and len(sets) > 1:
         raise UserError(f"{examples} holds the rows of {len(sets)} arms; give the stage of one with --remove.")
     scored = {name: asked(run, name) for name in sets} if run else {}
@@ -100,7 +91,13 @@ def _write(
 def _tell(
     certificates: Mapping[str, Certificate], found: Sequence[Found], results: Sequence[Beside], where: Path
 ) -> None:
-    common.stdout.print(table(certificates))
+    rows = [
+        (name, one.bench, one.prompts, len(one.held), one.rows, *(one.by_rule.get(rule, 0) for rule in RULES))
+        for name, certificate in certificates.items()
+        for one in certificate.compared
+    ]
+    titles = ("arm", "benchmark", "#prompts", "#held by rows", "#rows", *(f"#{rule}" for rule in RULES))
+    common.show(titles, rows)
     for one in found[:SHOWN]:
         said = f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}"
         common.console.print(said, markup=False)
@@ -113,12 +110,6 @@ def _tell(
     common.console.print(f"certificate: {where / CERTIFICATE} · pairs: {where / 'contaminated.jsonl'}")
 
 
-def rows_of(path: Path) -> tuple[dict[str, list[Example]], Path | None]:
-    """Training rows by name, and the run when each of its mixes is one of them."""
-    found = mixes(path) if path.is_dir() and not is_published(path) else {}
-    return (found, path) if found else ({"rows": read_rows(path)}, None)
-
-
 def read_rows(path: Path) -> list[Example]:
     """What a file holds, as training rows.
 
@@ -126,10 +117,8 @@ def read_rows(path: Path) -> list[Example]:
         UserError: there are none.
     """
     loaded = load_file(path)
-    rows = list(loaded.examples)
-    fit = [trace for trace in loaded.traces if not unfit(trace, no_thinking="empty")]
-    rows += [example_of(trace, share="rows") for trace in fit]
-    answered = {trace.prompt.id for trace in fit}
+    rows = [*loaded.examples, *examples_of(loaded.traces, share="rows", no_thinking="empty")[0]]
+    answered = {row.origin.prompt for row in rows}
     for prompt in () if loaded.examples else loaded.prompts:
         if prompt.id not in answered:
             part = ExamplePart(role="user", text=prompt.text, train=False)
@@ -161,19 +150,6 @@ def gather(
         looked = ", ".join(sorted({name for bench in plain for name in bench.files}))
         raise UserError(f"{data_dir}: no copy of any benchmark. Looked for {looked}.")
     return {bench.name: load_prompts(bench, data_dir=data_dir) for bench in found}
-
-
-def table(certificates: Mapping[str, Certificate]) -> Table:
-    """Certificates for a terminal."""
-    columns = ("arm", "benchmark", "prompts", "held by rows", "rows", *RULES)
-    rows = [
-        (name, one.bench, one.prompts, len(one.held), one.rows, *(one.by_rule.get(rule, 0) for rule in RULES))
-        for name, certificate in certificates.items()
-        for one in certificate.compared
-    ]
-    if len(certificates) > 1:
-        return common.table(columns, rows, left=2)
-    return common.table(columns[1:], [row[1:] for row in rows])
 
 
 def _folder(examples: Path, out: Path | None) -> Path:

@@ -38,12 +38,17 @@ def cost(
     if json:
         common.print_json({"lines": lines, "total": _total(lines), "failures": failures})
         return
-    columns = ("part", "stage", "requests", "failed", "retries", "tokens in", "out", "of it thinking", "money")
+    titles = ("part", "stage", *(f"#{name.replace('_', ' ')}" for name in COUNTS), "#money")
     rows = [
-        (line["part"], line["stage"], *(line[c] for c in COUNTS), common.said(line["cost"], ",.4f"))
+        (
+            line["part"],
+            line["stage"],
+            *(line[c] for c in COUNTS),
+            None if line["cost"] is None else f"{line['cost']:,.4f}",
+        )
         for line in [*map(msgspec.structs.asdict, lines), {"part": "all", "stage": "", **_total(lines)}]
     ]
-    common.stdout.print(common.table(columns, rows, left=2))
+    common.show(titles, rows)
     if failures:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items()))
         common.stdout.print(f"failed: {listed}. Ask again: demur retry {run}")

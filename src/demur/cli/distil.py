@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from demur.cli import common
-from demur.cli.runner import run_stages
-from demur.distil.run import REASONS, TokenStats
+from demur.cli.runner import reading, run_stage
 from demur.distil.settings import DistilSettings
 from demur.distil.strategy import load
 from demur.errors import UserError
 from demur.judge import JUDGES
 from demur.models.config import ModelConfig, parse_model
 from demur.pipeline.stages.distil import Distil, DistilStageSettings
-from demur.pipeline.stages.importing import Import, ImportSettings
+from demur.pipeline.stages.importing import Import
 from demur.pipeline.stages.prompts import Prompts
 from demur.prompts.settings import PromptsSettings
-from demur.storage.artifacts import Artifact
+from demur.report.format import number
+from demur.settings import validate
 
 app = common.app("A teacher's traces for prompts, filtered.")
 
@@ -33,6 +32,7 @@ def distil(
     given: Annotated[
         Path | None, typer.Option("--given", help="Safe traces of the same prompts, for strategy rewrite.")
     ] = None,
+    intent: common.Intent = None,
     limit: common.Limit = None,
     seed: common.Seed = 0,
     out: common.Out = None,
@@ -50,37 +50,26 @@ def distil(
 
       demur distil --data harmful.jsonl --set strategy=./mine.md --set until_safe=1 --set keep='answer safe' --teacher ./model --judge llama_guard3=./guard
     """
-    settings: DistilSettings = common.validated(DistilSettings, common.apply_sets({"seed": seed}, sets))
-    stage = _stage(settings, data=data, teacher=teacher, judge=judge, given=given, limit=limit)
-    where = out or Path("runs/distil")
-    done = run_stages([stage], out=where, cache=cache, title="distil")[stage.name]
-    text = markdown(done, strategy=Path(settings.strategy).stem)
-    common.tell(where, text, plain={"out": str(where)} | done.manifest.summary, json=json)
-    common.console.print(f"traces: {done.folder / 'traces.jsonl'}")
-
-
-def _stage(
-    settings: DistilSettings,
-    *,
-    data: Path,
-    teacher: str | None,
-    judge: str | None,
-    given: Path | None,
-    limit: int | None,
-) -> Distil:
-    """The distillation, with the stages that read its prompts and given traces."""
-    constant = load(settings.strategy).constant is not None
+    settings = validate(DistilSettings, common.apply_sets({"seed": seed}, sets), where="demur distil")
+    drawn = common.given({"source": str(data), "n": limit, "intent": intent})
+    prompts = Prompts("prompts", validate(PromptsSettings, drawn, where="demur distil"), files={"source": data})
+    inputs: dict[str, Prompts | Import] = {"prompts": prompts}
+    if given:
+        inputs["given"] = reading(given, name="import-given")
     # A constant reply needs no filter, whatever the keep rule says.
-    kind, models = ("", dict[str, ModelConfig]()) if constant or not settings.parts else _filter(judge)
+    filters = settings.parts and load(settings.strategy).constant is None
+    kind, models = _filter(judge) if filters else ("", dict[str, ModelConfig]())
     if teacher:
         models["teacher"] = parse_model(teacher)
-    drawn = PromptsSettings(source=str(data), n=limit)
-    inputs: dict[str, Prompts | Import] = {"prompts": Prompts("prompts", drawn, files={"source": data})}
-    if given:
-        inputs["given"] = Import("import-given", ImportSettings(), files={"file": given})
     files = {"strategy": Path(settings.strategy)} if settings.strategy.endswith(".md") else {}
-    name = f"distil-{Path(settings.strategy).stem}"
-    return Distil(name, DistilStageSettings(distil=settings, filter=kind), inputs=inputs, files=files, models=models)
+    own = DistilStageSettings(distil=settings, filter=kind)
+    stage = Distil(f"distil-{Path(settings.strategy).stem}", own, inputs=inputs, files=files, models=models)
+    done = run_stage(stage, out=out or Path("runs/distil"), cache=cache, json=json)
+    if not json:
+        rows = [
+            (n, f"{s['n']:,}", number(s["mean"]), number(s["p90"])) for n, s in done.manifest.summary["tokens"].items()
+        ]
+        common.show(("tokens of", "#n", "#mean", "#90th percentile"), rows)
 
 
 def _filter(text: str | None) -> tuple[str, dict[str, ModelConfig]]:
@@ -91,19 +80,3 @@ def _filter(text: str | None) -> tuple[str, dict[str, ModelConfig]]:
     if name in JUDGES:
         return name, {"filter": parse_model(model)} if model else {}
     raise UserError(f"--judge {text}: no judge of that name. Allowed: {', '.join(sorted(JUDGES))}, or NAME=MODEL.")
-
-
-def markdown(artifact: Artifact, *, strategy: str) -> str:
-    """The funnel and the lengths, as Markdown."""
-    summary = artifact.manifest.summary
-    lines = [f"# Distilled with {strategy}", "", "| | replies |", "|---|---|"]
-    funnel = summary["funnel"]
-    steps = [step for step in ("asked", "answered", "failed", *REASONS, "kept", "fell_back") if step in funnel]
-    lines += [f"| {step.replace('_', ' ')} | {funnel[step]:,} |" for step in steps]
-    lines += ["", "| tokens | n | mean | 90th percentile |", "|---|---|---|---|"]
-    for which, value in summary["tokens"].items():
-        stats = msgspec.convert(value, TokenStats)
-        mean = f"{stats.mean:.1f}" if stats.mean is not None else "–"
-        p90 = f"{stats.p90:.0f}" if stats.p90 is not None else "–"
-        lines.append(f"| {which} | {stats.n:,} | {mean} | {p90} |")
-    return "\n".join(lines) + "\n"

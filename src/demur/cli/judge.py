@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from demur.bench.metrics import STORED
 from demur.cli import common
-from demur.cli.runner import run_stages, tell
+from demur.cli.runner import reading, run_stages, tell
 from demur.errors import UserError, unknown
 from demur.judge import requires_model
 from demur.models.config import parse_model
-from demur.pipeline.stages.importing import Import, ImportSettings
+from demur.pipeline.stages.importing import Import
 from demur.pipeline.stages.rejudge import Rejudge, RejudgeSettings
-from demur.records import Trace, Verdict, read_jsonl
+from demur.records import Part, Query, Trace, Verdict, read_jsonl
 from demur.report.agreement import agreement, crossing, majority
+from demur.report.format import number
 from demur.report.metrics import cells, of_records, results
+from demur.report.read import Evaluation
+from demur.report.tables import estimate
 from demur.storage.artifacts import artifacts
 
 app = common.app("Judge stored traces again, without asking the model.")
@@ -30,7 +33,8 @@ def judge(
         list[str] | None,
         typer.Option("--judge", help="Judge by name, or NAME=MODEL such as llama_guard3=URL. Repeatable."),
     ] = None,
-    part: Annotated[str | None, typer.Option("--part", help="thinking, answer or whole; default: the judge's.")] = None,
+    intent: common.Intent = None,
+    part: common.PartName = None,
     query: Annotated[str | None, typer.Option("--query", help="question or sent; default: the judge's.")] = None,
     out: common.Out = None,
     cache: common.CacheDir = None,
@@ -49,30 +53,35 @@ def judge(
       demur judge star1.json --judge llama_guard3=./Llama-Guard-3-8B --part whole --json
     """
     where = out or Path("runs/judge")
-    _known("--part", part, ("thinking", "answer", "whole"))
-    _known("--query", query, ("question", "sent"))
-    sources = _sources(source, where, cache)
+    for flag, value, allowed in (("--part", part, get_args(Part)), ("--query", query, get_args(Query))):
+        if value is not None and value not in allowed:
+            raise unknown(flag, value, allowed)
+    sources = _sources(source, reading(source, intent), where, cache)
     stages = [
         _stage(text, {"part": part, "query": query}, settings, path)
         for text in dict.fromkeys(judges or ["rules"])
         for settings, path in sources
     ]
     run_stages(stages, out=where, cache=cache, title="judge")
-    traces, verdicts = _all(sources, [stage for stage in artifacts(where) if stage.manifest.kind == "judge"])
-    extra = _beside(traces, verdicts)
+    traces, evaluations = _evaluations(sources, [stage for stage in artifacts(where) if stage.manifest.kind == "judge"])
+    crossed, agree = list(crossing(evaluations)), list(agreement(evaluations))
     if json:
-        common.print_json({"n": len(traces), "out": str(where)} | extra)
+        apart: dict[str, dict[str, Any]] = {}
+        for cell in crossed:
+            apart.setdefault(cell.judge, {})[cell.name] = {"share": cell.estimate, "examples": cell.examples}
+        found = {"results": list(results(cells(evaluations))), "crossed": apart, "agreement": agree}
+        common.print_json({"n": traces, "out": str(where)} | found)
         return
     tell(where)
-    _show(extra)
+    if crossed:
+        rows = [(cell.judge, cell.name.replace("_", " "), estimate(cell.estimate)) for cell in crossed]
+        common.show(("judge", "thinking by answer", "#% of traces"), rows)
+    if agree:
+        pairs = [(f"{a.a} and {a.b}", a.part, estimate(a.same), number(a.kappa, "count", digits=2)) for a in agree]
+        common.show(("judges", "part", "#agree, %", "#kappa"), pairs)
 
 
-def _known(flag: str, value: str | None, allowed: tuple[str, ...]) -> None:
-    if value is not None and value not in allowed:
-        raise unknown(flag, value, allowed)
-
-
-def _sources(source: Path, where: Path, cache: Path | None) -> list[tuple[dict[str, Any], Path]]:
+def _sources(source: Path, read: Import, where: Path, cache: Path | None) -> list[tuple[dict[str, Any], Path]]:
     """Each file of traces, with what its stage says of it: arm, seed and benchmark."""
     if (source / "stages").is_dir():
         found = []
@@ -84,7 +93,6 @@ def _sources(source: Path, where: Path, cache: Path | None) -> list[tuple[dict[s
         if not found:
             raise UserError(f"{source} has no finished evaluation. See: demur status {source}")
         return found
-    read = Import("import", ImportSettings(), files={"file": source})
     done = run_stages([read], out=where, cache=cache, title="read")["import"]
     about = {"arm": source.stem, "seed": None, "bench": "demur.bench.metrics:STORED", "of": source.stem}
     return [(about, done.folder / "traces.jsonl")]
@@ -108,33 +116,15 @@ def _stage(text: str, how: dict[str, Any], about: dict[str, Any], path: Path) ->
     return Rejudge(f"judge-{label}", settings, files={"traces": path}, models=models)
 
 
-def _all(sources: list[tuple[dict[str, Any], Path]], stages: list[Any]) -> tuple[list[Trace], list[Verdict]]:
-    """All traces, with the new verdicts and those that the evaluations had given them."""
+def _evaluations(sources: list[tuple[dict[str, Any], Path]], stages: list[Any]) -> tuple[int, list[Evaluation]]:
+    """How many traces there are; they with the new verdicts, those of their evaluations, and the majority of several."""
     traces = [trace for _, path in sources for trace in read_jsonl(path, Trace)]
     verdicts = [verdict for stage in stages for verdict in stage.read("verdicts", Verdict)]
-    for _, path in sources:
-        old = path.with_name("verdicts.jsonl")
+    for old in (path.with_name("verdicts.jsonl") for _, path in sources):
         verdicts += read_jsonl(old, Verdict) if old.exists() else []
     known = {trace.id for trace in traces}
-    unique = {(v.trace, v.judge, v.query, v.part): v for v in verdicts if v.trace in known}
-    return traces, list(unique.values())
-
-
-def _beside(traces: list[Trace], verdicts: list[Verdict]) -> dict[str, Any]:
-    """Rates of each judge and part, thinking by answer, and how far judges agree."""
-    pairs = list(agreement(of_records(STORED, traces, verdicts)))
-    evaluations = of_records(STORED, traces, [*verdicts, *(majority(verdicts) if pairs else [])])
-    crossed: dict[str, dict[str, Any]] = {}
-    for cell in crossing(evaluations):
-        crossed.setdefault(cell.judge, {})[cell.name] = {"share": cell.estimate, "examples": cell.examples}
-    return {"results": list(results(cells(evaluations))), "crossed": crossed, "agreement": pairs}
-
-
-def _show(extra: dict[str, Any]) -> None:
-    for judge, crossed in extra["crossed"].items():
-        rows = [(name.replace("_", " "), common.percent(cell["share"])) for name, cell in crossed.items()]
-        title = f"thinking by answer, judge {judge}"
-        common.stdout.print(common.table(("cell", "% of traces"), rows, left=2, title=title))
-    for pair in extra["agreement"]:
-        agree = f"{common.percent(pair.same)}, kappa {common.said(pair.kappa)}"
-        common.stdout.print(f"{pair.a} and {pair.b} agree on the {pair.part} in {agree}")
+    own = list({(v.trace, v.judge, v.query, v.part): v for v in verdicts if v.trace in known}.values())
+    evaluations = of_records(STORED, traces, own)
+    return len(traces), of_records(STORED, traces, [*own, *majority(own)]) if any(
+        agreement(evaluations)
+    ) else evaluations

@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from demur.cli import common
-from demur.cli.runner import run_stages
+from demur.cli.runner import run_stage
 from demur.errors import UserError
 from demur.mix.settings import MixSettings
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.mix import Mix, MixStageSettings
-from demur.prompts.forms import Odd
-from demur.storage.artifacts import Artifact
+from demur.settings import validate
 
 app = common.app("Draw a training set from named shares.")
 SHARE = re.compile(r"(?P<name>[^=]+)=(?P<file>.+?)(?::(?P<n>\d+)|:(?P<percent>[\d.]+)%)?")
-ODD_SHOWN = 5
 
 
 @app.command()
@@ -45,7 +42,7 @@ def mix(
       demur mix --set 'shares.safety={file: a.jsonl, n: 1000, balance: category}' --set dedupe=exact
     """
     plain = common.apply_sets({"shares": shares(share or []), "seed": seed}, sets)
-    settings: MixSettings = common.validated(MixSettings, plain, where="demur mix")
+    settings = validate(MixSettings, plain, where="demur mix")
     inputs: dict[str, Import] = {}
     for name, one in settings.shares.items():
         if one.file is None:
@@ -53,11 +50,7 @@ def mix(
         inputs[name] = Import(
             f"import-{name}", ImportSettings(form=one.form, intent=one.intent), files={"file": Path(one.file)}
         )
-    where = out or Path("runs/mix")
-    done = run_stages([Mix("mix", MixStageSettings(mix=settings), inputs=inputs)], out=where, title="mix")
-    odd = {name: _odd(done[stage.name]) for name, stage in inputs.items()}
-    notes = {name: done[stage.name].manifest.summary.get("notes", []) for name, stage in inputs.items()}
-    _tell(done["mix"], odd, notes, json=json)
+    run_stage(Mix("mix", MixStageSettings(mix=settings), inputs=inputs), out=out or Path("runs/mix"), json=json)
 
 
 def shares(given: list[str]) -> dict[str, Any]:
@@ -80,35 +73,3 @@ def shares(given: list[str]) -> dict[str, Any]:
         if match["percent"]:
             found[name]["ratio"] = float(match["percent"]) / 100
     return found
-
-
-def _odd(imported: Artifact) -> list[Any]:
-    return list(imported.read("odd", Odd)) if imported.has("odd") else []
-
-
-def _tell(mixed: Artifact, odd: dict[str, list[Any]], notes: dict[str, list[str]], *, json: bool) -> None:
-    """The account of the mix, and what was kept aside."""
-    summary, made = mixed.manifest.summary, "examples" if mixed.has("examples") else "pairs"
-    rows: list[dict[str, Any]] = summary["table"]
-    for name, rest in odd.items():
-        for note in notes[name]:
-            common.console.print(f"{name}: {escape(note)}")
-        for one in rest[:ODD_SHOWN]:
-            common.console.print(f"kept aside: {escape(one.where)}: {escape(one.reason)}")
-        if len(rest) > ODD_SHOWN:
-            common.console.print(f"  and {len(rest) - ODD_SHOWN:,} more of share '{name}' (odd.jsonl of its import)")
-    if json:
-        counts = {name: len(rest) for name, rest in odd.items()}
-        left = summary.get("left_out", {})
-        found = {"stage": str(mixed.folder), made: mixed.rows(made), "table": rows}
-        common.print_json(found | {"left_out": left, "odd": counts, "notes": notes})
-        return
-    columns = ("given", "duplicate", "over_cap", "not_drawn", "taken")
-    cells = [(row["share"], *(row.get(c, 0) for c in columns)) for row in rows]
-    if len(rows) > 1:
-        cells.append(("all", *(sum(row.get(c, 0) for row in rows) for c in columns)))
-    common.stdout.print(common.table(("share", *(c.replace("_", " ") for c in columns)), cells))
-    for reason, count in summary.get("left_out", {}).items():
-        if count:
-            common.console.print(f"left out before: {count:,} · {escape(str(reason))}")
-    common.console.print(f"{made}: {mixed.folder}/{made}.jsonl")

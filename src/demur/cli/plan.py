@@ -15,6 +15,7 @@ from demur.pipeline.estimate import outlook
 from demur.pipeline.placement import schedule
 from demur.pipeline.run import CACHE
 from demur.report.compare import forecast
+from demur.report.format import number
 from demur.storage.reply_cache import ReplyCache
 
 app = common.app("What a study would do, without doing it.")
@@ -51,37 +52,36 @@ def plan(
     if json:
         common.print_json(seen)
         return
-    rows = [
-        (*(row[key] for key in ("kind", "of", "done", "requests", "tokens")), common.said(row["cost"]))
-        for row in seen["stages"]
-    ]
-    columns = ("stage", "of", "done", "requests", "tokens, at most", "cost, at most")
-    common.stdout.print(common.table(columns, rows))
-    names = ("part", "requests", "tokens_in_at_most", "tokens_out_at_most")
-    parts = [(*(row[key] for key in names), common.said(row["cost"])) for row in seen["parts"]]
-    if parts:
-        heads = ("part", "requests", "tokens in, at most", "out, at most", "cost, at most")
-        common.stdout.print(common.table(heads, parts))
+    _table(
+        seen["stages"],
+        {"kind": "stage", "of": "#of", "done": "#done", "requests": "#requests", "tokens": "#tokens, at most"},
+    )
+    outs = {"tokens_in_at_most": "#tokens in, at most", "tokens_out_at_most": "#out, at most"}
+    _table(seen["parts"], {"part": "part", "requests": "#requests"} | outs)
     if any(phase["models"] or phase["problem"] for phase in seen["phases"]):
-        titles = ("phase", "work", "model", "cards", "GB", "share", "stages", "requests", "tokens", "minutes")
-        common.stdout.print(common.table(titles, _rows(seen["phases"]), left=4))
+        titles = ("phase", "work", "model", "cards", "#GB", "#share", "#stages", "#requests", "#tokens", "#minutes")
+        common.show(titles, list(_schedule(seen["phases"])))
     for line in seen["notes"]:
         common.stdout.print(line, markup=False)
     for line in seen["missing"]:
         common.stdout.print(f"missing: {line}", markup=False, style="yellow")
 
 
-def _rows(phases: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
-    """The schedule: a line a model of each phase."""
+def _table(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """Rows with what they cost; nothing where there are none."""
+    cells = [(*(row[key] for key in columns), number(row["cost"], "count", digits=2)) for row in rows]
+    if cells:
+        common.show((*columns.values(), "#cost, at most"), cells)
+
+
+def _schedule(phases: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    """A line a model of each phase."""
     for phase in phases:
-        sizes = (len(phase["stages"]), phase["requests"], phase["tokens"])
-        models = phase["models"] or [None]
-        for number, model in enumerate(models):
-            head = (phase["phase"], phase["work"]) if not number else ("", "")
-            rest = sizes if not number else ("", "", "")
-            if model:
-                cards = ", ".join(map(str, model["devices"])) or "–"
-                name = f"{model['part']}: {model['model']}"
-                yield *head, name, cards, model["gigabytes"], model["share"], *rest, model["minutes"] or "–"
-            else:
-                yield *head, phase["problem"] or ", ".join(phase["stages"][:3]), "", "", "", *rest, ""
+        head: tuple[Any, ...] = (phase["phase"], phase["work"])
+        sizes: tuple[Any, ...] = (len(phase["stages"]), phase["requests"], phase["tokens"])
+        if not phase["models"]:
+            yield *head, phase["problem"] or ", ".join(phase["stages"][:3]), "", "", "", *sizes, ""
+        for model in phase["models"]:
+            cards, name = ", ".join(map(str, model["devices"])) or None, f"{model['part']}: {model['model']}"
+            yield *head, name, cards, model["gigabytes"], model["share"], *sizes, model["minutes"] or None
+            head, sizes = ("", ""), ("", "", "")

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 
 from demur.cli import common
-from demur.cli.common import shown
 from demur.cli.diagnose import DETECTOR, detecting
-from demur.cli.runner import run_stages
+from demur.cli.runner import reading, run_stage
 from demur.models.config import parse_model
 from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
-from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.repair import Repair, RepairStageSettings
-from demur.records import Estimate
 from demur.repair.run import Audit
 from demur.repair.settings import RepairSettings
+from demur.report.format import interval, spread
+from demur.report.tables import estimate
+from demur.settings import validate
 
 app = common.app("Mend or drop traces with failure patterns.")
 
@@ -28,6 +28,7 @@ def repair(
     file: Annotated[Path, typer.Argument(help="Traces in any known form, or a run's stage folder.")],
     detector: DETECTOR = None,
     teacher: common.Teacher = None,
+    intent: common.Intent = None,
     limit: common.Limit = None,
     out: common.Out = None,
     cache: common.CacheDir = None,
@@ -45,10 +46,9 @@ def repair(
     plain = common.apply_sets({}, sets)
     if not teacher and not {"with", "means"} & set(plain):
         plain["with"] = "trim,align,drop"
-    settings = common.validated(RepairSettings, plain)
-    where = out or Path("runs/repair")
+    settings = validate(RepairSettings, plain, where="demur repair")
     kind, models = detecting(detector, file)
-    read = Import("import", ImportSettings(), files={"file": file})
+    read = reading(file, intent)
     found = Diagnose("diagnose", DiagnoseSettings(detector=kind, limit=limit), inputs={"traces": read}, models=models)
     mended = Repair(
         "repair",
@@ -56,25 +56,14 @@ def repair(
         inputs={"traces": read, "findings": found},
         models=models | ({"teacher": parse_model(teacher)} if teacher else {}),
     )
-    done = run_stages([mended], out=where, cache=cache, title="repair")["repair"]
-    summary = done.manifest.summary
-    text = markdown(summary, title=f"Repair of {file.name}")
-    plain = {"out": str(where), "traces": done.rows("traces")} | summary
-    common.tell(where, text, results=summary, plain=plain, json=json)
-    common.console.print(f"repaired traces: {done.folder / 'traces.jsonl'} (originals and actions beside them)")
-
-
-def markdown(summary: dict[str, Any], *, title: str) -> str:
-    """The audit as Markdown."""
-    audit = msgspec.convert(summary["audit"], Audit)
-    lines = [f"# {title}", "", ", ".join(f"{count:,} {did}" for did, count in audit.counts.items()) + ".", ""]
-    lines += ["| % of the traces that are left | before | after | change, points |", "|---|---|---|---|"]
-    for change in audit.changes:
-        gap = change.difference
-        paired = Estimate(value=gap.value, low=gap.low, high=gap.high, n=gap.n)
-        name = change.pattern.replace("_", " ")
-        lines.append(f"| {name} | {shown(change.before)} | {shown(change.after)} | {shown(paired)} |")
-    lines += ["", f"Kept: {shown(audit.kept)} % of the traces. Characters saved per trace: "]
-    lines[-1] += f"{shown(audit.characters_saved, scale=1.0)}; tokens: {shown(audit.tokens_saved, scale=1.0)}."
-    lines += ["", "95 % intervals, clustered by prompt; changes are paired over the same prompts."]
-    return "\n".join(lines) + "\n"
+    done = run_stage(mended, out=out or Path("runs/repair"), cache=cache, json=json)
+    if not json:
+        audit = msgspec.convert(done.manifest.summary["audit"], Audit)
+        rows = [
+            (c.pattern.replace("_", " "), estimate(c.before), estimate(c.after), spread(c.difference))
+            for c in audit.changes
+        ]
+        common.show(("of the traces that are left, %", "#before", "#after", "#change, points, paired"), rows)
+        common.stdout.print(
+            f"kept: {interval(audit.kept)} %; tokens saved a trace: {interval(audit.tokens_saved, 'count')}"
+        )

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from demur import report as reports
 from demur.cli import common
+from demur.cli.runner import tell
 
 app = common.app("Tables and the HTML page of a run.")
 
@@ -29,11 +29,4 @@ def report(
 
       demur report runs/a runs/b --out runs/both
     """
-    place = out or (runs[0] if len(runs) == 1 else Path("runs/report"))
-    built = reports.build(runs)
-    paths = reports.write(runs, place, built=built)
-    if json:
-        common.print_json(reports.as_json(built))
-    else:
-        common.stdout.print(reports.terminal(built))
-    common.console.print(f"report: {paths['html']} · look through the traces: demur view {runs[0]}")
+    tell(*runs, out=out or (None if len(runs) == 1 else Path("runs/report")), json=json)

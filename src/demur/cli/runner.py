@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from demur import report
 from demur.cli import common
 from demur.cli.progress import Display
 from demur.errors import UserError
@@ -14,13 +15,17 @@ from demur.pipeline import study as studies
 from demur.pipeline.dag import ordered
 from demur.pipeline.resolve import Resolved, needs
 from demur.pipeline.run import CACHE, execute
-from demur.settings import Problems
+from demur.pipeline.stages.importing import Import, ImportSettings
+from demur.prompts.forms import Odd
+from demur.settings import Problems, validate
 from demur.storage.artifacts import GRAPH, Artifact
 
 if TYPE_CHECKING:
     from demur.pipeline.stage import Stage
 
 STUDY = "study.yaml"
+ODD = 5
+"""Rows kept aside that are shown."""
 
 
 def run_stages(
@@ -37,6 +42,37 @@ def run_stages(
     require(missing)
     with Display(common.console, [stage.name for stage in ordered(stages)], title=title) as display:
         return execute(stages, out=out, cache=cache, workers=workers or default_workers(), watch=display)
+
+
+def run_stage(
+    stage: Stage[Any], *, out: Path, cache: Path | None = None, workers: int | None = None, json: bool = False
+) -> Artifact:
+    """Do a stage and what it reads, and show the report's tables of it, or its summary and the report as JSON."""
+    done = run_stages([stage], out=out, cache=cache, workers=workers, title=stage.kind)
+    made = done[stage.name]
+    odd = {name: list(one.read("odd", Odd)) for name, one in done.items() if one.has("odd")}
+    for name, one in done.items():
+        rows = [f"kept aside: {row.where}: {row.reason}" for row in odd.get(name, ())]
+        more = [f"{len(rows) - ODD:,} rows more are kept aside: {one.folder / 'odd.jsonl'}"] if len(rows) > ODD else []
+        for line in (*rows[:ODD], *more):
+            common.console.print(f"{name}: {line}", markup=False, soft_wrap=True)
+    built = report.build(out)
+    report.write(out, built=built)
+    if json:
+        counts = {"odd": {name: len(rows) for name, rows in odd.items()}, "report": report.as_json(built)}
+        common.print_json({"out": str(out), "stage": str(made.folder)} | made.manifest.summary | counts)
+    else:
+        common.stdout.print(report.terminal(built))
+    files = ", ".join(sorted(path.name for path in made.folder.glob("*") if path.suffix == ".jsonl" or path.is_dir()))
+    common.console.print(f"{made.folder}: {files} · report: {out / 'report.html'}", markup=False, soft_wrap=True)
+    return made
+
+
+def reading(file: Path, intent: str | None = None, *, name: str = "import") -> Import:
+    """The stage that reads a file of traces, whose prompts want what `intent` says."""
+    return Import(
+        name, validate(ImportSettings, common.given({"intent": intent}), where="--intent"), files={"file": file}
+    )
 
 
 def require(missing: Sequence[str], *, hint: str = "") -> None:
@@ -98,17 +134,15 @@ def run_small(resolved: Resolved, *, out: Path, cache: Path | None, on: str, jso
     run_study(standing_in(resolved.study, out=out), out=out, cache=cache, on=on, json=json)
 
 
-def tell(out: Path, *, json: bool = False) -> None:
-    """Write results, summary and page of a run, and print its table."""
-    from demur import report
-
-    built = report.build(out)
-    paths = report.write(out, built=built)
+def tell(*runs: Path, out: Path | None = None, json: bool = False) -> None:
+    """Write results, summary and page of a run, or of several side by side, and print their table."""
+    built = report.build(runs)
+    paths = report.write(runs, out, built=built)
     if json:
         common.print_json(report.as_json(built))
     else:
         common.stdout.print(report.terminal(built))
-    common.console.print(f"report: {paths['html']} · look through the traces: demur view {out}")
+    common.console.print(f"report: {paths['html']} · look through the traces: demur view {runs[0]}")
 
 
 def default_workers() -> int:

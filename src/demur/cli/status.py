@@ -35,8 +35,7 @@ def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], js
         counts = {kind: {"done": sum(done), "of": len(done)} for kind, done in groups.items()}
         common.print_json({"run": str(run), "stages": counts, "waiting": waiting})
         return
-    rows = [(kind, sum(ended), len(ended)) for kind, ended in groups.items()]
-    common.stdout.print(common.table(("stage", "done", "of"), rows))
+    common.show(("stage", "#done", "#of"), [(kind, sum(ended), len(ended)) for kind, ended in groups.items()])
     if waiting:
         common.stdout.print(f"waiting: {', '.join(waiting[:8])}{' …' if len(waiting) > 8 else ''}")
         common.stdout.print(f"go on:   demur run {run}/study.yaml --out {run}")

@@ -8,16 +8,15 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
-from demur.cli.progress import Display
+from demur.cli.runner import run_stage
 from demur.errors import UserError
 from demur.models import BASES
 from demur.models.checkpoint import base_folder
 from demur.models.config import Local
-from demur.pipeline.dag import ordered
-from demur.pipeline.run import execute
 from demur.pipeline.stages.examples import Examples, ExamplesSettings
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.train import Train, TrainStageSettings
+from demur.settings import validate
 from demur.train.settings import TrainSettings
 
 app = common.app("Fine-tuning, checked row by row.")
@@ -58,20 +57,14 @@ def train(
         follow()
         return
     stage = _stage(base, _settings(seed, sets), rows=(examples, limit, held_out))
-    where = out or Path("runs/train")
-    with Display(common.console, [one.name for one in ordered([stage])], title="train") as display:
-        done = execute([stage], out=where, workers=1, watch=display)["train"]
+    summary = run_stage(stage, out=out or Path("runs/train"), workers=1, json=json).manifest.summary
     distributed.leave(dismiss=True)
-    summary = done.manifest.summary
-    if json:
-        common.print_json({"model": str(done.folder / "model"), **summary})
-        return
-    dropped = ", ".join(f"{count} {reason}" for reason, count in summary["dropped"].items()) or "none"
-    common.stdout.print(
-        f"{summary['rows']:,} rows (dropped: {dropped}), {summary['steps']:,} steps of {summary['batch']}, "
-        f"{summary['trained_tokens']:,} trained tokens; loss {summary['loss_first']:.3f} -> {summary['loss_last']:.3f}"
-    )
-    common.console.print(f"model: {done.folder / 'model'}", soft_wrap=True)
+    if not json:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in summary["dropped"].items()) or "none"
+        common.stdout.print(
+            f"{summary['rows']:,} rows (dropped: {dropped}), {summary['steps']:,} steps of {summary['batch']}, "
+            f"{summary['trained_tokens']:,} trained tokens; loss {summary['loss_first']:.3f} -> {summary['loss_last']:.3f}"
+        )
 
 
 def _settings(seed: int, sets: list[str] | None) -> TrainSettings:
@@ -80,8 +73,7 @@ def _settings(seed: int, sets: list[str] | None) -> TrainSettings:
         if not item.startswith("train."):
             raise UserError(f"--set {item}: settings of training are named train.NAME, as in a study file.")
     plain = common.apply_sets({"train": {"seed": seed}}, sets)["train"]
-    settings: TrainSettings = common.validated(TrainSettings, plain, where="demur train")
-    return settings
+    return validate(TrainSettings, plain, where="demur train")
 
 
 def _stage(base: str, settings: TrainSettings, *, rows: tuple[Path, int | None, int]) -> Train:

@@ -56,7 +56,9 @@ def _read(settings: PromptsSettings, data_dir: Path | None) -> list[Prompt]:
             raise UserError(f"{settings.source} is a file itself; data is for a named source.")
         loaded = load_file(path, form=settings.form, intent=settings.intent)
         if said := next((note for note in loaded.notes if ASSUMED in note), ""):
-            raise UserError(f"{said}. What they want decides how replies are counted: say intent: harmful, benign …")
+            raise UserError(
+                f"{said}. What they want decides how replies are counted: say intent: harmful, benign … (of a verb: --intent)"
+            )
         return loaded.prompts
     if settings.form is not None:
         raise UserError(f"form says how a file is read, and '{settings.source}' is no file.")

@@ -66,6 +66,8 @@ class Behaviour(Record, frozen=True, kw_only=True):
     strikes: int = 1
     """How many tries of the same request a fault strikes; 0: all."""
     retry_after: float = 0.05
+    cap: int = 0
+    """Most tokens of a reply, whatever is asked for; 0: no bound of the server's own."""
     swap_after: int = 0
     """After so many replies another model answers under the same name; 0: never."""
     reasoning_field: str = ""
@@ -169,7 +171,9 @@ class _Server:
             temperature=body.get("temperature", 1.0),
             top_p=body.get("top_p", 1.0),
             seed=body.get("seed", 0),
-            max_tokens=body.get("max_tokens") or body.get("max_completion_tokens") or 4096,
+            max_tokens=min(
+                self._how.cap or 1 << 30, body.get("max_tokens") or body.get("max_completion_tokens") or 4096
+            ),
         )
         asked = messages[:-1] if begun else messages
         request = Request(messages=asked, sampling=sampling, prompt=Prompt(text=asked[-1].content, intent="benign"))

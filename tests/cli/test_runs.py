@@ -1,0 +1,38 @@
+"""`demur runs`: every run under a folder, with what it measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.made import exit_code
+
+
+def test_a_history_of_two_runs_and_a_file_of_somebody_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        words = (
+            "eval",
+            "mini_harm",
+            "--target",
+            "script:stand_in",
+            "--limit",
+            "3",
+            "--out",
+            str(tmp_path / "deep" / name),
+        )
+        assert exit_code(*words) == 0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.json").write_text("[1]")
+    capfd.readouterr()
+    assert exit_code("runs", str(tmp_path), "--json") == 0
+    shown = capfd.readouterr()
+    rows = json.loads(shown.out)["runs"]
+    assert [(Path(row["run"]).name, row["arm"]) for row in rows] == [("one", "stand_in"), ("two", "stand_in")]
+    assert "script:stand_in" in rows[0]["model"]
+    assert list(rows[0]["numbers"]) == ["mini_harm attack_success mini"]
+    assert rows[0]["date"].startswith("20")
+    assert "other/results.json is not read" in shown.err
+    assert exit_code("runs", str(tmp_path)) == 0
+    assert "0 [0–56]" in capfd.readouterr().out
+    assert exit_code("runs", str(tmp_path / "other")) == 2
