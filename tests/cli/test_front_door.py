@@ -101,3 +101,4 @@ def test_what_prompts_want_is_said_by_a_flag(tmp_path: Path, capsys: pytest.Capt
     assert "benign" in capsys.readouterr().err
     assert exit_code(*words, "--intent", "benign") == 0
     assert "asked" in capsys.readouterr().out
+    assert exit_code(*words[:3], "--intent", "harmful", "--set", "strategy=nocot", *words[-2:]) == 0

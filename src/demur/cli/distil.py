@@ -58,7 +58,7 @@ def distil(
         inputs["given"] = reading(given, name="import-given")
     # A constant reply needs no filter, whatever the keep rule says.
     filters = settings.parts and load(settings.strategy).constant is None
-    kind, models = _filter(judge) if filters else ("", dict[str, ModelConfig]())
+    kind, models = _filter(judge) if filters else ("rules", dict[str, ModelConfig]())
     if teacher:
         models["teacher"] = parse_model(teacher)
     files = {"strategy": Path(settings.strategy)} if settings.strategy.endswith(".md") else {}
