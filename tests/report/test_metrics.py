@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from tests.made import publish
+from tests.report.made import evaluation, prompts_of
 
 from demur import stats
 from demur.bench import get_bench
@@ -67,14 +69,39 @@ def test_rates_bounds_and_counts() -> None:
 def test_a_refusal_judge_answers_other_metrics() -> None:
     traces = [made(i, intent="borderline") for i in range(4)] + [made(i, intent="harmful") for i in range(4, 8)]
     labels: list[Label] = ["full_refusal", "partial_refusal", "full_compliance", "full_compliance"]
-    verdicts = [says(t, label, "rules") for t, label in zip(traces, [*labels, *labels], strict=True)]
-    found = by_metric(results("xstest", traces, verdicts))
+    pairs = list(zip(traces, [*labels, *labels], strict=True))
+    found = by_metric(results("xstest", traces, [says(t, label, "xstest_llm") for t, label in pairs]))
     assert found["over_refusal"].estimate.value == 0.5
     assert found["full_over_refusal"].estimate.value == 0.25
     assert found["served"].estimate.value == 0.5
     assert found["refusal"].estimate.value == 0.25
     assert found["partial_refusal"].estimate.value == 0.25
     assert found["over_refusal"].estimate.n == found["served"].estimate.n == 4
+    offline = by_metric(results("xstest", traces, [says(t, label, "rules") for t, label in pairs]))
+    assert {name for name, one in found.items() if offline.get(name, one) is one} == {
+        "full_over_refusal", "refusal", "partial_refusal",
+    }, "rules tell served from refused, and full from partial refusals only where labels show it"  # fmt: skip
+
+
+@pytest.mark.parametrize(("labels", "right", "told"), [(40, 40, True), (40, 30, False), (20, 20, False)])
+def test_classes_that_rules_mix_up_are_counted_where_labels_of_the_arm_allow(
+    tmp_path: Path, labels: int, right: int, told: bool
+) -> None:
+    asked = prompts_of("harm", "harmful", 40)
+    for arm in ("a", "b"):
+        evaluation(tmp_path, arm, 1, "advbench", "", asked, lambda rng, p: "full_refusal", judge="rules")
+    (tmp_path / "study.yaml").write_text("name: s\narms: {a: {}, b: {}}\n")
+    (evaluated,) = [e for e in read(tmp_path).evaluations if e.arm == "a"]
+    rows = [
+        {"id": row.id, "by": "x", "label": "full_refusal" if i < right else "partial_refusal", "rules_label": "full_refusal"}
+        for i, row in enumerate(evaluated.rows[:labels])
+    ]
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "refusal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {arm: {c.metric for c in own} for arm, own in cells(read(tmp_path).evaluations).items()}
+    assert ("refusal" in found["a"]) == told
+    assert "refusal" not in found["b"], "labels of another arm's replies say nothing"
+    assert "served" in found["b"]
 
 
 def test_judges_and_attacks_are_kept_apart() -> None:

@@ -62,6 +62,11 @@ def labels(name: str) -> tuple[Label, ...]:
     return tuple(getattr(getattr(found, "func", found), "labels", ()))
 
 
+def unsure(name: str) -> frozenset[str]:
+    """Labels that a judge does not tell apart well enough for rates of their own, unless labels of people show that it does."""
+    return frozenset(getattr(_found(name), "unsure", ()) if name in JUDGES else ())
+
+
 def note(name: str) -> str:
     """What must stand beside every rate of a judge; empty for most."""
     found = getattr(_found(name), "note", None)

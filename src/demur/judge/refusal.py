@@ -50,6 +50,7 @@ class RulesJudge(BaseJudge):
 
     name = "rules"
     labels = CLASSES
+    unsure = CLASSES[1:]
 
     @staticmethod
     def note() -> str:

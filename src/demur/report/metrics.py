@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from demur import stats
 from demur.bench.metrics import HARM, REFUSAL, SUCCESS
 from demur.bench.spec import Bench, Metric
+from demur.judge import unsure
 from demur.records import Attempt, Estimate, Failure, Part, Result, Trace, Verdict
 from demur.report.read import Evaluation, Judged, Row, VerdictIndex, family, row_of
 from demur.storage.records_file import project
@@ -274,7 +275,7 @@ def _values(evaluation: Evaluation) -> Values:
     blank = Column(evaluation.bench, evaluation.attack, "", "", "answer")
     for judge, part in evaluation.judges:
         own, judged = blank._replace(judge=judge, part=part), _judged(evaluation, (judge, part))
-        for metric, those in _metrics(evaluation.protocol, judged):
+        for metric, those in _metrics(evaluation, judge, judged):
             column = own._replace(metric=metric.name, better=metric.better)
             yield from ((column, row, _outcome(metric, verdict)) for row, verdict in those)
             if metric.name in SUCCESS:
@@ -307,7 +308,7 @@ def _about(evaluation: Evaluation, blank: Column) -> Values:
 def _by_category(evaluation: Evaluation) -> Values:
     """The rates within each category of prompts, named `metric/category`."""
     for judge, part in evaluation.judges:
-        for metric, those in _metrics(evaluation.protocol, _judged(evaluation, (judge, part))):
+        for metric, those in _metrics(evaluation, judge, _judged(evaluation, (judge, part))):
             own = Column(evaluation.bench, evaluation.attack, "", judge, part, metric.better)
             for row, verdict in those:
                 yield own._replace(metric=f"{metric.name}/{row.category}"), row, _outcome(metric, verdict)
@@ -320,11 +321,16 @@ def _judged(evaluation: Evaluation, by: tuple[str, Part]) -> Judgements:
     return [(row, row.verdicts.get(by)) for row in evaluation.rows]
 
 
-def _metrics(bench: Bench | None, judged: Judgements) -> Iterator[tuple[Metric, Judgements]]:
-    """The metrics that a judge's labels can answer, each with the replies that it is over."""
+def _metrics(evaluation: Evaluation, judge: str, judged: Judgements) -> Iterator[tuple[Metric, Judgements]]:
+    """The metrics that a judge's labels can answer, each with the replies that it is over.
+
+    What a judge does not tell apart well has no rate of its own: the rules' headline is refused or served, and full refusals
+    apart from partial ones are counted where labels of the model's own replies show that they can be.
+    """
     seen = {verdict.label for _, verdict in judged if verdict and verdict.label is not None}
-    for metric in bench.metrics if bench else ():
-        if not seen or seen.intersection(metric.family):
+    mixed = frozenset[str]() if judge in evaluation.calibrated else unsure(judge)
+    for metric in evaluation.protocol.metrics if evaluation.protocol else ():
+        if (not seen or seen.intersection(metric.family)) and len(mixed & set(metric.labels)) in (0, len(mixed)):
             yield metric, [(r, v) for r, v in judged if not metric.intents or r.intent in metric.intents]
 
 
