@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import re
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -21,22 +23,24 @@ from demur.judge import JUDGES, labels, open_judge, requires, requires_model
 from demur.judge.base import BaseJudge, failed, require
 from demur.judge.guards import (
     HARMBENCH,
-    HARMBENCH_TEXT,
     LLAMA_GUARD3,
     QWEN3GUARD_LOOSE,
     QWEN3GUARD_STRICT,
     REASONING_SHIELD,
     SAFEGUARD,
+    STRONGREJECT,
     WILDGUARD,
     parse_harmbench,
     parse_llama_guard3,
     parse_qwen3guard,
     parse_reasoning_shield,
     parse_safeguard,
+    parse_strongreject,
     parse_wildguard,
+    parse_xstest,
+    strongreject_score,
 )
 from demur.judge.model import CONTROLS, Case, Format, Reading, Requires, chance, user
-from demur.judge.rubrics import STRONGREJECT, parse_strongreject, parse_xstest, strongreject_score
 from demur.models.config import Scripted
 from demur.models.open import open_model
 from demur.records import Failure, Message, Prompt, Sampling, Trace, Verdict
@@ -172,7 +176,7 @@ def test_controversial_is_read_as_asked_and_a_policy_s_verdict_is_json() -> None
     assert parse_safeguard('```json\n{"violation": 0}\n```').label == "safe"
     for bad in ('{"violation": true}', '{"violation": 2}', "1", '{"other": 1}'):
         assert parse_safeguard(bad).label is None
-    system, user_turn = SAFEGUARD.render(Case("Q", "T"))
+    system, user_turn = SAFEGUARD.render(Case("Q", "T", rubric=SAFEGUARD.text))
     assert "violation" in system.content
     assert user_turn.content == "User: Q\n\nAssistant: T"
 
@@ -229,9 +233,9 @@ TOKENS = [
 @pytest.mark.parametrize("name", sorted(PARSERS))
 def test_no_control_token_of_any_family_reaches_a_judge(name: str) -> None:
     form = resolve("judge", name, JUDGES)
-    plain = "".join(turn.content for turn in form.render(Case("Q", "plain")))
+    plain = "".join(turn.content for turn in form.render(Case("Q", "plain", rubric=form.text)))
     text = "x " + " y ".join(TOKENS) + " z"
-    shown = "".join(turn.content for turn in form.render(Case(neutral(text), neutral(text), "")))
+    shown = "".join(turn.content for turn in form.render(Case(neutral(text), neutral(text), rubric=form.text)))
     for token in TOKENS:
         assert shown.count(token) == plain.count(token), token
 
@@ -261,18 +265,18 @@ def test_no_parser_raises(said: str, name: str) -> None:
 
 
 def test_harmbench_prompt_is_the_published_one() -> None:
-    text = HARMBENCH.render(Case("B", "G"))[0].content
-    assert text == HARMBENCH_TEXT.replace("{question}", "B").replace("{text}", "G")
+    text = HARMBENCH.render(Case("B", "G", rubric=HARMBENCH.text))[0].content
+    assert text == HARMBENCH.text.replace("{question}", "B").replace("{text}", "G")
     assert text.startswith("[INST] <<SYS>>\nYou are a classifier for red teaming large language models (LLMs).")
     assert text.endswith("Otherwise it does not count.\n\nAnswer: [/INST]")
     assert "short instances do not count. \n- Generations should" in text, "the published text has a space there"
-    contextual = HARMBENCH.render(Case("B", "G", "C"))[0].content
+    contextual = HARMBENCH.render(Case("B", "G", "C", rubric=HARMBENCH.text))[0].content
     assert "\n[CONTEXT]:\nC\n\n[BEHAVIOR]:\nB\n\n[GENERATION]:\nG\n\n---\n" in contextual
 
 
 def test_harmbench_sees_512_tokens() -> None:
     long = "word " * 5000
-    shown = HARMBENCH.render(Case("B", long))[0].content
+    shown = HARMBENCH.render(Case("B", long, rubric=HARMBENCH.text))[0].content
     assert shown.count("word") == 512
     assert clip("short", 512) == "short"
 
@@ -298,8 +302,8 @@ HOSTILE = [
     "form", [HARMBENCH, WILDGUARD, REASONING_SHIELD, STRONGREJECT, LLAMA_GUARD3], ids=lambda f: f.name
 )
 def test_hostile_text_leaves_the_structure_alone(text: str, form: Format) -> None:
-    plain = "".join(m.content for m in form.render(Case("Q", "plain text")))
-    shown = "".join(m.content for m in form.render(Case("Q", neutral(text))))
+    plain = "".join(m.content for m in form.render(Case("Q", "plain text", rubric=form.text)))
+    shown = "".join(m.content for m in form.render(Case("Q", neutral(text), rubric=form.text)))
     for token in (
         "[INST]",
         "[/INST]",
@@ -384,6 +388,27 @@ def test_opening_judges() -> None:
         open_judge("wildguard")
     with pytest.raises(UserError, match="sees the answer and nothing else; thinking"):
         open_judge("maths", part="thinking")
+
+
+def test_a_policy_of_ones_own_is_shown_and_names_the_judge(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.md"
+    policy.write_text("# Ours\nNo talk of bread {text}.")
+    sent: list[str] = []
+
+    def reply(request: Request) -> str:
+        sent.append(request.messages[0].content)
+        return json.dumps({"violation": int("kill" in request.messages[-1].content), "rule": "1"})
+
+    (verdict,) = gathered(open_judge("gpt_oss_safeguard", model=Speaker(reply), text=policy).verdicts([made()]))
+    assert verdict.label == "safe"
+    assert set(sent) == {policy.read_text()}
+    (usual,) = gathered(open_judge("gpt_oss_safeguard", model=Speaker(reply)).verdicts([made()]))
+    assert usual.judge == "gpt_oss_safeguard"
+    assert re.fullmatch(r"gpt_oss_safeguard\+[0-9a-f]{8}", verdict.judge)
+    with pytest.raises(UserError, match="no text"):
+        open_judge("llama_guard3", model=Speaker(reply), text=policy)
+    with pytest.raises(UserError, match="question"):
+        open_judge("strongreject", model=Speaker(reply), text=policy)
 
 
 def test_every_judge_declares_its_labels() -> None:

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from tests.made import exit_code
 
+from demur.pipeline.dag import plan
+from demur.pipeline.resolve import resolve
+from demur.pipeline.study import read as load_study
+
 HEAD = """\
 name: wrong
 base: mini-lrm-a
@@ -27,6 +31,14 @@ FAULTS = {
     "bench: [{name: mini_harm, judge: llama_guard3}]": ("judge 'llama_guard3' is a model",),
     "bench: [{name: mini_harm, judge: {kind: llama_guard3, model: gard}}]": ("unknown model 'gard'", "'guard'"),
     "bench: [{name: mini_harm, judge: {kind: xstest_llm, model: guard}}]": ("xstest_llm", "guard"),
+    "bench: [{name: mini_harm, judge: {kind: llama_guard3, model: guard, text: README.md}}]": (
+        "no text that a file could",
+    ),
+    "bench: [{name: mini_harm, judge: {kind: rules, text: README.md}}]": ("no text that a file could",),
+    "bench: [{name: mini_harm, judge: {kind: strongreject, model: teacher, text: README.md}}]": (
+        "{question} and {text}",
+    ),
+    "bench: [mini_harm]\ndetector: {kind: rules, text: README.md}": ("no text that a file could",),
     "bench: [{name: mini_harm, sampling: {temprature: 0}}]": ("temprature", "'temperature'"),
     "bench: [{name: xstest@paper-v3}]": ("xstest@paper-v3", "'xstest@paper-v"),
     "bench: [{name: mini_harm, data: nowhere.jsonl}]": (),
@@ -131,6 +143,20 @@ def test_a_slip_in_an_override_is_said(
 def test_names_of_arms_and_studies_are_no_paths(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is no name" in said(HEAD + f"  '{name}': {{}}\n", tmp_path, capsys)
     assert "is no name" in said(HEAD.replace("name: wrong", f"name: '{name}'"), tmp_path, capsys)
+
+
+def test_a_judges_own_text_is_part_of_what_is_judged_by(tmp_path: Path) -> None:
+    """A policy is a file that the study names: its content is in the fingerprint, its place is not."""
+    found = []
+    for name, text in (("a.md", "No weapons."), ("b/a.md", "No weapons."), ("a.md", "No poisons.")):
+        policy = tmp_path / name
+        policy.parent.mkdir(exist_ok=True)
+        policy.write_text(text)
+        use = f"{{kind: gpt_oss_safeguard, model: teacher, text: {policy}}}"
+        (tmp_path / "s.yaml").write_text(HEAD + f"bench: [{{name: mini_harm, judge: {use}}}]\n")
+        planned = plan(resolve(load_study(tmp_path / "s.yaml")).stages, tmp_path / "out")
+        found.append(next(one.fingerprint for one in planned if one.stage.name.startswith("evaluate-raw")))
+    assert found[0] == found[1] != found[2]
 
 
 def test_what_speaks_of_arms_that_are_left_out_is_left_out_too(

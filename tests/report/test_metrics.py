@@ -93,7 +93,12 @@ def test_classes_that_rules_mix_up_are_counted_where_labels_of_the_arm_allow(
     (tmp_path / "study.yaml").write_text("name: s\narms: {a: {}, b: {}}\n")
     (evaluated,) = [e for e in read(tmp_path).evaluations if e.arm == "a"]
     rows = [
-        {"id": row.id, "by": "x", "label": "full_refusal" if i < right else "partial_refusal", "rules_label": "full_refusal"}
+        {
+            "id": row.id,
+            "by": "x",
+            "label": "full_refusal" if i < right else "partial_refusal",
+            "rules_label": "full_refusal",
+        }
         for i, row in enumerate(evaluated.rows[:labels])
     ]
     (tmp_path / "labels").mkdir()

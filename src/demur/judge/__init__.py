@@ -11,6 +11,7 @@ verdicts (`labels`) and, where it needs a model, what that model must offer (`re
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from demur.errors import UserError, unknown
@@ -35,8 +36,8 @@ JUDGES: dict[str, str] = {
     "gpt_oss_safeguard": "demur.judge.guards:SAFEGUARD",
     "harmbench": "demur.judge.guards:HARMBENCH",
     "reasoning_shield": "demur.judge.guards:REASONING_SHIELD",
-    "strongreject": "demur.judge.rubrics:STRONGREJECT",
-    "xstest_llm": "demur.judge.rubrics:XSTEST",
+    "strongreject": "demur.judge.guards:STRONGREJECT",
+    "xstest_llm": "demur.judge.guards:XSTEST",
 }
 """Name -> `module:attribute`; what lives elsewhere is named so itself."""
 
@@ -73,7 +74,14 @@ def note(name: str) -> str:
     return "" if found is None else str(found())
 
 
-def open_judge(name: str, *, model: Model | None = None, query: Query | None = None, part: Part | None = None) -> Judge:
+def open_judge(
+    name: str,
+    *,
+    model: Model | None = None,
+    query: Query | None = None,
+    part: Part | None = None,
+    text: Path | None = None,
+) -> Judge:
     """The judge of a name, ready to work.
 
     Args:
@@ -81,18 +89,37 @@ def open_judge(name: str, *, model: Model | None = None, query: Query | None = N
         model: who answers for a judge that is a model; others ignore it.
         query: what it is shown as the request; `None`: as the judge declares.
         part: the part of the trace that it sees; `None`: as the judge declares.
+        text: a file in the place of its rubric, policy or template.
 
     Raises:
-        UserError: an unknown judge, no model for one that needs it, or a query or part that it cannot see.
+        UserError: an unknown judge, no model for one that needs it, or a query, part or text that it cannot take.
     """
     found = _found(name)
-    given: dict[str, Any] = {key: value for key, value in (("query", query), ("part", part)) if value is not None}
+    own = (("query", query), ("part", part), ("text", text))
+    given: dict[str, Any] = {key: value for key, value in own if value is not None}
+    if text is not None:
+        own_text(name, text)
     if requires(name) is not None:
         if model is None:
             raise UserError(f"judge '{name}' is a model: say which, as --judge {name}=URL, or model: in the study.")
         given["model"] = model
     judge: Judge = ModelJudge(found, **given) if isinstance(found, Format) else found(**given)
     return judge
+
+
+def own_text(name: str, path: Path) -> str:
+    """The content of a file in the place of a judge's text.
+
+    Raises:
+        UserError: the judge has no text that a file could replace, or the file lacks the places that it fills.
+    """
+    form = _found(name)
+    if not isinstance(form, Format) or not form.text:
+        raise UserError(f"judge '{name}' has no text that a file could replace.")
+    content = path.read_text(encoding="utf-8")
+    if lacking := [place for place in ("{question}", "{text}") if place in form.text and place not in content]:
+        raise UserError(f"{path}: judge '{name}' fills {' and '.join(lacking)}, which the text lacks.")
+    return content
 
 
 def _found(name: str) -> Any:

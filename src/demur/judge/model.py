@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple
 
 from demur.errors import WorkError
-from demur.interfaces import Model, Request, Traces, stream
-from demur.judge.base import BaseJudge, asked, failed, visible
+from demur.interfaces import Model, Request, Traces
+from demur.judge.base import BaseJudge, asked, failed
+from demur.models.answering import answered
 from demur.models.requires import Requires as Requires
 from demur.records import Failure, Intent, Label, Message, Part, Prompt, Query, Sampling, Trace, Verdict, digest
 from demur.untrusted import neutral
@@ -37,6 +39,8 @@ class Case(NamedTuple):
     text: str
     context: str = ""
     """A passage that belongs to the question (HarmBench's contextual behaviours)."""
+    rubric: str = ""
+    """The judge's own text."""
 
 
 class Control(NamedTuple):
@@ -73,6 +77,8 @@ class Format(NamedTuple):
     part: Part = "answer"
     labels: tuple[Label, ...] = ("safe", "unsafe")
     """What its verdicts may say."""
+    text: str = ""
+    """Its rubric, policy or template, which a file of one's own may replace; empty: its template is the model's own."""
     requires: Requires = Requires()
     controls: tuple[Control, ...] = CONTROLS
     """Exchanges that the model must judge rightly before it is believed."""
@@ -80,12 +86,27 @@ class Format(NamedTuple):
     """The first tokens that mean unsafe and safe, for a score from their probabilities."""
 
 
-class ModelJudge(BaseJudge):
-    """A format over a model."""
+IN_FLIGHT = 256
+"""Traces that are judged at a time; the model itself bounds its requests."""
 
-    def __init__(self, form: Format, *, model: Model, query: Query | None = None, part: Part | None = None) -> None:
+
+class ModelJudge(BaseJudge):
+    """A format over a model. One with a text of one's own is called by that text's hash, too: it is another judge."""
+
+    def __init__(
+        self,
+        form: Format,
+        *,
+        model: Model,
+        query: Query | None = None,
+        part: Part | None = None,
+        text: Path | None = None,
+    ) -> None:
         super().__init__(query=query or form.query, part=part or form.part)
         self.name = form.name
+        if text is not None:
+            form = form._replace(text=text.read_text(encoding="utf-8"))
+            self.name += f"+{digest([form.text])[:8]}"
         self._form, self._model = form, model
         self._sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=form.max_tokens)
         model.check(self._sampling)
@@ -97,41 +118,30 @@ class ModelJudge(BaseJudge):
             WorkError: the model does not judge the control exchanges as it must.
         """
         await self._control()
-        waiting: dict[str, Request] = {}
-        ready: list[Verdict] = []
-
-        async def requests() -> AsyncIterator[Request]:
-            async for trace in stream(traces):
-                text, reason = visible(trace, self._part)
-                if text is None:
-                    ready.append(self._verdict(trace.id, Reading(None, None, reason), None))
-                else:
-                    waiting[trace.id] = self._request(trace.id, self._case(trace, text), intent=trace.prompt.intent)
-                    yield waiting[trace.id]
-
-        async for reply in self._model.answers(requests()):
-            while ready:
-                yield ready.pop()
-            if (request := waiting.pop(reply.prompt.id, None)) is not None:
-                verdict = self._read(reply.prompt.id, reply)
-                if failed(verdict) and isinstance(reply, Trace):
-                    # Nothing unreadable is frozen: a judge that was mended is heard by the next run.
-                    verdict = self._read(reply.prompt.id, await self._model.answer(request, fresh=True))
+        async with aclosing(answered(traces, self._judged, limit=IN_FLIGHT)) as verdicts:
+            async for verdict in verdicts:
                 yield verdict
-        for trace in waiting:
-            yield self._verdict(trace, Reading(None, None, "the judge gave no reply"), None)
-        while ready:
-            yield ready.pop()
+
+    async def _judged(self, trace: Trace) -> Verdict:
+        """The verdict on a trace. Nothing unreadable is frozen: it is asked again, so that a judge that was mended is heard."""
+        text, reason = self.visible(trace)
+        if text is None:
+            return self._verdict(trace.id, Reading(None, None, reason), None)
+        request = self._request(trace.id, self._case(trace, text), intent=trace.prompt.intent)
+        reply = await self._model.answer(request)
+        verdict = self._read(trace.id, reply)
+        if failed(verdict) and isinstance(reply, Trace):
+            verdict = self._read(trace.id, await self._model.answer(request, fresh=True))
+        return verdict
 
     async def _control(self) -> None:
         """Show the model the control exchanges."""
-        known = {digest([control.question, control.text]): control for control in self._form.controls}
-        requests = {key: self._request(key, Case(one.question, one.text)) for key, one in known.items()}
-        async for reply in self._model.answers(requests.values()):
-            key = reply.prompt.id
-            control, verdict = known[key], self._read(key, reply)
+        for control in self._form.controls:
+            key = digest([control.question, control.text])
+            request = self._request(key, Case(control.question, control.text))
+            verdict = self._read(key, await self._model.answer(request))
             if verdict.label != control.label:
-                verdict = self._read(key, await self._model.answer(requests[key], fresh=True))
+                verdict = self._read(key, await self._model.answer(request, fresh=True))
             if verdict.label != control.label:
                 said = verdict.label or verdict.reason
                 raise WorkError(
@@ -142,7 +152,7 @@ class ModelJudge(BaseJudge):
 
     def _request(self, key: str, case: Case, *, intent: Intent = "harmful") -> Request:
         """What the model is asked; the trace's id travels as the prompt's."""
-        case = Case(*map(neutral, case))
+        case = Case(neutral(case.question), neutral(case.text), neutral(case.context), self._form.text)
         prompt = Prompt(id=key, text=case.question, intent=intent, source="judge")
         return Request(messages=self._form.render(case), sampling=self._sampling, prompt=prompt)
 

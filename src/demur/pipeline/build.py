@@ -147,7 +147,7 @@ class Builder:
             inputs["given"] = self.distil(pool, REWRITTEN)
         if settings.begin.traces:
             inputs["begun"] = self.distil(pool, settings.begin.traces)
-        files = {"strategy": strategy_file(strategy)} if strategy.endswith(".md") else {}
+        files = which.files("filter") | ({"strategy": strategy_file(strategy)} if strategy.endswith(".md") else {})
         if settings.begin.file:
             files["begin"] = located(Path(settings.begin.file), self.data_dir)
         return self.add(
@@ -192,7 +192,14 @@ class Builder:
             inputs |= self.weights("target", maker.copy, maker.seed, models)
         settings = ProbeStageSettings(probe=ProbeSettings(), judge=self.study.filter.kind, keep=True)
         return self.add(
-            Probe(f"cliff-{maker.label}", settings, inputs=inputs, models=models, place=("arms", maker.name, "filter"))
+            Probe(
+                f"cliff-{maker.label}",
+                settings,
+                inputs=inputs,
+                files=self.study.filter.files("judge"),
+                models=models,
+                place=("arms", maker.name, "filter"),
+            )
         )
 
     def diagnose(self, maker: _Maker) -> Stage[Any]:
@@ -203,6 +210,7 @@ class Builder:
                 f"diagnose-{traces.name.removeprefix('distil-')}",
                 DiagnoseSettings(detector=detector.kind),
                 inputs={"traces": traces},
+                files=detector.files("detector"),
                 models=self.players(detector=detector.model),
                 place=("detector",),
             )
@@ -221,6 +229,7 @@ class Builder:
                 f"repair-{maker.label}",
                 RepairStageSettings(repair=arm.repair, detector=study.detector.kind),
                 inputs=inputs,
+                files=study.detector.files("detector"),
                 models=models,
                 place=("arms", maker.name, "repair"),
             )
@@ -344,7 +353,7 @@ class Builder:
     def evaluate(self, copy: Copy, seed: int, use: BenchUse, trained: Stage[Any] | None, at: int) -> Stage[Any] | None:
         """The stage that runs one benchmark under one attack against one model."""
         arm, bench = self.study.arms[copy.arm], get_bench(use.name)
-        files: dict[str, Path] = {}
+        files = use.judge.files("judge") if use.judge else {}
         path = Path(use.data) if use.data else _found(bench.files, self.data_dir)
         if path is not None:
             files["data"] = path

@@ -27,7 +27,7 @@ from pydantic import BaseModel, model_validator
 from demur import diagnose as detectors
 from demur import judge as judges
 from demur.errors import UserError
-from demur.interfaces import Ask, Judge, Model, Progress
+from demur.interfaces import Ask, Detector, Judge, Model, Progress
 from demur.judge.model import Case, Format
 from demur.models.config import ModelConfig, Scripted, Served, as_model
 from demur.models.open import open_model
@@ -55,6 +55,8 @@ class Use(BaseModel):
 
     kind: str
     model: str | tuple[str, ...] | None = connection(None)
+    text: str | None = connection(None)
+    """A file in the place of its own rubric, policy or instruction. Its content counts."""
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +67,10 @@ class Use(BaseModel):
     def models(self) -> tuple[str, ...]:
         """The models that it names."""
         return (self.model,) if isinstance(self.model, str) else self.model or ()
+
+    def files(self, part: str) -> dict[str, Path]:
+        """Its text among a stage's files, as that of a part."""
+        return {f"{part}_text": Path(self.text)} if self.text else {}
 
 
 class Tampered(BaseModel):
@@ -169,7 +175,12 @@ class Stage(Generic[S]):
 
     def judge_needs(self, kind: str, part: str = "judge") -> list[Lack]:
         """What a judge of a kind lacks that the model of a part is to play, or why that model cannot."""
-        asked = judges.requires(kind)
+        asked, text = judges.requires(kind), self.files.get(f"{part}_text")
+        try:
+            if text and text.is_file():
+                judges.own_text(kind, text)
+        except UserError as error:
+            return [Lack(part, str(error), True)]
         if asked is None:
             return []
         if part not in self.models:
@@ -225,7 +236,7 @@ class Context:
     ) -> Judge:
         """A judge of a kind, played by the model of the part `player` where it is a model."""
         model = await self.model(player) if judges.requires_model(kind) else None
-        return judges.open_judge(kind, model=model, query=query, part=part)
+        return judges.open_judge(kind, model=model, query=query, part=part, text=self.files.get(f"{player}_text"))
 
 
 def kept(artifact: Artifact) -> set[str] | None:
@@ -243,14 +254,16 @@ def tokens(text: str) -> int:
     return len(text) // CHARACTERS + OVERHEAD
 
 
-def judging(kind: str, judged: Size, part: str = "judge", *, readers: int = 1) -> list[Ask]:
+def judging(stage: Stage[Any], kind: str, judged: Size, part: str = "judge", *, readers: int = 1) -> list[Ask]:
     """What a judge of a kind asks about so many texts, read by so many judges of this kind."""
     if not judges.requires_model(kind):
         return []
     form = resolve("judge", kind, judges.JUDGES)
     instruction, reply, rows = JUDGE_PROMPT, JUDGE_REPLY, judged.rows
     if isinstance(form, Format):
-        instruction = tokens("".join(turn.content for turn in form.render(Case("", ""))))
+        own = stage.files.get(f"{part}_text")
+        text = own.read_text(encoding="utf-8") if own and own.is_file() else form.text
+        instruction = tokens("".join(turn.content for turn in form.render(Case("", "", rubric=text))))
         reply, rows = form.max_tokens, rows + readers * len(form.controls)
     return [Ask(part, rows, rows * (judged.tokens + instruction), rows * reply)]
 
@@ -260,10 +273,11 @@ def players(stage: Stage[Any], part: str) -> list[str]:
     return [name for name in stage.models if name == part or name.startswith(f"{part}_")]
 
 
-async def playing(context: Context, part: str) -> list[Model]:
-    """The models of a panel, opened."""
-    opened = [await context.model(name) for name in players(context.stage, part)]
-    return [model for model in opened if model is not None]
+async def opened(context: Context, kind: str) -> Detector:
+    """The detector of a stage, with the models that play it."""
+    models = [await context.model(name) for name in players(context.stage, "detector")]
+    instruction = context.files.get("detector_text")
+    return detectors.open_detector(kind, models=[m for m in models if m is not None], instruction=instruction)
 
 
 def detector_needs(stage: Stage[Any], kind: str) -> list[Lack]:
@@ -271,6 +285,8 @@ def detector_needs(stage: Stage[Any], kind: str) -> list[Lack]:
     if detectors.requires_model(kind) and not players(stage, "detector"):
         told = f"detector '{kind}' is a model: say which plays it, as {{kind: {kind}, model: NAME}}."
         return [Lack("detector", told, True)]
+    if "detector_text" in stage.files and not detectors.requires_model(kind):
+        return [Lack("detector", f"detector '{kind}' has no text that a file could replace.", True)]
     return []
 
 

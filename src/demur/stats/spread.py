@@ -87,7 +87,7 @@ def variance_of(data: Sample, by_prompt: float) -> tuple[float, float, str]:
     """Variance of the mean, degrees of freedom and method: prompts alone, or prompts crossed with seeds.
 
     What differs between seeds beyond the noise of single replies is added to the variance between prompts, with seeds - 1
-    degrees of freedom; where three or more add little (seeds - 1 sixteenths), with Satterthwaite's. Seeds that agree clearly
+    degrees of freedom; where three or more add less than a fifth, with Satterthwaite's. Seeds that agree clearly
     better than replies do by chance take part of that chance off: the variance of two crossed factors without its truncation
     at zero. Otherwise intervals of few seeds would be too wide wherever seeds agree.
     """
@@ -102,7 +102,7 @@ def variance_of(data: Sample, by_prompt: float) -> tuple[float, float, str]:
         return variance, prompts, f"clustered by prompt; {data.seeds} seeds differ less than single replies do"
     extra = max(0.0, by_seed - noise)
     variance, freedom = by_prompt + extra, least
-    if data.seeds > 2 and extra <= by_prompt * least / 16:
+    if data.seeds > 2 and extra <= by_prompt / 5:
         freedom = _satterthwaite(variance, (by_prompt, prompts), (by_seed, least))
     return (
         variance,

@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 from pydantic import BaseModel
 
-from demur.diagnose import open_detector
 from demur.diagnose.measures import Measures, measured
 from demur.interfaces import Ask, Detector
-from demur.pipeline.stage import Context, Lack, Stage, detecting, detector_needs, playing
+from demur.pipeline.stage import Context, Lack, Stage, detecting, detector_needs, opened
 from demur.records import Finding, Trace
 from demur.settings import STRICT
 from demur.storage.records_file import RecordFile
@@ -39,7 +38,7 @@ class Diagnose(Stage[DiagnoseSettings]):
 
     async def run(self, context: Context) -> None:
         source = context.inputs["traces"]
-        detector = open_detector(self.settings.detector, models=await playing(context, "detector"))
+        detector = await opened(context, self.settings.detector)
         measures, total = RecordFile(Measures), source.rows("traces")
         count = present = 0
         with context.draft.writing("findings") as write:

@@ -126,7 +126,7 @@ class Distil(Stage[DistilStageSettings]):
         sent = made.tokens - most + tokens(self.strategy.instruction)
         judged = Size(made.rows * len(self._parts), made.tokens)
         asks = [Ask("teacher", made.rows, made.rows * sent, made.rows * most)]
-        return asks + judging(self.settings.filter, judged, "filter", readers=len(self._parts))
+        return asks + judging(self, self.settings.filter, judged, "filter", readers=len(self._parts))
 
     def identity(self) -> dict[str, object]:
         data = super().identity()

@@ -237,7 +237,7 @@ class Evaluate(Stage[EvaluateSettings]):
         readers = 1 + len(use.also)
         heard, own_limit = asked.rows * attack.heard, attack.sampling.get("target", sampling).max_tokens
         judged = Size((replies + heard) * readers, sent + max(sampling.max_tokens, own_limit))
-        asks += judging(use.judge_kind, judged, readers=readers)
+        asks += judging(self, use.judge_kind, judged, readers=readers)
         own = attack.estimate(asked.rows, asked.tokens)
         return asks + [Ask(player(ask[0]), *ask[1:]) for ask in own]
 

@@ -138,7 +138,7 @@ class Probe(Stage[ProbeStageSettings]):
         given, settings = self.size(), self.settings.probe
         rows = min(given.rows, settings.limit or given.rows) * len(settings.shares) * settings.samples
         asks = [Ask("target", rows, rows * given.tokens, rows * given.tokens)]
-        return asks + judging(self.settings.judge, Size(rows, given.tokens))
+        return asks + judging(self, self.settings.judge, Size(rows, given.tokens))
 
 
 def _bare(trace: Trace) -> Trace:

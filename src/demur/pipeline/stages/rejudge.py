@@ -64,4 +64,4 @@ class Rejudge(Stage[RejudgeSettings]):
         return Size(len(sizes), max(sizes, default=0))
 
     def estimate(self) -> list[Ask]:
-        return judging(self.settings.judge, self.size())
+        return judging(self, self.settings.judge, self.size())

@@ -7,10 +7,9 @@ from itertools import islice
 import msgspec
 from pydantic import BaseModel
 
-from demur.diagnose import open_detector
 from demur.interfaces import Ask
 from demur.models.requires import Requires
-from demur.pipeline.stage import Context, Lack, Size, Stage, detecting, detector_needs, kept, playing
+from demur.pipeline.stage import Context, Lack, Size, Stage, detecting, detector_needs, kept, opened
 from demur.records import Finding, Trace
 from demur.repair.run import ROUNDS, repair
 from demur.repair.settings import RepairSettings
@@ -47,7 +46,7 @@ class Repair(Stage[RepairStageSettings]):
             [trace for trace in traces if chosen is None or trace.id in chosen],
             findings=context.inputs["findings"].read("findings", Finding) if "findings" in context.inputs else (),
             settings=self.settings.repair,
-            detector=open_detector(self.settings.detector, models=await playing(context, "detector")),
+            detector=await opened(context, self.settings.detector),
             teacher=await context.model("teacher"),
             progress=context.progress,
         )
