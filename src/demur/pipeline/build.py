@@ -191,30 +191,16 @@ class Builder:
         if maker.copy and not which.model:
             inputs |= self.weights("target", maker.copy, maker.seed, models)
         settings = ProbeStageSettings(probe=ProbeSettings(), judge=self.study.filter.kind, keep=True)
-        return self.add(
-            Probe(
-                f"cliff-{maker.label}",
-                settings,
-                inputs=inputs,
-                files=self.study.filter.files("judge"),
-                models=models,
-                place=("arms", maker.name, "filter"),
-            )
-        )
+        files, place = self.study.filter.files("judge"), ("arms", maker.name, "filter")
+        return self.add(Probe(f"cliff-{maker.label}", settings, inputs=inputs, files=files, models=models, place=place))
 
     def diagnose(self, maker: _Maker) -> Stage[Any]:
         """The stage that finds the failure patterns in the traces of an arm's format."""
         traces, detector = self.distil("harmful", str(maker.arm.format), maker), self.study.detector
-        return self.add(
-            Diagnose(
-                f"diagnose-{traces.name.removeprefix('distil-')}",
-                DiagnoseSettings(detector=detector.kind),
-                inputs={"traces": traces},
-                files=detector.files("detector"),
-                models=self.players(detector=detector.model),
-                place=("detector",),
-            )
-        )
+        name, settings = f"diagnose-{traces.name.removeprefix('distil-')}", DiagnoseSettings(detector=detector.kind)
+        models, files = self.players(detector=detector.model), detector.files("detector")
+        inputs = {"traces": traces}
+        return self.add(Diagnose(name, settings, inputs=inputs, files=files, models=models, place=("detector",)))
 
     def repair(self, maker: _Maker) -> Stage[Any]:
         """The stage that mends an arm's safety traces."""
