@@ -62,8 +62,7 @@ class Cell:
     """All that one arm did in one column, over its trainings."""
 
     def __init__(self, *, fixed: bool = False) -> None:
-        self.fixed = fixed
-        """Whether its prompts are all that there are."""
+        self.fixed = fixed  # its prompts are all that there are
         self.values: list[Value] = []
         self.rows: list[Row] = []
         self.made: list[Made] = []
@@ -139,8 +138,7 @@ def levels(made: Sequence[tuple[str, object]]) -> list[list[int]]:
 
 def _of_bases(found: Estimate, made: Sequence[Made]) -> Estimate:
     """A number whose method names what varied."""
-    several = len({base for base, _ in made}) > 1
-    return replace(found, how=found.how.replace(" seeds", " bases")) if several else found
+    return replace(found, how=found.how.replace(" seeds", " bases")) if len({base for base, _ in made}) > 1 else found
 
 
 def cells(evaluations: Sequence[Evaluation], *, by_category: bool = False) -> Cells:
@@ -324,8 +322,7 @@ def _judged(evaluation: Evaluation, by: tuple[str, Part]) -> Judgements:
 def _metrics(evaluation: Evaluation, judge: str, judged: Judgements) -> Iterator[tuple[Metric, Judgements]]:
     """The metrics that a judge's labels can answer, each with the replies that it is over.
 
-    What a judge does not tell apart well has no rate of its own: the rules' headline is refused or served, and full refusals
-    apart from partial ones are counted where labels of the model's own replies show that they can be.
+    What a judge does not tell apart well, such as full from partial refusals, has no rate of its own without labels.
     """
     seen = {verdict.label for _, verdict in judged if verdict and verdict.label is not None}
     mixed = frozenset[str]() if judge in evaluation.calibrated else unsure(judge)
