@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,11 +15,11 @@ from demur.diagnose.rules import RulesDetector
 from demur.errors import UserError
 from demur.interfaces import Request
 from demur.mix.examples import example_of
-from demur.records import Failure, Finding, Prompt, Span, Trace
-from demur.repair.cut import SENTENCE, cut_at_cue, cut_at_findings, cut_at_share, probe
+from demur.records import Failure, Finding, Message, Prompt, Sampling, Span, Trace
+from demur.repair.cut import SENTENCE, Intervened, cut_at_cue, cut_at_findings, cut_at_share, probe
 from demur.repair.means import WANTED
 from demur.repair.run import Repaired, repair
-from demur.repair.settings import RepairSettings
+from demur.repair.settings import Intervention, RepairSettings
 
 REFUSED = "Sorry, I can't help with that."
 CLEAN = ("This would hurt people. I refuse.", REFUSED)
@@ -212,6 +213,31 @@ def test_a_reasoning_is_cut_at_a_share_or_at_a_cue() -> None:
     ]
     assert cut_at_cue(trace, lambda sentence: sentence.startswith("Sure")) == "One. Two."
     assert cut_at_cue(trace, lambda sentence: False) is None
+
+
+def test_a_thinking_is_interrupted_where_it_goes_about_complying() -> None:
+    """Once, behind what was begun for the model; a thinking without a cue stays as it is."""
+
+    def say(request: Request) -> str:
+        begun = request.sampling.prefill or "<think>\n"
+        rest = " It would hurt. No." if "Wait" in begun else "Hm. I will explain how."
+        return f"{begun}{rest}\n</think>\n\n{'No.' if 'Wait' in begun else 'Sure.'}"
+
+    model = Speaker(say)
+    asked = Request(
+        messages=(Message(role="user", content="q"),), sampling=Sampling(), prompt=Prompt(text="q", intent="harmful")
+    )
+    found = asyncio.run(Intervened(model, Intervention(insert="Wait.")).answer(asked))
+    assert isinstance(found, Trace)
+    assert (found.thinking, found.answer, found.sampling) == ("Hm. Wait. It would hurt. No.", "No.", Sampling())
+    assert len(model.asked) == 2
+    plain = asyncio.run(Intervened(model, Intervention(cue="never")).answer(asked))
+    assert isinstance(plain, Trace)
+    assert plain.answer == "Sure."
+    begun = msgspec.structs.replace(asked, sampling=Sampling(prefill=thinking.join("I will explain it all.", None)))
+    behind = asyncio.run(Intervened(model, Intervention(insert="Wait.")).answer(begun))
+    assert isinstance(behind, Trace)
+    assert behind.thinking == "I will explain it all. Wait. It would hurt. No."
 
 
 def test_a_probe_asks_for_the_answer_behind_every_share_of_the_thinking() -> None:

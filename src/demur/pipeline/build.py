@@ -74,9 +74,8 @@ class Builder:
         for name, arm in self.study.arms.items():
             for copy, seed in itertools.product(self.study.copies(name), self.study.seeds_of(name)):
                 trained: Stage[Any] | None = None
-                if arm.trained:
-                    with self.problems.at("arms", name):
-                        trained = self.train(copy, seed)
+                with self.problems.at("arms", name):
+                    trained = self.train(copy, seed) if arm.trained else self.weights("", copy, seed, {}).get("")
                 for at, use in enumerate(self.study.bench):
                     with self.problems.at("bench", at):
                         self.evaluate(copy, seed, use, trained, at)
@@ -351,13 +350,13 @@ class Builder:
             self.missing.append(f"{'attack':<10} {error}")
         parts = {player(part): use.attack.models.get(part) for part in use.attack.parts}
         models = self.players(judge=use.judge.model if use.judge else None, **parts)
-        if arm.trained and trained is None:
+        if (arm.trained or arm.after) and trained is None:
             return None  # why it cannot be trained was said
         tampered: Tampered | None = getattr(trained.settings, "tampered", None) if trained else None
         settings = EvaluateSettings(
             bench=use,
             arm=copy.name,
-            seed=seed if arm.trained else None,
+            seed=seed if arm.trained or arm.after else None,
             decoding=arm.decoding,
             serve=self.study.serve,
             tampered=tampered,

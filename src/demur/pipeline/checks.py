@@ -193,7 +193,7 @@ def _check_depth(study: Study, problems: Problems) -> None:
 def _check_arm_names(arm: Arm, place: Location, problems: Problems) -> None:
     """What an arm names must be there."""
     with problems.at(*place, "decoding"):
-        if arm.decoding is not None and arm.decoding not in PRESETS:
+        if isinstance(arm.decoding, str) and arm.decoding not in PRESETS:
             raise unknown("decoding preset", arm.decoding, PRESETS)
     for key in ("format", "benign_format"):
         if (strategy := getattr(arm, key)) not in (None, "same"):

@@ -21,7 +21,7 @@ from demur.pipeline.stages.evaluate import BenchUse
 from demur.pipeline.stages.probe import ProbeSettings
 from demur.prompts.settings import PromptsSettings
 from demur.records import Part, Pattern
-from demur.repair.settings import RepairSettings
+from demur.repair.settings import Intervention, RepairSettings
 from demur.settings import STRICT, Problems, connection, override, read_yaml, validate
 from demur.storage.artifacts import atomic_write
 
@@ -44,7 +44,7 @@ class Arm(BaseModel):
 
     after: str | None = None
     """Another arm, on whose checkpoint (of the same base and seed) this one is trained: preferences behind fine-tuning, another
-    round of self-training."""
+    round of self-training. Without training data of its own it is that checkpoint, such as with another decoding."""
     base: str | None = None
     """A folder, a hub id, `mini-lrm-a` or, for an arm that is not trained, a URL. Default: the study's."""
     format: str | None = None
@@ -67,8 +67,8 @@ class Arm(BaseModel):
     """Another strategy than the study's for the benign rows."""
     repair: RepairSettings | None = None
     """Repair the safety traces first, such as `{with: [trim, align, drop]}`."""
-    decoding: str | None = None
-    """A defence by decoding alone: zero, less or primer (`models/decoding.py`)."""
+    decoding: str | Intervention | None = None
+    """A defence by decoding alone: zero, less or primer (`models/decoding.py`), or {cue, insert}: a reminder in mid-thinking."""
     train: dict[str, Any] = {}
     """Training settings in which this arm differs from the study's."""
     seeds: tuple[int, ...] | None = None
@@ -301,8 +301,8 @@ class Study(BaseModel):
         return [Copy(f"{name}@{Path(one).name}", name, one) for one in self.bases]
 
     def seeds_of(self, arm: str) -> tuple[int, ...]:
-        """The seeds of an arm; an arm that is not trained has one."""
-        if not self.arms[arm].trained:
+        """The seeds of an arm; an arm that is not trained, and goes on from none that is, has one."""
+        if not self.arms[arm].trained and not self.arms[arm].after:
             return (0,)
         seeds = self.arms[arm].seeds
         return self.seeds if seeds is None else seeds

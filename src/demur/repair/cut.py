@@ -14,9 +14,9 @@ import msgspec
 
 from demur import thinking
 from demur.interfaces import Model, Request
-from demur.models.answering import answered
+from demur.models.answering import Answering, answered
 from demur.records import Failure, Finding, Sampling, Trace
-from demur.repair.settings import RepairSettings
+from demur.repair.settings import Intervention, RepairSettings
 
 SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?!\s|$)[^.!?\n]*)*(?:[.!?]+[\"'”’)\]]*)?\s*")
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -56,7 +56,11 @@ def place(trace: Trace, findings: Sequence[Finding], settings: RepairSettings) -
         return cut_at_findings(trace, findings)
     if settings.cut == "share":
         return cut_at_share(trace, settings.share)
-    return cut_at_cue(trace, lambda sentence: bool(re.search(settings.cue, sentence, re.IGNORECASE)))
+    return _before(trace, settings.cue)
+
+
+def _before(trace: Trace, cue: str) -> str | None:
+    return cut_at_cue(trace, lambda sentence: bool(re.search(cue, sentence, re.IGNORECASE)))
 
 
 def going_on(trace: Trace, begun: str, *, sampling: Sampling, closed: bool = False, sample: int = 0) -> Request:
@@ -68,6 +72,32 @@ def going_on(trace: Trace, begun: str, *, sampling: Sampling, closed: bool = Fal
         prompt=trace.prompt,
         sample=sample,
     )
+
+
+class Intervened(Answering):
+    """A model whose thinking is interrupted once, where it goes about complying: what it says behind the reminder counts."""
+
+    def __init__(self, model: Model, settings: Intervention) -> None:
+        self.model, self.settings, self.identity, self.check = model, settings, model.identity, model.check
+
+    async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
+        """The reply as it is where no sentence is a cue; else what follows on the reminder, in whose place the cue stood."""
+        first = await self.model.answer(request, fresh=fresh)
+        kept = _before(first, self.settings.cue) if isinstance(first, Trace) and first.thinking else None
+        if kept is None or not isinstance(first, Trace):
+            return first
+        given = thinking.split(request.sampling.prefill or thinking.OPEN, finish="length")
+        if given.answer is not None:
+            return first
+        # What was begun for the model stays: the reminder stands behind it.
+        begun = max(kept, given.thinking or "", key=len)
+        reply = await self.model.answer(
+            going_on(first, f"{begun} {self.settings.insert}".strip(), sampling=request.sampling, sample=request.sample)
+        )
+        if isinstance(reply, Failure):
+            return reply
+        notes = (*reply.notes, f"interrupted after {len(begun)} characters of its thinking")
+        return msgspec.structs.replace(reply, sampling=request.sampling, notes=notes, id="")
 
 
 async def probe(

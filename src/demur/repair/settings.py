@@ -13,7 +13,27 @@ COMPLIANCE = (
     r"\b(?:let me|i(?:'ll| will| can| should)(?: now)?|let's) (?:provide|give|explain|outline|list|write|describe|walk|start)"
     r"|\bfirst,|\bstep (?:1|one)\b|\bhere(?:'s| is| are) (?:how|the steps|a)\b"
 )
+
+
+def _regular(value: str) -> str:
+    re.compile(value)
+    return value
+
+
 Means = Literal["reask", "continue", "trim", "align", "drop"]
+
+
+class Intervention(BaseModel):
+    """A defence while a model thinks, without training: cut before the first sentence that goes about complying, put a
+    reminder there, and let it go on (after SafeRemind, arXiv 2601.03662, and SafeThink, arXiv 2602.11096)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    cue: str = COMPLIANCE
+    """A regular expression, in any case."""
+    insert: str = "Wait, let me think about whether this could hurt somebody."
+
+    _compiles = field_validator("cue")(_regular)
 
 
 class RepairSettings(BaseModel):
@@ -44,11 +64,7 @@ class RepairSettings(BaseModel):
     seed: int = 0
     """Its seed."""
 
-    @field_validator("cue")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        re.compile(value)
-        return value
+    _compiles = field_validator("cue")(_regular)
 
     @field_validator("means", mode="before")
     @classmethod

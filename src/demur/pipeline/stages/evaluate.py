@@ -38,6 +38,8 @@ from demur.pipeline.stage import (
     size_of,
 )
 from demur.records import Part, Prompt, Sampling
+from demur.repair.cut import Intervened
+from demur.repair.settings import Intervention
 from demur.settings import STRICT, connection, identity_of
 
 FILE = "attack_"
@@ -107,7 +109,7 @@ class EvaluateSettings(BaseModel):
     arm: str = "target"
     seed: int | None = None
     """Of its training; `None`: it was not trained."""
-    decoding: str | None = None
+    decoding: str | Intervention | None = None
     """A defence by decoding alone."""
     tampered: Tampered | None = None
     """How the arm was fine-tuned before, to see whether that undoes it."""
@@ -132,6 +134,8 @@ class Evaluate(Stage[EvaluateSettings]):
         target = await context.model("target")
         assert target is not None
         target.check(sampling)
+        if isinstance(self.settings.decoding, Intervention):
+            target = Intervened(target, self.settings.decoding)
         query = None if use.judge else bench.query
         parts = (use.part or (None if use.judge else bench.part), *use.also)
         parts = () if context.generating else parts
@@ -166,7 +170,8 @@ class Evaluate(Stage[EvaluateSettings]):
 
     def _sampling(self) -> Sampling:
         sampling = self.use.drawn()
-        return preset(self.settings.decoding, sampling) if self.settings.decoding else sampling
+        decoding = self.settings.decoding
+        return preset(decoding, sampling) if isinstance(decoding, str) else sampling
 
     def _questions(self, bench: Bench) -> list[Prompt]:
         """The benchmark's prompts, checked; or the rows that stand in for a release, which have nothing to be checked by."""
@@ -210,7 +215,7 @@ class Evaluate(Stage[EvaluateSettings]):
             requires = attacks.make(self.use.attack, self._attack_files()).requires()
         except (UserError, KeyError) as error:  # a file that is not there was told where the stage was made
             return [*lacks, Lack("attack", str(error))] if isinstance(error, UserError) else lacks
-        if self._sampling().prefill:
+        if self._sampling().prefill or isinstance(self.settings.decoding, Intervention):
             requires["target"] = Requires(prefill=True)
         for part, needed in requires.items():
             model = self.models.get(player(part))
@@ -233,7 +238,8 @@ class Evaluate(Stage[EvaluateSettings]):
             attack = attacks.make("none")
         replies = asked.rows * attack.each * sampling.n
         sent = asked.tokens + attack.longer // CHARACTERS
-        asks = [Ask("target", replies, replies * sent, replies * sampling.max_tokens)]
+        twice = replies * (1 + isinstance(self.settings.decoding, Intervention))
+        asks = [Ask("target", twice, twice * sent, twice * sampling.max_tokens)]
         readers = 1 + len(use.also)
         heard, own_limit = asked.rows * attack.heard, attack.sampling.get("target", sampling).max_tokens
         judged = Size((replies + heard) * readers, sent + max(sampling.max_tokens, own_limit))
