@@ -208,3 +208,17 @@ def test_beginnings_of_a_file_differ_from_prompt_to_prompt(tmp_path: Path) -> No
     done = execute([s for s in stages if s.kind == "mix"], out=tmp_path / "run")
     heads = {str(t.sampling.prefill) for t in done["distil-improved-recovery"].read("traces", Trace)}
     assert heads == {thinking.join(line, None) for line in ("let me see.", "the user asks.")}
+
+
+def test_an_arm_without_rows_of_its_own_is_another_arms_checkpoint_with_another_decoding(tmp_path: Path) -> None:
+    arms = {
+        "first": rounds()["arms"]["first"],
+        "remind": {"after": "first", "decoding": {"cue": "steps", "insert": "wait."}},
+    }
+    done = execute(make(rounds(arms=arms), where="test").stages, out=tmp_path)
+    first, remind = (done[f"evaluate-{arm}-s0-mini_harm-none"] for arm in arms)
+    assert {t.model for t in first.read("traces", Trace)} == {t.model for t in remind.read("traces", Trace)}
+    interrupted = [t for t in remind.read("traces", Trace) if any("interrupted" in note for note in t.notes)]
+    assert interrupted
+    assert all("wait." in str(t.thinking) for t in interrupted)
+    assert all(t.sampling.prefill is None for t in interrupted)
