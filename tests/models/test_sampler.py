@@ -12,7 +12,7 @@ from demur.models.sampler import Rule, gumbel
 
 def shares(rule: Rule, logits: list[float], *, draws: int = 20_000) -> list[float]:
     rows = torch.tensor(logits).expand(draws, -1)
-    drawn = rule.draw(rows, torch.arange(draws) * 7919, 3)
+    drawn = rule.draw(rows, torch.arange(draws) * 7919, torch.full((draws,), 3))
     return [float((drawn == token).float().mean()) for token in range(len(logits))]
 
 
@@ -47,7 +47,7 @@ def test_temperature_zero_is_greedy() -> None:
 
 
 def test_noise_is_standard_gumbel() -> None:
-    noise = gumbel(torch.arange(500), 5, torch.arange(200).expand(500, -1)).double()
+    noise = gumbel(torch.arange(500), torch.full((500,), 5), torch.arange(200).expand(500, -1)).double()
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.02)
     assert float(noise.var()) == pytest.approx(1.6449, abs=0.05)
     across = torch.corrcoef(noise[:50])
@@ -59,7 +59,7 @@ def test_noise_is_standard_gumbel() -> None:
 def test_a_rows_noise_does_not_know_its_neighbours(seeds: list[int], step: int, data: st.DataObject) -> None:
     row = data.draw(st.integers(0, len(seeds) - 1))
     tokens = torch.tensor([[0, 5, 151_000]])
-    together = gumbel(torch.tensor(seeds), step, tokens.expand(len(seeds), -1))
-    alone = gumbel(torch.tensor([seeds[row]]), step, tokens)
+    together = gumbel(torch.tensor(seeds), torch.full((len(seeds),), step), tokens.expand(len(seeds), -1))
+    alone = gumbel(torch.tensor([seeds[row]]), torch.tensor([step]), tokens)
     assert torch.equal(together[row], alone[0])
     assert torch.isfinite(together).all()

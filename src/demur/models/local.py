@@ -1,8 +1,7 @@
 """Weights on this machine: transformers' model, our own batched sampling loop.
 
-Requests are sorted into batches of like length. A row is in the cache as soon as it ends, and then leaves its batch. Each
-row draws with its own noise (see `sampler`), so that its text does not depend on its neighbours, but for the rounding of
-float32: rows that a stopped run left are written in other batches than they would have been.
+Requests of one sampling are written together (see `sampler`): a row is in the cache as soon as it ends, and its place goes
+to the next. Its text depends neither on its neighbours nor on how often the run was stopped.
 """
 
 from __future__ import annotations
@@ -10,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,16 +28,19 @@ from demur.interfaces import Request, Requests, stream
 from demur.models.answering import asked, record, seed_of
 from demur.models.checkpoint import folder_of, identity_of
 from demur.models.config import Local
-from demur.models.sampler import Rule, Writing, Written
+from demur.models.sampler import Force, Rule, Writer, Written
 from demur.records import Failure, Finish, Sampling, Trace, digest
 from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
 SMALL = 50_000_000
-"""Parameters below which a batch may be large."""
+LARGE = 1_000_000_000
+"""Parameters below and above which a batch is wide or narrow, where none is said."""
 GATHER = 0.01
 """Seconds in which what is asked turn by turn is gathered."""
-AREA = 1 << 26
-"""Without an accelerator attention is written out, rows x length x length: the most of it in one batch."""
+FASTER = 1.5
+"""How much faster than float32 a CPU's bfloat16 must be to be taken by itself."""
+HALVED = "bfloat16, measured to be faster on this CPU"
+"""The note of a trace whose precision was chosen by a measurement."""
 
 
 class Row(NamedTuple):
@@ -43,7 +48,10 @@ class Row(NamedTuple):
 
     key: bytes
     request: Request
-    tokens: list[int]
+    prompt: list[int]
+    seed: int
+    limit: int
+    """Most new tokens; none where the prompt fills the model's context."""
     opened: bool
 
 
@@ -56,19 +64,28 @@ class LocalModel:
         self._config = config
         self._cache = cache
         self._label = label
-        self._waiting: list[tuple[Row, asyncio.Future[Reply]]] = []
+        self._waiting: dict[Any, deque[Row]] = {}
+        self._futures: dict[bytes, list[asyncio.Future[Reply]]] = {}
         self._writer: asyncio.Task[None] | None = None
         self.identity = identity_of(folder)
         self.device = _device(config.device)
-        self.dtype = _dtype(config.dtype, self.device)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype)
+        wanted = _dtype(config.dtype, self.device)
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted or torch.float32)
+        parameters = self._model.num_parameters()
+        if (
+            wanted is None
+            and parameters >= SMALL
+            and bfloat16_is_faster(self._model.config.get_text_config().hidden_size)
+        ):
+            self._model.to(torch.bfloat16)
         self._model.to(self.device).eval()
+        self.dtype: torch.dtype = self._model.dtype
+        self._notes = (HALVED,) if wanted is None and self.dtype == torch.bfloat16 else ()
         self._stops = _stops(self._model, self._tokenizer)
         self._room: int = getattr(self._model.config, "max_position_embeddings", None) or 1 << 30
         self._close: list[int] = self._tokenizer.encode(_closing(), add_special_tokens=False)
-        parameters = sum(p.numel() for p in self._model.parameters())
-        self._batch = config.batch or (256 if parameters < SMALL else 32)
+        self._batch = config.batch or (256 if parameters < SMALL else 64 if parameters < LARGE else 32)
         if config.api == "chat" and not self._tokenizer.chat_template:
             raise UserError(
                 f"{config.where}: its tokenizer has no chat template. Give one in the folder (chat_template.jinja), or "
@@ -100,30 +117,33 @@ class LocalModel:
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply to one request, written together with those that are asked at the same time."""
         row = await asyncio.to_thread(self._row, request)
+        if (reply := self._known(row, fresh=fresh)) is not None:
+            return self._record(request, reply)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting.append((row, future))
+        if row.key not in self._futures:
+            self._waiting.setdefault((fresh, _rule_key(request.sampling)), deque()).append(row)
+        self._futures.setdefault(row.key, []).append(future)
         if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write_waiting(fresh))
-        return record(request, await future, model=self.identity, family=self._config.thinking)
+            self._writer = asyncio.create_task(self._write_waiting())
+        return self._record(request, await future)
 
-    async def _write_waiting(self, fresh: bool) -> None:
+    async def _write_waiting(self) -> None:
         """Write what waits, as long as there is more; whatever goes wrong is raised by those who wait."""
-        while self._waiting:
-            await asyncio.sleep(GATHER)
-            taken, self._waiting = self._waiting, []
-            futures: dict[bytes, list[asyncio.Future[Reply]]] = {}
-            for row, future in taken:
-                futures.setdefault(row.key, []).append(future)
-            try:
-                for batch in self._plan({row.key: row for row, _ in taken}.values()):
-                    async for row, reply in self._written(batch, fresh=fresh):
-                        for future in futures.pop(row.key):
-                            if not future.done():
-                                future.set_result(reply)
-            except BaseException as error:
-                for future in (one for waiting in futures.values() for one in waiting if not one.done()):
-                    future.set_exception(error)
-                raise
+        await asyncio.sleep(GATHER)
+        try:
+            while self._waiting:
+                group, rows = next(iter(self._waiting.items()))
+                async for row, reply in self._written(rows, fresh=group[0]):
+                    for future in self._futures.pop(row.key):
+                        if not future.done():
+                            future.set_result(reply)
+                if not rows:
+                    del self._waiting[group]
+        except BaseException as error:
+            for future in (one for waiting in self._futures.values() for one in waiting if not one.done()):
+                future.set_exception(error)
+            self._futures, self._waiting = {}, {}
+            raise
 
     async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
         """One result a request, as rows end, once the complete list of requests is known."""
@@ -132,37 +152,31 @@ class LocalModel:
         same: dict[bytes, list[Request]] = {}
         for row in rows:
             same.setdefault(row.key, []).append(row.request)
-        for batch in self._plan({row.key: row for row in rows}.values()):
-            async for row, reply in self._written(batch):
+        for group in _groups({row.key: row for row in rows}.values()):
+            left: deque[Row] = deque()
+            for row in group:
+                if (reply := self._known(row)) is None:
+                    left.append(row)
+                    continue
                 for request in same[row.key]:
-                    yield record(request, reply, model=self.identity, family=self._config.thinking)
+                    yield self._record(request, reply)
+            if left:
+                async for row, reply in self._written(left):
+                    for request in same[row.key]:
+                        yield self._record(request, reply)
 
-    def _plan(self, rows: Any) -> list[list[Row]]:
-        """Batches of like sampling and length; the same for the same set of requests, whatever is stored already."""
-        ordered = sorted(rows, key=lambda row: (_rule_key(row.request.sampling), len(row.tokens), row.key))
-        batches: list[list[Row]] = []
-        for row in ordered:
-            last = batches[-1] if batches else None
-            if (
-                last
-                and len(last) < self._batch
-                and (self.device.type != "cpu" or (len(last) + 1) * len(row.tokens) ** 2 <= AREA)
-                and _rule_key(last[0].request.sampling) == _rule_key(row.request.sampling)
-            ):
-                last.append(row)
-            else:
-                batches.append([row])
-        return batches
+    def _known(self, row: Row, *, fresh: bool = False) -> Reply | None:
+        """What need not be written: it is stored, or there is no room for it."""
+        if row.limit < 1:
+            detail = f"{len(row.prompt)} tokens of prompt; the model takes {self._room}"
+            return Reply(failure="too_long", detail=detail)
+        return None if fresh else self._cache.get(row.key)
 
-    async def _written(self, batch: list[Row], *, fresh: bool = False) -> AsyncIterator[tuple[Row, Reply]]:
-        """The replies of a batch: those stored at once, the others as their rows end, each in the cache first."""
-        stored = {row.key: reply for row in batch if not fresh and (reply := self._cache.get(row.key)) is not None}
-        for row in batch:
-            if row.key in stored:
-                yield row, stored[row.key]
-        left = [row for row in batch if row.key not in stored]
-        if not left:
-            return
+    def _record(self, request: Request, reply: Reply) -> Trace | Failure:
+        return record(request, reply, model=self.identity, family=self._config.thinking)
+
+    async def _written(self, rows: deque[Row], *, fresh: bool = False) -> AsyncIterator[tuple[Row, Reply]]:
+        """The replies of rows of one sampling, as they end, each in the cache first; `rows` may grow meanwhile."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Queue[tuple[Row, Reply] | None] = asyncio.Queue()
         stop = threading.Event()
@@ -170,7 +184,7 @@ class LocalModel:
         def end(row: Row, reply: Reply) -> None:
             loop.call_soon_threadsafe(ended.put_nowait, (row, reply))
 
-        work = asyncio.create_task(asyncio.to_thread(self._write, left, end, stop))
+        work = asyncio.create_task(asyncio.to_thread(self._write, rows, end, stop))
         work.add_done_callback(lambda _: ended.put_nowait(None))
         try:
             more = True
@@ -214,55 +228,45 @@ class LocalModel:
                 *asked(request),
             ]
         )
-        return Row(key, request, tokens, opened)
+        limit = min(request.sampling.max_tokens, self._room - len(tokens))
+        return Row(key, request, tokens, seed_of(request), limit, opened)
 
-    def _write(self, batch: list[Row], end: Callable[[Row, Reply], None], stop: threading.Event) -> None:
-        """Let the rows of a batch write, and hand on each that has ended, until all have or `stop` is set."""
-        fits = [row for row in batch if len(row.tokens) < self._room]
-        for row in batch:
-            if len(row.tokens) >= self._room:
-                end(row, self._reply(row, None))
-        if not fits:
-            return
+    def _write(self, rows: deque[Row], end: Callable[[Row, Reply], None], stop: threading.Event) -> None:
+        """Write rows of one sampling, and hand on each that has ended, until all have or `stop` is set."""
         torch.set_num_threads(self._config.threads)
-        sampling = fits[0].request.sampling
-        work = Writing(
+        sampling = rows[0].request.sampling
+        budget = sampling.thinking_budget
+        writer = Writer(
             self._model,
-            prompts=[row.tokens for row in fits],
-            seeds=[seed_of(row.request) for row in fits],
-            limits=[min(sampling.max_tokens, self._room - len(row.tokens)) for row in fits],
             stops=self._stops,
+            width=self._batch,
+            force=None if budget is None else Force(self._close, budget, self._inside),
+            keep_first=self._config.first_tokens,
         )
-        work.keep_first = self._config.first_tokens
-        if sampling.thinking_budget is not None:
-            inside = functools.partial(self._inside, fits)
-            work.force(self._close, at=sampling.thinking_budget, when=inside)
-        rule = Rule(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
-        work.run(rule, lambda at, written: end(fits[at], self._reply(fits[at], written)), stop)
+        rule = Rule(sampling.temperature, sampling.top_p, sampling.top_k)
+        writer.run(rule, rows, lambda row, written: end(row, self._reply(row, written)), stop)
 
     def _split(self, text: str, row: Row, finish: Finish) -> thinking.Split:
         return thinking.split(text, finish=finish, opened=row.opened, family=self._config.thinking)
 
-    def _inside(self, rows: list[Row], at: int, tokens: list[int]) -> bool:
+    def _inside(self, row: Row, tokens: list[int]) -> bool:
         """Whether what a row wrote so far is still thinking."""
-        text = _begun(rows[at].request, rows[at].opened) + self.decode(tokens)
-        return self._split(text, rows[at], "length").outcome == "cut_in_thinking"
+        text = _begun(row.request, row.opened) + self.decode(tokens)
+        return self._split(text, row, "length").outcome == "cut_in_thinking"
 
-    def _reply(self, row: Row, written: Written | None) -> Reply:
-        if written is None:
-            return Reply(failure="too_long", detail=f"{len(row.tokens)} tokens of prompt; the model takes {self._room}")
+    def _reply(self, row: Row, written: Written) -> Reply:
         text = _begun(row.request, row.opened) + self.decode(written.tokens)
         parts = self._split(text, row, written.finish)
         count = len(self._tokenizer.encode(parts.thinking, add_special_tokens=False)) if parts.thinking else 0
         return Reply(
             content=text,
             finish=written.finish,
-            tokens_in=len(row.tokens),
+            tokens_in=len(row.prompt),
             tokens_out=len(written.tokens),
             tokens_thinking=count,
             opened=row.opened,
             first_tokens={self._tokenizer.decode([token]): chance for token, chance in written.first.items()},
-            notes=("thinking ended at its budget",) if written.forced else (),
+            notes=(*self._notes, *["thinking ended at its budget"] * written.forced),
         )
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -300,13 +304,26 @@ def _device(wanted: str) -> torch.device:
     return device
 
 
-def _dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """bfloat16 on CUDA, float32 elsewhere, unless said."""
+def _dtype(wanted: str, device: torch.device) -> torch.dtype | None:
+    """bfloat16 on CUDA, float32 on other accelerators, unless said; `None` on a CPU, where it is measured."""
     if wanted == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return {"cuda": torch.bfloat16, "cpu": None}.get(device.type, torch.float32)
     found = getattr(torch, wanted)
     assert isinstance(found, torch.dtype)
     return found
+
+
+@functools.cache
+def bfloat16_is_faster(width: int) -> bool:
+    """Whether this CPU multiplies matrices of that width clearly faster in bfloat16 than in float32; some milliseconds."""
+    best: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        rows, weights = torch.ones(32, width, dtype=dtype), torch.ones(4 * width, width, dtype=dtype)
+        for _ in range(5):
+            began = time.thread_time()
+            torch.nn.functional.linear(rows, weights)
+            best[dtype] = min(best.get(dtype, math.inf), time.thread_time() - began)
+    return best[torch.float32] > FASTER * best[torch.bfloat16]
 
 
 def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -316,10 +333,17 @@ def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None)
 
 
-def _rule_key(sampling: Sampling) -> tuple[str, int]:
-    """What the rows of one batch must share."""
-    shared = [sampling.temperature, sampling.top_p, sampling.top_k, sampling.thinking_budget]
-    return digest(shared), sampling.max_tokens
+def _rule_key(sampling: Sampling) -> str:
+    """What rows must share to be written together."""
+    return digest([sampling.temperature, sampling.top_p, sampling.top_k, sampling.thinking_budget])
+
+
+def _groups(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows of one sampling each, in the order of their length."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (len(row.prompt), row.key)):
+        found.setdefault(_rule_key(row.request.sampling), []).append(row)
+    return list(found.values())
 
 
 def _begun(request: Request, opened: bool) -> str:

@@ -1,7 +1,8 @@
-"""How the next token is drawn, so that a row's text is its own: no other row, no batch, no run changes it.
+"""Batched writing: how the next token is drawn, and rows that enter and leave a running batch.
 
-Each row has a 63-bit seed. The noise of a token at a step is a hash of (seed, step, token id), made Gumbel; the token with
-the greatest scaled log-probability plus noise is a draw from the softmax (Gumbel-max). Nothing is kept between steps.
+A row's text is its own: no other row, no batch, no run changes it. Each row has a 63-bit seed. The noise of a token at a
+step is a hash of (seed, step, token id), made Gumbel; the token with the greatest scaled log-probability plus noise is a
+draw from the softmax (Gumbel-max). Nothing is kept between steps. Logits do not depend on neighbours either: see `cells`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from transformers import DynamicCache
 
+from demur.models.cells import cells_for
 from demur.records import Finish
 
 log = logging.getLogger("demur")
 REPORT = 60.0
 """Seconds between two lines about a batch that takes long."""
-SHRINK = 0.75
-"""When no more than this share of a batch's rows still writes, the others leave it."""
 CANDIDATES = 64
 """How many tokens are sorted before all of them are: nearly always enough to fill `top_p`."""
 _MIX = ((30, -4658895280553007687), (27, -7723592293110705685))
@@ -30,23 +30,18 @@ _MIX = ((30, -4658895280553007687), (27, -7723592293110705685))
 _GOLDEN = -7046029254386353131
 
 
-def gumbel(seeds: torch.Tensor, step: int, tokens: torch.Tensor) -> torch.Tensor:
+def gumbel(seeds: torch.Tensor, steps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Standard Gumbel noise, float32.
 
     Args:
         seeds: int64 `[rows]`.
-        step: which new token of the row.
+        steps: int64 `[rows]`: which new token of the row.
         tokens: int64 `[rows, n]`, token ids.
     """
-    state = _hash(seeds + _wrapped(step * _GOLDEN))[:, None] + tokens * _GOLDEN
+    state = _hash(seeds + steps * _GOLDEN)[:, None] + tokens * _GOLDEN
     bits = (_hash(state) >> 11) & ((1 << 53) - 1)
     uniform = (bits.to(torch.float64) + 0.5) * 2.0**-53
     return -torch.log(-torch.log(uniform)).to(torch.float32)
-
-
-def _wrapped(value: int) -> int:
-    """A whole number as the signed 64 bits that it becomes in a tensor."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _hash(state: torch.Tensor) -> torch.Tensor:
@@ -56,24 +51,23 @@ def _hash(state: torch.Tensor) -> torch.Tensor:
     return state ^ ((state >> 31) & ((1 << 33) - 1))
 
 
-class Rule:
+class Rule(NamedTuple):
     """Temperature, top-k and top-p, as one draws with them."""
 
-    def __init__(self, *, temperature: float, top_p: float, top_k: int | None) -> None:
-        self.temperature = temperature
-        self.top_p = top_p
-        self.top_k = top_k
+    temperature: float
+    top_p: float
+    top_k: int | None
 
-    def draw(self, logits: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
+    def draw(self, logits: torch.Tensor, seeds: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """The next tokens, int64 `[rows]`, for logits `[rows, vocabulary]`."""
         if self.temperature == 0:
             return logits.argmax(-1)
         scaled = logits.float() / self.temperature
         if self.top_p >= 1 and self.top_k is None:
             tokens = torch.arange(scaled.shape[1]).expand_as(scaled)
-            return (scaled + gumbel(seeds, step, tokens).to(scaled.device)).argmax(-1)
+            return (scaled + gumbel(seeds, steps, tokens).to(scaled.device)).argmax(-1)
         values, tokens = self._candidates(scaled)
-        noise = gumbel(seeds, step, tokens.cpu()).to(values.device)
+        noise = gumbel(seeds, steps, tokens.cpu()).to(values.device)
         return tokens.gather(1, (values + noise).argmax(-1, keepdim=True))[:, 0]
 
     def _candidates(self, scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,6 +88,22 @@ class Rule:
         return values.masked_fill(before >= self.top_p, -torch.inf), tokens
 
 
+class Line(Protocol):
+    """A row that is to be written."""
+
+    @property
+    def prompt(self) -> list[int]:
+        """Its tokens."""
+
+    @property
+    def seed(self) -> int:
+        """63 bits."""
+
+    @property
+    def limit(self) -> int:
+        """Most new tokens."""
+
+
 class Written(NamedTuple):
     """What a row wrote, its stop token included, and whether tokens were forced upon it."""
 
@@ -104,134 +114,109 @@ class Written(NamedTuple):
     """Log-probabilities of the likeliest first tokens, where they were asked for."""
 
 
-class Writing:
-    """One batch being written: left padding, key-value cache; rows that have ended leave."""
+class Force(NamedTuple):
+    """From step `at` on, put `tokens` into the mouth of the rows for which `when(line, written so far)` holds."""
+
+    tokens: list[int]
+    at: int
+    when: Callable[[Any, list[int]], bool]
+
+
+@dataclass
+class _Row:
+    line: Line
+    written: list[int] = field(default_factory=list)
+    queue: deque[int] | None = None
+    first: dict[int, float] = field(default_factory=dict)
+    finish: Finish | None = None
+
+
+class Writer:
+    """A batch that is written token by token; a row that has ended makes room for one that waits."""
 
     def __init__(
         self,
         model: Any,
         *,
-        prompts: list[list[int]],
-        seeds: list[int],
-        limits: list[int],
         stops: frozenset[int],
+        width: int,
+        force: Force | None = None,
+        keep_first: int = 0,
     ) -> None:
-        """Lay out the batch.
+        """Prepare an empty batch.
 
         Args:
             model: a causal language model of transformers.
-            prompts: token ids of each row.
-            seeds: 63 bits a row.
-            limits: most new tokens of each row.
             stops: tokens that end a row.
+            width: most rows at the same time.
+            force: tokens that rows do not choose.
+            keep_first: how many alternatives of each row's first token to keep.
         """
-        self._model = model
-        self._stops = stops
-        self._limits = limits
-        self._written: list[list[int]] = [[] for _ in prompts]
-        self._finish: list[Finish | None] = [None] * len(prompts)
-        self._queues: dict[int, deque[int]] = {}
-        self._force: tuple[list[int], int, Callable[[int, list[int]], bool]] | None = None
-        width, steps = max(map(len, prompts)), max(limits)
-        tokens = torch.zeros((len(prompts), width), dtype=torch.long)
-        mask = torch.zeros((len(prompts), width + steps), dtype=torch.long)
-        for i, prompt in enumerate(prompts):
-            tokens[i, width - len(prompt) :] = torch.tensor(prompt)
-            mask[i, width - len(prompt) :] = 1
-        self._width, self._steps = width, steps
-        self._tokens, self._mask = tokens.to(model.device), mask.to(model.device)
-        self._places = (self._mask[:, :width].cumsum(-1) - 1).clamp(min=0)
-        self._seeds = torch.tensor(seeds)
-        self._alive = list(range(len(prompts)))
-        self._ended: Callable[[int, Written], None] = lambda at, written: None
-        self._cache = DynamicCache(config=model.config)
-        self._first: list[dict[int, float]] = [{} for _ in prompts]
-        self.keep_first = 0
-        """How many alternatives of each row's first token to keep."""
+        self._cells = cells_for(model)
+        self._stops, self._force, self._keep_first = stops, force, keep_first
+        self._width = min(width, self._cells.most)
+        self._rows: list[_Row] = []
 
-    def force(self, tokens: list[int], *, at: int, when: Callable[[int, list[int]], bool]) -> None:
-        """From step `at` on, put `tokens` into the mouth of the rows for which `when(row, written so far)` holds."""
-        self._force = (tokens, at, when)
+    def run(self, rule: Rule, lines: deque[Any], ended: Callable[[Any, Written], None], stop: threading.Event) -> None:
+        """Write until no line waits and each row has ended, or `stop` is set; `ended` gets each row as it ends.
 
-    def run(self, rule: Rule, ended: Callable[[int, Written], None], stop: threading.Event) -> None:
-        """Write until each row has ended, or `stop` is set; `ended` is called with each row as it ends."""
-        self._ended = ended
-        with torch.inference_mode():
-            self._run(rule, stop)
-
-    def _run(self, rule: Rule, stop: threading.Event) -> None:
+        `lines` may grow while it runs. Neighbours of the same length are read together.
+        """
         began = told = time.monotonic()
-        for step in range(self._steps):
-            if stop.is_set():
-                return
-            if time.monotonic() - told > REPORT:
-                told = time.monotonic()
-                count = sum(map(len, self._written))
-                speed = count / (told - began)
-                log.warning(
-                    "%d of %d rows still write; %d tokens, %.0f a second",
-                    len(self._alive),
-                    len(self._written),
-                    count,
-                    speed,
-                )
-            logits = self._logits(step)
-            if step == 0 and self.keep_first:
-                self._keep(logits)
-            drawn = rule.draw(logits, self._seeds, step).tolist()
-            if self._force and step == self._force[1]:
-                self._queue()
-            self._take(drawn)
-            writing = [at for at, i in enumerate(self._alive) if self._finish[i] is None]
-            if not writing:
-                break
-            self._tokens = torch.tensor(drawn, device=self._mask.device)[:, None]
-            self._places = self._places[:, -1:] + 1
-            if len(writing) <= SHRINK * len(self._alive):
-                self._drop_all_but(writing)
+        rows = tokens = 0
+        with torch.inference_mode():
+            while not stop.is_set():
+                while lines and len(self._rows) < self._width and not stop.is_set():
+                    self._enter(rule, lines)
+                    rows += self._leave(ended)
+                if not self._rows:
+                    return
+                tokens += len(self._rows)
+                logits = self._cells.step([row.written[-1] for row in self._rows])
+                self._take(rule, self._rows, logits)
+                rows += self._leave(ended)
+                if time.monotonic() - told > REPORT:
+                    told = time.monotonic()
+                    state = (rows, len(self._rows), len(lines), tokens, tokens / (told - began))
+                    log.warning("%d rows done, %d write, %d wait; %d tokens, %.0f a second", *state)
 
-    def _logits(self, step: int) -> torch.Tensor:
-        out = self._model(
-            input_ids=self._tokens,
-            attention_mask=self._mask[:, : self._width + step],
-            position_ids=self._places,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        last: torch.Tensor = out.logits[:, -1]
-        return last
+    def _enter(self, rule: Rule, lines: deque[Any]) -> None:
+        """Read the prompts of the next lines and draw their first tokens."""
+        size = len(lines[0].prompt)
+        most = min(self._width - len(self._rows), self._cells.together(size))
+        new: list[_Row] = []
+        while lines and len(new) < most and len(lines[0].prompt) == size:
+            new.append(_Row(lines.popleft()))
+        logits = self._cells.read([row.line.prompt for row in new])
+        if self._keep_first:
+            values, tokens = logits.float().log_softmax(-1).topk(min(self._keep_first, logits.shape[1]))
+            for row, chances, ids in zip(new, values.tolist(), tokens.tolist(), strict=True):
+                row.first = dict(zip(ids, chances, strict=True))
+        self._rows += new
+        self._take(rule, new, logits)
 
-    def _keep(self, logits: torch.Tensor) -> None:
-        values, tokens = logits.float().log_softmax(-1).topk(min(self.keep_first, logits.shape[1]))
-        for row, (chances, ids) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True)):
-            self._first[row] = dict(zip(ids, chances, strict=True))
+    def _take(self, rule: Rule, rows: list[_Row], logits: torch.Tensor) -> None:
+        """Give each row its next token."""
+        seeds = torch.tensor([row.line.seed for row in rows])
+        steps = torch.tensor([len(row.written) for row in rows])
+        for row, token in zip(rows, rule.draw(logits, seeds, steps).tolist(), strict=True):
+            force = self._force
+            if force and len(row.written) == force.at and force.when(row.line, row.written):
+                row.queue = deque(force.tokens)
+            row.written.append(row.queue.popleft() if row.queue else token)
+            if row.written[-1] in self._stops:
+                row.finish = "stop"
+            elif len(row.written) >= row.line.limit:
+                row.finish = "length"
 
-    def _queue(self) -> None:
-        assert self._force is not None
-        tokens, _, when = self._force
-        for i in self._alive:
-            if self._finish[i] is None and when(i, self._written[i]):
-                self._queues[i] = deque(tokens)
-
-    def _take(self, drawn: list[int]) -> None:
-        """Append the new tokens; `drawn` is changed where others are forced."""
-        for at, i in enumerate(self._alive):
-            if self._finish[i] is not None:
-                continue
-            if self._queues.get(i):
-                drawn[at] = self._queues[i].popleft()
-            self._written[i].append(drawn[at])
-            if drawn[at] in self._stops:
-                self._finish[i] = "stop"
-            elif len(self._written[i]) >= self._limits[i]:
-                self._finish[i] = "length"
-            if (finish := self._finish[i]) is not None:
-                self._ended(i, Written(self._written[i], finish, i in self._queues, self._first[i]))
-
-    def _drop_all_but(self, rows: list[int]) -> None:
-        keep = torch.tensor(rows, device=self._mask.device)
-        self._cache.batch_select_indices(keep)
-        self._tokens, self._places, self._mask = self._tokens[keep], self._places[keep], self._mask[keep]
-        self._seeds = self._seeds[keep.cpu()]
-        self._alive = [self._alive[at] for at in rows]
+    def _leave(self, ended: Callable[[Any, Written], None]) -> int:
+        """Hand on the rows that have ended; the last row takes the place of one that leaves."""
+        count = len(self._rows)
+        for at in reversed(range(count)):
+            row = self._rows[at]
+            if row.finish is not None:
+                self._cells.drop(at)
+                self._rows[at] = self._rows[-1]
+                self._rows.pop()
+                ended(row.line, Written(row.written, row.finish, row.queue is not None, row.first))
+        return count - len(self._rows)
