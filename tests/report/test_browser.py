@@ -6,9 +6,10 @@ import asyncio
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.request import Request, urlopen
 
 import pytest
@@ -16,7 +17,8 @@ from tests.report.made import HOSTILE, make_run, trace_of
 
 from demur import report
 from demur.errors import UserError
-from demur.records import Prompt, Span
+from demur.judge import calibrate
+from demur.records import Prompt, RefusalLabel, Span
 from demur.report.index import Index
 from demur.report.labels import Labels
 from demur.report.marks import pieces, visible
@@ -145,25 +147,17 @@ def test_the_viewer_in_a_browser(chromium: Any, served: Served, hostile: Path) -
     expect(page.locator("#count")).to_contain_text("of 48")
     page.select_option("select[data-kind=bench]", "mini_harm")
     expect(page.locator("#count")).to_contain_text("of 24")
-    # Two parts at least are blurred; the trace itself comes a moment after the count.
     expect(page.locator("#left .masked").nth(1)).to_be_attached()
     page.keyboard.press("Escape")
     page.keyboard.press("h")
     expect(page.locator("#left .masked")).to_have_count(0)
     assert "<script>" in page.inner_text("#left .thinking")
-    first = page.get_attribute("#rows li[aria-current=true]", "data-row")
-    for _ in range(20):  # a key that comes before its trace does nothing
-        page.keyboard.press("j")
-        page.wait_for_timeout(500)
-        if page.get_attribute("#rows li[aria-current=true]", "data-row") != first:
-            break
-    assert page.get_attribute("#rows li[aria-current=true]", "data-row") != first
-    for _ in range(20):  # a key that comes before its trace does nothing
-        page.keyboard.press("c")
-        page.wait_for_timeout(500)
-        if page.locator("#right h2").count():
-            break
+    page.keyboard.press("j")
+    page.keyboard.press("c")
+    expect(page.locator("#right h2")).to_be_visible()
+    assert page.get_attribute("#rows li >> nth=1", "aria-current") == "true"
     assert page.inner_text("#right h2") != page.inner_text("#left h2")
+    assert page.locator("#left ins").count() > 0, "what the two do not have in common is marked"
     page.keyboard.press("x")
     page.fill("#by", "ann")
     page.keyboard.press("Escape")
@@ -181,6 +175,95 @@ def test_the_viewer_in_a_browser(chromium: Any, served: Served, hostile: Path) -
     page.close()
 
 
+def settled(page: Any) -> None:
+    """Wait until everything that was asked for is there."""
+    page.wait_for_selector("body[aria-busy=false]")
+
+
+def slow(page: Any, seconds: float = 0.4) -> None:
+    """Every trace comes late from now on."""
+
+    def late(route: Any) -> None:
+        time.sleep(seconds)
+        route.continue_()
+
+    page.route("**/api/trace/**", late)
+
+
+@browser_needed
+def test_keys_wait_for_the_trace_that_they_are_about(chromium: Any, tmp_path: Path) -> None:
+    """They were dropped before the first trace, and labelled the old one while the next was loading."""
+    run = make_run(tmp_path / "run", prompts=3, seeds=(0,))
+    viewer = Served(run)
+    try:
+        page, trouble = opened(chromium, viewer.url + "#arm=raw&bench=mini_benign")
+        settled(page)
+        page.fill("#by", "ann")
+        page.keyboard.press("Escape")
+        slow(page)
+        rows = page.locator("#rows li")
+        for key in ("j", "2", "j", "3", "k", "k"):
+            page.keyboard.press(key)
+        settled(page)
+        assert rows.nth(0).get_attribute("aria-current") == "true"
+        labels = [json.loads(line) for line in (run / "labels" / "refusal.jsonl").read_text().splitlines()]
+        asked = [page.locator("#rows li .head").nth(place).inner_text() for place in (1, 2)]
+        kinds = get_args(RefusalLabel)
+        assert [(row["prompt"], row["label"]) for row in labels] == [(asked[0], kinds[1]), (asked[1], kinds[2])]
+        assert trouble == []
+        page.close()
+    finally:
+        viewer.stop()
+
+
+@browser_needed
+def test_an_address_that_is_changed_while_a_trace_loads_is_kept(chromium: Any, served: Served) -> None:
+    from playwright.sync_api import expect
+
+    page, trouble = opened(chromium, served.url + "#arm=short")
+    settled(page)
+    slow(page)
+    page.keyboard.press("j")
+    page.evaluate("location.hash = 'arm=raw&bench=mini_benign'")
+    page.wait_for_timeout(600)
+    assert "arm=raw" in page.url
+    page.reload()
+    expect(page.locator("#count")).to_contain_text("of 12")
+    assert page.input_value("select[data-kind=arm]") == "raw"
+    assert trouble == []
+    page.close()
+
+
+@browser_needed
+def test_counts_of_filters_follow_the_other_filters(chromium: Any, served: Served) -> None:
+    from playwright.sync_api import expect
+
+    page, trouble = opened(chromium, served.url)
+    option = page.locator("select[data-kind=bench] option[value=mini_harm]")
+    expect(option).to_have_text("mini harm (96)")
+    page.select_option("select[data-kind=arm]", "short")
+    expect(option).to_have_text("mini harm (24)")
+    page.select_option("select[data-kind=attack]", "mini-seen")
+    expect(option).to_have_text("mini harm (12)")
+    expect(page.locator("select[data-kind=bench] option[value=mini_benign]")).to_have_text("mini benign (0)")
+    expect(page.locator("select[data-kind=arm] option[value=raw]")).to_have_text("raw (12)")
+    assert trouble == []
+    page.close()
+
+
+@browser_needed
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_viewer_on_a_telephone(chromium: Any, served: Served, scheme: str) -> None:
+    page, trouble = opened(chromium, served.url, viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    settled(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    box = page.locator("#left .thinking").bounding_box()
+    assert box["width"] > 300, "there is room to read"
+    assert page.locator("#left table td >> nth=0").bounding_box()["width"] > 60
+    assert trouble == []
+    page.close()
+
+
 @browser_needed
 def test_filters_and_trace_stand_in_the_address(chromium: Any, served: Served, hostile: Path) -> None:
     from playwright.sync_api import expect
@@ -194,8 +277,12 @@ def test_filters_and_trace_stand_in_the_address(chromium: Any, served: Served, h
     assert "trace=" in page.url
     assert "<script>" not in page.inner_text("#left"), "harmful text is not there until it is asked for"
     assert "harmful prompt" in page.inner_text("#rows li >> nth=0")
+    page.keyboard.press("j")
+    expect(page.locator("#rows li >> nth=1")).to_have_attribute("aria-current", "true")
+    settled(page)
     page.reload()
-    expect(page.locator("#count")).to_contain_text("of 1")
+    expect(page.locator("#count")).to_contain_text("of 12")
+    expect(page.locator("#rows li >> nth=1")).to_have_attribute("aria-current", "true")
     page.close()
     page, others = opened(chromium, served.url + "#arm=raw&versus=improved", viewport={"width": 1280, "height": 800})
     trouble += others
@@ -228,6 +315,10 @@ def test_labels_are_given_blind_and_can_be_taken_back(chromium: Any, tmp_path: P
         page.keyboard.press("s")
         expect(page.locator("#left button[aria-pressed=true]")).to_have_count(1)
         assert (run / "labels" / "harm.jsonl").read_text().count("\n") == 1
+        page.keyboard.press("?")
+        expect(page.locator("#agreement")).to_contain_text(f"demur calibrate guard {run}/labels/harm.jsonl")
+        assert [row.gold for row in calibrate.read(run / "labels" / "harm.jsonl")] == ["safe"]
+        page.keyboard.press("Escape")
         page.check("#unlabelled")
         expect(page.locator("#count")).to_contain_text("of 53")
         page.uncheck("#unlabelled")
@@ -346,6 +437,9 @@ def test_the_index_finds_filters_and_is_kept(hostile: Path, tmp_path: Path) -> N
     index.fill()
     assert index.progress() == 1
     everything = index.search({})
+    last = index.search({}, offset=200, limit=50)["rows"][7]
+    found = index.search({"trace": last["id"]}, limit=50)
+    assert (found["offset"], found["rows"][found["at"]]["id"]) == (200, last["id"]), "the page that holds a trace"
     assert everything["total"] == 216
     assert index.search({"verdict": "correct"})["total"] + index.search({"verdict": "wrong"})["total"] == 48
     assert index.search({"q": "Pretend question 11"})["total"] == 4

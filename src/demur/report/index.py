@@ -22,8 +22,10 @@ from demur.records import Finding, Outcome, Trace, Verdict, digest
 from demur.report.read import bench_name, family, present
 from demur.storage.artifacts import Artifact
 
-VERSION = 4
+VERSION = 5
 FILTERS = ("arm", "bench", "attack", "intent", "outcome", "verdict", "pattern")
+TAGS = ("verdict", "pattern")
+"""Filters of which a trace may have several values."""
 FAILS = """exists (select 1 from tags g where g.row = {0}.row and g.kind = 'verdict' and (g.value in ('unsafe', 'wrong', 'no_answer')
     or {0}.intent = 'harmful' and g.value = 'full_compliance'
     or {0}.intent in ('benign', 'borderline') and g.value in ('full_refusal', 'partial_refusal')))"""
@@ -41,7 +43,6 @@ create index by_tag on tags(kind, value, row);
 create index by_row on tags(row);
 create table notes(trace text, kind text, body blob);
 create index by_trace on notes(trace);
-create table facets(kind text, value text, n integer);
 create table about(name text primary key, value text);
 create virtual table words using fts5(prompt, thinking, answer, content='', detail='none');
 """
@@ -121,9 +122,6 @@ class Index:
             for stage in self.stages:
                 for kind in ("verdicts", "findings"):
                     self._attach(stage, kind)
-            for kind in ("arm", "bench", "attack", "intent", "outcome"):
-                db.execute(f"insert into facets select ?, {kind}, count(*) from traces group by {kind}", (kind,))
-            db.execute("insert into facets select kind, value, count(*) from tags group by kind, value")
             db.execute("insert into about values('mark', ?)", (mark,))
         db.close()
         del self._local.db
@@ -184,54 +182,45 @@ class Index:
         total = self.db.execute("select max(row) from traces").fetchone()[0] or 0
         return int(self._about("filled") or 0) / total if total else 1.0
 
-    def facets(self) -> dict[str, dict[str, int]]:
-        """What there is to filter by, with counts."""
-        found: dict[str, dict[str, int]] = {kind: {} for kind in FILTERS}
-        for kind, value, count in self.db.execute("select kind, value, n from facets order by n desc"):
-            found[kind][value] = count
+    def facets(self, wanted: Mapping[str, str], *, without: Collection[str] = ()) -> dict[str, dict[str, int]]:
+        """What there is to filter by: of each kind the values, with how many traces match them and all other filters."""
+        found: dict[str, dict[str, int]] = {}
+        for kind in FILTERS:
+            where, values = _matching({**wanted, kind: ""}, without)
+            tagged = f"select value, count(distinct row) n from tags where kind = '{kind}' and row in (select row from traces where {where})"
+            plain = f"select {kind}, count(*) n from traces where {where}"
+            query = f"{tagged if kind in TAGS else plain} group by 1 order by n desc"
+            found[kind] = dict(self.db.execute(query, values).fetchall())
         return found
 
     def search(
-        self, wanted: Mapping[str, str], *, labelled: Collection[str] | None = None, offset: int = 0, limit: int = 50
+        self, wanted: Mapping[str, str], *, without: Collection[str] = (), offset: int | None = None, limit: int = 50
     ) -> dict[str, Any]:
         """A page of traces that match all filters and all words.
 
         Args:
-            wanted: a value for some of `FILTERS`; `q`, words in the text; `trace`, an id; `versus`, the arm that does not fail
-                where these do; `order`, `random` for a draw that is stratified by verdict.
-            labelled: ids to leave out.
-            offset: how many to skip.
+            wanted: a value for some of `FILTERS`; `q`, words in the text; `versus`, the arm that does not fail where these
+                do; `order`, `random` for a draw that is stratified by verdict; `trace`, an id.
+            without: ids to leave out.
+            offset: how many to skip; `None`: as many as lead to the page with `trace`.
             limit: how many to return.
         """
-        conditions, values = ["1"], list[Any]()
-        for kind in FILTERS:
-            if wanted.get(kind):
-                tagged = "exists (select 1 from tags where tags.row = traces.row and kind = ? and value = ?)"
-                conditions.append(tagged if kind in ("verdict", "pattern") else f"{kind} = ?")
-                values += [kind, wanted[kind]] if kind in ("verdict", "pattern") else [wanted[kind]]
-        if looked_for := re.findall(r"\w+", wanted.get("q", "")):
-            conditions.append("row in (select rowid from words where words match ?)")
-            values.append(" ".join(f'"{word}"' for word in looked_for) + "*")
-        if wanted.get("trace"):
-            conditions.append("id = ?")
-            values.append(wanted["trace"])
-        if wanted.get("versus"):
-            conditions.append(f"{FAILS.format('traces')} and exists (select 1 from traces o where o.key = traces.key and o.arm = ? "
-                              f"and not {FAILS.format('o')})")  # fmt: skip
-            values.append(wanted["versus"])
-        if labelled:
-            conditions.append(f"id not in ({','.join('?' * len(labelled))})")
-            values += labelled
-        where = " and ".join(conditions)
-        count = "select max(row) from traces" if len(conditions) == 1 else f"select count(*) from traces where {where}"
-        total = self.db.execute(count, values).fetchone()[0] or 0
+        where, values = _matching(wanted, without)
         order = RANDOM if wanted.get("order") == "random" else "row"
-        query = f"select row, id, arm, seed, bench, attack, intent, outcome, head from traces where {where} order by {order} limit ? offset ?"
-        rows = [dict(row) for row in self.db.execute(query, [*values, limit, offset])]
+        query, at = (
+            f"select row, id, arm, seed, bench, attack, intent, outcome, head from traces where {where} order by {order}",
+            0,
+        )
+        if offset is None and wanted.get("trace"):
+            ids = [name for (name,) in self.db.execute(f"select id from traces where {where} order by {order}", values)]
+            at = ids.index(wanted["trace"]) if wanted["trace"] in ids else 0
+        offset = at - at % limit if offset is None else offset
+        rows = [dict(row) for row in self.db.execute(f"{query} limit ? offset ?", [*values, limit, offset])]
         for row in rows:
-            tags = self.db.execute("select kind, value from tags where row = ?", (row["row"],))
-            row["tags"] = [f"{value}" for _, value in tags]
-        return {"total": total, "rows": rows, "indexed": self.progress()}
+            row["tags"] = [value for (value,) in self.db.execute("select value from tags where row = ?", (row["row"],))]
+        count = "select max(row) from traces" if where == "1" else f"select count(*) from traces where {where}"
+        total = self.db.execute(count, values).fetchone()[0] or 0
+        return {"total": total, "rows": rows, "offset": offset, "at": at % limit, "indexed": self.progress()}
 
     def trace(self, row: int) -> Trace | None:
         """A trace, read from its stage."""
@@ -255,6 +244,27 @@ class Index:
             "order by row limit 200"
         )
         return [dict(found) for found in self.db.execute(query, (row, row))]
+
+
+def _matching(wanted: Mapping[str, str], without: Collection[str]) -> tuple[str, list[str]]:
+    """A condition on the traces, and the values in it."""
+    conditions, values = ["1"], list[str]()
+    for kind in FILTERS:
+        if wanted.get(kind):
+            tagged = "exists (select 1 from tags where tags.row = traces.row and kind = ? and value = ?)"
+            conditions.append(tagged if kind in TAGS else f"{kind} = ?")
+            values += [kind, wanted[kind]] if kind in TAGS else [wanted[kind]]
+    if looked_for := re.findall(r"\w+", wanted.get("q", "")):
+        conditions.append("row in (select rowid from words where words match ?)")
+        values.append(" ".join(f'"{word}"' for word in looked_for) + "*")
+    if wanted.get("versus"):
+        other = f"select 1 from traces o where o.key = traces.key and o.arm = ? and not {FAILS.format('o')}"
+        conditions.append(f"{FAILS.format('traces')} and exists ({other})")
+        values.append(wanted["versus"])
+    if without:
+        conditions.append(f"id not in ({','.join('?' * len(without))})")
+        values += without
+    return " and ".join(conditions[1:] or conditions), values
 
 
 def _place(run: Path) -> Path:

@@ -119,7 +119,7 @@ class Viewer:
         """What there is to filter by and to label."""
         return {
             "name": self.run.resolve().name,
-            "facets": self.index.facets(),
+            "facets": self.index.facets({}),
             "kinds": {kind: list(values) for kind, values in KINDS.items()},
             "agreement": self.labels.agreement(),
             "report": (self.run / "report.html").is_file(),
@@ -130,9 +130,11 @@ class Viewer:
 
     def _traces(self, request: web.Request) -> dict[str, Any]:
         ask = request.query
-        offset, limit = max(0, int(ask.get("offset", "0"))), min(PAGE, max(1, int(ask.get("limit", "50"))))
+        offset, limit = int(ask["offset"]) if "offset" in ask else None, min(PAGE, max(1, int(ask.get("limit", "50"))))
         left = self.labels.ids() if ask.get("unlabelled") else ()
-        found = self.index.search(ask, labelled=left, offset=offset, limit=limit)
+        found = self.index.search(ask, without=left, offset=None if offset is None else max(0, offset), limit=limit)
+        if ask.get("facets"):
+            found["facets"] = self.index.facets(ask, without=left)
         for row in found["rows"]:
             row["head"] = visible(row["head"])
             row["labelled"] = sorted(self.labels.of(row["id"]))

@@ -19,9 +19,16 @@ const ask = async (path, options) => {
   return body;
 };
 const PAGE = 50;
-const OWN = ["q", "order", "unlabelled", "versus", "trace"];
-const state = { asked: {}, blind: true, offset: 0, total: 0, rows: [], at: 0, shown: false, trace: null, other: null, kinds: {}, wanted: 0 };
+const state = { asked: {}, blind: true, offset: 0, total: 0, rows: [], at: 0, shown: false, trace: null, other: null, kinds: {}, address: null };
 const KEYS = { refusal: ["1", "2", "3", "4"], harm: ["s", "u"], patterns: ["q", "w", "e", "r", "t"] };
+
+// One thing after the other: a key that comes while a trace is loading is about that trace, and waits for it.
+let last = Promise.resolve(), waiting = 0;
+function queued(action) {
+  const count = step => { waiting += step; document.body.setAttribute("aria-busy", waiting > 0); };
+  count(1);
+  last = last.then(action).catch(error => { $("count").textContent = error.message; }).finally(() => count(-1));
+}
 
 async function start() {
   const about = await ask("api/about");
@@ -29,9 +36,8 @@ async function start() {
   state.kinds = about.kinds;
   for (const [kind, values] of Object.entries(about.facets)) {
     if (Object.keys(values).length < 2) continue;
-    const select = el("select", { "data-kind": kind, "aria-label": kind }, el("option", { value: "" }, `any ${kind}`));
-    for (const [value, n] of Object.entries(values)) select.append(el("option", { value }, `${words(value) || "none"} (${n.toLocaleString("en")})`));
-    select.addEventListener("change", () => refilter());
+    const select = el("select", { "data-kind": kind, "aria-label": kind }, el("option", { value: "" }, `any ${kind}`), ...Object.keys(values).map(value => el("option", { value })));
+    select.addEventListener("change", refilter);
     $("filters").append(select);
   }
   $("versus").append(...Object.keys(about.facets.arm).map(arm => el("option", { value: arm }, `and ${arm} does not`)));
@@ -41,12 +47,14 @@ async function start() {
   const help = { "j / k": "next, previous", "/": "search", h: "show or hide harmful text", c: "the next arm's reply to the same, side by side", x: "close it", "0": "no pattern", "⌫": "take back your labels", "?": "this list" };
   for (const [kind, keys] of Object.entries(KEYS)) keys.forEach((key, i) => { help[key] = `${kind}: ${words(state.kinds[kind][i])}`; });
   for (const [key, text] of Object.entries(help)) $("keytable").append(el("tr", {}, el("td", {}, el("kbd", {}, key)), el("td", {}, text)));
-  await load(0);
+  await load();
 }
 
 // What is asked for stands in the address: reload keeps it, and it can be sent to whoever has the same run.
 function restore() {
-  state.asked = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  state.address = location.hash;
+  const { trace, ...asked } = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  Object.assign(state, { asked, sought: trace });
   document.querySelectorAll("select[data-kind]").forEach(select => { select.value = state.asked[select.dataset.kind] ?? ""; });
   $("q").value = state.asked.q ?? "";
   $("order").value = state.asked.order ?? "";
@@ -58,28 +66,42 @@ function refilter() {
   document.querySelectorAll("select[data-kind]").forEach(select => { if (select.value) asked[select.dataset.kind] = select.value; });
   for (const name of ["q", "order", "versus"]) if ($(name).value) asked[name] = $(name).value;
   if ($("unlabelled").checked) asked.unlabelled = "1";
-  state.asked = asked;
-  history.replaceState(null, "", `#${new URLSearchParams(asked)}`);
-  load(0);
+  Object.assign(state, { asked, sought: null });
+  write(asked);
+  queued(() => state.asked === asked && load());
 }
-window.addEventListener("hashchange", () => { restore(); load(0); });
+window.addEventListener("hashchange", () => { if (location.hash !== state.address) queued(() => { restore(); return load(); }); });
+// An address that somebody changed meanwhile is theirs: it is read in its turn, and not written over.
+function write(asked) {
+  if (state.address !== null && location.hash !== state.address) return;
+  history.replaceState(null, "", `#${new URLSearchParams(asked)}`);
+  state.address = location.hash;
+}
 
+const head = row => row.intent === "harmful" && !state.shown ? `harmful prompt ${row.id.slice(0, 6)} (h shows it)` : row.head || "no text";
+
+// A page of the list; without an offset the one with the trace that the address names, else the first.
 async function load(offset, at = 0) {
-  const query = new URLSearchParams({ ...state.asked, offset, limit: PAGE });
-  const turn = ++state.wanted;
-  let found;
-  try { found = await ask(`api/traces?${query}`); } catch (error) { $("count").textContent = error.message; return; }
-  if (turn !== state.wanted) return;
+  const from = offset == null ? { facets: 1, ...(state.sought ? { trace: state.sought } : {}) } : { offset };
+  const found = await ask(`api/traces?${new URLSearchParams({ ...state.asked, ...from, limit: PAGE })}`);
+  if (offset == null) ({ offset, at } = found);
   Object.assign(state, { offset, total: found.total, rows: found.rows, at: Math.max(0, Math.min(at < 0 ? found.rows.length - 1 : at, found.rows.length - 1)) });
+  for (const option of found.facets ? document.querySelectorAll("select[data-kind] option[value]:not([value=''])") : []) {
+    const n = found.facets[option.parentElement.dataset.kind][option.value] ?? 0;
+    option.textContent = `${words(option.value) || "none"} (${n.toLocaleString("en")})`;
+  }
   const last = offset + found.rows.length;
   const partly = found.indexed < 1 && $("q").value ? `; ${Math.floor(100 * found.indexed)} % of the text is indexed so far` : "";
   $("count").textContent = found.total ? `${(offset + 1).toLocaleString("en")}–${last.toLocaleString("en")} of ${found.total.toLocaleString("en")}${partly}` : `nothing matches${partly}`;
-  $("rows").replaceChildren(...found.rows.map((row, place) => el("li", { on: () => show(place), "data-row": row.row },
-    el("div", { class: "head", dir: "auto" }, row.intent === "harmful" && !state.shown ? `harmful prompt ${row.id.slice(0, 6)} (h shows it)` : row.head || "no text"),
+  $("rows").replaceChildren(...found.rows.map((row, place) => el("li", { on: () => queued(() => show(place)), "data-row": row.row },
+    el("div", { class: "head", dir: "auto" }, head(row)),
     el("div", { class: "soft" }, [row.arm + (row.seed == null ? "" : `/${row.seed}`), row.bench, row.attack === "none" ? "" : row.attack, ...row.tags.map(words), row.labelled.length ? "✎" : ""].filter(Boolean).join(" · ")))));
   $("back").disabled = offset === 0;
   $("on").disabled = last >= found.total;
-  if (found.rows.length) await show(state.at); else $("left").replaceChildren();
+  if (found.rows.length) return show(state.at);
+  state.trace = null;
+  $("left").replaceChildren();
+  close();
 }
 
 async function show(place, all = "") {
@@ -87,11 +109,9 @@ async function show(place, all = "") {
   const row = state.rows[place];
   [...$("rows").children].forEach((item, i) => item.setAttribute("aria-current", i === place));
   $("rows").children[place]?.scrollIntoView({ block: "nearest" });
-  const trace = await ask(`api/trace/${row.row}${all}`);
-  if (state.rows[state.at] !== row) return;
-  state.trace = trace;
-  history.replaceState(null, "", `#${new URLSearchParams({ ...state.asked, trace: trace.id })}`);
-  draw($("left"), trace, row, () => show(place, "?all=1"));
+  const trace = state.trace = await ask(`api/trace/${row.row}${all}`);
+  write({ ...state.asked, trace: trace.id });
+  draw($("left"), trace, row, () => queued(() => show(place, "?all=1")));
   $("left").scrollTop = 0;
   if (!all) close();
 }
@@ -154,12 +174,12 @@ function draw(box, trace, row, more) {
     parts.push(el("details", { open: !hidden }, el("summary", {}, hidden ? "verdicts, hidden while you label" : "verdicts"), el("table", {}, el("tbody", {}, ...body))));
   }
   if (trace.siblings.length && more) {
-    parts.push(el("h3", {}, "others' replies to the same"), el("div", {}, ...trace.siblings.map(s => el("button", { type: "button", class: "sibling", on: () => beside(s) }, `${s.arm}${s.seed == null ? "" : `/${s.seed}`}`))));
+    parts.push(el("h3", {}, "others' replies to the same"), el("div", {}, ...trace.siblings.map(s => el("button", { type: "button", class: "sibling", on: () => queued(() => beside(s)) }, `${s.arm}${s.seed == null ? "" : `/${s.seed}`}`))));
   }
   parts.push(el("h3", {}, "labels"));
   for (const [kind, values] of Object.entries(state.kinds)) {
     const given = trace.labels[kind]?.[by];
-    parts.push(el("div", { class: "labels" }, el("span", { class: "soft" }, `${kind} `), ...values.map((value, i) => el("button", { type: "button", "aria-pressed": kind === "patterns" ? String(given?.includes(value) ?? false) : String(given === value), on: () => label(trace, box, row, kind, value) }, `${words(value)} (${KEYS[kind][i]})`)), ...(kind === "patterns" ? [el("button", { type: "button", "aria-pressed": String(given?.length === 0), on: () => label(trace, box, row, kind, null) }, "no pattern (0)")] : []), given === undefined ? null : el("button", { type: "button", on: () => label(trace, box, row, kind, undefined) }, "take back")));
+    parts.push(el("div", { class: "labels" }, el("span", { class: "soft" }, `${kind} `), ...values.map((value, i) => el("button", { type: "button", "aria-pressed": kind === "patterns" ? String(given?.includes(value) ?? false) : String(given === value), on: () => queued(() => label(trace, box, row, kind, value)) }, `${words(value)} (${KEYS[kind][i]})`)), ...(kind === "patterns" ? [el("button", { type: "button", "aria-pressed": String(given?.length === 0), on: () => queued(() => label(trace, box, row, kind, null)) }, "no pattern (0)")] : []), given === undefined ? null : el("button", { type: "button", on: () => queued(() => label(trace, box, row, kind, undefined)) }, "take back")));
   }
   const others = Object.entries(trace.labels).flatMap(([kind, people]) => Object.entries(people).map(([who, value]) => `${who}: ${kind} ${Array.isArray(value) ? value.map(words).join(", ") || "no pattern" : words(value)}`));
   parts.push(el("p", { class: "soft given" }, others.join(" · ")));
@@ -176,27 +196,27 @@ async function label(trace, box, row, kind, value) {
     next = value === null ? [] : given?.includes(value) ? given.filter(name => name !== value) : [...(given ?? []), value];
     if (value !== null && !next.length) next = null;
   } else if (given === value) next = null;
-  try {
-    trace.labels = await ask(`api/label/${trace.row}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ kind, value: next, by }) });
-  } catch (error) { $("count").textContent = error.message; return; }
-  draw(box, trace, row, box === $("left") ? () => show(state.at, "?all=1") : null);
+  trace.labels = await ask(`api/label/${trace.row}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ kind, value: next, by }) });
+  draw(box, trace, row, box === $("left") ? () => queued(() => show(state.at, "?all=1")) : null);
 }
+const redraw = () => state.trace && draw($("left"), state.trace, state.rows[state.at], () => queued(() => show(state.at, "?all=1")));
+const mine = (kind, value) => state.trace && label(state.trace, $("left"), state.rows[state.at], kind, value);
 
 function go(step) {
   const next = state.at + step;
-  if (next >= 0 && next < state.rows.length) show(next);
-  else if (step > 0 && state.offset + state.rows.length < state.total) load(state.offset + PAGE);
-  else if (step < 0 && state.offset > 0) load(Math.max(0, state.offset - PAGE), -1);
+  if (next >= 0 && next < state.rows.length) return show(next);
+  if (step > 0 && state.offset + state.rows.length < state.total) return load(state.offset + PAGE);
+  if (step < 0 && state.offset > 0) return load(Math.max(0, state.offset - PAGE), -1);
 }
 
-function mask() {
+async function mask() {
   state.shown = !state.shown;
   $("mask").setAttribute("aria-pressed", state.shown);
   $("mask").textContent = state.shown ? "hide harmful text (h)" : "show harmful text (h)";
-  load(state.offset, state.at);
-  if (state.trace) draw($("left"), state.trace, state.rows[state.at], () => show(state.at, "?all=1"));
   const other = state.trace?.siblings.find(sibling => sibling.row === state.other);
-  if (other) beside(other);
+  [...$("rows").children].forEach((item, i) => { item.firstChild.textContent = head(state.rows[i]); });
+  redraw();
+  if (other) await beside(other);
 }
 
 async function help() {
@@ -208,25 +228,30 @@ async function help() {
 
 const actions = {
   j: () => go(1), k: () => go(-1), ArrowDown: () => go(1), ArrowUp: () => go(-1), h: mask, "?": help, x: close,
-  "/": () => $("q").focus(),
-  c: () => { const all = state.trace?.siblings ?? [], at = all.findIndex(s => s.row === state.other); if (all.length) beside(all[(at + 1) % all.length]); },
-  0: () => label(state.trace, $("left"), state.rows[state.at], "patterns", null),
-  Backspace: () => { for (const kind of Object.keys(state.kinds)) if (state.trace.labels[kind]?.[$("by").value.trim()] !== undefined) label(state.trace, $("left"), state.rows[state.at], kind, undefined); },
+  "/": null,
+  c: () => {
+    const all = state.trace?.siblings ?? [], at = all.findIndex(s => s.row === state.other);
+    if (all.length) return beside(all[(at + 1) % all.length]);
+    $("count").textContent = "nobody else was asked the same";
+  },
+  0: () => mine("patterns", null),
+  Backspace: async () => { for (const kind of Object.keys(state.kinds)) if (state.trace?.labels[kind]?.[$("by").value.trim()] !== undefined) await mine(kind, undefined); },
 };
-for (const [kind, keys] of Object.entries(KEYS)) keys.forEach((key, i) => { actions[key] = () => label(state.trace, $("left"), state.rows[state.at], kind, state.kinds[kind][i]); });
+for (const [kind, keys] of Object.entries(KEYS)) keys.forEach((key, i) => { actions[key] = () => mine(kind, state.kinds[kind][i]); });
 document.addEventListener("keydown", event => {
   if (event.key === "Escape") { document.activeElement.blur(); return; }
-  if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT|TEXTAREA/.test(event.target.tagName) || $("keys").open) return;
-  if (actions[event.key]) { event.preventDefault(); actions[event.key](); }
+  if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT|TEXTAREA/.test(event.target.tagName) || $("keys").open || !(event.key in actions)) return;
+  event.preventDefault();
+  if (event.key === "/") $("q").focus(); else queued(actions[event.key]);
 });
 let typing;
 $("q").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(refilter, 180); });
 for (const name of ["order", "versus", "unlabelled"]) $(name).addEventListener("change", refilter);
-$("blind").addEventListener("change", () => { state.blind = $("blind").checked; if (state.trace) draw($("left"), state.trace, state.rows[state.at], () => show(state.at, "?all=1")); });
+$("blind").addEventListener("change", () => { state.blind = $("blind").checked; redraw(); });
 $("by").value = localStorage.getItem("by") ?? "";
-$("by").addEventListener("input", () => { localStorage.setItem("by", $("by").value.trim()); if (state.trace) draw($("left"), state.trace, state.rows[state.at], () => show(state.at, "?all=1")); });
-$("mask").addEventListener("click", mask);
-$("help").addEventListener("click", help);
-$("back").addEventListener("click", () => load(Math.max(0, state.offset - PAGE)));
-$("on").addEventListener("click", () => load(state.offset + PAGE));
-start();
+$("by").addEventListener("input", () => { localStorage.setItem("by", $("by").value.trim()); redraw(); });
+$("mask").addEventListener("click", () => queued(mask));
+$("help").addEventListener("click", () => queued(help));
+$("back").addEventListener("click", () => queued(() => load(Math.max(0, state.offset - PAGE))));
+$("on").addEventListener("click", () => queued(() => load(state.offset + PAGE)));
+queued(start);
