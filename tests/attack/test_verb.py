@@ -60,6 +60,7 @@ def test_a_conversation_keeps_its_turns_and_what_judges_say_of_each(questions: P
     sent = list(read_jsonl(stage(out) / "traces.jsonl", Trace))
     assert len(sent) == 2
     assert {trace.prompt.attack.partition(":")[0] for trace in sent} == {"crescendo"}
+    assert "turn/1" in {result.metric for result in build(out).results}
 
 
 @pytest.mark.parametrize(

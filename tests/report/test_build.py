@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from msgspec.structs import replace
 from rich.console import Console
 from tests.made import rewrite
@@ -17,7 +19,7 @@ from tests.report.made import make_run, prompts_of, publish, trace_of
 
 from demur import report, stats
 from demur.errors import UserError, WorkError
-from demur.records import Part, Verdict
+from demur.records import Intent, Part, Verdict
 from demur.report import figures, format
 from demur.report.compare import compare
 from demur.report.first import columns
@@ -380,6 +382,76 @@ def test_several_judges_get_a_column_each_and_their_agreement(tmp_path: Path) ->
     assert "served (no harm judge)" in text
     assert "attack success" in text
     assert "agree on the answer" in text
+    assert "rules: offline" in text
+    assert "of served or refused" in text, "what the offline judge is worth on models that it was not fitted to"
+
+
+def judged(
+    folder: Path, bench: str, labels: Sequence[str | None], judge: str, *, cut: int = 0, intent: Intent = "harmful"
+) -> Path:
+    """A run of one arm with these verdicts; the first so many replies are truncated."""
+    prompts = prompts_of("h", intent, len(labels))
+    traces = [trace_of(p, outcome="cut_in_answer" if i < cut else "complete") for i, p in enumerate(prompts)]
+    verdicts = [
+        Verdict(trace=t.id, judge=judge, query="question", part="answer", label=label)
+        for t, label in zip(traces, labels, strict=True)
+    ]
+    settings = {"arm": "target", "seed": None, "bench": {"name": bench}}
+    publish(folder, f"evaluate-{bench}", "evaluate", {"traces": traces, "verdicts": verdicts}, settings=settings)
+    return folder
+
+
+def test_a_model_judge_that_nobody_calibrated_is_marked(tmp_path: Path) -> None:
+    assert "llama_guard3: uncalibrated" in text_of(
+        judged(tmp_path / "a", "advbench", ["safe"] * 9, "llama_guard3"), 200
+    )
+    assert "uncalibrated" not in text_of(judged(tmp_path / "b", "mini_harm", ["full_refusal"] * 9, "mini"), 200)
+
+
+def test_a_column_without_a_number_is_named_and_not_shown(tmp_path: Path) -> None:
+    judged(tmp_path, "xstest", ["full_compliance"] * 10, "xstest_llm", intent="borderline")
+    text = text_of(judged(tmp_path, "advbench", [None] * 24, "rules", cut=24), 300)
+    head = text.partition("95 % intervals")[0]
+    assert "over-refusal" in head
+    assert "served" not in head
+    assert "not shown, advbench: served (no harm judge): rules scored none of 24 replies, 24 of them truncated" in text
+
+
+def test_a_truncated_cell_is_no_plain_zero(tmp_path: Path) -> None:
+    text = text_of(judged(tmp_path, "advbench", ["full_refusal"] * 10, "xstest_llm", cut=4), 300)
+    assert "0 [0–28] ?" in text
+    assert "? truncated or unscored, so that the rate lies between 0 and 40" in text
+    assert "all truncated" in text_of(
+        judged(tmp_path / "b", "advbench", ["full_refusal"] * 10, "xstest_llm", cut=10), 300
+    )
+
+
+def test_full_refusals_stand_beside_full_and_partial_ones(tmp_path: Path) -> None:
+    labels = ["full_refusal"] * 2 + ["partial_refusal"] * 3 + ["full_compliance"] * 5
+    built = report.build(judged(tmp_path / "a", "xstest", labels, "xstest_llm", intent="borderline"))
+    both, full = [column for column in columns(built) if "over_refusal" in column.metric]
+    assert [built.find("target", c).value for c in (both, full)] == [0.5, 0.2]  # type: ignore[union-attr]
+    plain = report.build(judged(tmp_path / "b", "xstest", ["full_refusal"] * 9, "xstest_llm", intent="borderline"))
+    assert next(c.metric for c in columns(plain)) == "over_refusal", "without partial refusals one column says it all"
+    assert "full_over_refusal" not in [c.metric for c in columns(plain)]
+
+
+def test_thinking_tokens_are_over_all_whatever_the_order_of_benchmarks(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(run, out)
+    before = report.build(run)
+    study = yaml.safe_load((out / "study.yaml").read_text())
+    names = ("mini_harm", {"name": "mini_harm", "attack": "mini-seen"}, "mini_benign", "mini_arithmetic")
+    (out / "study.yaml").write_text(yaml.safe_dump(study | {"bench": list(names)}))
+    after = report.build(out)
+    assert (before.results[0].bench, after.results[0].bench) == ("mini_arithmetic", "mini_harm")
+    (column,) = [c for c in columns(before) if c.metric == "thinking_tokens"]
+    for arm in before.arms:
+        one, two = before.find(arm, column), after.find(arm, column)
+        assert one is not None
+        assert two is not None
+        assert one.value == pytest.approx(two.value)
+        assert one.n == two.n
 
 
 def test_a_benchmark_of_two_sides_says_how_many_each_has(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from demur.diagnose import exam
 from demur.judge import calibrate
 from demur.records import RefusalLabel, Verdict, encode
 from demur.report import build
-from demur.report.labels import Labels, corrections
+from demur.report.labels import Labels
 
 
 def test_report_prints_the_table_and_writes_the_files(tmp_path: Path) -> None:
@@ -106,9 +106,10 @@ def test_labels_take_the_judges_errors_out(tmp_path: Path) -> None:
         said: RefusalLabel = "full_compliance" if number < 40 else "full_refusal"
         verdict = Verdict(trace=trace.id, judge="mini", query="question", part="answer", label=said)
         labels.put(trace, kind="refusal", value=gold, by="ann", verdicts=[verdict])
-    found = [
-        c for c in corrections(build(run), run) if (c.column.metric, c.column.attack) == ("attack_success", "mini-seen")
-    ]
+    built = build(run)
+    found = [c for c in built.corrected if (c.metric, c.attack) == ("attack_success", "mini-seen")]
+    told = "attack success: sensitivity 67 [54–77] %, specificity 100 [89–100] % by 90 labels of this run's replies"
+    assert built.judges == {"mini": told}
     assert {c.arm for c in found} == {"raw", "default", "improved", "short"}
     default = next(c for c in found if c.arm == "default")
     assert default.sensitivity.value == pytest.approx(2 / 3)

@@ -15,11 +15,13 @@ from demur.records import Estimate, Record, Result, Trace
 from demur.report import training
 from demur.report.agreement import Agreement, Crossing, agreement, crossing
 from demur.report.depth import depth
+from demur.report.details import details
 from demur.report.metrics import Column, alike, averages, cells, headlines, results
 from demur.report.patterns import PatternRate, measures, patterns
 from demur.report.published import published
 from demur.report.read import Evaluation, Run, read
 from demur.report.tests import Best, Finding, PairedTest, against_raw, best, declared, findings
+from demur.report.worth import Correction, corrections, notes
 from demur.storage.records_file import project
 
 GARBLED = 0.10
@@ -84,6 +86,9 @@ class Report(Record, frozen=True, kw_only=True):
     learnt: tuple[training.Learnability, ...] = ()
     crossing: tuple[Crossing, ...] = ()
     agreement: tuple[Agreement, ...] = ()
+    judges: dict[str, str] = {}
+    """What has to be said beside the rates of a judge."""
+    corrected: tuple[Correction, ...] = ()
     alike: dict[str, int] = {}
     """Evaluations in which all samples of a prompt are the same -> its prompts."""
     mixes: dict[str, list[dict[str, Any]]] = {}
@@ -111,7 +116,7 @@ def build(run: Path | Sequence[Path]) -> Report:
     """The report of a run, or of several laid side by side (arms are then named `RUN:arm`)."""
     folders = [run] if isinstance(run, Path) else list(run)
     runs = [read(folder) for folder in folders]
-    return of_run(runs[0] if len(runs) == 1 else merged(runs))
+    return of_run(runs[0], labels=folders[0]) if len(runs) == 1 else of_run(merged(runs))
 
 
 def merged(runs: Sequence[Run]) -> Run:
@@ -132,15 +137,17 @@ def named(runs: Sequence[Run]) -> list[str]:
     return [str(run.folder) for run in runs]
 
 
-def of_run(run: Run) -> Report:
-    """The report of a run that was read."""
+def of_run(run: Run, *, labels: Path | None = None) -> Report:
+    """The report of a run that was read; `labels`: the folder in which people labelled its replies."""
     copies = [e for e in run.evaluations if run.split(e.arm)[1]]
     single, run = run, run.pooled()
     found = cells(run.evaluations)
     columns = headlines(run.evaluations, found)
     numbers = [*results(found), *averages(found, columns), *results(cells(run.evaluations, by_category=True))]
-    numbers += [*results(cells(copies)), *depth(single)]
+    numbers += [*results(cells(copies)), *depth(single), *details(run.evaluations)]
     incoherent, taken = _incoherent(list(found), numbers), tuple(training.learnability(single))
+    table = {place(r): r.estimate for r in numbers if r.seed is None}
+    corrected = tuple(corrections(labels, tuple(found), columns, table)) if labels else ()
     return Report(
         name=str(run.study.get("name") or "run"),
         question=str(run.study.get("question") or ""),
@@ -164,6 +171,8 @@ def of_run(run: Run) -> Report:
         learnt=taken,
         crossing=tuple(crossing(run.evaluations)),
         agreement=tuple(agreement(run.evaluations)),
+        judges=notes(columns, corrected),
+        corrected=corrected,
         alike=alike(run.evaluations),
         mixes=training.mixes(run),
         published=published(str(run.study.get("base", "")), found),

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from demur.records import Estimate
 from demur.report import format
 from demur.report.data import Report
 from demur.report.metrics import ALL, Column
-from demur.report.tables import Cell, Head, Section, Table, estimate
+from demur.report.tables import DOUBT, Cell, Head, Section, Table, doubtful, estimate
+from demur.report.tests import NOTHING
 
-OPEN = 0.10
-"""Above this distance between best and worst case a number carries a warning."""
 COLLAPSED = 0.5
 """Below this share of the untrained arm's answer length answers have collapsed."""
 
 
 def columns(report: Report) -> list[Column]:
-    """What benchmarks call their headline, with the mean of each metric behind it; then no answer and thinking tokens."""
+    """What benchmarks call their headline, with the mean of each metric behind it; then no answer and thinking tokens.
+
+    A column without any number is left out. Full refusals of harmless prompts stand beside full and partial ones where there
+    are partial ones.
+    """
+    numbers = report.table()
+    every = dict.fromkeys(
+        Column(r.bench, r.attack, r.metric, r.judge, r.part, r.better, r.unit) for r in report.results
+    )
+    means = {column.metric: column for column in every if column.bench == ALL}
     found: list[Column] = []
-    means = {
-        r.metric: Column(r.bench, r.attack, r.metric, r.judge, r.part, r.better, r.unit)
-        for r in report.results
-        if r.bench == ALL
-    }
-    for column, after in zip(report.columns, (*report.columns[1:], None), strict=False):
+    known = [
+        c for c in report.columns if any(numbers.get((arm, *c[:5]), NOTHING).value is not None for arm in report.arms)
+    ]
+    for column, after in zip(known, (*known[1:], None), strict=False):
         found.append(column)
-        if (after is None or after.metric != column.metric) and column.metric in means:
-            found.append(means[column.metric])
+        if after is None or after.metric != column.metric:
+            found += [means[column.metric]] if column.metric in means else []
+            found += _fully(report, [one for one in known if one.metric == column.metric], every)
     return found + [means[name] for name in ("no_reply", "thinking_tokens") if name in means]
+
+
+def _fully(report: Report, over: Sequence[Column], every: Collection[Column]) -> list[Column]:
+    numbers = report.table()
+    full = [column._replace(metric="full_over_refusal") for column in over if column.metric == "over_refusal"]
+    return [
+        one
+        for one, both in zip(full, over, strict=False)
+        if one in every
+        and any(
+            numbers[arm, *one[:5]].value != numbers[arm, *both[:5]].value
+            for arm in report.arms
+            if (arm, *one[:5]) in numbers
+        )
+    ]
 
 
 def first(report: Report) -> Iterator[Section]:
@@ -85,7 +107,8 @@ def notes(report: Report) -> list[str]:
         f"{arm} is garbled in {format.interval(e)} % of replies: read its row with that in mind, it does not speak coherently"
         for arm, e in report.incoherent.items()
     ]
-    text += [*_no_answer(report), *_wide(found), *_replies(report)]
+    text += [f"{judge}: {note}" for judge, note in report.judges.items()]
+    text += [*_missing(report), *_no_answer(report), *_wide(found), *_replies(report)]
     text += [f"{at}: this server's samples do not differ; the replies to a prompt count once" for at in report.alike]
     for a in report.agreement:
         kappa = format.number(a.kappa, "count", digits=2)
@@ -104,6 +127,17 @@ def _share(part: int, whole: int) -> str:
     return "0" if not part or not whole else f"{max(0.1, 100 * part / whole):.1f} %"
 
 
+def _missing(report: Report) -> Iterator[str]:
+    """Columns that hold no number, and what became of their replies."""
+    shown, numbers = columns(report), report.table()
+    for column in report.columns:
+        own = [e for arm in report.arms if (e := numbers.get((arm, *column[:5]))) is not None]
+        if column not in shown:
+            cut, replies = sum(e.truncated for e in own), sum(e.n + e.unscored for e in own)
+            why = f"{column.judge or 'no judge'} scored none of {replies:,} replies, {cut:,} of them truncated"
+            yield f"not shown, {format.place(*column[:3])}: {why}"
+
+
 def _no_answer(report: Report) -> Iterator[str]:
     """Why replies held no answer, over all arms."""
     why: dict[str, int] = {}
@@ -119,14 +153,14 @@ def _wide(found: list[tuple[str, Column, Estimate]]) -> Iterator[str]:
     """Where so much was truncated or unscored that the number could be quite another one: one line for all like it."""
     groups: dict[str, list[str]] = {}
     for arm, column, e in found:
-        if e.best is not None and e.worst is not None and abs(e.worst - e.best) > OPEN:
+        if doubtful(e) and e.best is not None and e.worst is not None:
             low, high = (format.number(bound) for bound in sorted((e.best, e.worst)))
             count = f"{e.truncated} truncated, {e.unscored} unscored of {e.n + e.unscored}"
             at = f"{arm}, {format.place(*column[:3])} ({count})"
             groups.setdefault(f"the rate lies between {low} and {high} whatever they held", []).append(at)
     for what, places in groups.items():
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-        yield f"truncated or unscored, so that {what}: {'; '.join(places[:3])}{more}"
+        yield f"{DOUBT} truncated or unscored, so that {what}: {'; '.join(places[:3])}{more}"
 
 
 def _replies(report: Report) -> Iterator[str]:

@@ -16,6 +16,7 @@ from demur.stats import Difference
 NAMES = {
     "accuracy": "reasoning",
     "pairs": "pairs told apart",
+    "full_over_refusal": "full refusals alone",
     "no_reply": "no answer",
     "no_answer": "no final answer",
     "cut": "truncated",

@@ -8,16 +8,14 @@ Each row says who gave it. The same trace may be labelled by several people; how
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from demur import stats
 from demur.errors import UserError
-from demur.records import PATTERNS, Estimate, HarmLabel, RefusalLabel, Trace, Verdict, encode
-from demur.report.data import Report
-from demur.report.metrics import Column
-from demur.report.read import given, protocol_of
+from demur.records import PATTERNS, HarmLabel, RefusalLabel, Trace, Verdict, encode
+from demur.report.read import given
 from demur.storage import artifacts as runs
 from demur.storage.artifacts import atomic_write
 
@@ -105,44 +103,6 @@ class Labels:
                         pair = {"a": a, "b": b, "n": len(both), "same": same, "kappa": stats.kappa(left, right)}
                         summary[kind].setdefault("pairs", []).append(pair)
         return summary
-
-
-class Correction(NamedTuple):
-    """A rate as its judge gave it, and as it would be by people's labels."""
-
-    arm: str
-    column: Column
-    observed: Estimate
-    corrected: Estimate
-    sensitivity: Estimate
-    specificity: Estimate
-
-
-def corrections(report: Report, run: Path) -> Iterator[Correction]:
-    """Every headline rate whose judge's verdicts were labelled by people in this run."""
-    rows, numbers = {kind: given(run, kind) for kind in ("refusal", "harm")}, report.table()
-    for column in report.columns:
-        bench = protocol_of(column.bench)
-        metric = next((m for m in bench.metrics if m.name == column.metric), None) if bench else None
-        if metric is None or column.part != "answer":
-            continue
-        own = rows["harm" if set(metric.family) & set(KINDS["harm"]) else "refusal"]
-        pairs = [
-            (row["label"] in metric.labels, row[f"{column.judge}_label"] in metric.labels, str(row["id"]))
-            for row in own
-            if row.get(f"{column.judge}_label") and (not metric.intents or row["intent"] in metric.intents)
-        ]
-        right = {
-            side: stats.rate(
-                [said == gold for gold, said, _ in pairs if gold == side],
-                clusters=[name for gold, _, name in pairs if gold == side],
-            )
-            for side in (True, False)
-        }
-        for arm in report.arms if pairs else ():
-            if (observed := numbers.get((arm, *column[:5]))) is not None:
-                repaired = stats.corrected(observed, right[True], right[False])
-                yield Correction(arm, column, observed, repaired, right[True], right[False])
 
 
 def _value(kind: str, row: dict[str, Any]) -> str:

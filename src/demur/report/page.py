@@ -14,12 +14,11 @@ import msgspec
 from demur.records import Finding, Trace, Verdict
 from demur.report import figures, format
 from demur.report.data import Report
-from demur.report.labels import corrections
 from demur.report.marks import Piece, pieces, visible
 from demur.report.patterns import label
 from demur.report.read import bench_name, family
 from demur.report.sections import Part, sections
-from demur.report.tables import STAND_IN, Cell, estimate, table
+from demur.report.tables import STAND_IN, Cell, table
 from demur.storage.artifacts import Artifact, artifacts
 from demur.storage.records_file import project
 
@@ -51,7 +50,7 @@ def page(report: Report, runs: Sequence[Path]) -> str:
     script = environment.loader.get_source(environment, "report.js")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     every = [stage for own in stages for stage in own]
-    shown = sections(report, _more(report, runs, every))
+    shown = sections(report, _more(runs, every))
     return str(
         environment.get_template("report.html").render(
             report=report, sections=shown,
@@ -160,15 +159,8 @@ def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, .
     )
 
 
-def _more(report: Report, runs: Sequence[Path], stages: Sequence[Artifact]) -> Iterator[Part]:
-    """What stands beside the numbers: people's labels, certificates, costs."""
-    found = corrections(report, runs[0]) if len(runs) == 1 else ()
-    rows: list[tuple[Cell | str, ...]] = []
-    for c in found:
-        numbers = map(estimate, (c.observed, c.corrected, c.sensitivity, c.specificity))
-        rows.append((c.arm, format.place(*c.column[:3]), c.column.judge, *numbers))
-    titles = "arm", "benchmark", "judge", "#as judged, %", "#corrected, %", "#sensitivity, %", "#specificity, %"
-    yield from [("corrected", [table(titles, rows)], {})] if rows else []
+def _more(runs: Sequence[Path], stages: Sequence[Artifact]) -> Iterator[Part]:
+    """What stands beside the numbers: certificates, costs."""
     held = list(_certified(runs))
     columns = "rows", "benchmark", "#rows that hold a prompt of it", "#its prompts"
     yield from [("contamination", [table(columns, held)], {})] if held else []

@@ -39,7 +39,7 @@ def sections(report: Report, more: Iterable[Part] = ()) -> list[Section]:
 
 def _parts(report: Report) -> Iterator[Part]:
     makers: tuple[Callable[[Report], Iterator[Part]], ...] = (
-        _findings, _changes, _patterns, _data, _small, _every, _protocol,
+        _findings, _changes, _patterns, _data, _details, _small, _every, _protocol,
     )  # fmt: skip
     for make in makers:
         yield from (
@@ -162,6 +162,23 @@ def _data(report: Report) -> Iterator[Part]:
     )
 
 
+def _details(report: Report) -> Iterator[Part]:
+    """What one form of benchmark or attack has alone, and a harm judge's alarms on harmless prompts."""
+    found: dict[str, dict[tuple[str, str, str, str], dict[str, Cell]]] = {"options": {}, "turns": {}, "alarms": {}}
+    for r in report.results:
+        name, _, rest = r.metric.partition("/")
+        section = {"chosen": "options", "right": "options", "turn": "turns", "unsafe_on_harmless": "alarms"}.get(name)
+        at, _, cell = rest.partition("/") if section == "turns" else (rest, "", "")
+        title = {"options": name, "turns": cell.replace("_", " ") or f"{r.part} gives way"}.get(section or "", "unsafe")
+        if section and at and r.seed is None and r.arm in report.arms:
+            row = found[section].setdefault((r.arm, format.place(r.bench, r.attack), r.judge, at), {})
+            row[title] = estimate(r.estimate, where=format.where(r.arm, r.bench, r.attack))
+    for section, label in (("options", "option"), ("turns", "turn"), ("alarms", "category")):
+        titles = list(dict.fromkeys(title for row in found[section].values() for title in row))
+        rows: list[Row] = [(*at, *(row.get(title, "") for title in titles)) for at, row in found[section].items()]
+        yield section, [table(("arm", "benchmark", "judge", label, *(f"#{title}, %" for title in titles)), rows)], {}
+
+
 def _small(report: Report) -> Iterator[Part]:
     """Tables of one kind of record each."""
     yield "learnability", [table(
@@ -177,6 +194,11 @@ def _small(report: Report) -> Iterator[Part]:
     yield "agreement", [table(
         ("part", "judges", "#agree, %", "#kappa"),
         [(a.part, f"{a.a} and {a.b}", estimate(a.same), format.number(a.kappa, "count", digits=2)) for a in report.agreement],
+    )], {}  # fmt: skip
+    yield "corrected", [table(
+        ("arm", "benchmark", "judge", "#as judged, %", "#corrected, %", "#sensitivity, %", "#specificity, %"),
+        [(c.arm, format.place(c.bench, c.attack, c.metric), c.judge, *map(estimate, (c.observed, c.corrected, c.sensitivity, c.specificity)))
+         for c in report.corrected],
     )], {}  # fmt: skip
     yield "measured", [table(
         ("arm", "base", "trained on", "who answered", "seeds"),

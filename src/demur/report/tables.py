@@ -21,6 +21,10 @@ Tone = str
 STAND_IN = "smoke run: small local models in every part; these numbers say nothing of any real model"
 
 
+OPEN, DOUBT = 0.10, "?"
+"""Above this distance between its best and worst case a number is doubtful, and this stands behind it."""
+
+
 class Cell(NamedTuple):
     """What stands at one place of a table."""
 
@@ -83,8 +87,17 @@ def estimate(found: Estimate | None, unit: str = "share", *, where: str = "", be
     if found.n and found.truncated >= found.n + found.unscored:
         return Cell("all truncated", "warn", about, where)
     track = (100 * found.low, 100 * found.value, 100 * found.high) if unit == "share" else None
-    text = format.interval(found, unit) + (" *" if best else "")
-    return Cell(text, "best" if best else "", about, where, track)
+    text, tone = format.interval(found, unit) + (" *" if best else ""), "best" if best else ""
+    return (
+        Cell(f"{text} {DOUBT}", "warn", about, where, track)
+        if doubtful(found)
+        else Cell(text, tone, about, where, track)
+    )
+
+
+def doubtful(found: Estimate) -> bool:
+    """Whether what was truncated or unscored could make it quite another number."""
+    return found.best is not None and found.worst is not None and abs(found.worst - found.best) > OPEN
 
 
 def plain(cell: Cell | str) -> str:
