@@ -203,6 +203,14 @@ def test_strategies_of_a_package_are_found_from_anywhere(small: Path, monkeypatc
     assert own["mix-short"].inputs["benign"].name == "distil-improved-benign"
 
 
+def test_bases_of_an_override_take_the_place_of_the_base(small: Path) -> None:
+    loaded = studies.read(small, sets=["bases=[mini-lrm-a, mini-lrm-b]"])
+    loaded.problems.check()
+    assert loaded.study is not None
+    assert loaded.study.bases == ("mini-lrm-a", "mini-lrm-b")
+    assert any("gives way to the bases" in note for note in loaded.notes)
+
+
 @pytest.mark.parametrize(
     ("sets", "said"),
     [
@@ -210,7 +218,7 @@ def test_strategies_of_a_package_are_found_from_anywhere(small: Path, monkeypatc
         (["arms.short.filter=mini-harm", "arms.short.keep=everything"], "give one of the two"),
         (["arms.raw.filter=mini-harm"], "no teacher writes them"),
         (["arms.short.keep=nothing"], "keep"),
-        (["bases=[mini-lrm-a, mini-lrm-b]"], "both given"),
+        (["bases=[mini-lrm-a, mini-lrm-b]", "base=mini-lrm-b"], "both given"),
         (["findings=[{claim: x, evidence: []}]"], "evidence"),
         (["findings=[{claim: x, evidence: [{a: shorty, b: raw, expect: lower, by: 0.1}]}]"], "short"),
         (["findings=[{claim: x, evidence: [{a: short, b: raw, expect: lower, by: 0}]}]"], "by"),

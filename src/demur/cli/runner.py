@@ -129,7 +129,7 @@ def run_study(
 
 def run_small(resolved: Resolved, *, out: Path, cache: Path | None, on: str, json: bool) -> None:
     """A smoke run: a study with small local models in place of all of its own."""
-    from demur.testing.stand_in import standing_in
+    from demur.testing.small import standing_in
 
     run_study(standing_in(resolved.study, out=out), out=out, cache=cache, on=on, json=json)
 

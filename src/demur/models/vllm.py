@@ -92,7 +92,7 @@ def executable() -> str:
     )
 
 
-class _Running:
+class Running:
     """A server process and its log."""
 
     def __init__(self, plan: Plan, *, url: str, home: Path) -> None:
@@ -160,8 +160,11 @@ def _end_with_parent() -> Callable[[], None]:
 
 
 @contextmanager
-def _started(config: Served, *, host: str, port: int) -> Iterator[tuple[_Running, Remote]]:
-    """A started server, perhaps not yet healthy, and how to ask it."""
+def started(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[tuple[Running, Remote]]:
+    """A started server, perhaps not yet healthy, and how to ask it.
+
+    It ends with the thread that started it: that is what Linux takes for its parent.
+    """
     folder = folder_of(config)
     weights = identity_of(folder)
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", folder.resolve().name).strip("-.") or "model"
@@ -169,7 +172,7 @@ def _started(config: Served, *, host: str, port: int) -> Iterator[tuple[_Running
     port = port or _free_port(host)
     with tempfile.TemporaryDirectory(prefix="demur-serve-") as scratch:
         plan = plan_of(config, folder, name=name, host=host, port=port)
-        running = _Running(plan, url=f"http://{host}:{port}/v1", home=Path(scratch))
+        running = Running(plan, url=f"http://{host}:{port}/v1", home=Path(scratch))
         shared = {"api", "thinking", "first_tokens", "extra_body", "timeout", "least_speed", "in_flight"}
         told = config.model_dump(include={*shared, "forbidden", "thinking_budget_field"}, exclude_unset=True)
         remote = Remote(
@@ -194,7 +197,7 @@ def served(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterato
         UserError: the engine or the weights are not there.
         WorkError: the server did not become healthy; with the end of its log.
     """
-    with _started(config, host=host, port=port) as (running, remote):
+    with started(config, host=host, port=port) as (running, remote):
         running.wait(config.start_within)
         yield remote
 
@@ -202,7 +205,7 @@ def served(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterato
 @asynccontextmanager
 async def open_served(config: Served, *, cache: ReplyCache, label: str = "") -> AsyncIterator[Model]:
     """As `served`, asked by a client at once; for those who have an event loop to keep turning."""
-    with _started(config, host="127.0.0.1", port=0) as (running, remote):
+    with started(config, host="127.0.0.1", port=0) as (running, remote):
         await asyncio.to_thread(running.wait, config.start_within)
         async with open_remote(remote, cache=cache, label=label) as model:
             yield model

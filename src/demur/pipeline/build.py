@@ -138,8 +138,8 @@ class Builder:
             suffix += f"-{maker.label}"
         models = self.players(teacher=self._teacher(own, strategy), filter=which.model)
         inputs = {"prompts": self.prompts(pool)}
-        if strategy in STUDENT and not study.stand_in:  # a random model never closes its thinking
-            models["teacher"] = self.base(study.base)
+        if strategy in STUDENT and (study.serve or not study.stand_in):  # a random model never closes its thinking
+            models["teacher"] = self.base(study.base, serve=study.serve)
         if own.teacher == SELF and maker and maker.copy:
             inputs |= self.weights("teacher", maker.copy, maker.seed, models)
         if loaded.needs_trace:
@@ -379,7 +379,9 @@ class Builder:
         if folder is None and base in self.study.models:
             return self.study.models[base]
         model = Local(path=str(folder)) if folder else parse_model(base)
-        weights = model.model_dump(include={"path", "hub"}, exclude_none=True)
+        if isinstance(model, Local) and base in self.study.revisions:
+            model = model.model_copy(update={"revision": self.study.revisions[base]})
+        weights = model.model_dump(include={"path", "hub", "revision"}, exclude_defaults=True)
         return as_model(weights | dict(serve)) if serve and isinstance(model, Local) else model
 
 

@@ -2,44 +2,28 @@
 
 Stages keep their order. Consecutive stages share a phase as long as all models that they need fit side by side; a server
 is started once for its phases and stopped before the first that does not need it. Training has the machine for itself.
-Bytes a parameter: 18 for full fine-tuning in mixed precision (weights twice, gradients, two moments), 3 for LoRA, 2.1 to
-answer in bfloat16, to which comes the cache of keys and values. Real use depends on lengths; these say what is out of the question.
+A model takes its weights and the cache of keys and values. Real use depends on lengths; what is said here is what is out of the question.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
-import os
-import re
-import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from demur.interfaces import Ask
 from demur.models.config import Local, ModelConfig, Remote, Served
 from demur.pipeline.dag import Planned
+from demur.pipeline.sizes import SMALL, Device, Shape, devices, shape
 from demur.records import digest
 from demur.settings import identity_of
 
-TRAIN_BYTES, LORA_BYTES, ANSWER_BYTES = 18.0, 3.0, 2.1
-KV_BYTES = 16e-6
-"""Of keys and values, a token and parameter: 0.13 MB a token at 8 billion, as grouped attention has it."""
-FULL_REPLIES, OVERHEAD_GB, USABLE = 4, 2.0, 0.92
-"""Replies of full length that a cache must hold at least; what a server needs besides; the part of a card that is given out."""
-SMALL = 300e6
-"""Parameters up to which a CPU will do."""
-_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([BM])(?![a-z])", re.IGNORECASE)
-
-
-class Device(NamedTuple):
-    """An accelerator of this machine."""
-
-    name: str
-    gigabytes: float
-    number: int = 0
+ANSWER_BYTES, FULL_REPLIES, OVERHEAD_GB, USABLE = 2.1, 4, 2.0, 0.92
+"""Bytes a parameter to answer in bfloat16; replies of full length that a cache must hold at least; what a server needs besides; the part of a card
+that is given out."""
+WORTH = 32
+"""Requests that make another server of the same model worth its start."""
 
 
 class Need(NamedTuple):
@@ -50,6 +34,9 @@ class Need(NamedTuple):
     gigabytes: float
     length: int
     """Tokens of the longest exchange."""
+    requests: int = 1
+    """Of the stage that asks most, and the tokens of all their replies."""
+    tokens: int = 1
 
     @property
     def key(self) -> str:
@@ -80,90 +67,36 @@ class Phase(NamedTuple):
     """The stages only ask: what reads the answers follows in the next phase."""
 
 
-@functools.cache
-def devices() -> tuple[Device, ...]:
-    """The accelerators that `nvidia-smi` knows and CUDA_VISIBLE_DEVICES leaves; none without it."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    asked = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
-    rows = [line.rpartition(",") for line in done.stdout.splitlines() if "," in line]
-    found = [Device(name.strip(), float(memory) / 1024, number) for number, (name, _, memory) in enumerate(rows)]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return tuple(d for d in found if visible is None or str(d.number) in visible.split(","))
-
-
-def parameters(model: str) -> float | None:
-    """How many parameters a model has: from its folder's weights, or from the size in its name."""
-    folder = Path(model)
-    if model and folder.is_dir():
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            return float(json.loads(index.read_text())["metadata"]["total_size"]) / 2
-        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        return weights / 2 if weights else None
-    found = _SIZE.search(model.rpartition("/")[2].replace("-", " "))
-    return float(found[1]) * (1e9 if found[2].upper() == "B" else 1e6) if found else None
-
-
-def to_train(model: str, *, lora: bool) -> float | None:
-    """Gigabytes to train a model, over all cards."""
-    size = parameters(model)
-    return None if size is None else size * (LORA_BYTES if lora else TRAIN_BYTES) / 1e9
-
-
-def lacking(model: str, *, lora: bool, processes: int = 1, sharded: bool = True) -> str:
-    """Why a model cannot be trained on this machine, and the smallest change; empty when it can, or when nobody knows.
-
-    Args:
-        model: a folder or a name that says its size.
-        lora: whether only adapters are trained.
-        processes: cards.
-        sharded: whether these share one copy (fsdp2) or each hold their own (ddp).
-    """
-    size, need = parameters(model), to_train(model, lora=lora)
-    if size is None or need is None or size <= SMALL:
-        return ""
-    there = devices()
-    used = there[: max(1, processes)]
-    each = need / len(used) if sharded and used else need
-    if used and all(device.gigabytes >= each for device in used):
-        return ""
-    ways = []
-    if there and need / len(there) <= min(device.gigabytes for device in there):
-        ways.append(f"--set train.processes={len(there)} --set train.parallel=fsdp2 shares it among {len(there)} cards")
-    if not lora:
-        ways.append(f"--set train.lora=true needs about {to_train(model, lora=True) or 0:.0f} GB")
-    cards = f"{len(used)} of {len(there)} GPUs with {used[0].gigabytes:.0f} GB each" if used else "no GPU"
-    what = f"{model} {'LoRA' if lora else 'full fine-tuning'} needs about {each:.0f} GB{' on each' if len(used) > 1 else ''}"
-    return "; ".join([cards, what, *ways])
-
-
-def need_of(part: str, model: ModelConfig, length: int, *, like: str = "") -> Need | None:
+def need_of(part: str, model: ModelConfig, ask: Ask, *, like: Local | None = None) -> Need | None:
     """What a model takes to answer; `None` where it answers elsewhere or is small.
 
-    `like` names a model of the same size, for a checkpoint that is yet to be trained.
+    `like` is a model of the same size, for a checkpoint that is yet to be trained.
     """
     if not isinstance(model, (Served, Local)):
         return None
-    size = parameters(model.weights_at) or parameters(like) or 0.0
-    if isinstance(model, Local) and (size <= SMALL or model.device == "cpu"):
+    size = shape(like.weights_at, like.revision) if like else None
+    size = size or shape(model.weights_at, model.revision) or Shape(0.0, 0.0)
+    if isinstance(model, Local) and (size.parameters <= SMALL or model.device == "cpu"):
         return None
+    length = -(-(ask.tokens_in + ask.tokens_out) // max(1, ask.requests))
     length = max(length, getattr(model, "max_model_len", None) or 0)
-    cache = size * KV_BYTES * length * FULL_REPLIES / 1e6
-    return Need(part, model, size * ANSWER_BYTES / 1e9 + cache / 1e3 + OVERHEAD_GB, length)
+    length = min(length, size.positions or length)
+    cache = size.token * length * FULL_REPLIES
+    return Need(
+        part, model, (size.parameters * ANSWER_BYTES + cache) / 1e9 + OVERHEAD_GB, length, ask.requests, ask.tokens_out
+    )
 
 
 def needs_of(item: Planned, folders: Mapping[str, Path]) -> list[Need]:
     """The models that must be up on this machine for a stage."""
     stage = item.stage
-    lengths = {ask.part: -(-(ask.tokens_in + ask.tokens_out) // max(1, ask.requests)) for ask in stage.estimate()}
-    base = next((one.models["base"].weights_at for one in stage.inputs.values() if "base" in one.models), "")
+    asks = {ask.part: ask for ask in stage.estimate()}
+    base = next((one.models["base"] for one in stage.inputs.values() if "base" in one.models), None)
+    like = base if isinstance(base, Local) else None
     found = [
-        need_of(part, model, lengths[part], like=base if part == "target" else "")
+        need_of(part, model, asks[part], like=like if part == "target" else None)
         for part, model in stage.played(folders).items()
-        if part in lengths
+        if part in asks
     ]
     return [need for need in found if need is not None]
 
@@ -226,11 +159,13 @@ def _append(phases: list[Phase], item: Planned, needs: Mapping[str, Need], cards
 
 
 def _merged(wanted: Mapping[str, Need], more: Iterable[Need]) -> dict[str, Need]:
-    """Needs by server; the longest exchange counts."""
+    """Needs by server; the longest exchange counts, and the stage that asks most."""
     found = dict(wanted)
     for need in more:
         known = found.get(need.key)
-        found[need.key] = need if known is None or known.length < need.length else known
+        longer = need if known is None or known.length < need.length else known
+        most = max(need, known or need, key=lambda one: one.tokens)
+        found[need.key] = longer._replace(requests=most.requests, tokens=most.tokens)
     return found
 
 
@@ -261,16 +196,28 @@ def place(needs: Iterable[Need], cards: Sequence[Device]) -> tuple[tuple[Place, 
             room[number] -= need.gigabytes / width
         chosen.append((need, most))
     full = {card.number: card.gigabytes for card in cards}
-    free = tuple(number for number, left in room.items() if left == full[number] * USABLE)
+    free = [number for number, left in room.items() if left == full[number] * USABLE]
+    copies = _copies(chosen, free)
     made = []
     for need, on in chosen:
         # What those on a card leave of it is theirs in proportion.
         share = min(USABLE * need.gigabytes / len(on) / (full[n] * USABLE - room[n]) for n in on)
-        copies = free if need.part == "target" and isinstance(need.model, Served) and not _fixed(need) else ()
-        several = len(on) == 1 and copies
-        made.append(Place(need, (*on, *copies) if several else on, round(share, 3), 1 + len(copies) if several else 1))
-        free = () if several else free
+        more = copies.get(need.key, ())
+        made.append(Place(need, (*on, *more), round(share, 3), 1 + len(more)))
     return tuple(made), ""
+
+
+def _copies(chosen: Sequence[tuple[Need, tuple[int, ...]]], free: Iterable[int]) -> dict[str, list[int]]:
+    """Free cards, one after the other to the server that has most to write, where another is worth its start."""
+    copies: dict[str, list[int]] = {
+        need.key: [] for need, on in chosen if isinstance(need.model, Served) and len(on) == 1 and not _fixed(need)
+    }
+    for card in free:
+        servers = {key: 1 + len(cards) for key, cards in copies.items()}
+        busy = [need for need, _ in chosen if need.key in servers and need.requests > WORTH * servers[need.key]]
+        if busy:
+            copies[max(busy, key=lambda need: need.tokens / servers[need.key]).key].append(card)
+    return copies
 
 
 def _fixed(need: Need) -> tuple[int, ...]:
@@ -293,22 +240,23 @@ class Servers:
         Raises:
             WorkError: a server does not start; its log says why.
         """
-        from demur.models.vllm import served
-
         wanted = {place.need.key: place for place in phase.places}
         for key, (place, stack, _) in list(self._up.items()):
             if key not in wanted or wanted[key][1:] != place[1:]:
                 stack.close()
                 self._gone[key] = self._up.pop(key)[2]
         self._local = {key: place for key, place in wanted.items() if isinstance(place.need.model, Local)}
-        for key, place in wanted.items():
-            if isinstance(place.need.model, Served) and key not in self._up:
-                stack = contextlib.ExitStack()
-                with stack:  # what has started is stopped when another does not
-                    remotes = [stack.enter_context(served(one)) for one in _settled(place)]
-                    stack = stack.pop_all()
+        new = {
+            key: place for key, place in wanted.items() if isinstance(place.need.model, Served) and key not in self._up
+        }
+        opened = {key: contextlib.ExitStack() for key in new}
+        with contextlib.ExitStack() as all_of_them:  # what has started is stopped when another does not
+            for stack in opened.values():
+                all_of_them.enter_context(stack)
+            for key, remotes in _together(new, opened).items():
                 several = {"url": tuple(url for one in remotes for url in one.url)} if len(remotes) > 1 else {}
-                self._up[key] = (place, stack, remotes[0].model_copy(update=several))
+                self._up[key] = (new[key], opened[key], remotes[0].model_copy(update=several))
+            all_of_them.pop_all()
 
     def reach(self, model: ModelConfig) -> ModelConfig:
         """A model as it is asked now: behind its server, or on its card."""
@@ -324,6 +272,29 @@ class Servers:
     def stop(self) -> None:
         """End all servers."""
         self.move_to(Phase(()))
+
+
+def _together(new: Mapping[str, Place], opened: Mapping[str, contextlib.ExitStack]) -> dict[str, list[Remote]]:
+    """Start servers, at once all that share no card: one that measures a card must find it still. Returns how each is asked."""
+    from demur.models.vllm import started
+
+    waiting = [(key, one) for key, place in new.items() for one in _settled(place)]
+    found: dict[str, list[Remote]] = {key: [] for key in new}
+    while waiting:
+        taken: set[int] = set()
+        begun, later = [], []
+        for key, one in waiting:
+            if taken & set(one.devices):
+                later.append((key, one))
+                continue
+            taken |= set(one.devices)
+            running, remote = opened[key].enter_context(started(one))
+            found[key].append(remote)
+            begun.append((running, one.start_within))
+        for running, seconds in begun:
+            running.wait(seconds)
+        waiting = later
+    return found
 
 
 def _settled(place: Place) -> list[Served]:

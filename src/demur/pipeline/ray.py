@@ -17,8 +17,9 @@ from typing import Any
 
 from demur.errors import DemurError, UserError, WorkError
 from demur.interfaces import quiet
-from demur.pipeline.placement import Phase, devices, needs_of, place, servers
+from demur.pipeline.placement import Phase, needs_of, place, servers
 from demur.pipeline.run import Event, Job, Watch, do
+from demur.pipeline.sizes import devices
 from demur.registry import missing
 from demur.storage.reply_cache import ReplyCache
 

@@ -205,6 +205,8 @@ class Study(BaseModel):
     base: str = "mini-lrm-a"
     bases: tuple[str, ...] = ()
     """Several bases in its place: every arm that names none is made from each, and the report pools them."""
+    revisions: dict[str, str] = {}
+    """Hub id of a base -> its branch, tag or commit."""
     models: dict[str, ModelConfig] = {}
     """Whoever answers, named freely. A part that names no model is played by the one of the part's own name: teacher,
     filter, judge, attacker, attack_judge, detector."""
@@ -341,9 +343,13 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
             data = override(
                 data, f"{key}={yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1e9).strip()}"
             )
+    base = data.get("base")
     for item in sets or []:
         data = override(_spelled(data, item), item)
     data, notes = _pruned(data, gone=arms - set(data.get("arms") or {}))
+    if base and data.get("base") == base and any(item.startswith("bases=") for item in sets or []) and data["bases"]:
+        del data["base"]
+        notes.append(f"base: {base} gives way to the bases of --set")
     problems = Problems(str(path), lines)
     return Loaded(problems.read(Study, data), problems, notes)
 

@@ -100,8 +100,8 @@ class TrainSettings(BaseModel):
     """Steps between checkpoints to go on from; 0: only when asked to stop."""
     threads: int = connection(1, ge=1)
     """CPU threads. One thread makes runs repeatable to the bit."""
-    processes: int = connection(1, ge=1)
-    """Processes, one a device, that demur starts on this machine. Under torchrun, its world size counts."""
+    processes: int = connection(0, ge=0)
+    """Processes, one a device, that demur starts on this machine; 0: one for each accelerator. Under torchrun, its world size counts."""
     parallel: Literal["auto", "ddp", "fsdp2"] = connection("auto")
     """With several processes: replicate the model, or shard it. `auto`: replicated where it fits one device."""
     device: Literal["auto", "cpu", "cuda"] = connection("auto")

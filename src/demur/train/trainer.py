@@ -37,6 +37,7 @@ def train(
     out: Path,
     settings: TrainSettings,
     held_out: Path | None = None,
+    name: str = "",
     progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Fine-tune `base` and write `out/model`; goes on from the last complete checkpoint in `out`.
@@ -50,6 +51,7 @@ def train(
         out: folder of the result.
         settings: how.
         held_out: file of rows to measure the loss on.
+        name: what the base is called, where its folder does not say it.
         progress: called after every step.
 
     Returns:
@@ -62,7 +64,7 @@ def train(
         SystemExit: 143, after a checkpoint, when SIGTERM came.
     """
     folder = converted(Path(base)) if str(base).endswith(".gguf") else base
-    job = Job(str(examples), str(held_out or ""), str(folder), Path(base).name, str(out), settings)
+    job = Job(str(examples), str(held_out or ""), str(folder), Path(name or base).name, str(out), settings)
     if settings.processes > 1 and not distributed.launched():
         plain = job._replace(settings=settings.model_dump(mode="json"))._asdict()  # type: ignore[arg-type]
         return distributed.launch(plain, folder=out / ".job", settings=settings, progress=progress)

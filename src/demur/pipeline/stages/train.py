@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from demur.errors import UserError
+from demur.models.checkpoint import folder_of
+from demur.models.config import Local
 from demur.pipeline.stage import Context, Lack, Stage, Tampered
 from demur.settings import STRICT
 from demur.train.settings import TrainSettings
@@ -33,37 +35,41 @@ class Train(Stage[TrainStageSettings]):
     Settings = TrainStageSettings
 
     def run(self, context: Context) -> None:
+        from demur.pipeline.sizes import processes_of
         from demur.train.trainer import train
 
         mixed, base = context.inputs["mix"], self.models["base"]
-        weights: Path | str = Path(base.weights_at) if getattr(base, "path", None) else base.weights_at
-        if "base" in context.inputs:
-            weights = context.inputs["base"].folder / "model"
         rows = "examples" if self.settings.train.method == "sft" else "pairs"
         if not mixed.rows(rows):
             raise UserError(f"{mixed.folder}: no {rows} to train on (train.method={self.settings.train.method}).")
         context.draft.summary |= train(
             mixed.path(rows),
-            base=weights,
+            base=self._from(context),
+            name=base.weights_at,
             out=context.draft.folder,
-            settings=self.settings.train,
+            settings=self.settings.train.model_copy(update={"processes": processes_of(self.settings.train)}),
             held_out=mixed.path("held_out") if mixed.has("held_out") else None,
             progress=context.progress,
         )
 
-    def needs(self) -> list[Lack]:
-        from demur.pipeline.placement import lacking
+    def _from(self, context: Context) -> Path | str:
+        """The weights that it goes on from: a stage's, or the base's, fetched where a revision is named."""
+        base = self.models["base"]
+        if "base" in context.inputs:
+            return context.inputs["base"].folder / "model"
+        return folder_of(base) if isinstance(base, Local) and (base.path or base.revision) else base.weights_at
 
-        base, settings = self.models["base"], self.settings.train
-        if not base.weights_at:
+    def needs(self) -> list[Lack]:
+        from demur.pipeline.sizes import lacking
+
+        base = self.models["base"]
+        if not isinstance(base, Local):
             return [Lack("base", f"{base.where} cannot be trained: give a folder with weights or a hub id.", True)]
         lacks = super().needs()
-        if settings.device != "cpu":
-            lora = settings.lora is not None
-            shards = settings.parallel != "ddp"
-            lack = lacking(base.weights_at, lora=lora, processes=settings.processes, sharded=shards)
-            lacks += [Lack("train", lack)] if lack else []
-        return lacks
+        lack = lacking(base.weights_at, self.settings.train, base.revision)
+        return [*lacks, Lack("train", lack)] if lack else lacks
 
     def gpus(self) -> int:
-        return self.settings.train.processes
+        from demur.pipeline.sizes import processes_of
+
+        return processes_of(self.settings.train)
