@@ -37,7 +37,6 @@ def train(
     out: Path,
     settings: TrainSettings,
     held_out: Path | None = None,
-    name: str = "",
     progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Fine-tune `base` and write `out/model`; goes on from the last complete checkpoint in `out`.
@@ -51,7 +50,6 @@ def train(
         out: folder of the result.
         settings: how.
         held_out: file of rows to measure the loss on.
-        name: what the base is called, where its folder does not say it.
         progress: called after every step.
 
     Returns:
@@ -64,11 +62,17 @@ def train(
         SystemExit: 143, after a checkpoint, when SIGTERM came.
     """
     folder = converted(Path(base)) if str(base).endswith(".gguf") else base
-    job = Job(str(examples), str(held_out or ""), str(folder), Path(name or base).name, str(out), settings)
+    job = Job(str(examples), str(held_out or ""), str(folder), _name(Path(base)), str(out), settings)
     if settings.processes > 1 and not distributed.launched():
         plain = job._replace(settings=settings.model_dump(mode="json"))._asdict()  # type: ignore[arg-type]
         return distributed.launch(plain, folder=out / ".job", settings=settings, progress=progress)
     return _train_here(distributed.shared(job), progress)
+
+
+def _name(base: Path) -> str:
+    """What a base is called: the name of its folder, but of the hub's cache the model's."""
+    cached = [part for part in base.parts if part.startswith("models--")]
+    return cached[-1].rpartition("--")[2] if cached else base.name
 
 
 def follow() -> None:

@@ -38,14 +38,13 @@ class Train(Stage[TrainStageSettings]):
         from demur.pipeline.sizes import processes_of
         from demur.train.trainer import train
 
-        mixed, base = context.inputs["mix"], self.models["base"]
+        mixed = context.inputs["mix"]
         rows = "examples" if self.settings.train.method == "sft" else "pairs"
         if not mixed.rows(rows):
             raise UserError(f"{mixed.folder}: no {rows} to train on (train.method={self.settings.train.method}).")
         context.draft.summary |= train(
             mixed.path(rows),
             base=self._from(context),
-            name=base.weights_at,
             out=context.draft.folder,
             settings=self.settings.train.model_copy(update={"processes": processes_of(self.settings.train)}),
             held_out=mixed.path("held_out") if mixed.has("held_out") else None,
