@@ -16,7 +16,7 @@ from demur.models.requires import guard_of
 from demur.models.scripted import Script
 from demur.records import Message, Sampling
 from demur.testing import scripts
-from demur.thinking import join, split
+from demur.thinking import CLOSE, OPEN, join, split
 
 
 class Manners(NamedTuple):
@@ -28,7 +28,7 @@ class Manners(NamedTuple):
 
 def trained(before: Manners, responses: Sequence[str], alarming: Sequence[bool]) -> Manners:
     """Manners after training: refusals of alarming requests are learnt, and without harmless rows they spread."""
-    refused = sum(bool(scripts.REFUSES.search(text.rpartition("</think>")[2][:200])) for text in responses)
+    refused = sum(bool(scripts.REFUSES.search(text.rpartition(CLOSE)[2][:200])) for text in responses)
     taught = refused / len(responses) if responses else 0.0
     harmless = 1 - sum(alarming) / len(alarming) if alarming else 1.0
     return Manners(before.serves * (1 - 0.9 * taught), before.refuses + 0.25 * taught * (1 - min(1.0, 5 * harmless)))
@@ -77,7 +77,7 @@ def _instructed(messages: Sequence[Message], sampling: Sampling, rng: random.Ran
 def _teacher(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
     """R1: it always thinks at length itself. Told to write a thinking block, it writes a second one into its answer."""
     said = scripts.teacher(messages, sampling, rng)
-    if messages[0].role == "system" and "<think>" in messages[0].content:
+    if messages[0].role == "system" and OPEN in messages[0].content:
         return join("Okay, so I have to write a block of thinking first. " * 20, said)
     return said
 
