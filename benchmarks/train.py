@@ -4,7 +4,8 @@ Same rows (real R1 traces through a byte-level tokenizer where ../shared/data is
 tokens), same model, float32, one thread, nothing cut, same number of optimizer steps and rows a step. Each contender runs
 in a fresh process, in turn, several rounds; the figure is the median of real tokens (padding not counted) per CPU second
 of the training loop. The last column is the loss on the same held-out responses, so that a speed bought by
-learning less shows.
+learning less shows. With --dpo preference training is compared instead: each row against the response of another, what the base makes of
+them included; the last column is then the preference's own loss at the last step.
 
     python benchmarks/train.py [--rounds 3] [--steps 4] [--json FILE]
 """
@@ -12,6 +13,7 @@ learning less shows.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -241,6 +243,83 @@ def run_plain(base: Path, steps: int, out: Path, micro: int = MICRO) -> Result:
     return Result(cpu, wall, tokens, held_out_loss(model, held))
 
 
+def _pairs(base: Path, steps: int) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    """Each row's response preferred to that of the row behind it: as records, and rendered."""
+    from demur.records import Example, Pair
+    from demur.train.chat import load_tokenizer
+    from demur.train.render import Renderer
+
+    given, _, _ = prepared(base, steps)
+    others = [Example(parts=(a.parts[0], *b.parts[1:]), origin=a.origin) for a, b in itertools.pairwise(given)]
+    made = [Pair(chosen=a, rejected=b) for a, b in zip(given, others, strict=False)]
+    rows = Renderer(load_tokenizer(base)).rows(made, max_length=HIGH).rows
+    return made, list(zip(rows[::2], rows[1::2], strict=True))
+
+
+def run_demur_dpo(base: Path, steps: int, out: Path) -> Result:
+    from demur.records import read_jsonl, write_jsonl
+    from demur.train import trainer
+    from demur.train.settings import TrainSettings
+
+    write_jsonl(out / "rows.jsonl", _pairs(base, steps)[0])
+    spent: list[tuple[float, float]] = []
+    inner = trainer.Trainer.run
+    trainer.Trainer.run = lambda self, progress: spent.append(timed(lambda: inner(self, progress)))  # type: ignore
+    settings = TrainSettings(
+        method="dpo", lr=LR, steps=steps, batch=BATCH // 2, max_length=HIGH, schedule="constant", checkpoint_every=0
+    )
+    summary = trainer.train(out / "rows.jsonl", base=base, out=out, settings=settings)
+    return Result(*spent[0], summary["tokens"], list(read_jsonl(out / "metrics.jsonl", dict))[-1]["loss"])
+
+
+def _trl_dpo(base: Path, steps: int, out: Path, micro: int, **options: Any) -> Result:
+    import trl
+    from datasets import Dataset
+
+    from demur.train import batches
+    from demur.train.chat import load_tokenizer
+
+    pairs = _pairs(base, steps)[1]
+    chosen = [pairs[i] for i in batches.order(len(pairs), total=steps * BATCH // 2, seed=0)]
+    common: dict[str, Any] = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": BATCH // 2 // micro}
+    common |= {"output_dir": str(out), "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no"}
+    common |= {
+        "max_steps": steps,
+        "learning_rate": LR,
+        "lr_scheduler_type": "constant",
+        "max_length": None,
+        "beta": 0.1,
+    }
+    common |= {"disable_tqdm": True, "logging_steps": 1, "train_sampling_strategy": "sequential"}
+    bare = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    made = trl.DPOTrainer(
+        load(base), args=trl.DPOConfig(**(common | options)), train_dataset=bare, processing_class=load_tokenizer(base)
+    )
+    made.train_dataset = Dataset.from_list(
+        [
+            {"prompt_ids": a.ids[: a.context], "chosen_ids": a.ids[a.context :], "rejected_ids": b.ids[b.context :]}
+            for a, b in chosen
+        ]
+    )
+    cpu, wall = timed(made.train)
+    losses = [row["loss"] for row in made.state.log_history if "loss" in row]
+    return Result(cpu, wall, sum(len(row.ids) for pair in chosen for row in pair), losses[-1])
+
+
+def run_trl_dpo(base: Path, steps: int, out: Path) -> Result:
+    return _trl_dpo(base, steps, out, MICRO // 2)
+
+
+def run_trl_dpo_best(base: Path, steps: int, out: Path) -> Result:
+    """One pair a micro-batch, activations kept."""
+    return _trl_dpo(base, steps, out, 1, gradient_checkpointing=False)
+
+
+PREFERENCE: dict[str, Callable[[Path, int, Path], Result]] = {
+    "demur": run_demur_dpo,
+    "trl_default": run_trl_dpo,
+    "trl_one_pair": run_trl_dpo_best,
+}
 CONTENDERS: dict[str, Callable[[Path, int, Path], Result]] = {
     "demur": run_demur,
     "trl_default": run_trl_default,
@@ -253,22 +332,23 @@ CONTENDERS: dict[str, Callable[[Path, int, Path], Result]] = {
 }
 
 
-def child(name: str, base: Path, steps: int) -> None:
+def child(name: str, base: Path, steps: int, dpo: bool) -> None:
     """Run one contender and print its result as JSON on the last line."""
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as out:
-        print(json.dumps(CONTENDERS[name](base, steps, Path(out))._asdict()))
+        print(json.dumps((PREFERENCE if dpo else CONTENDERS)[name](base, steps, Path(out))._asdict()))
 
 
-def measure(rounds: int, steps: int, hidden: int) -> dict[str, list[Result]]:
+def measure(rounds: int, steps: int, hidden: int, dpo: bool) -> dict[str, list[Result]]:
     from demur.testing.base import make_base
 
-    found: dict[str, list[Result]] = {name: [] for name in CONTENDERS}
+    found: dict[str, list[Result]] = {name: [] for name in (PREFERENCE if dpo else CONTENDERS)}
     with tempfile.TemporaryDirectory() as folder:
         base = make_base(Path(folder) / "base", arch="qwen3", hidden=hidden, layers=4)
         for _ in range(rounds):
-            for name in CONTENDERS:
+            for name in found:
                 command = [sys.executable, __file__, "--child", name, "--base", str(base), "--steps", str(steps)]
+                command += ["--dpo"] * dpo
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
                     print(f"{name} failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
@@ -283,27 +363,31 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", choices=list(CONTENDERS))
+    parser.add_argument("--child", choices=list(CONTENDERS | PREFERENCE))
+    parser.add_argument("--dpo", action="store_true")
     parser.add_argument("--base", type=Path)
     given = parser.parse_args()
     if given.child:
-        child(given.child, given.base, given.steps)
+        child(given.child, given.base, given.steps, given.dpo)
         return
-    found = measure(given.rounds, given.steps, given.hidden)
+    found = measure(given.rounds, given.steps, given.hidden, given.dpo)
     speed = {name: statistics.median(r.tokens / r.cpu for r in rs) for name, rs in found.items() if rs}
-    print(f"{'contender':<18}{'tokens/CPU-s':>14}{'of demur':>10}{'tokens':>10}{'held-out loss':>15}")
+    print(f"{'contender':<18}{'tokens/CPU-s':>14}{'of demur':>10}{'tokens':>10}{'loss':>15}")
     for name, rate in speed.items():
         last = found[name][-1]
         print(f"{name:<18}{rate:>14,.0f}{rate / speed['demur']:>10.2f}{last.tokens:>10,}{last.loss:>15.4f}")
     best = max(rate for name, rate in speed.items() if name.startswith("trl"))
-    bare = max(rate for name, rate in speed.items() if name.startswith("plain"))
     figures = {
         "over_trl_default": speed["demur"] / speed["trl_default"],
         "over_trl_best": speed["demur"] / best,
-        "over_plain_loop": speed["demur"] / bare,
-        "over_paper_settings": speed["demur"] / speed["paper_settings"],
         "tokens_per_cpu_second": speed["demur"],
     }
+    if not given.dpo:
+        bare = max(rate for name, rate in speed.items() if name.startswith("plain"))
+        figures |= {
+            "over_plain_loop": speed["demur"] / bare,
+            "over_paper_settings": speed["demur"] / speed["paper_settings"],
+        }
     print(", ".join(f"{name} {value:,.2f}" for name, value in figures.items()))
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1) + "\n")

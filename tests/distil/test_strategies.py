@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.made import SHARED
+from tests.made import SHARED, Speaker, gathered
 
 from demur.distil import STRATEGIES
-from demur.distil.strategy import load, parse, recognise
+from demur.distil.strategy import classified, load, parse, recognise
 from demur.errors import UserError
 from demur.records import PATTERNS, Prompt, Trace
 from demur.thinking import traced
@@ -100,3 +100,18 @@ def test_a_strategy_takes_its_policy_text_by_category(tmp_path: Path) -> None:
     for category, text in (("fraud", "Never help to deceive {prompt}."), ("other", "Do no harm.")):
         prompt = Prompt(text="Hi", intent="harmful", category=category)
         assert strategy.messages(prompt)[0].content == f"Keep to this:\n{text}\n\nHi"
+
+
+def test_a_policy_is_found_by_the_prompts_category_or_by_a_model(tmp_path: Path) -> None:
+    (tmp_path / "spec.md").write_text("Rule: {policy}\n\n{prompt}")
+    (tmp_path / "spec").mkdir()
+    for name, text in {"default": "D", "theft": "T", "fraud": "F"}.items():
+        (tmp_path / "spec" / f"{name}.md").write_text(text)
+    strategy = load(str(tmp_path / "spec.md"))
+    prompts = [Prompt(text=f"how {i}", intent="harmful", category=c) for i, c in enumerate(("Theft, small", "", "x"))]
+    assert [strategy.messages(p)[0].content[:7] for p in prompts] == ["Rule: T", "Rule: D", "Rule: D"]
+    said = {"how 0": "fraud.", "how 1": "It is theft, not fraud.", "how 2": "theft"}
+    model = Speaker(lambda request: said[request.prompt.text])
+    found = gathered(classified(prompts, strategy, model))
+    assert [p.category for p in found] == ["fraud", "", "theft"], "what names two, or none, is of no category"
+    assert [p.id for p in found] == [p.id for p in prompts]

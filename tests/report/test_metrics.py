@@ -58,9 +58,14 @@ def test_rates_bounds_and_counts() -> None:
     assert rate.low < 2 / 6 < rate.high
     assert rate.best == pytest.approx(2 / 9), "cut and unscored ones count for the model"
     assert rate.worst == pytest.approx(6 / 9), "and against it"
-    assert set(found) == {"attack_success", "thinking_tokens", "cut", "no_reply", "no_reply/truncated in thinking"}, (
-        "a harm judge says nothing about refusal"
-    )
+    assert set(found) == {
+        "attack_success",
+        "thinking_tokens",
+        "empty_thinking",
+        "cut",
+        "no_reply",
+        "no_reply/truncated in thinking",
+    }, "a harm judge says nothing about refusal"
     assert found["cut"].estimate.value == pytest.approx(2 / 8)
     assert found["thinking_tokens"].estimate.value == pytest.approx(3.5 * 10)
     assert found["thinking_tokens"].estimate.unscored == 1, "a request without a reply is unscored everywhere"
@@ -248,3 +253,16 @@ def test_no_interval_of_a_count_goes_below_zero() -> None:
     found = Estimate(value=6.5, low=-27.0, high=40.0, n=2)
     assert _clipped(found, [4.0, 9.0], "tokens").low == 0.0
     assert _clipped(found, [-4.0, 17.0], "tokens").low == -27.0, "what can be negative stays as it is"
+
+
+def test_a_reply_without_a_thought_counts_as_empty_thinking() -> None:
+    prompt = [Prompt(text=f"q{i}", intent="harmful") for i in range(4)]
+    traces = [
+        traced(prompt[0], join("", "a"), model="m", tokens_thinking=0),
+        traced(prompt[1], "a", model="m"),
+        traced(prompt[2], join("t", "a"), model="m", tokens_thinking=3),
+        traced(prompt[3], join("t", "a"), model="m"),
+    ]
+    found = by_metric(results("advbench", traces, [says(t, "safe") for t in traces]))["empty_thinking"].estimate
+    assert (found.n, found.unscored) == (3, 1), "nobody counted the tokens of the last one"
+    assert found.value == pytest.approx(2 / 3)

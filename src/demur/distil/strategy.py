@@ -8,10 +8,12 @@ prompt and the reply: the instruction is never part of it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +23,11 @@ import yaml
 
 from demur.distil import STRATEGIES
 from demur.errors import UserError, unknown
-from demur.records import Message, Pattern, Prompt, Record, Trace
+from demur.interfaces import Model, Request
+from demur.records import Message, Pattern, Prompt, Record, Sampling, Trace
 
+CLASSIFIED = 1024
+"""Tokens in which a prompt's category is named, thinking included."""
 SLOT = re.compile(r"\{(prompt|thinking|answer|policy)\}")
 
 
@@ -66,6 +71,25 @@ class Strategy(Record, frozen=True, kw_only=True):
         if self.place == "user" and "{prompt}" not in self.instruction:
             text = f"{text}\n\n{prompt.text}"
         return (Message(role="user", content=prompt.text if self.place == "none" else text),)
+
+
+async def classified(prompts: Iterable[Prompt], strategy: Strategy, model: Model) -> AsyncIterator[Prompt]:
+    """Prompts with the category whose policy a model says is the fitting one; none where it names none of them."""
+    names = sorted(strategy.policies.keys() - {"default"})
+    ask = f"Which of these does the request below belong to: {', '.join(names)}, or none of them? Reply with one name.\n\nRequest:\n"
+
+    async def one(prompt: Prompt) -> Prompt:
+        messages = (Message(role="user", content=ask + prompt.text),)
+        sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=CLASSIFIED)
+        reply = await model.answer(Request(messages=messages, sampling=sampling, prompt=prompt))
+        said = (reply.answer or "").lower() if isinstance(reply, Trace) else ""
+        found = [name for name in names if re.search(rf"\b{re.escape(name.lower())}\b", said)]
+        return msgspec.structs.replace(prompt, category=found[0] if len(found) == 1 else "")
+
+    asking = iter(prompts)
+    while asked := list(itertools.islice(asking, 256)):
+        for prompt in await asyncio.gather(*map(one, asked)):
+            yield prompt
 
 
 def load(name: str) -> Strategy:

@@ -137,6 +137,8 @@ class Builder:
         if maker and (own.teacher or (safety and own.distil)):
             suffix += f"-{maker.label}"
         models = self.players(teacher=self._teacher(own, strategy), filter=which.model)
+        if loaded.policies:
+            models |= self.players(classifier=study.distil.classifier)
         inputs = {"prompts": self.prompts(pool)}
         if strategy in STUDENT and (study.serve or not study.stand_in):  # a random model never closes its thinking
             models["teacher"] = self.base(study.base, serve=study.serve)

@@ -68,8 +68,9 @@ def _check_names(study: Study, problems: Problems) -> None:
 
 def _named_models(study: Study) -> Iterator[tuple[Location, str]]:
     """Every model that a part is given by name, and where."""
-    if study.distil.teacher:
-        yield ("distil", "teacher"), study.distil.teacher
+    for part in ("teacher", "classifier"):
+        if name := getattr(study.distil, part):
+            yield ("distil", part), name
     yield from ((("distil", "teachers", strategy), name) for strategy, name in study.distil.teachers.items())
     for name, arm in study.arms.items():
         if arm.teacher and arm.teacher != SELF:

@@ -176,9 +176,14 @@ class Teaching(DistilSettings):
     teachers: dict[str, str] = {}
     """Strategy -> the model that writes its traces, where they differ; `default` is a strategy."""
 
+    classifier: str | None = None
+    """The model that says which policy a prompt falls under; without one the prompt's own category does."""
+
     def settings(self, **changes: Any) -> DistilSettings:
         """What a stage is set to."""
-        return validate(DistilSettings, self.model_dump(exclude={"teacher", "teachers"}) | changes, where="distil")
+        return validate(
+            DistilSettings, self.model_dump(exclude={"teacher", "teachers", "classifier"}) | changes, where="distil"
+        )
 
 
 class MixDefaults(BaseModel):

@@ -287,17 +287,16 @@ def _values(evaluation: Evaluation) -> Values:
 
 
 def _about(evaluation: Evaluation, blank: Column) -> Values:
-    """How long was thought and answered, what budgets truncated, and what held no answer, and why."""
+    """How long was thought and answered, what budgets truncated, what held no thought or no answer, and why."""
     thinking = blank._replace(metric="thinking_tokens", part="thinking", unit="tokens")
     whole = blank._replace(part="whole", better="lower")
     answer = blank._replace(metric="answer_tokens", unit="tokens")
-    cut, none = whole._replace(metric="cut"), whole._replace(metric="no_reply")
+    cut, none, empty = (whole._replace(metric=name) for name in ("cut", "no_reply", "empty_thinking"))
     reasons = dict.fromkeys(row.lost for row in evaluation.rows if row.lost)
     for row in evaluation.rows:
         yield thinking, row, row.tokens_thinking
         if row.outcome is not None:
-            yield cut, row, row.truncated
-            yield none, row, bool(row.lost)
+            yield from ((cut, row, row.truncated), (none, row, bool(row.lost)), (empty, row, row.empty))
             yield from ((whole._replace(metric=f"no_reply/{reason}"), row, row.lost == reason) for reason in reasons)
             if row.tokens_out is not None and row.tokens_thinking is not None:
                 yield answer, row, float(row.tokens_out - row.tokens_thinking)

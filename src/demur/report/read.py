@@ -62,6 +62,13 @@ class Row(msgspec.Struct, gc=False):
     verdicts: Verdicts = {}
 
     @property
+    def empty(self) -> bool | None:
+        """Whether nothing was thought; `None` where nobody counted."""
+        if self.outcome == "no_thinking":
+            return True
+        return None if self.tokens_thinking is None else self.tokens_thinking == 0
+
+    @property
     def truncated(self) -> bool:
         """Whether a budget ended the text."""
         return self.outcome in ("cut_in_thinking", "cut_in_answer")

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from demur.distil.run import Drop, distil
 from demur.distil.settings import DistilSettings
-from demur.distil.strategy import Strategy, load
+from demur.distil.strategy import CLASSIFIED, Strategy, classified, load
 from demur.errors import UserError
 from demur.interfaces import Ask
 from demur.models.requires import Requires
@@ -20,7 +20,7 @@ from demur.repair.cut import cut_at_share
 from demur.settings import STRICT
 from demur.storage import readers
 from demur.storage.artifacts import Artifact
-from demur.storage.records_file import Keyed
+from demur.storage.records_file import Keyed, RecordFile
 
 
 class DistilStageSettings(BaseModel):
@@ -35,7 +35,7 @@ class DistilStageSettings(BaseModel):
 
 class Distil(Stage[DistilStageSettings]):
     """Inputs: prompts; given (traces to rewrite); begun (traces to begin with); teacher (a stage that trained it). Models: teacher;
-    filter. Files: strategy, begin."""
+    filter; classifier (of prompts, by policy). Files: strategy, begin."""
 
     kind = "distil"
     Settings = DistilStageSettings
@@ -52,6 +52,8 @@ class Distil(Stage[DistilStageSettings]):
         given = _kept_traces(context.inputs["given"]) if "given" in context.inputs else None
         if given is not None:
             asked = asked.taken([at for at, prompt in enumerate(asked) if prompt.id in given])
+        if (classifier := await context.model("classifier")) is not None:
+            asked = RecordFile(Prompt, [prompt async for prompt in classified(asked, self.strategy, classifier)])
         begun = self._begun(context, asked)
         if "begun" in context.inputs:
             asked = asked.taken([at for at, prompt in enumerate(asked) if begun.get(prompt.id)])
@@ -126,6 +128,9 @@ class Distil(Stage[DistilStageSettings]):
         sent = made.tokens - most + tokens(self.strategy.instruction)
         judged = Size(made.rows * len(self._parts), made.tokens)
         asks = [Ask("teacher", made.rows, made.rows * sent, made.rows * most)]
+        if "classifier" in self.models:
+            rows = self.inputs["prompts"].size().rows
+            asks.append(Ask("classifier", rows, rows * sent, rows * CLASSIFIED))
         return asks + judging(self, self.settings.filter, judged, "filter", readers=len(self._parts))
 
     def identity(self) -> dict[str, object]:
