@@ -179,14 +179,6 @@ def test_how_it_runs_may_change_when_it_goes_on(stand_in: Path, byte_examples: l
     assert a == pytest.approx(b, rel=1e-4)
 
 
-def test_adapters_may_stay_apart(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
-    settings = TINY.model_copy(update={"lora": LoraSettings(r=4, merge=False)})
-    train(byte_examples, base=stand_in, out=tmp_path, settings=settings)
-    for folder in ("model", "adapter"):
-        assert (tmp_path / folder / "adapter_config.json").is_file()
-    assert not (tmp_path / "model" / "config.json").exists()
-
-
 def test_checkpointing_changes_no_number(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
     train(byte_examples, base=stand_in, out=tmp_path / "a", settings=TINY)
     train(byte_examples, base=stand_in, out=tmp_path / "b", settings=TINY.model_copy(update={"checkpointing": True}))

@@ -30,10 +30,8 @@ class Measured(NamedTuple):
     tokens: dict[Part, int]
 
 
-def steps_to_measure(wanted: Sequence[int] | None, steps: int) -> frozenset[int]:
-    """0, 1, 2, 4, 8 … and the last, unless said."""
-    if wanted is not None:
-        return frozenset(wanted)
+def steps_to_measure(steps: int) -> frozenset[int]:
+    """0, 1, 2, 4, 8 … and the last."""
     return frozenset({0, steps, *(1 << power for power in range(steps.bit_length()) if 1 << power <= steps)})
 
 

@@ -184,8 +184,9 @@ def _adapted(model: Any, lora: LoraSettings) -> Any:
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
         first = str(error).splitlines()[0]
         raise UserError(f"train.lora.targets: {first} Linear layers here: {', '.join(sorted(linear))}.") from None
-    if wrapped.get_base_model().get_output_embeddings() is not head:
-        raise UserError("train.lora.targets: the head cannot be adapted, since the loss runs over its weights alone.")
+    embedded = any("lora_embedding" in name for name, _ in wrapped.named_parameters())
+    if embedded or wrapped.get_base_model().get_output_embeddings() is not head:
+        raise UserError("train.lora.targets: linear layers are adapted, neither the embeddings nor the head.")
     # Adapters stay in float32 over a 16-bit base: they are small, and small updates would be rounded away.
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
@@ -194,7 +195,7 @@ def _adapted(model: Any, lora: LoraSettings) -> Any:
 
 
 def _begin(model: Any, *, seed: int) -> None:
-    """The first values of adapters, the same however the model is spread: A uniform, B zero (for embeddings: A zero)."""
+    """The first values of adapters, the same however the model is spread: A uniform, B zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_" not in name:
@@ -203,8 +204,6 @@ def _begin(model: Any, *, seed: int) -> None:
         if "lora_A" in name:
             bound = 1 / math.sqrt(parameter.shape[1])
             values.uniform_(-bound, bound, generator=generator)
-        elif "lora_embedding_B" in name:
-            values.normal_(generator=generator)
         distributed.assign(parameter, values)
 
 
@@ -257,12 +256,10 @@ def merged_state(model: Any, dtype: torch.dtype, *, scale: float = 0.0) -> dict[
             continue
         whole = distributed.whole(parameter)
         module = name.removesuffix(".base_layer.weight")
-        for kind, turn in (("lora_{}.default.weight", False), ("lora_embedding_{}.default", True)):
-            pair = [parameters.get(f"{module}.{kind.format(letter)}") for letter in "AB"]
-            if scale and None not in pair:
-                down, up = (distributed.whole(p).float() for p in pair)
-                change = (up @ down) * scale
-                whole = whole.float() + (change.T if turn else change)
+        pair = [parameters.get(f"{module}.lora_{letter}.default.weight") for letter in "AB"]
+        if scale and None not in pair:
+            down, up = (distributed.whole(p).float() for p in pair)
+            whole = whole.float() + (up @ down) * scale
         if distributed.rank() == 0:
             state[plain_name(name)] = whole.to(dtype).cpu()
     return state
@@ -279,20 +276,12 @@ def save(model: Any, *, base: Path | str, folder: Path, settings: TrainSettings)
     dtype = _saved_dtype(settings, base)
     if lora:
         adapter = {n: distributed.whole(p).cpu() for n, p in model.named_parameters() if "lora_" in n}
-        for where in (folder.parent / "adapter", *(() if lora.merge else (folder,))) if first else ():
-            model.save_pretrained(where, state_dict=adapter, save_embedding_layers=False)
-        if not lora.merge:
-            _tokenizer_to(base, folder)
-            return
+        if first:
+            model.save_pretrained(folder.parent / "adapter", state_dict=adapter, save_embedding_layers=False)
     config = config_of(base)
     state = merged_state(model, dtype, scale=lora.alpha / lora.r if lora else 0.0)
     if not first:
         return
-    if lora and config.tie_word_embeddings and any("embedding_A" in name for name, _ in model.named_parameters()):
-        # The update belongs to the embedding alone: merged into a tied matrix, it would move the head too.
-        config.tie_word_embeddings = False
-        tied = model.get_base_model().get_output_embeddings().weight
-        state["lm_head.weight"] = tied.detach().to(dtype).cpu()
     # The configuration must say what the weights are.
     config.dtype, config.use_cache = dtype, True
     with torch.device("meta"):

@@ -15,7 +15,7 @@ from demur.settings import STRICT, connection
 
 
 class LoraSettings(BaseModel):
-    """Low-rank adapters in place of full fine-tuning."""
+    """Low-rank adapters in place of full fine-tuning. They are merged into the result, and stay beside it."""
 
     model_config = STRICT
 
@@ -26,8 +26,6 @@ class LoraSettings(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: str | tuple[str, ...] = "all-linear"
     """Names of the adapted modules; `all-linear`: every linear layer but the head."""
-    merge: bool = True
-    """The result is an ordinary model with the update merged in; the adapter stays beside it either way."""
 
 
 class TrainSettings(BaseModel):
@@ -71,7 +69,6 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, ge=0)
     """Bound on the gradient's norm; 0: none."""
-    betas: tuple[float, float] = (0.9, 0.999)
     seed: int = 0
     """Of the order of rows, of adapters and of dropout."""
     lora: LoraSettings | None = None
@@ -85,8 +82,6 @@ class TrainSettings(BaseModel):
     the weights too are kept in 8 bits of precision: small learning rates are then rounded away."""
     save_dtype: Literal["base", "float32", "bfloat16"] = "base"
     """Precision of the saved weights; `base`: that of the base."""
-    measure_at: tuple[int, ...] | None = None
-    """Steps at which held-out rows are measured; default: 0, 1, 2, 4, 8 … and the last."""
     packing: bool | Literal["auto"] = connection("auto")
     """Rows in one line without padding, attending to themselves alone. `auto`: wherever the model's attention allows it;
     else, and with `false`, one row at a time."""

@@ -166,9 +166,7 @@ class Trainer:
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, fused=True
-        )
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
         self._stop = False
         self._reference: list[float] = []
 
@@ -315,7 +313,7 @@ class Trainer:
         from demur.train import heldout_loss
 
         rows, steps = self.ready.held_out.rows, self.ready.plan.steps
-        if not rows or step not in heldout_loss.steps_to_measure(self.settings.measure_at, len(steps)):
+        if not rows or step not in heldout_loss.steps_to_measure(len(steps)):
             return
         measured = heldout_loss.measure(self, rows)
         tokens = sum(self._trained(before) for before in range(step))
