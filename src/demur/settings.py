@@ -99,6 +99,15 @@ def _with(data: Any, keys: list[str], value: Any, item: str) -> Any:
     raise UserError(f"--set {item}: '{head}' is no place in a list of {len(data)}")
 
 
+WANTED = {
+    "tuple_type": "a list is wanted, such as [{value}]",
+    "list_type": "a list is wanted, such as [{value}]",
+    "dict_type": "a mapping of keys to values is wanted",
+    "model_type": "a mapping of keys to values is wanted",
+}
+"""pydantic's kinds of errors that it says in words of Python."""
+
+
 class Problems:
     """Everything that is wrong with some plain data, each with its place, gathered to be said at once."""
 
@@ -226,7 +235,8 @@ def _explain(model: type[BaseModel], problem: Any, location: Location, where: st
         return f"{place}: unknown key '{key}'{inside}.{hint} Allowed: {', '.join(allowed)}."
     if problem["type"] == "missing":
         return f"{place}: '{key}' is missing{inside}."
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = WANTED.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ")
+    message = message.format(value=problem["input"])
     return f"{place}: '{'.'.join(str(k) for k in location)}' = {problem['input']!r}: {message}"
 
 
@@ -267,6 +277,8 @@ class LineTable:
 
     def __init__(self, text: str) -> None:
         self.root = yaml.compose(text, Loader=yaml.SafeLoader)
+        self.overridden: list[list[str]] = []
+        """Places that something else than the text speaks of now."""
 
     def line(self, location: Location) -> int | None:
         """The line, from 1, of a key; of its nearest parent when it is not in the file."""
@@ -281,6 +293,9 @@ class LineTable:
 
     def has(self, location: Location) -> bool:
         """Whether the text itself has a key at this place; names of a union's members, which pydantic adds, do not count."""
+        keys = [str(key) for key in location]
+        if any(keys[: len(path)] == path for path in self.overridden):
+            return False
         node = self.root
         for key in location[:-1]:
             node, _ = self._child(node, key)
@@ -309,7 +324,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], LineTable]:
         _bounded(table.root, {}, 0)
         data = yaml.safe_load(text)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such study file. `demur init NAME` writes one to start from.") from None
+        near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.y*ml")], n=1)
+        hint = f"Did you mean '{path.with_name(near[0])}'?" if near else "`demur init NAME` writes one to start from."
+        raise UserError(f"{path}: no such study file. {hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(data, dict):

@@ -50,7 +50,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "xstest", "--target", "nowhere"], "is no model"),
         (["diagnose", "none.jsonl"], "none.jsonl"),
         (["status", "none"], "is no run"),
-        (["mix"], "shares"),
+        (["mix"], "--share NAME=FILE"),
         (["check", "isolation", "--program", "none.py"], "no such file"),
     ],
 )

@@ -18,7 +18,6 @@ from demur.errors import CheckFailed, UserError
 from demur.judge.isolation import run_program
 from demur.judge.maths import check_golds
 from demur.mix import examples_of
-from demur.models.checkpoint import base_folder
 from demur.prompts.forms import load_file
 from demur.records import Example, Prompt
 from demur.train.check import check_template as check
@@ -79,7 +78,7 @@ def template(
       demur check template --base ./R1-Distill-Qwen-7B --examples runs/m
     """
     rows = None if examples is None else _examples(examples)
-    report = check(base_folder(base) or base, rows, settings=TrainSettings(template=family))
+    report = check(common.base(base).weights_at, rows, settings=TrainSettings(template=family))
     if json:
         common.print_json(report.plain())
     else:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from demur.errors import UserError
 from demur.records import encode
 
 if TYPE_CHECKING:
+    from demur.models.config import Local
     from demur.pipeline.resolve import Resolved
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140)
@@ -28,9 +30,12 @@ Set = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N prompts or rows.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random here.")]
-Data = Annotated[Path | None, typer.Option("--data", help="Local copy of a benchmark or source.")]
+Data = Annotated[Path | None, typer.Option("--data", exists=True, help="Local copy of a benchmark or source.")]
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder with local copies of benchmarks and sources, found by name.")
+    Path | None,
+    typer.Option(
+        "--data-dir", exists=True, file_okay=False, help="Folder with copies of benchmarks and sources, found by name."
+    ),
 ]
 Target = Annotated[str, typer.Option("--target", help="Model under test: URL, local folder, hub id or script:NAME.")]
 Intent = Annotated[
@@ -101,6 +106,24 @@ def model(text: str) -> dict[str, Any]:
     if folder is not None:
         return {"path": str(folder)}
     return parse_model(text).model_dump(mode="json", exclude_unset=True)
+
+
+def base(text: str) -> Local:
+    """The model to train that a flag names: a shipped base, a folder, a GGUF file, a hub id.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    from demur.models import BASES
+    from demur.models.checkpoint import base_folder
+    from demur.models.config import Local, is_hub_id
+
+    folder = base_folder(text)
+    if folder is None and not is_hub_id(text):
+        raise UserError(
+            f"--base {text}: no such folder, and no hub id (owner/name). Shipped bases: {', '.join(BASES)}."
+        )
+    return Local(path=str(folder)) if folder else Local(hub=text)
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:

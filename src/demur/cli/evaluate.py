@@ -11,7 +11,7 @@ import typer
 from demur.bench import get_bench
 from demur.cli import common
 from demur.cli.runner import run_study
-from demur.errors import UserError
+from demur.errors import UserError, unknown
 from demur.judge import JUDGES, requires_model
 from demur.pipeline.resolve import make
 
@@ -108,6 +108,8 @@ def _judge(text: str | None, models: dict[str, Any], names: list[str]) -> dict[s
     if text is None:
         return None
     kind, model = common.judge_of(text)
+    if "=" in text and not kind and re.fullmatch(r"[\w-]+", text.partition("=")[0]):
+        raise unknown("judge", text.partition("=")[0], JUDGES)
     plain = [name for name in names if not kind and not requires_model(get_bench(name).judge)]
     if plain:
         raise UserError(

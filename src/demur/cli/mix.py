@@ -42,6 +42,8 @@ def mix(
       demur mix --set 'shares.safety={file: a.jsonl, n: 1000, balance: category}' --set dedupe=exact
     """
     plain = common.apply_sets({"shares": shares(share or []), "seed": seed}, sets)
+    if not plain["shares"]:
+        raise UserError("a mix of what? --share NAME=FILE names a share; see demur mix --help.")
     settings = validate(MixSettings, plain, where="demur mix")
     inputs: dict[str, Import] = {}
     for name, one in settings.shares.items():

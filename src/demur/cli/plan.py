@@ -51,7 +51,13 @@ def plan(
     seen |= {"study": loaded.study.name, "missing": missing, "notes": notes}
     if json:
         common.print_json(seen)
-        return
+    else:
+        _show(seen)
+    if missing:
+        raise typer.Exit(2)
+
+
+def _show(seen: dict[str, Any]) -> None:
     _table(
         seen["stages"],
         {"kind": "stage", "of": "#of", "done": "#done", "requests": "#requests", "tokens": "#tokens, at most"},

@@ -43,5 +43,8 @@ def run(
     """
     loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
     folder = out or Path("runs") / loaded.study.name
-    start = run_small if stand_in else run_study
-    start(loaded, out=folder, cache=cache, on=on, json=json)
+    if stand_in:
+        run_small(loaded, out=folder, cache=cache, on=on, json=json)
+        return
+    hint = "\nTo try the whole path here with small models: add --stand-in"
+    run_study(loaded, out=folder, cache=cache, on=on, json=json, hint=hint)

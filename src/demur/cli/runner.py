@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ def run_stages(
     missing = needs(stages, problems)
     problems.check()
     require(missing)
+    _writable(out)
     with Display(common.console, [stage.name for stage in ordered(stages)], title=title) as display:
         return execute(stages, out=out, cache=cache, workers=workers or default_workers(), watch=display)
 
@@ -75,6 +77,19 @@ def reading(file: Path, intent: str | None = None, *, name: str = "import") -> I
     )
 
 
+def _writable(out: Path) -> None:
+    """Make the run's folder.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; name a folder that can be written to.") from None
+
+
 def require(missing: Sequence[str], *, hint: str = "") -> None:
     """Refuse to start while something is missing.
 
@@ -95,6 +110,7 @@ def run_study(
     on: str = "local",
     json: bool = False,
     add: bool = False,
+    hint: str = "",
 ) -> None:
     """Run a study, write its report and print its table; `add` keeps what the folder's report shows already.
 
@@ -102,12 +118,12 @@ def run_study(
         UserError: something is missing, or the folder holds a study file that demur did not write.
     """
     study, stages, missing, notes = resolved
-    require(missing, hint="\nTo try the whole path here with small models: add --stand-in")
+    require(missing, hint=hint)
+    _writable(out)
     for note in notes:
         common.console.print(note, markup=False)
     if (out / STUDY).exists() and not (out / GRAPH).exists():
         raise UserError(f"{out} is no run of demur and has a {STUDY} of its own: choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
     studies.save(study, out / STUDY)
     workers = study.workers or default_workers()
     title = (

@@ -10,9 +10,6 @@ import typer
 from demur.cli import common
 from demur.cli.runner import run_stage
 from demur.errors import UserError
-from demur.models import BASES
-from demur.models.checkpoint import base_folder
-from demur.models.config import Local
 from demur.pipeline.stages.examples import Examples, ExamplesSettings
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.train import Train, TrainStageSettings
@@ -79,13 +76,7 @@ def _settings(seed: int, sets: list[str] | None) -> TrainSettings:
 def _stage(base: str, settings: TrainSettings, *, rows: tuple[Path, int | None, int]) -> Train:
     """The training, on rows from outside: examples, or pairs for a preference method."""
     file, limit, held_out = rows
-    folder = base_folder(base)
-    if folder is None and (base.startswith((".", "/")) or base.count("/") != 1):
-        raise UserError(
-            f"--base {base}: no such folder, and no hub id (owner/name). Shipped bases: {', '.join(BASES)}."
-        )
     given: Examples | Import = Import("examples", ImportSettings(limit=limit), files={"file": file})
     if settings.method == "sft":
         given = Examples("examples", ExamplesSettings(limit=limit, held_out=held_out), files={"examples": file})
-    model = Local(path=str(folder)) if folder else Local(hub=base)
-    return Train("train", TrainStageSettings(train=settings), inputs={"mix": given}, models={"base": model})
+    return Train("train", TrainStageSettings(train=settings), inputs={"mix": given}, models={"base": common.base(base)})

@@ -47,7 +47,7 @@ def view(
         serving = asyncio.ensure_future(serve(run, port=port, ready=ready))
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
         await asyncio.wait([serving])
-        return serving.cancelled()
+        return serving.cancelled() or serving.result() is not None
 
     common.console.print(f"indexing {run} …")
     if asyncio.run(until_stopped()):

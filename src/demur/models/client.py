@@ -238,7 +238,9 @@ class RemoteModel(Answering):
         begun = time.monotonic()
         seconds = self._config.timeout or QUEUE + limit / self._config.least_speed
         try:
-            reply = await post(self._session, self._urls[address.url], data, seconds=seconds, limit=limit)
+            reply = await post(
+                self._session, self._urls[address.url], data, seconds=seconds, limit=limit, key_env=self._config.key_env
+            )
         except Trouble as problem:
             address.troubled(down=problem.down and not problem.rest, rest=problem.rest)
             if problem.rest:
@@ -297,5 +299,5 @@ async def open_remote(config: Remote, *, cache: ReplyCache, label: str = "") -> 
     headers = user | headers_of(config)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
     async with aiohttp.ClientSession(connector=connector, headers=headers, auto_decompress=False) as session:
-        name = config.model or await only_model(urls[0], session)
+        name = config.model or await only_model(urls[0], session, key_env=config.key_env)
         yield RemoteModel(config, session, name=name, cache=cache, label=label)

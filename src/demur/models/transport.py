@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import time
 import zlib
-from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -47,7 +47,9 @@ class Trouble(Exception):
         """It closed an idle connection just as that was used: nothing was wrong with anything."""
 
 
-async def post(session: aiohttp.ClientSession, url: URL, data: bytes, *, seconds: float, limit: int) -> Reply:
+async def post(
+    session: aiohttp.ClientSession, url: URL, data: bytes, *, seconds: float, limit: int, key_env: str = ""
+) -> Reply:
     """Put a request once.
 
     Raises:
@@ -60,7 +62,7 @@ async def post(session: aiohttp.ClientSession, url: URL, data: bytes, *, seconds
             body = await all_of(response)
             if response.status == 200:
                 return wire.read(body, limit=limit)
-            return _refused(url, response.status, response.headers, wire.error_text(body))
+            return _refused(url, response, wire.error_text(body), key_env)
     except wire.Unreadable as error:
         raise Trouble("unreadable", str(error)) from None
     except TimeoutError:
@@ -75,8 +77,9 @@ async def post(session: aiohttp.ClientSession, url: URL, data: bytes, *, seconds
         raise Trouble("unreadable", f"the reply broke off: {wire.excerpt(str(error).encode())}") from None
 
 
-def _refused(url: URL, status: int, headers: Mapping[str, str], text: str) -> Reply:
+def _refused(url: URL, response: aiohttp.ClientResponse, text: str, key_env: str) -> Reply:
     """What a status other than 200 means: another try, a typed failure, or the end."""
+    status, headers = response.status, response.headers
     said = f"HTTP {status}: {text}"
     if (status in LATER or status >= 500) and not any(phrase in text.lower() for phrase in SPENT):
         kind: FailureKind = "timeout" if status in (408, 504) else "unavailable"
@@ -85,7 +88,7 @@ def _refused(url: URL, status: int, headers: Mapping[str, str], text: str) -> Re
     if failure == "filtered":
         return Reply(failure=failure, detail=said)
     if status in (401, 403):
-        raise WorkError(f"{url} refuses us ({said}). Is the key right (key_env)? Mend that and run the same command.")
+        raise WorkError(f"{url} refuses us ({said}). {_key(key_env)} Mend that and run the same command.")
     if status in (402, 429):
         raise WorkError(f"{url}: {said}. What came so far is kept; run the same command when the account allows it.")
     if status in (404, 405):
@@ -177,7 +180,7 @@ def addresses_of(config: Remote) -> tuple[list[str], dict[str, str]]:
     return plain, header
 
 
-async def only_model(url: str, session: aiohttp.ClientSession) -> str:
+async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str = "") -> str:
     """The name of the one model that a server says it serves.
 
     Raises:
@@ -185,23 +188,39 @@ async def only_model(url: str, session: aiohttp.ClientSession) -> str:
     """
     hint = "name it: model: NAME in the study file (or --set models.NAME.model=…)."
     try:
-        async with session.get(
-            f"{url}/models", timeout=aiohttp.ClientTimeout(total=30), allow_redirects=False
-        ) as response:
-            data = await all_of(response)
-            status = response.status
+        status, data = await _listed(url, session)
+        bare = re.sub(r"/(chat/completions|completions|models)$", "", url)
+        for other in (bare, f"{bare}/v1") if status in (404, 405) else ():
+            if other != url and (await _listed(other, session))[0] == 200:
+                raise UserError(f"{url} is not where its models are listed, {other} is: give that address.")
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
         raise UserError(
             f"{url} cannot be reached ({type(error).__name__}: {error}). Is the server up, and the URL right up to /v1?"
         ) from error
     except wire.Unreadable as error:
         raise UserError(f"{url} does not say which model it serves: {error}; {hint}") from error
+    if status in (401, 403):
+        raise UserError(f"{url} refuses us (HTTP {status}: {wire.error_text(data)}). {_key(key_env)}")
     if status != 200:
         raise UserError(f"{url} does not say which model it serves (HTTP {status}: {wire.error_text(data)}); {hint}")
     names = _names(data)
     if len(names) != 1:
         raise UserError(f"{url} serves {len(names)} models ({', '.join(names[:10])}); {hint}")
     return names[0]
+
+
+async def _listed(url: str, session: aiohttp.ClientSession) -> tuple[int, bytes]:
+    """Status and body of a server's list of models."""
+    timeout = aiohttp.ClientTimeout(total=30)
+    async with session.get(f"{url}/models", timeout=timeout, allow_redirects=False) as response:
+        return response.status, await all_of(response)
+
+
+def _key(key_env: str) -> str:
+    """Which key was sent."""
+    if key_env:
+        return f"The key that was sent is {key_env}'s (key_env): is it right?"
+    return "No key was sent: name the environment variable that holds it (--key-env NAME, or key_env in a study)."
 
 
 def _names(data: bytes) -> list[str]:

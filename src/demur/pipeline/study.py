@@ -351,6 +351,7 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
     base = data.get("base")
     for item in sets or []:
         data = override(_spelled(data, item), item)
+        lines.overridden.append(item.partition("=")[0].split("."))
     data, notes = _pruned(data, gone=arms - set(data.get("arms") or {}))
     if base and data.get("base") == base and any(item.startswith("bases=") for item in sets or []) and data["bases"]:
         del data["base"]

@@ -197,12 +197,12 @@ class Evaluate(Stage[EvaluateSettings]):
         bench = get_bench(self.use.name)
         if "data" in self.files or "stand_in" in self.files or bench.generated:
             return lacks
-        if not bench.hub:
-            return [
-                *lacks,
-                Lack("bench", f"{bench.name}: no local copy; give {' or '.join(bench.files)} in --data-dir"),
-            ]
-        return [*lacks, *hub_needs("bench", None, bench.hub)]
+        lacking = hub_needs("bench", None, bench.hub) if bench.hub else [Lack("bench", "no local copy")]
+        how = f"Put {' or '.join(bench.files)} into a folder, and name that: --data-dir FOLDER."
+        return [
+            *lacks,
+            *(lack._replace(message=f"{bench.name}: {lack.message.rstrip('.')}. {how}") for lack in lacking),
+        ]
 
     def _attack_needs(self) -> list[Lack]:
         """Models that its parts lack or that cannot play them, a target that takes no begun reply, files that are wrong."""

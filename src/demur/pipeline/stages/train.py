@@ -59,12 +59,14 @@ class Train(Stage[TrainStageSettings]):
         return folder_of(base) if isinstance(base, Local) and (base.path or base.revision) else base.weights_at
 
     def needs(self) -> list[Lack]:
-        from demur.pipeline.sizes import lacking
+        from demur.pipeline.sizes import devices, lacking
 
         base = self.models["base"]
         if not isinstance(base, Local):
             return [Lack("base", f"{base.where} cannot be trained: give a folder with weights or a hub id.", True)]
         lacks = super().needs()
+        if self.settings.train.device == "cuda" and not devices():
+            return [*lacks, Lack("train", "train.device=cuda, and nvidia-smi shows no GPU here", True)]
         lack = lacking(base.weights_at, self.settings.train, base.revision)
         return [*lacks, Lack("train", lack)] if lack else lacks
 

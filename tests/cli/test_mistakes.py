@@ -1,0 +1,76 @@
+"""Mistakes of a first day: each is a sentence that says what to do, with exit code 2, before anything was asked."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.made import exit_code
+
+from demur.testing.server import serving
+
+STUDY = Path(__file__).resolve().parents[2] / "studies" / "mini.yaml"
+EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((*EVAL, "--out", "afile"), "--out afile: File exists; name a folder"),
+        ((*EVAL, "--out", "/proc/x"), "--out /proc/x: No such file or directory; name a folder"),
+        ((*EVAL, "--set", "bench.0.sampling.temprature=0"), "Did you mean 'temperature'"),
+        ((*EVAL, "--judge", "lamaguard=http://127.0.0.1:9/v1"), "Did you mean 'llama_guard4'"),
+        ((*EVAL, "--data-dir", "nope"), "'nope' does not exist"),
+        (("eval", "xstest", "--target", "script:stand_in"), "into a folder, and name that: --data-dir FOLDER"),
+        (("run", str(STUDY), "--set", "seeds=3"), "--set: 'seeds' = 3: a list is wanted, such as [3]"),
+        (("run", str(STUDY), "--set", "train=5"), "--set: 'train' = 5: a mapping of keys to values is wanted"),
+        (("run", str(STUDY), "--set", "train.device=cuda"), "nvidia-smi shows no GPU here"),
+        (("plan", str(STUDY), "--set", "bench=[xstest]"), "xstest: no local copy"),
+        (("run", str(STUDY.with_suffix(".yml"))), "Did you mean"),
+        (("mix", "--out", "m"), "--share NAME=FILE names a share"),
+        (("diagnose", "binary.jsonl"), "not JSON"),
+        (("train", "--base", "nosuch", "--examples", "afile"), "no such folder, and no hub id"),
+        (("check", "template", "--base", "nosuch"), "no such folder, and no hub id"),
+    ],
+)
+def test_a_mistake_is_a_sentence(
+    args: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("COLUMNS", "300")
+    Path("afile").touch()
+    Path("binary.jsonl").write_bytes(b"\0\1\2\xff")
+    assert exit_code(*args) == 2
+    shown = capfd.readouterr()
+    text = re.sub(r"[\s│]+", " ", shown.err + shown.out)
+    assert said in text
+    assert "Traceback" not in text
+    assert not list(Path().glob("runs/*/replies")), "nothing was asked"
+
+
+@pytest.mark.parametrize("verb", [("serve", "script:echo"), ("view", "run", "--no-browser")])
+def test_a_port_in_use_is_a_sentence(verb: tuple[str, ...], tmp_path: Path) -> None:
+    made = subprocess.run([sys.executable, "-m", "demur", *EVAL, "--out", "run"], cwd=tmp_path, check=False)
+    assert made.returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [sys.executable, "-m", "demur", *verb, "--port", str(taken.getsockname()[1])]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_right_address_is_found_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serving("stand_in") as server:
+        for wrong in (server.url.removesuffix("/v1"), f"{server.url}/chat/completions"):
+            assert exit_code("eval", "mini_harm", "--target", wrong, "--limit", "2", "--out", "o") == 2
+            assert f"{server.url} is: give that address" in capfd.readouterr().err
+        assert exit_code("eval", "mini_harm", "--target", server.url, "--limit", "2", "--out", "o") == 0
