@@ -100,6 +100,8 @@ class TrainSettings(BaseModel):
     parallel: Literal["auto", "ddp", "fsdp2"] = connection("auto")
     """With several processes: replicate the model, or shard it. `auto`: replicated where it fits one device."""
     device: Literal["auto", "cpu", "cuda"] = connection("auto")
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = connection(())
+    """Who shows the curves while it trains, beside the run's own files; each is a package of its own."""
 
     @model_validator(mode="before")
     @classmethod

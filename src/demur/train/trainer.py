@@ -25,6 +25,7 @@ from demur.models.gguf import converted
 from demur.records import read_jsonl, write_jsonl
 from demur.storage.artifacts import atomic_write
 from demur.train import batches, checkpoints, distributed
+from demur.train.curves import Curves
 from demur.train.prepare import Job, Prepared, prepare
 from demur.train.render import IGNORED, Row
 from demur.train.settings import TrainSettings
@@ -169,6 +170,9 @@ class Trainer:
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
         self._stop = False
         self._reference: list[float] = []
+        self._curves = Curves(
+            settings if distributed.rank() == 0 else settings.model_copy(update={"report_to": ()}), out
+        )
 
     def run(self, progress: Progress) -> int:
         """Train to the end, from the last complete checkpoint where there is one; returns the number of steps taken.
@@ -196,6 +200,7 @@ class Trainer:
                     self._save(step + 1)
                     if stop:
                         raise SystemExit(143)
+        self._curves.finish()
         return steps - begin
 
     def _step(self, step: int) -> dict[str, Any]:
@@ -323,6 +328,7 @@ class Trainer:
     def _write(self, name: str, row: dict[str, Any]) -> None:
         with (self.out / name).open("a") as file:
             file.write(json.dumps(row, sort_keys=True) + "\n")
+        self._curves.log(row)
 
     def _save(self, step: int) -> None:
         folder = self.out / "checkpoints" / f"checkpoint-{step}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -65,6 +66,11 @@ class Train(Stage[TrainStageSettings]):
         if not isinstance(base, Local):
             return [Lack("base", f"{base.where} cannot be trained: give a folder with weights or a hub id.", True)]
         lacks = super().needs()
+        lacks += [
+            Lack("train", f"train.report_to: {name} is not installed: pip install {name}")
+            for name in self.settings.train.report_to
+            if find_spec(name) is None
+        ]
         if self.settings.train.device == "cuda" and not devices():
             return [*lacks, Lack("train", "train.device=cuda, and nvidia-smi shows no GPU here", True)]
         lack = lacking(base.weights_at, self.settings.train, base.revision)

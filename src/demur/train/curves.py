@@ -1,0 +1,40 @@
+"""Live curves: what a training writes about each step, sent as it comes to where people watch it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from demur.train.settings import TrainSettings
+
+
+class Curves:
+    """Lines of metrics.jsonl and learnability.jsonl for `train.report_to`; without any, nothing."""
+
+    def __init__(self, settings: TrainSettings, out: Path) -> None:
+        self._board: Any = None
+        self._runs: list[Any] = []
+        for name in settings.report_to:
+            if name == "tensorboard":
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(out.parent.parent / "curves" / out.name), flush_secs=5)
+            else:  # the other two have the same three functions
+                self._runs.append(importlib.import_module(name).init(project="demur", name=out.name))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Send the numbers of a line; those of held-out rows under their part's name."""
+        under = f"held out, {row['part']}/" if "part" in row else ""
+        values = {f"{under}{key}": value for key, value in row.items() if isinstance(value, float)}
+        for run in self._runs:
+            run.log(values, step=row["step"])
+        for name, value in values.items() if self._board else ():
+            self._board.add_scalar(name, value, row["step"])
+
+    def finish(self) -> None:
+        """Close what is open."""
+        for run in self._runs:
+            run.finish()
+        if self._board:
+            self._board.close()
