@@ -332,6 +332,8 @@ class Estimate(Record, frozen=True, kw_only=True):
     best: float | None = None
     """The value if every truncated or unscored trace had counted in the model's favour."""
     worst: float | None = None
+    clusters: int = 0
+    """How many prompts, or whatever else is independent, the n are of; 0: of as many."""
 
 
 class Result(Record, frozen=True, kw_only=True):

@@ -340,6 +340,9 @@ def test_numbers_of_the_page_lead_to_their_traces(chromium: Any, served: Served,
     report.write(hostile)
     page, trouble = opened(chromium, served.url + "report.html", viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for section in ("comparisons", "patterns", "protocol"):
+        for row in page.locator(f"#{section} tbody tr").all():
+            assert row.bounding_box()["height"] < 260, "no row is blank for half a screen"
     page.click("nav a[href='#protocol']")
     bar, title = page.locator("nav").bounding_box(), page.locator("#protocol h2").bounding_box()
     assert title["y"] >= bar["y"] + bar["height"] - 1, "the bar does not hide the title it leads to"

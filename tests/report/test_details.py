@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from tests.report.made import prompts_of, trace_of
 from demur import report
 from demur.bench.choice import ChoiceJudge
 from demur.records import Part, Prompt, Verdict
+from demur.report.metrics import Cell, Cells, Column
+from demur.report.published import published
 from demur.report.sections import sections
 from demur.report.tables import plain
 
@@ -46,6 +51,55 @@ def test_a_model_that_always_says_a_is_seen_to(tmp_path: Path) -> None:
     assert found["A"]["right, %"] == "25 [14–40]"
     assert found["A"]["chosen, %"].startswith("100 [90–100]"), "of the 36 that name an option"
     assert found["B"]["chosen, %"].startswith("0 [0–10]")
+
+
+PAPER = Path(__file__).parents[3] / "shared" / "research" / "paper.md"
+
+
+def _cells(arms: Sequence[str]) -> Cells:
+    columns = [
+        Column(bench, attack, metric, "j", "answer")
+        for bench, attack, metric in (
+            ("advbench@paper-v2", "none", "attack_success"), ("advbench@paper-v2", "pair@paper-v2", "attack_success"),
+            ("xstest@paper-v2", "none", "over_refusal"), ("aime24@paper-v2", "none", "accuracy"), ("advbench", "none", "attack_success"),
+        )
+    ]  # fmt: skip
+    return {arm: dict.fromkeys(columns, Cell()) for arm in arms}
+
+
+def test_the_papers_numbers_stand_beside_every_cell_that_has_one() -> None:
+    study: dict[str, Any] = {"base": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "arms": {"raw": {}}}
+    study["arms"]["improved-100"] = {"format": "improved", "safety": 1000, "benign": 100}
+    study["arms"]["improved-0"] = {"format": "improved", "safety": 1000, "benign": 0}
+    study["arms"]["short-1e-4"] = {"format": "short", "safety": 1000, "benign": 100, "train": {"lr": 1e-4}}
+    found = published(study, _cells(list(study["arms"])))
+    assert found["raw|advbench@paper-v2|none|attack_success"] == 0.60
+    assert found["raw|advbench@paper-v2|pair@paper-v2|attack_success"] == 0.66
+    assert found["improved-100|xstest@paper-v2|none|over_refusal"] == pytest.approx(0.067)
+    assert found["improved-100|aime24@paper-v2|none|accuracy"] == pytest.approx(0.517)
+    assert found["improved-100|all|all|attack_success"] == pytest.approx(0.067)
+    assert not [key for key in found if key.startswith(("improved-0", "short-1e-4"))], (
+        "another mixture, another learning rate"
+    )
+    assert not [key for key in found if "|advbench|" in key], "another protocol"
+
+
+def test_another_teacher_has_its_own_published_row() -> None:
+    study: dict[str, Any] = {"base": "DeepSeek-R1-Distill-Qwen-7B", "models": {"teacher": {"model": "gemini-2.5-pro"}}}
+    study["arms"] = {"improved": {"format": "improved", "safety": 1000, "benign": 100}}
+    assert published(study, _cells(["improved"]))["improved|xstest@paper-v2|none|over_refusal"] == pytest.approx(0.133)
+    study["models"]["teacher"]["model"] = "deepseek-r1"
+    assert published(study, _cells(["improved"]))["improved|xstest@paper-v2|none|over_refusal"] == pytest.approx(0.067)
+
+
+@pytest.mark.skipif(not PAPER.is_file(), reason="the collected numbers of the paper are not here")
+def test_no_row_of_the_papers_tables_is_missing() -> None:
+    rows = json.loads(files("demur.report").joinpath("published.json").read_text())["rows"]
+    ours = sorted(tuple(values) for own in rows.values() for values in own.values())
+    text = PAPER.read_text().replace("*", "")
+    printed = re.findall(r"^\|[^|]+\|(?: [\d,]+ \|)?((?: \d+(?:\.\d)? \|){9})$", text, re.MULTILINE)
+    assert len(printed) > 35
+    assert {tuple(map(float, re.findall(r"[\d.]+", row))) for row in printed} <= set(ours)
 
 
 def test_turns_of_a_conversation_with_thinking_and_answer_apart(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
         corrected=corrected,
         alike=alike(run.evaluations),
         mixes=training.mixes(run),
-        published=published(str(run.study.get("base", "")), found),
+        published=published(run.study, found),
         stages={stage.manifest.name: stage.manifest.fingerprint for stage in run.stages},
     )
 
@@ -209,12 +209,20 @@ def _subjects(run: Run) -> list[Subject]:
             if isinstance(settings.get(share), int)
         ]
         made = ", ".join(part for part in (str(settings.get("format") or ""), *parts) if part)
-        base = str(
-            settings.get("base") or ", ".join(map(str, run.study.get("bases") or ())) or run.study.get("base", "")
-        )
+        names = settings.get("base") or run.study.get("bases") or run.study.get("base") or ""
+        base = ", ".join(_address(run.study, name) for name in ([names] if isinstance(names, str) else names))
         seeds = sorted({e.seed for e in own if e.seed is not None})
         found.append(Subject(arm=arm, models=tuple(_models(own)), base=base, made=made, seeds=tuple(seeds)))
     return found
+
+
+def _address(study: dict[str, Any], name: str) -> str:
+    """What a model's name in the study stands for: where it is reached and, of several there, which."""
+    model = (study.get("models") or {}).get(name)
+    if isinstance(model, dict):
+        places = (str(model[key]) for key in ("url", "path", "hub", "script", "model") if model.get(key))
+        return " ".join(places) or name
+    return str(model or name)
 
 
 def _models(evaluations: Sequence[Evaluation]) -> list[str]:

@@ -106,7 +106,12 @@ def _mark(shape: str, told: str, ink: str, at: tuple[float, float], name: str = 
     tip = (
         f'<text class="tip" x="{at[0]:.1f}" y="{max(24.0, at[1] - 10):.1f}" text-anchor="{side}">{escape(told)}</text>'
     )
-    label = f'<text class="name" x="{at[0] + 7:.1f}" y="{at[1] - 6:.1f}">{escape(name)}</text>' if name else ""
+    beside = at[0] + (7 if side == "start" else -7)
+    label = (
+        f'<text class="name" x="{beside:.1f}" y="{at[1] - 6:.1f}" text-anchor="{side}">{escape(name)}</text>'
+        if name
+        else ""
+    )
     return f'<g class="mark" tabindex="0" role="img" aria-label="{escape(told)}" style="--ink:{ink}">{shape}{label}{tip}</g>'
 
 
@@ -147,14 +152,15 @@ def _scatter(
     line = " ".join(
         f"{_x(SHARE, values[a][0]):.1f},{_y(SHARE, values[a][1]):.1f}" for a in sorted(best, key=lambda a: values[a])
     )
-    marks = [f'<polyline class="front" points="{line}"/>']
+    marks, named = [f'<polyline class="front" points="{line}"/>'], list[tuple[float, float]]()
     for arm, (x, y) in points.items():
         at = (_x(SHARE, values[arm][0]), _y(SHARE, values[arm][1]))
         cross = f'<path d="M{_x(SHARE, x.low or 0):.1f} {at[1]:.1f}H{_x(SHARE, x.high or 0):.1f}M{at[0]:.1f} {_y(SHARE, y.low or 0):.1f}V{_y(SHARE, y.high or 0):.1f}"/>'
         told = f"{arm}: {labels[0]} {format.interval(x)}; {labels[1]} {format.interval(y)}"
-        marks.append(
-            _mark(f'{cross}<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5"/>', told, colour(report, arm), at, arm)
-        )
+        free = all(abs(at[0] - u) > 60 or abs(at[1] - v) > 13 for u, v in named)
+        named += [at] if free else []
+        shape = f'{cross}<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5"/>'
+        marks.append(_mark(shape, told, colour(report, arm), at, arm if free else ""))
     rows = [(arm, estimate(x), estimate(y)) for arm, (x, y) in points.items()]
     return Figure(_frame(PERCENT, PERCENT, labels, marks), table(("arm", *(f"#{label}" for label in labels)), rows))
 

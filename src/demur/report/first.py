@@ -84,7 +84,9 @@ def _head(report: Report, column: Column, shown: list[Column]) -> Head:
     parts += [format.attack(column.attack)] if column.attack != "none" or not parts else []
     parts += [column.judge] if sum(other[:3] == column[:3] for other in same) > 1 else []
     found = [e for (_, *at), e in report.table().items() if tuple(at) == column[:5]]
-    return Head(f"{' '.join(parts)}\nn={max((e.n + e.unscored for e in found), default=0):,}", group)
+    most = max(found, key=lambda e: e.n + e.unscored)
+    prompts = f", {most.clusters:,} prompts" if most.clusters else ""
+    return Head(f"{' '.join(parts)}\nn={most.n + most.unscored:,}{prompts}", group)
 
 
 def notes(report: Report) -> list[str]:

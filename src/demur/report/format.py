@@ -67,6 +67,12 @@ def counted(estimate: Estimate | None, unit: str = "share") -> str:
     return f"{interval(estimate, unit, digits=1 if unit == 'share' else 2)}, n={estimate.n:,}{unscored}"
 
 
+def of(estimate: Estimate) -> str:
+    """`1,200`, or `1,200 of 100 prompts` where that is fewer."""
+    prompts = f" of {plural(estimate.clusters, 'prompt')}" if estimate.clusters else ""
+    return f"{estimate.n:,}{prompts}"
+
+
 def signed(value: float | None, unit: str = "share") -> str:
     """A difference with its sign, typographic minus."""
     if value is None:

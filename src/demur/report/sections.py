@@ -125,7 +125,7 @@ def _patterns(report: Report) -> Iterator[Part]:
     """Failure patterns of traces, and what else detectors measure."""
     kinds = {"pattern": "", "class": " (class)", "any": " pattern"}
     rows: list[Row] = [
-        (r.traces, r.pattern.replace("_", " ") + kinds[r.kind], estimate(r.before), estimate(r.after), f"{r.before.n:,}",
+        (r.traces, r.pattern.replace("_", " ") + kinds[r.kind], estimate(r.before), estimate(r.after), format.of(r.before),
          f"{r.before.unscored:,}", r.detector)
         for r in report.patterns
     ]  # fmt: skip
@@ -222,7 +222,7 @@ def _every(report: Report) -> Iterator[Part]:
             )
             arm = r.arm if r.seed is None else f"{r.arm}/{r.seed}"
             value = estimate(e, r.unit, where=format.where(r.arm, r.bench, r.attack))._replace(track=None)
-            counts = (f"{count:,}" for count in (e.n, e.unscored, e.truncated))
+            counts = (format.of(e), *(f"{count:,}" for count in (e.unscored, e.truncated)))
             rows.append((arm, format.place(r.bench, r.attack), format.metric(r.metric), judge, value, *counts, bounds))
     titles = (
         "arm",

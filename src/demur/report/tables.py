@@ -78,7 +78,7 @@ def estimate(found: Estimate | None, unit: str = "share", *, where: str = "", be
     """A number as a cell. Where all replies were truncated or unscored there is none to show."""
     if found is None:
         return Cell("")
-    about = f"{found.how}; n={found.n:,}, unscored {found.unscored:,}, truncated {found.truncated:,}"
+    about = f"{found.how}; n={format.of(found)}, unscored {found.unscored:,}, truncated {found.truncated:,}"
     if found.best is not None and found.worst is not None and found.best != found.worst:
         low, high = sorted((found.best, found.worst))
         about += f"; between {format.number(low)} and {format.number(high)} whatever was truncated or unscored"

@@ -65,6 +65,7 @@ def rate(
         truncated=cut,
         best=best,
         worst=worst,
+        clusters=data.clusters if data.clusters < len(known) else 0,
     )
     if data.clusters < 2:
         how = (
@@ -94,8 +95,9 @@ def mean(
     _, linear = weighed([float(v) for v in values if v is not None], picked(stratum, known) if strata else None, strata)
     data = sample(linear, picked(clusters, known), picked(seeds, known))
     blank = Estimate(
-        value=None, low=None, high=None, n=len(known), unscored=len(values) - len(known), truncated=truncated
-    )
+        value=None, low=None, high=None, n=len(known), unscored=len(values) - len(known), truncated=truncated,
+        clusters=data.clusters if data.clusters < len(known) else 0,
+    )  # fmt: skip
     if data.clusters < 2:
         return replace(
             blank, how="all is of one prompt: no spread to tell an interval from" if known else "nothing was counted"

@@ -1,0 +1,60 @@
+"""The table that README.md prints is the program's, of the miniature study's own results."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from demur import report, stats
+from demur.report.first import columns
+
+ROOT = Path(__file__).parents[2]
+WIDTH = 140
+"""Of the command line's output where it is no terminal."""
+
+
+@pytest.fixture(scope="module")
+def mini() -> report.Report:
+    """The results of `make demo`, what its first table shows and no more."""
+    return msgspec.json.decode((ROOT / "tests/assets/mini_results.json").read_bytes(), type=report.Report)
+
+
+def printed(built: report.Report, width: int) -> list[str]:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(report.terminal(built))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_the_readmes_table_is_what_the_program_prints(mini: report.Report) -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    first = next(place for place, line in enumerate(lines) if line.split() == ["attack", "reasoning,", "%"])
+    last = next(place for place in range(first, len(lines)) if lines[place].startswith("`seen`"))
+    block = [line[4:].rstrip() for line in lines[first:last]]
+    end = block.index("")
+    ours = printed(mini, WIDTH)
+    assert block[:end] == ours[:end], "the table, line by line"
+    notes = printed(mini, 1_000)
+    for line in filter(None, block[end:]):
+        start = line.rstrip("… ")
+        assert any(note == line or (line != start and note.startswith(start)) for note in notes), line
+
+
+def test_its_intervals_are_those_of_its_counts(mini: report.Report) -> None:
+    """With one seed and one reply a prompt nothing else enters; so the file cannot be older than the statistics."""
+    shares = [c for c in mini.columns if c.unit == "share"]
+    assert len(shares) == 6
+    for arm in mini.arms:
+        for column in shares:
+            e = mini.find(arm, column)
+            assert e is not None
+            hits = round((e.value or 0) * e.n)
+            again = stats.rate([place < hits for place in range(e.n)], clusters=list(map(str, range(e.n))))
+            assert (e.value, e.low, e.high) == pytest.approx((again.value, again.low, again.high), abs=1e-9), (
+                arm,
+                column,
+            )
+    assert {c.bench for c in columns(mini)} == {"mini_harm", "mini_benign", "mini_arithmetic", "all"}
