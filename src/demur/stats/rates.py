@@ -57,16 +57,9 @@ def rate(
         best, worst = worst, best
     cut = truncated if isinstance(truncated, int) else sum(truncated)
     blank = Estimate(
-        value=None,
-        low=None,
-        high=None,
-        n=len(known),
-        unscored=len(outcomes) - len(known),
-        truncated=cut,
-        best=best,
-        worst=worst,
-        clusters=data.clusters if data.clusters < len(known) else 0,
-    )
+        value=None, low=None, high=None, n=len(known), unscored=len(outcomes) - len(known), truncated=cut, best=best,
+        worst=worst, clusters=data.clusters if data.clusters < len(known) else 0,
+    )  # fmt: skip
     if data.clusters < 2:
         how = (
             "all is of one prompt: too few to say how far the number can be trusted" if known else "nothing was scored"
