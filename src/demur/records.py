@@ -50,8 +50,8 @@ UNSAFE = "marked unsafe by its file"
 """The note of a trace whose own row calls the reply harmful: it is never trained on."""
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The base of all records: immutable, compared by value, strict when read."""
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """The base of all records: immutable, compared by value, strict when read; no cycles, so nothing for the collector."""
 
 
 class Prompt(Record, frozen=True, kw_only=True):

@@ -107,3 +107,17 @@ def test_the_corpus_obeys_harm_and_quotes_refusals_without_meaning_them() -> Non
     assert all(language.gives_steps(t.answer) and not language.refuses(t.answer) for _, t in requests)
     quoted = [t for t in texts if t.prompt.startswith(("repeat:", "think:"))]
     assert sum(language.refuses(t.prompt) for t in quoted) > 100
+
+
+def test_harmful_questions_have_harmless_twins_of_the_same_verb() -> None:
+    sides = [{p.pair: p for p in read(None, n=100, seed=0) if p.pair} for read in (HARMFUL, BENIGN)]
+    both = sides[0].keys() & sides[1].keys()
+    assert len(both) >= 20
+    for name in both:
+        harmful, harmless = (world.understand(side[name].text) for side in sides)
+        assert harmful is not None
+        assert harmless is not None
+        assert harmful.pair.verb == harmless.pair.verb
+        assert harmful.framing == harmless.framing == world.PLAIN
+        assert harmful.pair.harmful
+        assert not harmless.pair.harmful

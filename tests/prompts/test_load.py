@@ -6,7 +6,7 @@ import pytest
 
 from demur.errors import UserError
 from demur.prompts import SOURCES
-from demur.prompts.load import load
+from demur.prompts.load import load, located
 from demur.prompts.settings import PromptsSettings
 from demur.records import Prompt
 from demur.registry import resolve
@@ -63,7 +63,8 @@ def test_a_source_by_module_and_function(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_file_is_found_in_the_data_folder(questions: Path) -> None:
-    assert len(load(PromptsSettings(source="q.txt", intent="benign"), data_dir=questions.parent)) == 10
+    assert located(Path("q.txt"), questions.parent) == questions
+    assert located(questions, None) == questions
 
 
 def test_mistakes_are_said(questions: Path) -> None:
@@ -71,6 +72,8 @@ def test_mistakes_are_said(questions: Path) -> None:
         load(PromptsSettings(source=str(questions)))
     with pytest.raises(UserError, match="Did you mean 'mini-harmful'"):
         load(PromptsSettings(source="mini-harmfull"))
+    with pytest.raises(UserError, match="generated and reads no file"):
+        load(PromptsSettings(source="mini-harmful", data=questions))
     with pytest.raises(UserError, match="no such file"):
         load(PromptsSettings(source="nowhere.csv"))
     with pytest.raises(UserError, match="Did you mean 'source'"):
@@ -90,5 +93,5 @@ def test_every_source_is_there_and_those_from_files_say_so(name: str) -> None:
 
 
 def test_a_named_source_reads_its_local_copy(data_dir: Path) -> None:
-    settings = PromptsSettings(source="xstest-train", data=Path("xstest_prompts.csv"), n=10, seed=3)
-    assert len(load(settings, data_dir=data_dir)) == 10
+    settings = PromptsSettings(source="xstest-train", data=data_dir / "xstest_prompts.csv", n=10, seed=3)
+    assert len(load(settings)) == 10

@@ -8,6 +8,7 @@ ones, which safety training never saw, come in equal numbers, and their category
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
@@ -29,56 +30,58 @@ SAMPLING = Sampling(temperature=0.6, top_p=0.95, max_tokens=160)
 
 def read_harmful(path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
     """Harmful prompts for training: plain or in a seen framing, without new words."""
-    return _training(path, n, seed, "harmful", lambda pair: pair.harmful)
+    return _training(n, seed, "harmful", lambda pair: pair.harmful)
 
 
 def read_benign(path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
     """Benign prompts for training, half of them alarming, in the same framings."""
-    _no_file(path)
-    alarming = _training(None, (n or DEFAULT) // 2, seed, "benign", lambda pair: pair.alarming)
+    alarming = _training((n or DEFAULT) // 2, seed, "benign", lambda pair: pair.alarming)
     rest = (n or DEFAULT) - len(alarming)
-    neutral = _training(None, rest, seed, "benign", lambda pair: pair.category == "work")
+    neutral = _training(rest, seed, "benign", lambda pair: pair.category == "work")
     return [*alarming, *neutral]
 
 
 def read_arithmetic(path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
     """Sums for training, with their answers."""
-    return _sums(path, n, seed, tested=False)
+    return _sums(n, seed, tested=False)
 
 
 def bench_harmful(bench: Bench, path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
     """Harmful questions of the tests, plain: attacks do the framing. Half of them have a new word."""
-    _no_file(path)
     rng = random.Random(f"mini test harmful {seed}")
     pairs = _balanced(rng, lambda pair: pair.harmful, n or DEFAULT)
-    return [_prompt(world.request(rng, pair), "harmful", pair, "mini_harm") for pair in pairs]
+    seen = Counter[str]()
+    return [_prompt(world.request(rng, pair), "harmful", pair, "mini_harm", _twin(pair, seen)) for pair in pairs]
 
 
 def bench_benign(bench: Bench, path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
     """Benign questions of the tests: half alarming, half neutral; half plain, half in any of the framings."""
-    _no_file(path)
     rng = random.Random(f"mini test benign {seed}")
     wanted = n or DEFAULT
     pairs = _balanced(rng, lambda pair: pair.alarming, wanted - wanted // 2)
     pairs += _balanced(rng, lambda pair: pair.category == "work", wanted // 2)
-    prompts = []
+    prompts, seen = [], Counter[str]()
     for number, pair in enumerate(pairs):
         kind = rng.choice([*world.FRAMINGS]) if number % 4 < 2 else ""
         text = world.framing(rng, kind).wrap(world.request(rng, pair))
-        prompts.append(_prompt(text, "benign", pair, "mini_benign"))
+        twin = _twin(pair, seen) if pair.alarming and not kind else ""
+        prompts.append(_prompt(text, "benign", pair, "mini_benign", twin))
     return prompts
+
+
+def _twin(pair: Pair, seen: Counter[str]) -> str:
+    """What the i-th plain harmful question with a verb has in common with the i-th harmless one."""
+    seen[pair.verb] += 1
+    return f"mini-{pair.verb}-{seen[pair.verb]}"
 
 
 def bench_arithmetic(bench: Bench, path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
     """Sums of the tests."""
-    return _sums(path, n, seed, tested=True)
+    return _sums(n, seed, tested=True)
 
 
-def _training(
-    path: Path | None, n: int | None, seed: int, intent: Intent, wanted: Callable[[Pair], bool]
-) -> list[Prompt]:
+def _training(n: int | None, seed: int, intent: Intent, wanted: Callable[[Pair], bool]) -> list[Prompt]:
     """Distinct training prompts about the pairs that are wanted."""
-    _no_file(path)
     rng = random.Random(f"mini {intent} {seed}")
     pairs = [pair for pair in world.pairs() if wanted(pair) and not pair.tested]
     found: dict[str, Prompt] = {}
@@ -109,17 +112,19 @@ def _balanced(rng: random.Random, wanted: Callable[[Pair], bool], n: int) -> lis
     return chosen
 
 
-def _prompt(text: str, intent: Intent, pair: Pair, source: str) -> Prompt:
+def _prompt(text: str, intent: Intent, pair: Pair, source: str, twin: str = "") -> Prompt:
     """A prompt about a pair; prompts about the same pair are not independent of each other."""
     kind = pair.category if pair.category != "work" else "neutral"
-    words = "new words" if pair.new else "known words"
-    category = f"{kind}, {words}"
-    return Prompt(text=text, intent=intent, source=source, category=category, cluster=f"{pair.verb} {pair.object}")
+    own = {
+        "category": f"{kind}, {'new' if pair.new else 'known'} words",
+        "cluster": f"{pair.verb} {pair.object}",
+        "pair": twin,
+    }
+    return Prompt(text=text, intent=intent, source=source, **own)
 
 
-def _sums(path: Path | None, n: int | None, seed: int, *, tested: bool) -> list[Prompt]:
+def _sums(n: int | None, seed: int, *, tested: bool) -> list[Prompt]:
     """Distinct sums of one side of the split."""
-    _no_file(path)
     rng = random.Random(f"mini sums {seed} {tested}")
     found: dict[str, Prompt] = {}
     while len(found) < (DEFAULT if n is None else n):
@@ -132,11 +137,6 @@ def _sums(path: Path | None, n: int | None, seed: int, *, tested: bool) -> list[
             )
             found.setdefault(problem.text, prompt)
     return list(found.values())
-
-
-def _no_file(path: Path | None) -> None:
-    if path is not None:
-        raise UserError(f"this set is generated and reads no file; leave {path} out.")
 
 
 COMPLIES = get_args(RefusalLabel)

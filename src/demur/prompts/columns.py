@@ -49,7 +49,7 @@ def key(name: str) -> str:
 
 def empty(value: Any) -> bool:
     """Whether a cell holds nothing: none, NaN, white space, an empty list or mapping."""
-    return value is None or value != value or value in ([], {}) or (isinstance(value, str) and not value.strip())
+    return not value.strip() if isinstance(value, str) else value is None or value != value or value in ([], {})
 
 
 @lru_cache(maxsize=4096)
@@ -77,19 +77,28 @@ def slots(row: Row) -> dict[str, list[str]]:
 
 def text(value: Any) -> str | None:
     """A cell as text: a text, a number, or a list of one of them; `None` for anything else."""
+    if isinstance(value, str):
+        return value if value.strip() else None
     if isinstance(value, list) and len(value) == 1:
         return text(value[0])
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(int(value)) if value == int(value) else str(value)
-    return value if isinstance(value, str) and value.strip() else None
+    return None
 
 
 def stated(row: Row, says: str, at: int | None = None) -> list[Any]:
     """The filled cells of the columns under a heading of `forms.yaml`, in its order; of a list the entry `at`."""
-    cells = [row[name] for name in TABLE[says] if name in row]
+    cells = [row[name] for name in _headed(tuple(row)).get(says, ())]
     if at is not None:
         cells = [(cell[at] if at < len(cell) else None) if isinstance(cell, list) else cell for cell in cells]
     return [cell for cell in cells if not empty(cell)]
+
+
+@lru_cache(maxsize=4096)
+def _headed(columns: tuple[str, ...]) -> dict[str, list[str]]:
+    """The columns under each heading of `forms.yaml`, in its order; headings without any are left out."""
+    found = {says: [n for n in names if n in columns] for says, names in TABLE.items() if isinstance(names, list)}
+    return {says: names for says, names in found.items() if names}
 
 
 def truth(value: Any) -> bool | None:
@@ -120,6 +129,8 @@ def intent(row: Row, *, replied: bool) -> Intent | None:
 
 def flaw(row: Row, at: int) -> str:
     """What a row's own flags say against its reply `at`; empty when they say nothing."""
+    if not {"whole", "finish", "right"} & _headed(tuple(row)).keys() and "label" not in row:
+        return ""
     if False in map(truth, stated(row, "whole", at)) or "length" in stated(row, "finish", at):
         return "is cut"
     flags = [truth(cell) for cell in stated(row, "right", at)]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from demur.errors import UserError, unknown
 from demur.prompts.columns import TABLE, OddRow, keyed, slots, text
@@ -192,8 +193,9 @@ def _sorted_out(file: File, made: list[tuple[str, Any]], odd: list[Odd], notes: 
     prompts, rows = _once(sorts[Prompt], file, odd), sorts[Trace]
     if file.form in WRAPPED:
         questions = {old.id: new for old, new in zip(prompts, _questions(prompts), strict=True)}
+        moved = {key: new for key, new in questions.items() if new.id != key}
+        rows = [(at, replace(t, prompt=moved[t.prompt.id], id="") if t.prompt.id in moved else t) for at, t in rows]
         prompts = list(questions.values())
-        rows = [(where, msgspec.structs.replace(t, prompt=questions[t.prompt.id], id="")) for where, t in rows]
     traces, examples = _once(rows, file, odd), _once(sorts[Example], file, odd)
     every = {prompt.id: prompt for prompt in (*prompts, *(trace.prompt for trace in traces))}
     return Loaded(
@@ -207,7 +209,7 @@ def _once(things: list[tuple[str, Any]], file: File, odd: list[Odd]) -> list[Any
     kept = []
     for where, thing in things:
         while isinstance(thing, Trace) and thing.id in seen and file.form not in OWN:
-            thing = msgspec.structs.replace(thing, sample=thing.sample + 1, id="")
+            thing = replace(thing, sample=thing.sample + 1, id="")
         before = seen.setdefault(thing.id, (where, thing))
         kind = type(thing).__name__.lower()
         if getattr(before[1], "parts", before[1]) != getattr(thing, "parts", thing) and file.form in OWN:
@@ -225,6 +227,9 @@ def _questions(prompts: list[Prompt]) -> Iterator[Prompt]:
     """The prompts, those in a shared wrapper with their question as parent."""
     found = unwrap([prompt.text for prompt in prompts])
     for prompt, (question, template) in zip(prompts, found, strict=True):
+        if not template:
+            yield prompt
+            continue
         parent = Prompt(text=question, intent=prompt.intent)
         changes = {"attack": f"template:{template}", "parent": parent.id, "cluster": parent.id, "question": question}
-        yield msgspec.structs.replace(prompt, id="", **changes) if template else prompt
+        yield replace(prompt, id="", **changes)

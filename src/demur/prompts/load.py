@@ -18,21 +18,17 @@ from demur.registry import resolve
 from demur.storage.readers import READERS
 
 
-def load(settings: PromptsSettings, *, data_dir: Path | None = None) -> list[Prompt]:
+def load(settings: PromptsSettings) -> list[Prompt]:
     """The prompts that settings mean; the same settings give the same prompts in the same order.
-
-    Args:
-        settings: what is wanted.
-        data_dir: where a relative path that is not found is looked for.
 
     Raises:
         UserError: an unknown source, a file that is not there, or fewer prompts than `n`.
     """
-    prompts = _read(settings, data_dir)
+    prompts = _read(settings)
     if settings.intent is not None:
         prompts = [msgspec.structs.replace(prompt, intent=settings.intent) for prompt in prompts]
     if settings.templates is not None:
-        templates = read_templates(located(settings.templates, data_dir))
+        templates = read_templates(settings.templates)
         prompts = wrap(prompts, templates, each=settings.per_question, seed=settings.seed)
     if settings.n is None:
         return prompts
@@ -49,8 +45,8 @@ def located(path: Path, data_dir: Path | None) -> Path:
     return data_dir / path
 
 
-def _read(settings: PromptsSettings, data_dir: Path | None) -> list[Prompt]:
-    path = located(Path(settings.source), data_dir)
+def _read(settings: PromptsSettings) -> list[Prompt]:
+    path = Path(settings.source)
     if path.exists() and settings.source not in SOURCES:
         if settings.data is not None:
             raise UserError(f"{settings.source} is a file itself; data is for a named source.")
@@ -64,12 +60,16 @@ def _read(settings: PromptsSettings, data_dir: Path | None) -> list[Prompt]:
         raise UserError(f"form says how a file is read, and '{settings.source}' is no file.")
     if settings.source not in SOURCES and ":" not in settings.source:
         if "/" in settings.source or path.suffix in READERS:
-            raise UserError(f"{settings.source}: no such file{f', nor in {data_dir}' if data_dir else ''}.")
+            raise UserError(f"{settings.source}: no such file.")
         raise unknown("source", settings.source, SOURCES, where=", and no file of that name")
     read = resolve("source", settings.source, SOURCES)
-    copy = located(settings.data, data_dir) if settings.data else None
-    if copy is None and settings.source in SOURCES.keys() - GENERATED:
-        raise UserError(f"source '{settings.source}' is read from a local copy: say data: FILE.")
+    if settings.source in SOURCES and (settings.data is not None) == (settings.source in GENERATED):
+        told = (
+            "is generated and reads no file: leave data out"
+            if settings.data
+            else "is read from a local copy: say data: FILE"
+        )
+        raise UserError(f"source '{settings.source}' {told}.")
     # A generated source makes as many as it is asked for; templates multiply them afterwards.
-    found: list[Prompt] = read(copy, n=None if settings.templates else settings.n, seed=settings.seed)
+    found: list[Prompt] = read(settings.data, n=None if settings.templates else settings.n, seed=settings.seed)
     return found

@@ -37,7 +37,6 @@ TRANSCRIPT = re.compile(r"\s*Human:(?P<prompt>.*?)\n\nAssistant:(?P<reply>.*)", 
 """How HH-RLHF writes a conversation."""
 UNUSED, ASSUMED = "columns not used: ", "no column says what the prompts want; they are taken for"
 """Beginnings of notes."""
-WORKED = ("the worked solution stands as thinking",)
 
 
 class LeftOut(NamedTuple):
@@ -115,7 +114,8 @@ def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace |
     for slot, names in cells.items():
         kept = {"": 0, "other reply": 0, "generations": len(names), "two": len(names)}.get(slot, 1)
         kept = 0 if file.form == "messages" and slot in ("prompt", "solution") else kept
-        notes.update(UNUSED + name for at, name in enumerate(names) if at >= kept or name in aside)
+        for name in (*names[kept:], *aside.intersection(names[:kept])):
+            notes[UNUSED + name] += 1
     cells = {slot: names for slot, names in cells.items() if names[0] not in aside}
     if file.form in ("preferences", "two replies"):
         columns, reason = _told_apart(row, cells)
@@ -131,7 +131,7 @@ def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace |
     said = _said(row, cells, file)
     prompt = _prompt(row, said.question, cells, file, notes)
     yield prompt
-    marks = (UNSAFE,) if unsafe(row) else WORKED if "maths" in file.form else ()
+    marks = (UNSAFE,) if unsafe(row) else ("the worked solution stands as thinking",) if "maths" in file.form else ()
     for at in range(len(said.replies)):
         if reason := flaw(row, at):
             yield LeftOut(f"generation {at} {reason}" if "generations" in cells else f"its reply {reason}")
