@@ -72,7 +72,7 @@ def test_mistakes_are_said(questions: Path) -> None:
         load(PromptsSettings(source=str(questions)))
     with pytest.raises(UserError, match="Did you mean 'mini-harmful'"):
         load(PromptsSettings(source="mini-harmfull"))
-    with pytest.raises(UserError, match="generated and reads no file"):
+    with pytest.raises(UserError, match="is generated"):
         load(PromptsSettings(source="mini-harmful", data=questions))
     with pytest.raises(UserError, match="no such file"):
         load(PromptsSettings(source="nowhere.csv"))

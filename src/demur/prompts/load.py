@@ -64,11 +64,7 @@ def _read(settings: PromptsSettings) -> list[Prompt]:
         raise unknown("source", settings.source, SOURCES, where=", and no file of that name")
     read = resolve("source", settings.source, SOURCES)
     if settings.source in SOURCES and (settings.data is not None) == (settings.source in GENERATED):
-        told = (
-            "is generated and reads no file: leave data out"
-            if settings.data
-            else "is read from a local copy: say data: FILE"
-        )
+        told = "is generated: leave data out" if settings.data else "is read from a local copy: say data: FILE"
         raise UserError(f"source '{settings.source}' {told}.")
     # A generated source makes as many as it is asked for; templates multiply them afterwards.
     found: list[Prompt] = read(settings.data, n=None if settings.templates else settings.n, seed=settings.seed)
