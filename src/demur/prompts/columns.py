@@ -178,11 +178,6 @@ def turns(value: Any) -> list[Message]:
     return [_turn(turn) for turn in value]
 
 
-def is_turn(value: Any) -> bool:
-    """Whether something is a turn of a conversation."""
-    return isinstance(value, Mapping) and bool({"role", "from"} & set(value))
-
-
 def _turn(turn: Any) -> Message:
     if not isinstance(turn, Mapping):
         raise OddRow("a turn is no object")

@@ -138,13 +138,7 @@ def _card(name: str, sets: Mapping[tuple[str, str], Any], certificates: Mapping[
         configs=[{"config_name": config, "data_files": data} for config, data in files.items()],
         tags=["safety", "reasoning", "refusal", "demur", *(["not-for-all-audiences"] if harmful(rows) else [])],
     )
-    told: dict[str, Any] = {
-        "name": name,
-        "version": demur.__version__,
-        "rows": rows,
-        "sets": sets,
-        "configs": list(files),
-    }
-    told |= {"certificates": certificates, "harmful": harmful(rows)}
+    told: dict[str, Any] = {"name": name, "version": demur.__version__, "rows": rows, "sets": sets}
+    told |= {"configs": list(files), "certificates": certificates, "harmful": harmful(rows)}
     card = DatasetCard.from_template(head, template_path=str(Path(__file__).with_name("card.md")), **told)
     return str(card.content)

@@ -20,7 +20,6 @@ from demur.prompts.columns import (
     category,
     flaw,
     intent,
-    is_turn,
     keyed,
     listed,
     place,
@@ -143,7 +142,8 @@ def _first(row: Row, cells: Cells, slot: str) -> Any:
     """The cell that counts in a slot; a list only where it is one of turns."""
     value = row[cells[slot][0]] if slot in cells else None
     found = listed(value)
-    if isinstance(found, list) and found and (slot == "messages" or all(is_turn(item) for item in found)):
+    turned = isinstance(found, list) and all(isinstance(t, dict) and {"role", "from"} & t.keys() for t in found)
+    if found and isinstance(found, list) and (slot == "messages" or turned):
         return found
     return text(value) if isinstance(value, list) else value
 
