@@ -150,8 +150,9 @@ def test_the_audit_counts_pairs_and_savings() -> None:
     assert weak.before.value == pytest.approx(1 / 3)
     assert weak.after.value == 0
     assert weak.difference.value == pytest.approx(-1 / 3)
-    saved = sum(len(t.raw) for t in traces if t.thinking != BLIND[0]) - sum(len(t.raw) for t in result.traces)
-    assert audit.characters_saved.value == pytest.approx(saved / 3)
+    kept = [trace for trace in traces if trace.thinking != BLIND[0]]
+    saved = [100 * (1 - len(after.raw) / len(before.raw)) for before, after in zip(kept, result.traces, strict=True)]
+    assert audit.tokens_saved.value == pytest.approx(sum(saved) / 3)
     assert audit.tokens_saved.n == 3
 
 

@@ -17,9 +17,10 @@ from tests.train.test_trainer import metrics, run_and_kill, weights
 from demur.errors import UserError
 from demur.records import Example, Pair
 from demur.settings import validate
-from demur.train import batches, preference, trainer
+from demur.train import batches, trainer
 from demur.train import model as models
 from demur.train.chat import load_tokenizer
+from demur.train.loss import preferences
 from demur.train.prepare import prepare
 from demur.train.render import Renderer, Row
 from demur.train.settings import LoraSettings, TrainSettings
@@ -91,7 +92,7 @@ def test_formulas() -> None:
 
     def loss(given: torch.Tensor | None = known, **changes: Any) -> float:
         settings = TrainSettings.model_validate({"method": "dpo", "beta": 0.5} | changes)
-        return float(preference.losses(nats, tokens, given, settings=settings).item())
+        return float(preferences(nats, tokens, given, settings=settings).item())
 
     def sigmoid(x: float) -> float:
         return float(-torch.nn.functional.logsigmoid(torch.tensor(x)).item())

@@ -6,6 +6,7 @@ outcome again and reports the change of every pattern's rate over the same promp
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,10 +60,9 @@ class Audit(Record, frozen=True, kw_only=True):
     """How many traces were clean, mended by each means, left, dropped."""
     kept: Estimate
     """Share of the traces that are left."""
-    characters_saved: Estimate
-    """Per trace that is left; negative when replies grew."""
     tokens_saved: Estimate
-    """The same in tokens; a trimmed trace's are estimated by its length, at its original's characters per token."""
+    """Per trace that is left; negative when replies grew. A trimmed trace's are estimated by its length, at its original's
+    characters per token."""
 
 
 @dataclass(frozen=True)
@@ -268,18 +268,13 @@ class _Work:
         )
 
     def _audit(self, traces: Sequence[Trace], left: Sequence[Trace], final: Sequence[Trace]) -> Audit:
-        counts: dict[str, int] = {}
-        for action in self.actions.values():
-            counts[action.did] = counts.get(action.did, 0) + 1
         clusters = [trace.prompt.cluster for trace in left]
-        saved = [len(before.raw) - len(after.raw) for before, after in zip(left, final, strict=True)]
         tokens = [(_tokens(b, a), b.prompt.cluster) for b, a in zip(left, final, strict=True)]
         known = [(value, cluster) for value, cluster in tokens if value is not None]
         return Audit(
             changes=tuple(self._change(index, left, final, clusters) for index in range(len(PATTERNS))),
-            counts=dict(sorted(counts.items())),
+            counts=dict(sorted(Counter(action.did for action in self.actions.values()).items())),
             kept=rate([t.id in self.results for t in traces], clusters=[t.prompt.cluster for t in traces]),
-            characters_saved=mean([float(value) for value in saved], clusters=clusters),
             tokens_saved=mean([value for value, _ in known], clusters=[cluster for _, cluster in known]),
         )
 

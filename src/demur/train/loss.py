@@ -3,16 +3,27 @@
 A causal model's own forward makes logits for every position: at 152,000 words and 16,000 tokens that is 10 GB in float32
 for nothing, since most positions of a safety set are prompt. Here the body runs as it is, the hidden states that
 predict a trained token are picked out, and head and cross entropy run over these alone, in chunks where they are many.
+
+Preferences are losses of pairs of replies:
+
+    dpo    -log sigmoid(beta h)                          Rafailov et al. 2023, arXiv 2305.18290
+    ipo    (h - 1 / (2 beta))^2, h per token             Azar et al. 2023, arXiv 2310.12036
+    simpo  -log sigmoid(beta h - margin), h per token    Meng et al. 2024, arXiv 2405.14734; without a reference
+
+h is the difference of the log-probabilities of chosen and rejected reply, each relative to the reference where there is one.
 """
 
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from demur.train.settings import TrainSettings
 
 LARGE = {"cuda": 1 << 28, "cpu": 1 << 25}
 """Logits (positions x vocabulary) above which they are made in chunks: 1 GiB in float32, on a CPU 128 MiB. Much smaller
@@ -83,3 +94,25 @@ def plain_head(model: Any) -> str | None:
             return f"{name} = {getattr(config, name)}"
     head = model.get_output_embeddings()
     return "its head has a bias" if getattr(head, "bias", None) is not None else None
+
+
+def preferences(
+    nats: torch.Tensor, tokens: torch.Tensor, reference: torch.Tensor | None, *, settings: TrainSettings
+) -> torch.Tensor:
+    """The loss of each pair [pairs].
+
+    Args:
+        nats: summed loss of each reply, chosen and rejected in turn [2 pairs].
+        tokens: trained tokens of each reply [2 pairs].
+        reference: as `nats`, of the base; `None`: no reference.
+        settings: method, beta, margin, length_normalised, sft_weight.
+    """
+    scores = -nats if reference is None else reference - nats
+    if settings.length_normalised or settings.method != "dpo":
+        scores = scores / tokens
+    h = scores[0::2] - scores[1::2]
+    if settings.method == "ipo":
+        found = (h - 1 / (2 * settings.beta)) ** 2
+    else:
+        found = -F.logsigmoid(settings.beta * h - settings.margin)
+    return found + settings.sft_weight * (nats / tokens)[0::2]

@@ -34,7 +34,7 @@ class TrainSettings(BaseModel):
     model_config = STRICT
 
     method: Literal["sft", "dpo", "ipo", "simpo"] = "sft"
-    """`sft`: learn the replies. The others learn to prefer one reply to another (preference.py); their rows are pairs."""
+    """`sft`: learn the replies. The others learn to prefer one reply to another (loss.py); their rows are pairs."""
     beta: float = Field(default=0.1, gt=0)
     """Strength of a preference; dpo and ipo near 0.1, simpo 2 and more."""
     margin: float = Field(default=0.0, ge=0)

@@ -259,7 +259,7 @@ class Trainer:
         """The loss of a micro-batch, summed over what it is the mean of."""
         import torch
 
-        from demur.train import preference
+        from demur.train.loss import preferences
 
         rows = self.ready.rows(units) or batches.idle(self.ready.rendered.rows)
         losses = self.losses(rows)
@@ -272,7 +272,7 @@ class Trainer:
         known = None
         if self._reference:
             known = nats.new_tensor([self._reference[i] for unit in units for i in self.ready.units[unit]])
-        return preference.losses(nats, nats.new_tensor(counts), known, settings=self.settings).sum()
+        return preferences(nats, nats.new_tensor(counts), known, settings=self.settings).sum()
 
     def _refer(self, begin: int) -> None:
         """What the base makes of each reply of the pairs: measured before the first step, and kept in a file."""
