@@ -14,17 +14,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from demur.models.cells import Alone, cells_for
 from demur.models.sampler import Rule, Writer, Written
 
-SIZE = dict(
-    vocab_size=64,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=512,
-    eos_token_id=1,
-    pad_token_id=0,
-)
+SIZE: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 16},
     "mistral": {"head_dim": 16, "sliding_window": 8},

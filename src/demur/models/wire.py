@@ -219,7 +219,9 @@ def joined(begun: str, reply: Reply) -> Reply:
     parts = thinking.split(begun, finish="length")
     if reply.reasoning and parts.outcome == "cut_in_thinking":
         return msgspec.structs.replace(reply, reasoning=f"{parts.thinking}{parts.seams.end}{reply.reasoning}")
-    return msgspec.structs.replace(reply, content=begun + (reply.content or ""))
+    content = reply.content or ""
+    # llama.cpp's server sends the beginning back with what it wrote.
+    return msgspec.structs.replace(reply, content=content if content.startswith(begun) else begun + content)
 
 
 _STOP = re.compile(r"(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>)$")
