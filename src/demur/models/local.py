@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from demur import thinking
 from demur.errors import UserError
-from demur.interfaces import Request, Requests, stream
-from demur.models.answering import asked, record, seed_of
+from demur.interfaces import Request
+from demur.models.answering import Answering, asked, record, seed_of
 from demur.models.checkpoint import folder_of, identity_of
 from demur.models.config import Local
 from demur.models.sampler import Force, Rule, Writer, Written
@@ -55,8 +55,11 @@ class Row(NamedTuple):
     opened: bool
 
 
-class LocalModel:
+class LocalModel(Answering):
     """A `Model` over weights that this process holds."""
+
+    width = 1 << 20
+    """The batch has a width of its own."""
 
     def __init__(self, config: Local, *, folder: Path, cache: ReplyCache, label: str = "") -> None:
         """Load a folder; see `load`, which does so beside the event loop."""
@@ -73,11 +76,8 @@ class LocalModel:
         wanted = _dtype(config.dtype, self.device)
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted or torch.float32)
         parameters = self._model.num_parameters()
-        if (
-            wanted is None
-            and parameters >= SMALL
-            and bfloat16_is_faster(self._model.config.get_text_config().hidden_size)
-        ):
+        hidden = self._model.config.get_text_config().hidden_size
+        if wanted is None and parameters >= SMALL and bfloat16_is_faster(hidden):
             self._model.to(torch.bfloat16)
         self._model.to(self.device).eval()
         self.dtype: torch.dtype = self._model.dtype
@@ -116,7 +116,7 @@ class LocalModel:
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply to one request, written together with those that are asked at the same time."""
-        row = await asyncio.to_thread(self._row, request)
+        row = self._row(request)
         if (reply := self._known(row, fresh=fresh)) is not None:
             return self._record(request, reply)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -125,14 +125,19 @@ class LocalModel:
         self._futures.setdefault(row.key, []).append(future)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_waiting())
-        return self._record(request, await future)
+        try:
+            return self._record(request, await future)
+        finally:
+            if all(one.done() for waiting in self._futures.values() for one in waiting) and future.cancelled():
+                self._writer.cancel()
 
     async def _write_waiting(self) -> None:
         """Write what waits, as long as there is more; whatever goes wrong is raised by those who wait."""
-        await asyncio.sleep(GATHER)
         try:
+            await asyncio.sleep(GATHER)
             while self._waiting:
                 group, rows = next(iter(self._waiting.items()))
+                rows = self._waiting[group] = deque(sorted(rows, key=lambda row: len(row.prompt)))
                 async for row, reply in self._written(rows, fresh=group[0]):
                     for future in self._futures.pop(row.key):
                         if not future.done():
@@ -145,25 +150,10 @@ class LocalModel:
             self._futures, self._waiting = {}, {}
             raise
 
-    async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
-        """One result a request, as rows end, once the complete list of requests is known."""
-        complete = [request async for request in stream(requests)]
-        rows = await asyncio.to_thread(lambda: [self._row(request) for request in complete])
-        same: dict[bytes, list[Request]] = {}
-        for row in rows:
-            same.setdefault(row.key, []).append(row.request)
-        for group in _groups({row.key: row for row in rows}.values()):
-            left: deque[Row] = deque()
-            for row in group:
-                if (reply := self._known(row)) is None:
-                    left.append(row)
-                    continue
-                for request in same[row.key]:
-                    yield self._record(request, reply)
-            if left:
-                async for row, reply in self._written(left):
-                    for request in same[row.key]:
-                        yield self._record(request, reply)
+    async def close(self) -> None:
+        """Wait until nothing is written any more."""
+        if self._writer is not None:
+            await asyncio.wait([self._writer])
 
     def _known(self, row: Row, *, fresh: bool = False) -> Reply | None:
         """What need not be written: it is stored, or there is no room for it."""
@@ -217,17 +207,8 @@ class LocalModel:
             opened = thinking.opens_thinking(text)
             tokens = self._tokenizer.encode(text + _begun(request, opened), add_special_tokens=False)
         opened = self._config.api == "chat" and opened
-        key = key_of(
-            [
-                "local",
-                self._config.first_tokens,
-                self.identity,
-                str(self.dtype),
-                self._config.api,
-                tokens,
-                *asked(request),
-            ]
-        )
+        own = [self._config.first_tokens, self.identity, str(self.dtype), self._config.api]
+        key = key_of(["local", *own, tokens, *asked(request)])
         limit = min(request.sampling.max_tokens, self._room - len(tokens))
         return Row(key, request, tokens, seed_of(request), limit, opened)
 
@@ -278,7 +259,11 @@ class LocalModel:
 @asynccontextmanager
 async def open_local(config: Local, *, cache: ReplyCache, label: str = "") -> AsyncIterator[LocalModel]:
     """A model in this process."""
-    yield await LocalModel.load(config, cache=cache, label=label)
+    model = await LocalModel.load(config, cache=cache, label=label)
+    try:
+        yield model
+    finally:
+        await model.close()
 
 
 def _closing() -> str:
@@ -336,14 +321,6 @@ def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
 def _rule_key(sampling: Sampling) -> str:
     """What rows must share to be written together."""
     return digest([sampling.temperature, sampling.top_p, sampling.top_k, sampling.thinking_budget])
-
-
-def _groups(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows of one sampling each, in the order of their length."""
-    found: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (len(row.prompt), row.key)):
-        found.setdefault(_rule_key(row.request.sampling), []).append(row)
-    return list(found.values())
 
 
 def _begun(request: Request, opened: bool) -> str:
