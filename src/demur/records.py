@@ -309,7 +309,7 @@ class Probed(Record, frozen=True, kw_only=True):
     trace: str
     share: float
     reply: str
-    """Id of the forced reply."""
+    """Id of the forced reply; empty: there came none."""
 
 
 class Kept(Record, frozen=True, kw_only=True):

@@ -315,8 +315,9 @@ class Builder:
         probe = ProbeSettings(**use.model_dump(exclude={"bench", "attack"}))
         known = {key: getattr(evaluated.settings, key) for key in ("arm", "seed", "serve")}
         settings = ProbeStageSettings(probe=probe, judge=bench.judge_kind, bench=bench.name, **known)
-        models = {part: model for part, model in evaluated.models.items() if part in ("judge", "target")}
-        inputs = {"traces": evaluated} | ({"model": trained} if trained else {})
+        models = {"target": self.base(copy.base)}
+        models |= {part: model for part, model in evaluated.models.items() if part in ("judge", "target")}
+        inputs = {"traces": evaluated} | ({"target": trained} if trained else {})
         self.add(Probe(evaluated.name.replace("evaluate-", "probe-", 1), settings, inputs=inputs, models=models))
 
     def training(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from demur.bench.metrics import SUCCESS
 from demur.records import DECLINED, Probed, Result, Trace, Verdict
 from demur.report.metrics import Cell, Column, cells, result
-from demur.report.read import PROMPT, Evaluation, Run, bench_name, evaluations, row_of
+from demur.report.read import PROMPT, Evaluation, Row, Run, bench_name, evaluations, row_of
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import project
 
@@ -32,18 +32,20 @@ def _probe(run: Run, stage: Artifact, columns: dict[Column, Cell]) -> None:
     """Add what a probe found to an arm's cells."""
     settings = stage.manifest.settings
     made = run.split(str(settings["arm"]))[1], settings.get("seed")
-    labels = {
-        trace: (judge, label)
-        for trace, judge, label in project(stage.path("verdicts"), Verdict, "trace", "judge", "label")
-    }
-    shares = dict(project(stage.path("places"), Probed, "reply", "share"))
+    said = list(project(stage.path("verdicts"), Verdict, "trace", "label", "judge"))
+    labels = {trace: label for trace, label, _ in said}
+    judge, attack = said[0][2] if said else "", "none"
+    places = list(project(stage.path("places"), Probed, "reply", "share", "trace"))
+    shares = {reply: share for reply, share, _ in places}
     for *prompt, name, sample, outcome in project(stage.path("forced"), Trace, *PROMPT, "id", "sample", "outcome"):
         row = row_of(*prompt, name, sample)
-        row.outcome = outcome
-        judge, label = labels.get(name, ("", None))
+        row.outcome, label = outcome, labels.get(name)
         attack = row.attack.partition(":")[0] or "none"
         column = Column(bench_name(stage), attack, f"{AT}{shares[name]:g}", judge, "answer", "higher")
         columns.setdefault(column, Cell()).add(row, None if label is None else label in DECLINED, made)
+    for share, trace in ((share, trace) for reply, share, trace in places if not reply):
+        column = Column(bench_name(stage), attack, f"{AT}{share:g}", judge, "answer", "higher")
+        columns.setdefault(column, Cell()).add(Row(trace, trace, trace, "harmful"), None, made)
 
 
 def _tampered(run: Run) -> Iterator[Result]:

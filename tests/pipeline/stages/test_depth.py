@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.made import publish
 
 from demur import thinking
 from demur.errors import UserError
 from demur.pipeline.resolve import make
 from demur.pipeline.run import execute
 from demur.pipeline.stages.probe import steady
-from demur.records import Kept, Message, Pair, Probed, Sampling, Trace, Verdict
+from demur.records import Failure, Kept, Message, Pair, Probed, Prompt, Sampling, Trace, Verdict
 from demur.report.data import build
 
 THOUGHT = " ".join(f"Sentence {number}." for number in range(1, 9)) + " No way. At last."
@@ -222,3 +223,17 @@ def test_an_arm_without_rows_of_its_own_is_another_arms_checkpoint_with_another_
     assert interrupted
     assert all("wait." in str(t.thinking) for t in interrupted)
     assert all(t.sampling.prefill is None for t in interrupted)
+
+
+def test_a_forced_answer_that_never_came_is_unscored(tmp_path: Path) -> None:
+    forced = [thinking.traced(Prompt(text=f"q{i}", intent="harmful"), "No.", model="m") for i in range(8)]
+    says: dict[str, Any] = {"judge": "j", "query": "question", "part": "answer", "label": "full_refusal"}
+    records: dict[str, list[Any]] = {
+        "forced": forced,
+        "verdicts": [Verdict(trace=reply.id, **says) for reply in forced],
+        "failures": [Failure(prompt=forced[0].prompt, model="m", kind="timeout", detail="")],
+        "places": [Probed(trace="t", share=0.5, reply=name) for name in (*(reply.id for reply in forced), "")],
+    }
+    publish(tmp_path, "probe-a", "probe", records, settings={"arm": "a", "bench": "mini_harm", "seed": 0})
+    (found,) = [r for r in build(tmp_path).results if r.metric == "declined_at/0.5"]
+    assert (found.estimate.value, found.estimate.n, found.estimate.unscored) == (1.0, 8, 1)

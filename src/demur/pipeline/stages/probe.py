@@ -63,11 +63,11 @@ class ProbeStageSettings(BaseModel):
     seed: int | None = None
     bench: str = ""
     serve: dict[str, Any] = {}
-    """How a trained model is served."""
+    """How a trained target is served."""
 
 
 class Probe(Stage[ProbeStageSettings]):
-    """Inputs: traces; model or target (a stage that trained one). Models: target, judge."""
+    """Inputs: traces; target (a stage that trained it). Models: target, judge."""
 
     kind = "probe"
     Settings = ProbeStageSettings
@@ -84,9 +84,9 @@ class Probe(Stage[ProbeStageSettings]):
         async for of, share, reply in probe(asked, model=target, shares=settings.shares, samples=settings.samples):
             if isinstance(reply, Trace):
                 flow.traces.append(reply)
-                places.append(Probed(trace=of, share=share, reply=reply.id))
             else:
                 flow.failures.append(reply)
+            places.append(Probed(trace=of, share=share, reply=reply.id if isinstance(reply, Trace) else ""))
             context.progress(len(flow.traces) + len(flow.failures), total, "")
         if context.generating:
             return
@@ -108,25 +108,17 @@ class Probe(Stage[ProbeStageSettings]):
         require(found.verdicts, who=f"judge '{self.settings.judge}'")
 
     def played(self, folders: Mapping[str, Path]) -> Mapping[str, ModelConfig]:
-        trained = folders.get("model", folders.get("target"))
-        if trained is None:
+        if "target" not in folders:
             return self.models
-        return {**self.models, "target": as_model({"path": str(trained / "model")} | self.settings.serve)}
+        return {**self.models, "target": as_model({"path": str(folders["target"] / "model")} | self.settings.serve)}
 
     def needs(self) -> list[Lack]:
-        target = self.models.get("target")
-        unmet = target.lacks(Requires(prefill=True)) if target is not None else []
-        return (
-            super().needs()
-            + self.judge_needs(self.settings.judge)
-            + [Lack("target", f"{line} (probe)", True) for line in unmet]
-        )
+        unmet = self._unmet("target", Requires(prefill=True), "a probe's target")
+        return super().needs() + self.judge_needs(self.settings.judge) + unmet
 
     def identity(self) -> dict[str, Any]:
-        serve = self.settings.serve
-        return super().identity() | {
-            "serve": identity_of(as_model({"path": "the trained model"} | serve)) if serve else {}
-        }
+        serve = self.settings.serve and identity_of(as_model({"path": "the trained model"} | self.settings.serve))
+        return super().identity() | {"serve": serve}
 
     def readers(self) -> tuple[str, ...]:
         return ("judge",)
