@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +17,9 @@ from demur.errors import CheckFailed, UserError
 from demur.judge.isolation import run_program
 from demur.judge.maths import check_golds
 from demur.mix import examples_of
+from demur.mix.text import masked
 from demur.prompts.forms import load_file
-from demur.records import Example, Prompt
+from demur.records import Example
 from demur.train.check import check_template as check
 from demur.train.check import render_report
 from demur.train.settings import TrainSettings
@@ -45,19 +45,19 @@ def study(
     for path in files:
         try:
             study, stages, missing, _ = common.load_study(path, None, data_dir=data_dir)
-            counts = {"stages": len(stages), "arms": len(study.arms), "missing": missing}
-            rows.append({"file": str(path), "sound": True} | counts)
+            about, lines = f"✓ {path}: {len(study.arms)} arms, {len(stages)} stages", missing
+            rows.append(
+                {"file": str(path), "sound": True, "stages": len(stages), "arms": len(study.arms), "missing": missing}
+            )
         except UserError as error:
+            about, lines = f"✗ {path}: {error}", []
             rows.append({"file": str(path), "sound": False, "error": str(error)})
+        for line in () if json else (about, *(f"    missing here: {line}" for line in lines)):
+            common.stdout.print(line, markup=False)
     if json:
         common.print_json({"studies": rows})
-    for row in () if json else rows:
-        said = f"{row['arms']} arms, {row['stages']} stages" if row["sound"] else str(row["error"])
-        common.stdout.print(f"{'✓' if row['sound'] else '✗'} {row['file']}: {said}", markup=False)
-        for line in row.get("missing", ()):
-            common.stdout.print(f"    missing here: {line}", markup=False)
-    if wrong := [row["file"] for row in rows if not row["sound"]]:
-        raise UserError(f"{len(wrong)} of {len(rows)} studies are not sound.")
+    if wrong := sum(not row["sound"] for row in rows):
+        raise UserError(f"{wrong} of {len(rows)} studies are not sound.")
 
 
 @app.command()
@@ -125,36 +125,35 @@ def bench(
 
       demur check bench math500 --data-dir data --json
     """
-    bench = get_bench(name)
+    bench, wrong, counts = get_bench(name), list[str](), dict[str, int]()
     if bench.generated:
-        prompts: list[Prompt] = load_prompts(bench)
-        wrong: list[str] = []
+        prompts = load_prompts(bench)
     else:
         path = find(bench, data=data, data_dir=data_dir)
         prompts = read_prompts(bench, path)
         wrong = faults(bench, prompts)
-    golds, counts = _golds(name, prompts, data=data, data_dir=data_dir)
-    plain: dict[str, Any] = {
-        "bench": bench.name,
-        "version": bench.version,
-        "count": len(prompts),
-        "sha256": text_hash(prompts),
-        "licence": bench.licence,
-        "golds": counts,
-        "faults": [*wrong, *golds],
-    }
+        if bench.judge == "maths":  # the worked solutions' answers, and changed golds
+            found, counts = check_golds(prompts, solutions(bench, path))
+            wrong += [f"{fault.kind} of {fault.prompt}: {fault.detail}" for fault in found]
+    about = {"bench": bench.name, "version": bench.version, "count": len(prompts), "sha256": text_hash(prompts)}
     if json:
-        common.print_json(plain)
+        common.print_json(about | {"licence": bench.licence, "golds": counts, "faults": wrong})
     else:
-        _tell_bench(plain, prompts)
-    if plain["faults"]:
-        raise CheckFailed(f"{name}: {len(plain['faults'])} faults: {'; '.join(plain['faults'][:3])}")
+        for what, value in (about | {"licence": bench.licence} | counts).items():
+            common.stdout.print(f"{what.replace('_', ' ')}: {value}", markup=False)
+        for prompt in prompts[:3]:
+            shown = prompt.question if prompt.intent in ("maths", "code", "benign") else masked(prompt.question)
+            common.stdout.print(f"  {prompt.intent:<8} {prompt.category:<24} {shown[:90]}", markup=False)
+    if wrong:
+        raise CheckFailed(f"{name}: {len(wrong)} faults: {'; '.join(wrong[:3])}")
 
 
 @app.command()
 def isolation(
-    program: Annotated[Path | None, typer.Option("--program", help="Run this Python program in isolation.")] = None,
-    stdin: Annotated[Path | None, typer.Option("--stdin", help="A file with its standard input.")] = None,
+    program: Annotated[
+        Path | None, typer.Option("--program", exists=True, help="Run this Python program in isolation.")
+    ] = None,
+    stdin: Annotated[Path | None, typer.Option("--stdin", exists=True, help="A file with its standard input.")] = None,
     json: common.Json = False,
 ) -> None:
     """Try to break the isolation of model-written code on this machine, or run one program in it.
@@ -223,49 +222,13 @@ def _examples(path: Path) -> list[Example]:
     return [*loaded.examples, *examples_of(loaded.traces, share="file")[0]]
 
 
-def _golds(
-    name: str, prompts: Sequence[Prompt], *, data: Path | None, data_dir: Path | None
-) -> tuple[list[str], dict[str, int]]:
-    """Faults of the golds of a maths benchmark: the worked solutions' answers, and changed golds."""
-    bench = get_bench(name)
-    if bench.judge != "maths" or bench.generated:
-        return [], {}
-    with common.console.status("grading the worked solutions"):
-        found, counts = check_golds(prompts, solutions(bench, find(bench, data=data, data_dir=data_dir)))
-    return [f"{fault.kind} of {fault.prompt}: {fault.detail}" for fault in found], counts
-
-
-def _tell_bench(plain: dict[str, Any], prompts: Sequence[Prompt]) -> None:
-    """Count, hash and three rows whose text is masked but for its ends."""
-    common.stdout.print(f"{plain['bench']} version {plain['version']}: {plain['count']:,} prompts, {plain['licence']}")
-    common.stdout.print(f"texts: sha256 {plain['sha256']}")
-    for what, count in plain["golds"].items():
-        common.stdout.print(f"{what.replace('_', ' ')}: {count:,}")
-    for prompt in prompts[:3]:
-        text = " ".join(prompt.question.split())
-        masked = text if prompt.intent in ("maths", "code", "benign") else f"{text[:12]}{'█' * 16}"
-        common.stdout.print(f"  {prompt.intent:<8} {prompt.category:<24} {masked[:90]}", markup=False)
-
-
 def _run_one(program: Path, *, stdin: Path | None, json: bool) -> None:
-    """Run one program in isolation and tell how it ended.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    for path in (program, stdin):
-        if path is not None and not path.is_file():
-            raise UserError(f"{path}: no such file.")
+    """Run one program in isolation and show how it ended."""
     run = run_program(program.read_text(encoding="utf-8"), stdin=stdin.read_bytes() if stdin else b"")
-    told = {
-        "label": run.ending,
-        "exit": run.exit,
-        "seconds": round(run.seconds, 3),
-        "stdout_bytes": len(run.stdout),
-        "stderr_bytes": len(run.stderr),
-    }
+    about = {"label": run.ending, "exit": run.exit, "seconds": round(run.seconds, 3)}
+    about |= {"stdout_bytes": len(run.stdout), "stderr_bytes": len(run.stderr)}
     if json:
-        common.print_json(told)
+        common.print_json(about)
         return
-    common.stdout.print("  ".join(f"{key}: {value}" for key, value in told.items()))
+    common.stdout.print("  ".join(f"{key}: {value}" for key, value in about.items()))
     common.stdout.print(run.stdout.decode("utf-8", "replace"), markup=False)

@@ -37,7 +37,9 @@ DataDir = Annotated[
         "--data-dir", exists=True, file_okay=False, help="Folder with copies of benchmarks and sources, found by name."
     ),
 ]
-Target = Annotated[str, typer.Option("--target", help="Model under test: URL, local folder, hub id or script:NAME.")]
+Target = Annotated[
+    str, typer.Option("--target", help="Model under test: URL, folder, hub id, .gguf, or script:stand_in to try it.")
+]
 Intent = Annotated[
     str | None,
     typer.Option("--intent", help="What the prompts of the file want: harmful, borderline, benign, maths, code."),

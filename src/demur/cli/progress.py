@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from types import TracebackType
+from datetime import timedelta
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -21,6 +21,7 @@ from demur.pipeline.run import Event
 
 EVERY = 60.0
 """Seconds between two plain lines about running stages."""
+ENDED = ("done", "reused")
 
 
 class Display:
@@ -33,58 +34,55 @@ class Display:
         self._began: dict[str, float] = {}
         self._spoke = time.monotonic()
         self._lock = threading.Lock()
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=False)
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> Display:
         if self.title:
-            self.console.print(self.title)
+            self.console.print(self.title, markup=False)
         if self.console.is_terminal:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.console.is_terminal:
-            self._live.refresh()
-            self._live.stop()
-        reused = sum(event.state == "reused" for event in self.states.values())
-        if reused:
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+        if reused := self._count("reused"):
             self.console.print(f"  {reused} of {len(self.states)} stages were there already and were reused")
 
     def __call__(self, event: Event) -> None:
         """Take an event in."""
         with self._lock:
-            old = self.states.get(event.name)
-            if event.state == "progress" and old is not None and old.state in ("done", "failed"):
+            if event.state == "progress" and self.states[event.name].state in ("done", "failed"):
                 return
             self.states[event.name] = event
             self._began.setdefault(event.name, time.monotonic())
         if not self.console.is_terminal:
             self._print(event)
 
+    def _count(self, *states: str) -> int:
+        return sum(event.state in states for event in self.states.values())
+
     def _print(self, event: Event) -> None:
         """Plain lines: starts, ends, and once a minute all that runs."""
-        if event.state in ("started", "done", "failed"):
-            ended = sum(one.state in ("done", "reused") for one in self.states.values())
-            count = f"  [{ended}/{len(self.states)}]" if event.state == "done" else ""
-            seconds = f"  {event.seconds:.1f} s" if event.state == "done" else ""
-            self.console.print(f"  {event.name}: {event.state}{seconds}  {event.remark}{count}".rstrip(), markup=False)
+        lines = []
+        if event.state in ("started", "failed"):
+            lines = [f"{event.name}: {event.state}"]
+        elif event.state == "done":
+            ended = f"[{self._count(*ENDED)}/{len(self.states)}]"
+            lines = [f"{event.name}: done  {event.seconds:.1f} s  {event.remark}  {ended}"]
         elif time.monotonic() - self._spoke > EVERY:
             self._spoke = time.monotonic()
-            for one in list(self.states.values()):
-                if one.state == "progress":
-                    self.console.print(f"  {one.name}: {self._far(one)}", markup=False)
+            running = [one for one in list(self.states.values()) if one.state == "progress"]
+            lines = [f"{one.name}: {self._far(one)}" for one in running]
+        for line in lines:
+            self.console.print(f"  {line}", markup=False)
 
     def _far(self, event: Event) -> str:
-        """How far a running stage is: `120/400  3:10 left  loss 0.21`."""
-        of = f"{event.done:,}/{event.total:,}" if event.total else f"{event.done:,}"
+        """How far a running stage is: `120/400  0:03:10 left  loss 0.21`."""
+        words = [f"{event.done:,}/{event.total:,}" if event.total else f"{event.done:,}"]
         spent = time.monotonic() - self._began.get(event.name, time.monotonic())
-        left = ""
         if event.total and event.done and spent > 2:
-            seconds = round(spent * (event.total - event.done) / event.done)
-            left = f"{seconds // 60}:{seconds % 60:02} left"
-        return "  ".join(word for word in (of, left, event.remark) if word)
+            words.append(f"{timedelta(seconds=round(spent * (event.total - event.done) / event.done))} left")
+        return "  ".join([*words, event.remark])
 
     def _render(self) -> Group:
         """The table of groups as it stands."""
@@ -96,26 +94,21 @@ class Display:
         grid = Table.grid(padding=(0, 1))
         for name, members in groups.items():
             grid.add_row(Text(f"  {name:<10}"), *self._row(members))
-        if all(event.state in ("done", "reused") for event in events):
-            return Group(grid)
-        return Group(grid, Text("  Ctrl-C is safe: run the same command to go on.", style="dim"))
+        over = self._count(*ENDED) == len(events)
+        return Group(grid, Text("" if over else "  Ctrl-C is safe: run the same command to go on.", style="dim"))
 
     def _row(self, members: list[Event]) -> tuple[Text | ProgressBar, Text, Text]:
         """Bar, count and remark of one group."""
-        ended = [event for event in members if event.state in ("done", "reused")]
+        ended = [event for event in members if event.state in ENDED]
         running = [event for event in members if event.state in ("started", "progress")]
-        failed = [event for event in members if event.state == "failed"]
         count = Text(f"{len(ended)}/{len(members)}")
-        if failed:
-            return Text("✗ failed", style="red"), count, Text(", ".join(event.name for event in failed))
+        if failed := [event.name for event in members if event.state == "failed"]:
+            return Text("✗ failed", style="red"), count, Text(", ".join(failed))
         if len(ended) == len(members):
             seconds = sum(event.seconds for event in ended)
             remark = ended[-1].remark if len(members) == 1 else ""
             return Text("✓", style="green"), count, Text(f"{remark}  {seconds:.1f} s" if seconds else "reused")
-        if not running and not ended:
-            return Text("waiting", style="dim"), count, Text("")
         part = sum(event.done / event.total for event in running if event.total)
-        now = running[-1] if running else None
-        remark = f"{now.name.partition('-')[2]}  {self._far(now)}" if now else ""
+        remark = f"{running[-1].name.partition('-')[2]}  {self._far(running[-1])}" if running else ""
         bar = ProgressBar(total=len(members), completed=len(ended) + part, width=30)
-        return bar, count, Text(remark.strip(), overflow="ellipsis", no_wrap=True)
+        return bar, count, Text(remark, overflow="ellipsis", no_wrap=True)

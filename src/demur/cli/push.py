@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -25,12 +24,7 @@ FILES = {
 """What of a folder is uploaded: never reply caches, optimizer states, logs or dot files."""
 
 
-class Gate(StrEnum):
-    """Who gets at the files of a repository."""
-
-    none = "none"
-    auto = "auto"
-    manual = "manual"
+Gate = Literal["none", "auto", "manual"]
 
 
 @app.command()
@@ -57,16 +51,16 @@ def push(
     if to.count("/") != 1 or not all(to.split("/")):
         raise UserError(f"'{to}' is no repository; write owner/name.")
     kind, files, harmful = _contents(folder)
-    closed = gate or (Gate.manual if harmful else Gate.none)
-    if harmful and public and closed is Gate.none:
+    closed = gate or ("manual" if harmful else "none")
+    if harmful and public and closed == "none":
         raise UserError("this holds harmful content: public without a gate is refused. Use --gate manual or auto.")
     url = _send(folder, to, kind=kind, files=files, public=public, gate=closed) if yes else None
     sizes = {name: (folder / name).stat().st_size for name in files}
     if json:
-        plan = {"repo": to, "kind": kind, "files": sizes, "private": not public, "gate": closed.value}
+        plan = {"repo": to, "kind": kind, "files": sizes, "private": not public, "gate": closed}
         common.print_json(plan | {"sent": yes, "url": url})
         return
-    common.stdout.print(f"{kind} {to} · {'public' if public else 'private'} · gate: {closed.value}")
+    common.stdout.print(f"{kind} {to} · {'public' if public else 'private'} · gate: {closed}")
     for name, size in sizes.items():
         common.stdout.print(f"  {size:>12,}  {name}", markup=False)
     total = f"{sum(sizes.values()):,} bytes; nothing was sent. Add --yes to send it."
@@ -105,8 +99,8 @@ def _send(folder: Path, repo: str, *, kind: str, files: list[str], public: bool,
     where: Any = {"repo_id": repo, "repo_type": kind}
     try:
         api.create_repo(**where, private=True, exist_ok=True)
-        if gate is not Gate.none:
-            api.update_repo_settings(**where | {"gated": gate.value})
+        if gate != "none":
+            api.update_repo_settings(**where | {"gated": gate})
         commit = api.upload_folder(
             **where, folder_path=folder, allow_patterns=files, commit_message="Upload with demur"
         )
