@@ -13,7 +13,7 @@ import contextlib
 import functools
 import itertools
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -155,22 +155,3 @@ def parse(text: str, *, name: str, where: str) -> Strategy:
     if strategy.constant is None and not strategy.instruction:
         raise UserError(f"{where}: there is no instruction below the front matter.")
     return strategy
-
-
-def recognise(messages: Sequence[Message]) -> tuple[str, str]:
-    """The shipped strategy behind a conversation, and the bare prompt in it; for scripted teachers.
-
-    What matches none is `default`, whose instruction is empty.
-    """
-    user = next((m.content for m in reversed(messages) if m.role == "user"), "")
-    system = next((m.content for m in messages if m.role == "system"), "")
-    for name in STRATEGIES:
-        strategy = _shipped(name)
-        if strategy.place == "system" and system == strategy.instruction:
-            return name, user
-        before, slot, after = strategy.instruction.partition("{prompt}")
-        if strategy.place == "user" and slot and before and user.startswith(before):
-            rest = user[len(before) :]
-            # A rewriting instruction goes on behind the prompt; its next fixed words end it.
-            return name, rest.partition(SLOT.split(after)[0])[0] if after else rest
-    return "default", user

@@ -7,7 +7,6 @@ what training on it costs in reasoning.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -81,7 +80,7 @@ def _split(row: Row, losses: Sequence[float]) -> Measured:
 
 
 def lines(measured: Sequence[Measured], *, step: int, tokens: int) -> list[dict[str, Any]]:
-    """Lines of `learnability.jsonl`: for each part, loss per token (over all tokens), perplexity, loss per sequence."""
+    """Lines of `learnability.jsonl`: for each part, loss per token (over all tokens), loss per sequence."""
     rows = []
     for part in PARTS:
         count = sum(m.tokens[part] for m in measured)
@@ -96,7 +95,6 @@ def lines(measured: Sequence[Measured], *, step: int, tokens: int) -> list[dict[
                 "rows": len(measured),
                 "tokens": count,
                 "loss": nats / count,
-                "perplexity": math.exp(min(nats / count, 700.0)),
                 "loss_per_sequence": nats / len(measured),
             }
         )
