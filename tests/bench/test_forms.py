@@ -156,6 +156,16 @@ def options(prompt: Prompt) -> dict[str, Any]:
     return found
 
 
+def test_mmlu_pro_keeps_its_order(tmp_path: Path) -> None:
+    row = {"question_id": 70, "question": "Which is red?", "options": ["sky", "blood", "grass"], "answer": "B", "answer_index": 1,
+           "cot_content": "", "category": "biology", "src": "ori"}  # fmt: skip
+    (prompt,) = read_prompts(get_bench("mmlu_pro"), written(tmp_path / "mmlu_pro.jsonl", [row]))
+    assert (options(prompt)["answer"], options(prompt)["options"]) == ("B", ["sky", "blood", "grass"])
+    assert prompt.category == "biology"
+    assert chosen("Answer: B", prompt).label == "correct"
+    assert chosen("Answer: C", prompt).score == pytest.approx(-0.5)
+
+
 def test_gpqa_is_shuffled_by_the_seed(tmp_path: Path) -> None:
     rows = [
         {"Question": f"q{i}", "Correct Answer": "right", "Incorrect Answer 1": "w1", "Incorrect Answer 2": "w2",

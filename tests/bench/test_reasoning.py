@@ -12,6 +12,7 @@ import pytest
 from tests.made import ASSETS
 
 from demur.bench import get_bench, livecodebench
+from demur.bench.forms import BOXED
 from demur.bench.load import load_prompts, read_prompts
 from demur.errors import UserError
 from demur.records import Sampling
@@ -38,6 +39,41 @@ def test_gsm8k_gold_stands_behind_the_mark(tmp_path: Path) -> None:
     file = tmp_path / "gsm8k.jsonl"
     file.write_text(json.dumps({"question": "How many?", "answer": "6 * 200 = 1200\n#### 1,200"}) + "\n")
     assert [prompt.gold for prompt in read_prompts(get_bench("gsm8k"), file)] == ["1200"]
+
+
+@pytest.mark.parametrize("name", ["aime25", "aime25@paper-v2", "aime26", "aime26@paper-v2"])
+def test_aime_of_other_years(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(
+        json.dumps({"problem_idx": 1, "problem": "What is 68 + 2?", "answer": 70, "problem_type": ["Algebra"]})
+    )
+    (prompt,) = read_prompts(get_bench(name), file)
+    assert (prompt.gold, prompt.question, prompt.intent) == ("70", "What is 68 + 2?", "maths")
+    assert (BOXED in prompt.text) == ("paper" not in name)
+    assert get_bench(name).sampling.n == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "within"),
+    [
+        ("v5", ["2023-05-01", "2024-12-31"]),
+        ("v6", ["2025-02-01", "2025-04-30"]),
+        ("r1-0528", ["2024-12-31", "2025-02-01", "2025-04-30", "2025-05-31"]),
+    ],
+)
+def test_livecodebench_by_window(name: str, within: list[str], tmp_path: Path, cache: Path) -> None:
+    row = json.loads(ASSET.read_text().splitlines()[0])
+    file, days = (
+        tmp_path / "mine.jsonl",
+        ["2023-05-01", "2024-12-31", "2025-02-01", "2025-04-30", "2025-05-31", "2025-06-01"],
+    )
+    file.write_text(
+        "".join(
+            json.dumps(row | {"contest_date": f"{d}T00:00:00", "question_content": f"Of {d}."}) + "\n" for d in days
+        )
+    )
+    prompts = read_prompts(get_bench(f"livecodebench@{name}"), file)
+    assert [day for day in days if any(day in prompt.text for prompt in prompts)] == within
 
 
 def test_livecodebench_unpacks_without_unpickling(cache: Path) -> None:
