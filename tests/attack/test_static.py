@@ -93,7 +93,7 @@ def test_a_question_without_a_rewrite_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_papers_frozen_rewrites(data_dir: Path) -> None:
-    from demur.bench.sources import advbench
+    from demur.bench.load import advbench
 
     questions = advbench(data_dir / "advbench50.jsonl")
     pap = parse("pap")

@@ -159,6 +159,7 @@ def test_equality(graders: Graders, gold: str, answer: str, same: bool) -> None:
     assert equal(graders, gold, answer).equal is same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "(10^{9})!", "{" * 400 + "5" + "}" * 400, r"\binom{10^9}{5*10^8}"])
 def test_a_hostile_answer_is_killed_and_hurts_no_other(answer: str) -> None:
     with Graders(workers=1, seconds=1) as graders:

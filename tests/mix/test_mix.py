@@ -90,19 +90,17 @@ def pool(rows: list[tuple[str, str, int]]) -> list[Example]:
     st.sampled_from(["near", "exact", "none"]),
     st.none() | st.integers(1, 3),
     st.sampled_from(["none", "category", "source"]),
-    st.booleans(),
     st.floats(0, 1),
     st.integers(0, 5),
 )
 def test_nothing_is_lost_and_the_table_adds_up(
-    a: list[Any], b: list[Any], dedupe: str, cap: int | None, by: str, even: bool, share: float, seed: int
+    a: list[Any], b: list[Any], dedupe: str, cap: int | None, by: str, share: float, seed: int
 ) -> None:
     pools = {"a": pool(a), "b": pool(b)}
-    kind = {"balance" if even else "stratify": by}
     free = mix(pools, said(a={"cap": cap}, b={}, dedupe=dedupe, seed=seed))
     there = {row.share: row.taken for row in free.table}
     n = int(there["a"] * share)
-    mixed = mix(pools, said(a={"cap": cap, "n": n, **kind}, b={}, dedupe=dedupe, seed=seed))
+    mixed = mix(pools, said(a={"cap": cap, "n": n, "balance": by}, b={}, dedupe=dedupe, seed=seed))
     out = Counter(e.id for e in mixed.examples) + Counter(d.example for d in mixed.drops)
     renamed = [example(e.parts[0].text, share=name, reply=e.parts[2].text) for name in pools for e in pools[name]]
     assert out == Counter(e.id for e in renamed)
@@ -152,13 +150,12 @@ def test_the_order_of_keys_means_nothing() -> None:
         mix(pools | {"y": pools["x"]}, said(**shares, dedupe="exact"))
 
 
-def test_strata_keep_proportions_and_balance_evens_them_out() -> None:
+def test_balance_evens_classes_out() -> None:
     rows = [example(f"ask {i} of it", category="big" if i < 90 else "small") for i in range(100)]
 
     def kinds(**share: Any) -> Counter[str]:
         return Counter(e.origin.category for e in mix({"a": rows}, said(a=share, dedupe="none")).examples)
 
-    assert kinds(n=20, stratify="category") == {"big": 18, "small": 2}
     assert kinds(n=20, balance="category") == {"big": 10, "small": 10}
     assert kinds(n=40, balance="category") == {"big": 30, "small": 10}
 
@@ -188,7 +185,6 @@ def test_parts_add_up_and_none_exceeds_its_fair_share_by_one(total: int, weights
         ({"a": {"ratio": 0.5}}, "they must make 1"),
         ({"a": {"ratio": 0.7}, "b": {"ratio": 0.7}}, "add up to 1.4"),
         ({"a": {"ratio": 1.0}, "b": {"n": 3}}, "nothing is left"),
-        ({"a": {"stratify": "category", "balance": "source"}}, "give one"),
         ({"a": {"nn": 1}}, "Did you mean 'n'"),
         ({}, "at least 1"),
     ],

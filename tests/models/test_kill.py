@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 from tests.made import replies
 
 from demur.interfaces import requests_for
@@ -50,6 +51,7 @@ def results(url: str, folder: Path) -> list[bytes]:
     return sorted(map(encode, found))
 
 
+@pytest.mark.slow
 def test_fifty_kills_in_a_row_lose_nothing_and_ask_nothing_twice(tmp_path: Path) -> None:
     rng = random.Random(7)
     seen_by_user: set[str] = set()

@@ -107,6 +107,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_text(checkpoint: Path, tmp_path: Path) -> None:
     root = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-c", KILLED, str(checkpoint), str(tmp_path / "a"), root]

@@ -16,6 +16,7 @@ import pytest
 from demur.records import Result, Trace, read_jsonl
 from demur.storage.artifacts import Artifact, artifacts
 
+pytestmark = pytest.mark.slow
 STUDY = """
 name: tiny
 question: Does the loop close?

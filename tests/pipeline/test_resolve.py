@@ -48,7 +48,7 @@ FAULTS = {
     "distil: {teachers: {shorty: teacher}}": ("shorty", "'short'"),
     "distil: {teacher: techer}": ("techer", "'teacher'"),
     "mix: {dedup: none}": ("dedup", "'dedupe'"),
-    "mix: {shares: {safety: {strat: category}}}": ("strat", "'stratify'"),
+    "mix: {shares: {safety: {balanced: category}}}": ("balanced", "'balance'"),
     "train: {lrr: 1.0}": ("lrr", "'lr'"),
     "train: {stage: trane}": ("trane", "'train'"),
     "compare: [{a: short, b: shorter}]": ("shorter", "'short'"),

@@ -8,7 +8,7 @@ import yaml
 from tests.made import publish
 
 from demur.errors import UserError
-from demur.mix.certificate import certify
+from demur.mix.contamination import certify
 from demur.prompts.forms import load_file
 from demur.prompts.publish import export_hf, flat, harmful
 from demur.records import Example, ExamplePart, Origin, Prompt, encode

@@ -58,11 +58,7 @@ class Attack:
     """What makes it small for a smoke run: settings, and a `name` where that is another attack."""
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
-        """Read its files.
-
-        Raises:
-            UserError: something is wrong with them.
-        """
+        """Read its files. Raises UserError: something is wrong with them."""
         self.name, self.settings, self.paths = name, settings, files
         self.each = 1
         """Attacked prompts that come out of a question, at most."""
@@ -82,11 +78,7 @@ class Attack:
         """The target's replies in the turns of a conversation; the benchmark's judges read them too."""
 
     def connect(self, target: Model, models: Mapping[str, Model], progress: Progress = quiet) -> None:
-        """Take the live target and the model of each part.
-
-        Raises:
-            UserError: one of them cannot sample as it must.
-        """
+        """Take the live target and the model of each part. Raises UserError: one of them cannot sample as it must."""
         self.models: dict[str, Model] = {**models, "target": target}
         self.progress = progress
         for part, sampling in self.sampling.items():

@@ -35,11 +35,7 @@ class ReplayAttack(Attack):
         self.begins = any(trace.sampling.prefill for trace in self._sent.values())
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
-        """The stored prompts of each question.
-
-        Raises:
-            UserError: a question was not attacked in that run.
-        """
+        """The stored prompts of each question. Raises UserError: a question was not attacked in that run."""
         questions = list(prompts)
         if lacks := [prompt.id for prompt in questions if prompt.id not in self._stored]:
             raise UserError(
@@ -58,11 +54,7 @@ class ReplayAttack(Attack):
 
 
 def stored(path: Path) -> Iterator[Trace]:
-    """The traces of attacked prompts under a path.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The traces of attacked prompts under a path. Raises UserError: there are none."""
     files = (
         [path] if path.is_file() else sorted({*path.glob("traces.jsonl"), *path.glob("stages/evaluate-*/traces.jsonl")})
     )

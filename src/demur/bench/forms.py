@@ -24,7 +24,7 @@ FORMS = {
     "maths": "demur.bench.forms:maths",
     "choice": "demur.bench.choice:read",
     "livecodebench": "demur.bench.livecodebench:read",
-    "humaneval": "demur.bench.humaneval:read",
+    "humaneval": "demur.bench.livecodebench:humaneval",
     "ifeval": "demur.bench.ifeval:read",
 }
 """Name -> `module:function(bench, path, *, n, seed)`, which returns prompts."""

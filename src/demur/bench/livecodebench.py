@@ -43,6 +43,12 @@ LARGEST = 1 << 30
 STDIN = "Write a Python 3 program that reads from standard input and prints to standard output."
 FUNCTION = "Complete this Python 3 code; do not read any input:\n\n```python\n{starter}\n```"
 FENCED = "Give the whole program at the end, in one block that opens with ```python."
+COMPLETE = (
+    "Complete this Python 3 function. Give it whole, with its imports, in one block that opens with ```python.\n\n"
+    "```python\n{prompt}\n```"
+)
+CHECK = "\n\n{before}\n{test}\n\ncheck({name})\nprint('\\n{done}')\n"
+"""What is run behind a program. Helpers that the prompt defines before the function are defined again."""
 _TEXTS = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE")
 _HARMLESS = (*_TEXTS, "PROTO", "FRAME", "MEMOIZE", "BINPUT", "PUT", "STOP")
 
@@ -119,3 +125,24 @@ def _json(source: str, where: str) -> Any:
         return json.loads(source)
     except ValueError as error:
         raise UserError(f"{where}: no JSON: {error}.") from None
+
+
+def humaneval(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+    """HumanEval (Chen et al. 2021, arXiv 2107.03374). One function a row: `prompt` (its head), `name`, `test` (which defines `check`)."""
+    made = []
+    for row in rows(path, bench.columns):
+        code, name = row["prompt"], row["name"]
+        done = hashlib.sha256(f"passed {name} {row['test']}".encode()).hexdigest()
+        before = code[: code.rfind(f"def {name}(")]
+        check = CHECK.format(before=before, test=row["test"], name=name, done=done)
+        gold = {"func_name": None, "tests": [{"input": "", "output": done}], "check": check}
+        made.append(
+            Prompt(
+                text=COMPLETE.format(prompt=code),
+                question=code,
+                intent="code",
+                source="humaneval",
+                gold=json.dumps(gold),
+            )
+        )
+    return made

@@ -8,10 +8,11 @@ Lines copy and the hub's table count as the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
+from demur.bench import get_bench
 from demur.bench.forms import FORMS, Form
 from demur.bench.spec import Bench
 from demur.errors import UserError
@@ -106,3 +107,16 @@ def read_prompts(bench: Bench, path: Path | None, *, n: int | None = None, seed:
     """What a benchmark's form makes of a copy, or generates; unchecked."""
     form: Form = resolve("form of a benchmark", bench.form, FORMS)
     return form(bench, path, n=n, seed=seed)
+
+
+def _source(name: str) -> Callable[..., list[Prompt]]:
+    """A benchmark's prompts as a pool to train on: `source: advbench` in a study."""
+
+    def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+        return read_prompts(get_bench(name), path)
+
+    return read
+
+
+advbench, harmbench, safebench, strongreject = map(_source, ("advbench", "harmbench", "safebench", "strongreject"))
+wildjailbreak, xstest, orbench_hard = map(_source, ("wildjailbreak", "xstest", "orbench_hard"))

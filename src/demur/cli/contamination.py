@@ -10,8 +10,7 @@ from demur.bench.load import load_prompts
 from demur.cli import common
 from demur.errors import CheckFailed, UserError
 from demur.mix import examples_of
-from demur.mix.certificate import Certificate, Found, certify, without
-from demur.mix.contamination import RULES
+from demur.mix.contamination import RULES, Certificate, Found, certify, without
 from demur.prompts.forms import load_file
 from demur.records import Example, ExamplePart, Origin, Prompt, encode, write_jsonl
 from demur.report.clean import Beside, asked, beside, mixes

@@ -73,7 +73,7 @@ def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
     """Draw the components from their pools.
 
     Args:
-        pools: name -> examples or pairs; a component draws from the pool that its `pool` names, or from its own name.
+        pools: name of a component -> examples or pairs.
         settings: components, their sizes and conditions.
 
     Raises:
@@ -81,7 +81,9 @@ def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
     """
     # By name: a fingerprint does not see the order of keys, so neither may the result.
     shares = {name: settings.shares[name] for name in sorted(settings.shares)}
-    sources = {name: _source(name, share, pools) for name, share in shares.items()}
+    if lacks := sorted(shares.keys() - pools.keys()):
+        raise UserError(f"share '{lacks[0]}': no pool '{lacks[0]}'. Pools: {', '.join(sorted(pools)) or 'none'}.")
+    sources = {name: pools[name] for name in shares}
     given = {name: _items(name, share, sources[name]) for name, share in shares.items()}
     _cluster(given, sources, settings)
     drops = RecordFile(Drop)
@@ -124,22 +126,13 @@ def hold_out(rows: RecordFile[Any], count: int, share: ShareSettings) -> tuple[R
     return rows.taken(out[0]), rows.taken(out[1])
 
 
-def _source(name: str, share: ShareSettings, pools: Mapping[str, Pool]) -> Pool:
-    """The pool that a component draws from."""
-    pool = share.pool or name
-    if pool not in pools:
-        raise UserError(f"share '{name}': no pool '{pool}'. Pools: {', '.join(sorted(pools)) or 'none'}.")
-    return pools[pool]
-
-
 def _side(row: Example | Pair) -> Example:
     return row.chosen if isinstance(row, Pair) else row
 
 
 def _items(name: str, share: ShareSettings, pool: Pool) -> list[Item]:
     """The pool of a component in an order of its own, each example under the component's name."""
-    by = share.balance if share.balance != "none" else share.stratify
-    items = []
+    by, items = share.balance, []
     for at, example in enumerate(map(_side, pool)):
         origin = example.origin
         stratum = "" if by == "none" else origin.attack if by == "template" else str(getattr(origin, by))
@@ -228,9 +221,8 @@ def _take(
             f"too few examples for the mix: '{name}' wants {n}, there are {len(free)} (after duplicates and caps). "
             f"Ask for fewer, for up to {n}, add data, or set dedupe: exact or none."
         )
-    drawn = _draw(
-        free, len(free) if n is None else min(n, len(free)), share, random.Random(f"draw {settings.seed} {name}")
-    )
+    most = len(free) if n is None else min(n, len(free))
+    drawn = _draw(free, most, random.Random(f"draw {settings.seed} {name}"))
     if len(drawn) < len(free):
         chosen = {id(item) for item in drawn}
         drops.extend(Drop(example=e.id, share=name, reason="not_drawn") for e in free if id(e) not in chosen)
@@ -280,16 +272,14 @@ def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:
     return parts
 
 
-def _draw(items: list[Item], n: int, share: ShareSettings, rng: random.Random) -> list[Item]:
-    """`n` of the examples: of each class in proportion or, balanced, the same number as far as it goes."""
+def _draw(items: list[Item], n: int, rng: random.Random) -> list[Item]:
+    """`n` of the examples, of each class the same number as far as it goes."""
     strata: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         strata[item.stratum].append(item)
-    there = {name: len(strata[name]) for name in sorted(strata)}
-    wanted = apportion(n, there) if there else {}
-    if share.balance != "none":
-        by_size = sorted(there, key=lambda name: (there[name], name))
-        for i, name in enumerate(by_size):  # what small classes lack is drawn from the others
-            wanted[name] = min(there[name], n // (len(by_size) - i))
-            n -= wanted[name]
-    return [item for name in there for item in rng.sample(strata[name], wanted[name])]
+    wanted = {}
+    by_size = sorted(strata, key=lambda name: (len(strata[name]), name))
+    for i, name in enumerate(by_size):  # what small classes lack is drawn from the others
+        wanted[name] = min(len(strata[name]), n // (len(by_size) - i))
+        n -= wanted[name]
+    return [item for name in sorted(strata) for item in rng.sample(strata[name], wanted[name])]

@@ -30,14 +30,10 @@ class ShareSettings(BaseModel):
     """File, stage or run that the examples or traces are read from."""
     hub: str = ""
     """Where the rows are found when the file is not there: `owner/name@REVISION:FILE` of the Hugging Face hub."""
-    pool: str = ""
-    """Name of the pool it draws from, in a study; the share's own name when left out."""
     form: str | None = None
     """Form of the file; told from its rows when left out."""
     intent: Intent | None = None
     """What the file's prompts want; told from the rows when left out."""
-    stratify: By = "none"
-    """Keep the proportions of these classes in what is drawn."""
     balance: By = "none"
     """Draw the same number from each of these classes, as far as it has them (diversity-balanced)."""
     cap: int | None = Field(default=None, ge=1)
@@ -67,8 +63,6 @@ class ShareSettings(BaseModel):
             raise ValueError("n and ratio exclude each other; give one")
         if (self.pairs == "against") != bool(self.against):
             raise ValueError("pairs: against goes with the reply 'against', and neither without the other")
-        if self.stratify != "none" and self.balance != "none":
-            raise ValueError("stratify keeps proportions and balance evens them out; give one")
         return self
 
 

@@ -1,19 +1,29 @@
 """Everything about a study that is wrong or missing, found before anything is asked; and its stages, which `build.py` makes.
 
-`check study`, `plan` and `run` go through `resolve`.
+`check study`, `plan` and `run` go through `resolve`. What only the whole of a study can tell is told by `check_study`: names that
+must be there, claims that must be measured, arms that fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from demur.bench import get_bench
+from demur.bench.spec import Bench
+from demur.diagnose import requires_model as detector_requires
+from demur.distil.strategy import load as load_strategy
+from demur.errors import UserError, unknown
+from demur.judge import requires_model
+from demur.mix.settings import ShareSettings
+from demur.models.decoding import PRESETS
 from demur.pipeline.build import Builder
-from demur.pipeline.checks import check_study
 from demur.pipeline.dag import ordered
-from demur.pipeline.stage import Stage
-from demur.pipeline.study import Loaded, Study
-from demur.settings import Problems
+from demur.pipeline.stage import Stage, Use
+from demur.pipeline.study import CLIFF, LOSS, SELF, STUDENT, Arm, Evidence, Loaded, ProbeUse, Study, TamperUse
+from demur.settings import Location, Problems
 
 
 class Resolved(NamedTuple):
@@ -61,3 +71,189 @@ def needs(stages: Iterable[Stage[Any]], problems: Problems) -> list[str]:
                 else:
                     missing[f"{lack.what:<10} {lack.message}"] = None
     return list(missing)
+
+
+def check_study(study: Study, problems: Problems) -> None:
+    """Add everything that is wrong with a study, each at its place."""
+    if study.stand_in_data and not study.stand_in:
+        problems.add(
+            ("stand_in_data",), "stand_in_data is for smoke runs alone: a benchmark's copy goes under its 'data'."
+        )
+    for name in study.arms:
+        _check_arm(study, name, problems)
+    _check_depth(study, problems)
+    _check_bases(study, problems)
+    _check_names(study, problems)
+    for at, comparison in enumerate(study.compare):
+        for side in ("a", "b"):
+            _known_arm(getattr(comparison, side), study, problems, ("compare", at, side))
+    for at, finding in enumerate(study.findings):
+        for number, evidence in enumerate(finding.evidence):
+            _check_evidence(study, evidence, problems, ("findings", at, "evidence", number))
+
+
+def _check_names(study: Study, problems: Problems) -> None:
+    """What the study names, arms aside, must be there."""
+    with problems.at("filter"):
+        requires_model(study.filter.kind)
+    with problems.at("detector"):
+        detector_requires(study.detector.kind)
+    for strategy in study.distil.teachers:
+        with problems.at("distil", "teachers", strategy):
+            load_strategy(strategy)
+    for place, name in _named_models(study):
+        with problems.at(*place):
+            if name not in study.models:
+                raise unknown("model", name, study.models)
+    if study.benign_format != "same":
+        with problems.at("benign_format"):
+            load_strategy(study.benign_format)
+    used = {use.name for use in study.bench}
+    for at, name in enumerate(study.fixed):
+        with problems.at("fixed", at):
+            if name not in used:
+                raise unknown("benchmark", name, used)
+    for at, use in enumerate(study.bench):
+        with problems.at("bench", at, "name"):
+            get_bench(use.name)
+        with problems.at("bench", at, "judge"):
+            requires_model(use.judge_kind)
+
+
+def _named_models(study: Study) -> Iterator[tuple[Location, str]]:
+    """Every model that a part is given by name, and where."""
+    for part in ("teacher", "classifier"):
+        if name := getattr(study.distil, part):
+            yield ("distil", part), name
+    yield from ((("distil", "teachers", strategy), name) for strategy, name in study.distil.teachers.items())
+    for name, arm in study.arms.items():
+        if arm.teacher and arm.teacher != SELF:
+            yield ("arms", name, "teacher"), arm.teacher
+    uses: list[tuple[Location, Use]] = [(("detector",), study.detector), (("filter",), study.filter)]
+    uses += [(("arms", name, "filter"), arm.filter) for name, arm in study.arms.items() if arm.filter]
+    uses += [(("bench", at, "judge"), use.judge) for at, use in enumerate(study.bench) if use.judge]
+    for place, use in uses:
+        yield from (((*place, "model"), name) for name in use.models)
+    for at, bench in enumerate(study.bench):
+        yield from ((("bench", at, "attack", part), name) for part, name in bench.attack.models.items())
+
+
+def _known_arm(name: str, study: Study, problems: Problems, place: Location) -> None:
+    with problems.at(*place):
+        if name not in study.arms:
+            raise unknown("arm", name, study.arms)
+
+
+def _check_bases(study: Study, problems: Problems) -> None:
+    """Several bases must be told apart, and nothing else may speak of them."""
+    if study.bases and "base" in study.model_fields_set:
+        problems.add(("bases",), "'base' and 'bases' are both given. For one base set bases=[] as well.")
+    labels = [Path(base).name for base in study.bases]
+    if len(set(labels)) < len(labels):
+        problems.add(("bases",), "bases need different last names: ARM@BASE is a copy of an arm.")
+
+
+def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place: Location) -> None:
+    """What a finding rests on must be measured by the study."""
+    for side in ("a", "b"):
+        name = getattr(evidence, side)
+        _known_arm(name, study, problems, (*place, side))
+        arm = study.arms.get(name)
+        if evidence.metric == LOSS and arm is not None and not (arm.trained and study.held_out):
+            problems.add(place, f"'{LOSS}' is measured on held_out rows of trained arms; '{name}' has none.")
+    if evidence.metric == LOSS:
+        return
+    uses = [use for use in study.bench if evidence.bench in ("", use.name)]
+    benches = [(use, bench) for use in uses for bench in _benches(use.name)]
+    metrics = {metric.name for _, bench in benches for metric in bench.metrics}
+    attacks = {use.attack.name for use in uses}
+    parts = {part for use, bench in benches for part in (use.part or bench.part, *use.also)}
+    with problems.at(*place):
+        if not uses:
+            raise unknown("benchmark", evidence.bench, {use.name for use in study.bench})
+        if benches and evidence.metric not in metrics:
+            raise unknown("metric", evidence.metric, metrics | {LOSS})
+        for attack in (*evidence.attack, *evidence.weights):
+            if attack not in attacks:
+                raise unknown("attack", attack, attacks)
+        if benches and evidence.part and evidence.part not in parts:
+            raise UserError(f"no judge reads the {evidence.part}. Add it under 'also' of the benchmark.")
+
+
+def _benches(name: str) -> list[Bench]:
+    """The benchmark of a name; none where there is none, which is said where it is named."""
+    try:
+        return [get_bench(name)]
+    except UserError:
+        return []
+
+
+def _check_arm(study: Study, name: str, problems: Problems) -> None:
+    """What an arm needs must be in the study."""
+    arm, place = study.arms[name], ("arms", name)
+    _check_arm_names(arm, place, problems)
+    ready = isinstance(arm.safety, ShareSettings) and (arm.safety.file or arm.safety.hub)
+    said = arm.filter or arm.keep or arm.benign_format or arm.distil or arm.teacher
+    if said and (arm.format is None or ready):
+        problems.add(place, f"arm '{name}' says how its traces are filtered, and no teacher writes them for it.")
+    if arm.filter and arm.keep == "everything":
+        problems.add(place, f"arm '{name}' names a filter and keeps everything: give one of the two.")
+    if study.bases and ("@" in name or {arm.format, arm.benign_format} & set(STUDENT)):
+        problems.add(place, f"arm '{name}' trains a model on its own traces, which takes one base: set 'base'.")
+    _check_rounds(study, name, problems)
+    if arm.format is not None and not arm.safety:
+        problems.add(place, f"arm '{name}' has a format and no safety rows: set safety to how many.")
+
+
+def _check_rounds(study: Study, name: str, problems: Problems) -> None:
+    """An arm that goes on from another: there must be one, of the same bases and seeds, and an end to it."""
+    chain, place = [name], ("arms", name, "after")
+    while (after := study.arms[chain[-1]].after) is not None:
+        _known_arm(after, study, problems, place)
+        if after in chain or after not in study.arms:
+            break
+        chain.append(after)
+    if after in chain:
+        problems.add(place, f"{' goes on from '.join([*chain, str(after)])}: that has no beginning.")
+    for later, earlier in itertools.pairwise(chain):
+        mine, its = ({copy.base for copy in study.copies(one)} for one in (later, earlier))
+        if not mine <= its or (
+            study.arms[earlier].trained and not {*study.seeds_of(later)} <= {*study.seeds_of(earlier)}
+        ):
+            problems.add(
+                place, f"'{later}' goes on from '{earlier}', which is not made of the same bases with the same seeds."
+            )
+
+
+def _check_depth(study: Study, problems: Problems) -> None:
+    """What is probed and tampered with must be a benchmark's and an arm's."""
+    asked = {(use.name, use.attack.name) for use in study.bench}
+    uses: list[tuple[Location, ProbeUse | TamperUse]] = [(("probe", at), use) for at, use in enumerate(study.probe)]
+    uses += [(("tamper", at), use) for at, use in enumerate(study.tamper)]
+    for place, use in uses:
+        if (use.bench, use.attack) not in asked:
+            problems.add(
+                place, f"'{use.bench}' with attack '{use.attack}' is not under 'bench', where its replies come from."
+            )
+    for at, tamper in enumerate(study.tamper):
+        for arm in tamper.arms:
+            _known_arm(arm, study, problems, ("tamper", at, "arms"))
+        if tamper.rows.after or tamper.rows.teacher == SELF or (not tamper.rows.trained and not tamper.rows.benign):
+            problems.add(
+                ("tamper", at, "rows"), "tampering trains every arm on the same rows: no 'after', no teacher 'self'."
+            )
+        _check_arm_names(tamper.rows, ("tamper", at, "rows"), problems)
+
+
+def _check_arm_names(arm: Arm, place: Location, problems: Problems) -> None:
+    """What an arm names must be there."""
+    with problems.at(*place, "decoding"):
+        if isinstance(arm.decoding, str) and arm.decoding not in PRESETS:
+            raise unknown("decoding preset", arm.decoding, PRESETS)
+    for key in ("format", "benign_format"):
+        if (strategy := getattr(arm, key)) not in (None, "same"):
+            with problems.at(*place, key):
+                load_strategy(strategy)
+    if arm.filter and arm.filter.kind != CLIFF:
+        with problems.at(*place, "filter"):
+            requires_model(arm.filter.kind)

@@ -316,11 +316,7 @@ class Study(BaseModel):
 
 
 def named(name: str) -> str:
-    """A name of an arm or a study as it is.
-
-    Raises:
-        ValueError: it is a path, or else no name of a folder.
-    """
+    """A name of an arm or a study as it is. Raises ValueError: it is a path, or else no name of a folder."""
     if not NAME.fullmatch(name):
         raise ValueError(f"'{name}' is no name: letters, digits, '_', '-' and '.', since folders are named by it")
     return name

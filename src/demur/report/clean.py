@@ -12,7 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from demur.bench import get_bench
-from demur.mix.certificate import Certificate
+from demur.mix.contamination import Certificate
 from demur.records import Example, Failure, Prompt, Record, Result, Trace, Verdict
 from demur.report.metrics import cells, of_records, results
 from demur.storage.artifacts import Artifact, artifacts
