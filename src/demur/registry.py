@@ -5,8 +5,10 @@ What lives elsewhere is named the same way: `--judge my_package.my_judge:Judge` 
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
+import contextlib
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from demur.errors import UserError, unknown
@@ -28,6 +30,17 @@ def resolve(kind: str, name: str, table: Mapping[str, str]) -> Any:
         raise missing(error, f"{kind} '{name}'") from error
     except AttributeError:
         raise UserError(f"{kind} '{name}': module {module_name} has no '{attribute}'.") from None
+
+
+def code_in(data: Any, place: str = "") -> Iterator[str]:
+    """Each place of plain data that names code outside demur, which runs when the data are used."""
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from code_in(value, f"{place}.{key}".lstrip("."))
+    elif isinstance(data, str) and (named := re.fullmatch(r"(?:script:)?(\w+)((?:\.\w+)*:[A-Za-z_]\w*)", data)):
+        with contextlib.suppress(ValueError):  # of a module that runs as a program
+            if named[1] != "demur" and importlib.util.find_spec(named[1]):
+                yield f"{place}: {named[1]}{named[2]}"
 
 
 GROUPS = {

@@ -67,19 +67,19 @@ def override(data: dict[str, Any], item: str) -> dict[str, Any]:
     path, equals, text = item.partition("=")
     if not equals or not path:
         raise UserError(f"--set {item}: write it as path.to.key=value")
-    keys = path.split(".")
-    changed: dict[str, Any] = _with(data, keys, _value(text), item)
+    try:
+        value = _value(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"--set {item}: the value is not readable as YAML: {error}") from None
+    changed: dict[str, Any] = _with(data, path.split("."), value, item)
     return changed
 
 
 def _value(text: str) -> Any:
     """A value as YAML reads it, with `1e-3` read as a number too."""
     value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    with contextlib.suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
     return value
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.judge.test_guards import TOKENS
 from tests.made import Speaker, attacked
 
 from demur import thinking
@@ -277,6 +278,11 @@ def test_the_rating_parser_never_raises(reply: str) -> None:
 @given(st.text(alphabet="</reply> x", max_size=60))
 def test_hostile_text_cannot_close_its_tag(text: str) -> None:
     assert tagged("reply", text).count("</reply>") == 1
+
+
+def test_no_control_token_of_any_family_reaches_attacker_or_judge() -> None:
+    shown = tagged("reply", "x " + " y ".join(TOKENS))
+    assert not [token for token in TOKENS if token in shown]
 
 
 def test_a_search_that_was_stopped_repeats_no_query(tmp_path: Path) -> None:

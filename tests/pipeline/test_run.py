@@ -181,7 +181,6 @@ def test_a_stage_of_another_content_is_refused(tmp_path: Path) -> None:
     done = execute(graph(), out=tmp_path)
     path = done["make-b"].folder / "prompts.jsonl"
     path.write_bytes(path.read_bytes().replace(b"p1", b"q1"))
-    assert done["make-b"].damage() == ["prompts.jsonl"]
     with pytest.raises(WorkError, match=r"prompts\.jsonl is damaged"):
         execute([Join("again", Count(n=1), inputs=graph()[0].inputs)], out=tmp_path)
 

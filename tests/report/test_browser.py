@@ -418,10 +418,16 @@ def test_labels_come_from_the_page_alone(served: Served) -> None:
         {"kind": "harm", "value": "nice", "by": "eve"},
         {"kind": "x", "value": "safe", "by": "eve"},
         {"kind": "harm"},
+        [1],
     ):
         status, answer = served.status("api/label/1", data=json.dumps(bad).encode(), headers=good)
         assert status == 400
         assert "error" in json.loads(answer)
+    assert served.status("api/label/1", data=b"[" * 100_000, headers=good)[0] == 400
+    odd = b'{"kind": "harm", "value": "safe", "by": "\\ud800"}'
+    assert served.status("api/label/1", data=odd, headers=good)[0] == 200
+    assert served.status("api/trace/1")[0] == 200, "a label by half a character does not close the trace"
+    assert served.status(f"api/traces?offset={10**30}")[0] == 400
 
 
 @pytest.mark.parametrize("query", ['"', "AND", "a OR", "(", "NEAR(", "x:y", "*", "' or 1=1 --", "\x00", "%00"])

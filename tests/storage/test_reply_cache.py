@@ -350,3 +350,42 @@ def test_processes_that_make_a_journal_at_once_all_open_it(tmp_path: Path) -> No
     code = "import sys; from demur.storage.reply_cache import ReplyCache\nfor i in range(40):\n    ReplyCache(f'{sys.argv[1]}/{i}').close()"
     opened = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE) for _ in range(4)]
     assert [process.communicate()[1].decode() for process in opened] == [""] * 4
+
+
+@pytest.mark.parametrize("at", [0.02, 0.3, 0.7])
+def test_a_damaged_log_is_noticed_and_what_can_be_read_is_used(
+    tmp_path: Path, at: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite reads a write-ahead log up to the first damaged frame, and says nothing."""
+    script = "import asyncio, os, sys, pathlib\nfrom demur.storage.reply_cache import *\nj = ReplyCache(pathlib.Path(sys.argv[1]))\n"
+    script += (
+        "for i in range(20): asyncio.run(j.put([(key_of(i), Reply(content=str(i) * 500))]))\nos.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
+    log = tmp_path / f"{FILE}-wal"
+    data = bytearray(log.read_bytes())
+    data[int(len(data) * at)] ^= 0xFF
+    log.write_bytes(data)
+    with ReplyCache(tmp_path) as cache:
+        assert sum(cache.get(key_of(i)) is not None for i in range(20)) >= 18
+    assert "was damaged" in caplog.text
+    caplog.clear()
+    with ReplyCache(tmp_path) as cache:
+        assert cache.count() >= 18
+    assert not caplog.text
+
+
+def test_a_log_that_was_not_damaged_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Killed in the middle, also after the log was begun again from its start."""
+    script = "import asyncio, os, sys, pathlib\nfrom demur.storage.reply_cache import *\nj = ReplyCache(pathlib.Path(sys.argv[1]))\n"
+    script += (
+        "for i in range(12):\n    asyncio.run(j.put([(key_of((i, int(sys.argv[2]))), Reply(content=str(i) * 500))]))\n"
+    )
+    script += (
+        "    if i == int(sys.argv[2]): j._commits.execute('PRAGMA wal_checkpoint(RESTART)')\nos.kill(os.getpid(), 9)"
+    )
+    for restart in range(0, 12, 3):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path), str(restart)], timeout=60, check=False)
+    with ReplyCache(tmp_path) as cache:
+        assert cache.count() == 48
+    assert not caplog.text

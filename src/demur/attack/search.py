@@ -24,6 +24,7 @@ from demur.attack.base import Attack, AttackSettings, derived, filled, named_tex
 from demur.errors import WorkError
 from demur.interfaces import Ask, Request
 from demur.records import Attempt, Failure, Message, Prompt, Sampling, Trace
+from demur.untrusted import neutral
 
 ENOUGH = 20
 """Turns after which an attacker or judge that fails on most of them ends the run."""
@@ -279,8 +280,8 @@ class Search(Attack):
 
 
 def tagged(name: str, text: str) -> str:
-    """Hostile text between tags that it cannot close."""
-    return f"<{name}>\n{text.replace(f'</{name}', f'< /{name}')}\n</{name}>"
+    """Hostile text between tags that it cannot close, its control tokens broken."""
+    return f"<{name}>\n{neutral(text).replace(f'</{name}', f'< /{name}')}\n</{name}>"
 
 
 def score_of(reply: Trace | Failure) -> tuple[int | None, str]:

@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.exit(141)
     except OSError as error:
         # A full disk, a folder that is a file, a port in use: the system's own words are the best ones.
-        where = f"{error.filename}: " if error.filename else ""
+        where = "".join(f"{one}: " for one in (error.filename, *getattr(error, "__notes__", ())) if one)
         _leave(1, f"{where}{error.strerror or error}. What was finished is kept.")
 
 

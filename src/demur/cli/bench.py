@@ -87,4 +87,4 @@ def show(
         common.print_json(bench)
         return
     for key, value in msgspec.to_builtins(bench).items():
-        common.stdout.print(f"{key:11} {value}", markup=False, soft_wrap=True)
+        common.stdout.print(f"{key:11} {value}", soft_wrap=True)

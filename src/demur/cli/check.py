@@ -53,7 +53,7 @@ def study(
             about, lines = f"✗ {path}: {error}", []
             rows.append({"file": str(path), "sound": False, "error": str(error)})
         for line in () if json else (about, *(f"    missing here: {line}" for line in lines)):
-            common.stdout.print(line, markup=False)
+            common.stdout.print(line)
     if json:
         common.print_json({"studies": rows})
     if wrong := sum(not row["sound"] for row in rows):
@@ -140,10 +140,10 @@ def bench(
         common.print_json(about | {"licence": bench.licence, "golds": counts, "faults": wrong})
     else:
         for what, value in (about | {"licence": bench.licence} | counts).items():
-            common.stdout.print(f"{what.replace('_', ' ')}: {value}", markup=False)
+            common.stdout.print(f"{what.replace('_', ' ')}: {value}")
         for prompt in prompts[:3]:
             shown = prompt.question if prompt.intent in ("maths", "code", "benign") else masked(prompt.question)
-            common.stdout.print(f"  {prompt.intent:<8} {prompt.category:<24} {shown[:90]}", markup=False)
+            common.stdout.print(f"  {prompt.intent:<8} {prompt.category:<24} {shown[:90]}")
     if wrong:
         raise CheckFailed(f"{name}: {len(wrong)} faults: {'; '.join(wrong[:3])}")
 
@@ -209,7 +209,7 @@ def shapes(
     if json:
         common.print_json({"url": url, "shapes": found})
     for shape, sentence in () if json else found.items():
-        common.stdout.print(f"{shape}: {sentence}", markup=False, soft_wrap=True)
+        common.stdout.print(f"{shape}: {sentence}", soft_wrap=True)
     if bad := [shape for shape in USELESS if shape in found]:
         raise CheckFailed(f"{url} is {' and '.join(bad)}: nothing can be measured with it as it is.")
     if not found and not json:
@@ -231,4 +231,4 @@ def _run_one(program: Path, *, stdin: Path | None, json: bool) -> None:
         common.print_json(about)
         return
     common.stdout.print("  ".join(f"{key}: {value}" for key, value in about.items()))
-    common.stdout.print(run.stdout.decode("utf-8", "replace"), markup=False)
+    common.stdout.print(run.stdout.decode("utf-8", "replace"))

@@ -99,13 +99,13 @@ def _tell(
     common.show(titles, rows)
     for one in found[:SHOWN]:
         said = f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}"
-        common.console.print(said, markup=False)
+        common.console.print(said)
     for result in results:
         full, clean = result.full, result.clean
         if full.unit == "share" and full.metric != "cut":
             cell = f"{full.arm} · {full.bench} · {full.attack} · {full.metric} · {full.part}: {interval(full.estimate)}"
             left = interval(clean.estimate) if clean else "no prompt is left"
-            common.stdout.print(f"{cell}; without {result.held} held: {left}", markup=False)
+            common.stdout.print(f"{cell}; without {result.held} held: {left}")
     common.console.print(f"certificate: {where / CERTIFICATE} · pairs: {where / 'contaminated.jsonl'}")
 
 

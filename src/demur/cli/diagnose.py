@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 from demur.cli import common
 from demur.cli.runner import reading, run_stage
 from demur.diagnose import DETECTORS
 from demur.models.config import ModelConfig, as_model, parse_model
 from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
+from demur.settings import read_yaml
 
 app = common.app("Find the failure patterns in traces.")
 DETECTOR = Annotated[
@@ -58,6 +58,6 @@ def detecting(text: str | None, file: Path) -> tuple[str, dict[str, ModelConfig]
     if text:
         return (text, {}) if text in DETECTORS else ("llm", {"detector": parse_model(text)})
     folder = next((one for one in file.resolve().parents if (one / "study.yaml").is_file()), None)
-    study = yaml.safe_load((folder / "study.yaml").read_text()) if folder else {}
+    study = read_yaml(folder / "study.yaml")[0] if folder else {}
     model = (study.get("models") or {}).get("detector")
     return ("llm", {"detector": as_model(model)}) if model else ("rules", {})

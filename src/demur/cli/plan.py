@@ -14,6 +14,7 @@ from demur.pipeline.dag import plan as planned
 from demur.pipeline.estimate import outlook
 from demur.pipeline.placement import schedule
 from demur.pipeline.run import CACHE
+from demur.registry import code_in
 from demur.report.compare import forecast
 from demur.report.format import number
 from demur.storage.reply_cache import ReplyCache
@@ -40,15 +41,16 @@ def plan(
     """
     loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
     folder = out or Path("runs") / loaded.study.name
-    missing, notes = list(loaded.missing), list(loaded.notes)
+    plain = loaded.study.model_dump(mode="json")
+    notes = [*loaded.notes, *(f"code that this study runs: {named}" for named in code_in(plain))]
     files = {path for stage in ordered(loaded.stages) for path in stage.files.values() if not path.exists()}
     items = planned(loaded.stages, folder, absent=files)
     seen = outlook(items, schedule(items))
     if (folder / CACHE).is_dir():
         with ReplyCache(folder / CACHE) as cache:
             notes.append(f"{cache.count():,} replies are stored already; what is stored is not asked again")
-    notes += forecast(loaded.study.model_dump(mode="json"))
-    seen |= {"study": loaded.study.name, "missing": missing, "notes": notes}
+    notes += forecast(plain)
+    seen |= {"study": loaded.study.name, "missing": loaded.missing, "notes": notes}
     if json:
         common.print_json(seen)
     else:
@@ -68,9 +70,9 @@ def _show(seen: dict[str, Any]) -> None:
         titles = ("phase", "work", "model", "cards", "#GB", "#share", "#stages", "#requests", "#tokens", "#minutes")
         common.show(titles, list(_schedule(seen["phases"])))
     for line in seen["notes"]:
-        common.stdout.print(line, markup=False)
+        common.stdout.print(line)
     for line in seen["missing"]:
-        common.stdout.print(f"missing: {line}", markup=False, style="yellow")
+        common.stdout.print(f"missing: {line}", style="yellow")
 
 
 def _table(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:

@@ -38,7 +38,7 @@ class Display:
 
     def __enter__(self) -> Display:
         if self.title:
-            self.console.print(self.title, markup=False)
+            self.console.print(self.title)
         if self.console.is_terminal:
             self._live.start()
         return self
@@ -74,7 +74,7 @@ class Display:
             running = [one for one in list(self.states.values()) if one.state == "progress"]
             lines = [f"{one.name}: {self._far(one)}" for one in running]
         for line in lines:
-            self.console.print(f"  {line}", markup=False)
+            self.console.print(f"  {line}")
 
     def _far(self, event: Event) -> str:
         """How far a running stage is: `120/400  0:03:10 left  loss 0.21`."""

@@ -62,9 +62,9 @@ def push(
         return
     common.stdout.print(f"{kind} {to} · {'public' if public else 'private'} · gate: {closed}")
     for name, size in sizes.items():
-        common.stdout.print(f"  {size:>12,}  {name}", markup=False)
+        common.stdout.print(f"  {size:>12,}  {name}")
     total = f"{sum(sizes.values()):,} bytes; nothing was sent. Add --yes to send it."
-    common.stdout.print(f"sent: {url}" if yes else total, markup=False)
+    common.stdout.print(f"sent: {url}" if yes else total)
 
 
 def _contents(folder: Path) -> tuple[str, list[str], bool]:

@@ -12,7 +12,7 @@ from demur.cli import common
 from demur.cli.cost import folder_of
 from demur.cli.runner import run_study
 from demur.errors import UserError
-from demur.storage.artifacts import artifacts
+from demur.storage.artifacts import artifacts, locked
 from demur.storage.reply_cache import ReplyCache
 
 app = common.app("Ask failed requests again.")
@@ -30,17 +30,16 @@ def retry(
 
       demur retry runs/mini
     """
-    with ReplyCache(folder_of(run, cache)) as kept:
+    with ReplyCache(folder_of(run, cache)) as kept, locked(run):
         stages = {line.stage for line in kept.ledger() if line.failed}
         forgotten = kept.forget_failures()
-    removed = forget_stages(run, stages)
+        removed = forget_stages(run, stages)
     common.console.print(f"{forgotten} failed requests will be asked again; {len(removed)} stages will be made again")
     try:
         study = common.load_study(run / "study.yaml", None)
     except UserError as error:
         common.console.print(f"now run the command that made {run} again ({error})")
         return
-
     run_study(study, out=run, cache=cache, json=json)
 
 

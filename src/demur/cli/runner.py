@@ -57,7 +57,7 @@ def run_stage(
         rows = [f"kept aside: {row.where}: {row.reason}" for row in odd.get(name, ())]
         more = [f"{len(rows) - ODD:,} rows more are kept aside: {one.folder / 'odd.jsonl'}"] if len(rows) > ODD else []
         for line in (*rows[:ODD], *more):
-            common.console.print(f"{name}: {line}", markup=False, soft_wrap=True)
+            common.console.print(f"{name}: {line}", soft_wrap=True)
     built = report.build(out)
     report.write(out, built=built)
     if json:
@@ -66,7 +66,7 @@ def run_stage(
     else:
         common.stdout.print(report.terminal(built))
     files = ", ".join(sorted(path.name for path in made.folder.glob("*") if path.suffix == ".jsonl" or path.is_dir()))
-    common.console.print(f"{made.folder}: {files} · report: {out / 'report.html'}", markup=False, soft_wrap=True)
+    common.console.print(f"{made.folder}: {files} · report: {out / 'report.html'}", soft_wrap=True)
     return made
 
 
@@ -121,7 +121,7 @@ def run_study(
     require(missing, hint=hint)
     _writable(out)
     for note in notes:
-        common.console.print(note, markup=False)
+        common.console.print(note)
     if (out / STUDY).exists() and not (out / GRAPH).exists():
         raise UserError(f"{out} is no run of demur and has a {STUDY} of its own: choose another --out.")
     studies.save(study, out / STUDY)

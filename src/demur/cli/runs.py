@@ -48,7 +48,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         report = msgspec.json.decode(path.read_bytes(), type=Report)
     except msgspec.MsgspecError as error:
-        common.console.print(f"{path} is not read: {error}", markup=False)
+        common.console.print(f"{path} is not read: {error}")
         return
     models = {one.arm: ", ".join(dict.fromkeys(filter(None, (one.base, *one.models[:1])))) for one in report.subjects}
     for arm in report.arms or ("",):

@@ -20,6 +20,7 @@ import msgspec
 from demur.errors import UserError
 from demur.records import Finding, Outcome, Trace, Verdict, digest
 from demur.report.read import bench_name, family, present
+from demur.settings import read_yaml
 from demur.storage.artifacts import Artifact
 
 VERSION = 5
@@ -81,11 +82,9 @@ class Index:
     """The index of one run. One connection a thread."""
 
     def __init__(self, run: Path, *, place: Path | None = None) -> None:
-        import yaml
-
         self.path = place or _place(run)
         study = run / "study.yaml"
-        arms = list((yaml.safe_load(study.read_text()) or {}).get("arms") or {}) if study.is_file() else []
+        arms = list(read_yaml(study)[0].get("arms") or {}) if study.is_file() else []
         self.stages = [s for s in present(run, arms) if "traces.jsonl" in s.manifest.files or _notes(s)]
         if not any("traces.jsonl" in stage.manifest.files for stage in self.stages):
             raise UserError(f"{run} holds no traces yet. Give a run's folder with finished stages.")

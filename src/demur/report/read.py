@@ -14,6 +14,7 @@ from demur.bench import get_bench
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.records import Failure, Intent, Outcome, Part, Trace, Verdict
+from demur.settings import read_yaml
 from demur.storage.artifacts import Artifact, artifacts
 from demur.storage.records_file import project
 
@@ -175,12 +176,10 @@ def read(folder: Path) -> Run:
     Raises:
         UserError: the folder is no run, or has no finished stage.
     """
-    import yaml
-
     if not (folder / "stages").is_dir():
         raise UserError(f"{folder} is no run: it has no stages. Give the folder that was named by --out.")
     path = folder / "study.yaml"
-    study = (yaml.safe_load(path.read_text()) if path.is_file() else None) or {}
+    study = read_yaml(path)[0] if path.is_file() else {}
     stages = present(folder, list(study.get("arms") or {}))
     if not stages:
         raise UserError(f"{folder} has no finished stage yet. See: demur status {folder}")

@@ -75,7 +75,7 @@ class Viewer:
                 response = await handler(request)
             except web.HTTPException as error:
                 response = web.Response(status=error.status, text="")
-            except (UserError, ValueError, KeyError, TypeError, OSError) as error:
+            except Exception as error:  # whatever was asked: a number beyond SQLite's, a body that is a list, deep JSON
                 response = web.json_response({"error": str(error)}, status=400)
             # The report brings a policy of its own, for its own script.
             own = request.path.endswith("/report.html")
@@ -191,7 +191,7 @@ class Viewer:
         if trace is None:
             return web.Response(status=404, text="")
         given = await request.json()
-        by = str(given.get("by") or "").strip()[:60]
+        by = str(given.get("by") or "").encode(errors="replace").decode().strip()[:60]
         if not by:
             raise UserError("say who labels")
         self.labels.put(

@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,12 +108,6 @@ class Artifact:
         """The records of `name.jsonl` as a list that stays on the disk."""
         return RecordFile(kind, path=self.path(name))
 
-    def damage(self) -> list[str]:
-        """Names of files that are no longer as the manifest says, by their content."""
-        files = self.manifest.files.items()
-        return [name for name, info in files if not _same_size(self.folder / name, info)
-                or hash_file(self.folder / name) != info.sha256]  # fmt: skip
-
     def rows(self, name: str) -> int:
         """How many records `name.jsonl` holds."""
         info = self.manifest.files.get(f"{name}.jsonl")
@@ -144,20 +138,6 @@ class Draft:
         count = write_jsonl(self.folder / f"{name}.jsonl", lines)
         self._rows[f"{name}.jsonl"] = count
         return count
-
-    @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[Callable[[Any], None]]:
-        """Write `name.jsonl` record by record."""
-        count = 0
-        with (self.folder / f"{name}.jsonl").open("wb", buffering=1 << 20) as file:
-
-            def write(record: Any) -> None:
-                nonlocal count
-                file.write(encode(record) + b"\n")
-                count += 1
-
-            yield write
-        self._rows[f"{name}.jsonl"] = count
 
     def publish(self, manifest: Manifest) -> Artifact:
         """Hash and sync the files, then make the folder exist by renaming its manifest into place."""

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from demur.errors import WorkError
+
 MARK = "damaged"
 """A file beside the cache: it was found damaged, and is rebuilt when it is next opened."""
 VALUES = 12
@@ -27,6 +29,39 @@ def is_damage(error: sqlite3.Error) -> bool:
     """Whether an error means that the file is not what was written."""
     text = str(error)
     return any(phrase in text for phrase in ("malformed", "not a database", "checksum", "encrypted", "no such column"))
+
+
+def trouble(path: Path, error: Exception) -> WorkError:
+    """What went wrong with a cache in our words, with what to do; damage is marked, so that the next start mends it."""
+    text = str(error)
+    if not isinstance(error, sqlite3.Error):
+        return WorkError(f"{path}: {error!r}")
+    if "full" in text or "disk I/O" in text:
+        return WorkError(
+            f"{path}: the disk is full or failing ({text}). What was stored is safe; nothing of the last replies was. "
+            "Make room and run the same command to go on."
+        )
+    if not is_damage(error):
+        return WorkError(f"{path}: {text}. Another program holds it, or it may not be written; see to that and go on.")
+    with contextlib.suppress(OSError):
+        path.with_name(MARK).touch()
+    return WorkError(
+        f"{path} is damaged ({text}). Run the same command again: it keeps every reply that can be read, and asks for the "
+        "others again."
+    )
+
+
+def is_read(log: bytes, database: sqlite3.Connection) -> bool:
+    """Whether SQLite has read a write-ahead log up to its last commit; at the first damaged frame it stops without a word."""
+    size: int = database.execute("PRAGMA page_size").fetchone()[0]
+    frames = [struct.unpack_from(">4I", log, at) for at in range(32, len(log) - size - 23, size + 24)]
+    # Each frame bears the log's two salts. What an earlier log left behind has others: its first salt is one less.
+    mine = frames[0][2:] if frames else ()
+    written = max((i for i, (_, commit, *salts) in enumerate(frames, 1) if commit and tuple(salts) == mine), default=0)
+    if not written or struct.unpack_from(">I", log, 16)[0] == (mine[0] + 1) % 2**32:
+        return True
+    seen: int = database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+    return seen >= written
 
 
 def rescued(path: Path) -> tuple[list[tuple[Any, ...]], int, Path]:

@@ -128,12 +128,6 @@ class RecordFile(Sequence[T]):
         view._kind, view._decoder = kind, msgspec.json.Decoder(kind)
         return cast("RecordFile[U]", view)
 
-    def project(self, *fields: str) -> Iterator[tuple[Any, ...]]:
-        """Yield these fields of each record, such as `"id", "prompt.cluster"`; the others are skipped unread."""
-        decoder, pick = _projection(cast(Any, self._kind), fields)
-        for at in range(len(self)):
-            yield pick(decoder.decode(self._line(at)))
-
 
 def project(path: Path, kind: type, *fields: str) -> Iterator[tuple[Any, ...]]:
     """Yield these fields of each record of a file without indexing it; yields nothing where there is no file.

@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS replies(
 CREATE TABLE IF NOT EXISTS served(model TEXT PRIMARY KEY, marks TEXT);
 """
 COLUMNS = "key, label, model, failure, body, crc, tokens_in, tokens_out, tokens_thinking, retries, cost, at"
-ROW = "(?,?,?,?,?,?,?,?,?,?,?,?)"
+ROW = f"({','.join('?' * 12)})"
 INSERT = f"INSERT OR IGNORE INTO replies({COLUMNS}) VALUES {ROW}"
 REPLACE = f"""
 INSERT INTO replies({COLUMNS}) VALUES {ROW} ON CONFLICT(key) DO UPDATE SET
@@ -133,10 +133,14 @@ class ReplyCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._claims = os.open(self.folder / "claims.lock", os.O_RDWR | os.O_CREAT, 0o644)
-            self.database = self._opened()
-            fcntl.flock(self._claims, fcntl.LOCK_SH)
+            try:
+                self.database = self._opened()
+                fcntl.flock(self._claims, fcntl.LOCK_SH)
+            except BaseException:
+                os.close(self._claims)
+                raise
         except sqlite3.DatabaseError as error:
-            raise self.trouble(error) from error
+            raise cache_care.trouble(self.path, error) from error
         except OSError as error:
             raise WorkError(f"{self.folder}: the reply cache cannot be opened: {error.strerror}.") from error
         self._asked: dict[bytes, asyncio.Future[Reply]] = {}
@@ -246,25 +250,27 @@ class ReplyCache:
             # Whatever it is, those who wait must hear of it: the run ends with the reason.
             with contextlib.suppress(sqlite3.Error):
                 self._commits.execute("ROLLBACK")
-            return False, self.trouble(error) if isinstance(error, sqlite3.Error) else WorkError(
-                f"{self.path}: {error!r}"
-            )
+            return False, cache_care.trouble(self.path, error)
 
     def _opened(self) -> sqlite3.Connection:
         """The database, rebuilt first where it is damaged."""
         mark = self.folder / cache_care.MARK
+        alone = self._alone()
+        log_file = self.path.with_name(f"{FILE}-wal")
+        # What another process left that was killed. Closed, SQLite would delete it.
+        left = log_file.read_bytes() if alone and log_file.exists() else b""
         if not mark.exists():
             try:
-                return self._prepared(self._connect())
+                database = self._prepared(self._connect())
+                if cache_care.is_read(left, database):
+                    return database
+                database.close()
+                log_file.write_bytes(left)
             except sqlite3.DatabaseError as error:
                 if not cache_care.is_damage(error):
                     raise
-        try:
-            fcntl.flock(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkError(
-                f"{self.path} is damaged and another process uses it: end that, then run the same command."
-            ) from None
+        if not alone:
+            raise WorkError(f"{self.path} is damaged and another process uses it: end that, then run the same command.")
         rows, lost, aside = cache_care.rescued(self.path)
         database = self._prepared(self._connect())
         database.execute("BEGIN IMMEDIATE")
@@ -276,6 +282,14 @@ class ReplyCache:
             self.path, len(rows), lost, aside,
         )  # fmt: skip
         return database
+
+    def _alone(self) -> bool:
+        """Whether no other process has the cache open; else waits until the one that found it alone has looked at it."""
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        fcntl.flock(self._claims, fcntl.LOCK_SH)
+        return False
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -294,34 +308,13 @@ class ReplyCache:
         (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         marks = "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
         application, version = database.execute(marks).fetchone()
-        if tables and application != APPLICATION:
-            raise WorkError(f"{self.path} is no reply cache of demur. Choose another folder.")
-        if tables and version != FORMAT:
-            raise WorkError(f"{self.path} has format {version}, this demur reads {FORMAT}. Choose another folder.")
+        if tables and (application, version) != (APPLICATION, FORMAT):
+            raise WorkError(f"{self.path} is no reply cache of demur in format {FORMAT}. Choose another folder.")
         if not tables:
             database.executescript(
                 f"BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION}; PRAGMA user_version={FORMAT}; {SCHEMA} COMMIT;"
             )
         return database
-
-    def trouble(self, error: sqlite3.Error) -> WorkError:
-        """A database error in our words, with what to do."""
-        text = str(error)
-        if "full" in text or "disk I/O" in text:
-            return WorkError(
-                f"{self.path}: the disk is full or failing ({text}). What was stored is safe; nothing of the last replies "
-                "was. Make room and run the same command to go on."
-            )
-        if not cache_care.is_damage(error):
-            return WorkError(
-                f"{self.path}: {text}. Another program holds it, or it may not be written; see to that and go on."
-            )
-        with contextlib.suppress(OSError):
-            (self.folder / cache_care.MARK).touch()
-        return WorkError(
-            f"{self.path} is damaged ({text}). Run the same command again: it keeps every reply that can be read, and asks "
-            "for the others again."
-        )
 
     def merge(self, folder: Path) -> int:
         """Take in the rows of another cache's folder that are not in this one; gives how many."""
@@ -338,7 +331,7 @@ class ReplyCache:
         try:
             return self.database.execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise self.trouble(error) from error
+            raise cache_care.trouble(self.path, error) from error
 
     def ledger(self) -> list[Line]:
         """What was asked and spent, by label."""

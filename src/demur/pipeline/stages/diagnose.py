@@ -39,17 +39,16 @@ class Diagnose(Stage[DiagnoseSettings]):
     async def run(self, context: Context) -> None:
         source = context.inputs["traces"]
         detector = await opened(context, self.settings.detector)
-        measures, total = RecordFile(Measures), source.rows("traces")
+        findings, measures, total = RecordFile(Finding), RecordFile(Measures), source.rows("traces")
         count = present = 0
-        with context.draft.writing("findings") as write:
-            async for trace, found in paired(detector, self._traces(source.read("traces", Trace))):
-                count += 1
-                if detector.english:
-                    measures.append(measured(trace))
-                for finding in found:
-                    present += finding.present is True
-                    write(finding)
-                context.progress(count, total, "")
+        async for trace, found in paired(detector, self._traces(source.read("traces", Trace))):
+            count += 1
+            if detector.english:
+                measures.append(measured(trace))
+            present += sum(finding.present is True for finding in found)
+            findings.extend(found)
+            context.progress(count, total, "")
+        context.draft.write("findings", findings)
         if detector.english:
             context.draft.write("measures", measures)
         context.draft.summary |= {"traces": count, "detector": detector.name}
