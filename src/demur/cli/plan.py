@@ -55,7 +55,7 @@ def plan(
         common.print_json(seen)
     else:
         _show(seen)
-    if missing:
+    if loaded.missing:
         raise typer.Exit(2)
 
 
