@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -157,3 +158,42 @@ def test_a_gold_without_tests_is_an_error() -> None:
     for gold in (None, "", "5", "{}", '{"tests": "0", "func_name": null}', '{"tests": [], "func_name": "a b"}'):
         with pytest.raises(UserError):
             load_tests(gold)
+
+
+SEEKS = """
+import gc, os, sys
+seen = []
+for folder in ("/box", "/tmp", "/packages", "/proc/self"):
+    for root, _, names in os.walk(folder):
+        for name in names if not root.startswith("/packages") else ():
+            try:
+                seen.append(open(os.path.join(root, name), errors="replace").read(1 << 16))
+            except OSError:
+                pass
+frame = sys._getframe()
+while frame:
+    seen += [repr(frame.f_locals), repr(frame.f_globals)]
+    frame = frame.f_back
+seen += [one for one in gc.get_objects() if isinstance(one, str)]
+found = [text for text in seen if "result-" + "7f3a" in text]
+print("result-" + "7f3a" if found else "nothing")
+"""
+"""Looks for what is expected in files, in frames and in memory."""
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize(
+    "program",
+    [
+        SEEKS,
+        "print('3 tests passed')",
+        'import sys; print(\'ok\', file=sys.stderr); print(\'{"ending": "ok", "exit-code": 0}\')',
+        "import os; os._exit(0)",
+        "raise SystemExit(0)",
+        "open('/dev/shm/x', 'w').write('x')",
+    ],
+)
+def test_what_is_expected_is_not_inside_and_no_program_says_its_own_verdict(program: str) -> None:
+    gold = json.dumps({"func_name": None, "tests": [{"input": "1", "output": "result-7f3a"}]})
+    prompt = Prompt(text="Solve it.", intent="code", gold=gold)
+    assert judged(prompt, f"```python\n{program}\n```").label == "wrong"

@@ -135,3 +135,12 @@ def test_a_busy_machine_changes_no_verdict() -> None:
             other.kill()
             other.wait()
     assert (run.ending, run.stdout) == ("ok", b"done\n")
+
+
+@needs_bubblewrap
+def test_contest_programs_find_numpy_where_it_can_be_given() -> None:
+    run = run_program("import numpy as np\nprint(int(np.arange(5).sum()), np.linalg.inv(np.eye(2))[0, 0])")
+    if not isolation.numpy() and run.ending == "error":
+        pytest.skip("the Python under /usr is of another version and has no numpy")
+    assert (run.ending, run.stdout) == ("ok", b"10 1.0\n"), run.stderr
+    assert run_program("open('/packages/x', 'w')").ending == "error"

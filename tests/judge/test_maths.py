@@ -160,7 +160,8 @@ def test_equality(graders: Graders, gold: str, answer: str, same: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "(10^{9})!", "{" * 400 + "5" + "}" * 400, r"\binom{10^9}{5*10^8}"])
+@pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "(10^{9})!", "{" * 400 + "5" + "}" * 400, r"\binom{10^9}{5*10^8}",
+                                    "9" * 1_000_000, "{" * 5000 + "5" + "}" * 5000, r"\int_0^{10^9} e^{x^{x^x}} dx"])  # fmt: skip
 def test_a_hostile_answer_is_killed_and_hurts_no_other(answer: str) -> None:
     with Graders(workers=1, seconds=1) as graders:
         began = time.monotonic()

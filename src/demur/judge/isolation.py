@@ -14,13 +14,17 @@ would hold memory outside of all that (memfd, System V segments), io_uring, and 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import json
 import os
 import platform
 import select
 import shutil
+import stat
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +87,7 @@ for what, soft, hard in ((r.RLIMIT_CPU, cpu, cpu + 1), (r.RLIMIT_AS, memory, mem
     r.setrlimit(what, (soft, hard))
 sys.argv[:] = ["/box/main.py"]
 sys.path.insert(0, "/box")
+sys.path.append("/packages")
 del r, what, soft, hard, cpu, memory, processes, output
 with open("/box/main.py", encoding="utf-8") as file:
     source = file.read()
@@ -158,11 +163,13 @@ def _command(program: int, status: int, calls: int, limits: Limits) -> list[str]
         ),
         *("--hostname", "isolated", "--uid", str(NOBODY), "--gid", str(NOBODY), "--json-status-fd", str(status)),
         *_system(),
+        *numpy(),
         *("--proc", "/proc", "--size", "4096", "--tmpfs", "/dev"),
         *(word for name in ("null", "zero", "urandom") for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")),
         *("--remount-ro", "/dev", *disk, "--tmpfs", "/tmp", *disk, "--tmpfs", "/box"),
         *("--file", str(program), "/box/main.py", "--chdir", "/box", "--remount-ro", "/"),
         *("--setenv", "PATH", "/usr/bin", "--setenv", "HOME", "/box", "--setenv", "PYTHONIOENCODING", "utf-8"),
+        *("--setenv", "OPENBLAS_NUM_THREADS", "1"),
         *(python(), "-I", "-c", PRELUDE, *(str(int(number)) for number in numbers)),
     ]
 
@@ -176,6 +183,20 @@ def _system() -> Iterator[str]:
             yield from ("--symlink", os.readlink(path), str(path))
         elif path.is_dir():
             yield from ("--ro-bind", str(path), str(path))
+
+
+@functools.cache
+def numpy() -> tuple[str, ...]:
+    """demur's own numpy, read-only, where the Python inside is of the same version and may read it: contest programs use it."""
+    found = importlib.util.find_spec("numpy")
+    same = Path(python()).resolve().name == f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    if not same or found is None or found.origin is None:
+        return ()
+    folder = Path(found.origin).parent
+    if not all(one.stat().st_mode & stat.S_IXOTH for one in folder.parents):
+        return ()
+    places = [one for one in (folder, folder.with_name("numpy.libs")) if one.is_dir()]
+    return tuple(word for one in places for word in ("--ro-bind", str(one), f"/packages/{one.name}"))
 
 
 def bubblewrap() -> str:
