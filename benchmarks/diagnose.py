@@ -23,8 +23,8 @@ from pathlib import Path
 import msgspec
 
 from demur.diagnose import exam
+from demur.diagnose.kinds import sentences
 from demur.diagnose.rules import findings_of
-from demur.diagnose.sentences import sentences
 from demur.records import Trace
 
 EXAMS = (exam.EXAM, Path(__file__).parents[1] / "tools" / "patterns" / "tuning.jsonl")

@@ -14,8 +14,7 @@ from tests.made import Speaker, gathered
 
 from demur import thinking
 from demur.diagnose import open_detector
-from demur.diagnose.llm import INSTRUCTION, LLMDetector, Reply, parse, question
-from demur.diagnose.panel import Panel
+from demur.diagnose.llm import INSTRUCTION, LLMDetector, Panel, Reply, parse, question
 from demur.errors import WorkError
 from demur.interfaces import Request, Traces
 from demur.records import PATTERNS, Failure, Finding, Prompt, Sampling, Trace

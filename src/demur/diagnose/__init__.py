@@ -55,7 +55,7 @@ def open_detector(kind: str, *, models: Sequence[Model] = (), instruction: Path 
         return detector
     if not models:
         raise UserError(f"detector '{kind}' asks a model and none is given: name one, or use the detector 'rules'.")
-    from demur.diagnose.panel import Panel
+    from demur.diagnose.llm import Panel
 
     given = {"instruction": instruction} if instruction else {}
     members: list[Detector] = [make(model=model, **given) for model in models]

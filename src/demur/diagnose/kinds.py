@@ -11,13 +11,13 @@ import functools
 import json
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from demur.diagnose.sentences import sentences
 from demur.records import Part, Span, Trace
 
 SentenceKind = Literal[
@@ -40,7 +40,47 @@ LIKELY = 0.3
 """A probability from which a sentence counts as of a kind."""
 STEPS = 100
 """Weights are written as whole hundredths."""
+BOUNDARY = re.compile(r"[.!?…]+[\"'”’)\]*_`]*\s+(?=[\"'“‘(\[*_`]*[^\Wa-z_])|[。！？]+\s*|\s*\n\s*")
+ABBREVIATIONS = frozenset(
+    [
+        "mr",
+        "mrs",
+        "ms",
+        "dr",
+        "prof",
+        "st",
+        "vs",
+        "etc",
+        "e.g",
+        "i.e",
+        "cf",
+        "no",
+        "fig",
+        "u.s",
+        "u.k",
+        "inc",
+        "jr",
+        "sr",
+        "approx",
+        "a.m",
+        "p.m",
+    ]
+)
+NUMBERED = re.compile(r"(?:\d{1,2}|[a-zA-Z]|[ivx]{1,4})[.)]?[*_]*$")
 Matrix = npt.NDArray[np.float64]
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Where the sentences of a text are, white space aside. Lines are sentences; `Dr.`, `e.g.` and list numbers do not end one."""
+    ends = [0]
+    for boundary in BOUNDARY.finditer(text):
+        before = text[ends[-1] : boundary.start()]
+        word = before[before.rfind(" ") + 1 :].lstrip("(\"'[*").lower()
+        if "\n" in boundary[0] or not (word in ABBREVIATIONS or NUMBERED.match(before.lstrip("(*_- "))):
+            ends.append(boundary.end())
+    pieces = [(start, text[start:end]) for start, end in pairwise([*ends, len(text)])]
+    cores = [(start + len(piece) - len(piece.lstrip()), piece.strip()) for start, piece in pieces]
+    return [(start, start + len(core)) for start, core in cores if core]
 
 
 def grams(text: str) -> set[str]:
@@ -135,7 +175,8 @@ def table(rows: dict[str, list[int]]) -> Table:
 
 def classify(part: Part, text: str | None, *, by: Table | None = None) -> Sentences:
     """The sentences of a part with their kinds."""
-    spans = tuple(Span(part=part, start=s.start, end=s.end, text=s.text) for s in sentences(text or ""))
+    text = text or ""
+    spans = tuple(Span(part=part, start=start, end=end, text=text[start:end]) for start, end in sentences(text))
     return Sentences(part, spans, (by or tables()[part]).probabilities([span.text for span in spans]))
 
 

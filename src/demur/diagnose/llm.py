@@ -12,7 +12,7 @@ number of times; after that the finding is `None`, with the reason, and too many
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ import msgspec
 
 from demur.diagnose.rules import HARMLESS_INTENTS, RulesDetector
 from demur.errors import WorkError
-from demur.interfaces import Model, Request, Traces
+from demur.interfaces import Detector, Model, Request, Traces, stream
 from demur.models.answering import answered
 from demur.records import PATTERNS, Failure, Finding, Message, Part, Pattern, Prompt, Sampling, Span, Trace, digest
 from demur.untrusted import neutral
@@ -166,3 +166,41 @@ def located(trace: Trace, quote: str) -> Iterable[Span]:
         if at >= 0:
             return [Span(part=part, start=at, end=at + len(quote), text=quote)]
     return []
+
+
+class Panel:
+    """Detectors that vote. The majority of those that decide wins; a tie, or no decision at all, is `None`."""
+
+    def __init__(self, members: Sequence[Detector]) -> None:
+        self.members = tuple(members)
+        self.name = "panel:" + "+".join(member.name for member in members)
+
+    @property
+    def english(self) -> bool:
+        """As its members."""
+        return all(member.english for member in self.members)
+
+    def decides(self, text: str) -> bool:
+        """As its first member."""
+        return self.members[0].decides(text)
+
+    async def findings(self, traces: Traces) -> AsyncIterator[tuple[Finding, ...]]:
+        """For each trace one `Finding` a pattern, in the order the traces came."""
+        listed: list[Trace] = [trace async for trace in stream(traces)]
+        votes: dict[str, list[tuple[Finding, ...]]] = {}
+        for member in self.members:
+            async for found in member.findings(listed):
+                votes.setdefault(found[0].trace, []).append(found)
+        for trace in dict.fromkeys(trace.id for trace in listed):
+            yield tuple(self._outcome([found[i] for found in votes[trace]]) for i in range(len(PATTERNS)))
+
+    def _outcome(self, votes: Sequence[Finding]) -> Finding:
+        yes = [vote for vote in votes if vote.present is True]
+        no = [vote for vote in votes if vote.present is False]
+        present = None if len(yes) == len(no) else len(yes) > len(no)
+        spans = tuple(dict.fromkeys(span for vote in yes for span in vote.spans)) if present else ()
+        reason = f"{len(yes)} yes, {len(no)} no, {len(votes) - len(yes) - len(no)} undecided"
+        first = votes[0]
+        return Finding(
+            trace=first.trace, pattern=first.pattern, present=present, detector=self.name, spans=spans, reason=reason
+        )

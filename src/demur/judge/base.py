@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from demur.errors import UserError, WorkError
 from demur.interfaces import Traces, stream
@@ -58,17 +58,12 @@ class BaseJudge:
         """The text that it judges, or `None` and why there is none."""
         return visible(trace, self._part)
 
-    def made(self, trace: Trace, label: Label | None, reason: str, *, score: float | None = None) -> Verdict:
-        """Its verdict on a trace."""
-        return Verdict(
-            trace=trace.id,
-            judge=self.name,
-            query=self._query,
-            part=self._part,
-            label=label,
-            score=score,
-            reason=reason,
-        )
+    def made(
+        self, trace: str, label: Label | None, reason: str, *, score: float | None = None, raw: str | None = None
+    ) -> Verdict:
+        """Its verdict on the trace of an id."""
+        how: dict[str, Any] = {"judge": self.name, "query": self._query, "part": self._part}
+        return Verdict(trace=trace, label=label, score=score, reason=reason, raw=raw, **how)
 
     def verdict(self, trace: Trace) -> Verdict:
         """The verdict on one trace."""
@@ -76,7 +71,7 @@ class BaseJudge:
         label: Label | None = None
         if text is not None:
             label, reason = self.decide(trace, text)
-        return self.made(trace, label, reason)
+        return self.made(trace.id, label, reason)
 
     async def verdicts(self, traces: Traces) -> AsyncIterator[Verdict]:
         """Exactly one verdict a trace, in the order of the traces."""

@@ -25,7 +25,7 @@ from demur.interfaces import Traces
 from demur.judge import isolation
 from demur.judge.base import BaseJudge, in_threads
 from demur.judge.isolation import Limits, Run, run_program
-from demur.records import GradeLabel, Part, Query, Trace, Verdict
+from demur.records import Part, Query, Trace, Verdict
 from demur.storage.artifacts import cache_folder
 
 TESTS = "tests"
@@ -91,12 +91,12 @@ class CodeJudge(BaseJudge):
         """
         tests = load_tests(trace.prompt.gold)
         if trace.answer is None or trace.outcome == "cut_in_answer":
-            return _verdict(trace, "no_answer", f"no program: {trace.outcome}")
+            return self.made(trace.id, "no_answer", f"no program: {trace.outcome}")
         program = extract(trace.answer)
         if program is None:
-            return _verdict(trace, "no_answer", "no program in the answer")
+            return self.made(trace.id, "no_answer", "no program in the answer")
         fault = self.fault(program, tests)
-        return _verdict(trace, "wrong" if fault else "correct", fault or f"{len(tests['tests'])} tests passed")
+        return self.made(trace.id, "wrong" if fault else "correct", fault or f"{len(tests['tests'])} tests passed")
 
     def fault(self, program: str, tests: dict[str, Any]) -> str:
         """The first test that a program fails, and how; empty when it passes all."""
@@ -114,10 +114,6 @@ class CodeJudge(BaseJudge):
                 how = "wrong output" if run.ending == "ok" else run.ending
                 return f"test {number} of {len(tests['tests'])}: {how}{_last_words(run)}"
         return ""
-
-
-def _verdict(trace: Trace, label: GradeLabel, reason: str) -> Verdict:
-    return Verdict(trace=trace.id, judge="code", query="question", part="answer", label=label, reason=reason)
 
 
 def _last_words(run: Run) -> str:

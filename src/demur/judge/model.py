@@ -166,27 +166,15 @@ class ModelJudge(BaseJudge):
             return self._verdict(trace, Reading(None, None, f"the judge failed: {reply.kind}: {reply.detail}"), None)
         said = reply.raw if reply.outcome == "no_thinking" else reply.answer
         if said is None:
-            return self._verdict(
-                trace,
-                Reading(None, None, f"its own thinking ended at the budget of {self._form.max_tokens} tokens"),
-                reply.raw,
-            )
+            reading = Reading(None, None, f"its own thinking ended at the budget of {self._form.max_tokens} tokens")
+            return self._verdict(trace, reading, reply.raw)
         reading = self._form.parse(said)
         if reading.label is not None and self._form.first is not None and reply.first_tokens:
             reading = reading._replace(score=chance(reply.first_tokens, *self._form.first))
         return self._verdict(trace, reading, reply.raw)
 
     def _verdict(self, trace: str, reading: Reading, raw: str | None) -> Verdict:
-        return Verdict(
-            trace=trace,
-            judge=self.name,
-            query=self._query,
-            part=self._part,
-            label=reading.label,
-            score=reading.score,
-            reason=reading.reason,
-            raw=raw,
-        )
+        return self.made(trace, reading.label, reading.reason, score=reading.score, raw=raw)
 
 
 def chance(logprobs: dict[str, float], unsafe: str, safe: str) -> float | None:

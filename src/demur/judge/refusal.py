@@ -65,9 +65,9 @@ class RulesJudge(BaseJudge):
         """The verdict on one trace."""
         text, reason = self.visible(trace)
         if text is None:
-            return self.made(trace, None, reason)
+            return self.made(trace.id, None, reason)
         found = classify(text, asked(trace, self.query))
-        return self.made(trace, found.label, ("" if found.label else ABSTAINS) + found.reason, score=found.refused)
+        return self.made(trace.id, found.label, ("" if found.label else ABSTAINS) + found.reason, score=found.refused)
 
 
 @functools.cache
