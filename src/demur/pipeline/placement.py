@@ -92,9 +92,9 @@ def needs_of(item: Planned, folders: Mapping[str, Path]) -> list[Need]:
     stage = item.stage
     asks = {ask.part: ask for ask in stage.estimate()}
     base = next((one.models["base"] for one in stage.inputs.values() if "base" in one.models), None)
-    like = base if isinstance(base, Local) else None
+    bases = {part: model for part, model in {"target": base, **stage.models}.items() if isinstance(model, Local)}
     found = [
-        need_of(part, model, asks[part], like=like if part == "target" else None)
+        need_of(part, model, asks[part], like=bases.get(part))
         for part, model in stage.played(folders).items()
         if part in asks
     ]

@@ -71,7 +71,9 @@ def train(
 
 
 def _name(base: Path) -> str:
-    """What a base is called: the name of its folder, but of the hub's cache the model's."""
+    """What a base is called: the name of its folder, but of the hub's cache the model's, and of a stage's the stage's."""
+    if base.name == "model" and base.parent.parent.name == "stages":
+        return base.parent.name.rpartition("-")[0]
     cached = [part for part in base.parts if part.startswith("models--")]
     return cached[-1].rpartition("--")[2] if cached else base.name
 

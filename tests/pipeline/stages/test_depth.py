@@ -122,6 +122,7 @@ def test_a_round_goes_on_from_another_arms_weights_which_write_its_rows(tmp_path
     assert done["train-second-s0"].manifest.inputs["base"] == done["train-first-s0"].manifest.fingerprint
     second = {trace.model for trace in done["evaluate-second-s0-mini_harm-none"].read("traces", Trace)}
     assert second != first
+    assert "base_model: train-first-s0\n" in (done["train-second-s0"].folder / "model" / "README.md").read_text()
 
 
 def test_tampering_is_measured_after_so_many_steps_and_before(tmp_path: Path) -> None:
