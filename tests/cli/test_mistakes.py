@@ -6,7 +6,9 @@ import re
 import socket
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from tests.made import exit_code
@@ -74,3 +76,33 @@ def test_the_right_address_is_found_and_said(
             assert exit_code("eval", "mini_harm", "--target", wrong, "--limit", "2", "--out", "o") == 2
             assert f"{server.url} is: give that address" in capfd.readouterr().err
         assert exit_code("eval", "mini_harm", "--target", server.url, "--limit", "2", "--out", "o") == 0
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """A server that wants a key which nobody has."""
+
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_error(401)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_key_that_is_refused_is_named_by_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_KEY", "abc")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        words = ("eval", "mini_harm", "--limit", "2", "--out", str(tmp_path / "o"), "--target", url)
+        assert exit_code(*words) == 2
+        assert "--key-env NAME" in capfd.readouterr().err
+        for more in ((), ("--model", "m")):
+            assert exit_code(*words, "--key-env", "MY_KEY", *more) in (1, 2)
+            assert "MY_KEY's (key_env): is it right?" in capfd.readouterr().err
+        server.shutdown()
