@@ -62,6 +62,8 @@ def distil(
     if teacher:
         models["teacher"] = parse_model(teacher)
     files = {"strategy": Path(settings.strategy)} if settings.strategy.endswith(".md") else {}
+    if settings.begin.file:
+        files["begin"] = Path(settings.begin.file)
     own = DistilStageSettings(distil=settings, filter=kind)
     stage = Distil(f"distil-{Path(settings.strategy).stem}", own, inputs=inputs, files=files, models=models)
     done = run_stage(stage, out=out or Path("runs/distil"), cache=cache, json=json)

@@ -11,10 +11,15 @@ import pytest
 from tests.made import publish
 
 from demur import thinking
+from demur.distil.settings import DistilSettings
 from demur.errors import UserError
+from demur.models.config import parse_model
 from demur.pipeline.resolve import make
 from demur.pipeline.run import execute
+from demur.pipeline.stages.distil import Distil, DistilStageSettings
 from demur.pipeline.stages.probe import steady
+from demur.pipeline.stages.prompts import Prompts
+from demur.prompts.settings import PromptsSettings
 from demur.records import Failure, Kept, Message, Pair, Probed, Prompt, Sampling, Trace, Verdict
 from demur.report.data import build
 
@@ -238,3 +243,10 @@ def test_a_forced_answer_that_never_came_is_unscored(tmp_path: Path) -> None:
     publish(tmp_path, "probe-a", "probe", records, settings={"arm": "a", "bench": "mini_harm", "seed": 0})
     (found,) = [r for r in build(tmp_path).results if r.metric == "declined_at/0.5"]
     assert (found.estimate.value, found.estimate.n, found.estimate.unscored) == (1.0, 8, 1)
+
+
+def test_a_beginning_that_nobody_gives_is_said_before_anything_is_asked() -> None:
+    settings = DistilStageSettings(distil=DistilSettings(begin={"traces": "default"}, keep="everything"))  # type: ignore[arg-type]
+    prompts = Prompts("prompts", PromptsSettings(source="mini-harmful", n=2))
+    stage = Distil("distil", settings, inputs={"prompts": prompts}, models={"teacher": parse_model("script:stand_in")})
+    assert [lack.what for lack in stage.needs() if lack.wrong] == ["begin"]

@@ -105,7 +105,10 @@ class Distil(Stage[DistilStageSettings]):
             lacks.append(Lack("teacher", f"strategy '{strategy.name}' needs a model that writes its traces.", True))
         if strategy.needs_trace and "given" not in self.inputs:
             lacks.append(Lack("given", f"strategy '{strategy.name}' rewrites traces, and none are given.", True))
-        if self.settings.distil.begin.given and "teacher" in self.models:
+        begin = self.settings.distil.begin
+        if (begin.traces and "begun" not in self.inputs) or (begin.file and "begin" not in self.files):
+            lacks.append(Lack("begin", "there are no traces, or no file, to begin a thinking with.", True))
+        if begin.given and "teacher" in self.models:
             lacks += self._unmet("teacher", Requires(prefill=True), "distil with 'begin'")
         return lacks + (self.judge_needs(self.settings.filter, "filter") if self._parts else [])
 
