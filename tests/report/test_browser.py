@@ -25,6 +25,8 @@ from demur.report.marks import pieces, visible
 from demur.report.viewer import serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PATIENCE = 120_000
+"""Milliseconds that a busy machine may take."""
 browser_needed = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
@@ -88,8 +90,9 @@ def served(hostile: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -99,6 +102,7 @@ def chromium() -> Iterator[Any]:
 def opened(chromium: Any, url: str, **options: Any) -> tuple[Any, list[str]]:
     """A page, and all that it complains about or asks of others."""
     page = chromium.new_page(**options)
+    page.set_default_timeout(PATIENCE)
     trouble: list[str] = []
     page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: trouble.append(str(error)))
@@ -152,6 +156,9 @@ def test_the_viewer_in_a_browser(chromium: Any, served: Served, hostile: Path) -
     page.keyboard.press("h")
     expect(page.locator("#left .masked")).to_have_count(0)
     assert "<script>" in page.inner_text("#left .thinking")
+    assert "harm question 0" in page.inner_text("#rows li >> nth=0"), (
+        "titles tell rows apart when they may be read"
+    )
     page.keyboard.press("j")
     page.keyboard.press("c")
     expect(page.locator("#right h2")).to_be_visible()
@@ -452,6 +459,13 @@ def test_the_index_finds_filters_and_is_kept(hostile: Path, tmp_path: Path) -> N
     assert everything["total"] == 216
     assert index.search({"verdict": "correct"})["total"] + index.search({"verdict": "wrong"})["total"] == 48
     assert index.search({"q": "Pretend question 11"})["total"] == 4
+    attacked = index.search({"arm": "raw", "attack": "mini-seen"})["rows"][3]
+    others = [index.trace(sibling["row"]) for sibling in index.siblings(attacked["row"])]
+    parent = index.trace(attacked["row"]).prompt.parent  # type: ignore[union-attr]
+    assert parent
+    assert [other.prompt.parent for other in others if other] == [parent] * 3, (
+        "attacked variants of one question, arm by arm"
+    )
     patterned = index.search({"pattern": "inconsistency", "arm": "teacher: default"})
     row = patterned["rows"][0]["row"]
     trace = index.trace(row)

@@ -25,6 +25,7 @@ from demur.report.compare import compare
 from demur.report.first import columns
 from demur.report.metrics import Cell, Column, cells
 from demur.report.read import Row, read
+from demur.report.sections import comparison
 from demur.report.tests import PairedTest, declared, difference
 from demur.storage.artifacts import Artifact, artifacts
 
@@ -510,6 +511,9 @@ def test_two_judges_that_disagree_on_the_sign_are_told() -> None:
     first = next(iter(cells["x"]))
     (test,) = declared(cells, [first], [{"a": "x", "b": "y"}])
     assert "two finds the contrary" in test.split
+    both = [next(c for c in cells["x"] if c.judge == judge) for judge in ("one", "two")]
+    rows = comparison(declared(cells, both, [{"a": "x", "b": "y"}])).rows
+    assert [row[0] for row in rows] == ["b by one, n=40", "b by two, n=40"]
     assert "judges disagree" in format.verdict(test)
 
 

@@ -12,6 +12,7 @@ from demur.report.compare import compare as compared
 from demur.report.data import plain
 from demur.report.sections import comparison
 from demur.report.tables import terminal
+from demur.report.worth import notes
 
 app = common.app("Compare two arms by paired tests.")
 
@@ -44,3 +45,5 @@ def compare(
         common.print_json({"a": claims[0].a, "b": claims[0].b, "comparisons": rows})
         return
     common.stdout.print(terminal(comparison(claims)))
+    for judge, worth in notes(claim.judge for claim in claims).items():
+        common.stdout.print(f"{judge}: {worth}", markup=False)

@@ -87,9 +87,13 @@ def _rests(test: PairedTest) -> str:
 def comparison(tests: Sequence[PairedTest]) -> Table:
     """Comparisons as rows."""
     several = {t.bench for t in tests if len({o.metric for o in tests if o.bench == t.bench}) > 1}
+    judges = {
+        t.metric for t in tests if len({o.judge for o in tests if (o.bench, o.metric) == (t.bench, t.metric)}) > 1
+    }
     rows: list[Row] = []
     for t in tests:
         at = format.place(t.bench, t.attack, t.metric if t.bench in several else "")
+        at += f" by {t.judge}" if t.metric in judges else ""
         about = (
             f"{t.difference.how}; A {format.counted(t.estimate_a, t.unit)}; B {format.counted(t.estimate_b, t.unit)}"
         )
@@ -111,7 +115,8 @@ def _changes(report: Report) -> Iterator[Part]:
         tests = [found.get((arm, metric)) for metric in metrics]
         rows.append((arm, *(_gap(t) if t else "" for t in tests)))
     if rows:
-        titles = ("arm", *(f"#{format.metric(metric)}, points" for metric in metrics))
+        benches = {t.metric: f" on {t.bench}" if t.bench else "" for t in report.changes}
+        titles = ("arm", *(f"#{format.metric(metric)}{benches[metric]}, points" for metric in metrics))
         yield "changes", [table(titles, rows)], {"raw": report.changes[0].b}
 
 

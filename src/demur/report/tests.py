@@ -45,6 +45,8 @@ class PairedTest(Record, frozen=True, kw_only=True):
     attack: tuple[str, ...] = ()
     """Empty: however the questions were put."""
     part: str = ""
+    judge: str = ""
+    """Empty: of each benchmark the protocol's."""
     better: stats.Better = "neither"
     unit: str = "share"
     estimate_a: Estimate = NOTHING
@@ -128,7 +130,9 @@ def against_raw(found: Cells, columns: Sequence[Column], raw: str) -> list[Paire
         for arm in found if raw in found else ():
             own = [column for column in first.values() if column in found[arm] and column in found[raw]]
             if arm != raw and own:
-                tests.append(_over(PairedTest(a=arm, b=raw, metric=metric), found, own, {}))
+                benches = {column.bench for column in own}
+                where = own[0].bench if len(benches) == 1 else ""
+                tests.append(_over(PairedTest(a=arm, b=raw, metric=metric, bench=where), found, own, {}))
     return adjusted(tests)
 
 
@@ -152,7 +156,7 @@ def _in_column(found: Cells, column: Column, arms: tuple[str, str], margin: floa
     if a is not None and b is not None:
         delta = difference(a, b)
         yield PairedTest(
-            a=arms[0], b=arms[1], bench=column.bench, attack=(column.attack,), metric=column.metric, part=column.part,
+            a=arms[0], b=arms[1], bench=column.bench, attack=(column.attack,), metric=column.metric, part=column.part, judge=column.judge,
             better=column.better, unit=column.unit, estimate_a=a.estimate(column), estimate_b=b.estimate(column),
             difference=delta, p_claim=delta.p, split=_split(found, [column], arms, delta), margin=margin if column.metric == "accuracy" else None,
         )  # fmt: skip

@@ -59,11 +59,11 @@ def corrections(
                 )  # fmt: skip
 
 
-def notes(columns: Iterable[Column], corrected: Sequence[Correction]) -> dict[str, str]:
+def notes(judges: Iterable[str], corrected: Sequence[Correction] = ()) -> dict[str, str]:
     """What has to be said beside the rates of a judge, by its name; nothing of programs that need no calibration."""
     known = {one.judge: one for one in reversed(corrected)}
     found = {}
-    for judge in dict.fromkeys(column.judge for column in columns):
+    for judge in dict.fromkeys(judges):
         try:
             said, model = note(judge), requires_model(judge)
         except UserError:  # of another's making, or not here any more
