@@ -6,15 +6,15 @@ with the held prompts left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from demur.bench import get_bench
 from demur.mix.contamination import Certificate
-from demur.records import Example, Failure, Prompt, Record, Result, Trace, Verdict
-from demur.report.metrics import cells, of_records, results
+from demur.records import Example, Failure, Prompt, Record, Result, Trace
+from demur.report.metrics import cells, results
+from demur.report.read import bench_name, evaluations
 from demur.storage.artifacts import Artifact, artifacts
 
 
@@ -38,10 +38,8 @@ def asked(run: Path, arm: str) -> dict[str, list[Prompt]]:
     """The questions that an arm was scored on, by benchmark."""
     found: dict[str, dict[str, Prompt]] = {}
     for stage in _evaluations(run, arm):
-        questions = found.setdefault(stage.manifest.settings["bench"]["name"], {})
-        traces = (trace.prompt for trace in stage.read("traces", Trace))
-        failures = (failure.prompt for failure in stage.read("failures", Failure))
-        for prompt in (*traces, *failures):
+        questions = found.setdefault(bench_name(stage), {})
+        for prompt in _prompts(stage):
             key = prompt.parent or prompt.id
             questions[key] = Prompt(text=prompt.question, intent=prompt.intent, id=key)
     return {bench: list(questions.values()) for bench, questions in found.items()}
@@ -54,22 +52,27 @@ def beside(run: Path, certificates: Mapping[str, Certificate]) -> list[Beside]:
 
 def _beside(run: Path, arm: str, certificate: Certificate) -> Iterable[Beside]:
     for stage in _evaluations(run, arm):
-        name, seed = stage.manifest.settings["bench"]["name"], stage.manifest.settings.get("seed")
-        traces = list(stage.read("traces", Trace))
-        failures = list(stage.read("failures", Failure))
-        verdicts = list(stage.read("verdicts", Verdict))
-        prompts = {prompt.id: prompt for prompt in (*(t.prompt for t in traces), *(f.prompt for f in failures))}
-        left = {prompt.id for prompt in certificate.clean_subset(name, prompts.values())}
+        prompts = {prompt.id: prompt for prompt in _prompts(stage)}
+        left = {prompt.id for prompt in certificate.clean_subset(bench_name(stage), prompts.values())}
         if len(left) == len(prompts):
             continue
-        every = [e._replace(arm=arm, seed=seed) for e in of_records(get_bench(name), traces, verdicts, failures)]
+        every = list(evaluations(stage))
         some = [e._replace(rows=[row for row in e.rows if row.prompt in left]) for e in every]
         clean = {(one.metric, one.attack, one.judge, one.part): one for one in results(cells(some))}
         for full in results(cells(every)):
             key = (full.metric, full.attack, full.judge, full.part)
-            yield Beside(full=replace(full, seed=seed), clean=clean.get(key), held=len(prompts) - len(left))
+            yield Beside(
+                full=replace(full, seed=stage.manifest.settings.get("seed")),
+                clean=clean.get(key),
+                held=len(prompts) - len(left),
+            )
+
+
+def _prompts(stage: Artifact) -> Iterator[Prompt]:
+    """All that was sent, with a reply or without."""
+    yield from (trace.prompt for trace in stage.read("traces", Trace))
+    yield from (failure.prompt for failure in stage.read("failures", Failure))
 
 
 def _evaluations(run: Path, arm: str) -> list[Artifact]:
-    found = [s for s in artifacts(run) if s.manifest.kind == "evaluate" and s.manifest.settings["arm"] == arm]
-    return found
+    return [s for s in artifacts(run) if s.manifest.kind == "evaluate" and s.manifest.settings["arm"] == arm]

@@ -12,18 +12,19 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import Any, TypeVar, cast
 
 from demur.errors import UserError
-from demur.records import Finding, Outcome, Trace, Verdict, digest
+from demur.records import Finding, Trace, Verdict, digest
 from demur.report.read import bench_name, family, present
 from demur.settings import read_yaml
 from demur.storage.artifacts import Artifact
+from demur.storage.records_file import RecordFile, project
 
-VERSION = 5
+T = TypeVar("T", Trace, Verdict, Finding)
+VERSION = 6
 FILTERS = ("arm", "bench", "attack", "intent", "outcome", "verdict", "pattern")
 TAGS = ("verdict", "pattern")
 """Filters of which a trace may have several values."""
@@ -36,46 +37,17 @@ RANDOM = """row_number() over (partition by (select min(value) from tags where t
 """The same draw every time: one of each verdict in turn."""
 SCHEMA = """
 create table traces(row integer primary key, id text, stage integer, arm text, seed integer, bench text, attack text,
-    intent text, outcome text, key text, place integer, size integer, head text);
+    intent text, outcome text, key text, place integer, head text);
 create index by_key on traces(key);
 create index by_id on traces(id);
 create table tags(kind text, value text, row integer);
 create index by_tag on tags(kind, value, row);
 create index by_row on tags(row);
-create table notes(trace text, kind text, body blob);
+create table notes(trace text, kind text, stage integer, place integer);
 create index by_trace on notes(trace);
 create table about(name text primary key, value text);
 create virtual table words using fts5(prompt, thinking, answer, content='', detail='none');
 """
-
-
-class _Prompt(msgspec.Struct, gc=False):
-    id: str
-    text: str
-    intent: str
-    attack: str = ""
-    parent: str = ""
-
-
-class _Line(msgspec.Struct, gc=False):
-    id: str
-    prompt: _Prompt
-    outcome: Outcome
-    thinking: str | None = None
-    answer: str | None = None
-    sample: int = 0
-    strategy: str = ""
-
-
-class _About(msgspec.Struct, gc=False):
-    """Of a verdict or a finding, what the filters need."""
-
-    trace: str
-    judge: str = ""
-    part: str = ""
-    label: str | None = None
-    pattern: str = ""
-    present: bool | None = None
 
 
 class Index:
@@ -89,6 +61,7 @@ class Index:
         if not any("traces.jsonl" in stage.manifest.files for stage in self.stages):
             raise UserError(f"{run} holds no traces yet. Give a run's folder with finished stages.")
         self._local = threading.local()
+        self._files: dict[tuple[str, int], RecordFile[Any]] = {}
         mark = digest([VERSION, [stage.manifest.fingerprint for stage in self.stages]])
         if self._about("mark") != mark:
             self._build(mark)
@@ -117,10 +90,9 @@ class Index:
         db.executescript("pragma journal_mode=off; pragma synchronous=off;" + SCHEMA)
         with db:
             for number, stage in enumerate(self.stages):
-                db.executemany(f"insert into traces values(null,{','.join('?' * 12)})", _lines(number, stage))
-            for stage in self.stages:
-                for kind in ("verdicts", "findings"):
-                    self._attach(stage, kind)
+                db.executemany(f"insert into traces values(null,{','.join('?' * 11)})", _lines(number, stage))
+            for number, stage in enumerate(self.stages):
+                self._attach(number, stage)
             db.execute("insert into about values('mark', ?)", (mark,))
         db.close()
         del self._local.db
@@ -129,46 +101,31 @@ class Index:
         self.path = self.path.replace(final)
         self.db.execute("pragma journal_mode=wal")
 
-    def _attach(self, stage: Artifact, kind: str) -> None:
-        """Take in the verdicts or findings of a stage."""
-        path = stage.folder / f"{kind}.jsonl"
-        if not path.is_file():
-            return
-        decoder = msgspec.json.Decoder(_About)
-        tags, notes = [], []
-        with path.open("rb") as file:
-            for line in file:
-                about = decoder.decode(line)
-                notes.append((about.trace, kind, line))
-                if kind == "verdicts":
-                    tags.append(("verdict", about.label or "cannot tell", about.trace))
-                elif about.present:
-                    tags.append(("pattern", about.pattern, about.trace))
-        self.db.executemany("insert into notes values(?,?,?)", notes)
+    def _attach(self, number: int, stage: Artifact) -> None:
+        """Take in the verdicts and findings of a stage."""
+        judged = project(stage.folder / "verdicts.jsonl", Verdict, "trace", "label")
+        found = project(stage.folder / "findings.jsonl", Finding, "trace", "pattern", "present")
+        tags, notes = list[tuple[str, str, str]](), list[tuple[str, str, int, int]]()
+        for place, (trace, label) in enumerate(judged):
+            notes.append((trace, "verdicts", number, place))
+            tags.append(("verdict", label or "cannot tell", trace))
+        for place, (trace, pattern, there) in enumerate(found):
+            notes.append((trace, "findings", number, place))
+            tags += [("pattern", pattern, trace)] if there else []
+        self.db.executemany("insert into notes values(?,?,?,?)", notes)
         self.db.executemany("insert into tags select distinct ?, ?, row from traces where id = ?", tags)
 
     def fill(self) -> None:
         """Index the text, in steps, so that the viewer works meanwhile; goes on where it stopped."""
-        decoder = msgspec.json.Decoder(_Line)
-        for number, stage in enumerate(self.stages):
-            done = int(self._about("filled") or 0)
-            rows = self.db.execute(
-                "select row from traces where stage = ? and row > ? order by row", (number, done)
-            ).fetchall()
-            path = stage.folder / "traces.jsonl"
-            if not rows or not path.is_file():
-                continue
-            first = self.db.execute("select min(row) from traces where stage = ?", (number,)).fetchone()[0]
-            batch: list[tuple[int, str, str, str]] = []
-            with path.open("rb") as file:
-                for row, line in enumerate(file, first):
-                    if row > done:
-                        trace = decoder.decode(line)
-                        batch.append((row, trace.prompt.text, trace.thinking or "", trace.answer or ""))
-                    if len(batch) >= 2_000:
-                        self._commit(batch)
-                        batch = []
-            self._commit(batch)
+        done, texts = int(self._about("filled") or 0), ("prompt.text", "thinking", "answer")
+        every = chain.from_iterable(project(stage.folder / "traces.jsonl", Trace, *texts) for stage in self.stages)
+        batch: list[tuple[int, str, str, str]] = []
+        for row, (prompt, thinking, answer) in enumerate(every, 1):
+            batch += [(row, prompt, thinking or "", answer or "")] if row > done else []
+            if len(batch) >= 2_000:
+                self._commit(batch)
+                batch = []
+        self._commit(batch)
 
     def _commit(self, batch: list[tuple[int, str, str, str]]) -> None:
         with self.db as db:
@@ -223,18 +180,20 @@ class Index:
 
     def trace(self, row: int) -> Trace | None:
         """A trace, read from its stage."""
-        found = self.db.execute("select stage, place, size from traces where row = ?", (row,)).fetchone()
-        if found is None:
-            return None
-        with (self.stages[found["stage"]].folder / "traces.jsonl").open("rb") as file:
-            file.seek(found["place"])
-            return msgspec.json.decode(file.read(found["size"]), type=Trace)
+        found = self.db.execute("select stage, place from traces where row = ?", (row,)).fetchone()
+        return None if found is None else self._read("traces", Trace, *found)
 
     def notes(self, trace: str) -> tuple[list[Verdict], list[Finding]]:
         """All that judges and detectors said of a trace."""
-        rows = self.db.execute("select kind, body from notes where trace = ?", (trace,)).fetchall()
-        verdicts = [msgspec.json.decode(row["body"], type=Verdict) for row in rows if row["kind"] == "verdicts"]
-        return verdicts, [msgspec.json.decode(r["body"], type=Finding) for r in rows if r["kind"] == "findings"]
+        rows = self.db.execute("select kind, stage, place from notes where trace = ?", (trace,)).fetchall()
+        verdicts = [self._read(kind, Verdict, *at) for kind, *at in rows if kind == "verdicts"]
+        return verdicts, [self._read(kind, Finding, *at) for kind, *at in rows if kind == "findings"]
+
+    def _read(self, name: str, kind: type[T], stage: int, place: int) -> T:
+        """A record of a stage; its file stays open."""
+        if (name, stage) not in self._files:
+            self._files[name, stage] = self.stages[stage].table(name, kind)
+        return cast("T", self._files[name, stage][place])
 
     def siblings(self, row: int) -> list[dict[str, Any]]:
         """What other arms and seeds answered to the same."""
@@ -279,19 +238,17 @@ def _notes(stage: Artifact) -> bool:
 
 def _lines(number: int, stage: Artifact) -> Iterator[tuple[Any, ...]]:
     """The rows of a stage's traces."""
-    path, settings = stage.folder / "traces.jsonl", stage.manifest.settings
-    if not path.is_file():
-        return
-    decoder = msgspec.json.Decoder(_Line)
-    name, place = bench_name(stage), 0
-    with path.open("rb") as file:
-        for line in file:
-            trace = decoder.decode(line)
-            arm = str(settings.get("arm") or (f"teacher: {trace.strategy}" if trace.strategy else stage.manifest.name))
-            prompt = trace.prompt
-            key = f"{name}|{prompt.parent or prompt.id}|{family(prompt.attack)}|{trace.sample}"
-            yield (
-                trace.id, number, arm, settings.get("seed"), name, family(prompt.attack), prompt.intent, trace.outcome, key, place,
-                len(line), prompt.text[:160],
-            )  # fmt: skip
-            place += len(line)
+    settings, name = stage.manifest.settings, bench_name(stage)
+    fields = (
+        "id",
+        "strategy",
+        "sample",
+        "outcome",
+        *(f"prompt.{x}" for x in ("id", "parent", "attack", "intent", "text")),
+    )
+    rows = project(stage.folder / "traces.jsonl", Trace, *fields)
+    for place, (trace, strategy, sample, outcome, prompt, parent, attack, intent, text) in enumerate(rows):
+        arm = str(settings.get("arm") or (f"teacher: {strategy}" if strategy else stage.manifest.name))
+        key = f"{name}|{parent or prompt}|{family(attack)}|{sample}"
+        seed, head = settings.get("seed"), text[:160]
+        yield trace, number, arm, seed, name, family(attack), intent, outcome, key, place, head

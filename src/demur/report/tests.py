@@ -122,16 +122,12 @@ def declared(found: Cells, columns: Sequence[Column], wanted: Sequence[dict[str,
 def against_raw(found: Cells, columns: Sequence[Column], raw: str) -> list[PairedTest]:
     """What training changed: every arm against the untrained one, all columns of one metric together."""
     tests = []
+    first = {(c.metric, c.bench, c.attack): c for c in reversed(columns)}
     for metric in dict.fromkeys(column.metric for column in columns):
-        first: dict[tuple[str, str], Column] = {}
-        for column in columns:
-            if column.metric == metric:
-                first.setdefault((column.bench, column.attack), column)
         for arm in found if raw in found else ():
-            own = [column for column in first.values() if column in found[arm] and column in found[raw]]
+            own = [c for c in reversed(first.values()) if c.metric == metric and c in found[arm] and c in found[raw]]
             if arm != raw and own:
-                benches = {column.bench for column in own}
-                where = own[0].bench if len(benches) == 1 else ""
+                where = own[0].bench if len({column.bench for column in own}) == 1 else ""
                 tests.append(_over(PairedTest(a=arm, b=raw, metric=metric, bench=where), found, own, {}))
     return adjusted(tests)
 
