@@ -156,9 +156,7 @@ def test_the_viewer_in_a_browser(chromium: Any, served: Served, hostile: Path) -
     page.keyboard.press("h")
     expect(page.locator("#left .masked")).to_have_count(0)
     assert "<script>" in page.inner_text("#left .thinking")
-    assert "harm question 0" in page.inner_text("#rows li >> nth=0"), (
-        "titles tell rows apart when they may be read"
-    )
+    assert "harm question 0" in page.inner_text("#rows li >> nth=0"), "titles tell rows apart when they may be read"
     page.keyboard.press("j")
     page.keyboard.press("c")
     expect(page.locator("#right h2")).to_be_visible()
