@@ -21,12 +21,7 @@ app = common.app("Compare two arms by paired tests.")
 def compare(
     a: Annotated[str, typer.Argument(help="RUN:arm, or RUN:arm/seed; RUN alone where it has one arm.")],
     b: Annotated[str, typer.Argument(help="The other, of the same run or of another.")],
-    margin: Annotated[
-        float | None,
-        typer.Option(
-            "--margin", min=0, max=1, help="How much reasoning A may lose, such as 0.02; default: the study's."
-        ),
-    ] = None,
+    margin: Annotated[float | None, typer.Option(min=0, max=1, help="How much reasoning A may lose: 0.02.")] = None,
     json: common.Json = False,
 ) -> None:
     """Two arms on the same prompts: differences with intervals, p after Holm, the verdict in words, prompts needed.
