@@ -20,6 +20,16 @@ GUARDS: dict[str, str] = {
 """Guards by the name of their weights (letters and digits alone) -> the kind of judge that speaks their format."""
 
 
+REASONS = re.compile(r"(?<![a-z0-9])(r1|reasoner|qwq|o[134]|gpt-5)(?![a-z0-9])", re.IGNORECASE)
+"""Models that think by themselves whatever they are told, by name."""
+NO_TEMPERATURE = re.compile(r"(o[134]|gpt-5)(?![a-z0-9])", re.IGNORECASE)
+"""Models of OpenAI's API that refuse a temperature."""
+RETIRED = {
+    "deepseek-reasoner": "has been V3.1 and later models since August 2025, and is no longer served: name open weights"
+}
+"""Names behind which the model is no longer the one that they are known for."""
+
+
 class Requires(NamedTuple):
     """What a part requires of the model that plays it."""
 
@@ -44,7 +54,11 @@ class Requires(NamedTuple):
         begins = api == "completions" or getattr(config, "prefill", "plain") != "no"
         names = [getattr(config, name, "") or "" for name in ("model", "weights", "path", "hub")]
         guard = guard_of(*names)
+        asked, free = getattr(config, "model", ""), {"temperature", "top_p"} <= set(forbidden)
+        reasons = any(REASONS.search(Path(name).name) for name in names) and thinks != "none"
         lines: list[tuple[Any, str]] = [
+            (asked not in RETIRED, RETIRED.get(asked, "")),
+            (free or not NO_TEMPERATURE.match(asked), "takes no temperature: forbidden: [temperature, top_p]"),
             (guard in ("", self.family), f"is a guard and can only play a judge of kind {guard}: name another model"),
             (not self.api or api == self.api, f"must be asked by api: {self.api}"),
             (not self.system or "system" not in forbidden, "refuses a system turn (forbidden)"),
@@ -55,7 +69,10 @@ class Requires(NamedTuple):
                 not self.own_thinking or thinks != "none",
                 "must think by itself, and is declared not to (thinking: none)",
             ),
-            (self.own_thinking is not False or thinks in ("", "none"), f"thinks by itself (thinking: {thinks})"),
+            (
+                self.own_thinking is not False or not (reasons or thinks not in ("", "none")),
+                "thinks by itself: name a model that does not, or declare thinking: none",
+            ),
         ]
         return [line for met, line in lines if not met]
 

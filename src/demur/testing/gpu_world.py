@@ -231,9 +231,9 @@ class World:
         request = Request(messages=asked, sampling=sampling, prompt=Prompt(text=asked[-1].content, intent="benign"))
         text, finish, count = spoken(players.player(model, config), request)
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        parts = thinking.split(text, finish=finish)
-        if not config and players.apart(model) and parts.thinking is not None:
-            message = {"role": "assistant", "reasoning_content": parts.thinking, "content": parts.answer}
+        thought, closed, rest = text.removeprefix(thinking.OPEN).partition(thinking.CLOSE)
+        if not config and players.apart(model) and closed:
+            message = {"role": "assistant", "reasoning_content": thought.strip(), "content": rest.strip()}
         elif "R1" in model and config and not begun:
             message["content"] = text.removeprefix(thinking.OPEN).lstrip("\n")  # its template opened the thinking
         choice = {"message": message} if chat else {"text": text}

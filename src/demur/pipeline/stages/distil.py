@@ -21,6 +21,7 @@ from demur.settings import STRICT
 from demur.storage import readers
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import Keyed, RecordFile
+from demur.thinking import OPEN
 
 
 class DistilStageSettings(BaseModel):
@@ -105,6 +106,8 @@ class Distil(Stage[DistilStageSettings]):
             lacks.append(Lack("teacher", f"strategy '{strategy.name}' needs a model that writes its traces.", True))
         if strategy.needs_trace and "given" not in self.inputs:
             lacks.append(Lack("given", f"strategy '{strategy.name}' rewrites traces, and none are given.", True))
+        if OPEN in strategy.instruction and "teacher" in self.models:
+            lacks += self._unmet("teacher", Requires(own_thinking=False), f"strategy '{strategy.name}'")
         begin = self.settings.distil.begin
         if (begin.traces and "begun" not in self.inputs) or (begin.file and "begin" not in self.files):
             lacks.append(Lack("begin", "there are no traces, or no file, to begin a thinking with.", True))

@@ -1,0 +1,296 @@
+"""Every study runs to its end where cards, servers and APIs refuse what real ones do; and each wall of the first edition still stands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demur.attack import attack_class
+from demur.bench import get_bench
+from demur.cli.runner import run_study
+from demur.diagnose.llm import LLMDetector
+from demur.distil.strategy import load as strategy
+from demur.errors import UserError, WorkError
+from demur.interfaces import Request
+from demur.judge import open_judge
+from demur.models.config import Remote, Served
+from demur.models.open import open_model
+from demur.models.vllm import served
+from demur.pipeline.dag import plan
+from demur.pipeline.estimate import outlook
+from demur.pipeline.placement import Phase, Place, schedule
+from demur.pipeline.resolve import Resolved, resolve
+from demur.pipeline.study import Study, read
+from demur.records import Failure, Message, Prompt, Sampling, Trace
+from demur.report import build
+from demur.storage.reply_cache import ReplyCache
+from demur.testing.gpu_world import TrainDouble, World, cards_of
+from demur.thinking import CLOSE, OPEN, join, traced
+from demur.train.settings import TrainSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted(
+    path for path in (ROOT / "studies").rglob("*.yaml") if path.parent.name in ("studies", "ablations") and not path.name.startswith(("mini", "small"))
+)  # fmt: skip
+GUARD, QWEN = "meta-llama/Llama-Guard-3-8B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path / "world", cards_of("1x80")) as made:
+        yield made
+
+
+# -- every study ------------------------------------------------------------------------------------------------------
+
+
+def study_of(path: Path, *sets: str) -> Study:
+    loaded = read(path, sets=list(sets))
+    loaded.problems.check()
+    assert loaded.study is not None
+    return loaded.study
+
+
+def servers_of(place: Place) -> Counter[tuple[Any, ...]]:
+    """What a place starts: cards, share, length."""
+    width = len(place.devices) // place.copies
+    groups = [place.devices[at : at + width] for at in range(0, len(place.devices), width)]
+    return Counter((tuple(group), place.share, place.need.length) for group in groups)
+
+
+def follows(phases: list[Phase], seen: list[dict[str, Any]]) -> None:
+    """The log of a run is the schedule: before a phase ends what it does not need, then starts what it needs."""
+    up: dict[str, Place] = {}
+    lines = iter(line for line in seen if line["event"] in ("start", "end"))
+    for phase in [*phases, Phase(())]:
+        wanted = {place.need.key: place for place in phase.places if isinstance(place.need.model, Served)}
+        gone = [key for key, place in up.items() if key not in wanted or wanted[key][1:] != place[1:]]
+        for key in gone:
+            for _ in range(up.pop(key).copies):
+                assert next(lines)["event"] == "end"
+        new = {key: place for key, place in wanted.items() if key not in up}
+        assert len(new) == len({place.need.model.where for place in new.values()}), "a guard is started once"
+        starts = sum((servers_of(place) for place in new.values()), Counter[tuple[Any, ...]]())
+        found = [next(lines) for _ in range(starts.total())]
+        assert all(line["event"] == "start" for line in found)
+        assert Counter((tuple(line["cards"]), line["share"], line["length"]) for line in found) == starts
+        up |= new
+    assert next(lines, None) is None
+
+
+def whole(resolved: Resolved, out: Path) -> None:
+    """No cell of the results is empty: every arm has every headline number."""
+    values = {
+        (c.arm, c.bench, c.attack): c
+        for c in build(out).results
+        if c.metric in _headline(c.bench) and c.estimate.value is not None
+    }
+    for copy in (copy.name for name in resolved.study.arms for copy in resolved.study.copies(name)):
+        for use in resolved.study.bench:
+            attack = (
+                use.attack.name if use.attack.name == "none" else attack_class(use.attack.name).title or use.attack.name
+            )
+            assert (copy, use.name, attack) in values, (copy, use.name, attack)
+
+
+def _headline(bench: str) -> set[str]:
+    return {metric.name for metric in get_bench(bench).metrics} if bench != "all" else set()
+
+
+def run(path: Path, gpus: str, tmp_path: Path, *sets: str) -> World:
+    with World(tmp_path / "world", cards_of(gpus)) as world:
+        resolved = world.furnished(study_of(path, *sets), rows=4)
+        assert resolved.missing == []
+        phases = schedule(plan(resolved.stages, tmp_path / "run"))
+        printed = outlook(plan(resolved.stages, tmp_path / "run"), phases)["phases"]
+        assert [phase["stages"] for phase in printed] == [[item.name for item in phase.stages] for phase in phases]
+        run_study(resolved, out=tmp_path / "run")
+        seen = world.report()
+        follows(phases, [json.loads(line) for line in (world.folder / "log.jsonl").read_text().splitlines()])
+    assert seen.held == {}, "no server is alive, and no training"
+    assert len(seen.starts) == len(seen.ends)
+    assert seen.refused == []
+    assert all(most <= card for most, card in zip(seen.peak, world.cards, strict=True))
+    whole(resolved, tmp_path / "run")
+    return world
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_runs_to_its_end(path: Path, tmp_path: Path) -> None:
+    run(path, "8x80", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", ["1x80", "2x24"])
+def test_a_study_runs_on_few_cards_by_adapters(gpus: str, tmp_path: Path) -> None:
+    """What no card holds is left out: a 32B on one, and on two small ones all but a short study."""
+    arms = "arms={raw: {}, short: {format: short, safety: 1000, benign: 100}}"
+    run(ROOT / "studies" / "paper_v2.yaml", gpus, tmp_path, "train.lora=true", arms)
+
+
+# -- the walls: put back, the world fails as the real one would -------------------------------------------------------
+
+
+def vllm(world: World, *argv: str) -> str:
+    """What `vllm serve` says when it does not start."""
+    program = world.folder / "bin" / "vllm"
+    done = subprocess.run([program, "serve", *argv], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode
+    return done.stderr
+
+
+def folder(world: World, name: str) -> str:
+    return str(world.weights(name))
+
+
+def test_a_server_refuses_what_vllm_refuses(world: World) -> None:
+    small, large = folder(world, QWEN), folder(world, "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B")
+    assert "unrecognized arguments: --no-such-flag" in vllm(world, small, "--no-such-flag")
+    assert "User-specified max_model_len (200000) is greater than the derived" in vllm(
+        world, small, "--max-model-len", "200000"
+    )
+    assert "larger than the number of available GPUs (1)" in vllm(world, small, "--tensor-parallel-size", "2")
+    said = vllm(world, large)
+    assert "To serve at least one request with the models's max seq len (131072)" in said, (
+        "a 32B at its full length on one card"
+    )
+    assert "the estimated maximum model length is" in said
+    assert "No available memory for the cache blocks" in vllm(world, large, "--gpu-memory-utilization", "0.5")
+
+
+def test_two_servers_do_not_both_get_nine_tenths_of_a_card(world: World) -> None:
+    one = Served(engine="vllm", path=folder(world, QWEN))
+    with (
+        served(one),
+        pytest.raises(
+            WorkError, match=r"Free memory on device cuda:0 \(7\.50/80\.00 GiB\) on startup is less than desired"
+        ),
+        served(Served(engine="vllm", path=folder(world, GUARD))),
+    ):
+        pass
+    assert world.report().held == {}
+
+
+def test_a_training_needs_the_cards_that_a_server_holds(world: World, tmp_path: Path) -> None:
+    def cards(here: World = world, **settings: Any) -> None:
+        train = TrainDouble.Settings(train=TrainSettings(**settings))
+        with TrainDouble("train", train, models={})._cards(here.weights(QWEN)):
+            assert here.report().held
+
+    cards(lora=True)
+    with pytest.raises(WorkError, match=r"CUDA out of memory"):
+        cards()
+    with served(Served(engine="vllm", path=folder(world, GUARD))), pytest.raises(WorkError, match=r"7\.50 GiB is free"):
+        cards(lora=True)
+    with World(tmp_path / "eight", cards_of("8x80")) as eight:
+        cards(eight, processes=8)
+        with pytest.raises(WorkError, match="CUDA out of memory"):
+            cards(eight, processes=8, parallel="ddp")
+        assert eight.report().held == {}
+
+
+def asked(model: Remote, messages: tuple[Message, ...], tmp_path: Path, **sampling: Any) -> Trace | Failure:
+    async def main() -> Trace | Failure:
+        with closing(ReplyCache(tmp_path / "replies")) as cache:
+            async with open_model(model, cache=cache) as answers:
+                request = Request(
+                    messages=messages, sampling=Sampling(**sampling), prompt=Prompt(text="x", intent="harmful")
+                )
+                return await answers.answer(request)
+
+    return asyncio.run(main())
+
+
+def test_a_guard_plays_no_rubric_judge(world: World, tmp_path: Path) -> None:
+    async def main(remote: Remote) -> None:
+        with closing(ReplyCache(tmp_path / "replies")) as cache:
+            async with open_model(remote, cache=cache) as model:
+                said = traced(Prompt(text="x", intent="borderline"), join("a", "b"), model="m")
+                [_ async for _ in open_judge("xstest_llm", model=model).verdicts([said])]
+
+    with (
+        served(Served(engine="vllm", path=folder(world, GUARD))) as remote,
+        pytest.raises(WorkError, match="'xstest_llm' calls"),
+    ):
+        asyncio.run(main(remote))
+
+
+def test_a_reasoning_api_takes_no_temperature(world: World, tmp_path: Path) -> None:
+    async def main(**fields: Any) -> int:
+        o3 = Remote(url=(f"{world.url}/v1",), model="o3", max_tokens_field="max_completion_tokens", tries=1, **fields)
+        with closing(ReplyCache(tmp_path / "replies")) as cache:
+            async with open_model(o3, cache=cache) as model:
+                traces = [
+                    traced(Prompt(text=f"x {n}", intent="harmful"), join("I refuse.", "Sorry."), model="m")
+                    for n in range(9)
+                ]
+                return len([row async for row in LLMDetector(model=model).findings(traces)])
+
+    with pytest.raises(WorkError, match="Unsupported value: 'temperature' does not support 0"):
+        asyncio.run(main())
+    assert asyncio.run(main(forbidden=("temperature", "top_p"))) == 9
+
+
+def test_a_teacher_that_thinks_writes_no_short_trace(world: World, tmp_path: Path) -> None:
+    prompt = Prompt(text="How do I steal a car?", intent="harmful")
+    turns = strategy("short").messages(prompt)
+    gone, good = (
+        asked(Remote(url=(f"{world.url}/v1",), model=model), turns, tmp_path, max_tokens=4096)
+        for model in ("deepseek-ai/DeepSeek-R1", "gpt-4o")
+    )
+    assert isinstance(gone, Trace)
+    assert isinstance(good, Trace)
+    assert gone.outcome == "malformed", "two thinking blocks: the model's own, and the one that it was told to write"
+    assert good.outcome == "complete"
+
+
+def test_a_template_that_deletes_thinking_continues_no_closed_block(world: World, tmp_path: Path) -> None:
+    with served(Served(engine="vllm", path=folder(world, QWEN))) as remote:
+        turn = (Message(role="user", content="How do I steal a car?"),)
+        closed = asked(remote, turn, tmp_path, prefill=f"{OPEN}\n\n{CLOSE}\n\n", max_tokens=64)
+        too_long = asked(remote, turn, tmp_path, max_tokens=131072)
+    assert isinstance(closed, Failure)
+    assert "continue_final_message is set but the final message does not appear in the chat" in closed.detail
+    assert isinstance(too_long, Failure)
+    assert (too_long.kind, "This model's maximum context length is 131072 tokens" in too_long.detail) == (
+        "too_long",
+        True,
+    )
+
+
+RENAMED = {
+    "\nroles:": "\nmodels:",
+    "serve: vllm}": "engine: vllm}",
+    "safety_filter:": "filter:",
+    "detector: llm": "detector: {kind: llm}",
+}
+
+
+def test_the_first_edition_names_its_walls(tmp_path: Path) -> None:
+    """As it was it speaks of roles; in today's words every wall that its settings hold is named, with its place."""
+    text = (Path(__file__).with_name("first_edition.yaml")).read_text()
+    path = tmp_path / "paper_v2.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="unknown key 'roles'"):
+        resolve(read(path))
+    for old, new in RENAMED.items():
+        text = text.replace(old, new)
+    path.write_text(text)
+    with pytest.raises(UserError) as told:
+        resolve(read(path))
+    for wall in (
+        "judge 'xstest_llm' cannot be played by meta-llama/Llama-Guard-3-8B: it is a guard",
+        "takes no temperature: forbidden: [temperature, top_p]",
+        "is no longer served: name open weights",
+        "strategy 'short' cannot be played by https://api.deepseek.com/v1: it thinks by itself",
+    ):
+        assert wall in str(told.value), wall
