@@ -1,11 +1,14 @@
 """The report of a run: numbers first (`build`), then how they are shown (`write`, `terminal`).
 
 read.py      a run's folder -> rows              metrics.py   rows -> estimates, by arm and column
-tests.py     arms against arms                   agreement.py judges against judges
+details.py   options, turns                      depth.py     probes, tampering
+tests.py     arms against arms                   agreement.py judges against judges; worth.py against people
 patterns.py  patterns in traces                  training.py  funnels, mixes, learnability
-data.py      all of it -> Report                 sections.py  what is shown, in order
+published.py the paper's numbers                 data.py      all of it -> Report
+sections.py  what is shown, in order             first.py     the first table
 tables.py    one table, four writers             format.py    numbers in words
-page.py      report.html, with figures.py        viewer.py    looking through traces, with index.py and labels.py
+figures.py   drawings, each with its table       page.py      report.html
+viewer.py    looking through traces, with index.py and labels.py
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 
 from demur.records import Estimate
 from demur.report import format
 from demur.report.data import Report
 from demur.report.metrics import ALL, Column
 from demur.report.tables import DOUBT, Cell, Head, Section, Table, doubtful, estimate
-from demur.report.tests import NOTHING
 
 COLLAPSED = 0.5
 """Below this share of the untrained arm's answer length answers have collapsed."""
@@ -22,35 +21,22 @@ def columns(report: Report) -> list[Column]:
     are partial ones.
     """
     numbers = report.table()
-    every = dict.fromkeys(
-        Column(r.bench, r.attack, r.metric, r.judge, r.part, r.better, r.unit) for r in report.results
-    )
+
+    def values(column: Column) -> list[float | None]:
+        return [numbers[arm, *column[:5]].value for arm in report.arms if (arm, *column[:5]) in numbers]
+
+    every = [Column(r.bench, r.attack, r.metric, r.judge, r.part, r.better, r.unit) for r in report.results]
     means = {column.metric: column for column in every if column.bench == ALL}
+    known = [column for column in report.columns if set(values(column)) - {None}]
     found: list[Column] = []
-    known = [
-        c for c in report.columns if any(numbers.get((arm, *c[:5]), NOTHING).value is not None for arm in report.arms)
-    ]
     for column, after in zip(known, (*known[1:], None), strict=False):
         found.append(column)
         if after is None or after.metric != column.metric:
             found += [means[column.metric]] if column.metric in means else []
-            found += _fully(report, [one for one in known if one.metric == column.metric], every)
+            both = [one for one in known if one.metric == column.metric == "over_refusal"]
+            full = [one._replace(metric="full_over_refusal") for one in both]
+            found += [f for f, b in zip(full, both, strict=True) if f in every and values(f) != values(b)]
     return found + [means[name] for name in ("no_reply", "thinking_tokens") if name in means]
-
-
-def _fully(report: Report, over: Sequence[Column], every: Collection[Column]) -> list[Column]:
-    numbers = report.table()
-    full = [column._replace(metric="full_over_refusal") for column in over if column.metric == "over_refusal"]
-    return [
-        one
-        for one, both in zip(full, over, strict=False)
-        if one in every
-        and any(
-            numbers[arm, *one[:5]].value != numbers[arm, *both[:5]].value
-            for arm in report.arms
-            if (arm, *one[:5]) in numbers
-        )
-    ]
 
 
 def first(report: Report) -> Iterator[Section]:
