@@ -161,20 +161,15 @@ def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, .
 
 def _more(runs: Sequence[Path], stages: Sequence[Artifact]) -> Iterator[Part]:
     """What stands beside the numbers: certificates, costs."""
-    held = list(_certified(runs))
-    columns = "rows", "benchmark", "#rows that hold a prompt of it", "#its prompts"
-    yield from [("contamination", [table(columns, held)], {})] if held else []
+    titles = "rows", "benchmark", "#rows that hold a prompt of it", "#its prompts"
+    yield "contamination", [table(titles, list(_certified(runs)))], {}
     costs = [_cost(stage) for stage in stages if stage.manifest.kind in ("distil", "evaluate", "judge", "attack")]
     money = any(cost is not None for *_, cost in costs)
-    priced = [
-        (*map(str, cost[:1]), *(f"{n:,}" for n in cost[1:3]), *([format.money(cost[3])] if money else []))
-        for cost in costs
+    rows: list[tuple[Cell | str, ...]] = [
+        (name, f"{replies:,}", f"{tokens:,}", *([format.money(cost)] if money else []))
+        for name, replies, tokens, cost in costs
     ]
-    yield from (
-        [("costs", [table(("stage", "#replies", "#tokens", *(["#cost"] if money else [])), priced)], {})]
-        if costs
-        else []
-    )
+    yield "costs", [table(("stage", "#replies", "#tokens", *(["#cost"] if money else [])), rows)], {}
 
 
 def _certified(runs: Sequence[Path]) -> Iterator[tuple[Cell | str, ...]]:

@@ -25,11 +25,10 @@ DRAWN: dict[str, Callable[[Report], Iterator[figures.Figure]]] = {
 def sections(report: Report, more: Iterable[Part] = ()) -> list[Section]:
     """All that there is to show; `more` is what a page adds."""
     texts: dict[str, tuple[str, str, bool]] = json.loads(files("demur.report").joinpath("sections.json").read_text())
-    found = {
-        name: Section(name, texts[name][0], tuple(tables), texts[name][1].format(**own))
-        for name, tables, own in _parts(report)
-    }
-    found |= {name: Section(name, texts[name][0], tuple(tables), texts[name][1]) for name, tables, _ in more}
+    found = {}
+    for name, tables, own in (*_parts(report), *more):
+        if filled := tuple(one for one in tables if one.rows):
+            found[name] = Section(name, texts[name][0], filled, texts[name][1].format(**own))
     for name, draw in DRAWN.items():
         if shown := tuple(draw(report)):
             found[name] = found.get(name, Section(name, *texts[name][:1], about=texts[name][1]))._replace(figures=shown)
@@ -42,11 +41,7 @@ def _parts(report: Report) -> Iterator[Part]:
         _findings, _changes, _patterns, _data, _details, _small, _every, _protocol,
     )  # fmt: skip
     for make in makers:
-        yield from (
-            (name, [one for one in tables if one.rows], own)
-            for name, tables, own in make(report)
-            if any(one.rows for one in tables)
-        )
+        yield from make(report)
     if report.claims:
         yield "comparisons", [comparison(report.claims)], {"count": report.claims[0].comparisons}
 

@@ -43,6 +43,7 @@ FILES = {
     "viewer.js": ("viewer.js", "text/javascript"),
     "viewer.css": ("viewer.css", "text/css"),
 }
+OF_RUN = {"report.html": "text/html", "results.csv": "text/csv"}
 
 
 class Viewer:
@@ -105,14 +106,13 @@ class Viewer:
     async def _file(self, request: web.Request) -> web.Response:
         from aiohttp import web
 
-        if (name := request.match_info["name"]) in ("report.html", "results.csv") and (self.run / name).is_file():
-            return web.Response(
-                body=(self.run / name).read_bytes(), content_type="text/html" if "html" in name else "text/csv"
-            )
+        name = request.match_info["name"]
+        if name in OF_RUN and (self.run / name).is_file():
+            return web.Response(body=(self.run / name).read_bytes(), content_type=OF_RUN[name])
         if name not in FILES:
             return web.Response(status=404, text="")
-        name, kind = FILES[request.match_info["name"]]
-        body = files("demur.report").joinpath("templates", name).read_bytes()
+        file, kind = FILES[name]
+        body = files("demur.report").joinpath("templates", file).read_bytes()
         return web.Response(body=body, content_type=kind, charset="utf-8")
 
     def about(self) -> dict[str, Any]:
