@@ -11,21 +11,19 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from demur.errors import UserError
-from demur.settings import STRICT, LineTable, connection, identity_of, override, read_yaml, validate
+from demur.settings import LineTable, Strict, connection, identity_of, override, read_yaml, validate
 
 
-class Inner(BaseModel):
+class Inner(Strict):
     """An inner model."""
 
-    model_config = STRICT
     train: float = 1.0
     steps: int = 2
 
 
-class Outer(BaseModel):
+class Outer(Strict):
     """An outer model."""
 
-    model_config = STRICT
     name: str
     arms: dict[str, Inner] = {}
     share: int | Inner = 0

@@ -21,11 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from demur.errors import UserError
 
 M = typing.TypeVar("M", bound=BaseModel)
-STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
-"""The configuration of every settings model: unknown keys are errors, values do not change, docstrings describe."""
 Location = tuple[int | str, ...]
 LARGEST = 100_000
 """Values of a study file."""
+
+
+class Strict(BaseModel):
+    """The base of all settings: unknown keys are errors, values do not change, docstrings describe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
 def connection(default: Any = ..., **limits: Any) -> Any:

@@ -18,7 +18,7 @@ from tests.made import Speaker, attacked
 
 from demur import thinking
 from demur.attack import open_attack, parse, requests
-from demur.attack.pair import PAPER, AdaptiveSettings
+from demur.attack.pair import PAPER
 from demur.attack.search import Search, score_of, tagged
 from demur.errors import WorkError
 from demur.interfaces import Request, Requests, stream
@@ -220,14 +220,9 @@ def test_a_model_that_is_down_ends_the_search_with_its_own_error() -> None:
         search(judge=judge, streams=2)
 
 
-def test_the_adaptive_attacker_knows_the_format() -> None:
-    _, _, (attacker, *_) = search(name="pair-adaptive", streams=1, iterations=1)
-    assert all(AdaptiveSettings().aimed_at in r.messages[0].content for r in attacker.asked)
-    _, _, (attacker, *_) = search(name="pair-adaptive", streams=1, iterations=1, aimed_at="it counts to ten.")
-    assert all(
-        "it counts to ten." in r.messages[0].content and AdaptiveSettings().aimed_at not in r.messages[0].content
-        for r in attacker.asked
-    )
+def test_an_adaptive_attacker_is_told_how_the_target_reasons() -> None:
+    _, _, (attacker, *_) = search(streams=1, iterations=1, aimed_at="it counts to ten.")
+    assert all("it counts to ten." in r.messages[0].content for r in attacker.asked)
 
 
 def test_the_papers_parameters() -> None:

@@ -5,28 +5,22 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 
-from pydantic import BaseModel
-
 from demur.mix import example_of, unfit
 from demur.pipeline.stage import Context, Stage, kept
 from demur.records import Pair, Trace
-from demur.settings import STRICT
+from demur.settings import Strict
 
 
-class PreferenceSettings(BaseModel):
+class PreferenceSettings(Strict):
     """How pairs are weighed."""
-
-    model_config = STRICT
 
     beta: float = 0.1
     lr: float = 1e-6
     seed: int = 0
 
 
-class PreferenceStageSettings(BaseModel):
+class PreferenceStageSettings(Strict):
     """What every stage that trains an arm is set to."""
-
-    model_config = STRICT
 
     train: PreferenceSettings = PreferenceSettings()
     arm: str = "target"

@@ -6,12 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from pydantic import BaseModel
-
 from demur.interfaces import Request
 from demur.models.answering import Answering
 from demur.records import Failure, Sampling, Trace
-from demur.settings import STRICT
+from demur.settings import Strict
 from demur.thinking import join, traced
 
 
@@ -27,9 +25,7 @@ class Says(Answering):
         return traced(request.prompt, text, model=self.identity, sampling=request.sampling, sent=request.messages)
 
 
-class Backend(BaseModel):
-    model_config = STRICT
-
+class Backend(Strict):
     word: str
 
     @asynccontextmanager

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from demur.errors import UserError
 from demur.models.config import (
@@ -22,7 +21,7 @@ from demur.models.config import (
 from demur.models.requires import Requires, guard_of
 from demur.models.sampling import SamplingSettings
 from demur.records import Sampling
-from demur.settings import STRICT, identity_of, validate
+from demur.settings import Strict, identity_of, validate
 
 
 def test_text_becomes_a_model(tmp_path: Path) -> None:
@@ -84,8 +83,7 @@ def test_no_password_of_a_url_is_kept_or_shown() -> None:
 
 
 def test_errors_name_the_place_of_a_model_in_a_study() -> None:
-    class Study(BaseModel):
-        model_config = STRICT
+    class Study(Strict):
         models: dict[str, ModelConfig] = {}
 
     made = validate(Study, {"models": {"a": "script:echo", "b": {"url": "http://x"}}}, where="s")

@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from demur.errors import UserError, WorkError
 from demur.pipeline.dag import plan
 from demur.pipeline.run import Event, execute
 from demur.pipeline.stage import Context, Stage
 from demur.records import Prompt
-from demur.settings import STRICT, connection
+from demur.settings import Strict, connection
 from demur.storage import artifacts as runs
 from demur.storage.artifacts import is_published
 
 
-class Count(BaseModel):
-    model_config = STRICT
+class Count(Strict):
     n: int = 0
     timeout: float = connection(1.0)
 

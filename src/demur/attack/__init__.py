@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
-from pydantic import BaseModel, ConfigDict, SerializationInfo, model_serializer, model_validator
+from pydantic import BaseModel, SerializationInfo, model_serializer, model_validator
 
 from demur.attack.base import Attack, AttackSettings
 from demur.errors import UserError, unknown
 from demur.interfaces import Model, Progress, Request, quiet
 from demur.records import Message, Prompt, Sampling
 from demur.registry import resolve
-from demur.settings import validate
+from demur.settings import Strict, validate
 
 ATTACKS: dict[str, str] = {
     "none": "demur.attack.static:NoAttack",
@@ -26,7 +26,6 @@ ATTACKS: dict[str, str] = {
     "pap-written": "demur.attack.pap:WrittenPap",
     "template": "demur.attack.static:TemplateAttack",
     "pair": "demur.attack.pair:Pair",
-    "pair-adaptive": "demur.attack.pair:PairAdaptive",
     "pair@paper-v1": "demur.attack.pair:PairPaperV1",
     "pair@paper-v2": "demur.attack.pair:PairPaperV2",
     "tap": "demur.attack.pair:Tap",
@@ -64,14 +63,12 @@ def title(name: str) -> str:
     return (attack_class(name).title if name in ATTACKS else "") or name
 
 
-class AttackUse(BaseModel):
+class AttackUse(Strict):
     """An attack as a study uses it. In a file its settings, the models of its parts and its files stand side by side:
 
     `{name: pair, streams: 3, attacker: gpt, judge: gpt, texts: pair.yaml}`; `pair` is short for `{name: pair}`, and
     `template=FILE` for `{name: template, file: FILE}`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     settings: BaseModel

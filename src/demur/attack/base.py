@@ -18,7 +18,7 @@ from demur.errors import UserError
 from demur.interfaces import Ask, Model, Progress, quiet
 from demur.models.requires import Requires
 from demur.records import Failure, Message, Prompt, Record, Sampling, Trace
-from demur.settings import STRICT
+from demur.settings import Strict
 from demur.storage import readers
 from demur.untrusted import json_object
 
@@ -26,10 +26,8 @@ TEXTS = Path(__file__).parent / "texts"
 """Where the wording of the attacks lies."""
 
 
-class AttackSettings(BaseModel):
+class AttackSettings(Strict):
     """The base of every attack's settings; used as it is by an attack that has none."""
-
-    model_config = STRICT
 
 
 class File(NamedTuple):

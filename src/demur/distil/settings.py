@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from demur import thinking
 from demur.records import Part, Sampling
-from demur.settings import STRICT
+from demur.settings import Strict
 
 Keep = Literal["everything", "answer safe", "thinking and answer safe", "whole safe"]
 PARTS: dict[Keep, tuple[Part, ...]] = {
@@ -20,11 +20,9 @@ PARTS: dict[Keep, tuple[Part, ...]] = {
 """The parts of a trace that a keep rule has judged."""
 
 
-class Begin(BaseModel):
+class Begin(Strict):
     """How a thinking begins that the model then goes on with: by one text, or by that of each prompt. A text alone is short for
     `{text: …}`."""
-
-    model_config = STRICT
 
     text: str = ""
     file: str | None = None
@@ -51,10 +49,8 @@ class Begin(BaseModel):
         return bool(self.text or self.file or self.traces)
 
 
-class DistilSettings(BaseModel):
+class DistilSettings(Strict):
     """How safety traces are made."""
-
-    model_config = STRICT
 
     strategy: str = "improved"
     """A shipped strategy by name, or a path to one's own .md file."""

@@ -6,19 +6,17 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from demur.mix.examples import NoThinking
 from demur.records import Intent
-from demur.settings import STRICT
+from demur.settings import Strict
 
 By = Literal["none", "category", "source", "template", "strategy"]
 
 
-class ShareSettings(BaseModel):
+class ShareSettings(Strict):
     """One named share of the mix: from where, and how much of it."""
-
-    model_config = STRICT
 
     n: int | None = Field(default=None, ge=0)
     """How many examples; `up to 1000` takes fewer where there are fewer. Without `n` and `ratio`: all there are."""
@@ -66,10 +64,8 @@ class ShareSettings(BaseModel):
         return self
 
 
-class MixSettings(BaseModel):
+class MixSettings(Strict):
     """A training mix."""
-
-    model_config = STRICT
 
     shares: dict[str, ShareSettings] = Field(min_length=1)
     """Name -> share. Of two equal examples one stays: that of a count before that of a ratio, then by the shares' names."""

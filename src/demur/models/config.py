@@ -18,16 +18,14 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, fiel
 from demur.errors import UserError
 from demur.models.requires import Requires
 from demur.models.sampling import Defaults
-from demur.settings import STRICT, connection, validate
+from demur.settings import Strict, connection, validate
 from demur.thinking import FAMILIES
 
 SECRET_HEADERS = frozenset(("authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"))
 
 
-class Prices(BaseModel):
+class Prices(Strict):
     """What tokens cost, per million, in one currency of your choice."""
-
-    model_config = STRICT
 
     input: float = Field(default=0.0, ge=0)
     output: float = Field(default=0.0, ge=0)
@@ -37,10 +35,8 @@ class Prices(BaseModel):
         return ((tokens_in or 0) * self.input + (tokens_out or 0) * self.output) / 1e6
 
 
-class _Config(BaseModel):
+class _Config(Strict):
     """What all kinds share."""
-
-    model_config = STRICT
 
     sampling: Defaults = Defaults()
     """How it draws its replies where a protocol leaves it open."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import msgspec
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from demur.records import Sampling
-from demur.settings import STRICT
+from demur.settings import Strict
 
 
-class SamplingSettings(BaseModel):
+class SamplingSettings(Strict):
     """How replies are drawn in a benchmark. What is unset here stays as its protocol says."""
-
-    model_config = STRICT
 
     temperature: float | None = Field(default=None, ge=0)
     """0 is greedy."""
@@ -35,11 +33,9 @@ class SamplingSettings(BaseModel):
         return msgspec.structs.replace(base, **self.model_dump(exclude_unset=True, exclude_none=True))
 
 
-class Defaults(BaseModel):
+class Defaults(Strict):
     """How a model draws where a protocol leaves it open. What every protocol says (temperature, top_p, max_tokens, seed, n)
     is set where the protocol is: in `distil`, in a benchmark's `sampling`, in an attack."""
-
-    model_config = STRICT
 
     top_k: int | None = Field(default=None, ge=1)
     thinking_budget: int | None = Field(default=None, ge=0)

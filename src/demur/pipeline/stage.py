@@ -34,7 +34,7 @@ from demur.models.open import open_model
 from demur.models.requires import Requires
 from demur.records import Kept, Part, Prompt, Query
 from demur.registry import missing, resolve
-from demur.settings import STRICT, Location, connection, identity_of
+from demur.settings import Location, Strict, connection, identity_of
 from demur.storage import hub
 from demur.storage.artifacts import Artifact, Draft
 from demur.storage.reply_cache import ReplyCache
@@ -48,10 +48,8 @@ JUDGE_PROMPT, JUDGE_REPLY, DETECTOR_PROMPT, DETECTOR_REPLY, DETECTOR_TRIES = 150
 """Bounds on the tokens of instructions and replies of judges and detectors, and on how often a detector is asked."""
 
 
-class Use(BaseModel):
+class Use(Strict):
     """A judge or detector as a study names it: a word, or a kind with the model that plays it (several: a panel)."""
-
-    model_config = STRICT
 
     kind: str
     model: str | tuple[str, ...] | None = connection(None)
@@ -73,10 +71,8 @@ class Use(BaseModel):
         return {f"{part}_text": Path(self.text)} if self.text else {}
 
 
-class Tampered(BaseModel):
+class Tampered(Strict):
     """Fine-tuning of a finished arm on rows that are no safety data, to see how much undoes it."""
-
-    model_config = STRICT
 
     rows: str
     steps: int

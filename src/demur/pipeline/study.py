@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from demur.distil.settings import DistilSettings, Keep
 from demur.mix.settings import MixSettings, ShareSettings
@@ -22,7 +22,7 @@ from demur.pipeline.stages.probe import ProbeSettings
 from demur.prompts.settings import PromptsSettings
 from demur.records import Part, Pattern
 from demur.repair.settings import Intervention, RepairSettings
-from demur.settings import STRICT, Problems, connection, override, read_yaml, validate
+from demur.settings import Problems, Strict, connection, override, read_yaml, validate
 from demur.storage.artifacts import atomic_write
 
 SELF = "self"
@@ -37,10 +37,8 @@ NAME = re.compile(r"[\w][\w.-]*")
 """What an arm or a study may be called: it names folders."""
 
 
-class Arm(BaseModel):
+class Arm(Strict):
     """One model of the comparison: a base as it is, or trained on a mix."""
-
-    model_config = STRICT
 
     after: str | None = None
     """Another arm, on whose checkpoint (of the same base and seed) this one is trained: preferences behind fine-tuning, another
@@ -82,10 +80,8 @@ class Arm(BaseModel):
         )
 
 
-class Comparison(BaseModel):
+class Comparison(Strict):
     """A claim that the report tests: two arms on one benchmark, paired by prompt."""
-
-    model_config = STRICT
 
     a: str
     b: str
@@ -95,10 +91,8 @@ class Comparison(BaseModel):
     """For `b not worse than a by more than this`, in the metric's unit."""
 
 
-class Evidence(BaseModel):
+class Evidence(Strict):
     """A test that a finding rests on: what arm `a` does against arm `b`, paired by prompt, over all seeds and bases."""
-
-    model_config = STRICT
 
     a: str
     b: str
@@ -131,10 +125,8 @@ class ProbeUse(ProbeSettings):
     """One of the benchmark's attacks in this study."""
 
 
-class TamperUse(BaseModel):
+class TamperUse(Strict):
     """How much fine-tuning undoes an arm: attack success after so many steps on rows that are no safety data."""
-
-    model_config = STRICT
 
     name: str
     """What the rows are called, such as benign."""
@@ -150,10 +142,8 @@ class TamperUse(BaseModel):
     """Empty: the arms' own."""
 
 
-class Finding(BaseModel):
+class Finding(Strict):
     """A claim that the study puts to the test: seen when all of its evidence is, not seen when some is shown to fail."""
-
-    model_config = STRICT
 
     claim: str
     evidence: tuple[Evidence, ...] = Field(min_length=1)
@@ -186,10 +176,8 @@ class Teaching(DistilSettings):
         )
 
 
-class MixDefaults(BaseModel):
+class MixDefaults(Strict):
     """Settings of every mix; the arms say how much of each share."""
-
-    model_config = STRICT
 
     shares: dict[str, ShareSettings] = {}
     """Options by share."""
@@ -199,10 +187,8 @@ class MixDefaults(BaseModel):
     seed: int = 0
 
 
-class Study(BaseModel):
+class Study(Strict):
     """Everything that a run does."""
-
-    model_config = STRICT
 
     name: str
     question: str = ""

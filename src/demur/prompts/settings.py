@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from demur.records import Intent
-from demur.settings import STRICT
+from demur.settings import Strict
 
 
-class PromptsSettings(BaseModel):
+class PromptsSettings(Strict):
     """A set of prompts: from where, how many, and in which wrappers."""
-
-    model_config = STRICT
 
     source: str
     """A file or folder, the name of a source, or `module:function`."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from demur.records import Sampling
+from demur.settings import Strict
 
 COMPLIANCE = (
     r"\b(?:let me|i(?:'ll| will| can| should)(?: now)?|let's) (?:provide|give|explain|outline|list|write|describe|walk|start)"
@@ -23,11 +24,9 @@ def _regular(value: str) -> str:
 Means = Literal["reask", "continue", "trim", "align", "drop"]
 
 
-class Intervention(BaseModel):
+class Intervention(Strict):
     """A defence while a model thinks, without training: cut before the first sentence that goes about complying, put a
     reminder there, and let it go on (after SafeRemind, arXiv 2601.03662, and SafeThink, arXiv 2602.11096)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     cue: str = COMPLIANCE
     """A regular expression, in any case."""
@@ -36,10 +35,10 @@ class Intervention(BaseModel):
     _compiles = field_validator("cue")(_regular)
 
 
-class RepairSettings(BaseModel):
+class RepairSettings(Strict):
     """How traces with patterns are mended. In a study file and in `--set` the means are called `with`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     means: tuple[Means, ...] = Field(default=("trim", "align", "reask", "drop"), alias="with", min_length=1)
     """Tried in this order until one passes the detector. Without `drop`, a trace that nothing mends stays as it was."""

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
-from demur.settings import STRICT, connection
+from demur.settings import Strict, connection
 
 
-class LoraSettings(BaseModel):
+class LoraSettings(Strict):
     """Low-rank adapters in place of full fine-tuning. They are merged into the result, and stay beside it."""
-
-    model_config = STRICT
 
     r: int = Field(default=16, ge=1)
     """Rank."""
@@ -28,10 +26,8 @@ class LoraSettings(BaseModel):
     """Names of the adapted modules; `all-linear`: every linear layer but the head."""
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Strict):
     """Fine-tuning of one model on one mix."""
-
-    model_config = STRICT
 
     method: Literal["sft", "dpo", "ipo", "simpo"] = "sft"
     """`sft`: learn the replies. The others learn to prefer one reply to another (loss.py); their rows are pairs."""

@@ -8,20 +8,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 
-from pydantic import BaseModel
-
 from demur.diagnose.measures import Measures, measured
 from demur.interfaces import Ask, Detector
 from demur.pipeline.stage import Context, Lack, Stage, detecting, detector_needs, opened
 from demur.records import Finding, Trace
-from demur.settings import STRICT
+from demur.settings import Strict
 from demur.storage.records_file import RecordFile
 
 
-class DiagnoseSettings(BaseModel):
+class DiagnoseSettings(Strict):
     """Who looks, and at how much."""
-
-    model_config = STRICT
 
     detector: str = "rules"
     """Kind of detector."""

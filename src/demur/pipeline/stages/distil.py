@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterable
 
 import msgspec
-from pydantic import BaseModel
 
 from demur.distil.run import Drop, distil
 from demur.distil.settings import DistilSettings
@@ -17,17 +16,15 @@ from demur.models.requires import Requires
 from demur.pipeline.stage import Context, Lack, Size, Stage, judging, kept, tokens
 from demur.records import Kept, Part, Prompt, Trace
 from demur.repair.cut import cut_at_share
-from demur.settings import STRICT
+from demur.settings import Strict
 from demur.storage import readers
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import Keyed, RecordFile
 from demur.thinking import OPEN
 
 
-class DistilStageSettings(BaseModel):
+class DistilStageSettings(Strict):
     """How traces are made, and which judge keeps them."""
-
-    model_config = STRICT
 
     distil: DistilSettings = DistilSettings()
     filter: str = "rules"

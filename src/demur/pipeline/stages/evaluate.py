@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
-from pydantic import BaseModel, Field, field_serializer, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from demur import attack as attacks
 from demur.attack import NO_ATTACK, PLAYED_BY, AttackUse
@@ -40,16 +40,14 @@ from demur.pipeline.stage import (
 from demur.records import Part, Prompt, Sampling
 from demur.repair.cut import Intervened
 from demur.repair.settings import Intervention
-from demur.settings import STRICT, connection, identity_of
+from demur.settings import Strict, connection, identity_of
 
 FILE = "attack_"
 """How files that the attack reads are named here, in front of their own key."""
 
 
-class BenchUse(BaseModel):
+class BenchUse(Strict):
     """A benchmark as a study uses it. What is left out is as the benchmark's protocol says."""
-
-    model_config = STRICT
 
     name: str
     attack: AttackUse = NO_ATTACK
@@ -100,10 +98,8 @@ class BenchUse(BaseModel):
         return sampling if self.samples is None else replace(sampling, n=self.samples)
 
 
-class EvaluateSettings(BaseModel):
+class EvaluateSettings(Strict):
     """Which arm, on what."""
-
-    model_config = STRICT
 
     bench: BenchUse
     arm: str = "target"

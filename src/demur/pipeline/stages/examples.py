@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from demur.errors import UserError
 from demur.mix import examples_of
 from demur.pipeline.stage import Context, Stage
 from demur.prompts.forms import load_file
 from demur.records import Example
-from demur.settings import STRICT
+from demur.settings import Strict
 
 
-class ExamplesSettings(BaseModel):
+class ExamplesSettings(Strict):
     """How many rows, and which are held out."""
-
-    model_config = STRICT
 
     limit: int | None = None
     """Only the first so many."""

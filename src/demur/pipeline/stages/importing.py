@@ -5,20 +5,16 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from demur.mix.pairs import preferred
 from demur.pipeline.stage import Context, Size, Stage, kept, tokens
 from demur.prompts.forms import load_file
 from demur.records import Intent, Kept
-from demur.settings import STRICT
+from demur.settings import Strict
 from demur.storage.artifacts import Artifact, is_published
 
 
-class ImportSettings(BaseModel):
+class ImportSettings(Strict):
     """How a file is read."""
-
-    model_config = STRICT
 
     form: str | None = None
     """Its form; told from its rows when left out."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from demur.errors import UserError
 from demur.judge import open_judge
@@ -20,7 +20,7 @@ from demur.mix.settings import MixSettings, ShareSettings
 from demur.pipeline.stage import Context, Lack, Stage, hub_needs, kept
 from demur.prompts.forms import Odd, load_file
 from demur.records import Example, Finding, Pair, Pattern, Trace, Verdict
-from demur.settings import STRICT
+from demur.settings import Strict
 from demur.storage import hub
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import RecordFile
@@ -28,10 +28,8 @@ from demur.storage.records_file import RecordFile
 T = TypeVar("T")
 
 
-class MixStageSettings(BaseModel):
+class MixStageSettings(Strict):
     """The mix, and what of the safety share does not go into it."""
-
-    model_config = STRICT
 
     mix: MixSettings
     held_out: int = Field(default=0, ge=0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from demur.generate import Flow, in_order
 from demur.interfaces import Ask
@@ -23,14 +23,12 @@ from demur.models.requires import Requires
 from demur.pipeline.stage import Context, Lack, Size, Stage, judging, kept
 from demur.records import DECLINED, Failure, Kept, Message, Probed, Trace, Verdict
 from demur.repair.cut import SHARES, probe
-from demur.settings import STRICT, identity_of
+from demur.settings import Strict, identity_of
 from demur.storage.records_file import RecordFile
 
 
-class ProbeSettings(BaseModel):
+class ProbeSettings(Strict):
     """Where thinking is cut, and how often it is answered."""
-
-    model_config = STRICT
 
     shares: tuple[float, ...] = Field(default=SHARES, min_length=1)
     """Shares of a thinking's sentences."""
@@ -49,10 +47,8 @@ class ProbeSettings(BaseModel):
         return tuple(sorted(set(shares)))
 
 
-class ProbeStageSettings(BaseModel):
+class ProbeStageSettings(Strict):
     """What is probed, and who reads the forced answers."""
-
-    model_config = STRICT
 
     probe: ProbeSettings = ProbeSettings()
     judge: str

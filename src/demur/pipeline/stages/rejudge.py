@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
-
 from demur.generate import Flow, in_order
 from demur.interfaces import Ask
 from demur.judge.base import require
 from demur.pipeline.stage import Context, Lack, Size, Stage, judging, tokens
 from demur.records import Failure, Part, Query, Trace, Verdict
-from demur.settings import STRICT
+from demur.settings import Strict
 from demur.storage.records_file import RecordFile
 
 
-class RejudgeSettings(BaseModel):
+class RejudgeSettings(Strict):
     """Which judge reads what, and whose traces they are."""
-
-    model_config = STRICT
 
     judge: str
     """Kind of judge."""

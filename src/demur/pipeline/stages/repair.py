@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import islice
 
 import msgspec
-from pydantic import BaseModel
 
 from demur.interfaces import Ask
 from demur.models.requires import Requires
@@ -13,16 +12,14 @@ from demur.pipeline.stage import Context, Lack, Size, Stage, detecting, detector
 from demur.records import Finding, Trace
 from demur.repair.run import ROUNDS, repair
 from demur.repair.settings import RepairSettings
-from demur.settings import STRICT
+from demur.settings import Strict
 
 WISHES = 300
 """Bound on the tokens in which a teacher is told what was wrong."""
 
 
-class RepairStageSettings(BaseModel):
+class RepairStageSettings(Strict):
     """How traces are mended, and by whom what comes out is read."""
-
-    model_config = STRICT
 
     repair: RepairSettings = RepairSettings()
     detector: str = "rules"

@@ -5,20 +5,16 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from demur.errors import UserError
 from demur.models.checkpoint import folder_of
 from demur.models.config import Local
 from demur.pipeline.stage import Context, Lack, Stage, Tampered
-from demur.settings import STRICT
+from demur.settings import Strict
 from demur.train.settings import TrainSettings
 
 
-class TrainStageSettings(BaseModel):
+class TrainStageSettings(Strict):
     """How an arm is trained."""
-
-    model_config = STRICT
 
     train: TrainSettings = TrainSettings()
     arm: str = "target"
