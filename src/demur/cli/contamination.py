@@ -49,47 +49,35 @@ def check_contamination(
     named = bool(benches or data or data_dir or not any(scored.values()))
     given = gather(benches, data=data, data_dir=data_dir) if named else {}
     compared = {name: certify(rows, scored.get(name, {}) | given) for name, rows in sets.items()}
-    where = _folder(examples, out)
-    certificates, results = _write(where, sets, compared, run=run, remove=remove)
+    # A finished stage is as its manifest says; what is found about it goes to its run.
+    beside_it = examples.parent.parent if is_published(examples) else examples
+    where = out or (beside_it if examples.is_dir() else Path("runs/contamination"))
+    where.mkdir(parents=True, exist_ok=True)
+    certificates = {name: certificate for name, (certificate, _) in compared.items()}
+    pairs = [one for _, found in compared.values() for one in found]
+    write_jsonl(where / "contaminated.jsonl", pairs)
+    for name, rows in sets.items() if remove else ():
+        certificates[name], clean = without(certificates[name], rows, pairs)
+        write_jsonl(where / "examples.jsonl", clean)
+        common.console.print(f"{certificates[name].removed:,} rows taken out: {where / 'examples.jsonl'}")
+    results = beside(run, certificates) if run else []
     sound = all(certificate.clean for certificate in certificates.values())
+    found = {"certificates": certificates, "results": results}
+    atomic_write(where / CERTIFICATE, encode(found))
     if json:
-        common.print_json({"clean": sound, "out": str(where), "certificates": certificates, "results": results})
+        common.print_json({"clean": sound, "out": str(where)} | found)
     else:
-        _tell(certificates, [one for _, pairs in compared.values() for one in pairs], results, where)
+        _show(certificates, pairs, results)
+        common.console.print(f"certificate: {where / CERTIFICATE} · pairs: {where / 'contaminated.jsonl'}")
     if not sound:
-        bad = len({one.example for _, pairs in compared.values() for one in pairs})
+        bad = len({one.example for one in pairs})
         raise CheckFailed(
             f"{bad:,} of {sum(map(len, sets.values())):,} training rows hold prompts that the model will be scored on. "
             "Take them out with --remove, or report the clean subset beside the full score."
         )
 
 
-def _write(
-    where: Path,
-    sets: Mapping[str, list[Example]],
-    compared: Mapping[str, tuple[Certificate, list[Found]]],
-    *,
-    run: Path | None,
-    remove: bool,
-) -> tuple[dict[str, Certificate], list[Beside]]:
-    """Certificates and pairs to files, and the clean rows when asked for."""
-    where.mkdir(parents=True, exist_ok=True)
-    certificates = {name: certificate for name, (certificate, _) in compared.items()}
-    found = [one for _, pairs in compared.values() for one in pairs]
-    write_jsonl(where / "contaminated.jsonl", found)
-    if remove:
-        for name, rows in sets.items():
-            certificates[name], clean = without(certificates[name], rows, found)
-            write_jsonl(where / "examples.jsonl", clean)
-            common.console.print(f"{certificates[name].removed:,} rows taken out: {where / 'examples.jsonl'}")
-    results = beside(run, certificates) if run else []
-    atomic_write(where / CERTIFICATE, encode({"certificates": certificates, "results": results}))
-    return certificates, results
-
-
-def _tell(
-    certificates: Mapping[str, Certificate], found: Sequence[Found], results: Sequence[Beside], where: Path
-) -> None:
+def _show(certificates: Mapping[str, Certificate], pairs: Sequence[Found], results: Sequence[Beside]) -> None:
     rows = [
         (name, one.bench, one.prompts, len(one.held), one.rows, *(one.by_rule.get(rule, 0) for rule in RULES))
         for name, certificate in certificates.items()
@@ -97,7 +85,7 @@ def _tell(
     ]
     titles = ("arm", "benchmark", "#prompts", "#held by rows", "#rows", *(f"#{rule}" for rule in RULES))
     common.show(titles, rows)
-    for one in found[:SHOWN]:
+    for one in pairs[:SHOWN]:
         said = f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}"
         common.console.print(said)
     for result in results:
@@ -106,7 +94,6 @@ def _tell(
             cell = f"{full.arm} · {full.bench} · {full.attack} · {full.metric} · {full.part}: {interval(full.estimate)}"
             left = interval(clean.estimate) if clean else "no prompt is left"
             common.stdout.print(f"{cell}; without {result.held} held: {left}")
-    common.console.print(f"certificate: {where / CERTIFICATE} · pairs: {where / 'contaminated.jsonl'}")
 
 
 def read_rows(path: Path) -> list[Example]:
@@ -149,12 +136,3 @@ def gather(
         looked = ", ".join(sorted({name for bench in plain for name in bench.files}))
         raise UserError(f"{data_dir}: no copy of any benchmark. Looked for {looked}.")
     return {bench.name: load_prompts(bench, data_dir=data_dir) for bench in found}
-
-
-def _folder(examples: Path, out: Path | None) -> Path:
-    if out is not None:
-        return out
-    if examples.is_dir():
-        # A finished stage is as its manifest says; what is found about it goes to its run.
-        return examples.parent.parent if is_published(examples) else examples
-    return Path("runs/contamination")

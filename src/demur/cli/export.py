@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -33,27 +34,26 @@ def export(
 
       demur export runs/mini --to parquet --out shared
     """
-    if to not in ("inspect", "hf", "csv", "parquet"):
-        raise unknown("form", to, ("inspect", "hf", "csv", "parquet"))
+    forms: dict[str, Callable[[Path, Path], Path | list[Path]]] = {
+        "inspect": exports.to_inspect,
+        "csv": exports.to_csv,
+        "parquet": exports.to_parquet,
+    }
+    if to not in ("hf", *forms):
+        raise unknown("form", to, ("hf", *forms))
     if not run.exists():
         raise UserError(f"{run}: no such run.")
     place = out or run / f"export-{to}"
     if to == "hf":
-        licences = {
-            name: bench.licence
-            for bench in map(benches.get_bench, benches.names())
-            for name in (bench.name, *bench.files)
-        }
-        paths = [export_hf(run, place, licences=licences)]
+        known = map(benches.get_bench, benches.names())
+        licences = {name: bench.licence for bench in known for name in (bench.name, *bench.files)}
+        made: Path | list[Path] = export_hf(run, place, licences=licences)
     else:
         exports.evaluations(run)
         place.mkdir(parents=True, exist_ok=True)
-        if to == "inspect":
-            paths = exports.to_inspect(run, place)
-        else:
-            paths = [exports.to_csv(run, place) if to == "csv" else exports.to_parquet(run, place)]
+        made = forms[to](run, place)
+    paths = [str(path) for path in (made if isinstance(made, list) else [made])]
     if json:
-        common.print_json({"run": str(run), "to": to, "paths": [str(path) for path in paths]})
-        return
-    for path in paths:
-        typer.echo(str(path))
+        common.print_json({"run": str(run), "to": to, "paths": paths})
+    else:
+        typer.echo("\n".join(paths))
