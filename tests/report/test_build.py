@@ -90,6 +90,14 @@ def test_equal_stages_give_equal_bytes(tmp_path: Path) -> None:
     assert report.write(one)["html"].read_bytes() == second["html"].read_bytes(), "a second time gives the same"
 
 
+def test_a_page_that_demur_did_not_write_is_left_alone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("<title>mine</title>")
+    with pytest.raises(UserError, match=r"report\.html is not demur's"):
+        report.write(run, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "<title>mine</title>"
+
+
 def test_csv_and_json_hold_every_number(run: Path) -> None:
     built = report.build(run)
     rows = list(csv.DictReader(report.csv(built).splitlines()))

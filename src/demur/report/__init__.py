@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from demur.errors import UserError
 from demur.records import Estimate, encode
 from demur.report.data import Report, build
 from demur.report.data import plain as as_json
@@ -55,6 +56,9 @@ def write(run: Path | Sequence[Path], out: Path | None = None, *, built: Report 
         "markdown": ("summary.md", markdown(report)),
         "html": ("report.html", page(report, folders)),
     }
+    mark, before = "· demur</title>", place / "report.html"
+    if before.is_file() and mark not in before.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{before} is not demur's, and would be overwritten. Move it away, or give another --out.")
     for name, content in contents.values():
         atomic_write(place / name, content)
     return {kind: place / name for kind, (name, _) in contents.items()}
