@@ -17,8 +17,6 @@ BLOCK = 64
 """Columns are read in whole blocks: the order of a sum does not depend on how many there are."""
 LEAST = 4
 """Products of fewer rows take another path in torch, with another rounding."""
-AREA = 1 << 24
-"""Prompts that are read together: rows x length x length at most."""
 
 
 def cells_for(model: Any) -> Many | Alone:
@@ -36,10 +34,6 @@ class Alone:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._cache: Any = None
-
-    def together(self, size: int) -> int:
-        """One."""
-        return 1
 
     def read(self, prompts: list[list[int]]) -> torch.Tensor:
         """Begin the row; see `Many`."""
@@ -69,15 +63,11 @@ class Many:
         self._window: int | None = getattr(config, "sliding_window", None)
         self._lengths: list[int] = []
         self._layers: list[_Layer] = []
-        self._mask = torch.empty((0, 0))
+        self._mask = torch.empty((0, 0), dtype=model.dtype, device=model.device)
         self.index = self.places = torch.empty(0, dtype=torch.long)
         """Where the next tokens go: `[rows]` each."""
         self.columns = 0
         """How many columns are read."""
-
-    def together(self, size: int) -> int:
-        """How many prompts of `size` tokens may be read in one go; at least one."""
-        return max(1, AREA // size**2)
 
     def read(self, prompts: list[list[int]]) -> torch.Tensor:
         """Take in new rows behind the others, all of the same length; returns their logits `[rows, vocabulary]`."""
@@ -85,14 +75,12 @@ class Many:
         ids = torch.tensor(prompts, device=self._model.device)
         out = self._model(input_ids=ids, past_key_values=own, use_cache=True, logits_to_keep=1)
         if not self._layers:
-            self._layers = [_Layer(self) for _ in own.layers]
-        rows, columns = max(first + len(prompts), LEAST), size + 1
-        self._room(rows, columns, own)
+            self._layers = [_Layer(self, layer) for layer in own.layers]
+        self._room(max(first + len(prompts), LEAST), size + 1)
         for layer, new in zip(self._layers, own.layers, strict=True):
             layer.keys[first : first + len(prompts), :, :size] = new.keys
             layer.values[first : first + len(prompts), :, :size] = new.values
-        lowest = torch.finfo(self._model.dtype).min
-        self._mask[first : first + len(prompts)] = lowest
+        self._mask[first : first + len(prompts)] = torch.finfo(self._mask.dtype).min
         self._mask[first : first + len(prompts), :size] = 0
         self._lengths += [size] * len(prompts)
         return out.logits[:, -1]
@@ -101,7 +89,7 @@ class Many:
         """Take in one token of each row; returns logits `[rows, vocabulary]`."""
         idle = max(0, LEAST - len(tokens))
         longest = max(self._lengths) + 1
-        self._room(len(tokens) + idle, longest, None)
+        self._room(len(tokens) + idle, longest)
         device = self._model.device
         self.columns = -(-longest // BLOCK) * BLOCK
         self.places = torch.tensor(self._lengths + [0] * idle, device=device)
@@ -139,27 +127,23 @@ class Many:
         near = full.masked_fill(far, torch.finfo(full.dtype).min)[:, None, None]
         return {"full_attention": full[:, None, None], "sliding_attention": near} if self._kinds else near
 
-    def _room(self, rows: int, columns: int, like: Any) -> None:
+    def _room(self, rows: int, columns: int) -> None:
         """Make room for so many rows and columns, by half more than there was."""
         there = self._mask.shape
         if rows <= there[0] and columns <= there[1]:
             return
         rows = there[0] if rows <= there[0] else max(rows, there[0] * 3 // 2)
         columns = there[1] if columns <= there[1] else -(-max(columns, there[1] * 3 // 2) // BLOCK) * BLOCK
-        mask = torch.full((rows, columns), torch.finfo(self._model.dtype).min, dtype=self._model.dtype)
-        mask = mask.to(self._model.device)
-        mask[: there[0], : there[1]] = self._mask
-        self._mask = mask
-        for at, layer in enumerate(self._layers):
-            old = like.layers[at] if layer.keys is None else layer
-            layer.keys = _larger(old.keys, rows, columns, layer.keys is not None)
-            layer.values = _larger(old.values, rows, columns, layer.values is not None)
+        self._mask = _larger(self._mask[:, None, :, None], rows, columns)[:, 0, :, 0]
+        self._mask[:, there[1] :] = torch.finfo(self._mask.dtype).min
+        for layer in self._layers:
+            layer.keys, layer.values = _larger(layer.keys, rows, columns), _larger(layer.values, rows, columns)
 
 
-def _larger(old: torch.Tensor, rows: int, columns: int, keep: bool) -> torch.Tensor:
+def _larger(old: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """`[rows, heads, columns, width]` with room at the end of rows and columns."""
     new = old.new_zeros((rows, old.shape[1], columns, old.shape[3]))
-    if keep:
-        new[: old.shape[0], :, : old.shape[2]] = old
+    new[: old.shape[0], :, : old.shape[2]] = old
     return new
 
 
@@ -169,9 +153,10 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
     keys: Any
     values: Any
 
-    def __init__(self, store: Many) -> None:
+    def __init__(self, store: Many, like: Any) -> None:
         super().__init__()
         self._store = store
+        self.keys, self.values = like.keys[:0], like.values[:0]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

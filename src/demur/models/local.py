@@ -62,7 +62,7 @@ class LocalModel(Answering):
     """The batch has a width of its own."""
 
     def __init__(self, config: Local, *, folder: Path, cache: ReplyCache, label: str = "") -> None:
-        """Load a folder; see `load`, which does so beside the event loop."""
+        """Load a folder."""
         transformers_logging.disable_progress_bar()
         self._config = config
         self._cache = cache
@@ -91,21 +91,6 @@ class LocalModel(Answering):
                 f"{config.where}: its tokenizer has no chat template. Give one in the folder (chat_template.jinja), or "
                 "--set …api=completions to send the text as it is."
             )
-
-    @classmethod
-    async def load(cls, config: Local, *, cache: ReplyCache, label: str = "") -> LocalModel:
-        """Load the weights of a folder or hub id.
-
-        Raises:
-            UserError: they are not there or cannot be read.
-        """
-        build = functools.partial(cls, config, folder=folder_of(config), cache=cache, label=label)
-        try:
-            return await asyncio.to_thread(build)
-        except (OSError, ValueError, KeyError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{config.where}: not a model that transformers can load: {error}") from error
 
     def check(self, sampling: Sampling) -> None:
         """A local model honours every field; only budgets must fit each other."""
@@ -258,8 +243,18 @@ class LocalModel(Answering):
 
 @asynccontextmanager
 async def open_local(config: Local, *, cache: ReplyCache, label: str = "") -> AsyncIterator[LocalModel]:
-    """A model in this process."""
-    model = await LocalModel.load(config, cache=cache, label=label)
+    """A model in this process.
+
+    Raises:
+        UserError: its weights are not there or cannot be read.
+    """
+    build = functools.partial(LocalModel, config, folder=folder_of(config), cache=cache, label=label)
+    try:
+        model = await asyncio.to_thread(build)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{config.where}: not a model that transformers can load: {error}") from error
     try:
         yield model
     finally:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,6 +23,8 @@ from demur.records import Finish
 log = logging.getLogger("demur")
 REPORT = 60.0
 """Seconds between two lines about a batch that takes long."""
+AREA = 1 << 24
+"""Prompts that are read together: rows x length x length at most."""
 CANDIDATES = 64
 """How many tokens are sorted before all of them are: nearly always enough to fill `top_p`."""
 _MIX = ((30, -4658895280553007687), (27, -7723592293110705685))
@@ -88,22 +90,6 @@ class Rule(NamedTuple):
         return values.masked_fill(before >= self.top_p, -torch.inf), tokens
 
 
-class Line(Protocol):
-    """A row that is to be written."""
-
-    @property
-    def prompt(self) -> list[int]:
-        """Its tokens."""
-
-    @property
-    def seed(self) -> int:
-        """63 bits."""
-
-    @property
-    def limit(self) -> int:
-        """Most new tokens."""
-
-
 class Written(NamedTuple):
     """What a row wrote, its stop token included, and whether tokens were forced upon it."""
 
@@ -124,7 +110,7 @@ class Force(NamedTuple):
 
 @dataclass
 class _Row:
-    line: Line
+    line: Any
     written: list[int] = field(default_factory=list)
     queue: deque[int] | None = None
     first: dict[int, float] = field(default_factory=dict)
@@ -160,7 +146,8 @@ class Writer:
     def run(self, rule: Rule, lines: deque[Any], ended: Callable[[Any, Written], None], stop: threading.Event) -> None:
         """Write until no line waits and each row has ended, or `stop` is set; `ended` gets each row as it ends.
 
-        `lines` may grow while it runs. Neighbours of the same length are read together.
+        Each line has a `prompt` (token ids), a `seed` (63 bits) and a `limit` (most new tokens). `lines` may grow while it
+        runs. Neighbours of the same length are read together.
         """
         began = told = time.monotonic()
         rows = tokens = 0
@@ -183,7 +170,7 @@ class Writer:
     def _enter(self, rule: Rule, lines: deque[Any]) -> None:
         """Read the prompts of the next lines and draw their first tokens."""
         size = len(lines[0].prompt)
-        most = min(self._width - len(self._rows), self._cells.together(size))
+        most = min(self._width - len(self._rows), max(1, AREA // size**2))
         new: list[_Row] = []
         while lines and len(new) < most and len(lines[0].prompt) == size:
             new.append(_Row(lines.popleft()))
