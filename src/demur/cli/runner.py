@@ -19,7 +19,7 @@ from demur.pipeline.run import CACHE, execute
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.prompts.forms import Odd
 from demur.settings import Problems, validate
-from demur.storage.artifacts import GRAPH, Artifact
+from demur.storage.artifacts import GRAPH, LOCK, Artifact, locked
 
 if TYPE_CHECKING:
     from demur.pipeline.stage import Stage
@@ -122,9 +122,10 @@ def run_study(
     _writable(out)
     for note in notes:
         common.console.print(note)
-    if (out / STUDY).exists() and not (out / GRAPH).exists():
+    if (out / STUDY).exists() and not any((out / mark).exists() for mark in (GRAPH, LOCK)):
         raise UserError(f"{out} is no run of demur and has a {STUDY} of its own: choose another --out.")
-    studies.save(study, out / STUDY)
+    with locked(out):
+        studies.save(study, out / STUDY)
     workers = study.workers or default_workers()
     title = (
         f"{study.name} · {len(study.arms)} {'arm' if len(study.arms) == 1 else 'arms'} x "

@@ -28,7 +28,7 @@ from demur.errors import UserError, WorkError
 from demur.records import Record, digest, encode, read_jsonl, write_jsonl
 from demur.storage.records_file import RecordFile
 
-MANIFEST, GRAPH = "manifest.json", "stages.json"
+MANIFEST, GRAPH, LOCK = "manifest.json", "stages.json", ".lock"
 T = TypeVar("T")
 
 
@@ -224,7 +224,7 @@ def locked(run: Path) -> Iterator[None]:
         WorkError: another process holds it.
     """
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("a+") as file:
+    with (run / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -13,7 +13,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache
 from operator import attrgetter, eq
 from pathlib import Path
@@ -181,7 +181,13 @@ class _Owner:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         # Not by __del__: of a circle of rubbish the file might be collected first, and complain.
-        weakref.finalize(self, file.close)
+        weakref.finalize(self, _closed, file)
+
+
+def _closed(file: BinaryIO) -> None:
+    """Let a file go; whether its last bytes still fit on the disk no longer matters."""
+    with suppress(OSError):
+        file.close()
 
 
 def scratch() -> BinaryIO:
