@@ -31,9 +31,8 @@ def retry(
       demur retry runs/mini
     """
     with ReplyCache(folder_of(run, cache)) as kept, locked(run):
-        stages = {line.stage for line in kept.ledger() if line.failed}
+        removed = forget_stages(run, {line.stage for line in kept.ledger() if line.failed})
         forgotten = kept.forget_failures()
-        removed = forget_stages(run, stages)
     common.console.print(f"{forgotten} failed requests will be asked again; {len(removed)} stages will be made again")
     try:
         study = common.load_study(run / "study.yaml", None)

@@ -88,17 +88,14 @@ class Artifact:
             WorkError: it is not what the stage wrote.
         """
         path = self.folder / f"{name}.jsonl"
-        self._verify(path)
-        return path
-
-    def _verify(self, path: Path) -> None:
         info = self.manifest.files.get(path.name)
         there = path.stat() if path.is_file() else None
         if info is None or (there and (path, there.st_size, there.st_mtime_ns) in _verified):
-            return
+            return path
         if there is None or there.st_size != info.size or hash_file(path) != info.sha256:
             raise WorkError(f"{path} is damaged: it is not what its stage wrote. Delete {self.folder} and run again.")
         _verified.add((path, there.st_size, there.st_mtime_ns))
+        return path
 
     def read(self, name: str, kind: type[T]) -> Iterator[T]:
         """The records of `name.jsonl`."""
@@ -116,10 +113,6 @@ class Artifact:
 
 _verified: set[tuple[Path, int, int]] = set()
 """Files of this process that were found to be as their manifest says, with size and time."""
-
-
-def _same_size(path: Path, info: FileInfo) -> bool:
-    return path.is_file() and path.stat().st_size == info.size
 
 
 class Draft:
@@ -166,7 +159,8 @@ def is_whole(folder: Path) -> bool:
     if not is_published(folder):
         return False
     files = Artifact(folder).manifest.files
-    return all(_same_size(folder / name, info) for name, info in files.items())
+    sizes = {name: (folder / name).stat().st_size for name in files if (folder / name).is_file()}
+    return sizes == {name: info.size for name, info in files.items()}
 
 
 class Present(Record, frozen=True, kw_only=True):
