@@ -60,9 +60,6 @@ def test_cut_and_unscored_bound_the_rate() -> None:
     assert found.worst == pytest.approx(5 / 6)
     flipped = stats.rate(outcomes, truncated=cut, better="higher")
     assert (flipped.best, flipped.worst) == (found.worst, found.best)
-    by_count = stats.rate(outcomes, truncated=2, better="lower")
-    assert by_count.best == pytest.approx(0.0)
-    assert by_count.worst == pytest.approx(1.0)
 
 
 @given(OUTCOMES, st.data())

@@ -25,6 +25,7 @@ from demur.stats.spread import (
 
 USUAL = 0.5
 """How much trainings differ where nothing is known: the standard deviation of their log odds."""
+NONE = Estimate(value=None, low=None, high=None, n=0, unscored=0)
 Better = Literal["lower", "higher", "neither"]
 
 
@@ -33,7 +34,7 @@ def rate(
     *,
     clusters: Sequence[Hashable] | None = None,
     seeds: Sequence[int | None] | None = None,
-    truncated: int | Sequence[bool] = 0,
+    truncated: Sequence[bool] = (),
     better: Better = "neither",
     fixed: bool = False,
 ) -> Estimate:
@@ -46,25 +47,21 @@ def rate(
         outcomes: one for each reply; `None`: could not be scored.
         clusters: of each outcome; replies of one cluster are not independent. Default: all are.
         seeds: of the training behind each outcome.
-        truncated: which outcomes are of texts that a budget cut, or how many.
+        truncated: which outcomes are of texts that a budget cut.
         better: the direction in which `best` lies; for `neither` it is the lower bound.
         fixed: the clusters are all that there are (AIME's 30 problems), not a sample: only replies vary.
     """
     known = [i for i, outcome in enumerate(outcomes) if outcome is not None]
     data = sample([float(bool(outcomes[i])) for i in known], picked(clusters, known), picked(seeds, known))
-    best, worst = _bounds(outcomes, truncated)
-    if better == "higher":
-        best, worst = worst, best
-    cut = truncated if isinstance(truncated, int) else sum(truncated)
-    blank = Estimate(
-        value=None, low=None, high=None, n=len(known), unscored=len(outcomes) - len(known), truncated=cut, best=best,
-        worst=worst, clusters=data.clusters if data.clusters < len(known) else 0,
-    )  # fmt: skip
+    cut = [bool(at < len(truncated) and truncated[at]) for at in range(len(outcomes))]
+    sure = sum(outcome is True and not unsure for outcome, unsure in zip(outcomes, cut, strict=True))
+    unsure = sum(outcome is None or own for outcome, own in zip(outcomes, cut, strict=True))
+    ends = ((sure / len(cut), (sure + unsure) / len(cut)) if cut else (None, None))[:: -1 if better == "higher" else 1]
+    blank = _blank(known, outcomes, data, best=ends[0], worst=ends[1], truncated=sum(cut))
     if data.clusters < 2:
-        how = (
-            "all is of one prompt: too few to say how far the number can be trusted" if known else "nothing was scored"
+        return replace(
+            blank, how="all is of one prompt: too few to say how far to trust it" if known else "nothing was scored"
         )
-        return replace(blank, how=how)
     p = float(data.values.mean())
     worth, quantile, how = _worth(data, p, fixed=fixed)
     low, high = wilson(p, worth, quantile)
@@ -87,10 +84,7 @@ def mean(
     known = [i for i, value in enumerate(values) if value is not None]
     _, linear = weighed([float(v) for v in values if v is not None], picked(stratum, known) if strata else None, strata)
     data = sample(linear, picked(clusters, known), picked(seeds, known))
-    blank = Estimate(
-        value=None, low=None, high=None, n=len(known), unscored=len(values) - len(known), truncated=truncated,
-        clusters=data.clusters if data.clusters < len(known) else 0,
-    )  # fmt: skip
+    blank = _blank(known, values, data, truncated=truncated)
     if data.clusters < 2:
         return replace(
             blank, how="all is of one prompt: no spread to tell an interval from" if known else "nothing was counted"
@@ -103,6 +97,12 @@ def mean(
         variance, how = 2 * scale * scale / (n * (n - 1)), f"{how}; all values equal, two pseudo-observations"
     half = t_quantile(freedom) * math.sqrt(variance)
     return replace(blank, value=value, low=value - half, high=value + half, how=how)
+
+
+def _blank(known: Sequence[int], values: Sequence[object], data: Sample, **more: Any) -> Estimate:
+    """An estimate without its value."""
+    clusters = data.clusters if data.clusters < len(known) else 0
+    return replace(NONE, n=len(known), unscored=len(values) - len(known), clusters=clusters, **more)
 
 
 def ratio(
@@ -145,9 +145,7 @@ def corrected(observed: Estimate, sensitivity: Estimate, specificity: Estimate) 
         sensitivity: the share of true positives that the judge finds.
         specificity: the share of true negatives that it leaves alone.
     """
-    blank = Estimate(
-        value=None, low=None, high=None, n=observed.n, unscored=observed.unscored, truncated=observed.truncated
-    )
+    blank = replace(observed, value=None, low=None, high=None, best=None, worst=None)
     parts = [_worth_of(estimate) for estimate in (observed, sensitivity, specificity)]
     if any(part is None for part in parts):
         return replace(blank, how="the judge's rate or its calibration has no interval")
@@ -175,7 +173,7 @@ def stratified(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
     """
     parts = [(size, rate) for size, rate in parts if size]
     n, looked = sum(size for size, _ in parts), sum(rate.n for _, rate in parts)
-    blank = Estimate(value=None, low=None, high=None, n=looked, unscored=sum(rate.unscored for _, rate in parts))
+    blank = replace(NONE, n=looked, unscored=sum(rate.unscored for _, rate in parts))
     if not parts or any(rate.low is None or rate.high is None for _, rate in parts):
         return replace(blank, how="a stratum of which too little was looked at")
     shares, values = [size / n for size, _ in parts], [float(rate.value or 0) for _, rate in parts]
@@ -224,19 +222,6 @@ def _of_these(yes: Floats, sizes: Floats, p: float) -> tuple[float, str]:
     if not within:
         return n, "Wilson, over replies: one a prompt, or all alike"
     return p * (1 - p) * n * n / within, "Wilson, of these prompts alone: replies vary, prompts do not"
-
-
-def _bounds(outcomes: Sequence[bool | None], truncated: int | Sequence[bool]) -> tuple[float | None, float | None]:
-    """The lowest and the highest share if what was truncated or unscored had gone one way; counts alone make them cautious."""
-    total = len(outcomes)
-    if not total:
-        return None, None
-    if isinstance(truncated, int):
-        sure, unsure = sum(o is True for o in outcomes), truncated
-        return max(0, sure - unsure) / total, min(total, sure + unsure + sum(o is None for o in outcomes)) / total
-    pairs = list(zip(outcomes, truncated, strict=True))
-    sure = sum(outcome is True and not cut for outcome, cut in pairs)
-    return sure / total, (sure + sum(outcome is None or cut for outcome, cut in pairs)) / total
 
 
 def _worth_of(estimate: Estimate) -> tuple[float, float] | None:
