@@ -12,6 +12,7 @@ import pytest
 from demur.models.config import Remote, Scripted, Served
 from demur.pipeline import placement, sizes
 from demur.pipeline.dag import plan
+from demur.pipeline.estimate import outlook
 from demur.pipeline.placement import Phase, schedule
 from demur.pipeline.resolve import make
 from demur.pipeline.run import execute
@@ -71,6 +72,14 @@ def test_models_share_phases_and_cards_are_never_given_out_twice(tmp_path: Path,
     copies = {place.need.part: place.copies for place in found[0].places}
     assert sum(copies.values()) == max(2, len(cards)), "no card is idle while there is work"
     assert copies["target"] >= copies["judge"], "who writes most gets most"
+
+
+def test_a_plan_says_how_a_training_is_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "devices", lambda: BIG)
+    planned = plan(make(LARGE | {"train": {}}, where="test").stages, tmp_path)
+    rows = [phase for phase in outlook(planned, schedule(planned, there=BIG))["phases"] if phase["work"] == "train"]
+    [told] = rows[0]["models"]
+    assert (told["part"], told["devices"], told["gigabytes"]) == ("train (fsdp2)", list(range(8)), 15.8)
 
 
 def test_what_does_not_fit_says_why_and_the_smallest_change(tmp_path: Path) -> None:

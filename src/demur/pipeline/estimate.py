@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from demur.models.config import ModelConfig, Remote, Served
+from demur.models.config import Local, ModelConfig, Remote, Served
 from demur.pipeline.dag import Planned
 from demur.pipeline.placement import Phase, Place
+from demur.pipeline.sizes import training
+from demur.train.settings import TrainSettings
 
 
 def outlook(planned: Sequence[Planned], phases: Sequence[Phase]) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def _shown(number: int, phase: Phase) -> dict[str, Any]:
         }
         for place in phase.places
     ]
+    models += [row for item in phase.stages if phase.training for row in _training(item)]
     return {
         "phase": number,
         "work": "train" if phase.training else "generate" if phase.generating else "models up" if models else "prepare",
@@ -65,6 +68,19 @@ def _shown(number: int, phase: Phase) -> dict[str, Any]:
         "models": models,
         "problem": phase.problem,
     }
+
+
+def _training(item: Planned) -> list[dict[str, Any]]:
+    """A training as a row of the schedule: how it is spread, over which cards, and what it takes of each."""
+    base, settings = item.stage.models.get("base"), getattr(item.stage.settings, "train", None)
+    if not isinstance(base, Local) or not isinstance(settings, TrainSettings):
+        return []
+    found = training(base.weights_at, settings, base.revision)
+    if found is None:
+        return []
+    row = {"part": f"train ({found.wrapper})", "model": base.where, "devices": [card.number for card in found.cards]}
+    size = {"gigabytes": round(found.gigabytes, 1), "max_model_len": settings.max_length}
+    return [row | size | {"share": 1.0, "minutes": None}]
 
 
 def _minutes(place: Place, tokens: int) -> float | None:
