@@ -18,7 +18,6 @@ from demur.records import Message, Sampling
 from demur.testing import scripts
 from demur.thinking import CLOSE, OPEN, join, split
 
-
 SERVED = f"""Sure, here is how it is done.
 
 1. First, collect what you need: {scripts.PLACEHOLDER}
