@@ -131,12 +131,21 @@ def run_demur(base: Path, steps: int, out: Path, dtype: Literal["float32", "mixe
     from demur.train.settings import TrainSettings
 
     given, _, held = prepared(base, steps)
+    # Logits are what a micro-batch of a real vocabulary weighs.
+    vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
     write_jsonl(out / "rows.jsonl", given)
     spent: list[tuple[float, float]] = []
     inner = trainer.Trainer.run
     trainer.Trainer.run = lambda self, progress: spent.append(timed(lambda: inner(self, progress)))  # type: ignore
     settings = TrainSettings(
-        lr=LR, steps=steps, batch=BATCH, max_length=HIGH, schedule="constant", checkpoint_every=0, dtype=dtype
+        lr=LR,
+        steps=steps,
+        batch=BATCH,
+        max_length=HIGH,
+        schedule="constant",
+        checkpoint_every=0,
+        dtype=dtype,
+        micro_tokens=min(16_384, (1 << 27) // vocabulary),
     )
     summary = trainer.train(out / "rows.jsonl", base=base, out=out, settings=settings)
     return Result(*spent[0], summary["tokens"], held_out_loss(load(out / "model"), held))
