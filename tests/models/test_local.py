@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demur.errors import UserError
 from demur.interfaces import Request, requests_for
+from demur.models import local
 from demur.models.checkpoint import identity_of
 from demur.models.config import Local, ModelConfig
 from demur.models.local import LocalModel
@@ -248,3 +249,20 @@ def test_an_answer_alone_is_written_with_those_that_are_asked_at_the_same_time(c
 
     found = {(one.prompt.id, one.sample): one for one in asyncio.run(main())}
     assert found == texts(Local(path=str(checkpoint)), prompts(10))
+
+
+def test_a_precision_that_a_measurement_chose_is_noted(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "bfloat16_is_faster", lambda width: True)
+    (plain,) = texts(Local(path=str(checkpoint)), prompts(1)).values()
+    monkeypatch.setattr(local, "SMALL", 0)
+    (halved,) = texts(Local(path=str(checkpoint)), prompts(1)).values()
+    (told,) = texts(Local(path=str(checkpoint), dtype="bfloat16"), prompts(1)).values()
+    assert isinstance(plain, Trace)
+    assert isinstance(halved, Trace)
+    assert isinstance(told, Trace)
+    assert (local.HALVED in plain.notes, local.HALVED in halved.notes, local.HALVED in told.notes) == (
+        False,
+        True,
+        False,
+    )
+    assert halved.raw == told.raw

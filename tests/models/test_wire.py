@@ -186,3 +186,8 @@ def test_reading_takes_linear_time(text: str) -> None:
     begun = time.process_time()
     wire.without_stop(Reply(content=text))
     assert time.process_time() - begun < 0.5
+
+
+def test_a_server_that_sends_the_beginning_back_is_not_joined_to_it_twice() -> None:
+    assert wire.joined("Sure, the", Reply(content=" capital is Rome.")).content == "Sure, the capital is Rome."
+    assert wire.joined("Sure, the", Reply(content="Sure, the capital is Rome.")).content == "Sure, the capital is Rome."
