@@ -1,4 +1,4 @@
-"""LiveCodeBench (Jain et al. 2024, arXiv 2403.07974): problems of programming contests, by the date of the contest.
+"""Programs to be written: LiveCodeBench's contest problems (Jain et al. 2024, arXiv 2403.07974) by date, HumanEval's functions.
 
 A problem is solved when a program passes all its tests, public and private. The release packs the private ones (base64 of
 zlib of a pickled text). Nothing of a download is unpickled here: the one text in the pickle is read out of its opcodes.
