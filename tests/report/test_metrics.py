@@ -132,6 +132,9 @@ def test_a_dead_judge_gives_no_number() -> None:
     rate = found["attack_success"].estimate
     assert (rate.value, rate.n, rate.unscored) == (None, 0, 5)
     assert (rate.best, rate.worst) == (0.0, 1.0)
+    offline = by_metric(results("advbench", traces, [says(t, None, "rules") for t in traces]))
+    assert "served" in offline
+    assert "attack_success" not in offline, "what a judge never says has no column"
 
 
 def test_scores_are_averaged() -> None:

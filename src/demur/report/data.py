@@ -203,17 +203,20 @@ def _subjects(run: Run) -> list[Subject]:
     for arm in dict.fromkeys(e.arm for e in run.evaluations):
         own = [e for e in run.evaluations if e.arm == arm]
         settings = (run.study.get("arms") or {}).get(arm) or {}
-        parts = [
-            f"{settings[share]} {share}"
-            for share in ("safety", "maths", "benign")
-            if isinstance(settings.get(share), int)
-        ]
+        parts = [_component(share, settings[share]) for share in ("safety", "maths", "benign") if settings.get(share)]
         made = ", ".join(part for part in (str(settings.get("format") or ""), *parts) if part)
         names = settings.get("base") or run.study.get("bases") or run.study.get("base") or ""
         base = ", ".join(_address(run.study, name) for name in ([names] if isinstance(names, str) else names))
         seeds = sorted({e.seed for e in own if e.seed is not None})
         found.append(Subject(arm=arm, models=tuple(_models(own)), base=base, made=made, seeds=tuple(seeds)))
     return found
+
+
+def _component(share: str, settings: int | dict[str, Any]) -> str:
+    """How many rows of a mixture component, and of which file where one is named."""
+    if isinstance(settings, int):
+        return f"{settings} {share}"
+    return " ".join(str(part) for part in (settings.get("n"), share, settings.get("file")) if part)
 
 
 def _address(study: dict[str, Any], name: str) -> str:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from demur import stats
 from demur.bench.metrics import HARM, REFUSAL, SUCCESS
 from demur.bench.spec import Bench, Metric
-from demur.judge import unsure
+from demur.judge import JUDGES, labels, unsure
 from demur.records import Attempt, Estimate, Failure, Part, Result, Trace, Verdict
 from demur.report.read import Evaluation, Judged, Row, VerdictIndex, family, row_of
 from demur.storage.records_file import project
@@ -324,6 +324,7 @@ def _metrics(evaluation: Evaluation, judge: str, judged: Judgements) -> Iterator
     What a judge does not tell apart well, such as full from partial refusals, has no rate of its own without labels.
     """
     seen = {verdict.label for _, verdict in judged if verdict and verdict.label is not None}
+    seen = seen or set(labels(judge) if judge in JUDGES else ())
     mixed = frozenset[str]() if judge in evaluation.calibrated else unsure(judge)
     for metric in evaluation.protocol.metrics if evaluation.protocol else ():
         if (not seen or seen.intersection(metric.family)) and len(mixed & set(metric.labels)) in (0, len(mixed)):
