@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from tests.made import demur, exit_code
 
 from demur.cli.evaluate import name_of
+from demur.records import Trace, Verdict, read_jsonl
 
 
 def _rows(where: Path) -> dict[tuple[str, str, str], float]:
@@ -43,6 +46,59 @@ def test_a_study_file_that_demur_did_not_write_is_left_alone(tmp_path: Path, cap
     assert exit_code("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2", "--out", str(tmp_path)) == 2
     assert "study.yaml of its own" in capfd.readouterr().err
     assert (tmp_path / "study.yaml").read_text().startswith("# mine")
+
+
+class _Separating(BaseHTTPRequestHandler):
+    """A server that takes the thinking apart, also of a reply that was begun for the model."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
+        begun = asked[-1]["content"] if asked[-1]["role"] == "assistant" else ""
+        message = {
+            "role": "assistant",
+            "reasoning_content": "and yet it harms.",
+            "content": "I'm sorry, but I can't help.",
+        }
+        assert begun.startswith("<think>"), "the attack begins a thinking"
+        assert "</think>" not in begun
+        reply = {
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"completion_tokens": 9},
+        }
+        body = json.dumps({"model": "m"} | reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_begun_thinking_at_a_server_that_separates_is_scored_in_every_reply(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Separating)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    words = ["--model", "m", "--set", "models.target.prefill=plain", "--attack", "prefill", "--judge", "rules"]
+    try:
+        assert exit_code("eval", "mini_harm", "--target", url, *words, "--limit", "6", "--out", str(tmp_path)) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    (rate,) = [
+        r["estimate"]
+        for r in json.loads((tmp_path / "results.json").read_text())["results"]
+        if r["metric"] == "garbled"
+    ]
+    assert (rate["n"], rate.get("unscored", 0), rate["value"]) == (6, 0, 0.0)
+    (path,) = tmp_path.glob("stages/*/verdicts.jsonl")
+    assert {verdict.label for verdict in read_jsonl(path, Verdict)} == {"full_refusal"}
+    for path in tmp_path.glob("stages/evaluate-*prefill*/traces.jsonl"):
+        for trace in read_jsonl(path, Trace):
+            assert trace.outcome == "complete"
+            assert (trace.thinking or "").endswith("and yet it harms.")
+            assert trace.sampling.prefill
+            assert trace.sampling.prefill.removeprefix("<think>").strip() in (trace.thinking or "")
 
 
 def test_an_out_that_is_a_file_is_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
