@@ -231,6 +231,12 @@ def opens_thinking(prompt: str) -> bool:
     return any(mark.end() == len(tail) for opens in _OPENS.values() for mark in opens.finditer(tail))
 
 
+def foreign(template: str) -> str | None:
+    """The mark by which a chat template opens the thinking, where that is not the usual tag."""
+    marks = (mark for name, opens in _OPENS.items() if name != "harmony-bare" and (mark := opens.search(template)))
+    return None if OPEN in template else next((mark[0] for mark in marks), None)
+
+
 def strip_echo(content: str, user: str) -> str | None:
     """The reply behind an echoed prompt, or `None` when there is no echo.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,19 @@ def test_an_unknown_template_is_used_when_it_agrees_and_refused_with_the_first_d
     with pytest.raises(CheckFailed, match="template=generic"):
         Renderer(bad)
     assert "because" in trained(bad, one(Renderer(bad, template="generic"), make("q", "because", "a")))
+
+
+@pytest.mark.parametrize(
+    "mark", ["[THINK]", "<seed:think>", "<|channel|>analysis<|message|>", "<thinking>", "◁think▷", "<|START_THINKING|>"]
+)
+def test_a_template_that_marks_thinking_in_another_way_is_refused_by_the_mark(
+    mark: str, tokenizer_with: Callable[[str], Any]
+) -> None:
+    template = (ASSETS / "templates" / "unknown_good.jinja").read_text()
+    foreign = tokenizer_with(f"{{# opens with {mark} #}}{template}")
+    with pytest.raises(CheckFailed, match=re.escape(mark)):
+        Renderer(foreign)
+    assert Renderer(foreign, template="generic").family.name == "generic"
 
 
 def test_a_stop_that_inference_does_not_know_is_refused(tokenizers_by_name: dict[str, Any]) -> None:

@@ -110,6 +110,9 @@ class Renderer:
         known = self.chat.family()
         if template in ("auto", "tokenizer"):
             self.family = known or load_family("generic")
+        if template == "auto" and known is None and (mark := thinking.foreign(self.chat.template)):
+            said = f"this chat template marks thinking by {mark!r}, and rows would be written with {thinking.OPEN}"
+            raise CheckFailed(f"refusing to train: {said}. If that is meant: --set train.template=generic")
         if template == "auto" and known is None and (problem := self.own_rendering()):
             raise CheckFailed(
                 f"refusing to train: this chat template is unknown, and what it makes of a whole conversation is not its "
