@@ -82,7 +82,7 @@ def test_the_verb_trains_reuses_and_refuses(mini_base: Path, mini_examples: list
     done = run("--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert (Path(said["model"]) / "config.json").is_file()
+    assert (Path(said["stage"]) / "model" / "config.json").is_file()
     assert said["rows"] == len(mini_examples) - 8
     assert "reused" in run("--json").stderr
     wrong = run("--set", "train.lerning_rate=1")
