@@ -13,7 +13,7 @@ from demur import report, stats
 from demur.report.first import columns
 
 ROOT = Path(__file__).parents[2]
-WIDTH = 140
+WIDTH = 156
 """Of the command line's output where it is no terminal."""
 
 
@@ -31,7 +31,7 @@ def printed(built: report.Report, width: int) -> list[str]:
 
 def test_the_readmes_table_is_what_the_program_prints(mini: report.Report) -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
-    first = next(place for place, line in enumerate(lines) if line.split() == ["attack", "reasoning,", "%"])
+    first = next(place for place, line in enumerate(lines) if line.split() == ["pairs", "told"])
     last = next(place for place in range(first, len(lines)) if lines[place].startswith("`seen`"))
     block = [line[4:].rstrip() for line in lines[first:last]]
     end = block.index("")
@@ -46,7 +46,7 @@ def test_the_readmes_table_is_what_the_program_prints(mini: report.Report) -> No
 def test_its_intervals_are_those_of_its_counts(mini: report.Report) -> None:
     """With one seed and one reply a prompt nothing else enters; so the file cannot be older than the statistics."""
     shares = [c for c in mini.columns if c.unit == "share"]
-    assert len(shares) == 6
+    assert len(shares) == 7
     for arm in mini.arms:
         for column in shares:
             e = mini.find(arm, column)
@@ -57,4 +57,4 @@ def test_its_intervals_are_those_of_its_counts(mini: report.Report) -> None:
                 arm,
                 column,
             )
-    assert {c.bench for c in columns(mini)} == {"mini_harm", "mini_benign", "mini_arithmetic", "all"}
+    assert {c.bench for c in columns(mini)} == {"mini_harm", "mini_benign", "mini_harm + mini_benign", "mini_arithmetic", "all"}

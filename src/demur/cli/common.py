@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from demur.models.config import Local
     from demur.pipeline.resolve import Resolved
 
-console = Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else 140)
+console = Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else 156)
 """Progress and logs: standard error, so that results can be piped."""
 
-stdout = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
+stdout = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 156)
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; default: runs/VERB or runs/STUDY.")]
 Set = Annotated[

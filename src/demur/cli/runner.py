@@ -65,8 +65,8 @@ def run_stage(
         common.print_json({"out": str(out), "stage": str(made.folder)} | made.manifest.summary | counts)
     else:
         common.stdout.print(report.terminal(built))
-    files = ", ".join(sorted(path.name for path in made.folder.glob("*") if path.suffix == ".jsonl" or path.is_dir()))
-    common.console.print(f"{made.folder}: {files} · report: {out / 'report.html'}", soft_wrap=True)
+    files = (f"{path.stem}: {made.rows(path.stem):,}" for path in sorted(made.folder.glob("*.jsonl")))
+    common.console.print(f"{made.folder}: {', '.join(files)} · report: {out / 'report.html'}", soft_wrap=True)
     return made
 
 

@@ -138,7 +138,8 @@ def unclear(found: set[str], refused: float) -> str:
         return f"too short to tell: {refused:.0%} refused"
     acts = found & _ACTS
     wanted = found & {"asks how", "asks for something"}
-    if {"very short", "no refusal"} <= found and wanted and not acts and max(refused, 1.0 - refused) < SURE:
+    few = {"very short", "no refusal"} <= found and wanted and not acts | found & {"asks words"}  # a text may be short
+    if few and max(refused, 1.0 - refused) < SURE:
         return f"a few words that neither refuse nor do what was asked: {refused:.0%} refused"
     if refused > 0.5 or "no refusal" not in found:
         return ""
