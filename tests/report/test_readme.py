@@ -57,4 +57,10 @@ def test_its_intervals_are_those_of_its_counts(mini: report.Report) -> None:
                 arm,
                 column,
             )
-    assert {c.bench for c in columns(mini)} == {"mini_harm", "mini_benign", "mini_harm + mini_benign", "mini_arithmetic", "all"}
+    assert {c.bench for c in columns(mini)} == {
+        "mini_harm",
+        "mini_benign",
+        "mini_harm + mini_benign",
+        "mini_arithmetic",
+        "all",
+    }
