@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,21 @@ def test_missing_columns_and_copies_are_told(tmp_path: Path) -> None:
         find(get_bench("safebench"), data_dir=tmp_path / "nowhere")
     with pytest.raises(UserError, match="no such file"):
         find(get_bench("safebench"), data=tmp_path / "none.csv")
+
+
+@needs_shared
+def test_xstest_under_either_name_of_its_header(tmp_path: Path) -> None:
+    """`xstest_v2_prompts.csv` with `id_v2`, and no label; later `xstest_prompts.csv` with `id`. Another header is a sentence."""
+    release = SHARED / "xstest_prompts.csv"
+    old = tmp_path / "xstest_v2_prompts.csv"
+    with old.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id_v2", "type", "prompt"])
+        table.writerows([f"v2-{row['id']}", row["type"], row["prompt"]] for _, row in tables.rows(release))
+    assert load_prompts(get_bench("xstest"), data=old) == load_prompts(get_bench("xstest"), data=release)
+    old.write_text(old.read_text().replace("prompt", "question", 1))
+    with pytest.raises(UserError, match="no column prompt; there are: id_v2, type, question"):
+        load_prompts(get_bench("xstest"), data=old)
 
 
 @needs_shared

@@ -199,6 +199,21 @@ def test_garbled_arms_are_called_so(tmp_path: Path) -> None:
     assert "short is garbled" in text_of(run)
 
 
+def test_answers_that_collapsed_are_named(tmp_path: Path) -> None:
+    """After a training on refusals a model writes a token where it wrote three."""
+    run = make_run(tmp_path / "collapsed", prompts=4, seeds=(0,))
+    study = (run / "study.yaml").read_text()
+    for arm in ("default", "improved", "short"):
+        study = study.replace(f"  {arm}: {{}}\n", f"  {arm}: {{strategy: {arm}}}\n")
+    (run / "study.yaml").write_text(study)
+    assert "much shorter" not in text_of(run)
+    for path in (run / "stages").glob("evaluate-short-*/traces.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        short = [row | {"tokens_out": row["tokens_thinking"] + 1} for row in rows]
+        rewrite(path, "".join(json.dumps(row) + "\n" for row in short))
+    assert "answers are much shorter than raw's: short 33 % of its length" in " ".join(text_of(run).split())
+
+
 def test_a_stand_in_is_marked_across_the_head(tmp_path: Path) -> None:
     run = make_run(tmp_path / "small", prompts=12, seeds=(0,), stand_in=True)
     assert "smoke run" in text_of(run)
