@@ -139,6 +139,7 @@ def test_no_request_holds_stop_strings_and_thinking_that_eats_the_budget_is_told
     assert {one.outcome for one in traces_of(tmp_path)} == {"cut_in_thinking"}
     shown = capfd.readouterr().out
     assert "replies without an answer: 8 truncated in thinking" in shown
+    assert "truncated 0" not in shown
     assert "tokens that are thinking: m 100 %" in shown
 
 

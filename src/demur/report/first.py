@@ -85,11 +85,11 @@ def notes(report: Report) -> list[str]:
     levels = (", seeds as their own level" if seeds > 1 else "") + (
         f", and {bases} bases as theirs" if bases > 1 else ""
     )
+    counts = f"truncated {_share(cut, replies)}, unscored {_share(unscored, replies)}" if replies else "no reply is scored"
     judges = dict.fromkeys(f"{c.judge} ({c.part})" for c in report.columns)
     text = [
         f"{format.plural(seeds, 'seed')}; 95 % intervals, clustered by prompt{levels}, each of one number alone; n counts replies; "
-        f"truncated {_share(cut, replies)}, unscored {_share(unscored, replies)}; "
-        f"judge{'' if len(judges) == 1 else 's'}: {', '.join(judges) or 'none'}"
+        f"{counts}; judge{'' if len(judges) == 1 else 's'}: {', '.join(judges) or 'none'}"
     ]
     text += [
         f"{arm} is garbled in {format.interval(e)} % of replies: read its row with that in mind, it does not speak coherently"
