@@ -85,7 +85,9 @@ def notes(report: Report) -> list[str]:
     levels = (", seeds as their own level" if seeds > 1 else "") + (
         f", and {bases} bases as theirs" if bases > 1 else ""
     )
-    counts = f"truncated {_share(cut, replies)}, unscored {_share(unscored, replies)}" if replies else "no reply is scored"
+    counts = (
+        f"truncated {_share(cut, replies)}, unscored {_share(unscored, replies)}" if replies else "no reply is scored"
+    )
     judges = dict.fromkeys(f"{c.judge} ({c.part})" for c in report.columns)
     text = [
         f"{format.plural(seeds, 'seed')}; 95 % intervals, clustered by prompt{levels}, each of one number alone; n counts replies; "
