@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -86,7 +87,8 @@ class Guarded(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_error(401)
+        with suppress(ConnectionError):  # a client that has seen enough hangs up
+            self.send_error(401)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
