@@ -53,7 +53,7 @@ def study(
             about, lines = f"✗ {path}: {error}", []
             rows.append({"file": str(path), "sound": False, "error": str(error)})
         for line in () if json else (about, *(f"    missing here: {line}" for line in lines)):
-            common.stdout.print(line)
+            common.stdout.print(line, soft_wrap=True)  # a place that is broken in two cannot be clicked
     if json:
         common.print_json({"studies": rows})
     if wrong := sum(not row["sound"] for row in rows):
