@@ -319,10 +319,7 @@ def _judged(evaluation: Evaluation, by: tuple[str, Part]) -> Judgements:
 
 
 def _metrics(evaluation: Evaluation, judge: str, judged: Judgements) -> Iterator[tuple[Metric, Judgements]]:
-    """The metrics that a judge's labels can answer, each with the replies that it is over.
-
-    What a judge does not tell apart well, such as full from partial refusals, has no rate of its own without labels.
-    """
+    """The metrics that a judge's labels can answer, with their replies; none for classes that it mixes up, without labels."""
     seen = {verdict.label for _, verdict in judged if verdict and verdict.label is not None}
     seen = seen or set(labels(judge) if judge in JUDGES else ())
     mixed = frozenset[str]() if judge in evaluation.calibrated else unsure(judge)

@@ -2,9 +2,8 @@
 
     python -m demur.testing.gpu_world studies/paper_v2.yaml --gpus 8x80 --rows 40 --data-dir data
 
-runs a study to its report, small, and then says what the world saw: who was started when on which card, how much of each card
-was held at most, who was asked how often. `nvidia-smi` and `vllm` are programs on PATH; weights are configurations in a
-hub cache; every URL of the study leads to this process. Files that are not in the data folder are made, in their public form.
+runs a study to its report, small, and then says what the world saw: starts, cards held, requests. `nvidia-smi` and `vllm` are
+programs on PATH; weights are configurations in a hub cache; every URL leads here. Files that lack are made in their public form.
 """
 
 from __future__ import annotations
