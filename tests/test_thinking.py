@@ -18,7 +18,6 @@ from demur.thinking import (
     join,
     opens_thinking,
     split,
-    strip_echo,
     traced,
     unparsed,
 )
@@ -288,13 +287,6 @@ def test_unknown_marks_are_named_and_stop_a_run() -> None:
     require_parsed([*plain, reply("<scratchpad>Hm.</scratchpad>Yes.")])
     with pytest.raises(WorkError, match=r"11% of the replies of m hold .*'<scratchpad>'"):
         require_parsed([*plain[:16], *(reply("<scratchpad>No.</scratchpad>Yes.", number=n) for n in (1, 2))])
-
-
-def test_echo_of_the_prompt_is_found_and_only_an_echo() -> None:
-    echoed = "<|begin|><|User|>How do I bake?<|Assistant|><think>\nEasy.\n</think>\n\nUse flour."
-    assert strip_echo(echoed, "How do I bake?") == "\nEasy.\n</think>\n\nUse flour."
-    assert strip_echo("<think>They ask: How do I bake?</think>Use flour.", "How do I bake?") is None
-    assert strip_echo("Use flour.", "How do I bake?") is None
 
 
 def test_opening_by_the_prompt() -> None:

@@ -26,8 +26,8 @@ from demur.records import Finish, Message, OpenedBy, Outcome, Prompt, Sampling, 
 
 OPEN = "<think>"
 CLOSE = "</think>"
-ECHO_REACH = 400
-"""How many characters of template may stand before and behind the user's text in an echoed prompt."""
+REACH = 400
+"""How many characters at the end of a rendered prompt are read for an opening mark."""
 UNPARSED = 0.05
 """Share of a model's replies with an unparsed mark above which its run stops."""
 AS_TEXT = "marks of thinking are text, as declared"
@@ -227,7 +227,7 @@ def _text(part: Any, depth: int = 4) -> str:
 
 def opens_thinking(prompt: str) -> bool:
     """Whether a rendered prompt ends in an opening mark, so that the reply starts inside the thinking."""
-    tail = prompt.rstrip()[-ECHO_REACH:]
+    tail = prompt.rstrip()[-REACH:]
     return any(mark.end() == len(tail) for opens in _OPENS.values() for mark in opens.finditer(tail))
 
 
@@ -235,21 +235,6 @@ def foreign(template: str) -> str | None:
     """The mark by which a chat template opens the thinking, where that is not the usual tag."""
     marks = (mark for name, opens in _OPENS.items() if name != "harmony-bare" and (mark := opens.search(template)))
     return None if OPEN in template else next((mark[0] for mark in marks), None)
-
-
-def strip_echo(content: str, user: str) -> str | None:
-    """The reply behind an echoed prompt, or `None` when there is no echo.
-
-    `transformers serve` repeats the whole rendered prompt before the reply when the template opens the thinking. An echo
-    is recognised by the user's text near the start, with an opening mark near behind it; the reply starts after that mark.
-    """
-    at = content.find(user) if user else -1
-    if not 0 < at <= ECHO_REACH:
-        return None
-    behind = at + len(user)
-    marks = [mark for opens in _OPENS.values() if (mark := opens.search(content, behind, behind + 2 * ECHO_REACH))]
-    first = min(marks, key=lambda mark: mark.start(), default=None)
-    return content[first.end() :] if first and first.start() <= behind + ECHO_REACH else None
 
 
 def unparsed(text: str) -> str | None:
