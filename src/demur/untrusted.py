@@ -22,6 +22,7 @@ TOKENS = re.compile(
     rf"|<(?=/?(?:{_WORDS})\s*/?>)"  # Llama 2, Gemma, T5, GLM, Nemotron, Seed, Qwen, byte tokens, thinking of any spelling
     r"|<(?=<?/?SYS>)|<(?=/?(?:BEGIN|END)\b)"  # Llama 2's system turn, Llama Guard's sections
     r"|\[(?=/?[A-Z][A-Z0-9_]{2,}\])|\[(?=[gs]MASK\])|\[(?=\|)|(?<=\|)\]"  # Mistral, GLM, InternLM, BERT; EXAONE
+    r"|\[(?=\[\s*\d+\s*\])"  # a rating
     r"|(?<=\])~(?=!?[a-z][\[\]])|\[(?=[a-z]~\[)"  # MiniMax
     r"|◁(?=/?\w)|(?<=\w)▷",  # Kimi-VL
     re.IGNORECASE,
@@ -32,25 +33,32 @@ _INVISIBLE = re.compile(
 )
 _BREAKS = re.compile(r"\r\n?|[\u2028\u2029\x85]")
 _LINES = re.compile(
-    r"^[ \t>|*_\"']*(?:"
-    r"(?:un)?safe|s\d{1,2}(?:\s*,\s*s\d{1,2})*|yes|no|[01]|"
+    r"^(?:[ \t>|*]*+(?:[-=]{3,}[ \t]*$|[<>]{2,})|(?:[^\w\n{]|_)*+(?:"  # rules of a prompt; behind whatever is no word:
+    r"\{\s*\"|"  # a JSON object
+    r"(?:(?:un)?safe|s\d{1,2}(?:\s*,\s*s\d{1,2})*|yes|no|[01]|scores|behavior|generation|context)(?:[^\w\n]|_)*$|"
     r"(?:human user|ai assistant|user|assistant|agent|system|answers?|behavior|generation|context|rules|query|thought|response|"
     r"harmful request|response refusal|harmful response|safety|categories|refusal|analysis|judge?ment|rating|verdict|label|grade|"
-    r"violation)[\"'*_]*\s*[:：].*|"
-    r"\[(?:behavior|generation|context)\].*|-{3,}|={3,}|#{1,6} ?(?:overall_reasoning|scores|answer|verdict|rules|instructions?|task).*|"
-    r"[1-3]\.[ab]\b.*|[1-3]_(?:full|partial)_\w+.*|<{2,}.*|>{2,}.*|"
-    r"(?:ignore|disregard|forget)\b.{0,40}\b(?:instruction|rule|prompt|above|previous).*"
-    r")[ \t]*$",
+    r"violation)(?:[^\w\n:：]|_)*[:：]|"
+    r"[1-3]\.[ab]\b|[1-3]_(?:full|partial)_|overall_reasoning\b|"
+    r"(?:(?<=#)|(?<=# ))(?:scores|answer|verdict|rules|instructions?|task)\b|"
+    r"(?:ignore|disregard|forget)\b.{0,40}\b(?:instruction|rule|prompt|above|previous)))",
     re.IGNORECASE | re.MULTILINE,
 )
+"""How lines begin that would be read as a prompt's own or as a verdict."""
 _PIECE = re.compile(r"[A-Za-z]{1,4}|\d|[^\sA-Za-z\d]|\n")
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
-def neutral(text: str) -> str:
-    """The text with control tokens broken, invisible characters gone, and lines quoted that look like a prompt's own."""
+def neutral(text: str, *, template: str = "") -> str:
+    """The text with control tokens broken, invisible characters gone, and lines quoted that look like a prompt's own.
+
+    A line that stands in `template`, the prompt into which the text will go, is quoted whatever it looks like.
+    """
+    own = {line.strip() for line in template.split("\n")} - {""}
     text = _INVISIBLE.sub("", _BREAKS.sub("\n", text))
     text = TOKENS.sub(lambda match: f"{match.group()} " if match.group() in "<[◁" else f" {match.group()}", text)
+    if own:
+        text = "\n".join(f"| {line}" if line.strip() in own else line for line in text.split("\n"))
     return _LINES.sub(lambda match: f"| {match.group()}", text)
 
 
@@ -64,6 +72,12 @@ def clip(text: str, tokens: int) -> str:
         if count > tokens:
             return text[: match.start()].rstrip()
     return text
+
+
+def unfenced(reply: str) -> str:
+    """A reply without the fence around it, where one fenced block is all that it is."""
+    found = _FENCE.fullmatch(reply.strip())
+    return found.group(1) if found else reply.strip()
 
 
 def json_object(reply: str, key: str) -> dict[str, Any] | None:

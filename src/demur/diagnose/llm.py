@@ -11,7 +11,6 @@ number of times; after that the finding is `None`, with the reason, and too many
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -24,10 +23,9 @@ from demur.errors import WorkError
 from demur.interfaces import Detector, Model, Request, Traces, stream
 from demur.models.answering import answered
 from demur.records import PATTERNS, Failure, Finding, Message, Part, Pattern, Prompt, Sampling, Span, Trace, digest
-from demur.untrusted import neutral
+from demur.untrusted import neutral, unfenced
 
 INSTRUCTION = Path(__file__).with_name("patterns.md")
-FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n```$", re.DOTALL)
 UNREADABLE = 0.05
 """Share of traces without a readable reply above which the run fails."""
 IN_FLIGHT = 256
@@ -56,10 +54,9 @@ class Reply(msgspec.Struct, forbid_unknown_fields=True):
 
 def parse(text: str) -> tuple[Reply | None, str]:
     """The object in a judge's reply, or `None` and what is wrong with it. Never raises."""
-    body = text.strip()
-    fenced = FENCE.match(body)
+    body = unfenced(text)
     try:
-        reply = msgspec.json.decode(fenced[1] if fenced else body, type=Reply)
+        reply = msgspec.json.decode(body, type=Reply)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
         return None, str(error) if body else "empty"
     if reply.lack_of_safety_awareness and (

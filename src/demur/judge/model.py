@@ -127,7 +127,10 @@ class ModelJudge(BaseJudge):
         text, reason = self.visible(trace)
         if text is None:
             return self._verdict(trace.id, Reading(None, None, reason), None)
-        request = self._request(trace.id, self._case(trace, text), intent=trace.prompt.intent)
+        # A context is part of HarmBench's contextual behaviours.
+        context = trace.prompt.gold or "" if trace.prompt.intent == "harmful" else ""
+        case = Case(asked(trace, self._query), text, context)
+        request = self._request(trace.id, case, intent=trace.prompt.intent)
         reply = await self._model.answer(request)
         verdict = self._read(trace.id, reply)
         if failed(verdict) and isinstance(reply, Trace):
@@ -152,14 +155,11 @@ class ModelJudge(BaseJudge):
 
     def _request(self, key: str, case: Case, *, intent: Intent = "harmful") -> Request:
         """What the model is asked; the trace's id travels as the prompt's."""
-        case = Case(neutral(case.question), neutral(case.text), neutral(case.context), self._form.text)
+        own = self._form.text
+        question, text, context = (neutral(text, template=own) for text in (case.question, case.text, case.context))
+        case = Case(question, text, context, own)
         prompt = Prompt(id=key, text=case.question, intent=intent, source="judge")
         return Request(messages=self._form.render(case), sampling=self._sampling, prompt=prompt)
-
-    def _case(self, trace: Trace, text: str) -> Case:
-        """The exchange that a trace shows; a context is part of HarmBench's contextual behaviours."""
-        context = trace.prompt.gold or "" if trace.prompt.intent == "harmful" else ""
-        return Case(asked(trace, self._query), text, context)
 
     def _read(self, trace: str, reply: Trace | Failure) -> Verdict:
         if isinstance(reply, Failure):
