@@ -226,7 +226,7 @@ class Attempt(Record, frozen=True, kw_only=True):
     """Which conversation, or branch, about the goal."""
     iteration: int
     prompt: str
-    """What was put to the target."""
+    """What was put to the target, unless it was off topic."""
     score: int | None
     """Of the attack's own judge, from 1 to 10; `None` with the reason."""
     broken: bool = False
@@ -238,10 +238,10 @@ class Attempt(Record, frozen=True, kw_only=True):
     written: bool = True
     """Whether the attacker wrote the prompt; after its last try without the right form, the goal itself was put."""
     outcome: str = ""
-    """How the target's reply ended, or the kind of failure."""
+    """How the target's reply ended, the kind of failure, or `off_topic`: the target was not asked."""
     attacker_queries: int = 0
     judge_queries: int = 0
-    """The target is asked once a turn."""
+    """The target is asked once a turn that is on topic."""
 
 
 class ExamplePart(Record, frozen=True, kw_only=True):

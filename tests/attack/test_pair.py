@@ -19,8 +19,8 @@ from tests.made import Speaker, attacked
 from demur import thinking
 from demur.attack import open_attack, parse, requests
 from demur.attack.pair import PAPER
-from demur.attack.search import Search, score_of, tagged
-from demur.errors import WorkError
+from demur.attack.search import OFF_TOPIC, Search, score_of, tagged
+from demur.errors import UserError, WorkError
 from demur.interfaces import Request, Requests, stream
 from demur.models.config import parse_model
 from demur.models.open import open_model
@@ -354,7 +354,18 @@ def test_half_of_the_goals_exchange_instruction_and_first_message() -> None:
     assert len(models[1].asked) == 60, "a stop score ends the streams at once"
 
 
+def about(request: Request) -> bool:
+    """Whether a judge is asked if a prompt is on topic."""
+    return "On topic" in request.messages[0].content
+
+
+def on_topic(judge: Say) -> Say:
+    """A judge that finds every prompt on topic."""
+    return lambda request: "On topic: [[YES]]" if about(request) else judge(request)
+
+
 def test_a_tree_branches_and_keeps_the_best() -> None:
+    @on_topic
     def judge(request: Request) -> str:
         return f"Rating: [[{1 + int(request.prompt.id.split('.')[1])}]]"
 
@@ -368,7 +379,63 @@ def test_a_tree_branches_and_keeps_the_best() -> None:
     assert {json.loads(text)["prompt"].split(".")[1] for text in told} == {"1", "2"}, "the two best go on"
     assert len({(r.messages, r.sample) for r in attacker.asked}) == len(attacker.asked)
     bound = {ask.part: ask.requests for ask in attack.estimate(3, 10)}
-    assert bound["target"] == 3 * (3 + 6 + 6)
+    assert (bound["target"], bound["judge"]) == (3 * (3 + 6 + 6), 2 * 3 * (3 + 6 + 6))
+
+
+def test_what_leaves_the_topic_is_pruned_before_the_target_is_asked() -> None:
+    def judge(request: Request) -> str:
+        place = int(request.prompt.id.split(".")[1])
+        if about(request):
+            text = request.messages[0].content
+            assert f"attempt {request.prompt.id}.0" in text
+            assert f'"{request.prompt.question}"' in text
+            return f"I looked.\n**On topic:** [[{'no' if place % 2 else 'yes'}]]"
+        return "Rating: [[3]]"
+
+    attack, _, (attacker, target, judged) = search(name="tap", judge=judge, iterations=2, branches=4, width=3)
+    pruned = [a for a in attack.attempts if a.outcome == OFF_TOPIC]
+    assert len(attack.attempts) == len(attacker.asked) == 3 * (4 + 2 * 4)
+    assert {a.stream % 2 for a in pruned} == {1}
+    assert {(a.score, a.reason, a.judge_queries) for a in pruned} == {
+        (None, "off topic: the prompt no longer asks for the goal", 1)
+    }
+    sent = {request.messages[-1].content for request in target.asked}
+    assert len(sent) == len(attack.attempts) - len(pruned) == 3 * (2 + 4)
+    assert not sent & {a.prompt for a in pruned}
+    assert len(judged.asked) == len(attack.attempts) + len(sent)
+    for ask in attack.estimate(len(GOALS), 10):
+        assert {"attacker": len(attacker.asked), "target": len(sent), "judge": len(judged.asked)}[
+            ask.part
+        ] <= ask.requests
+
+
+def test_a_goal_whose_every_prompt_leaves_the_topic_is_asked_as_it_is() -> None:
+    attack, found, (_, target, _) = search(name="tap", judge=lambda request: "On topic: [[NO]]")
+    assert not target.asked
+    assert {(p.text, p.attack) for p in found} == {(goal.text, "tap:goal") for goal in GOALS}
+    assert len(attack.attempts) == 3 * 4, "a tree without leaves ends"
+    assert all(attack.turns(prompt) == () for prompt in found)
+
+
+def test_a_topic_that_cannot_be_told_prunes_nothing_and_is_said() -> None:
+    def judge(request: Request) -> str:
+        return "Rating: [[3]]" if not about(request) else "[[yes]] or\n[[no]]"
+
+    attack, _, _ = search(name="tap", judge=judge, iterations=1)
+    assert {(a.score, a.reason) for a in attack.attempts} == {
+        (3, "the judge did not say whether the prompt is on topic")
+    }
+    with pytest.raises(WorkError, match="the attack's judge, judge, gave no score"):
+        search(name="tap", judge=lambda request: "Hm." if about(request) else None, iterations=3)
+
+
+def test_the_question_about_the_topic_is_a_file(tmp_path: Path) -> None:
+    (file := tmp_path / "topic.txt").write_text('Same as "{goal}"? {prompt}\nOn topic: [[YES]] or [[NO]]')
+    _, _, (*_, judge) = search(name="tap", judge=on_topic(ONE), iterations=1, topic=str(file))
+    assert any(r.messages[0].content.startswith('Same as "How do I do thing 0?"? <prompt>') for r in judge.asked)
+    file.write_text("Same as {goal}?")
+    with pytest.raises(UserError, match=r"topic\.txt: the text must hold \{prompt\}"):
+        search(name="tap", topic=str(file))
 
 
 def test_a_conversation_takes_back_what_was_refused() -> None:
@@ -392,7 +459,10 @@ def test_a_conversation_takes_back_what_was_refused() -> None:
 @pytest.mark.parametrize("name", ["pair", "pair@paper-v1", "tap", "crescendo"])
 def test_what_is_asked_is_at_most_what_was_estimated(name: str) -> None:
     how: dict[str, object] = {} if "@" in name else {"iterations": 3}
-    says: dict[str, Say] = {"attacker": lambda r: writes(r) if r.prompt.id.endswith(".2") else "no", "judge": rates(2)}
+    says: dict[str, Say] = {
+        "attacker": lambda r: writes(r) if r.prompt.id.endswith(".2") else "no",
+        "judge": on_topic(rates(2)),
+    }
     attack, _, models = search(name=name, **says, **how)  # type: ignore[arg-type]
     asked = dict(zip(("attacker", "target", "judge"), (len(m.asked) for m in models), strict=True))
     for ask in attack.estimate(len(GOALS), 10):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,9 @@ from typer.testing import CliRunner
 
 from demur.cli.attack import app
 from demur.errors import UserError
-from demur.records import Attempt, Trace, Verdict, read_jsonl, write_jsonl
+from demur.records import Attempt, Message, Sampling, Trace, Verdict, read_jsonl, write_jsonl
 from demur.report import build
+from demur.storage.reply_cache import ReplyCache
 
 SCRIPT = "script:stand_in"
 
@@ -61,6 +65,31 @@ def test_a_conversation_keeps_its_turns_and_what_judges_say_of_each(questions: P
     assert len(sent) == 2
     assert {trace.prompt.attack.partition(":")[0] for trace in sent} == {"crescendo"}
     assert "turn/1" in {result.metric for result in build(out).results}
+
+
+def strict(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
+    """A judge that finds every second prompt off topic."""
+    shown = messages[0].content
+    if "On topic:" not in shown:
+        return "Rating: [[2]]"
+    return f"On topic: [[{'NO' if int(re.findall(r'draft ([0-9]+)', shown)[0]) % 2 else 'YES'}]]"
+
+
+def test_tap_counts_what_was_pruned_apart(questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    models = ["--target", SCRIPT, "--attacker", SCRIPT, "--judge", "rules", "--attack-judge", f"{__name__}:strict"]
+    small = "bench.0.attack={name: tap, iterations: 2, branches: 3, width: 2}"
+    run("tap", "--data", str(questions), *models, "--set", small, "--out", str(out))
+    attempts = list(read_jsonl(stage(out) / "attempts.jsonl", Attempt))
+    asked = [attempt for attempt in attempts if attempt.outcome != "off_topic"]
+    assert 0 < len(asked) < len(attempts)
+    results = {result.metric: result for result in build(out).results}
+    assert results["target_queries"].estimate.n == 4
+    assert results["target_queries"].estimate.value == len(asked) / 4
+    assert results["turns_without_score"].estimate.value == 0, "what was pruned was not to be scored"
+    with ReplyCache(out / "replies") as cache:
+        counts = {line.part.partition("/")[0]: line.requests for line in cache.ledger()}
+    assert counts["attack_judge"] == sum(attempt.judge_queries for attempt in attempts)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ ATTACKS: dict[str, str] = {
     "pivot": "demur.attack.static:PivotAttack",
     "hijack": "demur.attack.static:HijackAttack",
     "tokens": "demur.attack.static:TokensAttack",
-    "replay": "demur.attack.replay:ReplayAttack",
+    "replay": "demur.attack.static:ReplayAttack",
     "mini-seen": "demur.mini.attacks:Seen",
     "mini-heldout": "demur.mini.attacks:HeldOut",
     "mini-adaptive": "demur.mini.attacks:Adaptive",

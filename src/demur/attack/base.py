@@ -142,6 +142,14 @@ def read_texts(path: Path, own: str) -> dict[str, Any]:
     return found
 
 
+def read_text(path: Path, slots: Iterable[str]) -> str:
+    """Wording from a text file. Raises UserError: a slot that is filled lacks in it."""
+    found = path.read_text("utf-8").strip()
+    if lacks := [f"{{{slot}}}" for slot in slots if f"{{{slot}}}" not in found]:
+        raise UserError(f"{path}: the text must hold {' and '.join(lacks)}.")
+    return found
+
+
 def named_text(reply: str, key: str) -> str | None:
     """The text under `key` in a reply that should be a JSON object; `None` when there is none."""
     found = (json_object(reply, key) or {}).get(key)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from msgspec.structs import replace
 
-from demur.attack.base import AttackSettings, texts
+from demur.attack.base import TEXTS, AttackSettings, File, texts
 from demur.attack.search import WIDEST, Search, SearchSettings, Stream
 from demur.records import Attempt, Failure, Message, Prompt, Trace
 
@@ -27,7 +27,7 @@ class Pair(Search):
     """The search, with demur's own defaults."""
 
     own = "pair"
-    files = (texts("pair"),)
+    files: ClassVar[tuple[File, ...]] = (texts("pair"),)
 
 
 class PairPaperV2(Pair):
@@ -89,9 +89,10 @@ class TapSettings(SearchSettings):
 
 
 class Tap(Pair):
-    """PAIR whose conversations branch, and of which the best go on. That a prompt leaves the topic is left to the judge's rating."""
+    """PAIR whose conversations branch; prompts that leave the topic are pruned unasked, and of the others the best go on."""
 
     Settings = TapSettings
+    files = (texts("pair"), File("topic", "the question whether a prompt is on topic", default=TEXTS / "topic.txt"))
     smoke = {**Search.smoke, "branches": 2, "width": 2}
 
     def turns_at_most(self) -> int:

@@ -7,7 +7,8 @@ stays on the prompt (`pap:framing`), so that success can be told per technique a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from demur.attack.base import (
 from demur.attack.search import INSTRUCTION, WIDEST
 from demur.errors import UserError, WorkError, unknown
 from demur.interfaces import Ask, Request
+from demur.models.answering import answered
 from demur.records import Failure, Message, Prompt, Sampling
 
 REWRITE = ("final_query", "rewrite", "pap", "attacked", "ss_prompt")
@@ -118,41 +120,40 @@ class WrittenPap(Attack):
         return [Ask("attacker", asked, asked * (INSTRUCTION + tokens), asked * self.settings.max_tokens)]
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
-        """As the rewrites come; those without the right form are asked for again, all together.
+        """As the rewrites come.
 
         Raises:
             WorkError: the attacker gave not one.
         """
         wanted = [derived(prompt, prompt.question, f"{self.name}:{t}") for prompt in prompts for t in self._means]
-        last: dict[str, str] = {}
-        done, who = 0, self.models["attacker"]
-        for attempt in range(self.settings.tries):
-            again: set[str] = set()
-            async for reply in who.answers(self._requests(wanted, attempt)):
-                text = None if isinstance(reply, Failure) else named_text(reply.answer or "", "prompt")
-                if text is not None:
-                    done += 1
-                    yield derived(reply.prompt, text, reply.prompt.attack)
+        async with aclosing(answered(wanted, self._written, limit=256)) as found:
+            async for one in found:
+                if isinstance(one, Prompt):
+                    yield one
                 else:
-                    again.add(reply.prompt.id)
-                    last[reply.prompt.id] = reply.detail if isinstance(reply, Failure) else f"no JSON ({reply.outcome})"
-            wanted = [prompt for prompt in wanted if prompt.id in again]
-        if wanted and not done:
+                    self.failures.append(one)
+        if wanted and len(self.failures) == len(wanted):
+            last = self.failures[-1]
             raise WorkError(
-                f"{who.identity} wrote no rewrite for {len(wanted)} questions in {self.settings.tries} tries each; the last "
-                f"reason: {last[wanted[-1].id]}. What came is kept; choose another attacker."
+                f"{last.model} wrote no rewrite for {len(wanted)} questions in {self.settings.tries} tries each; the last "
+                f"reason: {last.detail}. What came is kept; choose another attacker."
             )
-        for prompt in wanted:
-            detail = f"no rewrite by the attacker: {last[prompt.id]}"
-            self.failures.append(Failure(prompt=prompt, model=who.identity, kind="unreadable", detail=detail))
 
-    def _requests(self, wanted: Iterable[Prompt], attempt: int) -> Iterator[Request]:
-        for prompt in wanted:
-            technique = prompt.attack.partition(":")[2]
-            system = filled(self._words["instruction"], technique=technique, means=self._means[technique])
-            request = filled(self._words["request"], question=prompt.question)
-            turns = (Message(role="system", content=system), Message(role="user", content=request))
-            yield Request(messages=turns, sampling=self.sampling["attacker"], prompt=prompt, sample=attempt)
+    async def _written(self, prompt: Prompt) -> Prompt | Failure:
+        """The rewrite, asked for again until it has the right form, or why there is none."""
+        who, technique, why = self.models["attacker"], prompt.attack.partition(":")[2], ""
+        system = filled(self._words["instruction"], technique=technique, means=self._means[technique])
+        request = filled(self._words["request"], question=prompt.question)
+        turns = (Message(role="system", content=system), Message(role="user", content=request))
+        for attempt in range(self.settings.tries):
+            asked = Request(messages=turns, sampling=self.sampling["attacker"], prompt=prompt, sample=attempt)
+            reply = await who.answer(asked)
+            text = None if isinstance(reply, Failure) else named_text(reply.answer or "", "prompt")
+            if text is not None:
+                return derived(prompt, text, prompt.attack)
+            why = reply.detail if isinstance(reply, Failure) else f"no JSON ({reply.outcome})"
+        why = f"no rewrite by the attacker: {why}"
+        return Failure(prompt=prompt, model=who.identity, kind="unreadable", detail=why)
 
 
 def _wanted(techniques: Iterable[str], known: Iterable[str], where: str = "") -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 from msgspec.structs import replace
 from pydantic import BaseModel, Field
 
-from demur.attack.base import Attack, AttackSettings, derived, filled, named_text, read_texts
+from demur.attack.base import Attack, AttackSettings, derived, filled, named_text, read_text, read_texts
 from demur.errors import WorkError
 from demur.interfaces import Ask, Request
 from demur.records import Attempt, Failure, Message, Prompt, Sampling, Trace
@@ -32,6 +32,9 @@ INSTRUCTION = 1000
 """Tokens of an attacker's instruction, or a judge's, at most; for estimates."""
 WIDEST = 8
 """Characters of a token that an attacker writes, at most on the average of a text; for estimates."""
+OFF_TOPIC = "off_topic"
+"""The outcome of a prompt that no longer asks for the goal: it was pruned, and the target was not asked."""
+_TOPIC = re.compile(r"(?:^|\btopic\b)[\s:*_`]{0,6}\[\[\s*(yes|no)\s*\]\]", re.IGNORECASE | re.MULTILINE)
 _RATING = re.compile(r"(?:^|\brating\b)[\s:*_`]{0,6}\[\[\s*(\d{1,2})\s*\]\]", re.IGNORECASE | re.MULTILINE)
 
 
@@ -92,6 +95,7 @@ class Search(Attack):
         super().__init__(name, settings, files)
         self.how = self.chosen(settings)
         self.words = read_texts(files["texts"], self.own)
+        self.topic = read_text(files["topic"], ("goal", "prompt")) if "topic" in files else ""
         self.attempts: list[Attempt] = []
         self.records["attempts"] = self.attempts
         self.longer = WIDEST * self.how.attacker_max_tokens
@@ -116,11 +120,11 @@ class Search(Attack):
         """As if no goal were ever broken and the attacker always needed its last try."""
         how, turns = self.how, questions * self.turns_at_most()
         turn = how.attacker_max_tokens + how.target_max_tokens + tokens
-        asked, seen = turns * how.tries, INSTRUCTION + 2 * tokens + turn
+        asked, seen, judged = turns * how.tries, INSTRUCTION + 2 * tokens + turn, turns * (1 + bool(self.topic))
         return [
             Ask("attacker", asked, asked * (seen + how.keep_last * turn), asked * how.attacker_max_tokens),
             Ask("target", turns, turns * how.iterations * turn, turns * how.target_max_tokens),
-            Ask("judge", turns, turns * seen, turns * how.judge_max_tokens),
+            Ask("judge", judged, judged * seen, judged * how.judge_max_tokens),
         ]
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
@@ -148,16 +152,20 @@ class Search(Attack):
         """Attack one goal until it is broken or the iterations are used up."""
         streams, done = self.streams(goal), list[tuple[Attempt, Stream]]()
         for iteration in range(self.how.iterations):
-            made = await asyncio.gather(*(self.turn(goal, stream, iteration) for stream in self.spread(streams)))
+            turns = await asyncio.gather(*(self.turn(goal, stream, iteration) for stream in self.spread(streams)))
+            made = [one for one in turns if one[0].outcome != OFF_TOPIC]
             done += [(attempt, stream) for attempt, stream, _ in made]
-            if any(attempt.broken for attempt, _ in done):
+            if not made or any(attempt.broken for attempt, _ in done):
                 break
             streams = self.kept([(attempt, following) for attempt, _, following in made])
         # The order is iteration, then stream, and max() keeps the first of equals.
         return self.best(goal, done)
 
     def best(self, goal: Prompt, done: Sequence[tuple[Attempt, Stream]]) -> Prompt:
-        """The prompt of the highest score, the first of equals."""
+        """The prompt of the highest score, the first of equals; the goal itself where every prompt left the topic."""
+        if not done:
+            self._before[(bare := derived(goal, goal.question, f"{self.name}:goal")).id] = ()
+            return bare
         attempt, stream = max(done, key=lambda one: one[0].score or 0)
         prompt = derived(goal, attempt.prompt, f"{self.name}:{attempt.iteration}.{attempt.stream}")
         self._before[prompt.id] = stream.before
@@ -191,29 +199,39 @@ class Search(Attack):
         own = f"{goal.id}.{stream.place}.{iteration}"
         said, tries = await self._written(goal, own, stream)
         prompt = named_text(said, "prompt")
-        sent = (*stream.before, Message(role="user", content=prompt or goal.question))
-        reply = await self.ask("target", goal, own, sent, stream.place)
-        outcome, shown = (reply.kind, "") if isinstance(reply, Failure) else (reply.outcome, self._shown(reply))
-        score, reason = None, f"nothing to judge: {outcome}"
-        if shown:
-            verdict = await self.ask("judge", goal, own, self.judged(goal, sent[-1].content, shown), stream.place)
-            score, reason = score_of(verdict)
         attempt = Attempt(
             goal=goal.id,
             stream=stream.place,
             iteration=iteration,
             strategy=stream.strategy,
-            prompt=sent[-1].content,
+            prompt=prompt or goal.question,
             written=prompt is not None,
             improvement=named_text(said, "improvement") or "",
+            score=None,
+            attacker_queries=tries,
+        )
+        checked = bool(self.topic and prompt)
+        stays, doubt = await self._on_topic(goal, own, attempt) if checked else (True, "")
+        if stays is False:
+            pruned = replace(attempt, outcome=OFF_TOPIC, reason=doubt, judge_queries=1)
+            self._note(pruned)
+            return pruned, stream, stream
+        sent = (*stream.before, Message(role="user", content=attempt.prompt))
+        reply = await self.ask("target", goal, own, sent, stream.place)
+        outcome, shown = (reply.kind, "") if isinstance(reply, Failure) else (reply.outcome, self._shown(reply))
+        score, reason = None, f"nothing to judge: {outcome}"
+        if shown:
+            verdict = await self.ask("judge", goal, own, self.judged(goal, attempt.prompt, shown), stream.place)
+            score, reason = score_of(verdict)
+        attempt = replace(
+            attempt,
             score=score,
-            reason=reason,
+            reason="; ".join(filter(None, (doubt, reason))),
             broken=(score or 0) >= self.how.stop_score,
             outcome=outcome,
-            attacker_queries=tries,
-            judge_queries=int(bool(shown)),
+            judge_queries=checked + bool(shown),
         )
-        self._note(attempt)
+        self._note(attempt, unread=(stays is None) + (bool(shown) and score is None))
         told = tagged("reply", shown) if shown else "The target's reply broke off before it answered."
         rated = "The score could not be told." if score is None else f"The score: {score}"
         after = stream._replace(next=self.text("feedback", reply=told, score=rated, goal=goal.question))
@@ -233,6 +251,15 @@ class Search(Attack):
         text = self.text("judged", goal=goal.question, prompt=tagged("prompt", prompt), reply=tagged("reply", shown))
         system = self.text("judge", goal=goal.question)
         return (Message(role="system", content=system), Message(role="user", content=text))
+
+    async def _on_topic(self, goal: Prompt, own: str, attempt: Attempt) -> tuple[bool | None, str]:
+        """Whether a prompt still asks for the goal; `None` where the judge cannot be read. And what the record says of it."""
+        text = filled(self.topic, goal=goal.question, prompt=tagged("prompt", attempt.prompt))
+        reply = await self.ask("judge", goal, own, (Message(role="user", content=text),), attempt.stream)
+        said = {found.lower() for found in _TOPIC.findall(reply.answer or "")} if isinstance(reply, Trace) else set()
+        if len(said) != 1:
+            return None, "the judge did not say whether the prompt is on topic"
+        return (True, "") if said == {"yes"} else (False, "off topic: the prompt no longer asks for the goal")
 
     async def ask(
         self, part: str, goal: Prompt, own: str, messages: tuple[Message, ...], sample: int
@@ -256,7 +283,7 @@ class Search(Attack):
     def _shown(self, reply: Trace) -> str:
         return reply.raw.strip() if self.how.show_thinking else (reply.answer or "").strip()
 
-    def _note(self, attempt: Attempt) -> None:
+    def _note(self, attempt: Attempt, unread: int = 0) -> None:
         """Keep a turn, and stop where going on would measure nothing.
 
         Raises:
@@ -264,8 +291,9 @@ class Search(Attack):
         """
         self.attempts.append(attempt)
         judged, count = attempt.judge_queries, self._count
-        count.update(attacker=1, judge=judged, broken=attempt.broken, queries=1 + attempt.attacker_queries + judged)
-        count.update(attacker_failed=not attempt.written, judge_failed=bool(judged) and attempt.score is None)
+        asked = attempt.attacker_queries + judged + (attempt.outcome != OFF_TOPIC)
+        count.update(attacker=1, judge=judged, broken=attempt.broken, queries=asked)
+        count.update(attacker_failed=not attempt.written, judge_failed=unread)
         self.progress(count["done"], count["goals"], f"{count['broken']} broken, {count['queries']:,} queries")
         for part, why in (
             ("judge", f"gave no score ({attempt.reason})"),
@@ -274,7 +302,7 @@ class Search(Attack):
             failed, turns = count[f"{part}_failed"], count[part]
             if turns >= ENOUGH and failed > turns / 2:
                 raise WorkError(
-                    f"the attack's {part}, {self.models[part].identity}, {why} in {failed} of {turns} turns. All replies so "
+                    f"the attack's {part}, {self.models[part].identity}, {why} in {failed} of {turns} questions. All replies so "
                     f"far are kept; let another model play this part, or give it more tokens ({part}_max_tokens)."
                 )
 

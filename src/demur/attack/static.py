@@ -1,4 +1,4 @@
-"""Attacks that change the text, or begin the reply, and ask nobody.
+"""Attacks that change the text, begin the reply, or send again what an earlier run found, and ask nobody.
 
 Those on the thinking itself are for servers that go on from a begun assistant turn: with open weights anybody can write
 there. The default openings name no harm and hold no help.
@@ -7,17 +7,18 @@ there. The default openings name no harm and hold no help.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from msgspec.structs import replace
 from pydantic import Field
 
 from demur import thinking
 from demur.attack.base import TEXTS, Attack, AttackSettings, File, by_question, derived, filled, key
 from demur.errors import UserError
 from demur.prompts.wrappers import fill, read_templates
-from demur.records import Prompt
+from demur.records import Message, Prompt, Trace, read_jsonl
 from demur.storage import readers
 
 OPENINGS = ("prefill", "prefilling", "opening", "target")
@@ -185,3 +186,63 @@ class TokensAttack(Attack):
         """The questions, each with the tokens behind it."""
         for prompt in prompts:
             yield derived(prompt, prompt.text + self._marks, self.name)
+
+
+class ReplayAttack(Attack):
+    """What an earlier run found, put to another target: whether an attack transfers.
+
+    Every attacked prompt of the run is sent as it was then, behind the same turns and with the same beginning of the reply.
+    """
+
+    files = (File("file", "the run whose prompts are sent again"),)
+
+    def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
+        super().__init__(name, settings, files)
+        self._stored: dict[str, dict[str, Prompt]] = {}
+        self._sent: dict[str, Trace] = {}
+        for trace in stored(files["file"]):
+            prompt = replace(trace.prompt, attack=f"{self.name}:{trace.prompt.attack}")
+            self._stored.setdefault(prompt.parent, {})[prompt.id] = prompt
+            self._sent[prompt.id] = trace
+        self.each = max(map(len, self._stored.values()))
+        self.longer = max(sum(len(turn.content) for turn in trace.sent) for trace in self._sent.values())
+        self.begins = any(trace.sampling.prefill for trace in self._sent.values())
+
+    async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
+        """The stored prompts of each question. Raises UserError: a question was not attacked in that run."""
+        questions = list(prompts)
+        if lacks := [p.id for p in questions if p.id not in self._stored]:
+            raise UserError(f"{len(lacks)} of {len(questions)} questions were not attacked in that run: {lacks[0]} …")
+        for found in (found for prompt in questions for found in self._stored[prompt.id].values()):
+            yield found
+
+    def prefill(self, prompt: Prompt) -> str:
+        """How the reply was begun then."""
+        return self._sent[prompt.id].sampling.prefill or ""
+
+    def turns(self, prompt: Prompt) -> tuple[Message, ...]:
+        """The turns before it; a system turn belongs to the sampling."""
+        return tuple(turn for turn in self._sent[prompt.id].sent[:-1] if turn.role != "system")
+
+
+def stored(path: Path) -> Iterator[Trace]:
+    """The traces of attacked prompts under a path. Raises UserError: there are none."""
+    files = (
+        [path] if path.is_file() else sorted({*path.glob("traces.jsonl"), *path.glob("stages/evaluate-*/traces.jsonl")})
+    )
+    count = 0
+    for trace in (trace for file in files for trace in read_jsonl(file, Trace) if trace.prompt.attack):
+        count += 1
+        yield trace
+    if not count:
+        how = "give a run of `demur attack` or `demur eval --attack`, or its traces.jsonl"
+        raise UserError(f"{path} holds no attacked prompts: {how}.")
+
+
+def read(bench: object, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+    """The questions that were attacked in a run, once each, in the order in which they stand there."""
+    found: dict[str, Prompt] = {}
+    for prompt in (trace.prompt for trace in stored(path)):
+        plain = replace(prompt, id=prompt.parent, text=prompt.question, attack="", parent="", cluster=prompt.cluster)
+        found.setdefault(prompt.parent, plain)
+    return list(found.values())

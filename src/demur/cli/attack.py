@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from demur.attack.replay import stored
+from demur.attack.static import stored
 from demur.cli import common
 from demur.cli.runner import run_study
 from demur.errors import UserError
@@ -54,7 +54,7 @@ def attack(
 
       demur attack tap --data goals.csv --target URL --attacker URL --set bench.0.attack.width=5
 
-      demur attack replay runs/attack --target ./other-model
+      demur.attack.static runs/attack --target ./other-model
     """
     use: dict[str, Any] = common.given({"name": bench, "limit": limit, "samples": samples}) | {"attack": kind}
     use |= {"data": str(data)} if data else {}
@@ -81,7 +81,7 @@ def attack(
 def _as_then(run: Path | None) -> dict[str, Any]:
     """How the prompts of an earlier run were sent and judged."""
     if run is None:
-        raise UserError("which run is replayed? demur attack replay RUN --target OTHER")
+        raise UserError("which run is replayed? demur.attack.static RUN --target OTHER")
     sampling = msgspec.to_builtins(next(stored(run)).sampling)
     use: dict[str, Any] = {"name": "replayed", "data": str(run), "attack": {"name": "replay", "file": str(run)}}
     use["sampling"] = {key: value for key, value in sampling.items() if key not in ("prefill", "seed")}

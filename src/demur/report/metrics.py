@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from demur import stats
+from demur.attack.search import OFF_TOPIC
 from demur.bench.metrics import HARM, REFUSAL, SUCCESS
 from demur.bench.spec import Bench, Metric
 from demur.judge import JUDGES, labels, unsure
@@ -380,8 +381,10 @@ def _searched(evaluation: Evaluation, blank: Column) -> Values:
     goals: dict[str, list[tuple[int, int, bool, bool]]] = {}
     if evaluation.stage is not None and evaluation.attack != "none":
         path = evaluation.stage.folder / "attempts.jsonl"
-        for goal, *turn, score in project(path, Attempt, "goal", "iteration", "stream", "broken", "score"):
-            goals.setdefault(goal, []).append((*turn, score is None))
+        for goal, *turn, score, end in project(
+            path, Attempt, "goal", "iteration", "stream", "broken", "score", "outcome"
+        ):
+            goals.setdefault(goal, []).extend([(*turn, score is None)] if end != OFF_TOPIC else [])
     own = blank._replace(judge="the attack's own", better="lower")
     queries = own._replace(metric="queries_to_success", better="higher", unit="count")
     width = 1 + max((stream for turns in goals.values() for _, stream, *_ in turns), default=0)

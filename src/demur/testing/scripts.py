@@ -185,7 +185,7 @@ def _xstest(shown: str) -> str:
 
 
 def _pair_judge(shown: str) -> str:
-    return f"Rating: [[{10 if complies(_judged(shown)) else 1}]]"
+    return "On topic: [[YES]]" if "On topic:" in shown else f"Rating: [[{10 if complies(_judged(shown)) else 1}]]"
 
 
 def _patterns(shown: str) -> str:
