@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -193,6 +195,23 @@ def damaged(folder: Path, *spans: tuple[int, int]) -> None:
     path.write_bytes(data)
 
 
+def reckoned(caplog: pytest.LogCaptureFixture) -> list[tuple[int, int]]:
+    """How many replies could be read, and how many not, each time that a damaged file was rebuilt."""
+    found = re.findall(r"(\d+) replies could be read and are used, (\d+) could not", caplog.text)
+    return [(int(used), int(lost)) for used, lost in found]
+
+
+KILLED = """
+import asyncio, os, sys, pathlib
+from demur.storage.reply_cache import *
+cache = ReplyCache(pathlib.Path(sys.argv[1]))
+for i in range(20):
+    asyncio.run(cache.put([(key_of(i), Reply(content=str(i) * 500))]))
+os.kill(os.getpid(), 9)
+"""
+"""Twenty commits, of which all but the first few stand in the log when it dies."""
+
+
 @pytest.mark.parametrize(
     ("spans", "fewest"),
     [
@@ -229,6 +248,9 @@ def test_a_damaged_file_gives_what_can_be_read_and_the_rest_is_asked_again(
         assert asyncio.run(again(cache)) == [reply for _, reply in pairs]
     assert asked <= 400 - fewest
     assert any("damaged" in record.getMessage() for record in caplog.records)
+    for used, lost in reckoned(caplog):
+        assert used + lost == 400
+        assert lost <= 400 - fewest
     with ReplyCache(tmp_path) as cache:
         assert cache.count() == 400
 
@@ -274,20 +296,77 @@ def test_whatever_goes_wrong_in_the_writer_reaches_those_who_wait(tmp_path: Path
         assert cache.count() == 2
 
 
-def test_a_torn_log_loses_only_what_was_not_committed(tmp_path: Path) -> None:
-    """A power cut may leave half a write-ahead log: the rows before the tear are there, and nothing is malformed."""
-    script = "import asyncio, os, sys, pathlib\nfrom demur.storage.reply_cache import *\nj = ReplyCache(pathlib.Path(sys.argv[1]))\n"
-    script += (
-        "for i in range(20): asyncio.run(j.put([(key_of(i), Reply(content=str(i) * 500))]))\nos.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
+def test_a_log_that_was_cut_short_is_noticed_and_what_is_lost_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A power cut, or a copy that was cut off: SQLite takes the log for one that ended there."""
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=60, check=False)
     log = tmp_path / f"{FILE}-wal"
     log.write_bytes(log.read_bytes()[: int(log.stat().st_size * 0.6)])
-    with ReplyCache(tmp_path) as journal:
-        found = [journal.get(key_of(i)) for i in range(20)]
-    there = [reply is not None for reply in found]
-    assert 5 < sum(there) < 20
-    assert there == sorted(there, reverse=True)
+    for _ in range(2):
+        with ReplyCache(tmp_path) as cache:
+            there = [cache.get(key_of(i)) is not None for i in range(20)]
+        assert 5 < sum(there) < 20
+        assert there == sorted(there, reverse=True)
+        assert reckoned(caplog) == [(sum(there), 20 - sum(there))], "said once"
+
+
+DYING = """
+import os, pathlib, sys
+from demur.storage.reply_cache import ReplyCache
+left = int(sys.argv[2])
+
+def watch(event, args):
+    global left
+    if event in ("os.rename", "os.mkdir", "sqlite3.connect", "os.remove"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), 9)
+
+sys.addaudithook(watch)
+ReplyCache(pathlib.Path(sys.argv[1])).close()
+"""
+
+
+def test_killed_while_a_damaged_file_is_rebuilt_it_loses_nothing_that_could_be_read(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    subprocess.run([sys.executable, "-c", KILLED, str(whole)], timeout=60, check=False)
+    log = whole / f"{FILE}-wal"
+    data = bytearray(log.read_bytes())
+    data[len(data) // 3] ^= 0xFF
+    log.write_bytes(data)
+    for step in range(20):
+        folder = tmp_path / str(step)
+        shutil.copytree(whole, folder)
+        ended = subprocess.run([sys.executable, "-c", DYING, str(folder), str(step)], timeout=60, check=False)
+        with ReplyCache(folder) as cache:
+            assert cache.count() >= 19, step
+        if ended.returncode == 0:
+            break
+    assert step > 8, "as many events as a rebuilding has"
+
+
+def test_what_was_deleted_or_comes_from_an_older_cache_is_not_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, [*keyed(5), (key_of("bad"), Reply(failure="timeout"))])
+    with ReplyCache(tmp_path) as cache:
+        assert cache.forget_failures() == 1
+    with ReplyCache(tmp_path) as cache:
+        assert cache.count() == 5
+    old = sqlite3.connect(tmp_path / FILE)  # as demur made it when it did not count
+    old.executescript("DROP TABLE counted; DROP TRIGGER more; DROP TRIGGER fewer;")
+    old.close()
+    (tmp_path / "claims.lock").write_bytes(b"")
+    for _ in range(2):
+        fill(tmp_path, keyed(7))
+        with ReplyCache(tmp_path) as cache:
+            assert cache.count() == 7
+    assert not caplog.text
+    (tmp_path / FILE).unlink()
+    with ReplyCache(tmp_path) as cache:
+        assert cache.count() == 0
+    assert reckoned(caplog) == [(0, 7)]
 
 
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
@@ -357,18 +436,15 @@ def test_a_damaged_log_is_noticed_and_what_can_be_read_is_used(
     tmp_path: Path, at: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """SQLite reads a write-ahead log up to the first damaged frame, and says nothing."""
-    script = "import asyncio, os, sys, pathlib\nfrom demur.storage.reply_cache import *\nj = ReplyCache(pathlib.Path(sys.argv[1]))\n"
-    script += (
-        "for i in range(20): asyncio.run(j.put([(key_of(i), Reply(content=str(i) * 500))]))\nos.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=60, check=False)
     log = tmp_path / f"{FILE}-wal"
     data = bytearray(log.read_bytes())
     data[int(len(data) * at)] ^= 0xFF
     log.write_bytes(data)
     with ReplyCache(tmp_path) as cache:
         assert sum(cache.get(key_of(i)) is not None for i in range(20)) >= 18
-    assert "was damaged" in caplog.text
+        there = cache.count()
+    assert reckoned(caplog) == [(there, 20 - there)]
     caplog.clear()
     with ReplyCache(tmp_path) as cache:
         assert cache.count() >= 18

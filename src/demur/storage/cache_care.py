@@ -1,12 +1,14 @@
-"""Reads what a damaged reply cache still holds.
+"""The reply cache's file: its tables, and what a damaged one still holds.
 
-A damaged file is read page by page, as sqlite3's `.recover` does, and never through the tables that may be broken: time is
-linear in its size. A row counts when its body matches its checksum. Format: https://sqlite.org/fileformat2.html.
+A damaged file is read page by page, as sqlite3's `.recover` does (Python's module has none, nor has the program as Debian builds
+it), and never through the tables that may be broken: time is linear in its size. A row counts when its body matches its
+checksum. Format: https://sqlite.org/fileformat2.html.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import struct
@@ -18,11 +20,31 @@ from typing import Any
 
 from demur.errors import WorkError
 
+APPLICATION, FORMAT = 0x64656D75, 2
+SCHEMA = f"""
+BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION}; PRAGMA user_version={FORMAT};
+CREATE TABLE IF NOT EXISTS replies(
+    key BLOB PRIMARY KEY, label TEXT, model TEXT, failure TEXT, body BLOB, crc INTEGER,
+    tokens_in INTEGER, tokens_out INTEGER, tokens_thinking INTEGER, retries INTEGER, cost REAL, at REAL);
+CREATE TABLE IF NOT EXISTS served(model TEXT PRIMARY KEY, marks TEXT);
+CREATE TABLE IF NOT EXISTS counted(n INTEGER);
+INSERT INTO counted SELECT count(*) FROM replies WHERE NOT EXISTS (SELECT 1 FROM counted);
+CREATE TRIGGER IF NOT EXISTS more AFTER INSERT ON replies BEGIN UPDATE counted SET n = n + 1; END;
+CREATE TRIGGER IF NOT EXISTS fewer AFTER DELETE ON replies BEGIN UPDATE counted SET n = n - 1; END;
+COMMIT;
+"""
+OBJECTS = 7
+"""What SQLite lists of this schema, its own indexes included."""
+COLUMNS = "key, label, model, failure, body, crc, tokens_in, tokens_out, tokens_thinking, retries, cost, at"
+ROW = f"({','.join('?' * 12)})"
+INSERT = f"INSERT OR IGNORE INTO replies({COLUMNS}) VALUES {ROW}"
+
 MARK = "damaged"
 """A file beside the cache: it was found damaged, and is rebuilt when it is next opened."""
-VALUES = 12
-"""Columns of a reply's row: key first, model third, failure fourth, body fifth, checksum sixth, time last."""
+NEW = "rebuilt.sqlite"
 Pages = dict[int, memoryview]
+Rows = list[tuple[Any, ...]]
+log = logging.getLogger("demur")
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -51,54 +73,57 @@ def trouble(path: Path, error: Exception) -> WorkError:
     )
 
 
-def is_read(log: bytes, database: sqlite3.Connection) -> bool:
-    """Whether SQLite has read a write-ahead log up to its last commit; at the first damaged frame it stops without a word."""
-    size: int = database.execute("PRAGMA page_size").fetchone()[0]
-    frames = [struct.unpack_from(">4I", log, at) for at in range(32, len(log) - size - 23, size + 24)]
-    # Each frame bears the log's two salts. What an earlier log left behind has others: its first salt is one less.
-    mine = frames[0][2:] if frames else ()
-    written = max((i for i, (_, commit, *salts) in enumerate(frames, 1) if commit and tuple(salts) == mine), default=0)
-    if not written or struct.unpack_from(">I", log, 16)[0] == (mine[0] + 1) % 2**32:
-        return True
-    seen: int = database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
-    return seen >= written
+def rebuilt(path: Path, stored: int) -> None:
+    """Put a new cache in the place of a damaged one that held `stored` rows; failures are left out, to be asked again.
 
-
-def rescued(path: Path) -> tuple[list[tuple[Any, ...]], int, Path]:
-    """Move a damaged cache aside and read it.
-
-    Returns:
-        every row that can still be read, failures excepted; how many are known to be lost; where the file is now.
+    The damaged file stays where it is until the new one is whole, and goes into a folder beside it then.
     """
+    rows = _rows(*_pages(path))
+    good = [row for row in rows if not row[3]]
+    new = path.with_name(NEW)
+    new.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode=OFF")  # it is whole, or is begun anew
+        database.executescript(SCHEMA + "BEGIN")
+        database.executemany(INSERT, good)
+        database.execute("COMMIT")
+    log.warning(
+        "%s was damaged: %d replies could be read and are used, %d could not and are asked again; the damaged file is in %s",
+        path, len(good), max(stored - len(rows), 0), swapped(path),
+    )  # fmt: skip
+
+
+def swapped(path: Path) -> Path:
+    """Move a damaged cache into a folder of its own, which is returned, and the new one into its place."""
     aside = path.parent / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     aside.mkdir()
     for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
         if (path.parent / name).exists():
             (path.parent / name).rename(aside / name)
-    pages, usable = _pages(aside / path.name)
+    path.with_name(NEW).rename(path)
+    return aside
+
+
+def _rows(pages: Pages, usable: int) -> Rows:
+    """Every reply's row in these pages, the newest of each."""
     rows: dict[bytes, tuple[Any, ...]] = {}
-    known: set[bytes] = set()
     for page in pages.values():
         for record in _records(page, pages, usable):
-            if not record or not isinstance(record[0], bytes) or len(record[0]) != 16:
-                continue
-            known.add(record[0])
-            whole = len(record) == VALUES and isinstance(record[4], bytes) and zlib.crc32(record[4]) == record[5]
+            whole = len(record) == ROW.count("?") and isinstance(record[4], bytes) and zlib.crc32(record[4]) == record[5]
             if whole and (record[0] not in rows or rows[record[0]][-1] < record[-1]):
                 rows[record[0]] = tuple(record)
-    lost = len(known) - len(rows)
-    return [row for row in rows.values() if not row[3]], lost, aside
+    return list(rows.values())
 
 
 def _pages(path: Path) -> tuple[Pages, int]:
-    """The pages of a file, those of its write-ahead log in the place of older ones."""
-    data = memoryview(path.read_bytes())
+    """The whole pages of a file, those of its write-ahead log in the place of older ones."""
+    data = memoryview(path.read_bytes() if path.exists() else b"")
     size = int.from_bytes(data[16:18]) if len(data) > 18 else 0
     size = {1: 65536}.get(size, size)
     size = size if 512 <= size <= 65536 and size & (size - 1) == 0 else 4096
-    pages = {at // size + 1: data[at : at + size] for at in range(0, len(data), size)}
-    log = path.with_name(f"{path.name}-wal")
-    frames = memoryview(log.read_bytes()) if log.exists() else memoryview(b"")
+    pages = {at // size + 1: data[at : at + size] for at in range(0, len(data) - size + 1, size)}
+    wal = path.with_name(f"{path.name}-wal")
+    frames = memoryview(wal.read_bytes() if wal.exists() else b"")
     for at in range(32, len(frames) - size - 23, size + 24):
         number, _, *salts = struct.unpack_from(">4I", frames, at)
         if salts == list(struct.unpack_from(">2I", frames, 16)):
@@ -107,39 +132,30 @@ def _pages(path: Path) -> tuple[Pages, int]:
 
 
 def _records(page: memoryview, pages: Pages, usable: int) -> Iterator[list[Any]]:
-    """The records in the cells of a leaf of a table, or of any page of an index; of what is no such page nothing."""
-    for start in (0, 100) if len(page) == usable else ():
-        kind = page[start]
-        if kind not in (0x0D, 0x0A, 0x02):
-            continue
-        first = start + (12 if kind == 0x02 else 8)
-        for i in range(min(int.from_bytes(page[start + 3 : start + 5]), (usable - first) // 2)):
-            at = int.from_bytes(page[first + 2 * i : first + 2 * i + 2]) + (4 if kind == 0x02 else 0)
-            with contextlib.suppress(IndexError, ValueError, struct.error, KeyError):
-                yield _record(_payload(page, at, table=kind == 0x0D, pages=pages, usable=usable))
+    """The records in the cells of a leaf of a table; of what is no such page nothing."""
+    for start in (0, 100):
+        if page[start] == 0x0D:
+            for i in range(min(int.from_bytes(page[start + 3 : start + 5]), (usable - start - 8) // 2)):
+                at = int.from_bytes(page[start + 8 + 2 * i : start + 10 + 2 * i])
+                with contextlib.suppress(IndexError, ValueError, struct.error, KeyError):
+                    yield _record(_payload(page, at, pages, usable))
 
 
-def _payload(page: memoryview, at: int, *, table: bool, pages: Pages, usable: int) -> bytes:
+def _payload(page: memoryview, at: int, pages: Pages, usable: int) -> bytes:
     """The bytes of a cell, with what overflows it."""
     length, at = _varint(page, at)
-    if table:
-        _, at = _varint(page, at)
-    most = usable - 35 if table else (usable - 12) * 64 // 255 - 23
-    least = (usable - 12) * 32 // 255 - 23
-    if length <= most:
-        return bytes(page[at : at + length])
+    _, at = _varint(page, at)
+    if length > len(pages) * usable:
+        raise ValueError("longer than the file")
+    most, least = usable - 35, (usable - 12) * 32 // 255 - 23
     here = least + (length - least) % (usable - 4)
-    here = here if here <= most else least
-    parts, following = [bytes(page[at : at + here])], int.from_bytes(page[at + here : at + here + 4])
-    left = length - here
-    while left > 0:
-        more = pages[following]
-        parts.append(bytes(more[4 : 4 + left]))
-        if len(parts[-1]) == 0:
-            raise ValueError("an overflow page without content")
-        left -= len(parts[-1])
-        following = int.from_bytes(more[:4])
-    return b"".join(parts)
+    here = length if length <= most else here if here <= most else least
+    data, following = bytearray(page[at : at + here]), page[at + here : at + here + 4]
+    while len(data) < length:
+        more = pages[int.from_bytes(following)]
+        data += more[4 : 4 + length - len(data)]
+        following = more[:4]
+    return bytes(data)
 
 
 def _record(data: bytes) -> list[Any]:

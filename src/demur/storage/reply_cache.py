@@ -5,8 +5,10 @@
 A reply is committed (SQLite, write-ahead log, `synchronous=FULL`) before anyone sees it, so that a killed run never asks
 twice and never loses what was paid for. One thread writes: it takes what has come while it was at work, commits once, and
 wakes those who wait. Identical requests are asked once, in this process by a shared future, between processes by a lock
-on one byte of a side file, which dies with its holder. Failures are rows with a type. What was spent is their sum. A
-damaged file is detected, and rebuilt from the rows that can be read when it is next opened.
+on one byte of a side file, which dies with its holder. Failures are rows with a type. What was spent is their sum.
+
+A damaged file is detected, and rebuilt from the rows that can be read when it is next opened. The side file holds how many rows
+were committed: SQLite reads a log up to its first damaged frame, or to where it was cut, and says nothing.
 """
 
 from __future__ import annotations
@@ -32,22 +34,12 @@ import msgspec
 from demur.errors import WorkError
 from demur.records import FailureKind, Finish, Record, encode
 from demur.storage import cache_care
+from demur.storage.cache_care import APPLICATION, COLUMNS, FORMAT, INSERT, OBJECTS, ROW, Rows
 
 FILE = "replies.sqlite"
-APPLICATION = 0x64656D75
-FORMAT = 2
 _LOCK = getattr(fcntl, "F_OFD_SETLK", fcntl.F_SETLK)
 _LOCK_WAITING = getattr(fcntl, "F_OFD_SETLKW", fcntl.F_SETLKW)
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS replies(
-    key BLOB PRIMARY KEY, label TEXT, model TEXT, failure TEXT, body BLOB, crc INTEGER,
-    tokens_in INTEGER, tokens_out INTEGER, tokens_thinking INTEGER, retries INTEGER, cost REAL, at REAL);
-CREATE TABLE IF NOT EXISTS served(model TEXT PRIMARY KEY, marks TEXT);
-"""
-COLUMNS = "key, label, model, failure, body, crc, tokens_in, tokens_out, tokens_thinking, retries, cost, at"
-ROW = f"({','.join('?' * 12)})"
-INSERT = f"INSERT OR IGNORE INTO replies({COLUMNS}) VALUES {ROW}"
 REPLACE = f"""
 INSERT INTO replies({COLUMNS}) VALUES {ROW} ON CONFLICT(key) DO UPDATE SET
     failure = excluded.failure, body = excluded.body, crc = excluded.crc, at = excluded.at,
@@ -99,9 +91,6 @@ class Line(Record, frozen=True, kw_only=True):
     tokens_thinking: int
     cost: float | None
     """`None` when no price was declared."""
-
-
-Rows = list[tuple[Any, ...]]
 
 
 class _Batch(NamedTuple):
@@ -206,7 +195,7 @@ class ReplyCache:
             if zlib.crc32(body) == crc:
                 return msgspec.json.decode(body, type=Reply)
             log.warning("%s: a stored reply is damaged, and is asked again", self.path)
-            self._rows("DELETE FROM replies WHERE key = ?", key)
+            self._delete("key = ?", key)
         return None
 
     async def put(
@@ -245,6 +234,7 @@ class ReplyCache:
             new = _insert(self._commits, batch.rows) == len(batch.rows)
             self._commits.executemany(REPLACE, batch.replaced)
             self._commits.execute("COMMIT")
+            self._mark(self._commits)
             return new, None
         except Exception as error:
             # Whatever it is, those who wait must hear of it: the run ends with the reason.
@@ -256,13 +246,16 @@ class ReplyCache:
         """The database, rebuilt first where it is damaged."""
         mark = self.folder / cache_care.MARK
         alone = self._alone()
+        stored = int.from_bytes(os.pread(self._claims, 8, 0))
         log_file = self.path.with_name(f"{FILE}-wal")
         # What another process left that was killed. Closed, SQLite would delete it.
         left = log_file.read_bytes() if alone and log_file.exists() else b""
+        if alone and self.path.with_name(cache_care.NEW).exists() and not self.path.exists():
+            cache_care.swapped(self.path)  # killed in the midst of it
         if not mark.exists():
             try:
                 database = self._prepared(self._connect())
-                if cache_care.is_read(left, database):
+                if not alone or database.execute("SELECT n FROM counted").fetchone()[0] >= stored:
                     return database
                 database.close()
                 log_file.write_bytes(left)
@@ -271,25 +264,20 @@ class ReplyCache:
                     raise
         if not alone:
             raise WorkError(f"{self.path} is damaged and another process uses it: end that, then run the same command.")
-        rows, lost, aside = cache_care.rescued(self.path)
-        database = self._prepared(self._connect())
-        database.execute("BEGIN IMMEDIATE")
-        _insert(database, rows)
-        database.execute("COMMIT")
+        cache_care.rebuilt(self.path, stored)
         mark.unlink(missing_ok=True)
-        log.warning(
-            "%s was damaged: %d replies could be read and are used, %d could not and are asked again; the damaged file is in %s",
-            self.path, len(rows), lost, aside,
-        )  # fmt: skip
+        database = self._prepared(self._connect())
+        self._mark(database)
         return database
 
     def _alone(self) -> bool:
         """Whether no other process has the cache open; else waits until the one that found it alone has looked at it."""
-        with contextlib.suppress(BlockingIOError):
+        try:
             fcntl.flock(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        fcntl.flock(self._claims, fcntl.LOCK_SH)
-        return False
+        except BlockingIOError:
+            fcntl.flock(self._claims, fcntl.LOCK_SH)
+            return False
+        return True
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -304,17 +292,30 @@ class ReplyCache:
         return connection
 
     def _prepared(self, database: sqlite3.Connection) -> sqlite3.Connection:
-        """Make the tables, or see that they are ours. They are looked for first: marks are committed with them."""
-        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        marks = "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
-        application, version = database.execute(marks).fetchone()
+        """Make the tables, or see that they are ours."""
+        what = "application_id, user_version, (SELECT count(*) FROM sqlite_master)"
+        application, version, tables = database.execute(
+            f"SELECT {what} FROM pragma_application_id, pragma_user_version"
+        ).fetchone()
         if tables and (application, version) != (APPLICATION, FORMAT):
             raise WorkError(f"{self.path} is no reply cache of demur in format {FORMAT}. Choose another folder.")
-        if not tables:
-            database.executescript(
-                f"BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION}; PRAGMA user_version={FORMAT}; {SCHEMA} COMMIT;"
-            )
+        if tables < OBJECTS:
+            database.executescript(cache_care.SCHEMA)
         return database
+
+    def _mark(self, database: sqlite3.Connection, count: int | None = None) -> int:
+        """Write beside the file how many rows it holds, for the next start to compare."""
+        count = database.execute("SELECT n FROM counted").fetchone()[0] if count is None else count
+        with contextlib.suppress(OSError):
+            os.pwrite(self._claims, count.to_bytes(8), 0)
+        return count
+
+    def _delete(self, which: str, *values: Any) -> int:
+        """Delete rows; gives how many. Killed on the way, no count is better than one that is too high."""
+        self._mark(self.database, 0)
+        deleted = self._rows(f"DELETE FROM replies WHERE {which} RETURNING 1", *values)
+        self._mark(self.database)
+        return len(deleted)
 
     def merge(self, folder: Path) -> int:
         """Take in the rows of another cache's folder that are not in this one; gives how many."""
@@ -323,11 +324,7 @@ class ReplyCache:
         return _insert(self.database, rows)
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
-        """What a query gives.
-
-        Raises:
-            WorkError: the file is damaged, or cannot be used.
-        """
+        """What a query gives. Raises WorkError: the file is damaged, or cannot be used."""
         try:
             return self.database.execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
@@ -335,14 +332,11 @@ class ReplyCache:
 
     def ledger(self) -> list[Line]:
         """What was asked and spent, by label."""
-        names = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_thinking")
-        what = f"count(*), sum(failure != ''), {', '.join(f'sum({name})' for name in names[2:])}, sum(cost)"
-        lines = []
-        for label, *counts, cost in self._rows(f"SELECT label, {what} FROM replies GROUP BY label ORDER BY label"):
-            part, _, stage = label.partition("/")
-            sums = {name: count or 0 for name, count in zip(names, counts, strict=True)}
-            lines.append(Line(part=part, stage=stage, cost=cost, **sums))
-        return lines
+        names = Line.__struct_fields__
+        sums = ", ".join(f"ifnull(sum({name}), 0)" for name in names[4:-1])
+        query = f"SELECT label, count(*), sum(failure != ''), {sums}, sum(cost) FROM replies GROUP BY label ORDER BY label"
+        rows = [(*label.partition("/")[::2], *counts) for label, *counts in self._rows(query)]
+        return [Line(**dict(zip(names, row, strict=True))) for row in rows]
 
     def failures(self) -> dict[str, int]:
         """How many requests failed, by type."""
@@ -350,11 +344,11 @@ class ReplyCache:
 
     def forget_failures(self) -> int:
         """Drop the rows of failed requests, so that they are asked again; gives how many."""
-        return self.database.execute("DELETE FROM replies WHERE failure != ''").rowcount
+        return self._delete("failure != ''")
 
     def count(self) -> int:
         """How many rows there are, failures included."""
-        return int(self._rows("SELECT count(*) FROM replies")[0][0])
+        return int(self._rows("SELECT n FROM counted")[0][0])
 
     def answered(self, model: str) -> bool:
         """Whether a model has ever replied."""
