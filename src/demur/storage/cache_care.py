@@ -109,7 +109,9 @@ def _rows(pages: Pages, usable: int) -> Rows:
     rows: dict[bytes, tuple[Any, ...]] = {}
     for page in pages.values():
         for record in _records(page, pages, usable):
-            whole = len(record) == ROW.count("?") and isinstance(record[4], bytes) and zlib.crc32(record[4]) == record[5]
+            whole = (
+                len(record) == ROW.count("?") and isinstance(record[4], bytes) and zlib.crc32(record[4]) == record[5]
+            )
             if whole and (record[0] not in rows or rows[record[0]][-1] < record[-1]):
                 rows[record[0]] = tuple(record)
     return list(rows.values())

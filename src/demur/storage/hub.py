@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from demur.errors import UserError
 from demur.records import digest, encode
@@ -17,16 +16,8 @@ SPEC = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?:(?P<file
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 
-class Wanted(NamedTuple):
-    """One part of a specification."""
-
-    repo: str
-    revision: str | None
-    file: str
-
-
-def parse(spec: str) -> list[Wanted]:
-    """The files that a specification names, several parted by commas.
+def parse(spec: str) -> list[tuple[str, str | None, str]]:
+    """Repository, revision and file of each part of a specification; commas part them.
 
     Raises:
         UserError: it names no file of a data set.
@@ -39,7 +30,7 @@ def parse(spec: str) -> list[Wanted]:
                 f"hub: '{part.strip()}' names no file. Write owner/name:FILE or owner/name@REVISION:FILE, FILE as it is called "
                 f"there (* stands for anything), ending in {', '.join(READERS)}."
             )
-        found.append(Wanted(match["repo"], match["revision"], match["file"]))
+        found.append((match["repo"], match["revision"], match["file"]))
     return found
 
 
@@ -79,13 +70,16 @@ def fetch(spec: str) -> Path:
     Raises:
         UserError: the hub has no such file, cannot be reached, or wants a login.
     """
-    found = [(one, _files(one, local=True) or _files(one, local=False)) for one in parse(spec)]
-    if lacking := [one for one, files in found if not files]:
-        raise UserError(f"the hub gave no {lacking[0].file} of {lacking[0].repo}.")
-    return _joined(spec, [path for _, files in found for path in files])
+    found = []
+    for one in parse(spec):
+        files = _files(one, local=True) or _files(one, local=False)
+        if not files:
+            raise UserError(f"the hub gave no {one[2]} of {one[0]}.")
+        found += files
+    return _joined(spec, found)
 
 
-def _files(wanted: Wanted, *, local: bool) -> list[Path]:
+def _files(wanted: tuple[str, str | None, str], *, local: bool) -> list[Path]:
     """The files in the hub's cache, fetched first unless `local`; none where some of them are missing."""
     try:
         from huggingface_hub import snapshot_download

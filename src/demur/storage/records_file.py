@@ -12,7 +12,7 @@ import os
 import tempfile
 import weakref
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import cache
 from operator import attrgetter, eq
@@ -140,7 +140,7 @@ def project(path: Path, kind: type, *fields: str) -> Iterator[tuple[Any, ...]]:
     Raises:
         UserError: a line is no such record; the message names file and line.
     """
-    decoder, pick = _projection(kind, fields)
+    decoder, pick, alone = msgspec.json.Decoder(_reduced(kind, fields)), attrgetter(*fields), len(fields) == 1
     with path.open("rb", buffering=BUFFER) if path.is_file() else nullcontext(()) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -148,19 +148,11 @@ def project(path: Path, kind: type, *fields: str) -> Iterator[tuple[Any, ...]]:
                     found = decoder.decode(line)
                 except msgspec.DecodeError as error:
                     raise UserError(f"{path}:{number}: not a {kind.__name__}: {error}") from None
-                yield pick(found)
+                yield (pick(found),) if alone else pick(found)
 
 
 @cache
-def _projection(
-    kind: type, fields: tuple[str, ...]
-) -> tuple[msgspec.json.Decoder[Any], Callable[[Any], tuple[Any, ...]]]:
-    """A decoder of these fields alone, and what makes a tuple of them."""
-    pick: Any = attrgetter(*fields)
-    return msgspec.json.Decoder(_reduced(kind, fields)), pick if len(fields) > 1 else lambda found: (pick(found),)
-
-
-def _reduced(kind: type, fields: Iterable[str]) -> type:
+def _reduced(kind: type, fields: tuple[str, ...]) -> type[Any]:
     """A record with fewer fields, of the same types and defaults."""
     heads: dict[str, list[str]] = {}
     for field in fields:
@@ -171,7 +163,7 @@ def _reduced(kind: type, fields: Iterable[str]) -> type:
     for head, inner in heads.items():
         own: Any = known[head]
         default = {"default": own.default, "default_factory": own.default_factory}
-        made.append((head, _reduced(own.type, inner) if inner else own.type, msgspec.field(**default)))
+        made.append((head, _reduced(own.type, tuple(inner)) if inner else own.type, msgspec.field(**default)))
     return msgspec.defstruct(f"{kind.__name__}Fields", made, kw_only=True, gc=False)
 
 

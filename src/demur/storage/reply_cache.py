@@ -334,7 +334,9 @@ class ReplyCache:
         """What was asked and spent, by label."""
         names = Line.__struct_fields__
         sums = ", ".join(f"ifnull(sum({name}), 0)" for name in names[4:-1])
-        query = f"SELECT label, count(*), sum(failure != ''), {sums}, sum(cost) FROM replies GROUP BY label ORDER BY label"
+        query = (
+            f"SELECT label, count(*), sum(failure != ''), {sums}, sum(cost) FROM replies GROUP BY label ORDER BY label"
+        )
         rows = [(*label.partition("/")[::2], *counts) for label, *counts in self._rows(query)]
         return [Line(**dict(zip(names, row, strict=True))) for row in rows]
 
