@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,11 +15,14 @@ from typing import Any
 import pytest
 from tests.made import exit_code, gathered
 
+from demur.interfaces import Request
 from demur.judge import open_judge
 from demur.judge.code import extract
 from demur.judge.maths import final_answer
-from demur.records import Prompt, Trace, read_jsonl
-from demur.thinking import CLOSE, join, traced
+from demur.models.config import as_model
+from demur.models.open import open_model
+from demur.records import Message, Prompt, Sampling, Trace, read_jsonl
+from demur.thinking import CLOSE, FILED_AGAIN, join, traced
 
 Body = dict[str, Any]
 
@@ -111,22 +116,82 @@ def test_a_closed_thinking_that_the_template_deletes_is_no_result(
     assert "continue_final_message is set" in capfd.readouterr().err
 
 
-def test_a_template_that_opens_the_thinking_is_learnt_and_what_was_truncated_filed_again(tmp_path: Path) -> None:
-    """Every other reply is cut before it closes a thinking whose opening stands in a template that nobody sees."""
+WONDER = "They want harm. " * 30
+CUT, WHOLE = said(WONDER, "length"), said(f"It harms.\n{CLOSE}\n\n{REFUSED}")
+APART, PLAIN = said(REFUSED, reasoning_content="It harms."), said(REFUSED)
+AGAIN = "without tags filed again as thinking: the server's template opens it"
+
+
+@pytest.mark.parametrize(
+    ("others", "first", "bare", "outcome"),
+    [
+        (WHOLE, False, CUT, "cut_in_thinking"),  # nobody sees the template, but the others close what they did not open
+        (WHOLE, True, CUT, "cut_in_thinking"),
+        (WHOLE, False, said(WONDER), "malformed"),  # the end token stands inside the thinking
+        (APART, False, CUT, "cut_in_thinking"),  # a server that takes thinking apart, where there is a closing tag
+        (PLAIN, False, CUT, "cut_in_answer"),
+        (said(join("It harms.", REFUSED)), False, CUT, "cut_in_answer"),
+    ],
+)
+def test_a_template_that_opens_the_thinking_is_learnt_and_what_has_no_tags_filed_again(
+    others: tuple[int, Body], first: bool, bare: tuple[int, Body], outcome: str, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     turns: dict[str, int] = {}
 
     def reply(body: Body) -> tuple[int, Body]:
-        question = body["messages"][-1]["content"]
-        number = turns.setdefault(question, len(turns))
-        return said("They want harm " * 30, "length") if number % 2 == 0 else said(f"It harms.\n{CLOSE}\n\n{REFUSED}")
+        number = turns.setdefault(body["messages"][-1]["content"], len(turns))
+        time.sleep(0.3 * (number % 2 == first))
+        return others if number % 2 else bare
 
-    with answering(reply) as (url, _):
+    with answering(reply) as (url, asked):
+        assert evaluated(url, tmp_path) == 0
+    found = [one for one in traces_of(tmp_path) if WONDER in one.raw]
+    assert len(found) == 4 == len(asked) - 4
+    assert {one.outcome for one in found} == {outcome}
+    again = outcome != "cut_in_answer"
+    assert {one.answer is None for one in found} == {FILED_AGAIN in one.notes for one in found} == {again}
+    assert (f"4 replies {AGAIN}" in capfd.readouterr().out) == again
+    assert (f"4 replies {AGAIN}" in (tmp_path / "summary.md").read_text()) == again
+
+
+@pytest.mark.parametrize(
+    ("told", "outcome", "note"),
+    [(WHOLE, "cut_in_thinking", FILED_AGAIN), (PLAIN, "cut_in_answer", ""), (CUT, "cut_in_answer", "cannot be told")],
+)
+def test_where_all_replies_are_truncated_one_short_question_tells(
+    told: tuple[int, Body], outcome: str, note: str, tmp_path: Path
+) -> None:
+    with answering(lambda body: told if "one and one" in str(body) else CUT) as (url, asked):
         assert evaluated(url, tmp_path) == 0
     found = traces_of(tmp_path)
-    cut = [one for one in found if one.finish == "length"]
-    assert 0 < len(cut) < len(found) == 8
-    assert {(one.outcome, one.answer, one.opened_by) for one in cut} == {("cut_in_thinking", None, "prompt")}
-    assert {one.outcome for one in found if one not in cut} == {"complete"}
+    assert len(found) == 8 == len(asked) - 1
+    assert {(one.outcome, note in " ".join(one.notes)) for one in found} == {(outcome, True)}
+
+
+def test_a_model_that_does_not_think_is_waited_for_no_longer_than_eight_replies() -> None:
+    gate, late = threading.Event(), list[bool]()
+
+    def reply(body: Body) -> tuple[int, Body]:
+        if "late" in str(body["messages"]):
+            late.append(gate.wait(5))
+        return PLAIN
+
+    async def asking(url: str) -> int:
+        prompts = [Prompt(text=f"{i} late" if i > 7 else f"{i}", intent="benign") for i in range(10)]
+        turns = [(Message(role="user", content=prompt.text),) for prompt in prompts]
+        requests = [Request(messages=m, sampling=Sampling(), prompt=p) for m, p in zip(turns, prompts, strict=True)]
+        count = 0
+        async with open_model(as_model({"url": url, "model": "m"})) as model:
+            async for _ in model.answers(requests):
+                count += 1
+                if count == 8:
+                    gate.set()
+        return count
+
+    with answering(reply) as (url, _):
+        assert asyncio.run(asking(url)) == 10
+    assert late == [True, True]
 
 
 def test_no_request_holds_stop_strings_and_thinking_that_eats_the_budget_is_told(

@@ -27,6 +27,8 @@ class Flow(NamedTuple):
     traces: RecordFile[Trace]
     failures: RecordFile[Failure]
     verdicts: RecordFile[Verdict]
+    filed_again: int = 0
+    """Replies without tags that others showed to be thinking."""
 
 
 async def ask_and_judge(
@@ -73,7 +75,7 @@ async def ask_and_judge(
     reading = (_judge(who, queue, flow.verdicts) for who, queue in zip(judges, queues, strict=True))
     await together(ask(), *reading)
     parsed.require()
-    return flow
+    return flow._replace(filed_again=parsed.filed_again)
 
 
 async def _judge(who: Judge, queue: asyncio.Queue[Trace | None], verdicts: RecordFile[Verdict]) -> None:
@@ -125,7 +127,7 @@ def in_order(flow: Flow, asked: Iterable[str]) -> Flow:
     who = numbers(names.index((verdict.judge, verdict.part)) for verdict in said)
     place = Places(row.id for row in traces.seen_as(_Reply)).of(verdict.trace for verdict in said)
     failures = flow.failures.taken(by_prompt(flow.failures.seen_as(_Reply)))
-    return Flow(traces, failures, flow.verdicts.taken(np.lexsort((who, place))))
+    return Flow(traces, failures, flow.verdicts.taken(np.lexsort((who, place))), flow.filed_again)
 
 
 async def together(*work: Coroutine[Any, Any, None]) -> None:

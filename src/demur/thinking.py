@@ -32,6 +32,8 @@ UNPARSED = 0.05
 """Share of a model's replies with an unparsed mark above which its run stops."""
 AS_TEXT = "marks of thinking are text, as declared"
 """The note of a trace whose model is declared to write none: `thinking: none`."""
+FILED_AGAIN = "filed again as thinking: this server's template opens it"
+"""The note of a trace without tags that other replies of its model show to be thinking."""
 
 
 class Marks(NamedTuple):
@@ -248,11 +250,14 @@ class Parsed:
 
     def __init__(self) -> None:
         self._replies: Counter[str] = Counter()
+        self.filed_again = 0
+        """How many were filed again as thinking, by what others showed."""
         self._marked: dict[str, Counter[str]] = {}
 
     def add(self, trace: Trace) -> None:
         """Look at a reply."""
         self._replies[trace.model] += 1
+        self.filed_again += FILED_AGAIN in trace.notes
         if AS_TEXT not in trace.notes and (mark := unparsed(trace.answer or "")):
             self._marked.setdefault(trace.model, Counter())[mark] += 1
 

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from yarl import URL
 
 from demur import thinking
 from demur.errors import UserError, WorkError, scrubbed
-from demur.interfaces import Request
+from demur.interfaces import Request, Requests
 from demur.models import wire
-from demur.models.answering import Answering, asked, record
+from demur.models.answering import Answering, answered, asked, record
 from demur.models.chat_format import ChatFormat
 from demur.models.config import Remote
 from demur.models.limiter import Address, Health, Limiter
@@ -37,6 +37,8 @@ BACKOFF = (0.5, 30.0)
 """Seconds of the first pause between tries, and of the longest."""
 QUEUE = 120.0
 """Seconds that a request may wait in the server beside the time that it takes to write."""
+WAITING = 8
+"""Whole replies without any tag that wait at most: a model of which so many came does not think."""
 SAMPLED = ("temperature", "top_p", "top_k", "seed")
 
 
@@ -59,7 +61,9 @@ class RemoteModel(Answering):
         self._urls = {url: URL(url + self._path) for url in urls}
         self._refused = 0
         self._served: str | None = None
-        self._opens = config.opens_thinking
+        self._shown: set[str] = set()
+        """Who opened the thinking of its replies: `opened` by the template, `own` by the model, `apart` by the server, `plain`: none."""
+        self._thinks: bool | None = None
         self.width = config.in_flight * len(urls)
         self.identity = config.weights or (
             f"{name}@{config.revision}" if config.revision else f"{name} at {config.where}"
@@ -91,35 +95,71 @@ class RemoteModel(Answering):
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply to one request."""
-        reply = await self._reply(request, fresh)
-        found = self._record(request, reply)
-        if isinstance(found, Trace) and self._opens is None and self._template is None and not request.sampling.prefill:
-            if found.outcome == "cut_in_answer" and found.thinking is None:
-                return await self._filed_again(request, reply, found)
-            self._learn(found)
+        found = await self._answer(request, fresh)
+        if isinstance(found, Trace) and self._unclear(found):
+            await self._probe([found])
+            return self._filed(found)
         return found
 
-    def _record(self, request: Request, reply: Reply) -> Trace | Failure:
+    async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
+        """As replies come. A text without tags waits until others show whether a template that nobody sees opens the thinking."""
+        whole, cut = list[Trace](), list[Trace]()
+        async with aclosing(answered(requests, self._answer, limit=self.width)) as results:
+            async for found in results:
+                if not isinstance(found, Trace) or not self._unclear(found):
+                    yield found
+                else:
+                    (cut if found.truncated else whole).append(found)
+                opened = "opened" in self._shown
+                if opened or self._shown - {"plain"} or len(whole) >= WAITING:
+                    self._thinks = opened
+                    for one in whole:
+                        yield self._filed(one)
+                    whole.clear()
+                if opened:
+                    for one in cut:
+                        yield self._filed(one)
+                    cut.clear()
+        await self._probe(cut)
+        for one in (*whole, *cut):
+            yield self._filed(one)
+
+    async def _answer(self, request: Request, fresh: bool = False) -> Trace | Failure:
+        reply = await self._reply(request, fresh)
         opened, family = self._opened(request), self._config.thinking
-        return record(request, reply, model=self.identity, opened=opened, family=family)
+        found = record(request, reply, model=self.identity, opened=opened, family=family)
+        if isinstance(found, Trace) and found.answer is not None:
+            own = {"prompt": "opened", "model": "apart" if reply.reasoning else "own", None: "plain"}[found.opened_by]
+            self._shown |= {own} if own != "plain" or found.finish == "stop" else set()
+        return found
 
-    def _learn(self, found: Trace) -> None:
-        """A whole reply shows whether the template, which we do not see, opens the thinking."""
-        if found.finish == "stop" and found.outcome in ("complete", "no_thinking"):
-            self._opens = found.opened_by == "prompt"
+    def _unclear(self, found: Trace) -> bool:
+        """Whether a text without tags may have begun inside a thinking that a template opened."""
+        config = self._config
+        seen = config.opens_thinking is not None or self._template or config.thinking == "none"
+        bare = found.thinking is None and found.outcome in ("no_thinking", "cut_in_answer")
+        return bare and not seen and not found.sampling.prefill and (found.truncated or self._thinks is not False)
 
-    async def _filed_again(self, request: Request, reply: Reply, found: Trace) -> Trace | Failure:
-        """A truncated text without any tag is thinking where the template opens it: one short question tells, if no reply did."""
+    async def _probe(self, cut: list[Trace]) -> None:
+        """Where nothing but truncated texts came, ask one short question: its reply is whole."""
+        if not cut or self._shown:
+            return
         turn = (Message(role="user", content="What is one and one?"),)
-        sampling = Sampling(temperature=request.sampling.temperature, max_tokens=max(2048, request.sampling.max_tokens))
-        probe = Request(messages=turn, sampling=sampling, prompt=Prompt(text=turn[0].content, intent="benign"))
-        told = self._record(probe, await self._reply(probe, False))
-        if isinstance(told, Trace):
-            self._learn(told)
-        if self._opens is None:
-            note = "whether this text is thinking cannot be told: declare opens_thinking"
-            return msgspec.structs.replace(found, id="", notes=(*found.notes, note))
-        return self._record(request, reply)
+        drawn = cut[0].sampling
+        sampling = Sampling(temperature=drawn.temperature, max_tokens=max(2048, drawn.max_tokens))
+        await self._answer(Request(messages=turn, sampling=sampling, prompt=Prompt(text=turn[0].content, intent="benign")))
+
+    def _filed(self, found: Trace) -> Trace:
+        """A text without tags by what the model's other replies show."""
+        shown, notes = self._shown, found.notes
+        if "opened" in shown or (found.truncated and "apart" in shown and "plain" not in shown):
+            parts = thinking.split(found.raw, finish=found.finish, opened=True, family=self._config.thinking)
+            changed = thinking.fields(parts) | {"notes": (*notes, thinking.FILED_AGAIN)}
+            return msgspec.structs.replace(found, id="", tokens_thinking=found.tokens_out, **changed)
+        if found.truncated and not shown:
+            notes += ("whether this text is thinking cannot be told: declare opens_thinking",)
+            return msgspec.structs.replace(found, id="", notes=notes)
+        return found
 
     # -- one request --------------------------------------------------------------------------------------------------
 
@@ -176,8 +216,8 @@ class RemoteModel(Answering):
 
     def _opened(self, request: Request) -> bool | None:
         """Whether what was sent ended inside an opened thinking; `None`: by the text."""
-        if self._opens is not None:
-            return self._opens
+        if self._config.opens_thinking is not None:
+            return self._config.opens_thinking
         return thinking.opens_thinking(self._prompt(request.messages)) if self._template else None
 
     # -- trying -------------------------------------------------------------------------------------------------------

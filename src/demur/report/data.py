@@ -91,6 +91,8 @@ class Report(Record, frozen=True, kw_only=True):
     corrected: tuple[Correction, ...] = ()
     alike: dict[str, int] = {}
     """Evaluations in which all samples of a prompt are the same -> its prompts."""
+    filed_again: int = 0
+    """Replies without tags that others showed to be thinking."""
     mixes: dict[str, list[dict[str, Any]]] = {}
     published: dict[str, float] = {}
     """The paper's numbers: `ARM|BENCH|ATTACK|METRIC` -> share."""
@@ -174,6 +176,7 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
         judges=notes((column.judge for column in columns), corrected),
         corrected=corrected,
         alike=alike(run.evaluations),
+        filed_again=sum(e.stage.manifest.summary.get("filed_again", 0) for e in run.evaluations if e.stage),
         mixes=training.mixes(run),
         published=published(run.study, found),
         stages={stage.manifest.name: stage.manifest.fingerprint for stage in run.stages},
