@@ -113,7 +113,7 @@ def generate(asked: Asked) -> Result:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from demur.models.gguf import converted
+    from demur.models.checkpoint import converted
 
     torch.set_num_threads(1)
     folder = converted(asked.model)

@@ -357,7 +357,7 @@ def child(name: str, base: Path, steps: int, dpo: bool) -> None:
 
 
 def measure(given: argparse.Namespace) -> dict[str, list[Result]]:
-    from demur.models.gguf import converted
+    from demur.models.checkpoint import converted
     from demur.testing.base import make_base
 
     names = PREFERENCE if given.dpo else CONTENDERS

@@ -259,13 +259,17 @@ def test_contents_of_typed_parts() -> None:
         {"type": "reasoning", "text": "T"},
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "T"}]},
     ):
-        assert from_parts([thought, text]) == ("T", "A")
-    assert from_parts([text, {"type": "text", "text": None}, "B", 7, {"type": "image_url"}]) == (None, "AB")
-    assert from_parts([{"type": "text", "text": {"value": "A"}}]) == (None, "A")
+        assert from_parts([thought, text]) == ("T", "A", [])
+    found = from_parts([text, {"type": "text", "text": None}, "B", None, 7, {"type": "image_url"}])
+    assert found == (None, "AB", ["int", "image_url"])
+    assert from_parts([{"type": "text", "text": {"value": "A"}}]) == (None, "A", [])
+    assert from_parts([{"type": "redacted_thinking", "data": "x"}]) == (None, None, ["redacted_thinking"])
     deep: object = "x"
     for _ in range(50):
         deep = [deep]
-    assert from_parts([{"type": "thinking", "thinking": deep}]) == ("", None)
+    for odd in (deep, 7, {"a": 1}):
+        with pytest.raises(ValueError, match="no text"):
+            from_parts([{"type": "thinking", "thinking": odd}])
 
 
 def reply(raw: str, *, finish: Finish = "stop", model: str = "m", number: int = 0) -> Trace:

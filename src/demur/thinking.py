@@ -80,6 +80,9 @@ _LOOKS_LIKE = re.compile(
     r"\AHere is my thought process:",
     re.IGNORECASE,
 )
+_TEXTUAL = re.compile(r"str|NoneType|(?!redacted)(\w+_)?(text|thinking|reasoning|thought)s?")
+_TEXTS = ("thinking", "reasoning", "text", "summary", "content", "value")
+"""Types of the parts of a message that hold text, and where they hold it."""
 _CODE = re.compile(r"^ {0,3}(`{3,}(?=[^`\n]*$)|~{3,})([^\n]*)$|(`+)|\n", re.MULTILINE)
 _QUOTED = re.compile(r"(?:^|[^\w.,!?…])[\"'“‘„«][\"'”’“»]\Z")
 """What stands around a mark in quotation marks: one that opens, one that closes."""
@@ -205,26 +208,37 @@ def from_fields(
     return join(thinking, parts.answer), Split(thinking, parts.answer, outcome, "model")
 
 
-def from_parts(content: Sequence[Any]) -> tuple[str | None, str | None]:
-    """Reasoning and content of a message whose content is a list of typed parts; `None` where there is no such part."""
+def from_parts(content: Sequence[Any]) -> tuple[str | None, str | None, list[str]]:
+    """Reasoning and content of a message whose content is a list of typed parts, and the types of parts that are neither.
+
+    Reasoning and content are `None` where there is no such part.
+
+    Raises:
+        ValueError: the text of a part is no text.
+    """
     found: dict[bool, list[str]] = {True: [], False: []}
+    others = []
     for part in content:
-        kind = str(part.get("type") or "text") if isinstance(part, Mapping) else "text"
-        found["think" in kind or "reason" in kind].append(_text(part))
-    thinking, answer = ("".join(texts) if texts else None for texts in (found[True], found[False]))
-    return thinking, answer
+        kind = str(part.get("type") or "text") if isinstance(part, Mapping) else type(part).__name__
+        if _TEXTUAL.fullmatch(kind):
+            found["think" in kind or "reason" in kind].append(_text(part))
+        else:
+            others.append(kind)
+    thinking, answer = (
+        between.join(found[key]) if found[key] else None for key, between in ((True, "\n"), (False, ""))
+    )
+    return thinking, answer, others
 
 
-def _text(part: Any, depth: int = 4) -> str:
+def _text(part: Any, depth: int = 8) -> str:
     """The text in a part: a string, a list of parts, or a mapping that holds either."""
-    if isinstance(part, Mapping):
-        part = next(
-            (part[key] for key in ("thinking", "reasoning", "text", "summary", "content", "value") if part.get(key)), ""
-        )
-        return _text(part, depth - 1) if depth else ""
-    if isinstance(part, list):
-        return "".join(_text(item, depth - 1) for item in part) if depth else ""
-    return part if isinstance(part, str) else ""
+    if part is None or isinstance(part, str):
+        return part or ""
+    if isinstance(part, Mapping) and depth and (keys := [key for key in _TEXTS if key in part]):
+        return _text(next((part[key] for key in keys if part[key]), None), depth - 1)
+    if isinstance(part, list) and depth:
+        return "".join(_text(item, depth - 1) for item in part)
+    raise ValueError("a part whose text is no text")
 
 
 def opens_thinking(prompt: str) -> bool:

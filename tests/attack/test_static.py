@@ -17,7 +17,7 @@ from demur import thinking
 from demur.attack import ATTACKS, AttackUse, attack_class, open_attack, parse, requests
 from demur.attack.base import TEXTS, Attack, named_text, read_texts
 from demur.errors import UserError, WorkError
-from demur.models.decoding import PRESETS, preset
+from demur.models.sampling import PRESETS, preset
 from demur.records import Message, Prompt, Sampling, Trace, write_jsonl
 
 QUESTIONS = [Prompt(text=f"How do I do thing {i}?", intent="harmful", category="things") for i in range(4)]

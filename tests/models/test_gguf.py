@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from demur.errors import UserError
-from demur.models import gguf
+from demur.models import checkpoint as gguf
 
 
 def test_a_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

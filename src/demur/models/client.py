@@ -69,8 +69,6 @@ class RemoteModel(Answering):
             f"{name}@{config.revision}" if config.revision else f"{name} at {config.where}"
         )
 
-    # -- what a model is --------------------------------------------------------------------------------------------
-
     def check(self, sampling: Sampling) -> None:
         """Raise `UserError` for what this server, as declared, cannot do and what must not be left out."""
         config, where = self._config, self._config.where
@@ -147,7 +145,9 @@ class RemoteModel(Answering):
         turn = (Message(role="user", content="What is one and one?"),)
         drawn = cut[0].sampling
         sampling = Sampling(temperature=drawn.temperature, max_tokens=max(2048, drawn.max_tokens))
-        await self._answer(Request(messages=turn, sampling=sampling, prompt=Prompt(text=turn[0].content, intent="benign")))
+        await self._answer(
+            Request(messages=turn, sampling=sampling, prompt=Prompt(text=turn[0].content, intent="benign"))
+        )
 
     def _filed(self, found: Trace) -> Trace:
         """A text without tags by what the model's other replies show."""
@@ -160,8 +160,6 @@ class RemoteModel(Answering):
             notes += ("whether this text is thinking cannot be told: declare opens_thinking",)
             return msgspec.structs.replace(found, id="", notes=notes)
         return found
-
-    # -- one request --------------------------------------------------------------------------------------------------
 
     async def _reply(self, request: Request, fresh: bool) -> Reply:
         """The stored reply of a request, or a new one."""
@@ -219,8 +217,6 @@ class RemoteModel(Answering):
         if self._config.opens_thinking is not None:
             return self._config.opens_thinking
         return thinking.opens_thinking(self._prompt(request.messages)) if self._template else None
-
-    # -- trying -------------------------------------------------------------------------------------------------------
 
     async def _try(self, data: bytes, key: bytes, limit: int) -> Reply:
         """Ask until there is a reply, or it is clear that there will be none.

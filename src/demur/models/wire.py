@@ -128,32 +128,13 @@ def _words(value: Any, notes: list[str]) -> tuple[str | None, str]:
         return value, ""
     if not isinstance(value, list):
         raise Unreadable(f"content that is no text: {excerpt(str(value)[: 4 * SHOWN].encode('utf-8', 'replace'))}")
-    text: list[str] = []
-    thought: list[str] = []
-    for part in value:
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        if kind in ("thinking", "reasoning"):
-            thought.append(_inner(next((part[k] for k in ("thinking", "reasoning", "text") if part.get(k)), "")))
-        elif kind in ("text", "output_text"):
-            text.append(_inner(part))
-        else:
-            notes.append(f"a part of type {excerpt(str(kind)[:40].encode('utf-8', 'replace'))} was left out")
-    return "".join(text), "\n".join(thought)
-
-
-def _inner(value: Any) -> str:
-    """The text of a part, which may be a list of parts itself."""
-    if isinstance(value, dict):
-        value = value.get("text")
-    if isinstance(value, list) and not any(isinstance(item, list) for item in value):
-        return "".join(item if isinstance(item, str) else _plain(_mapping(item).get("text")) for item in value)
-    return _plain(value)
-
-
-def _plain(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    raise Unreadable("a content part whose text is no text")
+    try:
+        thought, text, others = thinking.from_parts(value)
+    except ValueError as error:
+        raise Unreadable(f"{error}") from None
+    shown = (excerpt(kind[:40].encode("utf-8", "replace")) for kind in others)
+    notes += [f"a part of type {kind} was left out" for kind in shown]
+    return text or "", thought or ""
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from demur.distil.strategy import load as load_strategy
 from demur.errors import UserError, unknown
 from demur.judge import requires_model
 from demur.mix.settings import ShareSettings
-from demur.models.decoding import PRESETS
+from demur.models.sampling import PRESETS
 from demur.pipeline.build import Builder
 from demur.pipeline.dag import ordered
 from demur.pipeline.stage import Stage, Use

@@ -66,7 +66,7 @@ class Arm(Strict):
     repair: RepairSettings | None = None
     """Repair the safety traces first, such as `{with: [trim, align, drop]}`."""
     decoding: str | Intervention | None = None
-    """A defence by decoding alone: zero, less or primer (`models/decoding.py`), or {cue, insert}: a reminder in mid-thinking."""
+    """A defence by decoding alone: zero, less or primer (`models/sampling.py`), or {cue, insert}: a reminder in mid-thinking."""
     train: dict[str, Any] = {}
     """Training settings in which this arm differs from the study's."""
     seeds: tuple[int, ...] | None = None

@@ -187,15 +187,15 @@ def _turn(turn: Any) -> Message:
         raise OddRow(f"a turn of role {said!r}{' with tool calls' if role else ''}")
     content = turn.get("content", turn.get("value"))
     pieces = content if isinstance(content, list) else [content or ""]
-    for piece in pieces:
-        kind = str(piece.get("type") or "text") if isinstance(piece, Mapping) else type(piece).__name__
-        if not re.fullmatch(r"str|NoneType|(\w+_)?(text|thinking|reasoning)", kind):
-            raise OddRow(f"a part of type {kind!r}")
-    thought, content = thinking.from_parts(pieces)
-    apart = next(
-        (turn[name] for name in ("reasoning_content", "reasoning", "thinking") if not empty(turn.get(name))), None
-    )
-    thought = "\n\n".join(filter(None, (thinking.from_parts([{"type": "thinking", "thinking": apart}])[0], thought)))
+    apart = [turn[name] for name in ("reasoning_content", "reasoning", "thinking") if not empty(turn.get(name))][:1]
+    try:
+        thought, content, others = thinking.from_parts(pieces)
+        before, _, _ = thinking.from_parts([{"type": "thinking", "thinking": apart}])
+    except ValueError as error:
+        raise OddRow(f"{error}") from None
+    if others:
+        raise OddRow(f"a part of type {others[0]!r}")
+    thought = "\n\n".join(filter(None, (before, thought)))
     return Message(
         role=role, content=thinking.from_fields(thought, content)[0] if role == "assistant" else content or ""
     )

@@ -100,7 +100,9 @@ def notes(report: Report) -> list[str]:
     text += [f"{judge}: {note}" for judge, note in report.judges.items()]
     text += [*_missing(report), *_no_answer(report), *_wide(found), *_replies(report)]
     if again := report.filed_again:
-        text.append(f"{again:,} repl{'y' if again == 1 else 'ies'} without tags filed again as thinking: the server's template opens it")
+        text.append(
+            f"{again:,} repl{'y' if again == 1 else 'ies'} without tags filed again as thinking: the server's template opens it"
+        )
     text += [f"{at}: this server's samples do not differ; the replies to a prompt count once" for at in report.alike]
     for a in report.agreement:
         kappa = format.number(a.kappa, "count", digits=2)

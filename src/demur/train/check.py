@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from demur.errors import CheckFailed
-from demur.models.gguf import converted
+from demur.models.checkpoint import converted
 from demur.records import Example, ExamplePart, Origin
 from demur.train.render import IGNORED, Dropped, Rendered, Renderer
 from demur.train.settings import TrainSettings

@@ -21,7 +21,7 @@ from typing import Any
 
 from demur.errors import WorkError
 from demur.interfaces import Progress, quiet
-from demur.models.gguf import converted
+from demur.models.checkpoint import converted
 from demur.records import read_jsonl, write_jsonl
 from demur.storage.artifacts import atomic_write
 from demur.train import batches, checkpoints, distributed

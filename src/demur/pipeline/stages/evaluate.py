@@ -21,9 +21,8 @@ from demur.generate import ask_and_judge, in_order
 from demur.interfaces import Ask, Model
 from demur.judge.base import require
 from demur.models.config import Local, ModelConfig, as_model
-from demur.models.decoding import preset
 from demur.models.requires import Requires
-from demur.models.sampling import SamplingSettings
+from demur.models.sampling import SamplingSettings, preset
 from demur.pipeline.stage import (
     CHARACTERS,
     UNKNOWN_PROMPT,
