@@ -119,7 +119,7 @@ def test_a_closed_thinking_that_the_template_deletes_is_no_result(
 WONDER = "They want harm. " * 30
 CUT, WHOLE = said(WONDER, "length"), said(f"It harms.\n{CLOSE}\n\n{REFUSED}")
 APART, PLAIN = said(REFUSED, reasoning_content="It harms."), said(REFUSED)
-AGAIN = "without tags filed again as thinking: the server's template opens it"
+AGAIN = "replies filed again as cut in the thinking, since the server's template opens it: 4"
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_a_template_that_opens_the_thinking_is_learnt_and_what_has_no_tags_filed
     assert {one.outcome for one in found} == {outcome}
     again = outcome != "cut_in_answer"
     assert {one.answer is None for one in found} == {FILED_AGAIN in one.notes for one in found} == {again}
-    assert (f"4 replies {AGAIN}" in capfd.readouterr().out) == again
-    assert (f"4 replies {AGAIN}" in (tmp_path / "summary.md").read_text()) == again
+    assert (AGAIN in capfd.readouterr().out) == again
+    assert (AGAIN in (tmp_path / "summary.md").read_text()) == again
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from demur.report import training
 from demur.report.agreement import Agreement, Crossing, agreement, crossing
 from demur.report.depth import depth
 from demur.report.details import details
-from demur.report.metrics import Column, alike, averages, cells, headlines, results
+from demur.report.metrics import Column, averages, cells, headlines, remarks, results
 from demur.report.patterns import PatternRate, measures, patterns
 from demur.report.published import published
 from demur.report.read import Evaluation, Run, read
@@ -89,10 +89,8 @@ class Report(Record, frozen=True, kw_only=True):
     judges: dict[str, str] = {}
     """What has to be said beside the rates of a judge."""
     corrected: tuple[Correction, ...] = ()
-    alike: dict[str, int] = {}
-    """Evaluations in which all samples of a prompt are the same -> its prompts."""
-    filed_again: int = 0
-    """Replies without tags that others showed to be thinking."""
+    remarks: tuple[str, ...] = ()
+    """What servers do that has to be known beside the numbers."""
     mixes: dict[str, list[dict[str, Any]]] = {}
     published: dict[str, float] = {}
     """The paper's numbers: `ARM|BENCH|ATTACK|METRIC` -> share."""
@@ -175,8 +173,7 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
         agreement=tuple(agreement(run.evaluations)),
         judges=notes((column.judge for column in columns), corrected),
         corrected=corrected,
-        alike=alike(run.evaluations),
-        filed_again=sum(e.stage.manifest.summary.get("filed_again", 0) for e in run.evaluations if e.stage),
+        remarks=tuple(dict.fromkeys(remarks(run.evaluations))),
         mixes=training.mixes(run),
         published=published(run.study, found),
         stages={stage.manifest.name: stage.manifest.fingerprint for stage in run.stages},

@@ -99,11 +99,7 @@ def notes(report: Report) -> list[str]:
     ]
     text += [f"{judge}: {note}" for judge, note in report.judges.items()]
     text += [*_missing(report), *_no_answer(report), *_wide(found), *_replies(report)]
-    if again := report.filed_again:
-        text.append(
-            f"{again:,} repl{'y' if again == 1 else 'ies'} without tags filed again as thinking: the server's template opens it"
-        )
-    text += [f"{at}: this server's samples do not differ; the replies to a prompt count once" for at in report.alike]
+    text += report.remarks
     for a in report.agreement:
         kappa = format.number(a.kappa, "count", digits=2)
         text.append(f"{a.a} and {a.b} agree on the {a.part} of {format.interval(a.same)} % of replies, kappa {kappa}")

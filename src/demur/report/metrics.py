@@ -191,19 +191,19 @@ def headlines(evaluations: Sequence[Evaluation], found: Cells) -> list[Column]:
     return sorted(chosen, key=lambda column: order.index(column.metric))
 
 
-def alike(evaluations: Iterable[Evaluation]) -> dict[str, int]:
-    """Evaluations in which all samples of a prompt are the same, and of how many prompts."""
-    found: dict[str, int] = {}
+def remarks(evaluations: Iterable[Evaluation]) -> Iterator[str]:
+    """What is said of servers: that all samples of a prompt are the same, or that a hidden template opens the thinking."""
     for e in evaluations:
+        at = f"{e.arm}, {e.bench}" + ("" if e.attack == "none" else f" under {e.attack}")
         texts: dict[str, list[int]] = {}
         for row in e.rows:
             if row.text:
                 texts.setdefault(row.prompt, []).append(row.text)
         several = [own for own in texts.values() if len(own) > 1]
         if several and sum(len(set(own)) == 1 for own in several) >= ALIKE * len(several):
-            at = f"{e.arm}, {e.bench}" + ("" if e.attack == "none" else f" under {e.attack}")
-            found[at] = found.get(at, 0) + len(several)
-    return found
+            yield f"{at}: this server's samples do not differ; the replies to a prompt count once"
+        if again := e.stage and e.stage.manifest.summary.get("filed_again"):
+            yield f"{at}: replies filed again as cut in the thinking, since the server's template opens it: {again:,}"
 
 
 def _first_of(evaluation: Evaluation, row: Row) -> Judged | None:

@@ -150,8 +150,7 @@ class Evaluate(Stage[EvaluateSettings]):
         flow.failures.extend(attack.failures)
         asked = [prompt.id for prompt in (*attacked, *(failure.prompt for failure in attack.failures))]
         records: dict[str, Iterable[Any]] = in_order(flow, asked)._asdict() | attack.records
-        if again := records.pop("filed_again"):
-            context.draft.summary["filed_again"] = again
+        context.draft.summary["filed_again"] = records.pop("filed_again")
         if attack.conversations:
             records["turns"] = attack.conversations
             records["turn_verdicts"] = [v for reader in readers async for v in reader.verdicts(attack.conversations)]
