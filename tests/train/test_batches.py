@@ -160,3 +160,30 @@ def test_attention_is_in_the_type_of_the_arithmetic() -> None:
     assert mixed.dtype == torch.bfloat16
     plain, _ = attention.packed_attention(torch.nn.Identity(), query, key, value.float(), None, cu_seq_lens_q=bounds)
     torch.testing.assert_close(mixed.float(), plain, rtol=5e-2, atol=5e-2)
+
+
+def test_float32_masters_take_the_variable_length_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel of a GPU would be called with, over float32 queries and keys as norms leave them."""
+    from torch.nn.attention import varlen
+
+    calls: list[tuple[Any, ...]] = []
+
+    def kernel(*given: Any, **options: Any) -> torch.Tensor:
+        calls.append((*given, options))
+        return torch.empty_like(given[0])
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_has_kernel", lambda device: True)
+    query, key = (torch.randn(1, heads, 8, 16) for heads in (4, 2))
+    value = torch.randn(1, 2, 8, 16, dtype=torch.bfloat16)
+    bounds = torch.tensor([0, 3, 8], dtype=torch.int32)
+    options = {"cu_seq_lens_q": bounds, "max_length_q": 5, "scaling": 0.25}
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = attention.packed_attention(torch.nn.Identity(), query, key, value, None, **options)
+    ((*tensors, first, second, longest, _, how),) = calls
+    assert [(t.dtype, tuple(t.shape)) for t in tensors] == [(torch.bfloat16, (8, n, 16)) for n in (4, 2, 2)]
+    assert (first is bounds, second is bounds, longest, how["scale"]) == (True, True, 5, 0.25)
+    assert (how["window_size"], how["enable_gqa"]) == ((-1, 0), True), "causal, and the key heads are shared"
+    assert (out.dtype, tuple(out.shape)) == (torch.bfloat16, (1, 8, 4, 16))
+    attention.packed_attention(torch.nn.Identity(), query, key, value.float(), None, **options)
+    assert len(calls) == 1, "without arithmetic of 16 bits the rows go one after the other"

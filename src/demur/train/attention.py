@@ -43,7 +43,7 @@ def packed_attention(
         # Norms of queries and keys leave them in float32 over float32 weights; the arithmetic is the values'.
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if query.dtype in (torch.bfloat16, torch.float16) and _has_kernel(query.device):
         return _varlen(query, key, value, bounds, int(options["max_length_q"]), scale), None
     grouped = query.shape[1] != key.shape[1]
     edges = bounds.tolist()
@@ -54,6 +54,10 @@ def packed_attention(
         for a, b in pairwise(edges)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _has_kernel(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _varlen(

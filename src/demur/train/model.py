@@ -15,6 +15,7 @@ import torch
 
 import demur
 from demur.errors import UserError
+from demur.models.local import bfloat16_is_faster
 from demur.storage.artifacts import atomic_write
 from demur.train import attention, distributed, loss
 from demur.train.chat import load_tokenizer
@@ -53,18 +54,21 @@ def place_of(settings: TrainSettings, config: Any) -> Place:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_cuda else torch.device("cpu")
     if on_cuda:
         torch.cuda.set_device(device)
-    fast = on_cuda or (_cpu_bfloat16() and config.get_text_config().hidden_size >= NARROW)
-    precision = settings.dtype if settings.dtype != "auto" else "mixed" if fast else "float32"
+    precision = precision_of(settings, config)
     packed = attention.obstacle(config) is None if settings.packing == "auto" else settings.packing
     if packed:
         attention.require(config)
     return Place(device, torch.bfloat16 if precision == "bfloat16" else torch.float32, precision == "mixed", packed)
 
 
-def _cpu_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices faster than float32 ones."""
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+def precision_of(settings: TrainSettings, config: Any) -> Literal["float32", "mixed", "bfloat16"]:
+    """The precision of weights and arithmetic that `train.dtype` means here; `auto` is measured on a CPU."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    if torch.cuda.is_available() and settings.device != "cpu":
+        return "mixed"
+    width = config.get_text_config().hidden_size
+    return "mixed" if width >= NARROW and bfloat16_is_faster(width) else "float32"
 
 
 def config_of(base: Path | str) -> Any:

@@ -95,9 +95,13 @@ def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
     settings, out = job.settings, Path(job.out)
     torch.set_num_threads(settings.threads)
     transformers.utils.logging.disable_progress_bar()
-    place = models.place_of(settings, models.config_of(job.base))
+    config = models.config_of(job.base)
+    # Measured once, for all processes; a checkpoint of other arithmetic is not gone on from.
+    dtype = distributed.shared(models.precision_of(settings, config))
+    settings = settings.model_copy(update={"dtype": dtype})
+    place = models.place_of(settings, config)
     settings = settings.model_copy(update={"parallel": models.wrapper(job.base, settings, place)})
-    ready = prepare(job)
+    ready = prepare(job._replace(settings=settings))
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     trainer = Trainer(models.ready(job.base, settings, place), ready, settings=settings, place=place, out=out)
@@ -109,12 +113,11 @@ def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
     models.save(trainer.student, base=job.base, folder=out / "model", settings=settings)
     if distributed.rank() > 0:
         return {}
-    arithmetic = "bfloat16" if place.mixed or place.dtype == torch.bfloat16 else "float32"
-    summary = summarise(ready, out, settings) | {"arithmetic": arithmetic}
+    summary = summarise(ready, out, settings) | {"arithmetic": "float32" if dtype == "float32" else "bfloat16"}
     if job.name.endswith(".gguf"):
         summary["notes"] = [*ready.notes, "the base was quantised: its weights are those of the file, in float32"]
     shares = Counter(row.share for row in ready.rendered.rows)
-    models.write_card(out / "model", name=job.name, settings=settings, data=summary | {"shares": shares})
+    models.write_card(out / "model", name=job.name, settings=job.settings, data=summary | {"shares": shares})
     write_jsonl(out / "dropped.jsonl", ready.rendered.dropped)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     tokens = sum(len(row.ids) for row in ready.read())
