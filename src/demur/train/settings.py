@@ -74,8 +74,8 @@ class TrainSettings(Strict):
     template: str = "auto"
     """A family (r1-distill, qwen3, qwq, mini, generic), `auto`, or `tokenizer`: the chat template's own text."""
     dtype: Literal["auto", "float32", "mixed", "bfloat16"] = "auto"
-    """`mixed`: float32 weights, bfloat16 arithmetic. `auto`: mixed on an accelerator, and on a CPU
-    where that is measured to pay; the result says which. With `bfloat16` the weights too are kept in 8 bits of precision: small learning rates are then rounded away."""
+    """`mixed`: float32 weights, bfloat16 arithmetic. `auto`: mixed on an accelerator, and on a CPU where that is measured
+    to pay. With `bfloat16` the weights too are kept in 8 bits of precision: small learning rates are then rounded away."""
     save_dtype: Literal["base", "float32", "bfloat16"] = "base"
     """Precision of the saved weights; `base`: that of the base."""
     packing: bool | Literal["auto"] = connection("auto")
