@@ -107,7 +107,9 @@ def test_a_merge_holds_one_weight_in_float32(tied: bool, chatml_base: Callable[.
     assert live.most < 4 * sum(t.numel() for t in state.values()) / 4
     assert {t.dtype for t in state.values()} == {torch.bfloat16}
     assert ("lm_head.weight" in state) != tied
-    plain = models.ready(base, settings.model_copy(update={"lora": None}), models.place_of(settings, models.config_of(base)))
+    plain = models.ready(
+        base, settings.model_copy(update={"lora": None}), models.place_of(settings, models.config_of(base))
+    )
     before = logits(plain)
     missing = plain.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys
@@ -131,7 +133,9 @@ def test_bfloat16_arithmetic_where_it_is_measured_to_pay(
         found[name] = train(byte_examples, base=chatml_base(), out=tmp_path / name, settings=TINY)
     assert "bfloat16" in found["mixed"]["arithmetic"]
     assert found["float32"]["arithmetic"] == "float32"
-    assert found["mixed"]["fingerprint"] != found["float32"]["fingerprint"], "a checkpoint of the other is not gone on from"
+    assert found["mixed"]["fingerprint"] != found["float32"]["fingerprint"], (
+        "a checkpoint of the other is not gone on from"
+    )
 
 
 def test_the_wrapper_follows_from_what_fits(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
