@@ -70,7 +70,7 @@ def test_tied_weights_are_saved_once_and_the_configuration_says_what_they_are(
     assert AutoConfig.from_pretrained(tmp_path / "out" / "model").dtype == torch.bfloat16
 
 
-class Live(TorchDispatchMode):
+class Live(TorchDispatchMode):  # type: ignore[misc]
     """Counts the bytes of float32 tensors that are alive at the same time."""
 
     def __init__(self) -> None:

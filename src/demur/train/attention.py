@@ -57,7 +57,7 @@ def packed_attention(
 
 
 def _has_kernel(device: torch.device) -> bool:
-    return device.type == "cuda"
+    return bool(device.type == "cuda")
 
 
 def _varlen(
