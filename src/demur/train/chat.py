@@ -11,12 +11,10 @@ import unicodedata
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from demur import thinking
 from demur.errors import CheckFailed, UserError
-from demur.registry import resolve
-from demur.train import TEMPLATES
 
 DATE = datetime(2026, 1, 1, 9)
 """What templates print that ask for the date."""
@@ -38,38 +36,17 @@ class Unfit(Exception):
         self.reason, self.detail = reason, detail
 
 
-class Family(NamedTuple):
-    """One chat format whose reasoning models write the form of `thinking.join`, whatever their template makes of it."""
-
-    name: str
-    marks: tuple[str, ...]
-    """Strings that a template of this family or its prompt holds, all of them; none: never recognised, only named."""
-    absent: tuple[str, ...] = ()
-    """Strings that it does not hold."""
-
-
-R1_DISTILL = Family("r1-distill", ("<｜User｜>", "<｜Assistant｜>"))
-"""DeepSeek-R1 and its distillations on Qwen and Llama. The template deletes the reasoning of every assistant turn."""
-QWEN3 = Family("qwen3", ("<|im_start|>", "enable_thinking"))
-"""The model opens the thinking itself. The template drops the reasoning of turns before the last question."""
-QWQ = Family("qwq", ("<|im_start|>", thinking.OPEN), ("enable_thinking",))
-"""QwQ and the thinking-only Qwen3: the prompt opens the thinking; the template keeps the answer alone."""
-MINI = Family("mini", ("<|begin|>", "<|user|>", "<|assistant|>"))
-"""demur's own small models; R1-like."""
-GENERIC = Family("generic", ())
-"""Any template: context by it, response by the form that R1-like models share."""
-
-
-def load_family(name: str) -> Family:
-    """A family by its name, or one of your own as `module:attribute`.
-
-    Raises:
-        UserError: no such family.
-    """
-    family = resolve("template", name, TEMPLATES)
-    if not isinstance(family, Family):
-        raise UserError(f"template '{name}' is no demur.train.chat.Family.")
-    return family
+FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "mini": (("<|begin|>", "<|user|>", "<|assistant|>"), ()),  # demur's own small models
+    "r1-distill": (("<｜User｜>", "<｜Assistant｜>"), ()),  # deletes the reasoning of every assistant turn
+    "qwen3": (("<|im_start|>", "enable_thinking"), ()),  # drops the reasoning of turns before the last question
+    "qwq": (
+        ("<|im_start|>", thinking.OPEN),
+        ("enable_thinking",),
+    ),  # the prompt opens the thinking; keeps the answer alone
+}
+"""Chat formats whose models write the form of `thinking.join`, whatever their template makes of it, by strings that template
+and prompt hold, and strings that the template does not."""
 
 
 def load_tokenizer(base: Path | str) -> Any:
@@ -248,12 +225,12 @@ class Chat:
         ids = self.tokens(parts[2].lstrip())[0] if len(parts) == 4 else []
         return ids[0] if ids and ids[0] in self.special else None
 
-    def family(self) -> Family | None:
+    def family(self) -> str | None:
         """The family of the template; `None` when it is none of ours."""
         text = self.template + self.render([{"role": "user", "content": "x"}], add_generation_prompt=True)
-        for family in (MINI, R1_DISTILL, QWEN3, QWQ):
-            if all(mark in text for mark in family.marks) and not any(mark in self.template for mark in family.absent):
-                return family
+        for name, (marks, absent) in FAMILIES.items():
+            if all(mark in text for mark in marks) and not any(mark in self.template for mark in absent):
+                return name
         return None
 
     @property

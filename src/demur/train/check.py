@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from demur.errors import CheckFailed
 from demur.models.checkpoint import converted
@@ -16,7 +16,6 @@ from demur.train.settings import TrainSettings
 if TYPE_CHECKING:
     from rich.console import Group
 
-Role = Literal["system", "user", "thinking", "answer"]
 SHOWN = 3
 LONGEST = 400
 """Tokens of a row that are shown; of a longer one the middle is left out."""
@@ -66,38 +65,27 @@ class Report(NamedTuple):
 
 def samples() -> list[Example]:
     """Rows that try what goes wrong: empty thinking, other scripts, a system turn, flags per part, an earlier turn."""
-
-    def row(*parts: tuple[Role, str, bool]) -> Example:
-        made = tuple(ExamplePart(role=role, text=text, train=train) for role, text, train in parts)
-        return Example(parts=made, origin=Origin(prompt="sample"))
-
     # Words that the miniature world knows too; the last row is for tokenizers that can write anything.
-    ask, think, say = "what is a nurse?", "a nurse is a person.\n\na nurse is a person.", "a nurse is a person."
-    return [
-        row(("user", ask, False), ("thinking", think, True), ("answer", say, True)),
-        row(("user", ask, False), ("thinking", "", True), ("answer", say, True)),
-        row(("system", "Be brief.", False), ("user", ask, False), ("thinking", think, True), ("answer", say, True)),
-        row(("user", ask, False), ("thinking", "a nurse is ", False), ("thinking", think, True), ("answer", say, True)),
-        row(
-            ("user", ask, False),
-            ("answer", say, False),
-            ("user", ask, False),
-            ("thinking", say, True),
-            ("answer", say, True),
-        ),
-        row(("user", ask, False), ("thinking", "Señor —\tΩ 谢谢 🙂", True), ("answer", "`x = {}` «é»", True)),
+    ask, say = ("user", "what is a nurse?", False), ("answer", "a nurse is a person.", True)
+    think = ("thinking", "a nurse is a person.\n\na nurse is a person.", True)
+    rows: list[list[tuple[Any, str, bool]]] = [
+        [ask, think, say],
+        [ask, ("thinking", "", True), say],
+        [("system", "Be brief.", False), ask, think, say],
+        [ask, ("thinking", "a nurse is ", False), think, say],
+        [ask, ("answer", "a nurse is a person.", False), ask, think, say],
+        [ask, ("thinking", "Señor —\tΩ 谢谢 🙂", True), ("answer", "`x = {}` «é»", True)],
     ]
+    made = [tuple(ExamplePart(role=role, text=text, train=train) for role, text, train in row) for row in rows]
+    return [Example(parts=parts, origin=Origin(prompt="sample")) for parts in made]
 
 
 def check_template(
     base: Path | str, examples: Sequence[Example] | None = None, *, settings: TrainSettings | None = None
 ) -> Report:
-    """Render every example for a base as training would, and verify every row.
+    """Render every example (default: `samples`) for a base as training would, and verify every row.
 
-    Args:
-        base: model folder or hub id; only its tokenizer and generation settings are read.
-        examples: rows to check; default: samples that try what commonly goes wrong.
-        settings: `template`, `loss` and `max_length` count.
+    Only tokenizer and generation settings of the base are read; `template`, `loss` and `max_length` count.
 
     Raises:
         UserError: no tokenizer, or none that can be used.
@@ -110,7 +98,9 @@ def check_template(
         return Report(str(base), "unknown", problem=str(refused))
     chat, problem, rendered = renderer.chat, "", Rendered([], [])
     every = samples() if chat.unknown is None else samples()[:-1]
-    given = list(examples) if examples is not None else [row for row in every if chat.takes_system or not _system(row)]
+    if not chat.takes_system:
+        every = [row for row in every if row.parts[0].role != "system"]
+    given = every if examples is None else list(examples)
     try:
         rendered = renderer.rows(given, max_length=settings.max_length)
     except CheckFailed as refused:
@@ -129,12 +119,8 @@ def check_template(
     notes = chat.notes()
     if own := renderer.own_rendering():
         notes.append(f"trainers that let this template render the reply would get it wrong: {own}")
-    found = (renderer.family.name, renderer.opened, stop, len(rendered.rows), rendered.dropped)
+    found = (renderer.family, renderer.opened, stop, len(rendered.rows), rendered.dropped)
     return Report(str(base), *found, notes, shown, problem)
-
-
-def _system(example: Example) -> bool:
-    return any(part.role == "system" for part in example.parts)
 
 
 def render_report(report: Report) -> Group:
@@ -159,13 +145,9 @@ def render_report(report: Report) -> Group:
         lines.append(Text(f"left out: {item.example} {item.reason}: {item.detail}", style="yellow"))
     if len(report.dropped) > 10:
         lines.append(Text(f"and {len(report.dropped) - 10:,} more"))
-    if report.problem:
-        lines.append(Text(report.problem, style="red"))
-    else:
-        lines.append(
-            Text(
-                f"\n{report.rows:,} rows hold: context as at inference, one beginning, one thinking block, reasoning inside "
-                f"the labels, stop token supervised, nothing truncated; {len(report.dropped):,} left out"
-            )
-        )
+    holds = (
+        f"\n{report.rows:,} rows hold: context as at inference, one beginning, one thinking block, reasoning inside "
+        f"the labels, stop token supervised, nothing truncated; {len(report.dropped):,} left out"
+    )
+    lines.append(Text(report.problem, style="red") if report.problem else Text(holds))
     return Group(*lines)

@@ -29,16 +29,15 @@ def latest(folder: Path, *, fingerprint: str) -> Path | None:
     Raises:
         UserError: the checkpoints belong to other rows or settings.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
-    for path in found:
+    for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         if not _complete(path):
             shutil.rmtree(path)
         elif json.loads((path / MARKER).read_text())["fingerprint"] == fingerprint:
             return path
         else:
             raise UserError(
-                f"{path} was made from other rows, settings or rendering than this training: it cannot go on from there. "
-                f"Remove {folder} to begin again."
+                f"{path} was made from other rows, settings, rendering or arithmetic than this training: it cannot go on from "
+                f"there. Remove {folder} to begin again."
             )
     return None
 
@@ -64,7 +63,11 @@ def save(checkpoint: Path, model: Any, optimizer: Any, *, fingerprint: str) -> N
 
     with _alone() as alone:
         dcp.save(_state(model, optimizer), checkpoint_id=checkpoint, no_dist=alone)
-    torch.save(_random(), checkpoint / f"random-{distributed.rank()}.pt")
+    # Dropout draws from these.
+    numbers = {"cpu": torch.get_rng_state()} | (
+        {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    )
+    torch.save(numbers, checkpoint / f"random-{distributed.rank()}.pt")
     distributed.barrier()
     if distributed.rank() == 0:
         sizes = {p.relative_to(checkpoint).as_posix(): p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()}
@@ -83,13 +86,8 @@ def load(checkpoint: Path, model: Any, optimizer: Any) -> None:
     state = _state(model, optimizer)
     with _alone() as alone:
         dcp.load(state, checkpoint_id=checkpoint, no_dist=alone)
-    set_state_dict(
-        model,
-        optimizer,
-        model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
-        options=_options(),
-    )
+    weights, states = state["model"], state["optimizer"]
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=states, options=_options())
     own = checkpoint / f"random-{distributed.rank()}.pt"
     if own.is_file():
         numbers = torch.load(own, weights_only=True)
@@ -118,14 +116,6 @@ def _state(model: Any, optimizer: Any) -> dict[str, Any]:
 
     weights, states = get_state_dict(model, optimizer, options=_options())
     return {"model": weights, "optimizer": states}
-
-
-def _random() -> dict[str, Any]:
-    """The states of the random number generators, which dropout draws from."""
-    import torch
-
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def rewind(path: Path, step: int) -> None:

@@ -53,13 +53,8 @@ def launch(job: dict[str, Any], *, folder: Path, settings: TrainSettings, progre
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={settings.processes}"]
-    command += [
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0",
-        "--local-addr=127.0.0.1",
-        f"--rdzv-id={os.getpid()}",
-    ]
-    command += ["-m", "demur.train.worker", str(folder)]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=127.0.0.1"]
+    command += [f"--rdzv-id={os.getpid()}", "-m", "demur.train.worker", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads), "PYTHONUNBUFFERED": "1"}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
@@ -76,8 +71,7 @@ def launch(job: dict[str, Any], *, folder: Path, settings: TrainSettings, progre
     if result.get("stopped"):
         raise SystemExit(143)
     shutil.rmtree(folder)
-    summary: dict[str, Any] = result["summary"]
-    return summary
+    return dict(result["summary"])
 
 
 def _listen(process: subprocess.Popen[str], progress: Progress, *, stop: Path) -> str:
@@ -134,11 +128,8 @@ def assert_together(wrapped: Any, fingerprint: str) -> None:
         return
     if not is_sharded(wrapped) and not isinstance(wrapped, DistributedDataParallel):
         raise WorkError(f"the model is a {type(wrapped).__name__}, not replicated: gradients would not be shared.")
-    found = gathered(fingerprint)
-    if len(set(found)) > 1:
-        raise WorkError(
-            f"the processes hold different data ({', '.join(sorted(set(found)))}): give all of them the same files."
-        )
+    if len(found := sorted(set(gathered(fingerprint)))) > 1:
+        raise WorkError(f"the processes hold different data ({', '.join(found)}): give all of them the same files.")
 
 
 def barrier() -> None:
@@ -185,7 +176,7 @@ def mean(value: Any) -> Any:
     return value / world_size()
 
 
-def wrapped(model: Any, settings: TrainSettings, place: Any) -> Any:
+def wrapped(model: Any, place: Any) -> Any:
     """A model as several processes train it together; as it is in one process, or where it is sharded already."""
     if world_size() == 1 or is_sharded(model):
         return model
@@ -210,11 +201,8 @@ def shard(model: Any, place: Any) -> Any:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(place.device.type, (world_size(),))
-    policy = (
-        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        if place.mixed
-        else MixedPrecisionPolicy()
-    )
+    types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if place.mixed else {}
+    policy = MixedPrecisionPolicy(**types)
     layers = [part for part in model.modules() if type(part).__name__.endswith("DecoderLayer")]
     if not layers:
         raise UserError("train.parallel=fsdp2 found no decoder layers in this architecture; use ddp.")

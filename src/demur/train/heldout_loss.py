@@ -7,7 +7,7 @@ what training on it costs in reasoning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from demur.train import batches, distributed
@@ -38,7 +38,7 @@ def measure(trainer: Trainer, rows: Sequence[Row]) -> list[Measured]:
     """The loss of each row, in the given order; each process works on a part of them."""
     import torch
 
-    groups = list(_groups(sorted(range(len(rows)), key=lambda i: len(rows[i].ids)), rows, trainer.place.packed))
+    groups = _groups(rows, trainer.place.packed)
     world = distributed.world_size()
     groups += [[]] * (-len(groups) % world)
     found: dict[int, Measured] = {}
@@ -54,16 +54,15 @@ def measure(trainer: Trainer, rows: Sequence[Row]) -> list[Measured]:
     return [everything[i] for i in range(len(rows))]
 
 
-def _groups(order: Sequence[int], rows: Sequence[Row], packed: bool) -> Iterable[list[int]]:
+def _groups(rows: Sequence[Row], packed: bool) -> list[list[int]]:
     """Rows of like length, as many as fit."""
-    group: list[int] = []
-    for i in order:
-        if group and (not packed or len(rows[i].ids) * (len(group) + 1) > BATCH_TOKENS):
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
+    groups: list[list[int]] = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i].ids)):
+        if groups and packed and len(rows[i].ids) * (len(groups[-1]) + 1) <= BATCH_TOKENS:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def _split(row: Row, losses: Sequence[float]) -> Measured:
@@ -83,19 +82,9 @@ def lines(measured: Sequence[Measured], *, step: int, tokens: int) -> list[dict[
     """Lines of `learnability.jsonl`: for each part, loss per token (over all tokens), loss per sequence."""
     rows = []
     for part in PARTS:
-        count = sum(m.tokens[part] for m in measured)
-        if not count:
-            continue
-        nats = sum(m.nats[part] for m in measured)
-        rows.append(
-            {
-                "step": step,
-                "trained_tokens": tokens,
-                "part": part,
-                "rows": len(measured),
-                "tokens": count,
-                "loss": nats / count,
-                "loss_per_sequence": nats / len(measured),
-            }
-        )
+        if count := sum(m.tokens[part] for m in measured):
+            nats = sum(m.nats[part] for m in measured)
+            losses = {"loss": nats / count, "loss_per_sequence": nats / len(measured)}
+            row = {"step": step, "trained_tokens": tokens, "part": part, "rows": len(measured), "tokens": count}
+            rows.append(row | losses)
     return rows

@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -274,7 +274,7 @@ def save(model: Any, *, base: Path | str, folder: Path, settings: TrainSettings)
 
     All processes must call it; the first one writes.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     lora, first = settings.lora, distributed.rank() == 0
     dtype = _saved_dtype(settings, base)
@@ -291,7 +291,10 @@ def save(model: Any, *, base: Path | str, folder: Path, settings: TrainSettings)
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, dtype=dtype)
     shell.save_pretrained(folder, state_dict=state)
-    _tokenizer_to(base, folder)
+    # The base's own tokenizer, template and generation settings: what was trained for is what is served.
+    load_tokenizer(base).save_pretrained(folder)
+    with suppress(OSError):
+        GenerationConfig.from_pretrained(base).save_pretrained(folder)
 
 
 def _saved_dtype(settings: TrainSettings, base: Path | str) -> torch.dtype:
@@ -302,36 +305,15 @@ def _saved_dtype(settings: TrainSettings, base: Path | str) -> torch.dtype:
     return own if isinstance(own, torch.dtype) else torch.float32
 
 
-def _tokenizer_to(base: Path | str, folder: Path) -> None:
-    """The base's own tokenizer, template and generation settings, as they were: what was trained for is what is served."""
-    from transformers import GenerationConfig
-
-    load_tokenizer(base).save_pretrained(folder)
-    try:
-        GenerationConfig.from_pretrained(base).save_pretrained(folder)
-    except OSError:
-        return
-
-
 def write_card(folder: Path, *, name: str, settings: TrainSettings, data: dict[str, Any]) -> None:
     """The model card: from what, on what, how, with which versions. No dates or hosts: equal runs write equal cards."""
     import transformers
     from huggingface_hub import ModelCard, ModelCardData
 
-    about = ModelCardData(
-        base_model=name,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["demur", "safety", "reasoning", "sft"],
-    )
-    changed = settings.model_dump(mode="json", exclude_defaults=True)
-    said = {
-        "name": name,
-        "demur": demur.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "settings": json.dumps(changed, indent=1, sort_keys=True),
-        "seed": settings.seed,
-    }
-    card = ModelCard.from_template(about, template_path=str(Path(__file__).with_name("card.md")), **data, **said)
+    tags = ["demur", "safety", "reasoning", "sft"]
+    about = ModelCardData(base_model=name, library_name="transformers", pipeline_tag="text-generation", tags=tags)
+    changed = json.dumps(settings.model_dump(mode="json", exclude_defaults=True), indent=1, sort_keys=True)
+    more: dict[str, Any] = {"name": name, "settings": changed, "seed": settings.seed}
+    more |= {"demur": demur.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    card = ModelCard.from_template(about, template_path=str(Path(__file__).with_name("card.md")), **data, **more)
     atomic_write(folder / "README.md", str(card))

@@ -89,4 +89,4 @@ def prepare(job: Job) -> Prepared:
         )
     plan = batches.plan(lengths, rows=rows, batch=settings.batch, limits=limits, world=distributed.world_size())
     read = digest([identity_of(settings), rows, [[row.ids, row.labels] for row in rendered.rows]])
-    return Prepared(rendered, held_out, units, plan, read, renderer.family.name, renderer.chat.notes())
+    return Prepared(rendered, held_out, units, plan, read, renderer.family, renderer.chat.notes())

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur import thinking
-from demur.errors import CheckFailed
+from demur.errors import CheckFailed, unknown
 from demur.records import Example, ExamplePart, Pair, Record
 from demur.thinking import CANONICAL
-from demur.train.chat import Chat, Messages, Unfit, load_family, load_tokenizer, stops_of
+from demur.train.chat import FAMILIES, Chat, Messages, Unfit, load_tokenizer, stops_of
 
+NAMES = ("auto", "tokenizer", "generic")
 IGNORED = -100
 """The label of a token on which no loss falls."""
 
@@ -87,37 +88,37 @@ class Renderer:
 
         Args:
             tokenizer: a fast tokenizer with a chat template.
-            template: `auto`, a family's name, or `tokenizer` for the template's own rendering.
+            template: `auto`, a family's name, `generic`, or `tokenizer` for the template's own rendering.
             stops: token ids that end a reply at inference; the tokenizer's end token when empty.
             loss: `response`, or `all` to train on the context too.
 
         Raises:
             UserError: no chat template, no fast tokenizer, no end token, an unknown name.
-            CheckFailed: the tokenizer loses text or the model would not stop; or `auto` met an unknown template that does
-                not render as it should.
+            CheckFailed: the tokenizer loses text, the model would not stop, or `auto` met a template that is unknown and wrong.
         """
+        if template not in (*NAMES, *FAMILIES):
+            raise unknown("template", template, (*NAMES, *FAMILIES))
         self.tokenizer = tokenizer
-        self.own = template == "tokenizer"
-        self.loss = loss
+        self.own, self.loss = template == "tokenizer", loss
         self.mask: Sequence[str] = ()
         """Parts that are not trained, whatever their flags."""
         self.primer: Mapping[str, int] = {}
         """Component -> how many tokens of its thinking are trained, and none behind them."""
-        if template not in ("auto", "tokenizer"):
-            self.family = load_family(template)
         self.chat = Chat(tokenizer, stops)
         self.opened, self.stop = self.chat.opened, self.chat.stop
         known = self.chat.family()
-        if template in ("auto", "tokenizer"):
-            self.family = known or load_family("generic")
-        if template == "auto" and known is None and (mark := thinking.foreign(self.chat.template)):
+        self.family = template if template not in ("auto", "tokenizer") else known or "generic"
+        if template != "auto" or known:
+            return
+        insist = "--set train.template=generic"
+        if mark := thinking.foreign(self.chat.template):
             said = f"this chat template marks thinking by {mark!r}, and rows would be written with {thinking.OPEN}"
-            raise CheckFailed(f"refusing to train: {said}. If that is meant: --set train.template=generic")
-        if template == "auto" and known is None and (problem := self.own_rendering()):
+            raise CheckFailed(f"refusing to train: {said}. If that is meant: {insist}")
+        if problem := self.own_rendering():
             raise CheckFailed(
                 f"refusing to train: this chat template is unknown, and what it makes of a whole conversation is not its "
                 f"inference prompt followed by the response: {problem}. If the form that R1-like models share is "
-                f"right for this model: --set train.template=generic"
+                f"right for this model: {insist}"
             )
 
     @classmethod
@@ -135,17 +136,19 @@ class Renderer:
         dropped: list[Dropped] = []
         for number, example in enumerate(examples, 1):
             try:
-                made = [
-                    self.row(e)
-                    for e in ((example,) if isinstance(example, Example) else (example.chosen, example.rejected))
-                ]
+                sides = (example,) if isinstance(example, Example) else (example.chosen, example.rejected)
+                made = [self.row(side) for side in sides]
                 longest = max(len(row.ids) for row in made)
                 if longest > max_length:
                     raise Unfit("too_long", f"{longest} tokens; at most {max_length} are taken")
                 rows += made
             except Unfit as problem:
                 if problem.reason == "reasoning_deleted":
-                    raise CheckFailed(self._refusal(number, len(examples), problem.detail)) from None
+                    raise CheckFailed(
+                        f"refusing to train: this chat template deletes the reasoning. Row {number} of {len(examples):,}: "
+                        f"{problem.detail}.\ndemur's own rendering for this family: --set train.template={self.family} "
+                        "(chosen by default; you passed train.template=tokenizer)."
+                    ) from None
                 dropped.append(Dropped(example=example.id, reason=problem.reason, detail=problem.detail))
         if not rows:
             why = ", ".join(f"{n} {reason}" for reason, n in Rendered(rows, dropped).counts().items()) or "no examples"
@@ -205,18 +208,16 @@ class Renderer:
         if not answer:
             raise Unfit("no_answer", "the example has no answer part: the text would have no end")
         lead = "" if self.opened else thinking.OPEN + CANONICAL.after_open
-        pieces: list[tuple[str, bool]] = [(lead, thought[0].train)]
-        pieces += [(part.text, part.train) for part in thought]
-        pieces.append((CANONICAL.before_close + thinking.CLOSE, thought[-1].train))
-        pieces.append((CANONICAL.after_close, answer[0].train))
-        pieces += [(part.text, part.train) for part in answer]
-        spans: list[Piece] = []
+        close = CANONICAL.before_close + thinking.CLOSE
+        texts = [(lead, thought[0].train), *((part.text, part.train) for part in thought), (close, thought[-1].train)]
+        texts += [(CANONICAL.after_close, answer[0].train), *((part.text, part.train) for part in answer)]
+        pieces: list[Piece] = []
         at = 0
-        for text, train in pieces:
+        for text, train in texts:
             if text:
-                spans.append(Piece(at, at + len(text), train))
+                pieces.append(Piece(at, at + len(text), train))
                 at += len(text)
-        return "".join(text for text, _ in pieces), spans
+        return "".join(text for text, _ in texts), pieces
 
     def _check_own(self, messages: Messages, prompt: str, text: str) -> None:
         """With the template's own rendering: it must go on from the prompt with exactly the response."""
@@ -249,14 +250,6 @@ class Renderer:
             raise Unfit("control_token", f"the response holds {found!r}, which begins or ends turns")
         if self.chat.unknown is not None and self.chat.unknown in ids[:-1]:
             raise Unfit("unknown_token", f"{ids[:-1].count(self.chat.unknown)} words are not in the vocabulary")
-
-    def _refusal(self, number: int, total: int, detail: str) -> str:
-        """The refusal of a template that deletes reasoning, with the way on."""
-        return (
-            f"refusing to train: this chat template deletes the reasoning. Row {number} of {total:,}: {detail}.\n"
-            f"demur's own rendering for this family: --set train.template={self.family.name} (chosen by default; you "
-            f"passed train.template=tokenizer)."
-        )
 
 
 def conversation(example: Example) -> tuple[Messages, list[ExamplePart]]:

@@ -166,7 +166,7 @@ class Trainer:
         import torch
 
         self.student, self.ready, self.settings, self.place, self.out = model, ready, settings, place, out
-        self.model = distributed.wrapped(model, settings, place)
+        self.model = distributed.wrapped(model, place)
         trained = [p for p in model.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
