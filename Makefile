@@ -8,6 +8,7 @@ DEV_STAMP := $(VENV)/.dev
 SMALL := runs/small/SmolLM2-135M-Instruct.Q4_1.gguf
 DATA ?= data
 ARGS ?=
+TWO := -n 2 --dist worksteal
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -55,16 +56,16 @@ small: setup $(SMALL)
 	$(BIN)/demur run studies/small.yaml --out runs/small --data-dir $(DATA) $(ARGS)
 
 test: setup-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 test-fast: setup-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(TWO) -m "not slow"
 
 check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 bench: setup-dev
 	@for script in benchmarks/*.py; do case $$script in *_gpu.py) ;; *) echo "== $$script"; $(BIN)/python $$script || exit 1;; esac; done

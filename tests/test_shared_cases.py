@@ -15,6 +15,7 @@ CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 NAMES = sorted(path.parent.name for path in CASES.glob("*/cmd.sh"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NAMES, reason="../shared/cases is not here")
 @pytest.mark.parametrize("name", NAMES or ["none"])
 def test_case(name: str, tmp_path: Path) -> None:

@@ -250,6 +250,7 @@ def test_all_at_once_loses_nothing_and_asks_nothing_twice(tmp_path: Path) -> Non
     assert not nothing, "what is in the cache is not asked again"
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_whatever_is_asked_is_called_down_soon() -> None:
     with pytest.raises(WorkError, match="is down: HTTP 500"):
         run(lambda question, attempt: AGAIN["500"], 50)

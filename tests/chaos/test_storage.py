@@ -117,6 +117,7 @@ EVENTS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_at_any_of_twenty_events_it_goes_on_to_the_same_results(tmp_path: Path) -> None:
     with serving("echo") as server:
         command = ["eval", "mini_harm", "--target", server.url, "--limit", "12", "--set", "workers=1"]

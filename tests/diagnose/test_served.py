@@ -73,6 +73,7 @@ def made(prompts: Path, out: Path, **options: Any) -> tuple[dict[str, Any], dict
     return distilled, found
 
 
+@pytest.mark.slow
 def test_faults_on_the_way_change_nothing(prompts: Path, tmp_path: Path) -> None:
     calm = made(prompts, tmp_path / "calm")
     rough = made(prompts, tmp_path / "rough", faults=FAULTS)

@@ -47,6 +47,7 @@ def test_the_page_has_the_files(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} >= {"candour.py", "softly.py", "mine.md"}
 
 
+@pytest.mark.slow
 def test_its_benchmark_judge_attack_and_strategy_work_from_files_outside(folder: Path) -> None:
     with serving("stand_in") as server:
         judged = ran(folder, *commands("eval", server.url))

@@ -35,6 +35,7 @@ def left_over(token: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_hostile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +70,7 @@ def test_an_escape_or_a_wrong_ending_is_said() -> None:
     assert not judged("x", program, Run("ok", 0, 1.0, b"", b"")).held
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 def test_a_neighbour_is_not_disturbed() -> None:
     bomb = threading.Thread(target=run_program, args=(PROGRAMS["fork bomb"].source,), kwargs={"limits": LIMITS})
@@ -114,6 +116,7 @@ def test_without_bubblewrap_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Non
         run_program("print(1)")
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 def test_descriptors_are_given_back() -> None:
     run_program("print(1)")
@@ -123,6 +126,7 @@ def test_descriptors_are_given_back() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 def test_a_busy_machine_changes_no_verdict() -> None:
     """A program that needs two thirds of its time passes beside eight others that take the processors."""

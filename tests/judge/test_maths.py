@@ -170,6 +170,7 @@ def test_a_hostile_answer_is_killed_and_hurts_no_other(answer: str) -> None:
         assert graders.grade("5", "5.0").equal is True
 
 
+@pytest.mark.slow
 def test_a_worker_without_memory_is_replaced() -> None:
     with Graders(workers=1, memory=1 << 28, seconds=20) as graders:
         assert graders.grade("5", "2^{10^{10}}").equal is False
@@ -207,6 +208,7 @@ def test_perturbed_golds_differ(number: int) -> None:
     assert compare_plain(str(number), perturbed(str(number))) is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["math500", "aime24"])
 def test_worked_solutions_are_right_and_perturbed_golds_wrong(data_dir: Path, name: str) -> None:
     bench = get_bench(name)

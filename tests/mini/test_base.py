@@ -72,6 +72,7 @@ def test_the_template_is_like_that_of_r1() -> None:
     assert "the answer is 3." in said
 
 
+@pytest.mark.slow
 def test_a_base_is_made_again_the_same(tmp_path: Path) -> None:
     one, two, other = (pretrain_mini.pretrain(tmp_path / n, seed=s, steps=3) for n, s in (("1", 5), ("2", 5), ("3", 6)))
     hashes = [

@@ -96,6 +96,7 @@ def spent(out: Path) -> dict[str, list[int]]:
     return sums
 
 
+@pytest.mark.slow
 def test_a_plan_bounds_what_a_run_asks(tmp_path: Path) -> None:
     """Searches, written rewrites, templates, repair with re-asking, and a judge of two parts."""
     wrappers = tmp_path / "wrappers.txt"

@@ -367,6 +367,7 @@ def flat(values: NDArray[np.bool_]) -> list[bool | None]:
     return [bool(v) for v in values.ravel()]
 
 
+@pytest.mark.slow
 def test_intervals_cover_what_they_promise() -> None:
     """95 % intervals over a grid of rate, prompts, samples and likeness of replies: >= 94 % on average, >= 90 % everywhere."""
     rng = np.random.default_rng(11)

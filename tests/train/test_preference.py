@@ -105,6 +105,7 @@ def test_formulas() -> None:
     assert loss(sft_weight=2.0) == pytest.approx(sigmoid(1.0) + 2 * 3 / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LoraSettings(r=2)])
 def test_killed_preference_training_goes_on_to_the_same_bits(
     lora: LoraSettings | None, pairs: list[Pair], stand_in: Path, tmp_path: Path
@@ -188,6 +189,7 @@ def test_the_verb_trains_on_a_file_of_pairs(tmp_path: Path) -> None:
     assert none.returncode == 2
 
 
+@pytest.mark.slow
 def test_divergence_from_the_base_is_what_it_says(
     make: Callable[..., Example], stand_in: Path, byte_examples: list[Example], tmp_path: Path
 ) -> None:

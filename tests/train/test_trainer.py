@@ -145,6 +145,7 @@ def test_killed_training_goes_on_to_the_same_bits(
     assert (out / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_143(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
     settings = TINY.model_copy(update={"checkpoint_every": 0})
     assert run_and_kill(tmp_path, stand_in, byte_examples, at=3, by=signal.SIGTERM, settings=settings) == 143
@@ -157,6 +158,7 @@ def test_sigterm_saves_and_exits_143(stand_in: Path, byte_examples: list[Example
     assert weights(tmp_path / "out") == weights(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_data_is_refused_and_kept(
     stand_in: Path, byte_examples: list[Example], tmp_path: Path
 ) -> None:
@@ -167,6 +169,7 @@ def test_a_checkpoint_of_other_data_is_refused_and_kept(
     assert (tmp_path / "out" / "checkpoints" / "checkpoint-2" / checkpoints.MARKER).is_file()
 
 
+@pytest.mark.slow
 def test_how_it_runs_may_change_when_it_goes_on(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
     """Connection settings are in no fingerprint: a training goes on with less memory."""
     assert run_and_kill(tmp_path, stand_in, byte_examples, at=3, by=signal.SIGKILL) == -signal.SIGKILL
