@@ -190,3 +190,38 @@ def test_a_run_knows_its_present_stages(tmp_path: Path) -> None:
     assert [one.manifest.settings["n"] for one in runs.artifacts(tmp_path) if one.manifest.kind == "make"] == [4, 3]
     execute([Make("more", Count(n=1))], out=tmp_path)
     assert list(runs.present(tmp_path)) == ["make-a", "make-b", "join", "more"]
+
+
+class Hoard(Stage[Count]):
+    """Needs much memory in small pieces, some of which outlive their neighbours, and forgets all of it in a circle."""
+
+    kind, trains = "hoard", True
+    Settings = Count
+
+    def run(self, context: Context) -> None:
+        import torch
+
+        torch.ones(8 << 20)  # from now on the allocator takes pieces of this size from the heap
+        kept: list[Any] = []
+        pieces = [(torch.ones(1 << 18), kept.append(torch.ones(64)))[0] for _ in range(300)]
+        circle: list[Any] = [pieces]
+        circle.append(circle)
+        HELD.append(kept)
+        context.progress(int(held() / 2**20), None, "")
+
+
+HELD: list[Any] = []
+
+
+def held() -> int:
+    """Bytes of this process that are no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_worker_gives_memory_back_after_a_stage(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    most: list[int] = []
+    execute([Hoard("a", Count())], out=tmp_path, watch=lambda event: most.append(event.done))
+    assert max(most) * 2**20 - held() > 250 * 2**20, "of 300 MB"

@@ -153,7 +153,7 @@ def do(job: Job, progress: Progress) -> float:
             if (work := stage.run(context)) is not None:
                 asyncio.run(_finished(context, work))
         finally:
-            _release()
+            _release(trained=stage.trains)
         seconds = time.monotonic() - began
         if generating:
             return seconds
@@ -172,11 +172,17 @@ def do(job: Job, progress: Progress) -> float:
     return seconds
 
 
-def _release() -> None:
-    """Give an accelerator's memory back: a server or a training may need it next."""
-    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+def _release(*, trained: bool) -> None:
+    """Give memory back: a server, a training or another worker may need it next."""
+    if (torch := sys.modules.get("torch")) is None:
+        return
+    if trained or torch.cuda.is_initialized():
         gc.collect()
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        # Freed tensors leave holes in the heap: a worker kept 3.8 of the 4.3 GB that training a model of 135M takes.
+        libc.malloc_trim(0)
 
 
 async def _finished(context: Context, work: Awaitable[None]) -> None:
