@@ -202,11 +202,10 @@ class Hoard(Stage[Count]):
         import torch
 
         torch.ones(8 << 20)  # from now on the allocator takes pieces of this size from the heap
-        kept: list[Any] = []
-        pieces = [(torch.ones(1 << 18), kept.append(torch.ones(64)))[0] for _ in range(300)]
+        pieces = [(torch.ones(1 << 18), torch.ones(64)) for _ in range(300)]
         circle: list[Any] = [pieces]
         circle.append(circle)
-        HELD.append(kept)
+        HELD.extend(small for _, small in pieces)
         context.progress(int(held() / 2**20), None, "")
 
 
