@@ -8,9 +8,10 @@ learning less shows. With --dpo preference training is compared instead: each ro
 them included; the last column is then the preference's own loss at the last step.
 
     python benchmarks/train.py [--rounds 3] [--steps 4] [--json FILE]
-    python benchmarks/train.py --model runs/small/SmolLM2-135M-Instruct.Q4_1.gguf --steps 1 --only demur demur_mixed trl_default trl_one_row
+    python benchmarks/train.py --model runs/small/SmolLM2-135M-Instruct.Q4_1.gguf --rows 8 --micro 4
 
-With --model the rows are trained on that model, through its own tokenizer, and demur stands beside itself in mixed precision.
+With --model the rows are trained on that model, through its own tokenizer, and demur and TRL stand beside themselves in bfloat16
+arithmetic (over float32 weights). The vocabulary is what weighs: eight padded rows of it are 12 GB, so take fewer at once.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "star1_first300.json"
 BATCH, MICRO, LR = 16, 8, 1e-3
+"""Rows of a step, and rows that TRL and the bare loop hold at once (--rows, --micro); learning rate."""
 LOW, HIGH = 200, 2000
 
 
@@ -160,6 +162,7 @@ def _trl(base: Path, steps: int, out: Path, *, every_token: bool = False, **opti
     common: dict[str, Any] = {"per_device_train_batch_size": MICRO, "gradient_accumulation_steps": BATCH // MICRO}
     common |= {"output_dir": str(out), "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no"}
     common |= {"max_steps": steps, "learning_rate": LR, "lr_scheduler_type": "constant", "max_length": HIGH, "seed": 0}
+    common |= {"optim": "adamw_torch_fused"}
     common |= {"disable_tqdm": True, "logging_steps": 1}
     from demur.train.chat import load_tokenizer
 
@@ -187,35 +190,12 @@ def load_state(base: Path, trained: Any) -> Any:
     return model
 
 
-def run_trl_default(base: Path, steps: int, out: Path) -> Result:
-    return _trl(base, steps, out)
+ALONE: dict[str, Any] = {"gradient_checkpointing": False, "per_device_train_batch_size": 1}
+"""What suits TRL best on one thread, where memory is enough: no recomputation; one row at a time, which needs no padding."""
 
 
-def run_trl_best(base: Path, steps: int, out: Path) -> Result:
-    return _trl(base, steps, out, gradient_checkpointing=False, train_sampling_strategy="group_by_length")
-
-
-def run_trl_packed(base: Path, steps: int, out: Path) -> Result:
-    """Packing, one line at a time, lines of like size as a step's micro-batches."""
-    return _trl(base, steps, out, gradient_checkpointing=False, padding_free=True, max_length=None)
-
-
-def run_trl_single(base: Path, steps: int, out: Path) -> Result:
-    """One row a micro-batch: no padding at all."""
-    return _trl(
-        base,
-        steps,
-        out,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=BATCH,
-    )
-
-
-def run_paper(base: Path, steps: int, out: Path) -> Result:
-    return _trl(
-        base, steps, out, every_token=True, per_device_train_batch_size=2, gradient_accumulation_steps=BATCH // 2
-    )
+def trl(**options: Any) -> Callable[[Path, int, Path], Result]:
+    return lambda base, steps, out: _trl(base, steps, out, **options)
 
 
 def run_plain_single(base: Path, steps: int, out: Path) -> Result:
@@ -338,29 +318,64 @@ PREFERENCE: dict[str, Callable[[Path, int, Path], Result]] = {
 }
 CONTENDERS: dict[str, Callable[[Path, int, Path], Result]] = {
     "demur": run_demur,
-    "demur_mixed": lambda base, steps, out: run_demur(base, steps, out, "mixed"),
-    "trl_default": run_trl_default,
-    "trl_grouped": run_trl_best,
-    "trl_padding_free": run_trl_packed,
-    "trl_one_row": run_trl_single,
-    "paper_settings": run_paper,
+    "trl_default": trl(),
+    "trl_grouped": trl(gradient_checkpointing=False, train_sampling_strategy="group_by_length"),
+    "trl_padding_free": trl(gradient_checkpointing=False, padding_free=True, max_length=None),
+    "trl_one_row": lambda base, steps, out: _trl(base, steps, out, **ALONE, gradient_accumulation_steps=BATCH),
+    "paper_settings": lambda base, steps, out: _trl(
+        base, steps, out, every_token=True, per_device_train_batch_size=2, gradient_accumulation_steps=BATCH // 2
+    ),
     "plain_loop": run_plain,
     "plain_one_row": run_plain_single,
 }
+MIXED: dict[str, Callable[[Path, int, Path], Result]] = {
+    "demur_mixed": lambda base, steps, out: run_demur(base, steps, out, "mixed"),
+    "trl_one_row_bf16": lambda base, steps, out: _trl(
+        base, steps, out, **ALONE, gradient_accumulation_steps=BATCH, bf16=True
+    ),
+}
+"""Beside the others on a model that is wide enough for bfloat16 arithmetic to pay."""
+SETTINGS = {
+    "demur": "its defaults; packed rows, as many tokens as 128 MiB of logits allow",
+    "trl_default": "as it comes: padded micro-batches, activations recomputed",
+    "trl_grouped": "no recomputation; rows of like length together, so that padding is least",
+    "trl_padding_free": "no recomputation; rows in one line (its padding_free, which wants flash attention and here builds a mask)",
+    "trl_one_row": "no recomputation; one row at a time: nothing is padded. Its best on a CPU where rows are long",
+    "paper_settings": "two rows at a time, loss on every token, recomputation",
+    "plain_loop": "rows sorted by length inside a step, padded; transformers' own loss; fused AdamW",
+    "plain_one_row": "the same one row at a time: nothing is padded",
+    "demur_mixed": "what dtype: auto takes here: bfloat16 arithmetic over float32 weights",
+    "trl_one_row_bf16": "bf16=True: the same arithmetic, by accelerate's autocast",
+    "trl_one_pair": "one pair at a time, no recomputation: nothing is padded but the shorter reply",
+}
+
+
+UNPADDED = ("trl_one_row", "trl_padding_free", "trl_one_pair")
+FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "over_trl_default": ("demur", ("trl_default",)),
+    "over_trl_best": ("demur", ("trl_default", "trl_grouped", *UNPADDED)),
+    "over_trl_unpadded": ("demur", UNPADDED),
+    "over_plain_loop": ("demur", ("plain_loop",)),
+    "over_plain_one_row": ("demur", ("plain_one_row",)),
+    "over_paper_settings": ("demur", ("paper_settings",)),
+    "mixed_over_trl_bf16": ("demur_mixed", ("trl_one_row_bf16",)),
+    "mixed_over_float32": ("demur_mixed", ("demur",)),
+}
+"""What is printed: whose speed, over the best of whom."""
 
 
 def child(name: str, base: Path, steps: int, dpo: bool) -> None:
     """Run one contender and print its result as JSON on the last line."""
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as out:
-        print(json.dumps((PREFERENCE if dpo else CONTENDERS)[name](base, steps, Path(out))._asdict()))
+        print(json.dumps((PREFERENCE if dpo else CONTENDERS | MIXED)[name](base, steps, Path(out))._asdict()))
 
 
 def measure(given: argparse.Namespace) -> dict[str, list[Result]]:
     from demur.models.checkpoint import converted
     from demur.testing.base import make_base
 
-    names = PREFERENCE if given.dpo else CONTENDERS
+    names = PREFERENCE if given.dpo else CONTENDERS | MIXED if given.model else CONTENDERS
     found: dict[str, list[Result]] = {name: [] for name in given.only or names}
     with tempfile.TemporaryDirectory() as folder:
         if given.model is None:
@@ -370,7 +385,7 @@ def measure(given: argparse.Namespace) -> dict[str, list[Result]]:
         for _ in range(given.rounds):
             for name in found:
                 command = [sys.executable, __file__, "--child", name, "--base", str(base), "--steps", str(given.steps)]
-                command += ["--dpo"] * given.dpo
+                command += ["--rows", str(given.rows), "--micro", str(given.micro), *["--dpo"] * given.dpo]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
                     print(f"{name} failed ({done.returncode}): {done.stderr.strip()[-300:]}", file=sys.stderr)
@@ -385,27 +400,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS | PREFERENCE))
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS | MIXED | PREFERENCE))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", choices=list(CONTENDERS | PREFERENCE))
+    parser.add_argument("--child", choices=list(CONTENDERS | MIXED | PREFERENCE))
     parser.add_argument("--dpo", action="store_true")
     parser.add_argument("--base", type=Path)
+    parser.add_argument("--rows", type=int, default=BATCH)
+    parser.add_argument("--micro", type=int, default=MICRO)
     given = parser.parse_args()
+    global BATCH, MICRO  # noqa: PLW0603
+    BATCH, MICRO = given.rows, given.micro
     if given.child:
         child(given.child, given.base, given.steps, given.dpo)
         return
     found = measure(given)
     speed = {name: statistics.median(r.tokens / r.cpu for r in rs) for name, rs in found.items() if rs}
-    print(f"{'contender':<18}{'tokens/CPU-s':>14}{'of demur':>10}{'tokens':>10}{'loss':>15}")
+    print(f"{'contender':<18}{'tokens/CPU-s':>14}{'of demur':>10}{'tokens':>10}{'loss':>10}   settings")
     for name, rate in speed.items():
         last = found[name][-1]
-        print(f"{name:<18}{rate:>14,.0f}{rate / speed['demur']:>10.2f}{last.tokens:>10,}{last.loss:>15.4f}")
-    groups = {"over_trl_best": "trl", "over_plain_loop": "plain", "over_trl_default": "trl_default"}
-    groups |= {"over_paper_settings": "paper_settings", "over_mixed": "demur_mixed"}
+        numbers = f"{rate:>14,.0f}{rate / speed['demur']:>10.2f}{last.tokens:>10,}{last.loss:>10.4f}"
+        print(f"{name:<18}{numbers}   {SETTINGS[name]}")
     figures = {"tokens_per_cpu_second": speed["demur"]}
-    for figure, prefix in groups.items():
-        if rates := [rate for name, rate in speed.items() if name.startswith(prefix)]:
-            figures[figure] = speed["demur"] / max(rates)
+    for figure, (ours, peers) in FIGURES.items():
+        if (rates := [speed[name] for name in peers if name in speed]) and ours in speed:
+            figures[figure] = speed[ours] / max(rates)
     print(", ".join(f"{name} {value:,.2f}" for name, value in figures.items()))
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1) + "\n")
