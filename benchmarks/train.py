@@ -408,7 +408,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=BATCH)
     parser.add_argument("--micro", type=int, default=MICRO)
     given = parser.parse_args()
-    global BATCH, MICRO  # noqa: PLW0603
+    global BATCH, MICRO
     BATCH, MICRO = given.rows, given.micro
     if given.child:
         child(given.child, given.base, given.steps, given.dpo)
