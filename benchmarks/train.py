@@ -36,7 +36,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "star1_first300.json"
-BATCH, MICRO, LR = 16, 8, 1e-3
+BATCH, MICRO, LR = int(os.environ.get("BENCH_ROWS", "16")), int(os.environ.get("BENCH_MICRO", "8")), 1e-3
 """Rows of a step, and rows that TRL and the bare loop hold at once (--rows, --micro); learning rate."""
 LOW, HIGH = 200, 2000
 
@@ -385,8 +385,9 @@ def measure(given: argparse.Namespace) -> dict[str, list[Result]]:
         for _ in range(given.rounds):
             for name in found:
                 command = [sys.executable, __file__, "--child", name, "--base", str(base), "--steps", str(given.steps)]
-                command += ["--rows", str(given.rows), "--micro", str(given.micro), *["--dpo"] * given.dpo]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                command += ["--dpo"] * given.dpo
+                sizes = {"BENCH_ROWS": str(given.rows), "BENCH_MICRO": str(given.micro)}
+                done = subprocess.run(command, capture_output=True, text=True, env=os.environ | sizes, check=False)
                 if done.returncode:
                     print(f"{name} failed ({done.returncode}): {done.stderr.strip()[-300:]}", file=sys.stderr)
                     continue
@@ -408,8 +409,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=BATCH)
     parser.add_argument("--micro", type=int, default=MICRO)
     given = parser.parse_args()
-    global BATCH, MICRO
-    BATCH, MICRO = given.rows, given.micro
     if given.child:
         child(given.child, given.base, given.steps, given.dpo)
         return
