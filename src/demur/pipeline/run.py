@@ -191,11 +191,6 @@ async def _finished(context: Context, work: Awaitable[None]) -> None:
         await work
 
 
-def _line(item: Planned) -> str:
-    """The line that a stage leaves for people."""
-    return str(Artifact(item.folder).manifest.summary.get("line", ""))
-
-
 class Pool(Protocol):
     """Workers that run stages."""
 
@@ -266,7 +261,8 @@ def _settle(pool: Pool, handle: Any, item: Planned, say: Watch) -> BaseException
         say(Event(item.name, "failed"))
         error.add_note(f"in stage {item.name}")
         return error
-    say(Event(item.name, "done", remark=_line(item), seconds=seconds))
+    line = str(Artifact(item.folder).manifest.summary.get("line", ""))
+    say(Event(item.name, "done", remark=line, seconds=seconds))
     return None
 
 
