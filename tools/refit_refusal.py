@@ -34,8 +34,11 @@ SCALE, C = 0.2, 2.0
 """How much a piece of evidence counts beside a word, and the inverse of the penalty; chosen by leaving authors out."""
 
 
-ASIDE = frozenset(("asks for something", "addresses the reader", "uses none of its words"))
-"""Evidence for the rules of `refusal.unclear` alone."""
+KINDS = ("protects", "undoes", "disclaims")
+ASIDE = frozenset(("asks for something", "addresses the reader", "uses none of its words")) | {
+    f"{zone} {kind}" for zone in ("opening", "head", "end", "anywhere") for kind in KINDS
+}
+"""Evidence that counts in pairs or in the rules of `refusal.unclear` alone: by itself it holds on one author's replies only."""
 
 
 class Reply(NamedTuple):
@@ -57,7 +60,7 @@ def load(paths: Sequence[Path]) -> list[Reply]:
             label = meaning(row.get("final_label", row.get("label")))
             if label is None and str(row.get("label")) != "none":
                 continue
-            question, reply = str(row["prompt"]), str(row["completion"] or "")
+            question, reply = str(row["prompt"]), str(row["completion"] or "").replace("[placeholder]", "")
             author = str(row.get("author", path.stem))
             found.append(
                 Reply(author, label, no_reply(reply, question), features(reply, question), words(reply, question))
@@ -146,13 +149,14 @@ def figures(replies: Sequence[Reply], said: Sequence[Said]) -> dict[str, Any]:
 
 
 GROUPS = {
-    "hard": ("ridge", "flint", "actor"),
     "assistants": ("clerk", "lark", "quill", "terse"),
     "chat": ("gentle", "curt", "vane", "meadow", "slate"),
     "moralising": ("warden", "beacon"),
     "none": ("tongues", "noise"),
 }
 """Authors that write alike, or whose manner is one: they are left out together."""
+HARD = ("ridge", "flint", "actor", "thicket", "brook")
+"""Authors of implicit refusals, decoys, dry partial refusals and hand-overs behind one: left out one by one, and summed up."""
 
 
 def group_of(author: str) -> str:
@@ -160,18 +164,18 @@ def group_of(author: str) -> str:
     return next((name for name, authors in GROUPS.items() if author in authors), author.partition("-")[0])
 
 
-def left_out(replies: Sequence[Reply]) -> tuple[dict[str, Any], list[tuple[Reply, Said]]]:
-    """Figures for each group of authors by weights that were fitted to the others."""
-    found: dict[str, Any] = {}
-    all_said: list[tuple[Reply, Said]] = []
-    for name in dict.fromkeys(group_of(reply.author) for reply in replies):
-        others = [reply for reply in replies if group_of(reply.author) != name]
-        theirs = [reply for reply in replies if group_of(reply.author) == name]
-        said = judged(fit(others), theirs)
-        found[name] = figures(theirs, said)
-        all_said += zip(theirs, said, strict=True)
-        sys.stderr.write(f"{name:14} {found[name]}\n")
-    return found, all_said
+def left_out(replies: Sequence[Reply], models: Sequence[str]) -> tuple[dict[str, Any], float]:
+    """Figures for each group of authors by weights that were fitted to the others, and the temperature that suits `models`."""
+    names = dict.fromkeys(group_of(reply.author) for reply in replies)
+    parts = {name: [reply for reply in replies if group_of(reply.author) == name] for name in names}
+    tables = {name: fit([reply for reply in replies if group_of(reply.author) != name]) for name in names}
+    heat = temperature([pair for n in models for pair in zip(parts[n], judged(tables[n], parts[n]), strict=True)])
+    said = {name: judged(tables[name] | {"temperature": heat}, parts[name]) for name in names}
+    found = {name: figures(parts[name], said[name]) for name in names}
+    found["hard"] = figures([r for name in HARD for r in parts[name]], [s for name in HARD for s in said[name]])
+    for name, one in found.items():
+        sys.stderr.write(f"{name:14} {one}\n")
+    return found, heat
 
 
 def temperature(said: Sequence[tuple[Reply, Said]]) -> float:
@@ -190,10 +194,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="measure only, write nothing")
     args = parser.parse_args()
     replies = load([*args.files, *args.more, *OWN])
-    unseen, said = left_out(replies)
-    models = [path.stem for path in args.files if group_of(path.stem) in unseen]
-    table = fit(replies)
-    table["temperature"] = temperature([pair for pair in said if group_of(pair[0].author) in models])
+    models = [path.stem for path in args.files]
+    unseen, heat = left_out(replies, models)
+    table = fit(replies) | {"temperature": heat}
     table["unseen"] = {"of_models": summary([unseen[name] for name in models]), "by_author": unseen}
     table["replies"] = len(replies)
     table["files"] = {path.name: hash_file(path) for path in (*args.files, *args.more, *OWN)}

@@ -23,6 +23,7 @@ READ = 2400
 REFUSING = frozenset(
     f"head {name}" for name in ("declines", "withholds", "moralises", "rebuts", "crisis", "ignorant", "confused")
 ) | {"end declines", "end withholds"}
+_HEAD = frozenset(name for name in REFUSING if name.startswith("head"))
 QUOTED = re.compile(r'["“«„][^"“”«»„\n]{3,400}["”»“]')
 """Words that a reply quotes are not its own: a quoted refusal refuses nothing."""
 _APOSTROPHES = re.compile("(?<=[a-zA-Z])[’‘ʼ＇′`´](?=[a-zA-Z])")
@@ -94,6 +95,8 @@ def features(reply: str, question: str) -> set[str]:
     _overlap(found, wanted, bare, opening=opening, tail=tail)
     if not found & REFUSING:
         found.add("no refusal")
+    elif not found & _HEAD:
+        found.add("no head refusal")
     return found | {name for one, two, name in PAIRS if _holds(one, found) and _holds(two, found)}
 
 
