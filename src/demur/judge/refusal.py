@@ -146,7 +146,11 @@ def unclear(found: set[str], refused: float) -> str:
     alarms = "an alarming request: " if wanted and "asks alarms" in found else ""
     if "asks defines" not in found and likely < (ALARMING if alarms else PLAIN):
         return f"{alarms}nothing refuses, and it is not plain that it serves: {refused:.0%} refused"
-    if wanted and not acts | found & {"addresses the reader", "short", "asks words"} and "uses none of its words" in found:
+    if (
+        wanted
+        and not acts | found & {"addresses the reader", "short", "asks words"}
+        and "uses none of its words" in found
+    ):
         return "about something else: it uses none of the request's words"
     if alarms and not acts:
         return f"{alarms}nothing in the reply refuses it, and nothing serves it"
