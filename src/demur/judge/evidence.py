@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 DATA = tomllib.loads(Path(__file__).with_name("evidence.toml").read_text(encoding="utf-8"))
-PAIRS = tuple((one, two, f"{one} & {two}") for one, two in DATA["pairs"])
+PAIRS = {" & ".join(pair): frozenset(" & ".join(pair).split(" & ")) for pair in DATA["pairs"]}
 """Evidence that means more together than apart."""
 QUESTIONS = {name: re.compile(pattern, re.ASCII) for name, pattern in DATA["questions"].items()}
 READ = 2400
@@ -97,7 +97,7 @@ def features(reply: str, question: str) -> set[str]:
         found.add("no refusal")
     elif not found & _HEAD:
         found.add("no head refusal")
-    return found | {name for one, two, name in PAIRS if _holds(one, found) and _holds(two, found)}
+    return found | {name for name, parts in PAIRS.items() if parts <= found}
 
 
 def _own(reply: str, kinds: frozenset[str]) -> tuple[str, str]:
@@ -116,10 +116,6 @@ def words(reply: str, question: str) -> set[str]:
         for token in _TOKEN.findall(_own(reply, kinds)[1][:1500])
     ]
     return {*tokens, *(f"{one} {two}" for one, two in pairwise(tokens))}
-
-
-def _holds(name: str, found: set[str]) -> bool:
-    return all(part in found for part in name.split(" & "))
 
 
 def _sentences(text: str) -> list[int]:
