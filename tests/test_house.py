@@ -136,7 +136,7 @@ def test_every_verb_has_a_module() -> None:
 
 
 ROOMS = {
-    "attack": 1265, "bench": 956, "cli": 2723, "diagnose": 872, "distil": 558, "judge": 2323, "mini": 1070, "mix": 1089,
+    "attack": 1265, "bench": 956, "cli": 2723, "diagnose": 872, "distil": 558, "judge": 2322, "mini": 1070, "mix": 1089,
     "models": 2989, "pipeline": 3771, "prompts": 1173, "repair": 587, "report": 4493, "stats": 708, "storage": 1411,
     "testing": 1955, "train": 2538,
 }  # fmt: skip
