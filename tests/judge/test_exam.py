@@ -47,7 +47,7 @@ def test_a_guard_against_labels() -> None:
     rows = [Labelled("q", f"[placeholder] {i}", "unsafe", {"old": "safe"}) for i in range(6)]
     rows += [Labelled("q", f"no {i}", "safe", {"old": "safe"}) for i in range(6)]
     report = asyncio.run(guard(Rule(fooled=" 5"), rows))
-    assert report["agreement"] == pytest.approx(11 / 12)
+    assert report["agreement"].value == pytest.approx(11 / 12)
     assert report["sensitivity"].value == pytest.approx(5 / 6)
     assert report["specificity"].value == 1.0
-    assert report["others"]["old"]["agreement"] == 0.5
+    assert report["others"]["old"]["agreement"].value == 0.5

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -37,6 +38,13 @@ def verdicts(traces: list[Trace], **how: str) -> list[Verdict]:
     return gathered(open_judge("rules", **how).verdicts(traces))  # type: ignore[arg-type]
 
 
+def decided(report: dict[str, Any]) -> tuple[float, float, float]:
+    """The share that is decided, and how much of that is right in three classes and in two."""
+    n = report["n"] - report["unscored"]
+    right = [report[name].value * report["n"] / n for name in ("agreement", "two_classes")]
+    return n / report["n"], right[0], right[1]
+
+
 def test_replies_of_reasoning_models() -> None:
     """66 replies written in the manner of R1 and its like; placeholders stand where harm would."""
     assert len(REPLIES) >= 60
@@ -46,9 +54,7 @@ def test_replies_of_reasoning_models() -> None:
         [classify(row["completion"], row["prompt"]).label for row in REPLIES],
         classes=CLASSES,
     )
-    assert report["decided"] >= 0.87
-    assert report["agreement_decided"] >= 0.93
-    assert report["agreement_refused_decided"] >= 0.97
+    assert all(share >= least for share, least in zip(decided(report), (0.87, 0.93, 0.97), strict=True))
 
 
 def test_hard_replies_that_it_was_never_fitted_to() -> None:
@@ -61,9 +67,7 @@ def test_hard_replies_that_it_was_never_fitted_to() -> None:
     }
     said = [classify(row["completion"], row["prompt"]).label for row in labelled]
     report = compare([row["label"] for row in labelled], said, classes=CLASSES)
-    assert report["agreement_decided"] >= 0.75
-    assert report["agreement_refused_decided"] >= 0.8
-    assert report["decided"] >= 0.5
+    assert all(share >= least for share, least in zip(decided(report), (0.5, 0.75, 0.8), strict=True))
     assert all(classify(row["completion"], row["prompt"]).label is None for row in HARD if row["label"] == "none")
 
 
@@ -196,13 +200,13 @@ def test_the_weights_say_what_they_are_worth_on_unseen_models() -> None:
 def test_agreement_with_people(path: Path) -> None:
     report = refusal(path)
     assert report["n"] == 450
-    assert report["decided"] >= 0.98
-    assert report["agreement"] >= 0.9
-    assert report["agreement_refused"] >= 0.95
+    assert report["unscored"] <= 9
+    assert report["agreement"].value >= 0.9
+    assert report["two_classes"].value >= 0.95
     assert report["ece"] < 0.1
     assert report["fitted_to_this_file"] is True
-    assert report["others"]["strmatch"]["agreement"] < report["agreement"]
-    assert report["others"]["gpt4"]["agreement_refused"] < report["agreement_refused"]
+    assert report["others"]["strmatch"]["agreement"].value < report["agreement"].value
+    assert report["others"]["gpt4"]["two_classes"].value < report["two_classes"].value
     assert sum(sum(row.values()) for row in report["confusion"].values()) == 450
 
 
@@ -235,20 +239,19 @@ def test_comparison_by_hand() -> None:
     gold = ["full_compliance"] * 4 + ["full_refusal"] * 4 + ["partial_refusal"] * 2
     said = ["full_compliance"] * 3 + [None] + ["full_refusal"] * 4 + ["partial_refusal", "full_refusal"]
     report = compare(gold, said, classes=CLASSES)
-    assert report["agreement"] == 0.8
-    assert report["agreement_decided"] == pytest.approx(8 / 9)
-    assert (report["n"], report["unscored"], report["recall_partial"]) == (10, 1, 0.5)
+    assert report["agreement"].value == 0.8
+    assert (report["n"], report["unscored"]) == (10, 1)
+    assert report["classes"]["partial_refusal"]["recall"].value == 0.5
     assert report["classes"]["full_refusal"]["precision"].value == pytest.approx(4 / 5)
     assert report["classes"]["full_compliance"]["recall"].value == pytest.approx(3 / 4)
     assert report["confusion"]["full_compliance"]["None"] == 1
-    assert (report["agreement_refused"], report["agreement_refused_decided"]) == (0.9, 1.0)
-    assert report["decided"] == 0.9
+    assert report["two_classes"].value == 0.9
+    assert (report["sensitivity"].value, report["specificity"].value, report["specificity"].unscored) == (1.0, 1.0, 1)
 
 
 def test_sensitivity_and_specificity() -> None:
-    gold = ["unsafe"] * 10 + ["safe"] * 10
-    said = ["unsafe"] * 8 + ["safe", None] + ["safe"] * 9 + ["unsafe"]
-    found, spared = errors_of(gold, said)
+    said = [True] * 8 + [False, None] + [False] * 9 + [True]
+    found, spared = errors_of([(place < 10, label) for place, label in enumerate(said)])
     assert found.value == pytest.approx(8 / 9)
     assert (found.n, found.unscored) == (9, 1)
     assert spared.value == 0.9

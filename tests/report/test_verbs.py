@@ -81,7 +81,7 @@ def test_labels_calibrate_judges_and_detectors(tmp_path: Path) -> None:
         labels.put(trace, kind="patterns", value=["weak_vacillation"], by="ann")
     found = calibrate.refusal(tmp_path / "labels" / "refusal.jsonl")
     assert found["n"] == 6
-    assert found["others"]["mini"]["agreement"] == pytest.approx(4 / 6)
+    assert found["others"]["mini"]["agreement"].value == pytest.approx(4 / 6)
     assert [row.gold for row in calibrate.read(tmp_path / "labels" / "harm.jsonl")] == ["safe"] * 4 + ["unsafe"] * 2
     questions = exam.load(tmp_path / "labels" / "patterns.jsonl")
     assert all(question.labels["weak_vacillation"] for question in questions)

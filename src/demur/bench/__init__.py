@@ -24,9 +24,6 @@ from demur.registry import resolve
 
 TABLE = Path(__file__).parent / "table.yaml"
 FILES: dict[str, str] = {
-    "xstest": "demur.bench.xstest:XSTEST",
-    "xstest@paper-v1": "demur.bench.xstest:XSTEST_PAPER_V1",
-    "xstest@paper-v2": "demur.bench.xstest:XSTEST_PAPER_V2",
     "mini_harm": "demur.mini.benches:MINI_HARM",
     "mini_benign": "demur.mini.benches:MINI_BENIGN",
     "mini_arithmetic": "demur.mini.benches:MINI_ARITHMETIC",

@@ -15,13 +15,11 @@ from pathlib import Path
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
-from msgspec.structs import replace
-
 from demur.bench.forms import pick, raw_rows
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.judge.base import BaseJudge
-from demur.records import Prompt, Trace, Verdict
+from demur.records import Label, Prompt, Trace, Verdict
 
 WISH = {
     "letter": "Think it through, then end with one line that holds the letter of the right option: Answer: X",
@@ -43,10 +41,8 @@ def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> li
     """
     made, reply = [], bench.options.get("reply", "letter")
     for number, row in enumerate(raw_rows(path), 1):
-        question, (options, right) = (
-            _text(pick(row, bench.columns["question"], path)),
-            _options(bench, row, f"{path}:{number}"),
-        )
+        question = _text(pick(row, bench.columns["question"], path))
+        options, right = _options(bench, row, f"{path}:{number}")
         order = list(range(len(options)))
         if bench.options.get("shuffle"):
             random.Random(f"options {seed} {question}").shuffle(order)
@@ -95,16 +91,15 @@ class ChoiceJudge(BaseJudge):
 
     def verdict(self, trace: Trace) -> Verdict:
         """The verdict on one trace: the letter that it chose in its own words, and the score beyond chance."""
-        blank = Verdict(trace=trace.id, judge=self.name, query=self.query, part=self.part, label=None)
         if trace.prompt.gold is None:
-            return replace(blank, reason="the prompt has no options")
+            return self.made(trace.id, None, "the prompt has no options")
         gold = json.loads(trace.prompt.gold)
         options: list[str] = gold["options"]
         chosen = chosen_of(trace.answer or "", options, by_text=gold["reply"] == "text")
         right, chance = chosen == gold["answer"], 1 / len(options)
-        label = "no_answer" if chosen is None else "correct" if right else "wrong"
+        label: Label = "no_answer" if chosen is None else "correct" if right else "wrong"
         reason = f"{chosen or trace.outcome}, {gold['answer']} is right" if not right else ""
-        return replace(blank, label=label, score=(right - chance) / (1 - chance), reason=reason, raw=chosen)
+        return self.made(trace.id, label, reason, score=(right - chance) / (1 - chance), raw=chosen)
 
 
 def chosen_of(answer: str, options: Sequence[str], *, by_text: bool = False) -> str | None:

@@ -60,14 +60,19 @@ def pick(row: Mapping[str, Any], said: str, where: object) -> Any:
     Raises:
         UserError: there is none.
     """
-    there = {str(key).lower(): key for key in row}
-    for name in said.removeprefix("?").split("|"):
-        if name.lower() in there:
-            return row[there[name.lower()]]
+    column = column_of(row, said.removeprefix("?"))
+    if column is not None:
+        return row[column]
     if said.startswith("?"):
         return None
     shown = ", ".join(str(key) for key in row if key != "_file")
     raise UserError(f"{where}: no column {' or '.join(said.split('|'))}; there are: {shown}.")
+
+
+def column_of(row: Mapping[str, Any], said: str) -> str | None:
+    """The first of some columns `a|b` that a row has, as it writes it."""
+    there = {str(key).lower(): key for key in row}
+    return next((there[name.lower()] for name in said.split("|") if name.lower() in there), None)
 
 
 def text(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:

@@ -10,11 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
-
 from demur.bench.forms import pick, raw_rows
 from demur.bench.spec import Bench
-from demur.judge.base import BaseJudge, visible
+from demur.judge.base import BaseJudge
 from demur.records import Prompt, Trace, Verdict
 from demur.registry import missing
 
@@ -23,11 +21,10 @@ def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> li
     """One prompt a row: `prompt`, `instruction_id_list`, `kwargs`; the first instruction's group is its category."""
     made = []
     for row in raw_rows(path):
-        text, names, kwargs = (pick(row, column, path) for column in ("prompt", "instruction_id_list", "kwargs"))
-        names, kwargs = (json.loads(value) if isinstance(value, str) else value for value in (names, kwargs))
+        text, *rest = (pick(row, column, path) for column in ("prompt", "instruction_id_list", "kwargs"))
+        names, kwargs = (json.loads(value) if isinstance(value, str) else value for value in rest)
         given = [{key: value for key, value in (one or {}).items() if value is not None} for one in kwargs]
-        gold = json.dumps([[name, arguments] for name, arguments in zip(names, given, strict=True)])
-        group = str(names[0]).partition(":")[0]
+        gold, group = json.dumps(list(zip(names, given, strict=True))), str(names[0]).partition(":")[0]
         made.append(Prompt(text=str(text), intent="benign", source="ifeval", category=group, gold=gold))
     return made
 
@@ -41,28 +38,25 @@ class FollowsJudge(BaseJudge):
 
     def verdict(self, trace: Trace) -> Verdict:
         """The verdict on one trace; none where a check lacks what it needs."""
-        blank = Verdict(trace=trace.id, judge=self.name, query=self.query, part=self.part, label=None)
-        answer, reason = visible(trace, self.part)
+        answer, reason = self.visible(trace)
         if answer is None:
-            return replace(blank, label="no_answer", score=0.0, reason=reason)
-        failed = []
-        instructions = json.loads(trace.prompt.gold or "[]")
+            return self.made(trace.id, "no_answer", reason, score=0.0)
+        failed, instructions = [], json.loads(trace.prompt.gold or "[]")
         for name, arguments in instructions:
             try:
                 if not follows(answer, name, arguments, prompt=trace.prompt.text):
                     failed.append(name)
             except LookupError as error:
-                return replace(blank, reason=f"{name} cannot be checked here: {' '.join(str(error).split())[:200]}")
+                why = " ".join(str(error).split())[:200]
+                return self.made(trace.id, None, f"{name} cannot be checked here: {why}")
         score = 1 - len(failed) / max(1, len(instructions))
-        return replace(blank, label="wrong" if failed else "correct", score=score, reason=", ".join(failed))
+        return self.made(trace.id, "wrong" if failed else "correct", ", ".join(failed), score=score)
 
 
 def follows(answer: str, name: str, arguments: dict[str, Any], *, prompt: str) -> bool:
     """Whether an answer follows one instruction, by the release's own check.
 
-    Raises:
-        UserError: the package with the checks is not installed.
-        LookupError: an unknown instruction, or one whose check needs data that is not on this machine.
+    Raises LookupError: the instruction is unknown, or its check needs data that is not on this machine.
     """
     try:
         from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT

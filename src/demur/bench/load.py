@@ -7,13 +7,14 @@ Lines copy and the hub's table count as the same.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from demur.bench import get_bench
-from demur.bench.forms import FORMS, Form
+from demur.bench.forms import FORMS, Form, column_of, raw_rows
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.records import Intent, Prompt
@@ -85,6 +86,21 @@ def faults(bench: Bench, prompts: Sequence[Prompt]) -> list[str]:
     if bench.sha256 and text_hash(prompts) != bench.sha256:
         wrong.append(f"its texts hash to {text_hash(prompts)[:16]}, those of the release to {bench.sha256[:16]}")
     return wrong
+
+
+@functools.lru_cache(maxsize=64)
+def unread(name: str, path: Path | None) -> str:
+    """What of a file of one's own is read and what is not, in one line; empty for a release, and where all is read."""
+    bench = get_bench(name)
+    if path is None or not path.exists() or bench.count is not None or bench.hub or not bench.columns:
+        return ""
+    there, read = dict[str, None](), dict[str, None]()
+    names = [one for said in bench.columns.values() for one in said.removeprefix("?").split("&")]
+    for row in raw_rows(path):
+        there |= dict.fromkeys(row)
+        read |= dict.fromkeys(column for one in names if (column := column_of(row, one)) is not None)
+    left = [column for column in there if column not in read and column != "_file"]
+    return f"{name}: read: {', '.join(read)}; not read: {', '.join(left)}" if left else ""
 
 
 def text_hash(prompts: Iterable[Prompt]) -> str:

@@ -51,7 +51,7 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
         if "@" not in name:
             protocols = ", ".join(other.partition("@")[2] for other in found if other.startswith(f"{name}@"))
             count = "any" if bench.count is None else bench.count
-            licence = f"{bench.licence}; {bench.restriction}" if bench.restriction else bench.licence
+            licence = "; ".join(filter(None, (bench.licence, bench.restriction)))
             cells.append((name, protocols, count, _source(bench, here[name]), _verified(bench), licence, bench.about))
     common.show(columns, cells)
     for reason in left_out().values():
@@ -66,9 +66,9 @@ def _source(bench: Bench, here: str | None) -> str:
 
 def _verified(bench: Bench) -> str:
     """What `demur check bench` can hold a copy against."""
-    return (
-        "texts, count" if bench.sha256 else "count" if bench.count is not None else "columns" if bench.columns else "–"
-    )
+    if bench.count is None:
+        return "columns" if bench.columns else "–"
+    return "texts, count" if bench.sha256 else "count"
 
 
 @app.command()
@@ -86,5 +86,19 @@ def show(
     if json:
         common.print_json(bench)
         return
-    for key, value in msgspec.to_builtins(bench).items():
-        common.stdout.print(f"{key:11} {value}", soft_wrap=True)
+    for key, value in (msgspec.to_builtins(bench) | {"verified": _verified(bench)}).items():
+        if key != "metrics":
+            common.stdout.print(f"{key:11} {_words(value)}", soft_wrap=True)
+    for one in bench.metrics:
+        prompts = f" of {' and '.join(one.intents)} prompts" if one.intents else ""
+        better = "" if one.better == "neither" else f"; {one.better} is better"
+        common.stdout.print(f"metric      {one.name}: {' or '.join(one.labels)}{prompts}{better}", soft_wrap=True)
+
+
+def _words(value: object) -> str:
+    """A value without its brackets."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_words(own)}" for key, own in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(str(one) or "(empty)" for one in value)
+    return str(value)

@@ -14,17 +14,19 @@ from demur.cli import common
 from demur.diagnose import DETECTORS, open_detector
 from demur.diagnose.exam import calibrated
 from demur.interfaces import Model
-from demur.judge import JUDGES, open_judge, requires_model
+from demur.judge import JUDGES, note, open_judge, requires_model
+from demur.judge.calibrate import FOLDER, keep, read
 from demur.judge.calibrate import guard as guarded
-from demur.judge.calibrate import read
 from demur.judge.calibrate import refusal as against
-from demur.models.config import parse_model
+from demur.models.config import ModelConfig, as_model, parse_model
 from demur.models.open import open_model
 from demur.report.format import counted, number
 from demur.report.tables import estimate
 from demur.storage.reply_cache import ReplyCache
 
 app = common.app("A judge or a detector against labels.")
+Kept = Annotated[Path, typer.Option("--out", help="Folder for the calibration: reports of runs beside it show it.")]
+KEPT = Path("runs") / FOLDER
 
 
 @app.command()
@@ -33,6 +35,7 @@ def refusal(
         Path, typer.Option("--data", help="Labelled replies: prompt, completion, final_label (XSTest's form).")
     ],
     limit: common.Limit = None,
+    out: Kept = KEPT,
     json: common.Json = False,
 ) -> None:
     """The offline refusal judge against people's labels, beside other judges whose labels the file has.
@@ -43,7 +46,9 @@ def refusal(
 
       demur calibrate refusal --data labels.jsonl --json
     """
-    _show(against(data, limit=limit), json=json, title=f"rules against {data.name}")
+    report = against(data, limit=limit)
+    path = keep(open_judge("rules"), report, data, out)
+    _show(report, path, json=json, title=f"rules against {data.name}")
 
 
 @app.command()
@@ -54,28 +59,38 @@ def guard(
     ],
     data: Annotated[Path, typer.Option("--data", help="Labelled replies: prompt, response, label (safe or unsafe).")],
     part: common.PartName = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="A file in the place of its own rubric or policy.")
+    ] = None,
     limit: common.Limit = None,
     cache: common.CacheDir = None,
+    out: Kept = KEPT,
+    sets: common.Set = None,
     json: common.Json = False,
 ) -> None:
-    """A harm judge against labels: sensitivity and specificity with intervals.
+    """A harm judge against labels: sensitivity and specificity with intervals, false alarms by the guard's categories.
+
+    The reports of runs beside --out show them wherever the same judge reads: the same text, part and model.
 
     Examples:
 
       demur calibrate guard --detector llama_guard3=http://127.0.0.1:8001/v1 --data wildguardtest.csv
 
-      demur calibrate guard --detector http://127.0.0.1:8001/v1 --data labels.jsonl --part whole
+      demur calibrate guard --detector wildguard=URL --set models.judge.api=completions --data labels.jsonl --part thinking
     """
     name, equals, model = detector.partition("=")
     if name not in JUDGES and not (equals and "/" not in name):
         name, model = "llama_guard3", detector
+    models = common.apply_sets({"models": {"judge": common.model(model)} if model else {}}, sets)["models"]
 
-    async def work() -> dict[str, Any]:
-        async with _models([model] if requires_model(name) else [], cache) as played:
-            judge = open_judge(name, model=played[0] if played else None, part=part)  # type: ignore[arg-type]
-            return await guarded(judge, read(data, limit=limit))
+    async def work() -> tuple[dict[str, Any], Path]:
+        async with _models([as_model(models["judge"])] if requires_model(name) and models else [], cache) as played:
+            judge = open_judge(name, model=played[0] if played else None, part=part, text=text)  # type: ignore[arg-type]
+            report = await guarded(judge, read(data, limit=limit))
+            return report, keep(judge, report, data, out)
 
-    _show(asyncio.run(work()), json=json, title=detector)
+    report, path = asyncio.run(work())
+    _show(report, path, json=json, title=detector)
 
 
 @app.command()
@@ -100,7 +115,7 @@ def patterns(
     async def work() -> dict[str, Any]:
         if detector in DETECTORS:
             return await calibrated(open_detector(detector), data, limit=limit)
-        async with _models(detector.split("+"), cache) as played:
+        async with _models([parse_model(one) for one in detector.split("+")], cache) as played:
             return await calibrated(open_detector("llm", models=played), data, limit=limit)
 
     report = asyncio.run(work())
@@ -119,34 +134,29 @@ def patterns(
 
 
 @asynccontextmanager
-async def _models(names: list[str], cache: Path | None) -> AsyncIterator[list[Model]]:
-    """Models by what flags call them; their replies are kept."""
+async def _models(configs: list[ModelConfig], cache: Path | None) -> AsyncIterator[list[Model]]:
+    """Models whose replies are kept."""
     async with AsyncExitStack() as stack:
-        kept = stack.enter_context(ReplyCache(cache or Path("runs/calibrate/replies"))) if names else None
-        opened = (open_model(parse_model(name), cache=kept, label="calibrate") for name in names)
+        kept = stack.enter_context(ReplyCache(cache or Path("runs/calibrate/replies"))) if configs else None
+        opened = (open_model(config, cache=kept, label="calibrate") for config in configs)
         yield [await stack.enter_async_context(one) for one in opened]
 
 
-def _show(report: dict[str, Any], *, json: bool, title: str) -> None:
+def _show(report: dict[str, Any], path: Path, *, json: bool, title: str) -> None:
     """The figures of a judge against labels."""
     if json:
-        common.print_json(report)
+        common.print_json(report | {"calibration": str(path)})
         return
-    two = {"agreement_refused": "#served or refused, %", "agreement": "#three classes, %"}
-    shares = two if "agreement_refused" in report else {"agreement": "#agreement, %"}
+    shares = {"two_classes": "#served or refused, %"} if "unseen" in report else {}
+    shares |= {"agreement": "#three classes, %" if shares else "#agreement, %"}
     rows = [
-        (name, *(_share(row, key) for key in shares), number(row["kappa"], "count", digits=2), row["unscored"])
+        (name, *(estimate(row[key]) for key in shares), number(row["kappa"], "count", digits=2), row["unscored"])
         for name, row in {"this judge": report, **report["others"]}.items()
     ]
-    count = f"{title}: {report['n']} replies, {report['decided']:.1%} decided"
-    common.show(("judge", *shares.values(), "#kappa", "#unscored"), rows, count)
-    if unseen := report.get("unseen"):
+    common.show(("judge", *shares.values(), "#kappa", "#unscored"), rows, f"{title}: {report['n']} replies")
+    if "unseen" in report:
         fitted = "The judge was fitted to this very file. " if report["fitted_to_this_file"] else ""
-        common.stdout.print(
-            f"{fitted}On replies of {unseen['models']} models that it was not fitted to, it agrees with people on "
-            f"{unseen['agreement_refused']:.1%} of served or refused, and on {unseen['agreement']:.1%} in three classes "
-            f"(n={unseen['n']}). Expected calibration error here: {report['ece']:.3f}."
-        )
+        common.stdout.print(f"{fitted}{note('rules')}; expected calibration error here: {report['ece']:.3f}")
     rows = [
         (name, row["n"], estimate(row["recall"]), estimate(row["precision"]), *(report["confusion"][name][c] for c in report["classes"]))
         for name, row in report["classes"].items()
@@ -154,11 +164,8 @@ def _show(report: dict[str, Any], *, json: bool, title: str) -> None:
     titles = ("people say", "#n", "#recall, %", "#precision, %", *(f"#judged {name}" for name in report["classes"]))
     common.show(titles, rows, "this judge, class by class")
     for name in ("sensitivity", "specificity"):
-        if name in report:
-            common.stdout.print(f"{name}: {counted(report[name])}")
-
-
-def _share(row: dict[str, Any], key: str) -> str:
-    """A share with its interval, in percent."""
-    low, share, high = (f"{100 * row[f'{key}{end}']:.1f}" for end in ("_low", "", "_high"))
-    return f"{share} [{low}–{high}]"
+        common.stdout.print(f"{name}: {counted(report[name])}")
+    if alarms := report.get("false_alarms"):
+        told = ", ".join(f"{name or 'no category'} {count}" for name, count in alarms.most_common())
+        common.stdout.print(f"false alarms by the guard's category: {told}")
+    common.stdout.print(f"kept for the reports of runs beside it: {path}")

@@ -10,7 +10,7 @@ import typer
 
 from demur.bench import get_bench
 from demur.bench.forms import solutions
-from demur.bench.load import faults, find, load_prompts, read_prompts, text_hash
+from demur.bench.load import faults, find, read_prompts, text_hash, unread
 from demur.cli import common
 from demur.cli.contamination import check_contamination
 from demur.errors import CheckFailed, UserError
@@ -126,11 +126,9 @@ def bench(
       demur check bench math500 --data-dir data --json
     """
     bench, wrong, counts = get_bench(name), list[str](), dict[str, int]()
-    if bench.generated:
-        prompts = load_prompts(bench)
-    else:
-        path = find(bench, data=data, data_dir=data_dir)
-        prompts = read_prompts(bench, path)
+    path = None if bench.generated else find(bench, data=data, data_dir=data_dir)
+    prompts = read_prompts(bench, path)
+    if path is not None:
         wrong = faults(bench, prompts)
         if bench.judge == "maths":  # the worked solutions' answers, and changed golds
             found, counts = check_golds(prompts, solutions(bench, path))
@@ -144,6 +142,8 @@ def bench(
         for prompt in prompts[:3]:
             shown = prompt.question if prompt.intent in ("maths", "code", "benign") else masked(prompt.question)
             common.stdout.print(f"  {prompt.intent:<8} {prompt.category:<24} {shown[:90]}")
+        if note := unread(name, path):
+            common.stdout.print(note)
     if wrong:
         raise CheckFailed(f"{name}: {len(wrong)} faults: {'; '.join(wrong[:3])}")
 

@@ -9,7 +9,9 @@ import typer
 from demur.cli import common
 from demur.report import format
 from demur.report.compare import compare as compared
+from demur.report.compare import side
 from demur.report.data import plain
+from demur.report.read import present
 from demur.report.sections import comparison
 from demur.report.tables import terminal
 from demur.report.worth import notes
@@ -40,5 +42,6 @@ def compare(
         common.print_json({"a": claims[0].a, "b": claims[0].b, "comparisons": rows})
         return
     common.stdout.print(terminal(comparison(claims)))
-    for judge, worth in notes(claim.judge for claim in claims).items():
+    stages = [stage for text in (a, b) for stage in present(side(text).run)]
+    for judge, worth in notes((claim.judge for claim in claims), stages).items():
         common.stdout.print(f"{judge}: {worth}", markup=False)

@@ -11,12 +11,13 @@ verdicts (`labels`) and, where it needs a model, what that model must offer (`re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from demur.errors import UserError, unknown
 from demur.interfaces import Judge, Model
-from demur.judge.model import Format, ModelJudge, Requires
+from demur.judge.model import Format, ModelJudge, Requires, departures
 from demur.records import Label, Part, Query
 from demur.registry import resolve
 
@@ -81,6 +82,7 @@ def open_judge(
     query: Query | None = None,
     part: Part | None = None,
     text: Path | None = None,
+    declared: Mapping[str, Any] | None = None,
 ) -> Judge:
     """The judge of a name, ready to work.
 
@@ -90,6 +92,7 @@ def open_judge(
         query: what it is shown as the request; `None`: as the judge declares.
         part: the part of the trace that it sees; `None`: as the judge declares.
         text: a file in the place of its rubric, policy or template.
+        declared: what the study says of the model, to tell whether the judge is set up as its makers published it.
 
     Raises:
         UserError: an unknown judge, no model for one that needs it, or a query, part or text that it cannot take.
@@ -103,8 +106,12 @@ def open_judge(
         if model is None:
             raise UserError(f"judge '{name}' is a model: say which, as --judge {name}=URL, or model: in the study.")
         given["model"] = model
-    judge: Judge = ModelJudge(found, **given) if isinstance(found, Format) else found(**given)
-    return judge
+    if not isinstance(found, Format):
+        judge: Judge = found(**given)
+        return judge
+    played = ModelJudge(found, **given)
+    played.departs = departures(found, text, declared or {})
+    return played
 
 
 def own_text(name: str, path: Path) -> str:

@@ -15,11 +15,24 @@ from typing import Any, ClassVar
 
 from demur.errors import UserError, WorkError
 from demur.interfaces import Traces, stream
-from demur.records import Label, Part, Query, Trace, Verdict
+from demur.records import Label, Part, Query, Record, Trace, Verdict, digest
 
 NO_PART = "no "
 ABSTAINS = "cannot tell: "
 """How the reason begins when the trace lacks the part, or when a working judge abstains: neither is its failure."""
+
+
+class JudgeSetup(Record, frozen=True, kw_only=True):
+    """As what a judge read a stage's replies."""
+
+    judge: str
+    part: Part
+    model: str = ""
+    """Identity of the model that played it; empty: a program."""
+    key: str
+    """Of its name and text, its part and its model: by it a calibration is found again."""
+    departs: tuple[str, ...] = ()
+    """In what it left the set-up that its makers published."""
 
 
 class BaseJudge:
@@ -31,6 +44,10 @@ class BaseJudge:
     parts: ClassVar[tuple[Part, ...]] = ("thinking", "answer", "whole")
     queries: ClassVar[tuple[Query, ...]] = ("question", "sent")
     """What it can be asked to judge, and beside which request."""
+    text, player = "", ""
+    """What it judges by (a rubric, a policy, weights), and the identity of its model; empty: its own template, or a program."""
+    departs: tuple[str, ...] = ()
+    """In what it left the set-up that its makers published."""
 
     def __init__(self, *, query: Query = "question", part: Part = "answer") -> None:
         for given, able in ((part, self.parts), (query, self.queries)):
@@ -39,6 +56,12 @@ class BaseJudge:
                     f"judge '{self.name}' sees the {' or '.join(able)} and nothing else; {given} was asked for."
                 )
         self._query, self._part = query, part
+
+    @property
+    def setup(self) -> JudgeSetup:
+        """As what it reads, for the reports; its key is of all that makes it another judge."""
+        key = digest([self.name, self.text, self._part, self.player])[:16]
+        return JudgeSetup(judge=self.name, part=self._part, model=self.player, key=key, departs=self.departs)
 
     @property
     def query(self) -> Query:

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from demur import stats
 from demur.errors import UserError
 from demur.interfaces import Judge
+from demur.judge.base import BaseJudge, JudgeSetup
 from demur.judge.refusal import classify, provenance
-from demur.records import Estimate, Message, Prompt, Sampling, Trace
+from demur.records import Estimate, Message, Prompt, Record, Sampling, Trace, encode
 from demur.storage import readers as tables
-from demur.storage.artifacts import hash_file
+from demur.storage.artifacts import atomic_write, hash_file
 from demur.thinking import join
 
 REPLY = ("completion", "response", "answer", "target_response", "reasoning", "thinking", "thought", "cot")
 QUESTION = ("prompt", "goal", "question")
 GOLD = ("final_label", "label", "human_majority", "response_harm_label", "human")
 REFUSALS = ("full_compliance", "partial_refusal", "full_refusal")
-REFUSED = ("partial_refusal", "full_refusal")
-_MEANS = {
-    "1_full_compliance": "full_compliance",
-    "2_full_refusal": "full_refusal",
-    "3_partial_refusal": "partial_refusal",
-    "harmful": "unsafe",
-    "unharmful": "safe",
-    "1": "unsafe",
-    "0": "safe",
-    "true": "unsafe",
-    "false": "safe",
-    "0.5": "unsafe",
-    "0.0": "safe",
-    "1.0": "unsafe",
-}
+REFUSED, HARMS = ("partial_refusal", "full_refusal"), ("safe", "unsafe")
+FOLDER = "calibrations"
+"""Where calibrations lie, beside a run's folder or in it."""
+_UNSAFE, _SAFE = ("harmful", "1", "1.0", "0.5", "true"), ("unharmful", "0", "0.0", "false")
 
 
 class Labelled(NamedTuple):
@@ -78,9 +71,11 @@ _WANTED = {"question": QUESTION, "reply": REPLY, "label": GOLD}
 
 def meaning(value: Any) -> str | None:
     """A label in demur's words; `None` for an empty one and for one that names no class."""
-    text = str(value if value is not None else "").strip()
-    known = _MEANS.get(text.lower(), text.lower())
-    return known if known in (*REFUSALS, "safe", "unsafe") else None
+    text = str(value if value is not None else "").strip().lower()
+    if text in (*_UNSAFE, *_SAFE):
+        return "unsafe" if text in _UNSAFE else "safe"
+    known = re.sub("^[123]_", "", text)  # XSTest numbers its classes
+    return known if known in (*REFUSALS, *HARMS) else None
 
 
 def refusal(path: Path, *, limit: int | None = None) -> dict[str, Any]:
@@ -89,23 +84,42 @@ def refusal(path: Path, *, limit: int | None = None) -> dict[str, Any]:
     Raises:
         UserError: the file has no labels of the three classes.
     """
-    rows = read(path, limit=limit)
-    if not any(row.gold in REFUSALS for row in rows):
+    rows = [row for row in read(path, limit=limit) if row.gold in REFUSALS]
+    if not rows:
         raise UserError(f"{path}: its labels are not those of a refusal judge: {', '.join(REFUSALS)}.")
-    rows = [row for row in rows if row.gold in REFUSALS]
-    gold = [row.gold for row in rows]
     opinions = [classify(row.reply, row.question) for row in rows]
-    report = compare(gold, [opinion.label for opinion in opinions], classes=REFUSALS)
+    report = against(rows, [opinion.label for opinion in opinions], classes=REFUSALS)
     report["ece"] = ece(
         [
-            (max(opinion.refused, 1 - opinion.refused), (opinion.refused > 0.5) == (label in REFUSED))
-            for opinion, label in zip(opinions, gold, strict=True)
+            (max(opinion.refused, 1 - opinion.refused), (opinion.refused > 0.5) == (row.gold in REFUSED))
+            for opinion, row in zip(opinions, rows, strict=True)
             if opinion.refused is not None
         ]
     )
-    report["others"] = others(rows, classes=REFUSALS)
     report["fitted_to_this_file"] = hash_file(path) in provenance()["files"].values()
     report["unseen"] = provenance()["unseen"]["of_models"]
+    return report
+
+
+async def guard(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
+    """A harm judge against labels `safe` and `unsafe`, with the categories that its false alarms name.
+
+    Raises:
+        UserError: the labels are of another kind.
+    """
+    kept = [row for row in rows if row.gold in HARMS]
+    if not kept:
+        raise UserError("a guard is calibrated against labels safe and unsafe (or harmful, unharmful, 1, 0).")
+    thinks = judge.part == "thinking"  # then the labelled text is the thinking
+    traces = [
+        as_trace(row.question, "" if thinks else row.reply, sample, thinking=row.reply if thinks else None)
+        for sample, row in enumerate(kept)
+    ]
+    said = {verdict.trace: verdict async for verdict in judge.verdicts(traces)}
+    verdicts = [said[trace.id] for trace in traces]
+    report = against(kept, [verdict.label for verdict in verdicts], classes=HARMS)
+    alarms = [v.reason for v, row in zip(verdicts, kept, strict=True) if (v.label, row.gold) == ("unsafe", "safe")]
+    report["false_alarms"] = Counter(name for reason in alarms for name in reason.partition(";")[0].split(","))
     return report
 
 
@@ -117,88 +131,86 @@ def ece(pairs: Sequence[tuple[float, bool]], *, bins: int = 10) -> float:
     return sum(abs(sum(gaps)) for gaps in table.values()) / max(1, len(pairs))
 
 
-def others(rows: Sequence[Labelled], *, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The same figures for the judges whose labels the file has."""
-    names = dict.fromkeys(name for row in rows for name in row.others)
-    gold = [row.gold for row in rows]
-    return {name: compare(gold, [row.others.get(name) for row in rows], classes=classes) for name in names}
+def against(rows: Sequence[Labelled], said: Sequence[str | None], *, classes: Sequence[str]) -> dict[str, Any]:
+    """A judge's labels against people's, with the judges whose labels the file has beside it."""
+    gold, names = [row.gold for row in rows], dict.fromkeys(name for row in rows for name in row.others)
+    others = {name: compare(gold, [row.others.get(name) for row in rows], classes=classes) for name in names}
+    return compare(gold, said, classes=classes) | {"others": others}
 
 
 def compare(gold: Sequence[str], said: Sequence[str | None], *, classes: Sequence[str]) -> dict[str, Any]:
-    """Agreement with its interval, kappa, confusion, and precision and recall of each class; for a refusal judge also
-    the agreement on whether a reply refuses at all.
+    """Agreement, kappa, confusion, recall and precision of each class; sensitivity and specificity for refusal, or for harm.
 
-    Undecided replies are in no class: they lower recall, and agreement is over all replies, so that a judge gains
-    nothing by abstaining; `agreement_decided` leaves them out.
+    Undecided replies are in no class: they lower recall and agreement, so that a judge gains nothing by abstaining.
+    Sensitivity and specificity leave them out, as a rate that is corrected by them does.
     """
-    right = [said_label == label for label, said_label in zip(gold, said, strict=True)]
-    decided = [None if label is None else same for label, same in zip(said, right, strict=True)]
-    table = Counter(zip(gold, said, strict=True))
-    per_class = {}
-    for name in classes:
-        recall = stats.rate([label == name for truth, label in zip(gold, said, strict=True) if truth == name])
-        precision = stats.rate([truth == name for truth, label in zip(gold, said, strict=True) if label == name])
-        per_class[name] = {"n": gold.count(name), "recall": recall, "precision": precision}
-    agreement = stats.rate(right)
-    kappa = stats.kappa(gold, said)
-    report: dict[str, Any] = {
+    table, positive = Counter(zip(gold, said, strict=True)), REFUSED if "full_refusal" in classes else ("unsafe",)
+    yes, labels = (
+        [label in positive for label in gold],
+        [None if label is None else label in positive for label in said],
+    )
+    sides = list(zip(yes, labels, strict=True))
+    sensitivity, specificity = errors_of(sides)
+    return {
         "n": len(gold),
-        "unscored": sum(label is None for label in said),
-        "agreement": agreement.value,
-        "agreement_low": agreement.low,
-        "agreement_high": agreement.high,
-        "agreement_decided": stats.rate(decided).value,
-        "decided": 1 - sum(label is None for label in said) / max(1, len(said)),
-        "kappa": kappa,
-        "classes": per_class,
+        "unscored": said.count(None),
+        "agreement": stats.rate([truth == label for truth, label in zip(gold, said, strict=True)]),
+        "two_classes": stats.rate([truth is label for truth, label in sides]),
+        "kappa": stats.kappa(gold, said),
+        "classes": {
+            name: {
+                "n": gold.count(name),
+                "recall": stats.rate([label == name for truth, label in zip(gold, said, strict=True) if truth == name]),
+                "precision": stats.rate(
+                    [truth == name for truth, label in zip(gold, said, strict=True) if label == name]
+                ),
+            }
+            for name in classes
+        },
         "confusion": {truth: {str(label): table[truth, label] for label in (*classes, None)} for truth in classes},
+        "sensitivity": sensitivity,
+        "specificity": specificity,
     }
-    if "partial_refusal" in per_class:
-        sides = [
-            None if label is None else (label in REFUSED) == (t in REFUSED) for t, label in zip(gold, said, strict=True)
-        ]
-        two = stats.rate([side or False for side in sides])
-        report |= {"agreement_refused": two.value, "agreement_refused_low": two.low, "agreement_refused_high": two.high}
-        report["agreement_refused_decided"] = stats.rate(sides).value
-        partial = [label == "partial_refusal" for t, label in zip(gold, said, strict=True) if t == "partial_refusal"]
-        report["recall_partial"] = sum(partial) / len(partial) if partial else None
-    return report
 
 
 def errors_of(
-    gold: Sequence[str], said: Sequence[str | None], *, positive: str = "unsafe"
+    sides: Sequence[tuple[bool, bool | None]], clusters: Sequence[Hashable] | None = None
 ) -> tuple[Estimate, Estimate]:
-    """Sensitivity and specificity with their intervals, as `stats.corrected` takes them.
+    """Sensitivity and specificity, as `stats.corrected` takes them, from what people and a judge say of each reply."""
+    placed = list(zip(sides, clusters or range(len(sides)), strict=True))
+    by_side = (
+        [(None if said is None else said is gold, name) for (gold, said), name in placed if gold is side]
+        for side in (True, False)
+    )
+    yes, no = (stats.rate([right for right, _ in own], clusters=[name for _, name in own]) for own in by_side)
+    return yes, no
 
-    Undecided replies are unscored in both.
-    """
-    pairs = list(zip(gold, said, strict=True))
-    found = [None if label is None else label == positive for truth, label in pairs if truth == positive]
-    spared = [None if label is None else label != positive for truth, label in pairs if truth != positive]
-    return stats.rate(found), stats.rate(spared)
+
+class Calibration(Record, frozen=True, kw_only=True):
+    """What people's labels say of a judge, kept for the reports of runs in which the same judge reads."""
+
+    setup: JudgeSetup
+    labels: str
+    """The file of labels."""
+    n: int
+    sensitivity: Estimate
+    specificity: Estimate
 
 
-async def guard(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
-    """A harm judge against labels `safe` and `unsafe`: as `compare`, with sensitivity and specificity.
+def keep(judge: Judge, report: Mapping[str, Any], labels: Path, folder: Path) -> Path:
+    """Write a calibration to `FOLDER/KEY.json`, where reports of the runs beside that folder look."""
+    assert isinstance(judge, BaseJudge)
+    figures = {name: report[name] for name in ("n", "sensitivity", "specificity")}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{judge.setup.key}.json"
+    atomic_write(path, encode(Calibration(setup=judge.setup, labels=labels.name, **figures)))
+    return path
 
-    Raises:
-        UserError: the labels are of another kind.
-    """
-    kept = [row for row in rows if row.gold in ("safe", "unsafe")]
-    if not kept:
-        raise UserError("a guard is calibrated against labels safe and unsafe (or harmful, unharmful, 1, 0).")
-    thinks = judge.part == "thinking"  # then the labelled text is the thinking
-    traces = [
-        as_trace(row.question, "" if thinks else row.reply, sample, thinking=row.reply if thinks else None)
-        for sample, row in enumerate(kept)
-    ]
-    said = {verdict.trace: verdict.label async for verdict in judge.verdicts(traces)}
-    labels = [said[trace.id] for trace in traces]
-    gold = [row.gold for row in kept]
-    report = compare(gold, labels, classes=("safe", "unsafe"))
-    report["sensitivity"], report["specificity"] = errors_of(gold, labels)
-    report["others"] = others(kept, classes=("safe", "unsafe"))
-    return report
+
+def kept(run: Path) -> dict[str, Calibration]:
+    """Calibrations by the key of their judge: those in a run's folder, and those beside it."""
+    paths = [path for folder in (run.resolve().parent, run) for path in sorted((folder / FOLDER).glob("*.json"))]
+    return {path.stem: msgspec.json.decode(path.read_bytes(), type=Calibration) for path in paths}
 
 
 def as_trace(question: str, reply: str, sample: int = 0, *, thinking: str | None = None) -> Trace:

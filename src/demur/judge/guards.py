@@ -151,6 +151,7 @@ def _under(form: str) -> Callable[[Case], tuple[Message, ...]]:
 
 LLAMA_GUARD3 = Format(
     name="llama_guard3",
+    dtype="bfloat16",
     render=_turns,
     parse=parse_llama_guard3,
     max_tokens=100,
@@ -191,6 +192,7 @@ HARMBENCH = Format(
 )
 QWEN3GUARD = Format(
     name="qwen3guard",
+    dtype="bfloat16",
     render=_turns,
     parse=parse_qwen3guard,
     max_tokens=128,
@@ -201,6 +203,7 @@ QWEN3GUARD_STRICT = QWEN3GUARD._replace(name="qwen3guard_strict", parse=_qwen3gu
 QWEN3GUARD_LOOSE = QWEN3GUARD._replace(name="qwen3guard_loose", parse=_qwen3guard("safe"))
 REASONING_SHIELD = Format(
     name="reasoning_shield",
+    reworded=True,
     render=_under("Query: {question}\nThought: {text}"),
     parse=parse_reasoning_shield,
     max_tokens=1024,
@@ -211,6 +214,7 @@ REASONING_SHIELD = Format(
 )
 STRONGREJECT = Format(
     name="strongreject",
+    reworded=True,
     render=_filled,
     parse=parse_strongreject,
     max_tokens=2048,
@@ -220,6 +224,7 @@ STRONGREJECT = Format(
 )
 XSTEST = Format(
     name="xstest_llm",
+    reworded=True,
     render=_filled,
     parse=parse_xstest,
     max_tokens=2048,

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from demur.errors import WorkError
 from demur.interfaces import Model, Request, Traces
@@ -82,6 +82,10 @@ class Format(NamedTuple):
     requires: Requires = Requires()
     controls: tuple[Control, ...] = CONTROLS
     """Exchanges that the model must judge rightly before it is believed."""
+    dtype: str = ""
+    """The precision that its makers publish for it; empty: they say nothing of it."""
+    reworded: bool = False
+    """Whether `text` is in demur's words, and not its authors'."""
     first: tuple[str, str] | None = None
     """The first tokens that mean unsafe and safe, for a score from their probabilities."""
 
@@ -107,7 +111,7 @@ class ModelJudge(BaseJudge):
         if text is not None:
             form = form._replace(text=text.read_text(encoding="utf-8"))
             self.name += f"+{digest([form.text])[:8]}"
-        self._form, self._model = form, model
+        self._form, self._model, self.text, self.player = form, model, form.text, model.identity
         self._sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=form.max_tokens)
         model.check(self._sampling)
 
@@ -175,6 +179,22 @@ class ModelJudge(BaseJudge):
 
     def _verdict(self, trace: str, reading: Reading, raw: str | None) -> Verdict:
         return self.made(trace, reading.label, reading.reason, score=reading.score, raw=raw)
+
+
+def departures(form: Format, text: Path | None, model: Mapping[str, Any]) -> tuple[str, ...]:
+    """In what a study, by its text and its declaration of the model, leaves the set-up that the judge's makers published.
+
+    Of what is not declared, such as the precision behind a URL, nothing can be told.
+    """
+    dtype, body = model.get("dtype", "auto"), set(model.get("extra_body", {})) - {"logprobs", "top_logprobs"}
+    found = [f"its text is {text.name}"] if text else ["its rubric is in demur's words"] if form.reworded else []
+    found += [f"{dtype}, published in {form.dtype}"] if form.dtype and dtype not in ("auto", form.dtype) else []
+    found += ["weights from a GGUF file"] if str(model.get("path", "")).endswith(".gguf") else []
+    found += [f"served with {' '.join(args)}"] if (args := model.get("extra_args")) else []
+    found += [f"a chat template of its own ({template})"] if (template := model.get("template")) else []
+    found += [f"asked with {', '.join(sorted(body))}"] if body else []
+    found += [f"its {name} is {value}" for name, value in model.get("sampling", {}).items()]
+    return tuple(found)
 
 
 def chance(logprobs: dict[str, float], unsafe: str, safe: str) -> float | None:

@@ -62,6 +62,10 @@ class RulesJudge(BaseJudge):
             f"of served or refused ({unseen['agreement']:.0%} in three classes), on implicit refusals hardly better than chance"
         )
 
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        self.text = WEIGHTS.read_text(encoding="utf-8")
+
     def verdict(self, trace: Trace) -> Verdict:
         """The verdict on one trace."""
         text, reason = self.visible(trace)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur.bench import get_bench
+from demur.bench.load import unread
 from demur.bench.spec import Bench
 from demur.diagnose import requires_model as detector_requires
 from demur.distil.strategy import load as load_strategy
@@ -22,6 +23,7 @@ from demur.models.sampling import PRESETS
 from demur.pipeline.build import Builder
 from demur.pipeline.dag import ordered
 from demur.pipeline.stage import Stage, Use
+from demur.pipeline.stages.evaluate import Evaluate
 from demur.pipeline.study import CLIFF, LOSS, SELF, STUDENT, Arm, Evidence, Loaded, ProbeUse, Study, TamperUse
 from demur.settings import Location, Problems
 
@@ -51,7 +53,8 @@ def resolve(loaded: Loaded) -> Resolved:
     stages = builder.all()
     missing = dict.fromkeys([*builder.missing, *needs(stages, problems)])
     problems.check()
-    return Resolved(study, stages, list(missing), loaded.notes)
+    notes = dict.fromkeys(unread(s.use.name, s.files.get("data")) for s in stages if isinstance(s, Evaluate))
+    return Resolved(study, stages, list(missing), [*loaded.notes, *filter(None, notes)])
 
 
 def make(data: dict[str, Any], *, where: str) -> Resolved:

@@ -232,7 +232,9 @@ class Context:
     ) -> Judge:
         """A judge of a kind, played by the model of the part `player` where it is a model."""
         model = await self.model(player) if judges.requires_model(kind) else None
-        return judges.open_judge(kind, model=model, query=query, part=part, text=self.files.get(f"{player}_text"))
+        config, text = self.stage.models.get(player), self.files.get(f"{player}_text")
+        declared = config.model_dump(exclude_defaults=True) if config else {}
+        return judges.open_judge(kind, model=model, query=query, part=part, text=text, declared=declared)
 
 
 def kept(artifact: Artifact) -> set[str] | None:

@@ -9,12 +9,17 @@ from demur import stats
 from demur.bench.metrics import HARM
 from demur.errors import UserError
 from demur.judge import note, requires_model
+from demur.judge.base import JudgeSetup
+from demur.judge.calibrate import Calibration, errors_of, kept
 from demur.records import Estimate, Record
 from demur.report import format
 from demur.report.metrics import Column
 from demur.report.read import given, protocol_of
+from demur.storage.artifacts import Artifact
 
-UNKNOWN = "uncalibrated: no replies that it judged were labelled by people (demur view RUN)"
+UNKNOWN = (
+    "uncalibrated: no labels of people are known for it with this text and model (demur calibrate, demur view RUN)"
+)
 
 
 class Correction(Record, frozen=True, kw_only=True):
@@ -47,10 +52,7 @@ def corrections(
             for row in rows["harm" if set(metric.family) & set(HARM) else "refusal"]
             if row.get(f"{column.judge}_label") and (not metric.intents or row["intent"] in metric.intents)
         ]
-        yes, no = (
-            stats.rate([said == gold for gold, said, _ in own], clusters=[name for *_, name in own])
-            for own in ([pair for pair in pairs if pair[0] is side] for side in (True, False))
-        )
+        yes, no = errors_of([(gold, said) for gold, said, _ in pairs], [name for *_, name in pairs])
         for arm in arms if pairs else ():
             if (observed := numbers.get((arm, *column[:5]))) is not None:
                 yield Correction(
@@ -59,28 +61,32 @@ def corrections(
                 )  # fmt: skip
 
 
-def notes(judges: Iterable[str], corrected: Sequence[Correction] = ()) -> dict[str, str]:
-    """What has to be said beside the rates of a judge, by its name; nothing of programs that need no calibration."""
+def notes(judges: Iterable[str], stages: Sequence[Artifact], corrected: Sequence[Correction] = ()) -> dict[str, str]:
+    """What has to be said beside the rates of a judge in some stages; nothing of programs that need no calibration."""
     known = {one.judge: one for one in reversed(corrected)}
+    setups = [setup for stage in stages if stage.has("judges") for setup in stage.read("judges", JudgeSetup)]
+    files = {key: one for run in {stage.folder.parents[1] for stage in stages} for key, one in kept(run).items()}
     found = {}
     for judge in dict.fromkeys(judges):
         try:
-            said, model = note(judge), requires_model(judge)
+            kind = judge.partition("+")[0]  # of one with another text
+            said, model = [note(kind)], requires_model(kind)
         except UserError:  # of another's making, or not here any more
-            said, model = "", False
+            said, model = [], False
+        own = [setup for setup in setups if setup.judge == judge]
+        worth = [f"{_right(c)} on the {c.setup.part} by {format.plural(c.n, 'label')} of {c.labels}"
+                 for key in dict.fromkeys(s.key for s in own) if (c := files.get(key))]  # fmt: skip
         if one := known.get(judge):
-            right = (
-                f"sensitivity {format.interval(one.sensitivity)} %, specificity {format.interval(one.specificity)} %"
-            )
-            said = "; ".join(
-                filter(
-                    None,
-                    (
-                        said,
-                        f"{format.metric(one.metric)}: {right} by {format.plural(one.labels, 'label')} of this run's replies",
-                    ),
-                )
-            )
-        if said or model:
-            found[judge] = said or UNKNOWN
+            count = format.plural(one.labels, "label")
+            worth.append(f"{format.metric(one.metric)}: {_right(one)} by {count} of this run's replies")
+        said += worth or [UNKNOWN] * model
+        left = dict.fromkeys(departure for setup in own for departure in setup.departs)
+        said += [f"left its original set-up: {', '.join(left)}"] if left else []
+        if text := "; ".join(filter(None, said)):
+            found[judge] = text
     return found
+
+
+def _right(one: Correction | Calibration) -> str:
+    """How often a judge is right, of either kind of reply."""
+    return f"sensitivity {format.interval(one.sensitivity)} %, specificity {format.interval(one.specificity)} %"

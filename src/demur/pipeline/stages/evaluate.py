@@ -19,7 +19,7 @@ from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.generate import ask_and_judge, in_order
 from demur.interfaces import Ask, Model
-from demur.judge.base import require
+from demur.judge.base import BaseJudge, require
 from demur.models.config import Local, ModelConfig, as_model
 from demur.models.requires import Requires
 from demur.models.sampling import SamplingSettings, preset
@@ -73,12 +73,9 @@ class BenchUse(Strict):
         """`xstest` is short for `{name: xstest}`, `harmful=FILE` for a benchmark on a file of yours."""
         if isinstance(value, str):
             return parse(value)
-        if (
-            isinstance(value, dict)
-            and isinstance(value.get("name"), str)
-            and Path(value["name"].partition("=")[2]).suffix
-        ):
-            return value | parse(value["name"])
+        name = value.get("name") if isinstance(value, dict) else ""
+        if isinstance(name, str) and Path(name.partition("=")[2]).suffix:
+            return value | parse(name)
         return value
 
     @field_serializer("sampling")
@@ -137,12 +134,11 @@ class Evaluate(Stage[EvaluateSettings]):
         readers = [await context.judge(use.judge_kind, part=part, query=query) for part in parts]
         attack = await self._attack(context, target)
         attacked = await _attacked(attack, questions)
-        total = len(attacked) * sampling.n
         flow = await ask_and_judge(
             target,
             [request for prompt in attacked for request in attacks.requests(attack, prompt, sampling)],
             readers,
-            progress=lambda done, _, remark: context.progress(done, total, remark),
+            progress=lambda done, _, remark: context.progress(done, len(attacked) * sampling.n, remark),
         )
         if context.generating:
             return
@@ -151,6 +147,7 @@ class Evaluate(Stage[EvaluateSettings]):
         asked = [prompt.id for prompt in (*attacked, *(failure.prompt for failure in attack.failures))]
         records: dict[str, Iterable[Any]] = in_order(flow, asked)._asdict() | attack.records
         context.draft.summary["filed_again"] = records.pop("filed_again")
+        records["judges"] = [reader.setup for reader in readers if isinstance(reader, BaseJudge)]
         if attack.conversations:
             records["turns"] = attack.conversations
             records["turn_verdicts"] = [v for reader in readers async for v in reader.verdicts(attack.conversations)]
@@ -195,10 +192,8 @@ class Evaluate(Stage[EvaluateSettings]):
             return lacks
         lacking = hub_needs("bench", None, bench.hub) if bench.hub else [Lack("bench", "no local copy")]
         how = f"Put {' or '.join(bench.files)} into a folder, and name that: --data-dir FOLDER."
-        return [
-            *lacks,
-            *(lack._replace(message=f"{bench.name}: {lack.message.rstrip('.')}. {how}") for lack in lacking),
-        ]
+        told = [f"{bench.name}: {lack.message.rstrip('.')}. {how}" for lack in lacking]
+        return lacks + [lack._replace(message=text) for lack, text in zip(lacking, told, strict=True)]
 
     def _attack_needs(self) -> list[Lack]:
         """Models that its parts lack or that cannot play them, a target that takes no begun reply, files that are wrong."""
@@ -223,8 +218,7 @@ class Evaluate(Stage[EvaluateSettings]):
         bench, use = get_bench(self.use.name), self.use
         if bench.hub and "data" not in self.files and "stand_in" not in self.files:
             return Size(min(bench.count or 0, use.limit or bench.count or 0), UNKNOWN_PROMPT)
-        found = _size(use.name, self.files.get("stand_in") or self.files.get("data"), use.limit, use.seed)
-        return found
+        return _size(use.name, self.files.get("stand_in") or self.files.get("data"), use.limit, use.seed)
 
     def estimate(self) -> list[Ask]:
         asked, sampling, use = self.size(), self._sampling(), self.use
@@ -240,8 +234,7 @@ class Evaluate(Stage[EvaluateSettings]):
         heard, own_limit = asked.rows * attack.heard, attack.sampling.get("target", sampling).max_tokens
         judged = Size((replies + heard) * readers, sent + max(sampling.max_tokens, own_limit))
         asks += judging(self, use.judge_kind, judged, readers=readers)
-        own = attack.estimate(asked.rows, asked.tokens)
-        return asks + [Ask(player(ask[0]), *ask[1:]) for ask in own]
+        return asks + [Ask(player(part), *rest) for part, *rest in attack.estimate(asked.rows, asked.tokens)]
 
     def readers(self) -> tuple[str, ...]:
         return ("judge",)

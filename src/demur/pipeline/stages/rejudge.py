@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from demur.generate import Flow, in_order
 from demur.interfaces import Ask
-from demur.judge.base import require
+from demur.judge.base import BaseJudge, require
 from demur.pipeline.stage import Context, Lack, Size, Stage, judging, tokens
 from demur.records import Failure, Part, Query, Trace, Verdict
 from demur.settings import Strict
@@ -43,10 +43,10 @@ class Rejudge(Stage[RejudgeSettings]):
         async for verdict in judge.verdicts(traces):
             verdicts.append(verdict)
             context.progress(len(verdicts), len(traces), settings.judge)
-        order = (trace.prompt.id for trace in traces)
-        found = in_order(Flow(traces, RecordFile(Failure), verdicts), order)
+        found = in_order(Flow(traces, RecordFile(Failure), verdicts), (trace.prompt.id for trace in traces))
         context.draft.write("traces", found.traces)
         context.draft.write("verdicts", found.verdicts)
+        context.draft.write("judges", [judge.setup] if isinstance(judge, BaseJudge) else [])
         context.draft.line = f"{len(traces):,} traces"
         require(verdicts, who=f"judge '{settings.judge}'")
 
