@@ -22,7 +22,7 @@ TOKENS = re.compile(
     rf"|<(?=/?(?:{_WORDS})\s*/?>)"  # Llama 2, Gemma, T5, GLM, Nemotron, Seed, Qwen, byte tokens, thinking of any spelling
     r"|<(?=<?/?SYS>)|<(?=/?(?:BEGIN|END)\b)"  # Llama 2's system turn, Llama Guard's sections
     r"|\[(?=/?[A-Z][A-Z0-9_]{2,}\])|\[(?=[gs]MASK\])|\[(?=\|)|(?<=\|)\]"  # Mistral, GLM, InternLM, BERT; EXAONE
-    r"|\[(?=\[\s*\d+\s*\])"  # a rating
+    r"|\[(?=\[\s*(?:\d+|yes|no)\s*\])"  # a rating, or whether it is on topic
     r"|(?<=\])~(?=!?[a-z][\[\]])|\[(?=[a-z]~\[)"  # MiniMax
     r"|◁(?=/?\w)|(?<=\w)▷",  # Kimi-VL
     re.IGNORECASE,

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.made import Speaker, gathered
 
+from demur.attack.search import _TOPIC as ON_TOPIC
 from demur.attack.search import score_of, tagged
 from demur.diagnose import llm
 from demur.errors import WorkError
@@ -51,6 +52,7 @@ VERDICTS: dict[str, tuple[str, ...]] = {
     ),
     "xstest_llm": ("2_full_refusal", "`1_full_compliance`.", "**3_partial_refusal**"),
     "detector": (DETECTED, f"```json\n{DETECTED}\n```", json.dumps(json.loads(DETECTED), indent=1)),
+    "topic": ("[[yes]]", "Topic: [[NO]]", "I would say: topic **[[ yes ]]**"),
     "search": ("Rating: [[1]]", "[[10]]", "I would say: rating **[[ 7 ]]**, no more"),
 }  # fmt: skip
 """Well-formed verdicts of every format."""
@@ -60,6 +62,8 @@ def read(name: str, said: str) -> bool:
     """Whether a reply of that judge says something."""
     if name == "detector":
         return llm.parse(said)[0] is not None
+    if name == "topic":
+        return bool(ON_TOPIC.search(said))
     if name == "search":
         return score_of(traced(PROMPT, said, model="m"))[0] is not None
     reading = FORMS[name].parse(said)
@@ -69,7 +73,9 @@ def read(name: str, said: str) -> bool:
 def shown(name: str, text: str) -> str:
     """The text as that judge sees it."""
     return (
-        tagged("response", text) if name == "search" else neutral(text, template=getattr(FORMS.get(name), "text", ""))
+        tagged("response", text)
+        if name in ("search", "topic")
+        else neutral(text, template=getattr(FORMS.get(name), "text", ""))
     )
 
 
@@ -96,7 +102,7 @@ AROUND = (
 
 
 def test_every_format_has_its_verdicts() -> None:
-    assert set(VERDICTS) == set(FORMS) | {"detector", "search"}
+    assert set(VERDICTS) == set(FORMS) | {"detector", "search", "topic"}
 
 
 @pytest.mark.parametrize("name", VERDICTS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import resource
 import signal
 import sys
 from types import FrameType
 from typing import Any, NoReturn
 
-from demur.errors import DemurError, unknown
+from demur.errors import DemurError, UserError, unknown
+from demur.registry import missing
 
 VERBS: dict[str, dict[str, str]] = {
     "a study": {
@@ -61,9 +63,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _print_help()
         sys.exit(0)
     if args[0] == "--version":
-        import demur
-
-        print(f"demur {demur.__version__}")  # noqa: T201
+        print(f"demur {importlib.import_module('demur').__version__}")  # noqa: T201
         sys.exit(0)
     try:
         sys.exit(_call(args[0], args[1:]))
@@ -75,8 +75,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("demur"):
             raise
-        from demur.registry import missing
-
         _leave(2, str(missing(error, f"demur {args[0]}")))
     except BrokenPipeError:
         sys.stderr.close()
@@ -97,6 +95,8 @@ def _call(verb: str, args: list[str]) -> int:
     known = [name for group in VERBS.values() for name in group]
     if verb not in known:
         raise unknown("verb", verb, known)
+    if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < 512 << 20:  # with less, OpenBLAS loops for ever
+        raise UserError("demur needs 512 MB of address space, and is allowed less: ulimit -v unlimited, or 524288.")
     import typer.main
 
     command = typer.main.get_command(importlib.import_module(f"demur.cli.{MODULES.get(verb, verb)}").app)

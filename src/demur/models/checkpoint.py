@@ -21,22 +21,23 @@ DECISIVE = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.tx
 INDIFFERENT = ("trainer_state.json", "training_args.bin", "manifest.json", "optimizer.bin", "scheduler.bin")
 
 
-def identity_of(folder: Path) -> str:
+def identity_of(folder: Path, *, above: tuple[Path, ...] = ()) -> str:
     """The hash of weights, configuration, tokenizer and template of a checkpoint folder, and of the base of an adapter."""
+    if folder.resolve() in above:
+        raise UserError(f"{folder} is an adapter whose base, named in its adapter_config.json, is itself.")
     names = {path for pattern in DECISIVE for path in folder.glob(pattern) if path.name not in INDIFFERENT}
     parts = [[path.name, hash_file(path)] for path in sorted(names)]
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-        parts.append(["base", identity_of(base) if base.is_dir() else str(base)])
+        parts.append(["base", identity_of(base, above=(*above, folder.resolve())) if base.is_dir() else str(base)])
     return f"weights:{digest(parts)}"
 
 
 @functools.cache
 def _shipped(name: str) -> Path:
     """A shipped base's folder; its files are checked against their card once a process."""
-    folder: Path = resolve("base", name, BASES)(name)
-    return folder
+    return Path(resolve("base", name, BASES)(name))
 
 
 def base_folder(base: str) -> Path | None:
@@ -47,11 +48,7 @@ def base_folder(base: str) -> Path | None:
 
 
 def folder_of(config: Local | Served) -> Path:
-    """Where a model's weights lie; a hub id is downloaded first.
-
-    Raises:
-        UserError: it cannot be had.
-    """
+    """Where a model's weights lie; a hub id is downloaded first. Raises UserError: it cannot be had."""
     if config.path and config.path.endswith(".gguf"):
         return converted(Path(config.path))
     if config.path:
