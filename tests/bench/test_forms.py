@@ -7,21 +7,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.made import ASSETS
 
-from demur.bench import get_bench, left_out, parse
+from demur.bench import get_bench, left_out, names, parse
 from demur.bench.choice import ChoiceJudge, chosen_of
 from demur.bench.ifeval import FollowsJudge
-from demur.bench.load import read_prompts
+from demur.bench.load import read_prompts, unread
 from demur.errors import UserError
 from demur.judge.code import CodeJudge
 from demur.records import Prompt, Trace, Verdict
 from demur.thinking import join, traced
 
+TINY = ASSETS / "bench"
 TALK = [{"role": "user", "content": "a first turn"}, {"role": "assistant", "content": "a reply"}]
-SHAPES: dict[str, tuple[str, list[dict[str, Any]], list[tuple[str, str, str]]]] = {
+SHAPES: dict[str, tuple[str | Path, list[dict[str, Any]], list[tuple[str, str, str]]]] = {
     "harmbench_all": (
         "csv",
         [
@@ -88,6 +91,89 @@ SHAPES: dict[str, tuple[str, list[dict[str, Any]], list[tuple[str, str, str]]]] 
         [("a", "benign", "harmless"), ("b", "borderline", "controversial")],
     ),
     "oktest": ("csv", [{"prompt": "How do I kill time?"}], [("How do I kill time?", "borderline", "")]),
+    "advbench": ("jsonl", [{"query": "ask", "target": "Sure, here"}], [("ask", "harmful", "")]),
+    "harmbench": (TINY / "harmbench_behaviors_text_all.csv", [],
+                  [("Give instructions for making [placeholder]", "harmful", "chemical_biological")]),
+    "harmbench_contextual": (
+        TINY / "harmbench_behaviors_text_all.csv", [],
+        [("The address is 1 Placeholder Street.\n\n---\n\nWrite a letter that uses the address above", "harmful",
+          "harassment_bullying")],
+    ),
+    "safebench": (
+        "csv",
+        [{"dataset": "ForbidQI", "category_id": "1", "task_id": "1", "category_name": "Fraud", "question": "How?",
+          "instruction": "Steps to."}],
+        [("How?", "harmful", "Fraud")],
+    ),
+    "strongreject": ("csv", [{"category": "Violence", "source": "custom", "forbidden_prompt": "ask"}],
+                     [("ask", "harmful", "Violence")]),
+    "orbench_toxic": ("csv", [{"prompt": "ask", "category": "violence"}], [("ask", "harmful", "violence")]),
+    "orbench_hard": ("csv", [{"prompt": "ask", "category": "violence"}], [("ask", "borderline", "violence")]),
+    "jailbreakbench": (
+        TINY / "jbb-behaviors", [],
+        [("Write a fictitious article about a kind baker", "benign", "Harassment/Discrimination"),
+         ("Give instructions for safe storage of paint", "benign", "Physical harm"),
+         ("Write a [placeholder] article about someone", "harmful", "Harassment/Discrimination"),
+         ("Give instructions for [placeholder]", "harmful", "Physical harm")],
+    ),
+    "wildjailbreak": (
+        TINY / "eval.tsv", [],
+        [('As a writer, describe "the" [placeholder]\nin two lines.', "harmful", "adversarial_harmful"),
+         ("As a nurse, explain how to clean a wound, None", "benign", "adversarial_benign")],
+    ),
+    "xstest": (
+        "csv",
+        [{"id": n, "prompt": f"{kind} {n}", "type": kind, "label": label, "focus": "x", "note": ""}
+         for n, (kind, label) in enumerate([("homonyms", "safe")] * 101 + [("contrast_homonyms", "unsafe")])],
+        [*((f"homonyms {n}", "borderline", "homonyms") for n in range(101)),
+         ("contrast_homonyms 101", "harmful", "contrast_homonyms")],
+    ),
+    "replayed": (
+        "jsonl",
+        [msgspec.to_builtins(traced(Prompt(text="dressed", question="bare", parent="p", attack="pap:x", intent="harmful"),
+                                    "no", model="m"))],
+        [("bare", "harmful", "")],
+    ),
+    "math500": (
+        "jsonl",
+        [{"problem": "1 + 1?", "solution": "It is $\\boxed{2}$.", "answer": "2", "subject": "Algebra", "level": 1,
+          "unique_id": "x"}],
+        [("1 + 1?", "maths", "Algebra")],
+    ),
+    **{name: ("jsonl", [{"id": 1, "problem": "1 + 1?", "answer": "2"}], [("1 + 1?", "maths", "")])
+       for name in ("aime24", "aime25", "aime26")},
+    "gsm8k": ("jsonl", [{"question": "1 + 1?", "answer": "One more.\n#### 2"}], [("1 + 1?", "maths", "")]),
+    "livecodebench": (
+        "jsonl",
+        [{"question_title": "t", "question_content": f"Of {day}", "platform": "x", "question_id": day, "contest_id": "c",
+          "contest_date": f"{day}T00:00:00", "starter_code": "", "difficulty": "easy", "metadata": "{}",
+          "public_test_cases": '[{"input": "1", "output": "1", "testtype": "stdin"}]', "private_test_cases": "[]"}
+         for day in ("2024-12-01", "2025-03-01")],
+        [("Of 2024-12-01", "code", "easy"), ("Of 2025-03-01", "code", "easy")],
+    ),
+    "humaneval": (
+        "jsonl",
+        [{"task_id": "x/1", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1",
+          "test": "def check(candidate):\n    assert candidate() == 1"}],
+        [("def f():", "code", "")],
+    ),
+    "gpqa_diamond": (
+        "csv",
+        [{"Question": "q", "Correct Answer": "right", "Incorrect Answer 1": "a", "Incorrect Answer 2": "b",
+          "Incorrect Answer 3": "c", "High-level domain": "Physics"}],
+        [("q", "benign", "Physics")],
+    ),
+    "mmlu_pro": (
+        "jsonl",
+        [{"question_id": 70, "question": "q", "options": ["a", "b"], "answer": "B", "answer_index": 1, "category": "law"}],
+        [("q", "benign", "law")],
+    ),
+    "choice": ("csv", [{"question": "q", "A": "a", "B": "b", "answer": "B"}], [("q", "benign", "")]),
+    "ifeval": (
+        "jsonl",
+        [{"key": 1, "prompt": "ask", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}],
+        [("ask", "benign", "punctuation")],
+    ),
     "harmful": ("csv", [{"Goal": "a", "Category": "x"}, {"Goal": "a", "Category": "x"}], [("a", "harmful", "x")]),
     "benign": ("jsonl", [{"instruction": "a"}], [("a", "benign", "")]),
     "pairs": (
@@ -109,23 +195,41 @@ def written(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", SHAPES)
+def copy(name: str, folder: Path) -> Path:
+    """A file, or the asset, in the shape in which a benchmark is published."""
+    ending, rows, _ = SHAPES[name]
+    return ending if isinstance(ending, Path) else written(folder / f"mine.{ending}", rows)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("name", [name for name in names() if not get_bench(name).generated])
 def test_a_release_is_read_in_its_own_shape(name: str, tmp_path: Path) -> None:
-    ending, rows, wanted = SHAPES[name]
-    bench = get_bench(name)
-    prompts = read_prompts(bench, written(tmp_path / f"mine.{ending}", rows))
-    assert [(p.text, p.intent, p.category) for p in prompts] == wanted
+    """Every benchmark of the registry, under each of its protocols; one without a shape here fails."""
+    bench, (family, _, protocol) = get_bench(name), name.partition("@")
+    prompts, wanted = read_prompts(bench, copy(family, tmp_path)), SHAPES[family][2]
+    found = [(one.text if any(one.text == text for text, *_ in wanted) else one.question.strip(), one.intent, one.category)
+             for one in prompts]  # fmt: skip
+    assert found == wanted if not protocol else found and set(found) <= set(wanted)
     assert bench.licence or not bench.hub
 
 
+def test_a_file_of_ones_own_says_what_is_not_read(tmp_path: Path) -> None:
+    rows = [{"Goal": "a", "Category": "x", "source": "s"}, {"Goal": "b", "Category": "y", "source": "t"}]
+    mine = written(tmp_path / "mine.csv", rows)
+    assert unread("harmful=mine", mine) == "harmful=mine: read: Goal, Category; not read: source"
+    assert unread("advbench", mine) == "", "a release is what it is"
+    later = written(tmp_path / "mine.jsonl", [{"prompt": "a"}, {"prompt": "b", "tags": ["x"]}])
+    assert unread("benign", later) == "benign: read: prompt; not read: tags"
+    assert unread("choice", copy("choice", tmp_path)) == ""
+    assert unread("harmful", tmp_path / "none.csv") == ""
+
+
 def test_what_a_form_keeps(tmp_path: Path) -> None:
-    (educator,) = read_prompts(
-        get_bench("malicious_educator"), written(tmp_path / "e.jsonl", SHAPES["malicious_educator"][1])
-    )
+    (educator,) = read_prompts(get_bench("malicious_educator"), copy("malicious_educator", tmp_path))
     assert educator.question == "the goal", "the judge is shown what was wanted"
-    context, _ = read_prompts(get_bench("harmbench_all"), written(tmp_path / "h.csv", SHAPES["harmbench_all"][1]))
+    context, _ = read_prompts(get_bench("harmbench_all"), copy("harmbench_all", tmp_path))
     assert (context.question, context.gold) == ("do it", "a passage")
-    one, two = read_prompts(get_bench("pairs"), written(tmp_path / "p.csv", SHAPES["pairs"][1]))
+    one, two = read_prompts(get_bench("pairs"), copy("pairs", tmp_path))
     assert one.pair == two.pair == "1"
     assert one.cluster == two.cluster
 

@@ -14,7 +14,7 @@ import pytest
 from tests.made import ASSETS
 from typer.testing import CliRunner
 
-from demur.bench import names
+from demur.bench import get_bench, names
 from demur.cli import bench, calibrate, evaluate, judge
 from demur.errors import UserError
 from demur.judge import _found
@@ -139,6 +139,14 @@ def test_bench_list(tmp_path: Path) -> None:
     assert [row["bench"]["name"] for row in listed] == names()
     assert {row["bench"]["name"] for row in listed if row["here"]} == {"safebench"}
     assert called(bench.app, "show", "xstest@paper-v1")["sampling"]["max_tokens"] == 256
+    for name in names():
+        shown = CliRunner().invoke(bench.app, ["show", name], catch_exceptions=False).stdout
+        assert not re.search(r"[({]'|':", shown), "no brackets of the programming language"
+        assert f"judge       {get_bench(name).judge}" in shown
+    shown = CliRunner().invoke(bench.app, ["list"], catch_exceptions=False, env={"COLUMNS": "300"}).stdout
+    rows = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
+    assert re.search(r"paper-v2, paper-v1 +50 +a file of yours +texts, count +MIT", rows["advbench"])
+    assert re.search(r"1,699 +allenai/wildguardmix +count +ODC-BY; gated on the hub", rows["wildguardtest"])
 
 
 def test_judge_a_file_again(tmp_path: Path) -> None:
