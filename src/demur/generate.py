@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from demur.interfaces import Judge, Model, Progress, Requests, quiet
+from demur.interfaces import Judge, Model, Progress, Request, Requests, quiet, stream
 from demur.records import Failure, Trace, Verdict
 from demur.storage.records_file import I64, Places, RecordFile, numbers
 from demur.thinking import Parsed
@@ -55,11 +55,22 @@ async def ask_and_judge(
     """
     flow = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict))
     queues: list[asyncio.Queue[Trace | None]] = [asyncio.Queue(AHEAD) for _ in judges]
-
     parsed = Parsed()
+    waiting: dict[tuple[str, int], list[Request]] = {}
+
+    async def asked() -> AsyncIterator[Request]:
+        async for request in stream(requests):
+            waiting.setdefault((request.prompt.id, request.sample), []).append(request)
+            yield request
 
     async def ask() -> None:
-        async for reply in model.answers(requests):
+        async for reply in model.answers(asked()):
+            same = waiting.pop(key := (reply.prompt.id, reply.sample))
+            request = same.pop()
+            if same:  # the same prompt, asked twice
+                waiting[key] = same
+            if isinstance(reply, Failure) and reply.kind == "timeout":
+                reply = _out_of_time(reply, request)
             if isinstance(reply, Failure):
                 flow.failures.append(reply)
             else:
@@ -76,6 +87,14 @@ async def ask_and_judge(
     await together(ask(), *reading)
     parsed.require()
     return flow._replace(filed_again=parsed.filed_again)
+
+
+def _out_of_time(lost: Failure, request: Request) -> Trace:
+    """A reply that time ended is truncated like one that its budget ended: left out, the longest thoughts would not count."""
+    return Trace(
+        prompt=lost.prompt, model=lost.model, sampling=request.sampling, sent=request.messages, sample=lost.sample,
+        raw="", thinking=None, answer=None, outcome="cut_in_thinking", opened_by=None, finish="timeout",
+    )  # fmt: skip
 
 
 async def _judge(who: Judge, queue: asyncio.Queue[Trace | None], verdicts: RecordFile[Verdict]) -> None:

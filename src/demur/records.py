@@ -18,7 +18,8 @@ from demur.errors import UserError
 Intent = Literal["harmful", "borderline", "benign", "maths", "code"]
 Outcome = Literal["complete", "cut_in_thinking", "cut_in_answer", "no_thinking", "malformed"]
 OpenedBy = Literal["model", "prompt"]
-Finish = Literal["stop", "length", "content_filter"]
+Finish = Literal["stop", "length", "content_filter", "timeout"]
+"""Why a text ended; `timeout`: nothing came in the time that its budget and the server's least speed allow."""
 FailureKind = Literal["refused_by_server", "filtered", "too_long", "timeout", "unreadable", "unavailable"]
 Part = Literal["thinking", "answer", "whole"]
 Query = Literal["question", "sent"]

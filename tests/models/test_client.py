@@ -60,7 +60,7 @@ def test_transient_faults_are_tried_again(fault: str) -> None:
 
 def test_every_fault_at_once_and_the_ledger_counts_the_retries(tmp_path: Path) -> None:
     faults = dict.fromkeys(
-        ("rate_limited", "server_error", "dropped", "half_json", "wrong_type", "slow_first_byte"), 0.1
+        ("rate_limited", "server_error", "dropped", "half_json", "wrong_type"), 0.1
     )
     with serving("echo", faults=faults) as server:
         assert answers(ask(server, cache=tmp_path)) == RIGHT

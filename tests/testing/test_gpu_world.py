@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -21,18 +22,23 @@ from demur.distil.strategy import load as strategy
 from demur.errors import UserError, WorkError
 from demur.interfaces import Request
 from demur.judge import open_judge
+from demur.models import client
 from demur.models.config import Remote, Served
 from demur.models.open import open_model
 from demur.models.vllm import served
-from demur.pipeline.dag import plan
+from demur.pipeline.dag import ordered, plan
 from demur.pipeline.estimate import outlook
 from demur.pipeline.placement import Phase, Place, schedule
 from demur.pipeline.resolve import Resolved, resolve
+from demur.pipeline.run import execute
+from demur.pipeline.stages.evaluate import BenchUse, Evaluate, EvaluateSettings
 from demur.pipeline.study import Study, read
-from demur.records import Failure, Message, Prompt, Sampling, Trace
+from demur.records import PATTERNS, Failure, Message, Prompt, Sampling, Trace
 from demur.report import build
+from demur.storage.artifacts import artifacts
 from demur.storage.reply_cache import ReplyCache
-from demur.testing.gpu_world import TrainDouble, World, cards_of
+from demur.testing.gpu_world import World, cards_of, main
+from demur.testing.training import TrainDouble
 from demur.thinking import CLOSE, OPEN, join, traced
 from demur.train.settings import TrainSettings
 
@@ -40,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(
     path for path in (ROOT / "studies").rglob("*.yaml") if path.parent.name in ("studies", "ablations") and not path.name.startswith(("mini", "small"))
 )  # fmt: skip
+OTHER_NAMES = {"requirements.txt"}
 GUARD, QWEN = "meta-llama/Llama-Guard-3-8B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
 
 
@@ -137,7 +144,103 @@ def test_a_study_runs_on_few_cards_by_adapters(gpus: str, tmp_path: Path) -> Non
     run(ROOT / "studies" / "paper_v2.yaml", gpus, tmp_path, "train.lora=true", arms)
 
 
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "base": QWEN,
+    "serve": {"engine": "vllm", "timeout": 2.0},
+    "models": {
+        "r1": {"url": "$R1_URL", "model": "deepseek-ai/DeepSeek-R1", "revision": "1", "key_env": "R1_API_KEY"},
+        "o3": {"url": "$O3_URL", "model": "o3", "max_tokens_field": "max_completion_tokens", "forbidden": ["temperature", "top_p"]},
+        "guard": {"hub": GUARD, "engine": "vllm"},
+        "shield": {"hub": "ReasoningShield/ReasoningShield-3B", "engine": "vllm"},
+    },
+    "prompts": {"harmful": {"source": "harmbench200.txt", "intent": "harmful"}},
+    "distil": {"keep": "whole safe", "teacher": "r1"},
+    "filter": {"kind": "reasoning_shield", "model": "shield"},
+    "train": {"lora": True},
+    "arms": {"raw": {}, "improved": {"format": "improved", "safety": 8}},
+    "bench": [
+        {"name": "advbench@paper-v2", "limit": 12, "judge": {"kind": "llama_guard3", "model": "guard"}},
+        {"name": "math500@paper-v2", "limit": 12},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_slow_and_truncated_replies_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time-outs of a model that was trained here, by the study's own `serve: {timeout}`: the run ends well, and its table says so."""
+    monkeypatch.setattr(client, "BACKOFF", (0.01, 0.02))
+    shares = {"slow": {"target": 0.3}, "cut": {"target": 0.2, "filter": 0.2}}
+    with World(tmp_path / "world", cards_of("2x80"), **shares) as world:
+        run_study(world.furnished(Study(**SMALL), rows=24), out=tmp_path / "run")
+        seen = world.report()
+    assert (seen.held, seen.refused) == ({}, [])
+    whole_of = {(c.arm, c.metric): c.estimate for c in build(tmp_path / "run").results if c.bench != "all"}
+    for arm in ("raw", "improved"):
+        rate, right = whole_of[arm, "attack_success"], whole_of[arm, "accuracy"]
+        assert (rate.n + rate.unscored, right.n, right.unscored) == (12, 12, 0)
+        assert rate.truncated >= rate.unscored > 0, "what was not said is not judged, and bounds the rate"
+        assert (rate.worst or 0.0) > (rate.best or 0.0)
+        assert right.truncated > 0
+        assert (right.value or 0.0) <= 1 - right.truncated / 12, "and is no right answer"
+    traces = [
+        t
+        for stage in artifacts(tmp_path / "run")
+        if stage.manifest.kind == "evaluate"
+        for t in stage.read("traces", Trace)
+    ]
+    assert {"stop", "length", "timeout"} == {trace.finish for trace in traces}
+    assert "ran out of time" in (tmp_path / "run" / "summary.md").read_text()
+    kept = next(stage for stage in artifacts(tmp_path / "run") if stage.manifest.name == "distil-improved")
+    assert kept.rows("kept") < kept.rows("traces"), "a verdict that was cut keeps no trace"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_ray_cluster_gives_no_card_twice(tmp_path: Path) -> None:
+    """As docs/cluster.md says: judges on cards of their own that all stages share, everything else on the cards of its stage."""
+    pytest.importorskip("ray")
+    study = tmp_path / "small.yaml"
+    study.write_text(json.dumps(SMALL | {"serve": "vllm"}))
+    main([str(study), "--on", "ray", "--gpus", "4x80", "--rows", "8", "--out", str(tmp_path)])
+    lines = [json.loads(line) for line in (tmp_path / "world" / "log.jsonl").read_text().splitlines()]
+    starts, ends = ([line for line in lines if line["event"] == event] for event in ("start", "end"))
+    assert not [line for line in lines if line["event"] == "refused"]
+    assert len(starts) == len(ends) == 1 + 4 + 1, "a judge once, a target for each evaluation, one filter"
+    up: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        if line["event"] == "start":
+            assert not {card for one in up.values() for card in one["cards"]} & set(line["cards"]), (
+                "two servers on a card"
+            )
+            up[line["pid"]] = line
+        else:
+            up.pop(line["pid"], None)
+    assert up == {}
+    assert starts[0]["cards"] == [3], "the judge, on the last card, which Ray does not have"
+    assert ends[-1]["pid"] == starts[0]["pid"]
+    assert ends[-1]["requests"] >= 8, "it read the replies of all arms"
+    assert all(card < 3 for line in starts[1:] for card in line["cards"])
+    (trained,) = [line for line in lines if line["event"] == "train"]
+    assert trained["cards"] == [0, 1, 2], "all that the node has"
+    assert json.loads((tmp_path / "world" / "ledger.json").read_text())["held"] == {}
+    assert len(artifacts(tmp_path / "run")) == 9
+
+
 # -- the walls: put back, the world fails as the real one would -------------------------------------------------------
+
+
+FILES = re.compile(r"^\| ([\w]+\.\w+) \|", re.MULTILINE)
+
+
+def test_wall_0_each_file_has_its_name_and_its_place_in_the_docs(tmp_path: Path) -> None:
+    """Whoever has no file is told all names at once, and where each is had."""
+    docs = (ROOT / "docs" / "reproduce.md").read_text()
+    missing = "\n".join(resolve(read(ROOT / "studies" / "paper_v2.yaml", sets=[f"data_dir={tmp_path}"])).missing)
+    told = {name for name in re.findall(r"[\w]+\.(?:txt|jsonl|csv|json)\b", missing) if name not in OTHER_NAMES}
+    named = {*FILES.findall(docs), "lrm_safety_study_templates.jsonl"}
+    assert told <= named
+    assert named - told == {"lrm_safety_study_nocot.json", "reasoning_shield.txt"}, "the templates' source; optional"
 
 
 def vllm(world: World, *argv: str) -> str:
@@ -265,6 +368,69 @@ def test_a_template_that_deletes_thinking_continues_no_closed_block(world: World
         "too_long",
         True,
     )
+
+
+def test_wall_6_held_out_rows_starve_no_arm(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few traces are clean. The first edition took the held-out rows first, and then there were too few for the mix."""
+    arm = {"format": "default", "safety": 4, "without": [*PATTERNS]}
+    plain: dict[str, Any] = SMALL | {"arms": {"clean": arm}, "detector": {"kind": "llm", "model": "o3"}, "held_out": 50}
+    plain["prompts"] = {"harmful": {"source": "harmbench200.txt", "intent": "harmful", "n": 60}}
+    mixes = [stage for stage in ordered(world.furnished(Study(**plain), rows=25).stages) if stage.kind == "mix"]
+    assert execute(mixes, out=tmp_path / "run")[mixes[0].name].rows("examples") == 4
+
+    def as_it_was(rows: Any, count: int, share: Any) -> Any:
+        return rows.taken(range(count)[: len(rows)]), rows.taken(range(count, len(rows)))
+
+    monkeypatch.setattr("demur.pipeline.stages.mix.hold_out", as_it_was)
+    monkeypatch.setattr("demur.pipeline.stages.mix.Mix.version", 0)
+    with pytest.raises(UserError, match=r"too few examples for the mix: 'safety' wants 4, there are 0"):
+        execute(mixes, out=tmp_path / "run")
+
+
+def test_wall_7_a_retired_model_is_not_there(world: World, tmp_path: Path) -> None:
+    gone = Remote(url=(f"{world.url}/v1",), model="deepseek-reasoner", tries=1)
+    found = asked(gone, (Message(role="user", content="x"),), tmp_path)
+    assert isinstance(found, Failure)
+    assert "Model Not Exist" in found.detail
+    there = gone.model_copy(update={"model": "deepseek-ai/DeepSeek-R1"})
+    assert isinstance(asked(there, (Message(role="user", content="x"),), tmp_path), Trace)
+
+
+def test_a_server_that_knows_no_seed_refuses_it(world: World, tmp_path: Path) -> None:
+    turn = (Message(role="user", content="x"),)
+    gemini = Remote(url=(f"{world.url}/v1",), model="gemini-2.5-flash", tries=1)
+    found = asked(gemini, turn, tmp_path)
+    assert isinstance(found, Failure)
+    assert 'Unknown name "seed"' in found.detail
+    assert isinstance(asked(gemini.model_copy(update={"forbidden": ("seed",)}), turn, tmp_path), Trace)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_wall_8_a_reply_that_takes_too_long_is_wrong_and_not_left_out(
+    counted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow replies are the long ones: left out, as they once were, they flatter."""
+    if not counted:
+        monkeypatch.setattr("demur.generate._out_of_time", lambda lost, request: lost)
+    rows = tmp_path / "sums.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"problem": f"What is {n} + {n}?", "answer": str(2 * n)}) + "\n" for n in range(8))
+    )
+    with World(tmp_path / "world", cards_of("1x80"), slow={"": 0.5}) as slow:
+        target = Remote(url=(f"{slow.url}/v1",), model="deepseek-ai/DeepSeek-R1", timeout=1.0, tries=1)
+        settings = EvaluateSettings(bench=BenchUse(name="math500@paper-v2"))
+        stage = Evaluate("evaluate", settings, models={"target": target}, files={"stand_in": rows})
+        execute([stage], out=tmp_path / "run")
+    (found,) = [
+        one.estimate for one in build(tmp_path / "run").results if one.metric == "accuracy" and one.bench != "all"
+    ]
+    assert found.value is not None
+    if counted:
+        assert (found.n, found.unscored) == (8, 0)
+        assert found.value == 1 - found.truncated / 8 < 1
+    else:
+        assert (found.value, found.truncated) == (1.0, 0)
+        assert found.unscored == 8 - found.n > 0
 
 
 RENAMED = {

@@ -20,6 +20,7 @@ from demur.interfaces import quiet
 from demur.pipeline.placement import Phase, needs_of, place, servers
 from demur.pipeline.run import Event, Job, Watch, do
 from demur.pipeline.sizes import devices
+from demur.pipeline.stage import Stage
 from demur.registry import missing
 from demur.storage.reply_cache import ReplyCache
 
@@ -75,11 +76,25 @@ class RayPool:
     def submit(self, job: Job) -> Any:
         """Start a stage as a task; its resources follow from its kind."""
         own = job._replace(cache=self._cache / "stages" / job.planned.folder.name)
-        gpus = job.planned.stage.gpus() if self._ray.cluster_resources().get("GPU") else 0
+        gpus = self._gpus(job.planned.stage)
         handle = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task).remote(own)
         self._jobs[handle] = own
         self._say(Event(job.planned.name, "started"))
         return handle
+
+    def _gpus(self, stage: Stage[Any]) -> int:
+        """What a stage gets of one node: as many as it takes, and a training at most what the largest node has.
+
+        Raises:
+            UserError: no node has so many; Ray would wait for one for ever.
+        """
+        most = max(int(node["Resources"].get("GPU", 0)) for node in self._ray.nodes() if node["Alive"])
+        wanted = stage.gpus() if most else 0
+        if wanted > most and not stage.trains:
+            raise UserError(
+                f"{stage.name} takes {wanted} GPUs of one node, and no node of the cluster has more than {most}."
+            )
+        return min(wanted, most)
 
     def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
         """Block until a stage has ended."""

@@ -178,7 +178,7 @@ def _sample(item: JudgedTrace) -> Any:
     content: list[Any] = [] if trace.thinking is None else [model.ContentReasoning(reasoning=trace.thinking)]
     content.append(model.ContentText(text=trace.answer or ""))
     reply = model.ChatMessageAssistant(content=content, model=trace.model)
-    stop = {"stop": "stop", "length": "max_tokens", "content_filter": "content_filter"}[trace.finish]
+    stop = {"length": "max_tokens", "timeout": "unknown"}.get(trace.finish, trace.finish)
     scores = {
         f"{v.judge}/{v.part}": scorer.Score(
             value="unscored" if v.label is None else v.label,

@@ -89,6 +89,8 @@ def lost(outcome: Outcome, answer: str | None, finish: str) -> str:
     """Why a reply holds no answer; empty: it holds one."""
     if finish == "content_filter":
         return "filtered"
+    if finish == "timeout":
+        return "ran out of time"
     if outcome == "cut_in_thinking":
         return "truncated in thinking"
     if answer is None:

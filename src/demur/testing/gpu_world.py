@@ -4,6 +4,8 @@
 
 runs a study to its report, small, and then says what the world saw: starts, cards held, requests. `nvidia-smi` and `vllm` are
 programs on PATH; weights are configurations in a hub cache; every URL leads here. Files that lack are made in their public form.
+`--plan` prints what `demur plan` says on these cards of the study at its full size; `--on ray` runs it on a cluster of them, as
+docs/cluster.md says; `--slow target=0.1` and `--cut 0.05` make shares of the replies slow or truncated, of a part or of all.
 """
 
 from __future__ import annotations
@@ -18,26 +20,28 @@ import stat
 import sys
 import tempfile
 import threading
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from aiohttp import web
 
 from demur import thinking
-from demur.errors import DemurError, UserError, WorkError
-from demur.interfaces import Request
+from demur.errors import DemurError, UserError
+from demur.models.config import Remote, Served
 from demur.models.scripted import spoken
+from demur.models.vllm import served
 from demur.pipeline import sizes
+from demur.pipeline.dag import ordered
 from demur.pipeline.resolve import Resolved, make
-from demur.pipeline.stage import Context
-from demur.pipeline.stages.train import Train
 from demur.pipeline.study import Study, read
-from demur.records import Example, Message, Prompt, Sampling, digest, read_jsonl
+from demur.records import digest
 from demur.storage.artifacts import atomic_write
-from demur.testing import players, small, vllm
+from demur.testing import players, scripts, small, vllm
 from demur.testing.base import TEMPLATE, make_tokenizer
+from demur.testing.server import reply_of, request_of
 
 
 def _config(layers: int, width: int, heads: int, kv: int, inner: int, **more: Any) -> dict[str, Any]:
@@ -67,10 +71,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ReasoningShield/ReasoningShield-3B": LLAMA_3B,
 }
 """What the config.json of these models says of their size, as published with their weights."""
-MASTERS, ADAPTED = 16.0, 2.1
-"""Bytes a parameter of full fine-tuning in float32 under Adam, and of LoRA over 16-bit weights."""
-ACTIVATIONS = 6.0
-"""GiB of activations and buffers on a card that trains."""
+SLOW = 0.5
+"""Tokens a second of a slow reply: a tenth of the least speed that a model is declared with where a study says nothing."""
 
 
 class Report(NamedTuple):
@@ -90,9 +92,12 @@ class Report(NamedTuple):
 class World:
     """Cards, programs, a hub and APIs, in a folder, for as long as the block lasts."""
 
-    def __init__(self, folder: Path, cards: list[float]) -> None:
-        self.folder, self.cards = folder.resolve(), cards
+    def __init__(self, folder: Path, cards: list[float], **shares: Mapping[str, float]) -> None:
+        """`shares`: `slow` and `cut`, each the share of replies by the part that a model plays; "" is every part."""
+        self.folder, self.cards, self.shares = folder.resolve(), cards, shares
         self.asked: Counter[str] = Counter()
+        self.parts: defaultdict[str, set[str]] = defaultdict(set)
+        """What each model plays, by its name."""
         self.hub = self.folder / "hub"
         self._stack = contextlib.ExitStack()
         self._templates: dict[str, str] = {}
@@ -149,8 +154,8 @@ class World:
             (top / "refs" / "main").write_text(folder.name)
         return folder
 
-    def furnished(self, study: Study, *, rows: int) -> Resolved:
-        """A study as it is run here: small, its URLs leading here, its weights in the hub's cache.
+    def furnished(self, study: Study, *, rows: int, up: Mapping[str, Any] = MappingProxyType({})) -> Resolved:
+        """A study as it is run here: small, its URLs leading here, its weights in the hub's cache; `up` are models that answer already.
 
         Raises:
             UserError: the study is wrong, or something is missing that the world does not make.
@@ -167,17 +172,24 @@ class World:
             if base in CONFIGS:
                 self.weights(base, data.get("revisions", {}).get(base, ""))
         if study.arms and any(arm.trained for arm in study.arms.values()):
-            data["train"] = data.get("train", {}) | {"stage": "demur.testing.gpu_world:TrainDouble"}
+            data["train"] = data.get("train", {}) | {"stage": "demur.testing.training:TrainDouble"}
         data["stand_in"] = True
-        return make(data, where=study.name)
+        data["models"] = data.get("models", {}) | up
+        resolved = make(data, where=study.name)
+        for stage in ordered(resolved.stages):
+            for part, model in stage.models.items():
+                name = model.model if isinstance(model, Remote) else model.weights_at
+                self.parts[name].add("target" if part == "base" else part)
+        return resolved
 
     def _led_here(self, model: dict[str, Any]) -> None:
+        """Weights in the hub's cache, an address of this world, and what the environment is to hold."""
         if "hub" in model:
             self.weights(model["hub"], model.get("revision", ""))
         if "url" in model:
+            named = [model.get("key_env", ""), *(url[1:] for url in model["url"] if url.startswith("$"))]
+            self._stack.enter_context(_environment(dict.fromkeys(filter(None, named), f"{self.url}/v1")))
             model["url"] = f"{self.url}/v1"
-            if name := model.get("key_env"):
-                self._stack.enter_context(_environment({name: "a-key-of-the-gpu-world"}))
 
     def report(self) -> Report:
         """What it saw until now."""
@@ -195,7 +207,8 @@ class World:
         body = asked["body"]
         if body.get("continue_final_message") and (why := self._unrendered(Path(asked["folder"]), body)):
             return web.json_response({"error": why})
-        return web.json_response(self._reply(config["_name_or_path"], config, body, chat="messages" in body))
+        reply, seconds = self._reply(config["_name_or_path"], config, body)
+        return web.json_response(reply | {"seconds": seconds})
 
     async def api(self, http: web.Request) -> web.Response:
         """What a hosted model says."""
@@ -203,7 +216,9 @@ class World:
         if why := players.refusal(body["model"], body):
             error = {"message": why, "type": "invalid_request_error", "code": "unsupported_value"}
             return web.json_response({"error": error}, status=400)
-        return web.json_response(self._reply(body["model"], {}, body, chat="messages" in body))
+        reply, seconds = self._reply(body["model"], {}, body)
+        await asyncio.sleep(seconds)
+        return web.json_response(reply)
 
     def _unrendered(self, folder: Path, body: dict[str, Any]) -> str:
         """Why transformers' own code cannot go on with the last turn; empty: it can."""
@@ -219,94 +234,24 @@ class World:
             return str(error)
         return ""
 
-    def _reply(self, model: str, config: dict[str, Any], body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
+    def _reply(self, model: str, config: dict[str, Any], body: dict[str, Any]) -> tuple[dict[str, Any], float]:
+        """A reply, and the seconds that it takes to be written."""
         self.asked[model] += 1
-        turns = body["messages"] if chat else [{"role": "user", "content": body["prompt"]}]
-        messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
-        begun = messages[-1].content if body.get("continue_final_message") else ""
-        most = body.get("max_tokens") or body.get("max_completion_tokens") or 4096
-        sampling = Sampling(temperature=body.get("temperature", 1.0), seed=body.get("seed", 0), max_tokens=most)
-        asked = messages[:-1] if begun else messages
-        request = Request(messages=asked, sampling=sampling, prompt=Prompt(text=asked[-1].content, intent="benign"))
+        request, begun = request_of(body, begun=bool(body.get("continue_final_message")))
         text, finish, count = spoken(players.player(model, config), request)
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        thought, closed, rest = text.removeprefix(thinking.OPEN).partition(thinking.CLOSE)
-        if not config and players.apart(model) and closed:
-            message = {"role": "assistant", "reasoning_content": thought.strip(), "content": rest.strip()}
-        elif "R1" in model and config and not begun:
-            message["content"] = text.removeprefix(thinking.OPEN).lstrip("\n")  # its template opened the thinking
-        choice = {"message": message} if chat else {"text": text}
-        sent = sum(len(turn.content) for turn in messages) // 4
-        usage = {"prompt_tokens": sent, "completion_tokens": count, "total_tokens": sent + count}
-        return {"id": "r", "model": model, "usage": usage, "choices": [{"index": 0, "finish_reason": finish, **choice}]}
+        if self._strikes("cut", model, body):
+            text, finish, count = text[: len(text) // 2], "length", count // 2
+        if "R1" in model and config and not begun:
+            text = text.removeprefix(thinking.OPEN).lstrip("\n")  # its template opened the thinking
+        apart = "reasoning_content" if not config and players.apart(model) else ""
+        seconds = count / SLOW if self._strikes("slow", model, body) else 0.0
+        return reply_of(request, text, finish, count, body=body, apart=apart), seconds
 
-
-class TrainDouble(Train):
-    """Training without weights: rows are rendered and checked as ever, cards are held, the target's manners change."""
-
-    def run(self, context: Context) -> None:
-        """Write the checkpoint, and the curves of a training that learns."""
-        from demur.train.render import Renderer
-
-        base, settings = self._folder(), self.settings.train
-        rows = list(read_jsonl(context.inputs["mix"].path("examples"), Example))
-        # A token of the double's tokenizer is a byte, some four of which make a token of a real one.
-        rendered = Renderer.of(base, template=settings.template, loss=settings.loss).rows(
-            rows, max_length=4 * settings.max_length
-        )
-        with self._cards(base):
-            config = json.loads((base / "config.json").read_text())
-            replies = ["".join(part.text for part in row.parts if part.role in ("thinking", "answer")) for row in rows]
-            after = players.trained(players.manners_of(config), replies, [row.share == "safety" for row in rows])
-            folder = context.draft.folder / "model"
-            shutil.copytree(base, folder, dirs_exist_ok=True)
-            atomic_write(
-                folder / "config.json",
-                json.dumps(config | {"demur_manners": list(after), "demur_rows": digest(replies)}),
-            )
-        steps = [{"step": n, "loss": 2.0 / (1 + n), "lr": settings.lr} for n in range(1, 4)]
-        atomic_write(context.draft.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in steps))
-        context.draft.summary |= {"rows": len(rendered.rows), "line": f"{len(rendered.rows)} rows, in the GPU world"}
-
-    def _folder(self) -> Path:
-        from demur.models.checkpoint import folder_of
-        from demur.models.config import Local
-
-        base = self.models["base"]
-        assert isinstance(base, Local)
-        return folder_of(base)
-
-    @contextlib.contextmanager
-    def _cards(self, base: Path) -> Iterator[None]:
-        """The memory of a training, on each of its cards.
-
-        Raises:
-            WorkError: a card has not so much, in the words of PyTorch.
-        """
-        settings, world = self.settings.train, Path(os.environ["DEMUR_WORLD"])
-        size = vllm.shape_of(base).parameters
-        with vllm.ledger(world) as data:
-            cards = list(range(len(data["cards"])))[: sizes.processes_of(settings)]
-            whole = size * (ADAPTED if settings.lora else MASTERS) / vllm.GIB
-            # As demur.train.model.wrapper chooses: replicated where that takes up to seven tenths of a card.
-            copied = settings.parallel == "ddp" or (
-                settings.parallel == "auto" and whole < sizes.REPLICATED * min(data["cards"])
-            )
-            each = (whole if copied or len(cards) < 2 else whole / len(cards)) + ACTIVATIONS
-            for card in cards:
-                left = vllm.free(data, card)
-                if each > left:
-                    raise WorkError(
-                        f"torch.OutOfMemoryError: CUDA out of memory. GPU {card} has a total capacity of {data['cards'][card]:.2f} "
-                        f"GiB of which {left:.2f} GiB is free, and this training needs {each:.2f} GiB."
-                    )
-            data["held"][str(os.getpid())] = {str(card): each for card in cards}
-        vllm.note(world, "train", model=self.name, cards=cards, each=round(each, 2))
-        try:
-            yield
-        finally:
-            with vllm.ledger(world) as data:
-                data["held"].pop(str(os.getpid()), None)
+    def _strikes(self, fault: str, model: str, body: dict[str, Any]) -> bool:
+        """Whether a reply is slow or cut: by the hash of its request, so that a further try of it is, too."""
+        parts = {"", *self.parts.get(model, ())}
+        share = max((value for part, value in self.shares.get(fault, {}).items() if part in parts), default=0.0)
+        return scripts.share(fault + json.dumps(body, sort_keys=True)) < share
 
 
 def _tokenizer() -> Path:
@@ -346,7 +291,7 @@ def _listening(world: World) -> Iterator[str]:
     app.router.add_post("/v1/chat/completions", world.api)
     app.router.add_post("/v1/completions", world.api)
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     loop.run_until_complete(runner.setup())
     loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start())
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -368,8 +313,47 @@ def cards_of(text: str) -> list[float]:
     return [float(size)] * int(count)
 
 
+def shares_of(items: list[str]) -> dict[str, float]:
+    """`0.1` (of every part) or `target=0.1`, several times."""
+    found = {}
+    for item in items:
+        part, _, share = item.rpartition("=")
+        try:
+            found[part] = float(share)
+        except ValueError:
+            raise UserError(f"{item}: write SHARE, or PART=SHARE such as target=0.1.") from None
+    return found
+
+
+@contextlib.contextmanager
+def cluster(world: World, study: Study) -> Iterator[dict[str, Any]]:
+    """A Ray cluster of this machine's cards but the last ones, which serve the judges that all stages share: docs/cluster.md.
+
+    Yields these judges as the study is to name them.
+    """
+    import ray
+
+    judges = dict.fromkeys(name for use in study.bench if use.judge for name in use.judge.models)
+    for (
+        model
+    ) in study.models.values():  # what the environment holds reaches the workers if it is there before Ray starts
+        world._led_here(model.model_dump(mode="json", exclude_unset=True))
+    left, up = len(world.cards), dict[str, Any]()
+    with _environment({"RAY_memory_monitor_refresh_ms": "0"}), contextlib.ExitStack() as stack:
+        for name in judges:
+            model = study.models[name]
+            if isinstance(model, Served):
+                left -= 1
+                remote = stack.enter_context(served(model.model_copy(update={"devices": (left,)})))
+                up[name] = remote.model_dump(mode="json", exclude_unset=True)
+        ray.init(num_cpus=4, num_gpus=left, include_dashboard=False, log_to_driver=False)
+        stack.callback(ray.shutdown)
+        yield up
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run a study in a world, and say what was seen; exits as demur does."""
+    from demur.cli.plan import plan
     from demur.cli.runner import run_study
 
     parser = argparse.ArgumentParser(prog="python -m demur.testing.gpu_world")
@@ -378,15 +362,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--set", action="append", default=[], dest="sets")
+    parser.add_argument("--on", default="local", choices=["local", "ray"])
+    parser.add_argument("--plan", action="store_true")
+    for name in ("set", "slow", "cut"):
+        parser.add_argument(f"--{name}", action="append", default=[])
     told = parser.parse_args(argv)
     out = told.out or Path(tempfile.mkdtemp(prefix="demur-gpu-world-"))
     try:
-        loaded = read(told.study, sets=[*told.sets, *([f"data_dir={told.data_dir}"] if told.data_dir else [])])
+        loaded = read(told.study, sets=[*told.set, *([f"data_dir={told.data_dir}"] if told.data_dir else [])])
         loaded.problems.check()
-        assert loaded.study is not None
-        with World(out / "world", cards_of(told.gpus)) as world:
-            run_study(world.furnished(loaded.study, rows=told.rows), out=out / "run")
+        study = loaded.study
+        assert study is not None
+        shares = {"slow": shares_of(told.slow), "cut": shares_of(told.cut)}
+        with World(out / "world", cards_of(told.gpus), **shares) as world:
+            if told.plan:
+                world.furnished(study, rows=told.rows)
+                return plan(told.study, out=out / "run", sets=told.set, data_dir=told.data_dir)
+            with contextlib.ExitStack() as stack:
+                up = stack.enter_context(cluster(world, study)) if told.on == "ray" else {}
+                run_study(world.furnished(study, rows=told.rows, up=up), out=out / "run", on=told.on)
             seen = world.report()
     except DemurError as error:
         sys.exit(str(error))

@@ -97,6 +97,8 @@ def _shown(messages: Sequence[Message]) -> str:
 
 REASONING_API = re.compile(r"^(o[134]\b|gpt-5)")
 """OpenAI's models that take no temperature: platform docs, and messages quoted in many issues of 2025 and 2026."""
+RETIRED = re.compile(r"^deepseek-(reasoner|r1)$", re.IGNORECASE)
+"""Names that DeepSeek's own API does not serve. Its words: ConardLi/easy-dataset issue 9 (2025), deepwn/addi issue 13 (2026)."""
 
 
 def player(model: str, config: dict[str, Any]) -> Script:
@@ -110,7 +112,13 @@ def player(model: str, config: dict[str, Any]) -> Script:
 
 
 def refusal(model: str, body: dict[str, Any]) -> str:
-    """Why an API refuses a request, in its own words; empty: it does not."""
+    """Why an API refuses a request, in its own words; empty: it does not.
+
+    `seed`: Gemini's OpenAI-compatible endpoint does not know it (Vali-98/ChatterUI issue 227, openevolve issue 105, 2025). OpenAI
+    documents it, and vLLM has taken it with every request since 0.3.2 on GPUs (vllm issue 3333): neither refuses it here.
+    """
+    if RETIRED.match(model):
+        return "Model Not Exist"
     if REASONING_API.match(model):
         for name in ("temperature", "top_p"):
             if body.get(name, 1) != 1:

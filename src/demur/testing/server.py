@@ -32,21 +32,13 @@ from demur.interfaces import Request
 from demur.models.scripted import load_script, spoken
 from demur.records import Finish, Message, Prompt, Record, Sampling
 
-FAULTS = (
-    "rate_limited",
-    "server_error",
-    "dropped",
-    "half_json",
-    "wrong_type",
-    "endless",
-    "null_content",
-    "huge",
-    "slow_first_byte",
-    "refused",
-    "too_long",
-    "filtered",
-    "unicode",
-)
+_REFUSALS = {
+    "rate_limited": (429, "slow down"),
+    "server_error": (500, "something broke"),
+    "refused": (400, "this request is not accepted"),
+    "too_long": (400, "This model's maximum context length is 4096 tokens. Please reduce the length of the messages."),
+}
+FAULTS = {*_REFUSALS, "dropped", "half_json", "wrong_type", "endless", "null_content", "huge", "filtered", "unicode"}
 TAIL_SHAPE = 2.5
 """Of the Pareto distribution of heavy-tailed latencies."""
 
@@ -72,7 +64,6 @@ class Behaviour(Record, frozen=True, kw_only=True):
     """After so many replies another model answers under the same name; 0: never."""
     reasoning_field: str = ""
     """`reasoning_content` or `reasoning`: the thinking is taken out of the content."""
-    fingerprint: str = ""
 
 
 class _Server:
@@ -80,7 +71,7 @@ class _Server:
 
     def __init__(self, behaviour: Behaviour) -> None:
         if unknown := set(behaviour.faults) - set(FAULTS):
-            raise UserError(f"unknown faults: {', '.join(sorted(unknown))}. Allowed: {', '.join(FAULTS)}.")
+            raise UserError(f"unknown faults: {', '.join(sorted(unknown))}. Allowed: {', '.join(sorted(FAULTS))}.")
         self._how = behaviour
         self._script, self.identity = load_script(behaviour.script)
         self._seen: Counter[bytes] = Counter()
@@ -145,73 +136,60 @@ class _Server:
             assert http.transport is not None
             http.transport.abort()
             return web.Response()
-        if fault == "slow_first_byte":
-            await asyncio.sleep(1.0)
-        chat = http.path.endswith("/chat/completions")
         text, finish, request, count = self._speak(body)
         text, finish = _distorted(text, finish, fault)
         self._replies += 1
-        reply = self._reply(chat=chat, text=text, finish=finish, count=count)
+        reply = reply_of(request, text, finish, count, body=body, apart=self._how.reasoning_field)
+        reply["model"] = self._how.model + ("-other" if 0 < self._how.swap_after < self._replies else "")
         if body.get("logprobs"):
-            reply["choices"][0]["logprobs"] = _logprobs(text, chat=chat)
-        reply["usage"]["prompt_tokens"] = sum(len(turn.content.split()) for turn in request.messages)
-        if fault == "null_content" and chat:
+            reply["choices"][0]["logprobs"] = _logprobs(text, chat="messages" in body)
+        if fault == "null_content" and "messages" in body:
             reply["choices"][0]["message"]["content"] = None
         return await _sent(http, msgspec.json.encode(reply), fault)
 
     def _speak(self, body: dict[str, Any]) -> tuple[str, Finish, Request, int]:
         """What the script says."""
-        turns = body["messages"] if "messages" in body else [{"role": "user", "content": body["prompt"]}]
-        messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
         # A last assistant's turn is a begun reply, unless it is asked greedily: then a guard is shown a conversation.
-        last = messages[-1]
-        goes_on = last.role == "assistant" and (body.get("continue_final_message") or body.get("temperature", 1.0) > 0)
-        begun = last.content if goes_on else ""
-        sampling = Sampling(
-            temperature=body.get("temperature", 1.0),
-            top_p=body.get("top_p", 1.0),
-            seed=body.get("seed", 0),
-            max_tokens=min(
-                self._how.cap or 1 << 30, body.get("max_tokens") or body.get("max_completion_tokens") or 4096
-            ),
-        )
-        asked = messages[:-1] if begun else messages
-        request = Request(messages=asked, sampling=sampling, prompt=Prompt(text=asked[-1].content, intent="benign"))
+        goes_on = body.get("continue_final_message") or body.get("temperature", 1.0) > 0
+        request, begun = request_of(body, begun=bool(goes_on), cap=self._how.cap)
         text, finish, count = spoken(self._script, request)
         if thinking.CLOSE in begun:
             text = thinking.split(text, finish=finish).answer or text
             count = len(text.split())
         return text, finish, request, count
 
-    def _reply(self, *, chat: bool, text: str, finish: Finish, count: int) -> dict[str, Any]:
-        swapped = 0 < self._how.swap_after < self._replies
-        reply: dict[str, Any] = {
-            "id": "reply",
-            "object": "chat.completion" if chat else "text_completion",
-            "created": 0,
-            "model": self._how.model + ("-other" if swapped else ""),
-            "usage": {"prompt_tokens": 0, "completion_tokens": count, "total_tokens": count},
-        }
-        if self._how.fingerprint:
-            reply["system_fingerprint"] = self._how.fingerprint
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
-        if not chat:
-            return reply | {"choices": [choice | {"text": text}]}
-        message: dict[str, Any] = {"role": "assistant", "content": text}
+
+def request_of(body: dict[str, Any], *, begun: bool, cap: int = 0) -> tuple[Request, str]:
+    """The request in a body, and the begun reply, where `begun` says that a last assistant's turn is one."""
+    turns = body["messages"] if "messages" in body else [{"role": "user", "content": body["prompt"]}]
+    messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
+    start = messages[-1].content if begun and messages[-1].role == "assistant" else ""
+    most = body.get("max_tokens") or body.get("max_completion_tokens") or 4096
+    sampling = Sampling(
+        temperature=body.get("temperature", 1.0),
+        top_p=body.get("top_p", 1.0),
+        seed=body.get("seed", 0),
+        max_tokens=min(cap or most, most),
+    )
+    asked = messages[:-1] if start else messages
+    prompt = Prompt(text=asked[-1].content, intent="benign")
+    return Request(messages=asked, sampling=sampling, prompt=prompt), start
+
+
+def reply_of(
+    request: Request, text: str, finish: Finish, count: int, *, body: dict[str, Any], apart: str = ""
+) -> dict[str, Any]:
+    """A reply as OpenAI's protocol has it; `apart` names the field that takes the thinking out of the content."""
+    sent = sum(len(turn.content.split()) for turn in request.messages)
+    usage: dict[str, Any] = {"prompt_tokens": sent, "completion_tokens": count, "total_tokens": sent + count}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "text": text}
+    if "messages" in body:
+        choice["message"] = {"role": "assistant", "content": choice.pop("text")}
         parts = thinking.split(text, finish=finish)
-        if self._how.reasoning_field and parts.thinking is not None:
-            message = {"role": "assistant", self._how.reasoning_field: parts.thinking, "content": parts.answer}
-            details = {"reasoning_tokens": len(parts.thinking.split())}
-            reply["usage"]["completion_tokens_details"] = details
-        return reply | {"choices": [choice | {"message": message}]}
-
-
-_REFUSALS = {
-    "rate_limited": (429, "slow down"),
-    "server_error": (500, "something broke"),
-    "refused": (400, "this request is not accepted"),
-    "too_long": (400, "This model's maximum context length is 4096 tokens. Please reduce the length of the messages."),
-}
+        if apart and parts.thinking is not None:
+            choice["message"] |= {apart: parts.thinking, "content": parts.answer}
+            usage["completion_tokens_details"] = {"reasoning_tokens": len(parts.thinking.split())}
+    return {"id": "reply", "created": 0, "model": body.get("model"), "usage": usage, "choices": [choice]}
 
 
 def _distorted(text: str, finish: Finish, fault: str) -> tuple[str, Finish]:

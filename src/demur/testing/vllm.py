@@ -27,61 +27,19 @@ WORKSPACE = 2.0
 """GiB of each card beside weights and cache: activations of a profiling run, CUDA graphs, communication."""
 CONTEXT = 0.5
 """GiB of a card that a process holds outside of what it was given."""
-FLAGS = [
-    "model",
-    "tokenizer",
-    "revision",
-    "tokenizer-revision",
-    "tokenizer-mode",
-    "dtype",
-    "max-model-len",
-    "download-dir",
-    "load-format",
-    "seed",
-    "quantization",
-    "kv-cache-dtype",
-    "block-size",
-    "gpu-memory-utilization",
-    "swap-space",
-    "cpu-offload-gb",
-    "max-num-batched-tokens",
-    "max-num-seqs",
-    "max-logprobs",
-    "tensor-parallel-size",
-    "pipeline-parallel-size",
-    "data-parallel-size",
-    "distributed-executor-backend",
-    "served-model-name",
-    "host",
-    "port",
-    "api-key",
-    "chat-template",
-    "chat-template-content-format",
-    "generation-config",
-    "override-generation-config",
-    "hf-overrides",
-    "reasoning-parser",
-    "uvicorn-log-level",
-    "rope-scaling",
-    "rope-theta",
-    "tool-call-parser",
-    "max-lora-rank",
-    "lora-modules",
-    "compilation-config",
-]
-SWITCHES = [
-    "trust-remote-code",
-    "enforce-eager",
-    "enable-prefix-caching",
-    "no-enable-prefix-caching",
-    "enable-chunked-prefill",
-    "enable-lora",
-    "disable-custom-all-reduce",
-    "disable-log-stats",
-    "disable-log-requests",
-    "enable-auto-tool-choice",
-    "enable-expert-parallel",
-]
+FLAGS = """
+    model tokenizer revision tokenizer-revision tokenizer-mode dtype max-model-len download-dir load-format seed
+    quantization kv-cache-dtype block-size gpu-memory-utilization swap-space cpu-offload-gb max-num-batched-tokens
+    max-num-seqs max-logprobs tensor-parallel-size pipeline-parallel-size data-parallel-size
+    distributed-executor-backend served-model-name host port api-key chat-template chat-template-content-format
+    generation-config override-generation-config hf-overrides reasoning-parser uvicorn-log-level rope-scaling
+    rope-theta tool-call-parser max-lora-rank lora-modules compilation-config
+"""
+SWITCHES = """
+    trust-remote-code enforce-eager enable-prefix-caching no-enable-prefix-caching enable-chunked-prefill
+    enable-lora disable-custom-all-reduce disable-log-stats disable-log-requests enable-auto-tool-choice
+    enable-expert-parallel
+"""
 """Arguments that exist: docs.vllm.ai, Engine Arguments of 0.8.5 and 0.10, and the pages of `vllm serve`."""
 
 
@@ -137,9 +95,9 @@ class Engine:
     def __init__(self, argv: list[str], world: Path) -> None:
         parser = argparse.ArgumentParser(prog="vllm serve")
         parser.add_argument("model_tag")
-        for flag in FLAGS:
+        for flag in FLAGS.split():
             parser.add_argument(f"--{flag}")
-        for flag in SWITCHES:
+        for flag in SWITCHES.split():
             parser.add_argument(f"--{flag}", action="store_true")
         told = parser.parse_args(argv)  # argparse's own: "vllm serve: error: unrecognized arguments: --x", exit code 2
         self.world, self.folder = world, Path(told.model_tag)
@@ -265,16 +223,16 @@ class Serving:
                 "completion.",
                 "BadRequestError",
             )
-        await self._cached(sent + said["usage"]["completion_tokens"])
+        await self._cached(sent + said["usage"]["completion_tokens"], said.pop("seconds"))
         return 200, said | {"model": self.engine.name}
 
-    async def _cached(self, tokens: int) -> None:
+    async def _cached(self, tokens: int, seconds: float) -> None:
         """Hold a request's keys and values while it is written."""
         async with self._left:
             await self._left.wait_for(lambda: self._used + tokens <= self._capacity)
             self._used, self.requests = self._used + tokens, self.requests + 1
             self._most = max(self._most, self._used)
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002 + seconds)
         async with self._left:
             self._used -= tokens
             self._left.notify_all()
