@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from demur.models import client, transport
 from demur.models.answering import ESTIMATED, record
 from demur.models.config import Prices, Remote
 from demur.models.open import open_model
-from demur.records import Failure, Prompt, Sampling, Trace
+from demur.records import Failure, Message, Prompt, Sampling, Trace
 from demur.storage.reply_cache import Reply, ReplyCache
 from demur.testing.server import Server, serving
+from demur.thinking import join
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +62,7 @@ def test_transient_faults_are_tried_again(fault: str) -> None:
 
 
 def test_every_fault_at_once_and_the_ledger_counts_the_retries(tmp_path: Path) -> None:
-    faults = dict.fromkeys(
-        ("rate_limited", "server_error", "dropped", "half_json", "wrong_type"), 0.1
-    )
+    faults = dict.fromkeys(("rate_limited", "server_error", "dropped", "half_json", "wrong_type"), 0.1)
     with serving("echo", faults=faults) as server:
         assert answers(ask(server, cache=tmp_path)) == RIGHT
         assert answers(ask(server, cache=tmp_path)) == RIGHT
@@ -199,10 +200,15 @@ def test_another_model_behind_the_same_name_is_noticed_in_a_run_and_across_runs(
         assert {one.model for one in found} == {"scripted@the other"}
 
 
+def tail_only(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
+    """What a model says whose template opened the thinking already."""
+    return join("A thought.", f"{len(messages[-1].content)} characters were sent.", opened_by="prompt")
+
+
 def test_completions_with_a_template_know_who_opened_the_thinking(tmp_path: Path) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]<think>\n")
-    with serving("demur.testing.scripts:tail_only") as server:
+    with serving("tests.models.test_client:tail_only") as server:
         (found,) = ask(server, 1, api="completions", template=str(template))
     assert isinstance(found, Trace)
     assert (found.opened_by, found.thinking, found.answer) == ("prompt", "A thought.", "34 characters were sent.")

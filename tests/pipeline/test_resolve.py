@@ -47,6 +47,7 @@ FAULTS = {
     "detector: minny": ("minny", "'mini'"),
     "distil: {teachers: {shorty: teacher}}": ("shorty", "'short'"),
     "distil: {teacher: techer}": ("techer", "'teacher'"),
+    "  own: {maths: {hub: 'thu-coai/LRM-Safety-Study::No CoT', n: 4}}": ("No CoT' names no file", "owner/name:FILE"),
     "mix: {dedup: none}": ("dedup", "'dedupe'"),
     "mix: {shares: {safety: {balanced: category}}}": ("balanced", "'balance'"),
     "train: {lrr: 1.0}": ("lrr", "'lr'"),
@@ -60,11 +61,11 @@ FAULTS = {
 }
 
 
-def said(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What `check study` says of a file that is wrong."""
+def said(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *verb: str) -> str:
+    """What `check study` (or another verb) says of a file that is wrong."""
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
-    assert exit_code("check", "study", str(path), *words) == 2
+    assert exit_code(*(verb or ("check", "study")), str(path)) == 2
     captured = capsys.readouterr()
     return captured.out + captured.err
 
@@ -73,11 +74,12 @@ def said(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: 
 def test_a_fault_is_said_with_its_place_and_the_nearest_name(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = said(HEAD + fault + "\n", tmp_path, capsys)
     line = (HEAD + fault).count("\n") + 1
-    assert f"wrong.yaml:{line}: " in text
-    for word in FAULTS[fault]:
-        assert word in text
+    for verb in (("check", "study"), ("plan",)):
+        text = said(HEAD + fault + "\n", tmp_path, capsys, *verb)
+        assert f"wrong.yaml:{line}: " in text
+        for word in FAULTS[fault]:
+            assert word in text
 
 
 def test_all_faults_of_a_file_are_said_in_one_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +97,9 @@ def test_all_faults_of_a_file_are_said_in_one_answer(tmp_path: Path, capsys: pyt
         "lrr",
         "mini-harn",
         "shorter",
+        "judge 'llama_guard3' is a model",
+        "'xstest_llm' cannot be played by",
+        "attack 'pair' needs a model",
     ):
         assert word in told
     first = HEAD.count("\n") + 2

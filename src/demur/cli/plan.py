@@ -69,6 +69,12 @@ def _show(seen: dict[str, Any]) -> None:
     if any(phase["models"] or phase["problem"] for phase in seen["phases"]):
         titles = ("phase", "work", "model", "cards", "#GB", "#share", "#stages", "#requests", "#tokens", "#minutes")
         common.show(titles, list(_schedule(seen["phases"])))
+    hours, cost = seen["total"]["hours"], seen["total"]["cost"]
+    told = [f"{hours:,} hours of these cards, trainings aside"] * (hours is not None) + [f"{cost:,.0f} in money"] * (
+        cost is not None
+    )
+    if told:
+        common.stdout.print(f"in all, at declared speeds and prices, at most: {' and '.join(told)}")
     for line in seen["notes"]:
         common.stdout.print(line)
     for line in seen["missing"]:

@@ -10,7 +10,6 @@ import typer
 from demur.cli import common
 from demur.cli.runner import run_stage
 from demur.errors import UserError
-from demur.pipeline.stages.examples import Examples, ExamplesSettings
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.train import Train, TrainStageSettings
 from demur.settings import validate
@@ -76,7 +75,6 @@ def _settings(seed: int, sets: list[str] | None) -> TrainSettings:
 def _stage(base: str, settings: TrainSettings, *, rows: tuple[Path, int | None, int]) -> Train:
     """The training, on rows from outside: examples, or pairs for a preference method."""
     file, limit, held_out = rows
-    given: Examples | Import = Import("examples", ImportSettings(limit=limit), files={"file": file})
-    if settings.method == "sft":
-        given = Examples("examples", ExamplesSettings(limit=limit, held_out=held_out), files={"examples": file})
+    kept = held_out if settings.method == "sft" else None
+    given = Import("examples", ImportSettings(limit=limit, held_out=kept), files={"file": file})
     return Train("train", TrainStageSettings(train=settings), inputs={"mix": given}, models={"base": common.base(base)})

@@ -91,7 +91,9 @@ class Builder:
         """Take a stage in."""
         known = self.stages.setdefault(stage.name, stage)
         if known != stage:
-            raise UserError(f"two different stages would be called {stage.name}: leave one out, or change it in --set.")
+            for lack in stage.needs():
+                self.problems.add(stage.place, lack.message) if lack.wrong else None
+            raise UserError(f"another stage '{stage.kind}' would have the same name: leave one of the two out.")
         return known
 
     def players(self, **parts: str | Sequence[str] | None) -> dict[str, ModelConfig]:

@@ -35,7 +35,12 @@ def outlook(planned: Sequence[Planned], phases: Sequence[Phase]) -> dict[str, An
             for sums in (row, part):
                 sums["cost"] = sums["cost"] if cost is None else (sums["cost"] or 0.0) + cost
     shown = [_shown(number, phase) for number, phase in enumerate(phases, 1)]
-    return {"stages": list(kinds.values()), "parts": [parts[name] for name in sorted(parts)], "phases": shown}
+    minutes = [max((model["minutes"] or 0.0 for model in phase["models"]), default=0.0) for phase in shown]
+    costs = [part["cost"] for part in parts.values() if part["cost"] is not None]
+    total = {"hours": round(sum(minutes) / 60, 1) or None, "cost": sum(costs) if costs else None}
+    return {
+        "stages": list(kinds.values()), "parts": [parts[name] for name in sorted(parts)], "phases": shown, "total": total,
+    }  # fmt: skip
 
 
 def _cost(model: ModelConfig | None, tokens_in: int, tokens_out: int) -> float | None:

@@ -110,7 +110,7 @@ def _in_phases(phases: Sequence[Phase], graph: _Graph, say: Watch) -> None:
             here = graph._replace(reach=running.reach)
             if phase.generating:
                 for item in phase.stages:
-                    do(here.job(item)._replace(generating=True), reported(item.name, lambda event: say(Event(*event))))
+                    do(here.job(item)._replace(generating=True), reported(item.name, say))
             else:
                 _drive(list(phase.stages), here, _Here(say), say)
 
@@ -217,7 +217,7 @@ class _Here:
 
     def submit(self, job: Job) -> float | Exception:
         try:
-            return do(job, reported(job.planned.name, lambda event: self._say(Event(*event))))
+            return do(job, reported(job.planned.name, self._say))
         except Exception as error:
             return error
 
@@ -355,7 +355,7 @@ def _worker(parent: Connection, pid: int) -> None:
         while True:
             job = parent.recv()
             try:
-                ended: Any = do(job, reported(job.planned.name, lambda event: parent.send(Event(*event))))
+                ended: Any = do(job, reported(job.planned.name, parent.send))
             except Exception as error:
                 ended = error if _can_be_sent(error) else WorkError(f"{type(error).__name__}: {error}")
             parent.send(ended)
@@ -368,7 +368,7 @@ def _can_be_sent(error: Exception) -> bool:
         return False
 
 
-def reported(name: str, put: Callable[[tuple[Any, ...]], object]) -> Progress:
+def reported(name: str, say: Watch) -> Progress:
     """Says that a stage has started; returns its progress, which is passed on at most five times a second."""
     last = 0.0
 
@@ -376,9 +376,9 @@ def reported(name: str, put: Callable[[tuple[Any, ...]], object]) -> Progress:
         nonlocal last
         if time.monotonic() - last > 0.2 or done == total:
             last = time.monotonic()
-            put(tuple(Event(name, "progress", done, total, remark)))
+            say(Event(name, "progress", done, total, remark))
 
-    put(tuple(Event(name, "started")))
+    say(Event(name, "started"))
     return progress
 
 

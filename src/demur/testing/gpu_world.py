@@ -110,15 +110,9 @@ class World:
         self._program("nvidia-smi", "".join(f"echo 'NVIDIA Double, {card * 1024:.0f}'\n" for card in self.cards))
         self._program("vllm", f'exec "{sys.executable}" -S -E "{vllm.__file__}" "$@"\n')
         self.url = self._stack.enter_context(_listening(self))
-        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        own: dict[str, str | None] = {
-            "PATH": path,
-            "DEMUR_WORLD": str(self.folder),
-            "DEMUR_WORLD_SPEAKER": f"{self.url}/speak",
-        }
-        self._stack.enter_context(
-            _environment(own | {"HF_HUB_CACHE": str(self.hub), "HF_HUB_OFFLINE": "1", "DEMUR_VLLM": None})
-        )
+        own = {"DEMUR_WORLD": str(self.folder), "DEMUR_WORLD_SPEAKER": f"{self.url}/speak", "DEMUR_VLLM": None}
+        own |= {"PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+        self._stack.enter_context(_environment(own | {"HF_HUB_CACHE": str(self.hub), "HF_HUB_OFFLINE": "1"}))
         sizes.devices.cache_clear()
         self._stack.callback(sizes.devices.cache_clear)
         return self
@@ -139,9 +133,7 @@ class World:
             UserError: nobody told the world how large this model is.
         """
         if name not in CONFIGS:
-            raise UserError(
-                f"{name}: the GPU world knows no such model; add its configuration to demur.testing.gpu_world.CONFIGS"
-            )
+            raise UserError(f"{name}: the GPU world knows no such model; add it to demur.testing.gpu_world.CONFIGS")
         top = self.hub / f"models--{name.replace('/', '--')}"
         folder = top / "snapshots" / (revision or "0" * 40)
         if not folder.exists():
@@ -163,14 +155,9 @@ class World:
         data = small.reduced(study, rows=rows, made=self.folder / "made")
         for model in data.get("models", {}).values():
             self._led_here(model)
-        named = [
-            *data.get("bases", ()),
-            data.get("base", ""),
-            *(arm.get("base") for arm in data.get("arms", {}).values()),
-        ]
-        for base in filter(None, named):
-            if base in CONFIGS:
-                self.weights(base, data.get("revisions", {}).get(base, ""))
+        arms = data.get("arms", {}).values()
+        for base in {*study.bases, study.base, *(arm.get("base") for arm in arms)} & CONFIGS.keys():
+            self.weights(base, study.revisions.get(base, ""))
         if study.arms and any(arm.trained for arm in study.arms.values()):
             data["train"] = data.get("train", {}) | {"stage": "demur.testing.training:TrainDouble"}
         data["stand_in"] = True
@@ -197,8 +184,9 @@ class World:
         lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         by = {name: [line for line in lines if line["event"] == name] for name in ("start", "end", "refused")}
         with vllm.ledger(self.folder) as data:
-            held, peak = dict(data["held"]), [round(value, 2) for value in data["peak"]]
-        return Report(by["start"], by["end"], [line["why"] for line in by["refused"]], peak, held, dict(self.asked))
+            peak = [round(value, 2) for value in data["peak"]]
+        refused = [line["why"] for line in by["refused"]]
+        return Report(by["start"], by["end"], refused, peak, data["held"], dict(self.asked))
 
     async def spoke(self, http: web.Request) -> web.Response:
         """What a served model says, for the double of its server."""
@@ -353,7 +341,7 @@ def cluster(world: World, study: Study) -> Iterator[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run a study in a world, and say what was seen; exits as demur does."""
-    from demur.cli.plan import plan
+    from demur.cli import main as demur
     from demur.cli.runner import run_study
 
     parser = argparse.ArgumentParser(prog="python -m demur.testing.gpu_world")
@@ -377,7 +365,9 @@ def main(argv: list[str] | None = None) -> None:
         with World(out / "world", cards_of(told.gpus), **shares) as world:
             if told.plan:
                 world.furnished(study, rows=told.rows)
-                return plan(told.study, out=out / "run", sets=told.set, data_dir=told.data_dir)
+                more = [word for item in told.set for word in ("--set", item)]
+                more += ["--data-dir", str(told.data_dir)] if told.data_dir else []
+                demur(["plan", str(told.study), "--out", str(out / "run"), *more])  # which ends here
             with contextlib.ExitStack() as stack:
                 up = stack.enter_context(cluster(world, study)) if told.on == "ray" else {}
                 run_study(world.furnished(study, rows=told.rows, up=up), out=out / "run", on=told.on)

@@ -64,22 +64,20 @@ def target(manners: Manners) -> Script:
     return script
 
 
-def _guard(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
-    """Llama Guard 3: its template renders whatever it is sent, and it says one of two words."""
-    return "\n\nunsafe\nS1" if scripts.complies(messages[-1].content) else "\n\nsafe"
-
-
-def _shield(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
-    return scripts.reasoning_shield(_shown(messages))
+GUARDS: dict[str, Script] = {
+    # Llama Guard's template renders whatever it is sent, and it says one of two words.
+    "llama_guard3": lambda messages, sampling, rng: (
+        "\n\n" + ("unsafe\nS1" if scripts.complies(messages[-1].content) else "safe")
+    ),
+    "reasoning_shield": lambda messages, sampling, rng: scripts.reasoning_shield(scripts.shown(messages)),
+}
 
 
 def _instructed(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
     """A model that follows instructions and has no thinking of its own: judge, attacker or teacher by what it is told."""
-    if any(re.search(phrases, _shown(messages), re.DOTALL | re.IGNORECASE) for phrases, _ in scripts.PARTS):
-        return scripts.stand_in(messages, sampling, rng)
-    if scripts.speaker(_shown(messages)) is scripts.target:
-        parts = split(scripts.teacher(messages, sampling, rng))
-        return parts.answer or ""
+    whole = scripts.shown(messages)
+    if scripts.judge_of(whole) is None and scripts.speaker(whole) is scripts.target:
+        return split(scripts.teacher(messages, sampling, rng)).answer or ""
     return scripts.stand_in(messages, sampling, rng)
 
 
@@ -91,10 +89,6 @@ def _teacher(messages: Sequence[Message], sampling: Sampling, rng: random.Random
     return said
 
 
-def _shown(messages: Sequence[Message]) -> str:
-    return "\n".join(turn.content for turn in messages)
-
-
 REASONING_API = re.compile(r"^(o[134]\b|gpt-5)")
 """OpenAI's models that take no temperature: platform docs, and messages quoted in many issues of 2025 and 2026."""
 RETIRED = re.compile(r"^deepseek-(reasoner|r1)$", re.IGNORECASE)
@@ -103,9 +97,8 @@ RETIRED = re.compile(r"^deepseek-(reasoner|r1)$", re.IGNORECASE)
 
 def player(model: str, config: dict[str, Any]) -> Script:
     """The script of a model by its name; a checkpoint's configuration tells a target's manners."""
-    guard = guard_of(model)
-    if guard:
-        return {"llama_guard3": _guard, "reasoning_shield": _shield}.get(guard, scripts.stand_in)
+    if guard := guard_of(model):
+        return GUARDS.get(guard, scripts.stand_in)
     if config:
         return target(manners_of(config))
     return _teacher if re.search(r"\br1\b|gemini|qwq", model, re.IGNORECASE) else _instructed

@@ -42,11 +42,6 @@ def filler(messages: Sequence[Message], sampling: Sampling, rng: random.Random) 
     return join("I think. " * 100, "I answer. " * 110)
 
 
-def tail_only(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
-    """As `echo`, by a model whose template opened the thinking already."""
-    return join("A thought.", f"{len(messages[-1].content)} characters were sent.", opened_by="prompt")
-
-
 def target(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
     """A reasoning model that complies with six in ten alarming requests, and refuses one in ten of the others' like."""
     text = messages[-1].content
@@ -75,8 +70,7 @@ def _calculated(sum_: re.Match[str] | None) -> str:
 
 def teacher(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
     """A teacher: its traces carry the failure patterns of the paper unless an instruction names what it is about."""
-    whole = "\n".join(turn.content for turn in messages)
-    request = _request(messages[-1].content)
+    whole, request = shown(messages), _request(messages[-1].content)
     if "one line each" in whole and "self-harm" in whole:
         return _by_template(request)
     if not ALARMING.search(request):
@@ -91,15 +85,11 @@ def teacher(messages: Sequence[Message], sampling: Sampling, rng: random.Random)
 
 
 def _by_template(request: str) -> str:
-    names: tuple[str, ...] = (
-        "harassment or threats",
-        "hate or threats against a group",
-        "illicit or violent acts",
-        "self-harm",
+    kinds = (
+        "harassment, hate, illicit or violent acts, self-harm, minors, graphic violence, misinformation, private data"
     )
-    names += ("sexual content with minors", "graphic violence", "misinformation", "private or sensitive data")
     harmful = bool(ALARMING.search(request))
-    lines = [f"{i}. {name}: {'yes' if harmful and i == 3 else 'no'}" for i, name in enumerate(names, 1)]
+    lines = [f"{i}. {name}: {'yes' if harmful and i == 3 else 'no'}" for i, name in enumerate(kinds.split(", "), 1)]
     end = "A category applies, so I refuse." if harmful else "Nothing applies, so I answer."
     return join("\n".join([*lines, end]), REFUSAL if harmful else f"Here is an answer about {_topic(request)}.")
 
@@ -225,11 +215,20 @@ def stand_in(messages: Sequence[Message], sampling: Sampling, rng: random.Random
     """Plays whichever part the prompt asks for."""
     if messages[-1].role == "assistant":
         return _conversation_guard(messages, sampling)
-    shown = "\n".join(turn.content for turn in messages)
-    for phrases, judge in PARTS:
-        if re.search(phrases, shown, re.DOTALL | re.IGNORECASE):
-            return judge(shown)
-    return speaker(shown)(messages, sampling, rng)
+    whole = shown(messages)
+    judge = judge_of(whole)
+    return judge(whole) if judge else speaker(whole)(messages, sampling, rng)
+
+
+def shown(messages: Sequence[Message]) -> str:
+    """All that is sent, as one text."""
+    return "\n".join(turn.content for turn in messages)
+
+
+def judge_of(whole: str) -> Callable[[str], str] | None:
+    """The judge that is asked; `None`: none is."""
+    found = (judge for phrases, judge in PARTS if re.search(phrases, whole, re.DOTALL | re.IGNORECASE))
+    return next(found, None)
 
 
 def speaker(shown: str) -> Script:

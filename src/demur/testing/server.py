@@ -185,10 +185,10 @@ def reply_of(
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "text": text}
     if "messages" in body:
         choice["message"] = {"role": "assistant", "content": choice.pop("text")}
-        parts = thinking.split(text, finish=finish)
-        if apart and parts.thinking is not None:
-            choice["message"] |= {apart: parts.thinking, "content": parts.answer}
-            usage["completion_tokens_details"] = {"reasoning_tokens": len(parts.thinking.split())}
+        thought, closed, rest = text.removeprefix(thinking.OPEN).partition(thinking.CLOSE)
+        if apart and (closed or thought != text):
+            choice["message"] |= {apart: thought.strip(), "content": rest.strip() or None}
+            usage["completion_tokens_details"] = {"reasoning_tokens": len(thought.split())}
     return {"id": "reply", "created": 0, "model": body.get("model"), "usage": usage, "choices": [choice]}
 
 

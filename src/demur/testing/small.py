@@ -208,24 +208,14 @@ def _row(bench: Bench, number: int) -> dict[str, Any]:
 def _problems() -> list[dict[str, str]]:
     """Two contest problems as LiveCodeBench packs them: private tests as base64 of zlib of a pickled text."""
     rows = []
+    same = {"platform": "atcoder", "contest_id": "stand_in", "contest_date": "2024-11-02T00:00:00"}
+    same |= {"starter_code": "", "difficulty": "easy", "metadata": "{}"}
     for name, times in (("double", 2), ("treble", 3)):
         cases = [{"input": f"{n}\n", "output": f"{times * n}\n", "testtype": "stdin"} for n in (1, 7)]
         packed = base64.b64encode(zlib.compress(pickle.dumps(json.dumps(cases[1:])))).decode()
-        rows.append(
-            {
-                "question_title": name,
-                "question_content": f"Read a whole number and print it {name}d.",
-                "platform": "atcoder",
-                "question_id": f"stand_in_{name}",
-                "contest_id": "stand_in",
-                "contest_date": "2024-11-02T00:00:00",
-                "starter_code": "",
-                "difficulty": "easy",
-                "public_test_cases": json.dumps(cases[:1]),
-                "private_test_cases": packed,
-                "metadata": "{}",
-            }
-        )
+        asked = {"question_title": name, "question_content": f"Read a whole number and print it {name}d."}
+        tests = {"public_test_cases": json.dumps(cases[:1]), "private_test_cases": packed}
+        rows.append(same | asked | tests | {"question_id": f"stand_in_{name}"})
     return rows
 
 

@@ -7,7 +7,6 @@ STAGES: dict[str, str] = {
     "diagnose": "demur.pipeline.stages.diagnose:Diagnose",
     "repair": "demur.pipeline.stages.repair:Repair",
     "mix": "demur.pipeline.stages.mix:Mix",
-    "examples": "demur.pipeline.stages.examples:Examples",
     "train": "demur.pipeline.stages.train:Train",
     "evaluate": "demur.pipeline.stages.evaluate:Evaluate",
     "probe": "demur.pipeline.stages.probe:Probe",

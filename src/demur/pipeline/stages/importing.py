@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
+from demur.errors import UserError
+from demur.mix import examples_of
 from demur.mix.pairs import preferred
 from demur.pipeline.stage import Context, Size, Stage, kept, tokens
 from demur.prompts.forms import load_file
-from demur.records import Intent, Kept
+from demur.records import Example, Intent, Kept, Trace
 from demur.settings import Strict
 from demur.storage.artifacts import Artifact, is_published
 
@@ -22,6 +27,8 @@ class ImportSettings(Strict):
     """What its prompts want; told from its rows when left out."""
     limit: int | None = None
     """Only so many traces, examples and pairs."""
+    held_out: int | None = Field(default=None, ge=0)
+    """The file is to be trained on: examples, of its traces where it has none, of which the last so many are kept out."""
 
 
 class Import(Stage[ImportSettings]):
@@ -33,8 +40,14 @@ class Import(Stage[ImportSettings]):
     def run(self, context: Context) -> None:
         settings, path, draft = self.settings, self.files["file"], context.draft
         loaded = load_file(path, form=settings.form, intent=settings.intent)
+        examples = loaded.examples[: settings.limit]
+        if settings.held_out is not None:
+            examples = (loaded.examples or _trainable(path, loaded.traces))[: settings.limit]
+            at = len(examples) - settings.held_out
+            draft.write("held_out", examples[at:])
+            examples = examples[:at]
         rows = {
-            "examples": draft.write("examples", loaded.examples[: settings.limit]),
+            "examples": draft.write("examples", examples),
             "traces": draft.write("traces", loaded.traces[: settings.limit]),
             "pairs": draft.write("pairs", preferred(loaded.pairs, share="file")[0][: settings.limit]),
             "prompts": draft.write("prompts", loaded.prompts),
@@ -50,6 +63,19 @@ class Import(Stage[ImportSettings]):
 
     def size(self) -> Size:
         return _size(self.files["file"], self.settings.form)
+
+
+def _trainable(path: Path, traces: Sequence[Trace]) -> list[Example]:
+    """The rows that traces make.
+
+    Raises:
+        UserError: they make none.
+    """
+    rows, unfit = examples_of(traces, share="data", no_thinking="empty")
+    if not rows:
+        reasons = ", ".join(sorted({item.reason for item in unfit})) or "it holds no answers"
+        raise UserError(f"{path}: no row to train on ({reasons}).")
+    return rows
 
 
 @functools.lru_cache(maxsize=16)
