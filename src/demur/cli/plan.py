@@ -51,10 +51,7 @@ def plan(
             notes.append(f"{cache.count():,} replies are stored already; what is stored is not asked again")
     notes += forecast(plain)
     seen |= {"study": loaded.study.name, "missing": loaded.missing, "notes": notes}
-    if json:
-        common.print_json(seen)
-    else:
-        _show(seen)
+    common.print_json(seen) if json else _show(seen)
     if loaded.missing:
         raise typer.Exit(2)
 
@@ -70,10 +67,8 @@ def _show(seen: dict[str, Any]) -> None:
         titles = ("phase", "work", "model", "cards", "#GB", "#share", "#stages", "#requests", "#tokens", "#minutes")
         common.show(titles, list(_schedule(seen["phases"])))
     hours, cost = seen["total"]["hours"], seen["total"]["cost"]
-    told = [f"{hours:,} hours of these cards, trainings aside"] * (hours is not None) + [f"{cost:,.0f} in money"] * (
-        cost is not None
-    )
-    if told:
+    told = [f"{hours:,} hours of these cards, trainings aside"] if hours else []
+    if told := [*told, *([f"{cost:,.0f} in money"] if cost else [])]:
         common.stdout.print(f"in all, at declared speeds and prices, at most: {' and '.join(told)}")
     for line in seen["notes"]:
         common.stdout.print(line)

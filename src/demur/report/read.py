@@ -87,10 +87,8 @@ def row_of(prompt: str, parent: str, cluster: str, intent: Intent, *rest: Any) -
 
 def lost(outcome: Outcome, answer: str | None, finish: str) -> str:
     """Why a reply holds no answer; empty: it holds one."""
-    if finish == "content_filter":
-        return "filtered"
-    if finish == "timeout":
-        return "ran out of time"
+    if ended := {"content_filter": "filtered", "timeout": "ran out of time"}.get(finish):
+        return ended
     if outcome == "cut_in_thinking":
         return "truncated in thinking"
     if answer is None:
