@@ -220,28 +220,32 @@ def test_a_ray_cluster_gives_no_card_twice(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     study = tmp_path / "small.yaml"
     study.write_text(json.dumps(SMALL | {"serve": "vllm"}))
-    main([str(study), "--on", "ray", "--gpus", "4x80", "--rows", "8", "--out", str(tmp_path)])
-    lines = [json.loads(line) for line in (tmp_path / "world" / "log.jsonl").read_text().splitlines()]
-    starts, ends = ([line for line in lines if line["event"] == event] for event in ("start", "end"))
-    assert not [line for line in lines if line["event"] == "refused"]
-    assert len(starts) == len(ends) == 1 + 4 + 1, "a judge once, a target for each evaluation, one filter"
-    up: dict[int, dict[str, Any]] = {}
-    for line in lines:
-        if line["event"] == "start":
-            assert not {card for one in up.values() for card in one["cards"]} & set(line["cards"]), (
-                "two servers on a card"
-            )
-            up[line["pid"]] = line
-        else:
-            up.pop(line["pid"], None)
-    assert up == {}
-    assert starts[0]["cards"] == [3], "the judge, on the last card, which Ray does not have"
-    assert ends[-1]["pid"] == starts[0]["pid"]
-    assert ends[-1]["requests"] >= 8, "it read the replies of all arms"
-    assert all(card < 3 for line in starts[1:] for card in line["cards"])
-    (trained,) = [line for line in lines if line["event"] == "train"]
-    assert trained["cards"] == [0, 1, 2], "all that the node has"
-    assert json.loads((tmp_path / "world" / "ledger.json").read_text())["held"] == {}
+    main([str(study), "--on", "ray", "--nodes", "2", "--gpus", "2x80", "--rows", "8", "--out", str(tmp_path)])
+    machines = [tmp_path / "world", tmp_path / "world" / "node-1"]
+    logs = [[json.loads(line) for line in (one / "log.jsonl").read_text().splitlines()] for one in machines]
+    assert not [line for log in logs for line in log if line["event"] == "refused"]
+    starts = [line for log in logs for line in log if line["event"] == "start"]
+    assert len(starts) == 1 + 4 + 1, "a judge once, a target for each evaluation, one filter"
+    for log in logs:
+        up: dict[int, list[int]] = {}
+        for line in log:
+            if line["event"] == "start":
+                assert not {card for cards in up.values() for card in cards} & set(line["cards"]), (
+                    "two servers on a card"
+                )
+                up[line["pid"]] = line["cards"]
+            elif line["event"] == "end":
+                up.pop(line["pid"])
+        assert up == {}
+    head, _ = logs
+    assert head[0]["cards"] == [1], "the judge, on the last card of the head, which Ray does not have"
+    assert (head[-1]["event"], head[-1]["pid"]) == ("end", head[0]["pid"])
+    assert head[-1]["requests"] >= 4, "it read the replies of all arms"
+    assert all(line["cards"] == [0] for line in head[1:-1] if line["event"] == "start")
+    (trained,) = [line["cards"] for log in logs for line in log if line["event"] == "train"]
+    assert trained == [0, 1], "all that one node has"
+    for machine in machines:
+        assert json.loads((machine / "ledger.json").read_text())["held"] == {}
     assert len(artifacts(tmp_path / "run")) == 9
 
 

@@ -4,8 +4,8 @@
 
 runs a study to its report, small, and then says what the world saw: starts, cards held, requests. `nvidia-smi` and `vllm` are
 programs on PATH; weights are configurations in a hub cache; every URL leads here. Files that lack are made in their public form.
-`--plan` prints what `demur plan` says on these cards of the study at its full size; `--on ray` runs it on a cluster of them, as
-docs/cluster.md says; `--slow target=0.1` and `--cut 0.05` make shares of the replies slow or truncated, of a part or of all.
+`--plan` prints what `demur plan` says on these cards of the study at its full size; `--on ray --nodes 2` runs it on two machines
+of such cards, as docs/cluster.md says; `--slow target=0.1` and `--cut 0.05` make shares of the replies slow or truncated, of a part or of all.
 """
 
 from __future__ import annotations
@@ -99,20 +99,14 @@ class World:
         self.parts: defaultdict[str, set[str]] = defaultdict(set)
         """What each model plays, by its name."""
         self.hub = self.folder / "hub"
+        self.machines: list[Path] = []
         self._stack = contextlib.ExitStack()
-        self._templates: dict[str, str] = {}
 
     def __enter__(self) -> World:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(
-            self.folder / "ledger.json", json.dumps({"cards": self.cards, "held": {}, "peak": [0.0] * len(self.cards)})
-        )
-        self._program("nvidia-smi", "".join(f"echo 'NVIDIA Double, {card * 1024:.0f}'\n" for card in self.cards))
-        self._program("vllm", f'exec "{sys.executable}" -S -E "{vllm.__file__}" "$@"\n')
         self.url = self._stack.enter_context(_listening(self))
-        own = {"DEMUR_WORLD": str(self.folder), "DEMUR_WORLD_SPEAKER": f"{self.url}/speak", "DEMUR_VLLM": None}
-        own |= {"PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-        self._stack.enter_context(_environment(own | {"HF_HUB_CACHE": str(self.hub), "HF_HUB_OFFLINE": "1"}))
+        own: dict[str, str | None] = {"DEMUR_WORLD_SPEAKER": f"{self.url}/speak", "DEMUR_VLLM": None}
+        own |= self.machine(self.folder) | {"HF_HUB_CACHE": str(self.hub), "HF_HUB_OFFLINE": "1"}
+        self._stack.enter_context(_environment(own))
         sizes.devices.cache_clear()
         self._stack.callback(sizes.devices.cache_clear)
         return self
@@ -120,11 +114,20 @@ class World:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _program(self, name: str, body: str) -> None:
-        path = self.folder / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/sh\n{body}")
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    def machine(self, folder: Path) -> dict[str, str]:
+        """A machine with such cards of its own, as the environment of its processes."""
+        (folder / "bin").mkdir(parents=True, exist_ok=True)
+        atomic_write(
+            folder / "ledger.json", json.dumps({"cards": self.cards, "held": {}, "peak": [0.0] * len(self.cards)})
+        )
+        programs = {"nvidia-smi": "".join(f"echo 'NVIDIA Double, {card * 1024:.0f}'\n" for card in self.cards)}
+        programs["vllm"] = f'exec "{sys.executable}" -S -E "{vllm.__file__}" "$@"\n'
+        for name, body in programs.items():
+            path = folder / "bin" / name
+            path.write_text(f"#!/bin/sh\n{body}")
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        self.machines.append(folder)
+        return {"DEMUR_WORLD": str(folder), "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
     def weights(self, name: str, revision: str = "") -> Path:
         """A model in the hub's cache: configuration, tokenizer and template, and weights that weigh nothing.
@@ -179,14 +182,15 @@ class World:
             model["url"] = f"{self.url}/v1"
 
     def report(self) -> Report:
-        """What it saw until now."""
-        log = self.folder / "log.jsonl"
-        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        """What it saw until now, of all machines."""
+        logs = [machine / "log.jsonl" for machine in self.machines]
+        lines = [json.loads(line) for log in logs if log.exists() for line in log.read_text().splitlines()]
         by = {name: [line for line in lines if line["event"] == name] for name in ("start", "end", "refused")}
-        with vllm.ledger(self.folder) as data:
-            peak = [round(value, 2) for value in data["peak"]]
-        refused = [line["why"] for line in by["refused"]]
-        return Report(by["start"], by["end"], refused, peak, data["held"], dict(self.asked))
+        held, peak = dict[str, Any](), list[float]()
+        for machine in self.machines:
+            with vllm.ledger(machine) as data:
+                held, peak = held | data["held"], peak + [round(value, 2) for value in data["peak"]]
+        return Report(by["start"], by["end"], [line["why"] for line in by["refused"]], peak, held, dict(self.asked))
 
     async def spoke(self, http: web.Request) -> web.Response:
         """What a served model says, for the double of its server."""
@@ -314,12 +318,13 @@ def shares_of(items: list[str]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def cluster(world: World, study: Study) -> Iterator[dict[str, Any]]:
-    """A Ray cluster of this machine's cards but the last ones, which serve the judges that all stages share: docs/cluster.md.
+def cluster(world: World, study: Study, nodes: int) -> Iterator[dict[str, Any]]:
+    """A Ray cluster of machines like this one, whose own last cards serve the judges that all stages share: docs/cluster.md.
 
     Yields these judges as the study is to name them.
     """
     import ray
+    from ray.cluster_utils import Cluster
 
     judges = dict.fromkeys(name for use in study.bench if use.judge for name in use.judge.models)
     for (
@@ -334,7 +339,14 @@ def cluster(world: World, study: Study) -> Iterator[dict[str, Any]]:
                 left -= 1
                 remote = stack.enter_context(served(model.model_copy(update={"devices": (left,)})))
                 up[name] = remote.model_dump(mode="json", exclude_unset=True)
-        ray.init(num_cpus=4, num_gpus=left, include_dashboard=False, log_to_driver=False)
+        made = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": left, "include_dashboard": False}
+        )
+        stack.callback(made.shutdown)
+        for number in range(1, nodes):
+            environment = world.machine(world.folder / f"node-{number}")
+            made.add_node(num_cpus=2, num_gpus=len(world.cards), env_vars=environment)
+        ray.init(address=made.address, log_to_driver=False)
         stack.callback(ray.shutdown)
         yield up
 
@@ -351,6 +363,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--on", default="local", choices=["local", "ray"])
+    parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--plan", action="store_true")
     for name in ("set", "slow", "cut"):
         parser.add_argument(f"--{name}", action="append", default=[])
@@ -369,7 +382,7 @@ def main(argv: list[str] | None = None) -> None:
                 more += ["--data-dir", str(told.data_dir)] if told.data_dir else []
                 demur(["plan", str(told.study), "--out", str(out / "run"), *more])  # which ends here
             with contextlib.ExitStack() as stack:
-                up = stack.enter_context(cluster(world, study)) if told.on == "ray" else {}
+                up = stack.enter_context(cluster(world, study, told.nodes)) if told.on == "ray" else {}
                 run_study(world.furnished(study, rows=told.rows, up=up), out=out / "run", on=told.on)
             seen = world.report()
     except DemurError as error:
