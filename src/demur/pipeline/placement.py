@@ -8,7 +8,7 @@ A model takes its weights and the cache of keys and values. Real use depends on 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,7 +226,7 @@ def _fixed(need: Need) -> tuple[int, ...]:
 
 
 class Servers:
-    """The servers of this process: started for a phase, kept while phases need them, never beyond."""
+    """The servers of this process: started for a phase, kept while phases need them, never beyond. `close` ends all."""
 
     def __init__(self) -> None:
         self._up: dict[str, tuple[Place, contextlib.ExitStack, Remote]] = {}
@@ -269,7 +269,7 @@ class Servers:
             return model.model_copy(update={"device": f"cuda:{self._local[need.key].devices[0]}"})
         return model
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End all servers."""
         self.move_to(Phase(()))
 
@@ -308,13 +308,3 @@ def _settled(place: Place) -> list[Served]:
     changes: dict[str, Any] = {key: value for key, value in usual.items() if key not in model.model_fields_set}
     groups = [place.devices[at : at + width] for at in range(0, len(place.devices), width)]
     return [model.model_copy(update=changes | {"devices": group}) for group in groups]
-
-
-@contextlib.contextmanager
-def servers() -> Iterator[Servers]:
-    """The servers of a run; all are stopped at its end, whatever ends it."""
-    running = Servers()
-    try:
-        yield running
-    finally:
-        running.stop()

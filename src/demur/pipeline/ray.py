@@ -17,7 +17,7 @@ from typing import Any
 
 from demur.errors import DemurError, UserError, WorkError
 from demur.interfaces import quiet
-from demur.pipeline.placement import Phase, needs_of, place, servers
+from demur.pipeline.placement import Phase, Servers, needs_of, place
 from demur.pipeline.run import Event, Job, Watch, do
 from demur.pipeline.sizes import devices
 from demur.pipeline.stage import Stage
@@ -134,7 +134,7 @@ def _task(job: Job) -> tuple[float, str]:
         places, problem = place(needs_of(job.planned, job.inputs), devices())
         if problem:
             return 0.0, problem
-        with servers() as running:
+        with contextlib.closing(Servers()) as running:
             running.move_to(Phase((), places))
             return do(job._replace(reach=running.reach), quiet), ""
     except DemurError as error:

@@ -28,7 +28,7 @@ from demur.errors import UserError, WorkError
 from demur.interfaces import Progress
 from demur.models.config import ModelConfig
 from demur.pipeline.dag import Planned, plan, write_graph
-from demur.pipeline.placement import Phase, schedule, servers
+from demur.pipeline.placement import Phase, Servers, schedule
 from demur.pipeline.stage import Context, Stage
 from demur.storage import artifacts
 from demur.storage.artifacts import Artifact, Manifest
@@ -104,7 +104,7 @@ def _in_phases(phases: Sequence[Phase], graph: _Graph, say: Watch) -> None:
     """
     if problems := [phase.problem for phase in phases if phase.problem]:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    with servers() as running:
+    with contextlib.closing(Servers()) as running:
         for phase in phases:
             running.move_to(phase)
             here = graph._replace(reach=running.reach)

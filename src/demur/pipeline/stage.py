@@ -7,7 +7,7 @@ A stage is an object; its inputs are other stages. A verb builds the last one an
     done = execute([distil], out=Path("runs/distil"))  # pipeline.run: what is there already is reused
     done["distil"].read("traces", Trace)
 
-`problems([distil])` (pipeline.resolve) says what is wrong or missing before anything starts. A new kind of stage is a
+`needs` (pipeline.resolve) says what is wrong or missing before anything starts. A new kind of stage is a
 subclass in a file of its own: `kind`, `Settings`, `run`, and where they differ from the defaults here `needs`,
 `estimate`, `size` and `identity`. Records on disk are all that stages know of each other.
 """

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from unittest import mock
 
 from aiohttp import web
 
@@ -260,19 +261,14 @@ def _tokenizer() -> Path:
 
 @contextlib.contextmanager
 def _environment(changes: dict[str, str | None]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
     from huggingface_hub import constants
 
-    where, offline = constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE
-    try:
+    hub = changes.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
+    offline = mock.patch.object(constants, "HF_HUB_OFFLINE", True)
+    with mock.patch.dict(os.environ), mock.patch.object(constants, "HF_HUB_CACHE", hub), offline:
         for name, value in changes.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-        constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = changes.get("HF_HUB_CACHE") or where, True
         yield
-    finally:
-        constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = where, offline
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @contextlib.contextmanager
