@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from demur.distil.settings import DistilSettings, Keep
 from demur.mix.settings import MixSettings, ShareSettings
@@ -33,8 +33,13 @@ STUDENT = ("self", "structured", "rewrite")
 """Strategies whose traces the model under training writes itself."""
 LOSS = "loss"
 """The metric of a finding that is no benchmark's."""
-NAME = re.compile(r"[\w][\w.-]*")
-"""What an arm or a study may be called: it names folders."""
+
+
+def named(name: str) -> str:
+    """A name of an arm or a study as it is. Raises ValueError: it is a path, or else no name of a folder."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"'{name}' is no name: letters, digits, '_', '-' and '.', since folders are named by it")
+    return name
 
 
 class Arm(Strict):
@@ -190,7 +195,7 @@ class MixDefaults(Strict):
 class Study(Strict):
     """Everything that a run does."""
 
-    name: str
+    name: Annotated[str, AfterValidator(named)]
     question: str = ""
     """What the study is asked; the report's first line."""
     base: str = "mini-lrm-a"
@@ -255,11 +260,6 @@ class Study(Strict):
         there = isinstance(data, dict) and "detector" in (data.get("models") or {})
         return {"detector": "llm"} | data if there else data
 
-    @field_validator("name")
-    @classmethod
-    def _no_path(cls, name: str) -> str:
-        return named(name)
-
     @field_validator("arms")
     @classmethod
     def _no_paths(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
@@ -299,13 +299,6 @@ class Study(Strict):
             return (0,)
         seeds = self.arms[arm].seeds
         return self.seeds if seeds is None else seeds
-
-
-def named(name: str) -> str:
-    """A name of an arm or a study as it is. Raises ValueError: it is a path, or else no name of a folder."""
-    if not NAME.fullmatch(name):
-        raise ValueError(f"'{name}' is no name: letters, digits, '_', '-' and '.', since folders are named by it")
-    return name
 
 
 class Loaded(NamedTuple):

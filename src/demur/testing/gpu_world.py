@@ -323,9 +323,8 @@ def cluster(world: World, study: Study, nodes: int) -> Iterator[dict[str, Any]]:
     from ray.cluster_utils import Cluster
 
     judges = dict.fromkeys(name for use in study.bench if use.judge for name in use.judge.models)
-    for (
-        model
-    ) in study.models.values():  # what the environment holds reaches the workers if it is there before Ray starts
+    # What the environment holds reaches the workers if it is there before Ray starts.
+    for model in study.models.values():
         world._led_here(model.model_dump(mode="json", exclude_unset=True))
     left, up = len(world.cards), dict[str, Any]()
     with _environment({"RAY_memory_monitor_refresh_ms": "0"}), contextlib.ExitStack() as stack:
@@ -335,9 +334,8 @@ def cluster(world: World, study: Study, nodes: int) -> Iterator[dict[str, Any]]:
                 left -= 1
                 remote = stack.enter_context(served(model.model_copy(update={"devices": (left,)})))
                 up[name] = remote.model_dump(mode="json", exclude_unset=True)
-        made = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": left, "include_dashboard": False}
-        )
+        head = {"num_cpus": 2, "num_gpus": left, "include_dashboard": False}
+        made = Cluster(initialize_head=True, head_node_args=head)
         stack.callback(made.shutdown)
         for number in range(1, nodes):
             environment = world.machine(world.folder / f"node-{number}")
