@@ -25,6 +25,8 @@ THOUGHT_BAD = "<think>\nBADNESS\n</think>\n\nSorry."
 class Teacher(Speaker):
     """It answers in no order, and a reply that ends so is cut."""
 
+    lost = "too_long"
+
     def __init__(self, script: Callable[[Request], str | None]) -> None:
         super().__init__(script, "teacher")
 

@@ -257,9 +257,8 @@ def serving(script: str = "stand_in", **options: Any) -> Iterator[Server]:
     """
     behaviour = msgspec.convert({"script": script, **options}, Behaviour)
     command = [sys.executable, "-m", "demur.testing.server", msgspec.json.encode(behaviour).decode()]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | _ONE_THREAD
-    )
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
@@ -269,9 +268,6 @@ def serving(script: str = "stand_in", **options: Any) -> Iterator[Server]:
     finally:
         process.kill()
         process.communicate()
-
-
-_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 async def run(behaviour: Behaviour, *, announce: Any = None) -> None:
