@@ -112,16 +112,11 @@ class Builder:
         """The stage that draws a pool of prompts."""
         settings = self.study.prompts.get(pool)
         if settings is None:
-            raise UserError(
-                f"rows of {pool} are wanted, and the study has no pool of that name: add it under 'prompts' or 'traces', or "
-                "give the rows as a file."
-            )
+            how = "add it under 'prompts' or 'traces', or give the rows as a file."
+            raise UserError(f"rows of {pool} are wanted, and the study has no pool of that name: {how}")
         ours = settings.source in SOURCES or ":" in settings.source
-        places = {
-            "source": None if ours else Path(settings.source),
-            "data": settings.data,
-            "templates": settings.templates,
-        }
+        places = {"data": settings.data, "templates": settings.templates}
+        places |= {} if ours else {"source": Path(settings.source)}
         files = {part: located(path, self.data_dir) for part, path in places.items() if path}
         return self.add(Prompts(f"prompts-{pool}", settings, files=files, place=("prompts", pool)))
 
