@@ -9,6 +9,8 @@ SMALL := runs/small/SmolLM2-135M-Instruct.Q4_1.gguf
 DATA ?= data
 ARGS ?=
 TWO := -n 2 --dist worksteal
+# pip shows what it does where someone watches, and otherwise only what goes wrong.
+QUIET := $(shell test -t 2 || echo --quiet)
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -29,17 +31,18 @@ setup-dev: $(DEV_STAMP)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install $(QUIET) --upgrade pip
 
 $(USER_STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing torch and what demur needs into $(VENV): a minute or more, without a word until it is done"
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,gguf]'
+	@echo "1 of 2: torch into $(VENV), most of what is fetched: a minute, or several where the network is slow"
+	$(BIN)/pip install $(QUIET) --constraint constraints.txt torch
+	@echo "2 of 2: demur with what training needs: half a minute"
+	$(BIN)/pip install $(QUIET) --constraint constraints.txt --editable '.[train,gguf]'
 	@touch $(USER_STAMP)
 
 $(DEV_STAMP): $(USER_STAMP)
-	@echo "installing what the tests need"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,gguf,data,ray,inspect,dev]'
+	@echo "what the tests need, 1.1 GB on disk: a minute or two"
+	$(BIN)/pip install $(QUIET) --constraint constraints.txt --editable '.[train,gguf,data,ray,inspect,dev]'
 	@touch $(DEV_STAMP)
 
 demo: setup

@@ -113,24 +113,29 @@ WANTED = {
 
 
 class Problems:
-    """Everything that is wrong with some plain data, each with its place, gathered to be said at once."""
+    """Everything that is wrong with some plain data, each with its places, gathered to be said at once."""
 
     def __init__(self, where: str, lines: LineTable | None = None) -> None:
         self._where, self._lines = where, lines
         self._left_out: list[Location] = []
-        self.found: list[str] = []
+        self._wrong: list[Location] = []
+        self.found: dict[str, list[str]] = {}
+        """What is wrong -> where the data say it."""
 
     def add(self, place: Location, message: str) -> None:
         """Take a problem in; `place` is where the data say it."""
         place = self._original(place)
+        self._wrong.append(place)
         line = self._lines.line(place) if self._lines and place else None
+        where = f"{self._where}:{line}" if line else self._where
         if self._lines and place and not self._lines.has(place[:1]):
-            said = "--set"  # the file does not speak of it, so an override did
-        else:
-            said = f"{self._where}:{line}" if line else self._where
-        for one in message.splitlines():
-            if (text := one if one.startswith(self._where) else f"{said}: {one}") not in self.found:
-                self.found.append(text)
+            where = "--set"  # the file does not speak of it, so an override did
+        for text in message.splitlines():
+            self._take(text, where)
+
+    def _take(self, text: str, where: str) -> None:
+        places = self.found.setdefault(text, [])
+        places += [where] if where not in places else []
 
     @contextlib.contextmanager
     def at(self, *place: int | str) -> Iterator[None]:
@@ -139,6 +144,10 @@ class Problems:
             yield
         except UserError as error:
             self.add(place, str(error))
+
+    def within(self, *place: int | str) -> bool:
+        """Whether something is wrong at a place or inside it: what follows from that need not be said."""
+        return any(wrong[: len(place)] == place for wrong in self._wrong)
 
     def read(self, model: type[M], data: Any, *, place: Location = ()) -> M | None:
         """Settings from plain data; what is wrong is taken in and then left out, so that the rest can be looked at too.
@@ -153,8 +162,8 @@ class Problems:
                 for problem in problems:
                     absent = problem["loc"][-1:] if problem["type"] == "missing" else ()
                     location = self._original((*place, *_pruned_at(data, problem), *absent))
-                    text = _explain(model, problem, location, self._where, self._lines)
-                    self.found += [] if text in self.found else [text]
+                    self._wrong.append(location)
+                    self._take(*_explain(model, problem, location, self._where, self._lines))
                 places = {_pruned_at(data, problem) for problem in problems}
                 if () in places:
                     return None
@@ -177,8 +186,12 @@ class Problems:
         Raises:
             UserError: one line a problem.
         """
-        if self.found:
-            raise UserError("\n".join(self.found))
+        lines = []
+        for text, (first, *others) in self.found.items():
+            more = f" (also {', '.join(others)})" if others else ""
+            lines.append(f"{'' if text.startswith(self._where) else f'{first}: '}{text}{more}")
+        if lines:
+            raise UserError("\n".join(lines))
 
 
 def validate(model: type[M], data: Any, *, where: str, lines: LineTable | None = None) -> M:
@@ -223,8 +236,10 @@ def _most_specific(error: pydantic.ValidationError) -> Iterable[Any]:
     return extra or problems
 
 
-def _explain(model: type[BaseModel], problem: Any, location: Location, where: str, lines: LineTable | None) -> str:
-    """One complaint in our own words, at its place in the file."""
+def _explain(
+    model: type[BaseModel], problem: Any, location: Location, where: str, lines: LineTable | None
+) -> tuple[str, str]:
+    """One complaint in our own words, and its place in the file."""
     line = lines.line(location) if lines else None
     place = f"{where}:{line}" if line else where
     if lines and problem["type"] != "missing" and not lines.has(location):
@@ -236,12 +251,12 @@ def _explain(model: type[BaseModel], problem: Any, location: Location, where: st
         allowed = sorted(fields_at(model, tuple(problem["loc"][:-1])))
         near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        return f"{place}: unknown key '{key}'{inside}.{hint} Allowed: {', '.join(allowed)}."
+        return f"unknown key '{key}'{inside}.{hint} Allowed: {', '.join(allowed)}.", place
     if problem["type"] == "missing":
-        return f"{place}: '{key}' is missing{inside}."
+        return f"'{key}' is missing{inside}.", place
     message = WANTED.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ")
     message = message.format(value=problem["input"])
-    return f"{place}: '{'.'.join(str(k) for k in location)}' = {problem['input']!r}: {message}"
+    return f"'{'.'.join(str(k) for k in location)}' = {problem['input']!r}: {message}", place
 
 
 def fields_at(model: type[BaseModel], location: Location) -> set[str]:

@@ -12,6 +12,7 @@ from tests.made import demur, exit_code
 
 from demur.cli.evaluate import name_of
 from demur.records import Trace, Verdict, read_jsonl
+from demur.testing.server import serving
 
 
 def _rows(where: Path) -> dict[tuple[str, str, str], float]:
@@ -117,14 +118,52 @@ def test_a_key_and_a_model_are_named_by_flags(tmp_path: Path, capfd: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("target", "name"),
+    ("target", "model", "name"),
     [
-        ("http://127.0.0.1:8000/v1", "127.0.0.1-8000"),
-        ("http://me:secret@host/v1", "host"),
-        ("owner/Model-7B", "owner-Model-7B"),
-        ("script:stand_in", "stand_in"),
-        ("mini-lrm-a", "mini-lrm-a"),
+        ("http://127.0.0.1:8000/v1", None, "127.0.0.1-8000"),
+        ("http://127.0.0.1:8000/v1", "own/model", "own-model-at-127.0.0.1-8000"),
+        ("http://me:secret@host/v1", None, "host"),
+        ("$ADDRESS", "m", "m"),
+        ("owner/Model-7B", None, "owner-Model-7B"),
+        ("script:stand_in", None, "stand_in"),
+        ("mini-lrm-a", None, "mini-lrm-a"),
     ],
 )
-def test_a_model_is_called_by_its_end(target: str, name: str) -> None:
-    assert name_of(target) == name
+def test_a_model_is_called_by_its_end(target: str, model: str | None, name: str) -> None:
+    assert name_of(target, model) == name
+
+
+def test_a_server_is_one_row_with_and_without_its_models_name_and_two_servers_of_one_name_are_two(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("eval", "mini_harm", "--limit", "2", "--out", str(tmp_path), "--target")
+    with serving("stand_in") as one, serving("echo") as other:
+        assert exit_code(*words, one.url) == 0
+        assert exit_code(*words, one.url, "--model", "scripted") == 0
+        assert "1 of 1 stages were there already" in capfd.readouterr().err
+        assert exit_code(*words, other.url) == 0
+    rates = {arm: rate for (arm, _, metric), rate in _rows(tmp_path).items() if metric == "thinking_tokens"}
+    names = [
+        f"scripted-at-{url.removeprefix('http://').removesuffix('/v1').replace(':', '-')}"
+        for url in (one.url, other.url)
+    ]
+    assert set(rates) == set(names)
+    assert rates[names[0]] != rates[names[1]], "each its own replies"
+
+
+def test_what_two_commands_measured_in_one_folder_is_not_averaged(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def means(*words: str) -> set[str]:
+        words = ("eval", "mini_harm", *words, "--limit", "4", "--out", str(tmp_path), "--target", "script:stand_in")
+        assert exit_code(*words) == 0
+        results = json.loads((tmp_path / "results.json").read_text())["results"]
+        return {r["arm"] for r in results if (r["bench"], r["metric"]) == ("all", "attack_success")}
+
+    assert means() == set()
+    assert "other evaluation" not in capfd.readouterr().err
+    assert means("--attack", "mini-seen") == set()
+    assert "holds 1 other evaluation, which stay in the table" in capfd.readouterr().err
+    assert means("--set", "bench=[{name: mini_harm, limit: 4}, {name: mini_harm, attack: mini-seen, limit: 4}]") == {
+        "stand_in"
+    }

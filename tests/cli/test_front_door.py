@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,33 @@ def test_what_prompts_want_is_said_by_a_flag(tmp_path: Path, capsys: pytest.Capt
     assert exit_code(*words, "--intent", "benign") == 0
     assert "asked" in capsys.readouterr().out
     assert exit_code(*words[:3], "--intent", "harmful", "--set", "strategy=nocot", *words[-2:]) == 0
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("train:", "trian:"),
+        ("mini_harm", "mini_hram"),
+        ("mini_benign", "mini_bening"),
+        ("mini-harm", "mini-hram"),
+        ("  teacher:", "  techer:"),
+        ("harmful:", "harmfull:"),
+        ("safety: 150, benign: 150, maths: 80}", "safty: 150, benign: 150, maths: 80}"),
+        ("script:demur", "script:dmur"),
+    ],
+)
+def test_one_wrong_word_is_one_error(
+    right: str, wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_code("init", "first") == 0
+    text = Path("first.yaml").read_text()
+    Path("first.yaml").write_text(re.sub(rf"^([^#]*?){re.escape(right)}", rf"\g<1>{wrong}", text, flags=re.MULTILINE))
+    code = exit_code("check", "study", "first.yaml")
+    first, *others = [
+        line for line in capsys.readouterr().out.splitlines() if not re.match("first.yaml is written|✓", line)
+    ]
+    assert code == (0 if "dmur" in wrong else 2)
+    assert wrong.strip(" :").partition(":")[0] in first or "no model writes" in first or "rows of harmful" in first
+    assert not any("short" not in line for line in others), "a line an arm where two arms are wrong"
+    assert not first.startswith("✗ first.yaml: first.yaml")

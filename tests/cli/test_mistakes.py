@@ -28,6 +28,8 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
         ((*EVAL, "--set", "bench.0.sampling.temprature=0"), "Did you mean 'temperature'"),
         ((*EVAL, "--judge", "lamaguard=http://127.0.0.1:9/v1"), "Did you mean 'llama_guard4'"),
         ((*EVAL, "--data-dir", "nope"), "'nope' does not exist"),
+        (("eval", "mini_harm", "--target", "script:stnd_in"), "unknown script 'stnd_in'. Did you mean 'stand_in'"),
+        (("eval", "mini_harm", "--target", "nosuch:script"), "the Python module 'nosuch', which is not installed"),
         (("eval", "xstest", "--target", "script:stand_in"), "into a folder, and name that: --data-dir FOLDER"),
         (("run", str(STUDY), "--set", "seeds=3"), "--set: 'seeds' = 3: a list is wanted, such as [3]"),
         (("run", str(STUDY), "--set", "train=5"), "--set: 'train' = 5: a mapping of keys to values is wanted"),

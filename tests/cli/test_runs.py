@@ -36,3 +36,16 @@ def test_a_history_of_two_runs_and_a_file_of_somebody_else(tmp_path: Path, capfd
     assert exit_code("runs", str(tmp_path)) == 0
     assert "0 [0–56]" in capfd.readouterr().out
     assert exit_code("runs", str(tmp_path / "other")) == 2
+
+
+def test_a_run_that_measured_nothing_is_named_after_its_folder_and_says_why(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "traces.csv").write_text("prompt,completion\nHow do I boil an egg?,In water.\n")
+    assert exit_code("diagnose", str(tmp_path / "traces.csv"), "--out", str(tmp_path / "looked")) == 0
+    assert "what a screen does not flag is not clean" in capfd.readouterr().err
+    assert exit_code("runs", str(tmp_path), "--json") == 0
+    (row,) = json.loads(capfd.readouterr().out)["runs"]
+    assert (row["study"], row["why"]) == ("looked", "no benchmark was run (stages: diagnose, import)")
+    assert exit_code("runs", str(tmp_path)) == 0
+    assert "looked  –    –      – no benchmark was run" in capfd.readouterr().out

@@ -253,15 +253,3 @@ def test_results_hold_no_time_or_place(stand_in: Path, byte_examples: list[Examp
     for path in [tmp_path / "metrics.jsonl", *(tmp_path / "model").iterdir()]:
         assert str(tmp_path).encode() not in path.read_bytes()
     assert str(tmp_path).encode() not in encode(summary)
-
-
-def test_curves_are_shown_while_it_trains(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    settings = TrainSettings(steps=2, batch=2, lr=1e-3, report_to=("tensorboard",))
-    out = tmp_path / "run" / "stages" / "train-a"
-    train(byte_examples[2:], base=stand_in, out=out, settings=settings, held_out=byte_examples[:2])
-    shown = accumulator.EventAccumulator(str(tmp_path / "run" / "curves" / "train-a")).Reload()
-    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [event.step for event in shown.Scalars("loss")] == [1, 2]
-    assert [event.value for event in shown.Scalars("loss")] == pytest.approx(losses)
-    assert [event.step for event in shown.Scalars("held out, whole/loss")] == [0, 1, 2]

@@ -50,7 +50,7 @@ def study(
                 {"file": str(path), "sound": True, "stages": len(stages), "arms": len(study.arms), "missing": missing}
             )
         except UserError as error:
-            about, lines = f"✗ {path}: {error}", []
+            about, lines = f"✗ {error}" if str(error).startswith(str(path)) else f"✗ {path}: {error}", []
             rows.append({"file": str(path), "sound": False, "error": str(error)})
         for line in () if json else (about, *(f"    missing here: {line}" for line in lines)):
             common.stdout.print(line, soft_wrap=True)  # a place that is broken in two cannot be clicked

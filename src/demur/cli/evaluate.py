@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,10 @@ from demur.cli import common
 from demur.cli.runner import run_study
 from demur.errors import UserError, unknown
 from demur.judge import JUDGES, requires_model
+from demur.models.config import ModelConfig, as_model
+from demur.models.open import open_model
 from demur.pipeline.resolve import make
+from demur.storage.artifacts import present
 
 Named = Annotated[
     list[str] | None, typer.Argument(metavar="BENCH…", help="Benchmarks by name: `demur bench list` shows them.")
@@ -70,6 +74,12 @@ def evaluate(
         raise UserError("which benchmarks? `demur bench list` shows them; harmful=FILE takes a file of yours.")
     own = {"model": model, "key_env": key_env, "in_flight": concurrency}
     models: dict[str, Any] = {"target": common.model(target) | common.given(own)}
+    if (
+        "url" in models["target"]
+        and not model
+        and not any(item.startswith("models.target.model=") for item in sets or ())
+    ):
+        model = models["target"]["model"] = asyncio.run(_served(as_model(models["target"])))
     if attacker is not None:
         models["attacker"] = common.model(attacker)
     use: dict[str, Any] = {"attack": attack, "judge": _judge(judge, models, benches), "part": part, "limit": limit}
@@ -84,16 +94,30 @@ def evaluate(
         "bench": [{"name": name} | common.given(use) for name in benches],
         "data_dir": str(data_dir) if data_dir else None,
     }
-    resolved = make(common.apply_sets(plain, sets), where="demur eval")
-    run_study(resolved, out=out or Path("runs/eval"), cache=cache, json=json, add=True)
+    resolved, folder = make(common.apply_sets(plain, sets), where="demur eval"), out or Path("runs/eval")
+    if earlier := present(folder).keys() - {stage.name for stage in resolved.stages}:
+        common.console.print(
+            f"{folder} holds {len(earlier)} other evaluation{'s' * (len(earlier) > 1)}, which stay in the table; a mean is over "
+            "what this command asks alone. For a table of its own: --out FOLDER",
+            soft_wrap=True,
+        )
+    run_study(resolved, out=folder, cache=cache, json=json, add=True)
+
+
+async def _served(config: ModelConfig) -> str:
+    """The name that a server gives its only model."""
+    async with open_model(config) as model:
+        return model.identity.partition(" at ")[0]
 
 
 def name_of(target: str, model: str | None = None) -> str:
-    """What a measured model is called in tables: its name where one is given, else the end of its address or path."""
-    text = model or target.removeprefix("script:")
-    if not model and "://" in text:
-        text = text.partition("://")[2].partition("@")[-1] or text.partition("://")[2]
-        text = text.partition("/")[0]
+    """What a measured model is called in tables: its name and its server's, or the end of its path."""
+    text = target.removeprefix("script:")
+    if "://" in text:
+        text = text.partition("://")[2].partition("/")[0].rpartition("@")[-1]
+        text = f"{model} at {text}" if model else text
+    elif model:
+        text = model
     elif Path(text).exists():
         text = Path(text).resolve().name
     return re.sub(r"[^\w.-]+", "-", text).strip("-._") or "target"

@@ -11,9 +11,11 @@ import msgspec
 import typer
 
 from demur.cli import common
+from demur.cli.runner import STUDY
 from demur.errors import UserError
 from demur.report import Report, format
 
+TITLES = ("date", "run", "study", "arm", "model", "headline numbers")
 app = common.app("All runs under a folder with their headline numbers.")
 
 
@@ -37,8 +39,14 @@ def runs(
     if json:
         common.print_json({"runs": rows})
         return
-    cells = [tuple("; ".join(v.values()) if isinstance(v, dict) else v for v in row.values()) for row in rows]
-    common.show(("date", "run", "study", "arm", "model", "headline numbers"), cells)
+    cells = [
+        (
+            *(row[key] or format.NONE for key in TITLES[:-1]),
+            "; ".join(row["numbers"].values()) or f"{format.NONE} {row['why']}",
+        )
+        for row in rows
+    ]
+    common.show(TITLES, cells)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -51,6 +59,9 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         common.console.print(f"{path} is not read: {error}")
         return
     models = {one.arm: ", ".join(dict.fromkeys(filter(None, (one.base, *one.models[:1])))) for one in report.subjects}
+    study = report.name if (path.parent / STUDY).is_file() else path.parent.name
+    kinds = ", ".join(dict.fromkeys(name.partition("-")[0] for name in report.stages))
+    why = "no judge scored enough" if report.arms else f"no benchmark was run (stages: {kinds})"
     for arm in report.arms or ("",):
         own = {c: e for c in report.columns if (e := report.find(arm, c)) is not None}
         numbers = {
@@ -59,4 +70,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             )
             for c, e in own.items()
         }
-        yield about | {"study": report.name, "arm": arm, "model": models.get(arm, ""), "numbers": numbers}
+        yield about | {
+            "study": study,
+            "arm": arm,
+            "model": models.get(arm, ""),
+            "numbers": numbers,
+            "why": "" if numbers else why,
+        }

@@ -92,10 +92,22 @@ def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
     }
     drawn: dict[str, list[Item]] = {}
     taken: dict[int, str] = {}
-    for name in (name for name, share in shares.items() if share.ratio is None):
-        drawn[name] = _take(name, shares[name].n, usable[name], settings, taken, drops)
-    for name, n in _sizes(usable, sum(map(len, drawn.values())), settings).items():
+    short: list[str] = []
+
+    def draw(name: str, n: int | None) -> None:
         drawn[name] = _take(name, n, usable[name], settings, taken, drops)
+        if n is not None and n > len(drawn[name]) and not shares[name].up_to:
+            short.append(f"'{name}' wants {n:,}, there are {len(drawn[name]):,}")
+
+    for name in (name for name, share in shares.items() if share.ratio is None):
+        draw(name, shares[name].n)
+    for name, n in _sizes(usable, sum(map(len, drawn.values())), settings).items():
+        draw(name, n)
+    if short:
+        raise UserError(
+            f"too few examples for the mix: {'; '.join(short)} (after duplicates and caps). "
+            "Ask for fewer, write 'up to N', add data, or set dedupe: exact or none."
+        )
     chosen = [item for name in shares for item in drawn[name]]
     random.Random(f"order {settings.seed}").shuffle(chosen)
     paired = any(isinstance(row, Pair) for source in sources.values() for row in source[:1])
@@ -209,18 +221,8 @@ def _unlike(
 def _take(
     name: str, n: int | None, usable: list[Item], settings: MixSettings, taken: dict[int, str], drops: RecordFile[Drop]
 ) -> list[Item]:
-    """Draw `n` (all: `None`) of a component's examples that no component before it has taken.
-
-    Raises:
-        UserError: more than there is.
-    """
-    share = settings.shares[name]
+    """Draw `n` (all: `None`), as far as there are so many, of a component's examples that no component before it has taken."""
     free = _unlike(usable, settings.dedupe, drops, taken) if taken else usable
-    if n is not None and n > len(free) and not share.up_to:
-        raise UserError(
-            f"too few examples for the mix: '{name}' wants {n}, there are {len(free)} (after duplicates and caps). "
-            f"Ask for fewer, for up to {n}, add data, or set dedupe: exact or none."
-        )
     most = len(free) if n is None else min(n, len(free))
     drawn = _draw(free, most, random.Random(f"draw {settings.seed} {name}"))
     if len(drawn) < len(free):

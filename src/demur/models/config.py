@@ -243,6 +243,16 @@ class Scripted(_Config):
     in_flight: int = connection(256, ge=1)
     """Most requests at work at the same time."""
 
+    def missing(self) -> list[str]:
+        """The function."""
+        from demur.models.scripted import load_script
+
+        try:
+            load_script(self.script)
+        except UserError as error:
+            return [str(error)]
+        return []
+
 
 class Custom(_Config):
     """A backend of your own: `module:Class`, a settings class with an asynchronous context manager `open`."""

@@ -22,7 +22,7 @@ from demur.mix.settings import ShareSettings
 from demur.models.sampling import PRESETS
 from demur.pipeline.build import Builder
 from demur.pipeline.dag import ordered
-from demur.pipeline.stage import Stage, Use
+from demur.pipeline.stage import Lack, Stage, Use
 from demur.pipeline.stages.evaluate import Evaluate
 from demur.pipeline.study import CLIFF, LOSS, SELF, STUDENT, Arm, Evidence, Loaded, ProbeUse, Study, TamperUse
 from demur.settings import Location, Problems
@@ -66,13 +66,17 @@ def make(data: dict[str, Any], *, where: str) -> Resolved:
 def needs(stages: Iterable[Stage[Any]], problems: Problems) -> list[str]:
     """What stages and all that they read lack on this machine; what is wrong with them is added to `problems`."""
     missing: dict[str, None] = {}
+    known = set(problems.found)  # said where the study names it
     for stage in ordered(stages):
-        with problems.at(*stage.place):
-            for lack in stage.needs():
-                if lack.wrong:
-                    problems.add(stage.place, lack.message)
-                else:
-                    missing[f"{lack.what:<10} {lack.message}"] = None
+        try:
+            lacks = stage.needs()
+        except UserError as error:
+            lacks = [Lack("", str(error), True)]
+        for lack in lacks:
+            if not lack.wrong:
+                missing[f"{lack.what:<10} {lack.message}"] = None
+            elif lack.message not in known:
+                problems.add(stage.place, lack.message)
     return list(missing)
 
 
@@ -174,12 +178,12 @@ def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place:
     with problems.at(*place):
         if not uses:
             raise unknown("benchmark", evidence.bench, {use.name for use in study.bench})
-        if benches and evidence.metric not in metrics:
+        if len(benches) == len(uses) and evidence.metric not in metrics:
             raise unknown("metric", evidence.metric, metrics | {LOSS})
         for attack in (*evidence.attack, *evidence.weights):
             if attack not in attacks:
                 raise unknown("attack", attack, attacks)
-        if benches and evidence.part and evidence.part not in parts:
+        if len(benches) == len(uses) and evidence.part and evidence.part not in parts:
             raise UserError(f"no judge reads the {evidence.part}. Add it under 'also' of the benchmark.")
 
 
@@ -204,7 +208,7 @@ def _check_arm(study: Study, name: str, problems: Problems) -> None:
     if study.bases and ("@" in name or {arm.format, arm.benign_format} & set(STUDENT)):
         problems.add(place, f"arm '{name}' trains a model on its own traces, which takes one base: set 'base'.")
     _check_rounds(study, name, problems)
-    if arm.format is not None and not arm.safety:
+    if arm.format is not None and not arm.safety and not problems.within(*place):
         problems.add(place, f"arm '{name}' has a format and no safety rows: set safety to how many.")
 
 

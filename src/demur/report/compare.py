@@ -88,7 +88,7 @@ def forecast(study: dict[str, Any]) -> list[str]:
     shows = f"differences of {format.distance(least, 'share')} or more" if least < 1 else "no difference of two rates"
     of = f"with {format.plural(bases, 'base')}, {format.plural(seeds, 'training')} of each and {format.plural(tests, 'test')} this shows {shows}"
     return [
-        f"{claim['claim']}: {of}; whether it is less than {format.distance(test['by'], 'share')} it cannot settle"
+        f"{claim['claim']} ({test['a']} against {test['b']}): {of}; whether it is less than {format.distance(test['by'], 'share')} it cannot settle"
         for claim in claims
         for test in claim["evidence"]
         if test.get("metric") != LOSS and test["by"] < least

@@ -143,7 +143,11 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
     single, run = run, run.pooled()
     found = cells(run.evaluations)
     columns = headlines(run.evaluations, found)
-    numbers = [*results(found), *averages(found, columns), *results(cells(run.evaluations, by_category=True))]
+    numbers = [
+        *results(found),
+        *averages(found, _of_study(run, columns)),
+        *results(cells(run.evaluations, by_category=True)),
+    ]
     numbers += [*results(cells(copies)), *depth(single), *details(run.evaluations)]
     incoherent, taken = _incoherent(list(found), numbers), tuple(training.learnability(single))
     table = {place(r): r.estimate for r in numbers if r.seed is None}
@@ -180,6 +184,12 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
     )
 
 
+def _of_study(run: Run, columns: Sequence[Column]) -> list[Column]:
+    """The columns that the study asks for: what an earlier command left in the folder is averaged with nothing."""
+    places = {(e.bench, e.attack) for e in run.evaluations if run.asked(e)}
+    return [c for c in columns if (c.bench, c.attack) in places or c.metric == "pairs"]
+
+
 def _incoherent(arms: Sequence[str], numbers: Sequence[Result]) -> dict[str, Estimate]:
     """Arms that are garbled too often, with the worst of their rates."""
     found: dict[str, list[Estimate]] = {}
@@ -202,10 +212,12 @@ def _subjects(run: Run) -> list[Subject]:
     found = []
     for arm in dict.fromkeys(e.arm for e in run.evaluations):
         own = [e for e in run.evaluations if e.arm == arm]
-        settings = (run.study.get("arms") or {}).get(arm) or {}
+        arms = run.study.get("arms") or {}
+        settings = arms.get(arm) or {}
         parts = [_component(share, settings[share]) for share in ("safety", "maths", "benign") if settings.get(share)]
         made = ", ".join(part for part in (str(settings.get("format") or ""), *parts) if part)
-        names = settings.get("base") or run.study.get("bases") or run.study.get("base") or ""
+        named = settings.get("base") or run.study.get("bases") or run.study.get("base") or ""
+        names = named if arm in arms else ""  # of an earlier command with the same folder
         base = ", ".join(_address(run.study, name) for name in ([names] if isinstance(names, str) else names))
         seeds = sorted({e.seed for e in own if e.seed is not None})
         found.append(Subject(arm=arm, models=tuple(_models(own)), base=base, made=made, seeds=tuple(seeds)))

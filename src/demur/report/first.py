@@ -123,8 +123,9 @@ def _missing(report: Report) -> Iterator[str]:
     for column in report.columns:
         own = [e for arm in report.arms if (e := numbers.get((arm, *column[:5]))) is not None]
         if column not in shown:
-            cut, replies = sum(e.truncated for e in own), sum(e.n + e.unscored for e in own)
-            why = f"{column.judge or 'no judge'} scored none of {replies:,} replies, {cut:,} of them truncated"
+            cut, scored, unscored = (sum(getattr(e, key) for e in own) for key in ("truncated", "n", "unscored"))
+            why = f"{column.judge or 'no judge'} scored {scored or 'none'} of {scored + unscored:,} replies, {cut:,} of them truncated"
+            why += ": too few for a number" if scored else ""
             yield f"not shown, {format.place(*column[:3])}: {why}"
 
 

@@ -212,7 +212,10 @@ def _first_of(evaluation: Evaluation, row: Row) -> Judged | None:
 
 
 def averages(found: Cells, columns: Sequence[Column]) -> Iterator[Result]:
-    """Of each arm, numbers over several columns, each of which weighs the same: of the first table, tokens, no answer."""
+    """Of each arm, numbers over several columns, each of which weighs the same: of the first table, tokens, no answer.
+
+    A mean is given to an arm that has all of its columns: it stands beside means of the same.
+    """
     groups: dict[Column, dict[Column, float]] = {}
     places = [(column.metric, column.bench, column.attack) for column in columns]
     for column, at in zip(columns, places, strict=True):
@@ -225,7 +228,8 @@ def averages(found: Cells, columns: Sequence[Column]) -> Iterator[Result]:
                 groups.setdefault(column._replace(bench=ALL, attack=ALL), {})[column] = 1.0
     for arm, own in found.items():
         for whole, members in groups.items():
-            if there := {column: own[column] for column in members if column in own}:
+            there = {column: own[column] for column in members if column in own}
+            if there and (len(there) == len(members) or whole.metric in OVER_ALL):
                 yield result(arm, whole, estimate(there, members))
 
 

@@ -156,7 +156,8 @@ class _Found:
         found = stats.stratified(parts)
         called = f"screen: {len(sides[True])} flagged of {len(flags)}"
         if found.value is None:
-            wanted = "label both kinds, drawn at random, for a rate" if labels else "read them"
+            wanted = "read them" if sides[True] else "not flagged is not clean"
+            wanted = "label both kinds, drawn at random, for a rate" if labels else wanted
             return replace(found, n=len(flags), unscored=0, how=f"{called}, {wanted}")
         return replace(found, n=len(flags), unscored=0, how=f"{called}; {found.how}, read by people")
 

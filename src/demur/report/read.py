@@ -165,6 +165,13 @@ class Run(NamedTuple):
         several = {Path(base).name for base in self.study.get("bases") or ()}
         return (name, base) if at and base in several else (arm, "")
 
+    def asked(self, e: Evaluation) -> bool:
+        """Whether the study as it stands asks for an evaluation; else it is of an earlier command with the same folder."""
+        if e.stage is None or not (uses := self.study.get("bench")):
+            return True
+        use = e.stage.manifest.settings["bench"]
+        return (use["name"], _attack_name(use)) in map(_named, uses)
+
     def of_kind(self, kind: str) -> list[Artifact]:
         """Its stages of a kind, by name."""
         return [stage for stage in self.stages if stage.manifest.kind == kind]
@@ -212,7 +219,7 @@ def present(folder: Path, arms: Sequence[str] = ()) -> list[Artifact]:
 
 def _as_asked(evaluations: list[Evaluation], uses: list[Any]) -> list[Evaluation]:
     """Evaluations by arm, then in the order in which the study names its benchmarks; plain questions before attacks."""
-    named = [(use, "none") if isinstance(use, str) else (use["name"], _attack_name(use)) for use in uses]
+    named = list(map(_named, uses))
     arms = {arm: place for place, arm in enumerate(dict.fromkeys(e.arm for e in evaluations))}
 
     def order(e: Evaluation) -> tuple[int, int, bool]:
@@ -220,6 +227,10 @@ def _as_asked(evaluations: list[Evaluation], uses: list[Any]) -> list[Evaluation
         return arms[e.arm], named.index(at) if at in named else len(named), e.attack != "none"
 
     return sorted(evaluations, key=order)
+
+
+def _named(use: Any) -> tuple[str, str]:
+    return (use, "none") if isinstance(use, str) else (use["name"], _attack_name(use))
 
 
 def _attack_name(use: dict[str, Any]) -> str:

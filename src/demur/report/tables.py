@@ -87,12 +87,11 @@ def estimate(found: Estimate | None, unit: str = "share", *, where: str = "", be
     if found.n and found.truncated >= found.n + found.unscored:
         return Cell("all truncated", "warn", about, where)
     track = (100 * found.low, 100 * found.value, 100 * found.high) if unit == "share" else None
-    text, tone = format.interval(found, unit) + (" *" if best else ""), "best" if best else ""
-    return (
-        Cell(f"{text} {DOUBT}", "warn", about, where, track)
-        if doubtful(found)
-        else Cell(text, tone, about, where, track)
-    )
+    text = format.interval(found, unit) + (" *" if best else "")
+    if not doubtful(found):
+        return Cell(text, "best" if best else "", about, where, track)
+    few = f" n={found.n:,}" if found.unscored > OPEN * (found.n + found.unscored) else ""
+    return Cell(f"{text} {DOUBT}{few}", "warn", about, where, track)
 
 
 def doubtful(found: Estimate) -> bool:

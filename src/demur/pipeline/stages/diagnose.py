@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 
+from demur.diagnose import is_screen
 from demur.diagnose.measures import Measures, measured
 from demur.interfaces import Ask, Detector
 from demur.pipeline.stage import Context, Lack, Stage, detecting, detector_needs, opened
@@ -36,19 +37,22 @@ class Diagnose(Stage[DiagnoseSettings]):
         source = context.inputs["traces"]
         detector = await opened(context, self.settings.detector)
         findings, measures, total = RecordFile(Finding), RecordFile(Measures), source.rows("traces")
-        count = present = 0
+        count = present = flagged = 0
         async for trace, found in paired(detector, self._traces(source.read("traces", Trace))):
             count += 1
             if detector.english:
                 measures.append(measured(trace))
-            present += sum(finding.present is True for finding in found)
+            there = sum(finding.present is True for finding in found)
+            present, flagged = present + there, flagged + (there > 0)
             findings.extend(found)
             context.progress(count, total, "")
         context.draft.write("findings", findings)
         if detector.english:
             context.draft.write("measures", measures)
         context.draft.summary |= {"traces": count, "detector": detector.name}
-        context.draft.line = f"{count:,} traces, {present:,} patterns found"
+        screen = f"screen: {flagged:,} of {count:,} traces flagged; what a screen does not flag is not clean"
+        counted = f"{count:,} traces, patterns in {flagged:,} of them, {present:,} in all"
+        context.draft.line = screen if is_screen(self.settings.detector) else counted
 
     def _traces(self, traces: Iterator[Trace]) -> Iterator[Trace]:
         for number, trace in enumerate(traces):

@@ -22,6 +22,10 @@ from demur.storage.artifacts import Artifact
 from demur.storage.records_file import Keyed, RecordFile
 from demur.thinking import OPEN
 
+TEACHERLESS = (
+    "no model writes the traces: give --teacher, call one of a study's models 'teacher', or name one (distil.teacher)."
+)
+
 
 class DistilStageSettings(Strict):
     """How traces are made, and which judge keeps them."""
@@ -100,7 +104,7 @@ class Distil(Stage[DistilStageSettings]):
         lacks = super().needs()
         strategy = self.strategy
         if strategy.constant is None and "teacher" not in self.models:
-            lacks.append(Lack("teacher", f"strategy '{strategy.name}' needs a model that writes its traces.", True))
+            lacks.append(Lack("teacher", TEACHERLESS, True))
         if strategy.needs_trace and "given" not in self.inputs:
             lacks.append(Lack("given", f"strategy '{strategy.name}' rewrites traces, and none are given.", True))
         if OPEN in strategy.instruction and "teacher" in self.models:
