@@ -143,12 +143,13 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
     single, run = run, run.pooled()
     found = cells(run.evaluations)
     columns = headlines(run.evaluations, found)
-    numbers = [
-        *results(found),
-        *averages(found, _of_study(run, columns)),
+    numbers = [*results(found), *averages(found, _of_study(run, columns))]
+    numbers += [
         *results(cells(run.evaluations, by_category=True)),
+        *results(cells(copies)),
+        *depth(single),
+        *details(run.evaluations),
     ]
-    numbers += [*results(cells(copies)), *depth(single), *details(run.evaluations)]
     incoherent, taken = _incoherent(list(found), numbers), tuple(training.learnability(single))
     table = {place(r): r.estimate for r in numbers if r.seed is None}
     corrected = tuple(corrections(labels, tuple(found), columns, table)) if labels else ()

@@ -167,10 +167,8 @@ class Run(NamedTuple):
 
     def asked(self, e: Evaluation) -> bool:
         """Whether the study as it stands asks for an evaluation; else it is of an earlier command with the same folder."""
-        if e.stage is None or not (uses := self.study.get("bench")):
-            return True
-        use = e.stage.manifest.settings["bench"]
-        return (use["name"], _attack_name(use)) in map(_named, uses)
+        uses = self.study.get("bench")
+        return e.stage is None or not uses or _named(e.stage.manifest.settings["bench"]) in map(_named, uses)
 
     def of_kind(self, kind: str) -> list[Artifact]:
         """Its stages of a kind, by name."""

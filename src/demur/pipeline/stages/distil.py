@@ -23,7 +23,7 @@ from demur.storage.records_file import Keyed, RecordFile
 from demur.thinking import OPEN
 
 TEACHERLESS = (
-    "no model writes the traces: give --teacher, call one of a study's models 'teacher', or name one (distil.teacher)."
+    "no model writes the traces: give --teacher, or call one of a study's models 'teacher' (distil.teacher: another)."
 )
 
 
