@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sqlite3
 import sys
@@ -19,9 +20,9 @@ Logged = dict[int, dict[str, float]]
 
 
 def from_tensorboard(folder: Path) -> Logged:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    accumulator: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
 
-    shown, found = EventAccumulator(str(folder / "run" / "curves" / "train-a")).Reload(), Logged()
+    shown, found = accumulator.EventAccumulator(str(folder / "run" / "curves" / "train-a")).Reload(), Logged()
     for name in shown.Tags()["scalars"]:
         for event in shown.Scalars(name):
             found.setdefault(event.step, {})[name] = event.value
@@ -39,7 +40,7 @@ def from_trackio(folder: Path) -> Logged:
 
 def from_wandb(folder: Path) -> Logged:
     """A run kept offline is a log of protobuf records, each behind its checksum, length and kind, in blocks of 32 kB."""
-    from wandb.proto import wandb_internal_pb2
+    records: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
 
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, at, whole, found = path.read_bytes(), 7, b"", Logged()
@@ -50,7 +51,7 @@ def from_wandb(folder: Path) -> Logged:
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record.FromString(whole)
+            record = records.Record.FromString(whole)
             row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
             if "_step" in row:
                 found[row["_step"]] = {key: value for key, value in row.items() if key[0] != "_"}
@@ -58,6 +59,7 @@ def from_wandb(folder: Path) -> Logged:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "read"), [("tensorboard", from_tensorboard), ("trackio", from_trackio), ("wandb", from_wandb)]
 )
