@@ -10,9 +10,9 @@ import typer
 
 from demur.attack.static import stored
 from demur.cli import common
-from demur.cli.runner import run_study
+from demur.cli.evaluate import tested
+from demur.cli.runner import run_measuring
 from demur.errors import UserError
-from demur.pipeline.resolve import make
 from demur.storage.artifacts import artifacts
 
 app = common.app("Attack a model and keep what was found.")
@@ -54,7 +54,7 @@ def attack(
 
       demur attack tap --data goals.csv --target URL --attacker URL --set bench.0.attack.width=5
 
-      demur.attack.static runs/attack --target ./other-model
+      demur attack replay runs/attack --target ./other-model
     """
     use: dict[str, Any] = common.given({"name": bench, "limit": limit, "samples": samples}) | {"attack": kind}
     use |= {"data": str(data)} if data else {}
@@ -71,17 +71,16 @@ def attack(
         "judge": model,
         "attack_judge": attack_judge or ("" if name else model) or attacker,
     }
-    models = {part: common.model(text) for part, text in players.items() if text}
-    plain: dict[str, Any] = {"name": "attack", "base": target, "models": models, "arms": {"target": {}}, "bench": [use]}
-    plain |= {"data_dir": str(data_dir)} if data_dir else {}
-    resolved = make(common.apply_sets(plain, sets), where="demur attack")
-    run_study(resolved, out=out or Path("runs/attack"), cache=cache, json=json)
+    arm, tested_model = tested(target, {}, sets)
+    models = {part: common.model(text) for part, text in players.items() if text} | {"target": tested_model}
+    study = {"name": "attack", "models": models, "arms": {arm: {}}, "bench": [use]}
+    run_measuring(study, sets=sets, data_dir=data_dir, out=out, cache=cache, json=json)
 
 
 def _as_then(run: Path | None) -> dict[str, Any]:
     """How the prompts of an earlier run were sent and judged."""
     if run is None:
-        raise UserError("which run is replayed? demur.attack.static RUN --target OTHER")
+        raise UserError("which run is replayed? demur attack replay RUN --target OTHER")
     sampling = msgspec.to_builtins(next(stored(run)).sampling)
     use: dict[str, Any] = {"name": "replayed", "data": str(run), "attack": {"name": "replay", "file": str(run)}}
     use["sampling"] = {key: value for key, value in sampling.items() if key not in ("prefill", "seed")}

@@ -32,7 +32,7 @@ def compare(
 
       demur compare runs/mini:improved runs/mini:short
 
-      demur compare runs/a:target runs/b:target --margin 0.02
+      demur compare runs/eval:my-model runs/eval:other-model --margin 0.02
 
       demur compare runs/mini:improved/0 runs/mini:improved/1 --json
     """

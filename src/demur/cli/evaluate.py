@@ -11,13 +11,11 @@ import typer
 
 from demur.bench import get_bench
 from demur.cli import common
-from demur.cli.runner import run_study
+from demur.cli.runner import run_measuring
 from demur.errors import UserError, unknown
 from demur.judge import JUDGES, requires_model
-from demur.models.config import ModelConfig, as_model
+from demur.models.config import as_model
 from demur.models.open import open_model
-from demur.pipeline.resolve import make
-from demur.storage.artifacts import present
 
 Named = Annotated[
     list[str] | None, typer.Argument(metavar="BENCH…", help="Benchmarks by name: `demur bench list` shows them.")
@@ -73,41 +71,31 @@ def evaluate(
     if not (benches := [*(named or ()), *(bench or ())]):
         raise UserError("which benchmarks? `demur bench list` shows them; harmful=FILE takes a file of yours.")
     own = {"model": model, "key_env": key_env, "in_flight": concurrency}
-    models: dict[str, Any] = {"target": common.model(target) | common.given(own)}
+    arm, tested_model = tested(target, common.given(own), sets)
+    models = {"target": tested_model} | ({"attacker": common.model(attacker)} if attacker else {})
+    sampling = common.given({"seed": seed or None, "temperature": temperature, "max_tokens": max_tokens})
+    use = {"attack": attack, "judge": _judge(judge, models, benches), "part": part, "limit": limit, "samples": samples}
+    use |= {"data": str(data) if data else None, "sampling": sampling or None}
+    uses = [{"name": name} | common.given(use) for name in benches]
+    study = {"name": "eval", "models": models, "arms": {arm: {}}, "bench": uses}
+    run_measuring(study, sets=sets, data_dir=data_dir, out=out, cache=cache, json=json)
+
+
+def tested(target: str, own: dict[str, Any], sets: list[str] | None) -> tuple[str, dict[str, Any]]:
+    """What the measured model is called in tables, and the model; a server says what its only model is called."""
+    model = common.model(target) | own
+
+    async def served() -> str:
+        async with open_model(as_model(model)) as opened:
+            return opened.identity.partition(" at ")[0]
+
     if (
-        "url" in models["target"]
-        and not model
+        "url" in model
+        and "model" not in model
         and not any(item.startswith("models.target.model=") for item in sets or ())
     ):
-        model = models["target"]["model"] = asyncio.run(_served(as_model(models["target"])))
-    if attacker is not None:
-        models["attacker"] = common.model(attacker)
-    use: dict[str, Any] = {"attack": attack, "judge": _judge(judge, models, benches), "part": part, "limit": limit}
-    use |= {"samples": samples, "data": str(data) if data else None}
-    sampling = common.given({"seed": seed or None, "temperature": temperature, "max_tokens": max_tokens})
-    use |= {"sampling": sampling or None}
-    plain: dict[str, Any] = {
-        "name": "eval",
-        "base": "target",
-        "models": models,
-        "arms": {name_of(target, model): {}},
-        "bench": [{"name": name} | common.given(use) for name in benches],
-        "data_dir": str(data_dir) if data_dir else None,
-    }
-    resolved, folder = make(common.apply_sets(plain, sets), where="demur eval"), out or Path("runs/eval")
-    if earlier := present(folder).keys() - {stage.name for stage in resolved.stages}:
-        common.console.print(
-            f"{folder} holds {len(earlier)} other evaluation{'s' * (len(earlier) > 1)}, which stay in the table; a mean is over "
-            "what this command asks alone. For a table of its own: --out FOLDER",
-            soft_wrap=True,
-        )
-    run_study(resolved, out=folder, cache=cache, json=json, add=True)
-
-
-async def _served(config: ModelConfig) -> str:
-    """The name that a server gives its only model."""
-    async with open_model(config) as model:
-        return model.identity.partition(" at ")[0]
+        model["model"] = asyncio.run(served())
+    return name_of(target, model.get("model")), model
 
 
 def name_of(target: str, model: str | None = None) -> str:

@@ -14,12 +14,12 @@ from demur.cli.progress import Display
 from demur.errors import UserError
 from demur.pipeline import study as studies
 from demur.pipeline.dag import ordered
-from demur.pipeline.resolve import Resolved, needs
+from demur.pipeline.resolve import Resolved, make, needs
 from demur.pipeline.run import CACHE, execute
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.prompts.forms import Odd
 from demur.settings import Problems, validate
-from demur.storage.artifacts import GRAPH, LOCK, Artifact, locked
+from demur.storage.artifacts import GRAPH, LOCK, Artifact, locked, present
 
 if TYPE_CHECKING:
     from demur.pipeline.stage import Stage
@@ -142,6 +142,29 @@ def run_study(
             with ray_pool(on, cache=shared, say=display) as pool:
                 execute(stages, out=out.resolve(), cache=shared, workers=pool, watch=display, add=add)
     tell(out, json=json)
+
+
+def run_measuring(
+    study: dict[str, Any],
+    *,
+    sets: list[str] | None,
+    data_dir: Path | None,
+    out: Path | None,
+    cache: Path | None,
+    json: bool,
+) -> None:
+    """Run a study of one arm, the model `target` as it is; other models that were measured in the folder stay in its table."""
+    plain = study | {"base": "target"} | ({"data_dir": str(data_dir)} if data_dir else {})
+    resolved = make(common.apply_sets(plain, sets), where=f"demur {study['name']}")
+    folder = out or Path("runs") / study["name"]
+    if earlier := present(folder).keys() - {stage.name for stage in resolved.stages}:
+        many = "other evaluations stay" if len(earlier) > 1 else "other evaluation stays"
+        common.console.print(
+            f"{folder}: {len(earlier)} {many} in the table; a mean is over what this command asks alone. For a table of its "
+            "own: --out FOLDER",
+            soft_wrap=True,
+        )
+    run_study(resolved, out=folder, cache=cache, json=json, add=True)
 
 
 def run_small(resolved: Resolved, *, out: Path, cache: Path | None, on: str, json: bool) -> None:
