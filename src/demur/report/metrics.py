@@ -212,10 +212,7 @@ def _first_of(evaluation: Evaluation, row: Row) -> Judged | None:
 
 
 def averages(found: Cells, columns: Sequence[Column]) -> Iterator[Result]:
-    """Of each arm, numbers over several columns, each of which weighs the same: of the first table, tokens, no answer.
-
-    A mean is given to an arm that has all of its columns: it stands beside means of the same.
-    """
+    """Of each arm, numbers over several columns, each of which weighs the same: of the first table (all of them), tokens, no answer."""
     groups: dict[Column, dict[Column, float]] = {}
     places = [(column.metric, column.bench, column.attack) for column in columns]
     for column, at in zip(columns, places, strict=True):
@@ -228,8 +225,9 @@ def averages(found: Cells, columns: Sequence[Column]) -> Iterator[Result]:
                 groups.setdefault(column._replace(bench=ALL, attack=ALL), {})[column] = 1.0
     for arm, own in found.items():
         for whole, members in groups.items():
-            there = {column: own[column] for column in members if column in own}
-            if there and (len(there) == len(members) or whole.metric in OVER_ALL):
+            if (there := {column: own[column] for column in members if column in own}) and (
+                len(there) == len(members) or whole.metric in OVER_ALL
+            ):
                 yield result(arm, whole, estimate(there, members))
 
 
