@@ -225,9 +225,8 @@ def averages(found: Cells, columns: Sequence[Column]) -> Iterator[Result]:
                 groups.setdefault(column._replace(bench=ALL, attack=ALL), {})[column] = 1.0
     for arm, own in found.items():
         for whole, members in groups.items():
-            if (there := {column: own[column] for column in members if column in own}) and (
-                len(there) == len(members) or whole.metric in OVER_ALL
-            ):
+            there = {column: own[column] for column in members if column in own}
+            if len(there) == len(members) or (there and whole.metric in OVER_ALL):
                 yield result(arm, whole, estimate(there, members))
 
 
