@@ -27,8 +27,6 @@ from demur.storage.records_file import project
 Unit = Literal["share", "tokens", "nats", "count"]
 Value = bool | float | tuple[float, float] | None
 """What a reply counts as; a pair is a part of two sums whose ratio is the number."""
-
-
 ALL = "all"
 """The benchmark, or the attack, of a number that is over several."""
 OVER_ALL = ("thinking_tokens", "answer_tokens", "no_reply")
