@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from demur.cli.contamination import check_contamination, read_rows
 from demur.errors import CheckFailed, UserError
 from demur.mix.contamination import RUN, Index, Limits, certify, hash_of, without
-from demur.mix.text import normal
+from demur.mix.duplicates import normal
 from demur.prompts.forms import load_file
 from demur.records import Example, ExamplePart, Origin, Prompt
 

@@ -19,9 +19,8 @@ from demur.errors import UserError
 from demur.mix import example_of, examples_of, mix
 from demur.mix import pairs as pairing
 from demur.mix.draw import apportion, hold_out
-from demur.mix.duplicates import agree, bands, clusters, components, figures, signatures
+from demur.mix.duplicates import agree, bands, clusters, components, figures, masked, normal, signatures
 from demur.mix.settings import MixSettings
-from demur.mix.text import masked, normal
 from demur.prompts.forms import load_file
 from demur.records import Example, ExamplePart, Message, Origin, Pair, Prompt, Trace, Verdict, read_jsonl
 from demur.settings import validate

@@ -17,7 +17,7 @@ from demur.errors import CheckFailed, UserError
 from demur.judge.isolation import run_program
 from demur.judge.maths import check_golds
 from demur.mix import examples_of
-from demur.mix.text import masked
+from demur.mix.duplicates import masked
 from demur.prompts.forms import load_file
 from demur.records import Example
 from demur.train.check import check_template as check

@@ -27,8 +27,7 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from demur.mix.duplicates import FIGURES, agree, bands, figures, signatures
-from demur.mix.text import asked, masked, normal
+from demur.mix.duplicates import FIGURES, agree, asked, bands, figures, masked, normal, signatures
 from demur.records import Example, Prompt, Record, digest
 
 Rule = Literal["exact", "coverage", "near"]
@@ -81,9 +80,7 @@ class Index:
     def hits(self, rows: Sequence[str], questions: Sequence[str] | None = None) -> list[Hit]:
         """Every pair of row and benchmark prompt that a rule finds, in order of rows and prompts.
 
-        Args:
-            rows: what the user says in each row.
-            questions: the bare question of each, where the row wraps one.
+        `rows` is what the user says in each row, `questions` the bare question of each, where the row wraps one.
         """
         best: dict[tuple[int, int], Hit] = {}
         wrapped = questions is not None and list(questions) != list(rows)
@@ -207,13 +204,7 @@ class Certificate(Record, frozen=True, kw_only=True):
 def certify(
     examples: Sequence[Example], benches: Mapping[str, Sequence[Prompt]], *, limits: Limits = USUAL
 ) -> tuple[Certificate, list[Found]]:
-    """Compare training rows with benchmarks.
-
-    Args:
-        examples: the rows.
-        benches: name -> prompts; an attacked prompt is looked for by its question.
-        limits: from which on a pair counts.
-    """
+    """Compare training rows with benchmarks: name -> prompts; an attacked prompt is looked for by its question."""
     rows = [asked(example) for example in examples]
     questions = [example.origin.question or row for example, row in zip(examples, rows, strict=True)]
     names = [(bench, prompt) for bench, prompts in benches.items() for prompt in prompts]
@@ -225,20 +216,15 @@ def certify(
         texts = {"row_text": masked(questions[row]), "prompt_text": masked(prompt.question)}
         one = Found(example=examples[row].id, bench=bench, prompt=prompt.id, rule=rule, score=score, **texts)
         found[bench].append(one)
-    compared = [
-        Compared(
-            bench=bench,
-            prompts=len(prompts),
-            prompts_hash=hash_of(prompts),
-            rows=len({one.example for one in found[bench]}),
-            held=tuple(sorted({one.prompt for one in found[bench]})),
-            by_rule={rule: sum(one.rule == rule for one in found[bench]) for rule in RULES},
-        )
-        for bench, prompts in benches.items()
-    ]
-    certificate = Certificate(
-        rows=len(rows), rows_hash=hash_of(examples), compared=tuple(compared), **limits._asdict()
-    )  # fmt: skip
+    compared = []
+    for bench, prompts in benches.items():
+        own = found[bench]
+        by_rule: dict[str, int] = {rule: sum(one.rule == rule for one in own) for rule in RULES}
+        held, size, mark = tuple(sorted({one.prompt for one in own})), len(prompts), hash_of(prompts)
+        hit = len({one.example for one in own})
+        compared.append(Compared(bench=bench, prompts=size, prompts_hash=mark, rows=hit, held=held, by_rule=by_rule))
+    mark = hash_of(examples)
+    certificate = Certificate(rows=len(rows), rows_hash=mark, compared=tuple(compared), **limits._asdict())
     return certificate, [one for bench in benches for one in found[bench]]
 
 

@@ -15,10 +15,11 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from demur.errors import UserError
+from demur.mix.duplicates import asked, clusters, normal
 from demur.mix.settings import MixSettings, ShareSettings
-from demur.mix.text import asked, normal
 from demur.records import Example, Pair, Record
 from demur.storage.records_file import RecordFile
 
@@ -70,11 +71,7 @@ class Item(msgspec.Struct, gc=False):
 
 
 def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
-    """Draw the components from their pools.
-
-    Args:
-        pools: name of a component -> examples or pairs.
-        settings: components, their sizes and conditions.
+    """Draw the components from their pools: name -> examples or pairs.
 
     Raises:
         UserError: a pool is missing, or a component asks for more than there is (with how many there are).
@@ -111,9 +108,8 @@ def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
     chosen = [item for name in shares for item in drawn[name]]
     random.Random(f"order {settings.seed}").shuffle(chosen)
     paired = any(isinstance(row, Pair) for source in sources.values() for row in source[:1])
-    made: RecordFile[Any] = RecordFile(
-        Pair if paired else Example, (_whole(item, sources[item.share]) for item in chosen)
-    )
+    rows = (_whole(item, sources[item.share]) for item in chosen)
+    made: RecordFile[Any] = RecordFile(Pair if paired else Example, rows)
     counts = Counter((drop.share, drop.reason) for drop in drops) + Counter((item.share, "taken") for item in chosen)
     columns = ("duplicate", "over_cap", "not_drawn", "taken")
     table = [Row(share=n, given=len(items), **{c: counts[n, c] for c in columns}) for n, items in given.items()]
@@ -151,10 +147,8 @@ def _items(name: str, share: ShareSettings, pool: Pool) -> list[Item]:
         renamed = _renamed(name, example).id
         # By prompt first: of pools that ask the same, such as two formats, the same prompts are drawn.
         place = f"{origin.prompt} {renamed} {origin.trace}"
-        said = hash(normal(asked(example)))
-        items.append(
-            Item(renamed, name, place, example.cluster, said, sys.intern(origin.attack), sys.intern(stratum), at)
-        )
+        said, words = hash(normal(asked(example))), (sys.intern(origin.attack), sys.intern(stratum))
+        items.append(Item(renamed, name, place, example.cluster, said, *words, at))
     items.sort(key=lambda item: item.place)
     for item in items:
         item.place = ""  # only the order asked for it
@@ -162,19 +156,15 @@ def _items(name: str, share: ShareSettings, pool: Pool) -> list[Item]:
 
 
 def _renamed(share: str, example: Example) -> Example:
-    return example if example.share == share else msgspec.structs.replace(example, share=share, id="")
+    return example if example.share == share else replace(example, share=share, id="")
 
 
 def _whole(item: Item, pool: Pool) -> Example | Pair:
     """The row of an item, in the cluster that was found for it."""
-
-    def whole(example: Example) -> Example:
-        return msgspec.structs.replace(_renamed(item.share, example), cluster=item.cluster)
-
     row = pool[item.at]
-    if isinstance(row, Pair):
-        return Pair(chosen=whole(row.chosen), rejected=whole(row.rejected), reason=row.reason)
-    return whole(row)
+    sides = (row.chosen, row.rejected) if isinstance(row, Pair) else (row,)
+    made = [replace(_renamed(item.share, side), cluster=item.cluster) for side in sides]
+    return Pair(chosen=made[0], rejected=made[1], reason=row.reason) if isinstance(row, Pair) else made[0]
 
 
 def _cluster(given: Mapping[str, list[Item]], sources: Mapping[str, Pool], settings: MixSettings) -> None:
@@ -182,8 +172,6 @@ def _cluster(given: Mapping[str, list[Item]], sources: Mapping[str, Pool], setti
     near = settings.dedupe == "near"
     if not near and not any(share.cap for share in settings.shares.values()):
         return
-    from demur.mix.duplicates import clusters
-
     together = (_side(sources[name][item.at]) for name, items in given.items() for item in items)
     found = iter(clusters(together, similarity=settings.similarity if near else 1.0))
     for items in given.values():

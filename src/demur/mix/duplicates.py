@@ -1,8 +1,9 @@
-"""Questions that are nearly the same, at a million at a time.
+"""Questions that are the same or nearly so, at a million at a time.
 
-Equal after normalisation first; then MinHash (rensa) over runs of five letters, banded so that pairs of similarity 0.7 meet
-with a chance of 99 % (25 bands of 5 of 128 values), verified by the share of equal values. Two texts with different numbers or signs of
-calculation are never nearly the same: "17 + 5" and "17 + 6" are two problems.
+Equal after normalisation first: without case, punctuation, white space and the forms that Unicode has for one letter. Then
+MinHash (rensa) over runs of five letters, banded so that pairs of similarity 0.7 meet with a chance of 99 % (25 bands of 5 of
+128 values), verified by the share of equal values. Two texts with different numbers or signs of calculation are never nearly
+the same: "17 + 5" and "17 + 6" are two problems.
 
 Compared are bare questions. Wrapped prompts of one jailbreak template are nearly equal letter for letter and ask different
 things; one question in twenty templates is one cluster.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 import weakref
 from array import array
 from collections import deque
@@ -21,7 +23,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from demur.mix.text import asked, normal
 from demur.records import Example
 from demur.storage.records_file import I64, numbers, scratch
 
@@ -29,10 +30,40 @@ LETTERS = 5
 VALUES = 128
 BANDS, DEEP = 25, 5
 SEED = 20250521
+_PUNCTUATION = str.maketrans({chr(i): " " for i in range(128) if not chr(i).isalnum()})
+_CALCULATES = re.compile(r"[0-9=]")
+_SIGN = re.compile(r"([-+*/=<>^%])")
+_OTHER = re.compile(r"[^\w+*/=<>^%-]|_")
 FIGURES = re.compile(r"[0-9]+|[-+*/=<>^%]")
 CHUNK = 1 << 19
 """Bytes that are worked on at once: enough for numpy, little enough for the cache."""
 U32 = NDArray[np.uint32]
+
+
+def asked(example: Example) -> str:
+    """What the user says in an example."""
+    return "".join(part.text for part in example.parts if part.role == "user")
+
+
+def normal(text: str) -> str:
+    """The words of a text, lower-cased, with single spaces between; two texts with the same are the same."""
+    if text.isascii():
+        text = text.lower()
+    else:
+        for _ in range(2):  # folding can undo a normal form, and a normal form can bring new capitals
+            text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if _CALCULATES.search(text):
+        text = _SIGN.sub(r" \1 ", _OTHER.sub(" ", text))
+    elif text.isascii():
+        text = text.translate(_PUNCTUATION)
+    else:
+        text = re.sub(r"[\W_]+", " ", text)
+    return " ".join(text.split())
+
+
+def masked(text: str, *, shown: int = 2) -> str:
+    """A text that a person can recognise and nobody can use: the first letters of its words."""
+    return " ".join(word[:shown] + "·" * (len(word) - shown) for word in text.split()[:16])
 
 
 def clusters(examples: Iterable[Example], *, similarity: float) -> list[str]:

@@ -7,14 +7,11 @@ forgotten one lets rows see each other while the loss looks fine.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-
-from demur.errors import UserError
 
 NAME = "demur_packed"
 
@@ -22,18 +19,9 @@ NAME = "demur_packed"
 def packed_attention(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None, **options: Any
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each row.
+    """Causal attention inside each row, whose bounds come as `cu_seq_lens_q` [rows + 1].
 
-    Args:
-        module: the attention layer.
-        query: [1, heads, tokens, width].
-        key: [1, key heads, tokens, width].
-        value: as `key`.
-        mask: none; the rows' bounds come as `cu_seq_lens_q` [rows + 1].
-        options: what transformers passes on: scaling, dropout, bounds.
-
-    Returns:
-        [1, tokens, heads, width], and no weights.
+    Queries are [1, heads, tokens, width], keys and values [1, key heads, tokens, width]; returns [1, tokens, heads, width].
     """
     bounds = options.get("cu_seq_lens_q")
     assert bounds is not None, "packed attention is for packed rows"
@@ -45,15 +33,10 @@ def packed_attention(
         query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     if query.dtype in (torch.bfloat16, torch.float16) and _has_kernel(query.device):
         return _varlen(query, key, value, bounds, int(options["max_length_q"]), scale), None
-    grouped = query.shape[1] != key.shape[1]
-    edges = bounds.tolist()
-    outputs = [
-        scaled_dot_product_attention(
-            query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], is_causal=True, scale=scale, enable_gqa=grouped
-        )
-        for a, b in pairwise(edges)
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    how: dict[str, Any] = {"is_causal": True, "scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
+    # Split, not sliced: the gradient of a slice is as long as the whole line.
+    rows = zip(*(tensor.split(bounds.diff().tolist(), dim=2) for tensor in (query, key, value)), strict=True)
+    return torch.cat([scaled_dot_product_attention(*row, **how).transpose(1, 2) for row in rows], dim=1), None
 
 
 def _has_kernel(device: torch.device) -> bool:
@@ -73,15 +56,10 @@ def _varlen(
     return output.unsqueeze(0)
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """What a row may see follows from its bounds."""
-    return None
-
-
 def register() -> str:
-    """Make the attention known to transformers; returns its name."""
+    """Make the attention known to transformers; returns its name. What a row may see follows from its bounds, not a mask."""
     AttentionInterface.register(NAME, packed_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)
     return NAME
 
 
@@ -93,14 +71,3 @@ def obstacle(config: Any) -> str | None:
     if getattr(config, "use_sliding_window", False) or getattr(config, "attention_dropout", 0):
         return "it uses a sliding window or attention dropout"
     return None
-
-
-def require(config: Any) -> None:
-    """Refuse to pack what cannot be.
-
-    Raises:
-        UserError: with the reason.
-    """
-    reason = obstacle(config)
-    if reason:
-        raise UserError(f"train.packing=true does not suit this model: {reason}. Use packing: auto or false.")

@@ -45,25 +45,16 @@ class Plan(NamedTuple):
 def order(count: int, *, total: int, seed: int) -> list[int]:
     """Row indices in the order of training: each epoch a shuffle of its own."""
     rows: list[int] = []
-    epoch = 0
     while len(rows) < total:
         indices = list(range(count))
-        random.Random(digest([seed, epoch])).shuffle(indices)
+        random.Random(digest([seed, len(rows) // count])).shuffle(indices)
         rows += indices
-        epoch += 1
     return rows[:total]
 
 
 def plan(lengths: Sequence[int], *, rows: Sequence[int], batch: int, limits: Limits, world: int) -> Plan:
-    """Cut the sequence of rows into steps and micro-batches.
-
-    Args:
-        lengths: tokens of each row.
-        rows: indices in the order of training.
-        batch: rows of one step; the last step may have fewer.
-        limits: what one micro-batch may hold; one row always fits.
-        world: number of processes.
-    """
+    """Cut the sequence of rows into steps of `batch` rows (the last may have fewer), and these into micro-batches within
+    `limits`, as many for each of `world` processes. One row always fits."""
     steps = [list(rows[at : at + batch]) for at in range(0, len(rows), batch)]
     return Plan([_bins(step, lengths, limits, world) for step in steps], world)
 
@@ -90,8 +81,8 @@ def _fits(group: Group, lengths: Sequence[int], limits: Limits) -> bool:
 def collate(rows: Sequence[Row], *, packed: bool) -> dict[str, Any]:
     """Rows behind each other as the tensors of one micro-batch; without `packed`, one row alone.
 
-    `input_ids` [1, tokens]; `supervised` [targets], the positions whose hidden state predicts, and `targets` [targets].
-    Packed also `position_ids` [1, tokens] and the rows' bounds for attention. The first token of a row is never a target.
+    `input_ids` [1, tokens]; `supervised`, the positions whose hidden state predicts, and `targets` [targets]; packed also
+    `position_ids` [1, tokens] and the rows' bounds for attention. The first token of a row is never a target.
     """
     import torch
 

@@ -31,13 +31,7 @@ chunks would read the head's weights too often."""
 
 
 def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each target, in nats.
-
-    Args:
-        hidden: [targets, width].
-        weight: of the head, [vocabulary, width].
-        targets: token ids, [targets].
-    """
+    """Negative log-likelihood of each target [targets], in nats; `hidden` [targets, width], `weight` [vocabulary, width]."""
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -99,13 +93,9 @@ def plain_head(model: Any) -> str | None:
 def preferences(
     nats: torch.Tensor, tokens: torch.Tensor, reference: torch.Tensor | None, *, settings: TrainSettings
 ) -> torch.Tensor:
-    """The loss of each pair [pairs].
+    """The loss of each pair [pairs], of the summed loss and number of tokens of each reply, chosen and rejected in turn.
 
-    Args:
-        nats: summed loss of each reply, chosen and rejected in turn [2 pairs].
-        tokens: trained tokens of each reply [2 pairs].
-        reference: as `nats`, of the base; `None`: no reference.
-        settings: method, beta, margin, length_normalised, sft_weight.
+    `reference` is as `nats`, of the base; `None`: no reference.
     """
     scores = -nats if reference is None else reference - nats
     if settings.length_normalised or settings.method != "dpo":

@@ -55,9 +55,10 @@ def place_of(settings: TrainSettings, config: Any) -> Place:
     if on_cuda:
         torch.cuda.set_device(device)
     precision = precision_of(settings, config)
-    packed = attention.obstacle(config) is None if settings.packing == "auto" else settings.packing
-    if packed:
-        attention.require(config)
+    obstacle = attention.obstacle(config)
+    packed = obstacle is None if settings.packing == "auto" else settings.packing
+    if packed and obstacle:
+        raise UserError(f"train.packing=true does not suit this model: {obstacle}. Use packing: auto or false.")
     return Place(device, torch.bfloat16 if precision == "bfloat16" else torch.float32, precision == "mixed", packed)
 
 

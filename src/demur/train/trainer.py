@@ -40,21 +40,11 @@ def train(
     held_out: Path | None = None,
     progress: Progress = quiet,
 ) -> dict[str, Any]:
-    """Fine-tune `base` and write `out/model`; goes on from the last complete checkpoint in `out`.
+    """Fine-tune `base` (a folder, a GGUF file or a hub id) and write `out/model`; goes on from the last complete checkpoint there.
 
     One entry for all ways to run it: in this process, in processes that it starts, or as the first of those that torchrun
-    started (the others call `follow`).
-
-    Args:
-        examples: file of what to learn, flags per part.
-        base: a model folder, a GGUF file or a hub id.
-        out: folder of the result.
-        settings: how.
-        held_out: file of rows to measure the loss on.
-        progress: called after every step.
-
-    Returns:
-        A summary: rows, drops, tokens, first and last loss, and a `line`.
+    started (the others call `follow`). `examples` is a file of what to learn, `held_out` one of rows to measure the loss on.
+    Returns a summary: rows, drops, tokens, first and last loss, and a `line`.
 
     Raises:
         UserError: the base cannot be trained as the settings say.
@@ -236,13 +226,8 @@ class Trainer:
                 f"the loss became {mean} at step {step + 1}. Lower train.lr, set train.clip, or use train.dtype=mixed; "
                 "the same command starts from the last checkpoint."
             )
-        return {
-            "step": step + 1,
-            "loss": mean,
-            "lr": rate,
-            "grad_norm": norm.item(),
-            "trained_tokens": self._trained(step),
-        }
+        row = {"step": step + 1, "loss": mean, "lr": rate, "grad_norm": norm.item()}
+        return row | {"trained_tokens": self._trained(step)}
 
     def _trained(self, step: int) -> int:
         """Trained tokens of one step, over all processes."""
