@@ -38,7 +38,7 @@ from demur.report import build
 from demur.storage.artifacts import artifacts
 from demur.storage.reply_cache import ReplyCache
 from demur.testing.gpu_world import World, cards_of, main
-from demur.testing.training import TrainDouble
+from demur.testing.players import TrainDouble
 from demur.thinking import CLOSE, OPEN, join, traced
 from demur.train.settings import TrainSettings
 

@@ -30,12 +30,7 @@ RETRIES = 5
 
 @contextlib.contextmanager
 def ray_pool(address: str, *, cache: Path, say: Watch) -> Iterator[RayPool]:
-    """Workers on a Ray cluster, for as long as the block lasts.
-
-    Args:
-        address: `ray` for a cluster that this machine is part of (or a new one), or `ray://HOST:PORT`.
-        cache: the run's reply cache, into which the stages' caches are merged.
-        say: gets starts and progress.
+    """Workers on a Ray cluster while the block lasts: `ray`, the one that this machine is part of (or a new one), or `ray://HOST:PORT`.
 
     Raises:
         UserError: Ray is not installed, or the cluster is not there.
@@ -83,11 +78,7 @@ class RayPool:
         return handle
 
     def _gpus(self, stage: Stage[Any]) -> int:
-        """What a stage gets of one node: as many as it takes, and a training at most what the largest node has.
-
-        Raises:
-            UserError: no node has so many; Ray would wait for one for ever.
-        """
+        """What a stage gets of one node: a training at most what the largest has; what no node can hold, Ray would wait for."""
         most = max(int(node["Resources"].get("GPU", 0)) for node in self._ray.nodes() if node["Alive"])
         wanted = stage.gpus() if most else 0
         if wanted > most and not stage.trains:
@@ -125,10 +116,7 @@ class RayPool:
 
 
 def _task(job: Job) -> tuple[float, str]:
-    """Run one stage on a node, its served models placed on the cards that Ray gave it.
-
-    Returns the seconds, and what went wrong in words (a lost node raises instead).
-    """
+    """Run one stage on the cards that Ray gave it; the seconds, and what went wrong in words (a lost node raises instead)."""
     devices.cache_clear()  # a worker gets other cards for another stage
     try:
         places, problem = place(needs_of(job.planned, job.inputs), devices())

@@ -97,11 +97,7 @@ def execute(
 
 
 def _in_phases(phases: Sequence[Phase], graph: _Graph, say: Watch) -> None:
-    """Follow a schedule in this process, each phase with its models up.
-
-    Raises:
-        UserError: something does not fit on the accelerators of this machine.
-    """
+    """Follow a schedule in this process, each phase with its models up."""
     if problems := [phase.problem for phase in phases if phase.problem]:
         raise UserError("\n".join(dict.fromkeys(problems)))
     with contextlib.closing(Servers()) as running:
@@ -386,13 +382,11 @@ def reported(name: str, say: Watch) -> Progress:
 def one_thread() -> Iterator[None]:
     """An environment whose child processes use one thread for numerics."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ.update(dict.fromkeys(names, "1"))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in names:
+            del os.environ[name]
+        os.environ.update(before)

@@ -43,15 +43,7 @@ def make_tokenizer() -> Any:
 
 
 def make_base(out: Path, *, arch: str = "qwen2", seed: int = 0, hidden: int = 64, layers: int = 2) -> Path:
-    """Write a small random model of a well-known architecture, ready to train, serve and load.
-
-    Args:
-        out: the folder to write.
-        arch: `qwen2`, `qwen3` or `llama`.
-        seed: of the weights.
-        hidden: width, a multiple of 32.
-        layers: number of layers.
-    """
+    """Write a small random model (`qwen2`, `qwen3` or `llama`), ready to train, serve and load; its width is a multiple of 32."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -131,11 +131,7 @@ class World:
         return {"DEMUR_WORLD": str(folder), "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
     def weights(self, name: str, revision: str = "") -> Path:
-        """A model in the hub's cache: configuration, tokenizer and template, and weights that weigh nothing.
-
-        Raises:
-            UserError: nobody told the world how large this model is.
-        """
+        """A model in the hub's cache: configuration, tokenizer and template, and weights that weigh nothing."""
         if name not in CONFIGS:
             raise UserError(f"{name}: the GPU world knows no such model; add it to demur.testing.gpu_world.CONFIGS")
         top = self.hub / f"models--{name.replace('/', '--')}"
@@ -151,11 +147,7 @@ class World:
         return folder
 
     def furnished(self, study: Study, *, rows: int, up: Mapping[str, Any] = MappingProxyType({})) -> Resolved:
-        """A study as it is run here: small, its URLs leading here, its weights in the hub's cache; `up` are models that answer already.
-
-        Raises:
-            UserError: the study is wrong, or something is missing that the world does not make.
-        """
+        """A study as it is run here: small, its URLs leading here, its weights in the hub's cache; `up` are models that answer already."""
         data = small.reduced(study, rows=rows, made=self.folder / "made")
         for model in data.get("models", {}).values():
             self._led_here(model)
@@ -163,7 +155,7 @@ class World:
         for base in {*study.bases, study.base, *(arm.get("base") for arm in arms)} & CONFIGS.keys():
             self.weights(base, study.revisions.get(base, ""))
         if study.arms and any(arm.trained for arm in study.arms.values()):
-            data["train"] = data.get("train", {}) | {"stage": "demur.testing.training:TrainDouble"}
+            data["train"] = data.get("train", {}) | {"stage": "demur.testing.players:TrainDouble"}
         data["stand_in"] = True
         data["models"] = data.get("models", {}) | up
         resolved = make(data, where=study.name)
@@ -315,10 +307,7 @@ def shares_of(items: list[str]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def cluster(world: World, study: Study, nodes: int) -> Iterator[dict[str, Any]]:
-    """A Ray cluster of machines like this one, whose own last cards serve the judges that all stages share: docs/cluster.md.
-
-    Yields these judges as the study is to name them.
-    """
+    """A Ray cluster of machines like this one, whose own last cards serve the judges of all stages (docs/cluster.md); yields these."""
     import ray
     from ray.cluster_utils import Cluster
 

@@ -38,11 +38,7 @@ POOL = 8
 
 
 def standing_in(study: Study, *, out: Path, seeds: int = 1) -> Resolved:
-    """The study as a smoke run.
-
-    Raises:
-        UserError: the group `train` is not installed.
-    """
+    """The study as a smoke run."""
     folder = out / "stand-in"
     base = _base(folder / "base")
     data = reduced(study, rows=ROWS, made=folder, seeds=seeds)
@@ -79,13 +75,9 @@ def _base(folder: Path) -> Path:
 
 
 def reduced(study: Study, *, rows: int, made: Path, seeds: int = 1) -> dict[str, Any]:
-    """The plain data of a study with few rows; files that are not here are made. Models stay as they are.
+    """The plain data of a study with few rows; files that are not here are made, in a folder. Models stay as they are.
 
-    Args:
-        study: any.
-        rows: of each share of a mix, and twice the prompts of a benchmark.
-        made: folder of the files that are made.
-        seeds: how many of its seeds.
+    `rows` are of each share of a mix, and twice the prompts of a benchmark; `seeds` is how many of its seeds.
     """
     data = study.model_dump(mode="json", exclude_unset=True)
     folder = Path(study.data_dir) if study.data_dir else None

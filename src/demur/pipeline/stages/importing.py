@@ -66,11 +66,7 @@ class Import(Stage[ImportSettings]):
 
 
 def _trainable(path: Path, traces: Sequence[Trace]) -> list[Example]:
-    """The rows that traces make.
-
-    Raises:
-        UserError: they make none.
-    """
+    """The rows that traces make. Raises UserError: none."""
     rows, unfit = examples_of(traces, share="data", no_thinking="empty")
     if not rows:
         reasons = ", ".join(sorted({item.reason for item in unfit})) or "it holds no answers"

@@ -124,11 +124,7 @@ class Pool(NamedTuple):
 async def pool(source: Path | Artifact, *, share: str, options: ShareSettings, only: set[str] | None = None) -> Pool:
     """What a share draws from, why some of its traces cannot be trained on, and a file's odd rows.
 
-    Args:
-        source: a file or folder of any form, or a stage with examples or traces.
-        share: name of the share.
-        options: its form, intent, and what becomes of replies without thinking.
-        only: ids of the traces that count, where a filter chose; examples go by the trace they were made of.
+    `only` are the ids of the traces that count, where a filter chose; examples go by the trace they were made of.
     """
     if options.pairs != "none":
         return _pairs(source, share, options)
