@@ -136,7 +136,7 @@ def test_every_verb_has_a_module() -> None:
 
 
 ROOMS = {
-    "attack": 1265, "bench": 913, "cli": 2797, "diagnose": 872, "distil": 558, "judge": 2393, "mini": 1070, "mix": 1054,
+    "attack": 1265, "bench": 913, "cli": 2797, "diagnose": 872, "distil": 558, "judge": 2382, "mini": 1070, "mix": 1054,
     "models": 2996, "pipeline": 3738, "prompts": 1173, "repair": 587, "report": 4521, "stats": 708, "storage": 1411,
     "testing": 1910, "train": 2472,
 }  # fmt: skip

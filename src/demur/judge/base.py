@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 from demur.errors import UserError, WorkError
-from demur.interfaces import Traces, stream
+from demur.interfaces import Judge, Traces, stream
 from demur.records import Label, Part, Query, Record, Trace, Verdict, digest
 
 NO_PART = "no "
@@ -44,10 +44,6 @@ class BaseJudge:
     parts: ClassVar[tuple[Part, ...]] = ("thinking", "answer", "whole")
     queries: ClassVar[tuple[Query, ...]] = ("question", "sent")
     """What it can be asked to judge, and beside which request."""
-    text, player = "", ""
-    """What it judges by (a rubric, a policy, weights), and the identity of its model; empty: its own template, or a program."""
-    departs: tuple[str, ...] = ()
-    """In what it left the set-up that its makers published."""
 
     def __init__(self, *, query: Query = "question", part: Part = "answer") -> None:
         for given, able in ((part, self.parts), (query, self.queries)):
@@ -56,12 +52,6 @@ class BaseJudge:
                     f"judge '{self.name}' sees the {' or '.join(able)} and nothing else; {given} was asked for."
                 )
         self._query, self._part = query, part
-
-    @property
-    def setup(self) -> JudgeSetup:
-        """As what it reads, for the reports; its key is of all that makes it another judge."""
-        key = digest([self.name, self.text, self._part, self.player])[:16]
-        return JudgeSetup(judge=self.name, part=self._part, model=self.player, key=key, departs=self.departs)
 
     @property
     def query(self) -> Query:
@@ -100,6 +90,14 @@ class BaseJudge:
         """Exactly one verdict a trace, in the order of the traces."""
         async for trace in stream(traces):
             yield self.verdict(trace)
+
+
+def setup_of(judge: Judge) -> JudgeSetup:
+    """As what a judge reads; its key is of all that makes it another judge."""
+    text, player = getattr(judge, "text", ""), getattr(judge, "player", "")
+    key = digest([judge.name, text, judge.part, player])[:16]
+    departs = getattr(judge, "departs", ())
+    return JudgeSetup(judge=judge.name, part=judge.part, model=player, key=key, departs=departs)
 
 
 async def in_threads(traces: Traces, judge: Callable[[Trace], Verdict], *, workers: int) -> AsyncIterator[Verdict]:

@@ -8,21 +8,21 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from demur import stats
 from demur.errors import UserError
 from demur.interfaces import Judge
-from demur.judge.base import BaseJudge, JudgeSetup
+from demur.judge.base import JudgeSetup, setup_of
 from demur.judge.refusal import classify, provenance
-from demur.records import Estimate, Message, Prompt, Record, Sampling, Trace, encode
+from demur.records import Estimate, Message, Prompt, Record, Sampling, Trace, encode, read_jsonl
 from demur.storage import readers as tables
 from demur.storage.artifacts import atomic_write, hash_file
 from demur.thinking import join
 
-REPLY = ("completion", "response", "answer", "target_response", "reasoning", "thinking", "thought", "cot")
-QUESTION = ("prompt", "goal", "question")
-GOLD = ("final_label", "label", "human_majority", "response_harm_label", "human")
+COLUMNS = {
+    "question": ("prompt", "goal", "question", "query", "instruction"),
+    "reply": ("completion", "response", "answer", "target_response", "reasoning", "thinking", "thought", "cot"),
+    "label": ("final_label", "label", "human_majority", "response_harm_label", "human"),
+}
 REFUSALS = ("full_compliance", "partial_refusal", "full_refusal")
 REFUSED, HARMS = ("partial_refusal", "full_refusal"), ("safe", "unsafe")
 FOLDER = "calibrations"
@@ -48,25 +48,18 @@ def read(path: Path, *, limit: int | None = None) -> list[Labelled]:
     """
     found = []
     for _, row in tables.rows(path):
-        keys = {kind: next((k for k in names if k in row), None) for kind, names in _WANTED.items()}
-        if lacking := [kind for kind, key in keys.items() if key is None]:
-            wanted = "; ".join(f"{kind}: {' or '.join(_WANTED[kind])}" for kind in lacking)
-            raise UserError(f"{path}: no column for {wanted}. There are: {', '.join(map(str, row))}.")
-        gold = meaning(row[str(keys["label"])])
-        others = {
-            name.removesuffix("_label"): meaning(value)
-            for name, value in row.items()
-            if name.endswith("_label") and name not in GOLD
-        }
-        if gold is not None:
-            reply = str(row[str(keys["reply"])] or "")
-            found.append(Labelled(str(row[str(keys["question"])] or ""), reply, gold, others))
+        there = {str(key).lower(): value for key, value in row.items()}
+        keys = {kind: next((name for name in names if name in there), "") for kind, names in COLUMNS.items()}
+        if lacking := [f"{kind}: {' or '.join(COLUMNS[kind])}" for kind, key in keys.items() if not key]:
+            raise UserError(f"{path}: no column for {'; '.join(lacking)}. There are: {', '.join(map(str, row))}.")
+        question, reply, label = (there[key] for key in keys.values())
+        judged = [name for name in there if name.endswith("_label") and name not in COLUMNS["label"]]
+        others = {name.removesuffix("_label"): meaning(there[name]) for name in judged}
+        if (gold := meaning(label)) is not None:
+            found.append(Labelled(str(question or ""), str(reply or ""), gold, others))
     if not found:
         raise UserError(f"{path}: no row has a label.")
     return found if limit is None else found[:limit]
-
-
-_WANTED = {"question": QUESTION, "reply": REPLY, "label": GOLD}
 
 
 def meaning(value: Any) -> str | None:
@@ -144,29 +137,21 @@ def compare(gold: Sequence[str], said: Sequence[str | None], *, classes: Sequenc
     Undecided replies are in no class: they lower recall and agreement, so that a judge gains nothing by abstaining.
     Sensitivity and specificity leave them out, as a rate that is corrected by them does.
     """
-    table, positive = Counter(zip(gold, said, strict=True)), REFUSED if "full_refusal" in classes else ("unsafe",)
-    yes, labels = (
-        [label in positive for label in gold],
-        [None if label is None else label in positive for label in said],
-    )
-    sides = list(zip(yes, labels, strict=True))
-    sensitivity, specificity = errors_of(sides)
+    pairs, positive = list(zip(gold, said, strict=True)), REFUSED if "full_refusal" in classes else ("unsafe",)
+    sides = [(truth in positive, None if label is None else label in positive) for truth, label in pairs]
+    table, (sensitivity, specificity) = Counter(pairs), errors_of(sides)
+    per_class = {}
+    for name in classes:
+        recall = stats.rate([label == name for truth, label in pairs if truth == name])
+        precision = stats.rate([truth == name for truth, label in pairs if label == name])
+        per_class[name] = {"n": gold.count(name), "recall": recall, "precision": precision}
     return {
         "n": len(gold),
         "unscored": said.count(None),
-        "agreement": stats.rate([truth == label for truth, label in zip(gold, said, strict=True)]),
+        "agreement": stats.rate([truth == label for truth, label in pairs]),
         "two_classes": stats.rate([truth is label for truth, label in sides]),
         "kappa": stats.kappa(gold, said),
-        "classes": {
-            name: {
-                "n": gold.count(name),
-                "recall": stats.rate([label == name for truth, label in zip(gold, said, strict=True) if truth == name]),
-                "precision": stats.rate(
-                    [truth == name for truth, label in zip(gold, said, strict=True) if label == name]
-                ),
-            }
-            for name in classes
-        },
+        "classes": per_class,
         "confusion": {truth: {str(label): table[truth, label] for label in (*classes, None)} for truth in classes},
         "sensitivity": sensitivity,
         "specificity": specificity,
@@ -199,18 +184,21 @@ class Calibration(Record, frozen=True, kw_only=True):
 
 def keep(judge: Judge, report: Mapping[str, Any], labels: Path, folder: Path) -> Path:
     """Write a calibration to `FOLDER/KEY.json`, where reports of the runs beside that folder look."""
-    assert isinstance(judge, BaseJudge)
-    figures = {name: report[name] for name in ("n", "sensitivity", "specificity")}
+    setup, figures = setup_of(judge), {name: report[name] for name in ("n", "sensitivity", "specificity")}
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{judge.setup.key}.json"
-    atomic_write(path, encode(Calibration(setup=judge.setup, labels=labels.name, **figures)))
+    path = folder / f"{setup.key}.json"
+    atomic_write(path, encode(Calibration(setup=setup, labels=labels.name, **figures)))
     return path
 
 
 def kept(run: Path) -> dict[str, Calibration]:
-    """Calibrations by the key of their judge: those in a run's folder, and those beside it."""
+    """Calibrations by the key of their judge: those in a run's folder, and those beside it.
+
+    Raises:
+        UserError: a file among them is none.
+    """
     paths = [path for folder in (run.resolve().parent, run) for path in sorted((folder / FOLDER).glob("*.json"))]
-    return {path.stem: msgspec.json.decode(path.read_bytes(), type=Calibration) for path in paths}
+    return {path.stem: calibration for path in paths for calibration in read_jsonl(path, Calibration)}
 
 
 def as_trace(question: str, reply: str, sample: int = 0, *, thinking: str | None = None) -> Trace:

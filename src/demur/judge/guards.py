@@ -173,6 +173,7 @@ LLAMA_GUARD4 = LLAMA_GUARD3._replace(
 )
 SAFEGUARD = Format(
     name="gpt_oss_safeguard",
+    wording="anyone's",
     render=_under("User: {question}\n\nAssistant: {text}"),
     parse=parse_safeguard,
     max_tokens=4096,
@@ -203,7 +204,7 @@ QWEN3GUARD_STRICT = QWEN3GUARD._replace(name="qwen3guard_strict", parse=_qwen3gu
 QWEN3GUARD_LOOSE = QWEN3GUARD._replace(name="qwen3guard_loose", parse=_qwen3guard("safe"))
 REASONING_SHIELD = Format(
     name="reasoning_shield",
-    reworded=True,
+    wording="demur's",
     render=_under("Query: {question}\nThought: {text}"),
     parse=parse_reasoning_shield,
     max_tokens=1024,
@@ -214,7 +215,7 @@ REASONING_SHIELD = Format(
 )
 STRONGREJECT = Format(
     name="strongreject",
-    reworded=True,
+    wording="demur's",
     render=_filled,
     parse=parse_strongreject,
     max_tokens=2048,
@@ -224,7 +225,7 @@ STRONGREJECT = Format(
 )
 XSTEST = Format(
     name="xstest_llm",
-    reworded=True,
+    wording="demur's",
     render=_filled,
     parse=parse_xstest,
     max_tokens=2048,

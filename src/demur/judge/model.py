@@ -13,7 +13,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from demur.errors import WorkError
 from demur.interfaces import Model, Request, Traces
@@ -84,8 +84,8 @@ class Format(NamedTuple):
     """Exchanges that the model must judge rightly before it is believed."""
     dtype: str = ""
     """The precision that its makers publish for it; empty: they say nothing of it."""
-    reworded: bool = False
-    """Whether `text` is in demur's words, and not its authors'."""
+    wording: Literal["published", "demur's", "anyone's"] = "published"
+    """Whose words `text` is in; a guard that takes any policy has none of its own."""
     first: tuple[str, str] | None = None
     """The first tokens that mean unsafe and safe, for a score from their probabilities."""
 
@@ -112,6 +112,7 @@ class ModelJudge(BaseJudge):
             form = form._replace(text=text.read_text(encoding="utf-8"))
             self.name += f"+{digest([form.text])[:8]}"
         self._form, self._model, self.text, self.player = form, model, form.text, model.identity
+        self.departs: tuple[str, ...] = ()
         self._sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=form.max_tokens)
         model.check(self._sampling)
 
@@ -187,14 +188,15 @@ def departures(form: Format, text: Path | None, model: Mapping[str, Any]) -> tup
     Of what is not declared, such as the precision behind a URL, nothing can be told.
     """
     dtype, body = model.get("dtype", "auto"), set(model.get("extra_body", {})) - {"logprobs", "top_logprobs"}
-    found = [f"its text is {text.name}"] if text else ["its rubric is in demur's words"] if form.reworded else []
+    words = "its rubric is in demur's words" if form.wording == "demur's" else ""
+    found = [words if text is None else f"its text is {text.name}"] if form.wording != "anyone's" else []
     found += [f"{dtype}, published in {form.dtype}"] if form.dtype and dtype not in ("auto", form.dtype) else []
     found += ["weights from a GGUF file"] if str(model.get("path", "")).endswith(".gguf") else []
     found += [f"served with {' '.join(args)}"] if (args := model.get("extra_args")) else []
     found += [f"a chat template of its own ({template})"] if (template := model.get("template")) else []
     found += [f"asked with {', '.join(sorted(body))}"] if body else []
     found += [f"its {name} is {value}" for name, value in model.get("sampling", {}).items()]
-    return tuple(found)
+    return tuple(filter(None, found))
 
 
 def chance(logprobs: dict[str, float], unsafe: str, safe: str) -> float | None:

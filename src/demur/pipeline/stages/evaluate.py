@@ -19,7 +19,7 @@ from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.generate import ask_and_judge, in_order
 from demur.interfaces import Ask, Model
-from demur.judge.base import BaseJudge, require
+from demur.judge.base import require, setup_of
 from demur.models.config import Local, ModelConfig, as_model
 from demur.models.requires import Requires
 from demur.models.sampling import SamplingSettings, preset
@@ -147,7 +147,7 @@ class Evaluate(Stage[EvaluateSettings]):
         asked = [prompt.id for prompt in (*attacked, *(failure.prompt for failure in attack.failures))]
         records: dict[str, Iterable[Any]] = in_order(flow, asked)._asdict() | attack.records
         context.draft.summary["filed_again"] = records.pop("filed_again")
-        records["judges"] = [reader.setup for reader in readers if isinstance(reader, BaseJudge)]
+        records["judges"] = [setup_of(reader) for reader in readers]
         if attack.conversations:
             records["turns"] = attack.conversations
             records["turn_verdicts"] = [v for reader in readers async for v in reader.verdicts(attack.conversations)]

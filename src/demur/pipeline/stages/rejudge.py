@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from demur.generate import Flow, in_order
 from demur.interfaces import Ask
-from demur.judge.base import BaseJudge, require
+from demur.judge.base import require, setup_of
 from demur.pipeline.stage import Context, Lack, Size, Stage, judging, tokens
 from demur.records import Failure, Part, Query, Trace, Verdict
 from demur.settings import Strict
@@ -46,7 +46,7 @@ class Rejudge(Stage[RejudgeSettings]):
         found = in_order(Flow(traces, RecordFile(Failure), verdicts), (trace.prompt.id for trace in traces))
         context.draft.write("traces", found.traces)
         context.draft.write("verdicts", found.verdicts)
-        context.draft.write("judges", [judge.setup] if isinstance(judge, BaseJudge) else [])
+        context.draft.write("judges", [setup_of(judge)])
         context.draft.line = f"{len(traces):,} traces"
         require(verdicts, who=f"judge '{settings.judge}'")
 
