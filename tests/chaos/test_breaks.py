@@ -116,6 +116,7 @@ def test_a_key_with_a_line_break_is_a_sentence(
     assert "holds a line end" in shown(capfd)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_itself_is_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "adapter"
     folder.mkdir()
@@ -216,3 +217,12 @@ def test_little_memory_is_a_sentence(megabytes: int, code: int, tmp_path: Path) 
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert ("512 MB of address space" in done.stderr) == (code == 2)
+
+
+def test_every_test_that_the_table_names_is_there() -> None:
+    tests = Path(__file__).parents[1]
+    table = (tests.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)?test_\w+)(?:::(test_\w+))?`", table)
+    assert len(named) > 60
+    for file, test in named:
+        assert f"def {test}(" in (tests / f"{file}.py").read_text(encoding="utf-8") or not test, (file, test)

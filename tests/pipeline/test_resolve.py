@@ -145,7 +145,9 @@ def test_a_slip_in_an_override_is_said(
     assert "--set" in told
 
 
-@pytest.mark.parametrize("name", ["qwen/7b", "../../x", "", "a b", ".hidden", "=cmd|x", "$\\frac$", "[/x]", "<b>x</b>"])
+@pytest.mark.parametrize(
+    "name", ["qwen/7b", "../../x", "", "a b", ".hidden", "=cmd|x", "$\\frac$", "[/x]", "<b>x</b>", "a" * 65]
+)
 def test_names_of_arms_and_studies_are_no_paths(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is no name" in said(HEAD + f"  '{name}': {{}}\n", tmp_path, capsys)
     assert "is no name" in said(HEAD.replace("name: wrong", f"name: '{name}'"), tmp_path, capsys)

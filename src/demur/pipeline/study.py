@@ -37,8 +37,8 @@ LOSS = "loss"
 
 def named(name: str) -> str:
     """A name of an arm or a study as it is. Raises ValueError: it is a path, or else no name of a folder."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"'{name}' is no name: letters, digits, '_', '-' and '.', since folders are named by it")
+    if not re.fullmatch(r"\w[\w.-]{0,63}", name):
+        raise ValueError(f"'{name}' is no name: up to 64 letters, digits, '_', '-' and '.': folders are named by it")
     return name
 
 
