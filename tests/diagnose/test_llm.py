@@ -60,9 +60,9 @@ class Judging(Speaker):
         return super().reply(request, **known)
 
 
-def found(judge: Judging, *traces: Trace, retries: int = 2) -> dict[str, tuple[Finding, ...]]:
+def found(judge: Judging, *traces: Trace) -> dict[str, tuple[Finding, ...]]:
     async def collect() -> dict[str, tuple[Finding, ...]]:
-        detector = LLMDetector(model=judge, retries=retries)
+        detector = LLMDetector(model=judge)
         return {found[0].trace: found async for found in detector.findings(traces)}
 
     return asyncio.run(collect())

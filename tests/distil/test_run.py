@@ -202,9 +202,9 @@ def test_a_failed_rewrite_falls_back_to_the_given_trace_and_is_counted() -> None
 
 def test_tokens_are_counted_for_all_and_for_the_kept() -> None:
     done = run(Teacher(lambda request: GOOD if request.prompt.text != "p0" else BAD), 3, judges=[Guard("whole")])
-    assert done.tokens["all"].n == 3
-    assert done.tokens["kept"].n == 2
-    assert done.tokens["kept"].mean == done.tokens["kept"].p90 == len(GOOD.split())
+    assert done.tokens["all"]["n"] == 3
+    assert done.tokens["kept"]["n"] == 2
+    assert done.tokens["kept"]["mean"] == done.tokens["kept"]["p90"] == len(GOOD.split())
 
 
 def test_a_thinking_begun_for_the_teacher_is_context_and_not_trained() -> None:

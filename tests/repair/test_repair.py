@@ -140,20 +140,13 @@ def test_asking_again_needs_a_teacher() -> None:
         mended([made("a", BLIND)], "reask")
 
 
-def test_the_audit_counts_pairs_and_savings() -> None:
-    traces = [made("a", FRAMED), made("b", CLEAN), made("c", BLIND), made("d", TURNED)]
-    result = mended(traces, "trim,align,drop")
-    audit = result.audit
-    assert audit.counts == {"align": 1, "clean": 1, "drop": 1, "trim": 1}
-    assert audit.kept.value == 0.75
-    weak = {change.pattern: change for change in audit.changes}["weak_vacillation"]
-    assert weak.before.value == pytest.approx(1 / 3)
-    assert weak.after.value == 0
-    assert weak.difference.value == pytest.approx(-1 / 3)
-    kept = [trace for trace in traces if trace.thinking != BLIND[0]]
-    saved = [100 * (1 - len(after.raw) / len(before.raw)) for before, after in zip(kept, result.traces, strict=True)]
-    assert audit.tokens_saved.value == pytest.approx(sum(saved) / 3)
-    assert audit.tokens_saved.n == 3
+def test_what_became_of_traces_and_patterns_is_counted() -> None:
+    result = mended([made("a", FRAMED), made("b", CLEAN), made("c", BLIND), made("d", TURNED)], "trim,align,drop")
+    assert result.counts == {"align": 1, "clean": 1, "drop": 1, "trim": 1}
+    assert result.patterns["weak_vacillation"] == (1, 0)
+    assert result.patterns["lack_of_safety_awareness"] == (1, 0)
+    left = mended([made("a", BLIND)], "trim")
+    assert (left.counts, left.patterns["lack_of_safety_awareness"]) == ({"left": 1}, (1, 1))
 
 
 @given(
@@ -212,8 +205,8 @@ def test_a_reasoning_is_cut_at_a_share_or_at_a_cue() -> None:
         "One. Two.",
         "One. Two. Sure, three. Four.",
     ]
-    assert cut_at_cue(trace, lambda sentence: sentence.startswith("Sure")) == "One. Two."
-    assert cut_at_cue(trace, lambda sentence: False) is None
+    assert cut_at_cue(trace, "^sure") == "One. Two."
+    assert cut_at_cue(trace, "never") is None
 
 
 def test_a_thinking_is_interrupted_where_it_goes_about_complying() -> None:

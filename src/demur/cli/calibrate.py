@@ -130,7 +130,10 @@ def patterns(
     titles = ("pattern", "#precision", "#recall", "#F1", "#with it", "#decided", "#abstained")
     common.show(titles, rows, f"{report['detector']} on {report['exam']}, n={report['n']}")
     macro = number(report["macro_f1"], "count", digits=3)
-    common.stdout.print(f"macro-F1 {macro}, over what it decided; abstained on {report['abstained']:.1%} of decisions")
+    common.stdout.print(f"macro-F1 {macro}, abstentions as misses; abstained on {report['abstained']:.1%} of decisions")
+    for kind, shares in report["errors_by_length"].items():
+        said = ", ".join(number(share, "share") for share in shares)
+        common.stdout.print(f"{kind} by quarter of length, the shortest traces first: {said} %")
 
 
 @asynccontextmanager

@@ -1,11 +1,10 @@
-"""`demur repair FILE`: mend or drop traces with failure patterns, and audit what that did."""
+"""`demur repair FILE`: mend or drop traces with failure patterns, and say what became of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from demur.cli import common
@@ -14,10 +13,7 @@ from demur.cli.runner import reading, run_stage
 from demur.models.config import parse_model
 from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
 from demur.pipeline.stages.repair import Repair, RepairStageSettings
-from demur.repair.run import Audit
 from demur.repair.settings import RepairSettings
-from demur.report.format import interval, spread
-from demur.report.tables import estimate
 from demur.settings import validate
 
 app = common.app("Mend or drop traces with failure patterns.")
@@ -58,12 +54,5 @@ def repair(
     )
     done = run_stage(mended, out=out or Path("runs/repair"), cache=cache, json=json)
     if not json:
-        audit = msgspec.convert(done.manifest.summary["audit"], Audit)
-        rows = [
-            (c.pattern.replace("_", " "), estimate(c.before), estimate(c.after), spread(c.difference))
-            for c in audit.changes
-        ]
-        common.show(("of the traces that are left, %", "#before", "#after", "#change, points, paired"), rows)
-        common.stdout.print(
-            f"kept: {interval(audit.kept)} %; tokens saved a trace: {interval(audit.tokens_saved, 'count')}"
-        )
+        rows = [(name.replace("_", " "), *counts) for name, counts in done.manifest.summary["patterns"].items()]
+        common.show(("pattern, traces in which it was found", "#before", "#left"), rows)

@@ -41,31 +41,7 @@ LIKELY = 0.3
 STEPS = 100
 """Weights are written as whole hundredths."""
 BOUNDARY = re.compile(r"[.!?…]+[\"'”’)\]*_`]*\s+(?=[\"'“‘(\[*_`]*[^\Wa-z_])|[。！？]+\s*|\s*\n\s*")
-ABBREVIATIONS = frozenset(
-    [
-        "mr",
-        "mrs",
-        "ms",
-        "dr",
-        "prof",
-        "st",
-        "vs",
-        "etc",
-        "e.g",
-        "i.e",
-        "cf",
-        "no",
-        "fig",
-        "u.s",
-        "u.k",
-        "inc",
-        "jr",
-        "sr",
-        "approx",
-        "a.m",
-        "p.m",
-    ]
-)
+ABBREVIATION = re.compile(r"[dmsj]r|mr?s|prof|st|vs|etc|e\.g|i\.e|cf|no|fig|u\.[sk]|inc|approx|[ap]\.m")
 NUMBERED = re.compile(r"(?:\d{1,2}|[a-zA-Z]|[ivx]{1,4})[.)]?[*_]*$")
 Matrix = npt.NDArray[np.float64]
 
@@ -76,7 +52,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
     for boundary in BOUNDARY.finditer(text):
         before = text[ends[-1] : boundary.start()]
         word = before[before.rfind(" ") + 1 :].lstrip("(\"'[*").lower()
-        if "\n" in boundary[0] or not (word in ABBREVIATIONS or NUMBERED.match(before.lstrip("(*_- "))):
+        if "\n" in boundary[0] or not (ABBREVIATION.fullmatch(word) or NUMBERED.match(before.lstrip("(*_- "))):
             ends.append(boundary.end())
     pieces = [(start, text[start:end]) for start, end in pairwise([*ends, len(text)])]
     cores = [(start + len(piece) - len(piece.lstrip()), piece.strip()) for start, piece in pieces]

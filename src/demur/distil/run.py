@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 import numpy as np
@@ -27,7 +27,7 @@ from demur.records import DECLINED, Failure, Outcome, Part, Prompt, Record, Samp
 from demur.storage.records_file import Places, RecordFile
 
 Reason = Literal["cut", "unparsed", "unjudged", "unsafe thinking", "unsafe answer", "unsafe whole"]
-REASONS: tuple[Reason, ...] = ("cut", "unparsed", "unjudged", "unsafe thinking", "unsafe answer", "unsafe whole")
+REASONS: tuple[Reason, ...] = get_args(Reason)
 UNSAFE: dict[Part, Reason] = {"thinking": "unsafe thinking", "answer": "unsafe answer", "whole": "unsafe whole"}
 
 
@@ -38,15 +38,6 @@ class Drop(Record, frozen=True, kw_only=True):
     prompt: str
     reasons: tuple[Reason, ...]
     detail: str = ""
-
-
-class TokenStats(Record, frozen=True, kw_only=True):
-    """Lengths of replies in tokens of the teacher, where it counts them (`n` of them do)."""
-
-    n: int
-    mean: float | None
-    p90: float | None
-    """The 90th percentile by nearest rank."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +52,8 @@ class Distilled:
     failures: Sequence[Failure]
     funnel: dict[str, int]
     """asked, answered, failed, one count a reason, kept; with `rewrite` also fell_back."""
-    tokens: dict[str, TokenStats]
-    """Of `all` traces and of those `kept`."""
+    tokens: dict[str, dict[str, float | None]]
+    """Lengths of `all` replies and of those `kept` in tokens of the teacher: `n` that it counted, their `mean` and `p90`."""
 
 
 async def distil(
@@ -92,7 +83,11 @@ async def distil(
     asked = prompts if isinstance(prompts, RecordFile) else RecordFile(Prompt, prompts)
     if strategy.constant is not None:
         return _constant(asked, strategy, settings)
-    work = _Work(asked, settings, (strategy, _needed(strategy, teacher)), tuple(judges), given or {})
+    if teacher is None:
+        raise UserError(
+            f"strategy '{strategy.name}' needs a model that writes: give --teacher (or a model named teacher)."
+        )
+    work = _Work(asked, settings, (strategy, teacher), tuple(judges), given or {})
     work.check()
     if settings.until_safe is None:
         await work.round(asked, range(settings.samples), progress)
@@ -105,29 +100,16 @@ async def distil(
     return work.result()
 
 
-def _needed(strategy: Strategy, teacher: Model | None) -> Model:
-    if teacher is None:
-        raise UserError(
-            f"strategy '{strategy.name}' needs a model that writes: give --teacher (or a model named teacher)."
-        )
-    return teacher
-
-
 def _constant(prompts: RecordFile[Prompt], strategy: Strategy, settings: DistilSettings) -> Distilled:
     """One and the same reply for every prompt. It needs neither teacher nor filter."""
     raw = strategy.constant or ""
-    same: dict[str, Any] = {
-        "model": f"constant:{strategy.name}",
-        "sampling": Sampling(max_tokens=settings.max_tokens),
-        "strategy": strategy.name,
-    }
+    same: dict[str, Any] = {"model": f"constant:{strategy.name}", "strategy": strategy.name}
+    same["sampling"] = Sampling(max_tokens=settings.max_tokens)
     made = (thinking.traced(prompt, raw, sent=strategy.messages(prompt), **same) for prompt in prompts)
     traces = RecordFile(Trace, made)
-    funnel = {"asked": len(traces), "answered": len(traces), "failed": 0}
-    funnel |= dict.fromkeys(REASONS, 0)
-    stats = _stats([])
-    kept = [trace.id for trace in traces]
-    return Distilled(traces, (), kept, (), (), {**funnel, "kept": len(traces)}, {"all": stats, "kept": stats})
+    n, stats = len(traces), _stats([])
+    funnel: dict[str, int] = {"asked": n, "answered": n, "failed": 0} | dict.fromkeys(REASONS, 0) | {"kept": n}
+    return Distilled(traces, (), [trace.id for trace in traces], (), (), funnel, {"all": stats, "kept": stats})
 
 
 class _Work:
@@ -207,18 +189,14 @@ class _Work:
 
     def _drop(self, trace: _Made, found: Mapping[Part, Verdict]) -> Drop | None:
         """Why a trace is not kept; `None` when it is."""
-        reasons: list[Reason] = []
-        detail = ""
-        if trace.outcome != "complete":
-            cut = trace.outcome in ("cut_in_thinking", "cut_in_answer")
-            reasons, detail = ["cut" if cut else "unparsed"], trace.outcome
+        if trace.outcome == "complete":
+            why = [self._unkept(part, found.get(part)) for part in self.settings.parts]
         else:
-            for part in self.settings.parts:
-                reason, why = self._unkept(part, found.get(part))
-                if reason:
-                    reasons.append(reason)
-                    detail = detail or why
-        return Drop(trace=trace.id, prompt=trace.prompt.id, reasons=tuple(reasons), detail=detail) if reasons else None
+            cut = trace.outcome in ("cut_in_thinking", "cut_in_answer")
+            why = [("cut" if cut else "unparsed", trace.outcome)]
+        reasons = tuple(reason for reason, _ in why if reason)
+        detail = next((detail for reason, detail in why if reason and detail), "")
+        return Drop(trace=trace.id, prompt=trace.prompt.id, reasons=reasons, detail=detail) if reasons else None
 
     def _unkept(self, part: Part, verdict: Verdict | None) -> tuple[Reason | None, str]:
         if verdict is None:
@@ -252,14 +230,14 @@ class _Work:
         traces = flow.traces
         if self.strategy.needs_trace:
             kept_of = set(prompts)
-            back = RecordFile(Trace, (self._fallback(name) for name in self.ids if hash(name) not in kept_of))
+            back = RecordFile(Trace, (self._given_back(name) for name in self.ids if hash(name) not in kept_of))
             traces = RecordFile(Trace, itertools.chain(traces, back))
             kept += [trace.id for trace in back.seen_as(_Named)]
             funnel["fell_back"] = len(back)
         stats = {"all": _stats(lengths), "kept": _stats(theirs)}
         return Distilled(traces, flow.verdicts, kept, drops, flow.failures, funnel, stats)
 
-    def _fallback(self, prompt: str) -> Trace:
+    def _given_back(self, prompt: str) -> Trace:
         """The given trace in place of a rewrite that did not pass."""
         trace = self.given[prompt]
         notes = (*trace.notes, "rewrite: fell back to the given trace")
@@ -279,9 +257,9 @@ class _Made(msgspec.Struct, gc=False):
     tokens_out: int | None = None
 
 
-def _stats(counts: Sequence[int]) -> TokenStats:
-    """Mean and 90th percentile of the tokens that came out, as the paper's Table 4 gives them."""
+def _stats(counts: Sequence[int]) -> dict[str, float | None]:
+    """Mean and 90th percentile, by nearest rank, of the tokens that came out, as the paper's Table 4 gives them."""
     if not counts:
-        return TokenStats(n=0, mean=None, p90=None)
+        return {"n": 0, "mean": None, "p90": None}
     rank = math.ceil(0.9 * len(counts)) - 1
-    return TokenStats(n=len(counts), mean=sum(counts) / len(counts), p90=float(sorted(counts)[rank]))
+    return {"n": len(counts), "mean": sum(counts) / len(counts), "p90": float(sorted(counts)[rank])}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import re
 from collections.abc import AsyncIterator, Iterable
@@ -26,6 +25,7 @@ from demur.errors import UserError, unknown
 from demur.interfaces import Model, Request
 from demur.records import Message, Pattern, Prompt, Record, Sampling, Trace
 
+SHIPPED = Path(__file__).with_name("strategies")
 CLASSIFIED = 1024
 """Tokens in which a prompt's category is named, thinking included."""
 SLOT = re.compile(r"\{(prompt|thinking|answer|policy)\}")
@@ -98,9 +98,7 @@ def load(name: str) -> Strategy:
     Raises:
         UserError: no such name or file, or front matter that says something else than a strategy does.
     """
-    if name in STRATEGIES:
-        return _shipped(name)
-    path = file_of(name)
+    path = SHIPPED / f"{name}.md" if name in STRATEGIES else file_of(name)
     if path.suffix != ".md":
         raise unknown("strategy", name, STRATEGIES, where=" (or a path to your own .md file)")
     if not path.is_file():
@@ -122,12 +120,6 @@ def file_of(name: str) -> Path:
         with contextlib.suppress(ModuleNotFoundError):
             return Path(str(resources.files(package))) / inside
     return Path(name)
-
-
-@functools.cache
-def _shipped(name: str) -> Strategy:
-    text = (resources.files("demur.distil") / "strategies" / f"{name}.md").read_text(encoding="utf-8")
-    return parse(text, name=name, where=f"{name}.md")
 
 
 def parse(text: str, *, name: str, where: str) -> Strategy:

@@ -7,7 +7,7 @@ After Chain-of-Guardrails, IPO (arXiv 2509.24393), SafeRemind (arXiv 2601.03662)
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -35,10 +35,10 @@ def cut_at_share(trace: Trace, share: float) -> str:
     return "".join(pieces[: round(share * len(pieces))]).rstrip()
 
 
-def cut_at_cue(trace: Trace, cue: Callable[[str], bool]) -> str | None:
-    """A reasoning before its first sentence of which `cue` holds, such as a sign of compliance; `None` without one."""
+def cut_at_cue(trace: Trace, cue: str) -> str | None:
+    """A reasoning before its first sentence with `cue`, a regular expression, such as for compliance; `None` without one."""
     pieces = sentences(trace.thinking or "")
-    at = next((place for place, piece in enumerate(pieces) if cue(piece)), None)
+    at = next((place for place, piece in enumerate(pieces) if re.search(cue, piece, re.IGNORECASE)), None)
     return None if at is None else "".join(pieces[:at]).rstrip()
 
 
@@ -56,11 +56,7 @@ def place(trace: Trace, findings: Sequence[Finding], settings: RepairSettings) -
         return cut_at_findings(trace, findings)
     if settings.cut == "share":
         return cut_at_share(trace, settings.share)
-    return _before(trace, settings.cue)
-
-
-def _before(trace: Trace, cue: str) -> str | None:
-    return cut_at_cue(trace, lambda sentence: bool(re.search(cue, sentence, re.IGNORECASE)))
+    return cut_at_cue(trace, settings.cue)
 
 
 def going_on(trace: Trace, begun: str, *, sampling: Sampling, closed: bool = False, sample: int = 0) -> Request:
@@ -83,7 +79,7 @@ class Intervened(Answering):
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply as it is where no sentence is a cue; else what follows on the reminder, in whose place the cue stood."""
         first = await self.model.answer(request, fresh=fresh)
-        kept = _before(first, self.settings.cue) if isinstance(first, Trace) and first.thinking else None
+        kept = cut_at_cue(first, self.settings.cue) if isinstance(first, Trace) and first.thinking else None
         if kept is None or not isinstance(first, Trace):
             return first
         given = thinking.split(request.sampling.prefill or thinking.OPEN, finish="length")

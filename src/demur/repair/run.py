@@ -1,7 +1,7 @@
 """Repair: every trace with a pattern goes through the means in order until the detector finds nothing in what came out.
 
-Nothing is lost: originals stay beside the repaired traces, each with what was done to it and why. The audit diagnoses the
-outcome again and reports the change of every pattern's rate over the same prompts, paired.
+Nothing is lost: originals stay beside the repaired traces, each with what was done to it and why. What counts is what the
+detector finds in the outcome, read afresh; it is a count and no rate, since what it finds nothing in is what was accepted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import msgspec
 from demur import thinking
 from demur.errors import UserError, WorkError
 from demur.interfaces import Detector, Model, Progress, Request, quiet
-from demur.records import PATTERNS, Estimate, Failure, Finding, Pattern, Record, Trace
+from demur.records import PATTERNS, Failure, Finding, Pattern, Record, Trace
 from demur.repair.cut import going_on, place
 from demur.repair.means import aligned, asked_again, trimmed
 from demur.repair.settings import RepairSettings
-from demur.stats import Difference, mean, paired, rate
 
 ROUNDS = 3
 """A cut may lay bare what evidence did not name at first; so often is what is left read and cut again."""
@@ -42,29 +41,6 @@ class Action(Record, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class Change(Record, frozen=True, kw_only=True):
-    """A pattern's rate before and after, over the traces that are left, and the paired difference."""
-
-    pattern: Pattern
-    before: Estimate
-    after: Estimate
-    difference: Difference
-    """After minus before."""
-
-
-class Audit(Record, frozen=True, kw_only=True):
-    """What the repair did."""
-
-    changes: tuple[Change, ...]
-    counts: dict[str, int]
-    """How many traces were clean, mended by each means, left, dropped."""
-    kept: Estimate
-    """Share of the traces that are left."""
-    tokens_saved: Estimate
-    """Per trace that is left; negative when replies grew. A trimmed trace's are estimated by its length, at its original's
-    characters per token."""
-
-
 @dataclass(frozen=True)
 class Repaired:
     """The outcome, in the order of the traces given."""
@@ -77,7 +53,10 @@ class Repaired:
     """On `traces`, by the detector, afterwards."""
     actions: tuple[Action, ...]
     failures: tuple[Failure, ...]
-    audit: Audit
+    counts: dict[str, int]
+    """How many traces were clean, mended by each means, left, dropped."""
+    patterns: dict[Pattern, tuple[int, int]]
+    """In how many traces each was found: in those given, and in those to go on with."""
 
 
 async def repair(
@@ -176,11 +155,9 @@ class _Work:
                 self.settle(trace, None, "drop", reason=f"nothing mended {', '.join(self.patterns(trace))}")
         elif name in ("reask", "continue"):
             await self._ask(name, traces)
-        elif name == "align":
-            await self._improve("align", traces)
         else:
-            for _ in range(ROUNDS):
-                await self._improve("trim", traces)
+            for _ in range(ROUNDS if name == "trim" else 1):
+                await self._improve(name, traces)
 
     async def _improve(self, name: str, traces: Sequence[Trace]) -> None:
         """One cut, or one new answer, on the best version so far; it stays the best version when patterns are gone."""
@@ -188,11 +165,9 @@ class _Work:
         for trace in traces:
             if trace.id not in self.actions:
                 best = self.better.get(trace.id, trace)
-                found = self.found[best.id]
-                cut = name == "trim"
-                candidates[trace.id] = (
-                    trimmed(best, found, self.detector.decides) if cut else aligned(best, found, self.settings.refusal)
-                )
+                found, refusal = self.found[best.id], self.settings.refusal
+                cut = trimmed(best, found, self.detector.decides) if name == "trim" else aligned(best, found, refusal)
+                candidates[trace.id] = cut
         await self._accept(name, candidates, traces)
 
     async def _accept(self, name: str, candidates: Mapping[str, Trace | None], traces: Sequence[Trace]) -> None:
@@ -253,8 +228,7 @@ class _Work:
 
     def result(self, traces: Sequence[Trace]) -> Repaired:
         """Everything in the order of the traces."""
-        left = [trace for trace in traces if trace.id in self.results]
-        final = [self.results[trace.id] for trace in left]
+        final = [self.results[trace.id] for trace in traces if trace.id in self.results]
         if len(self.actions) != len(traces):
             raise WorkError("two of the traces have the same id; give each trace once.")
         changed = [t for t in traces if self.actions[t.id].did not in ("clean", "left")]
@@ -264,35 +238,9 @@ class _Work:
             findings=tuple(finding for trace in final for finding in self.found[trace.id]),
             actions=tuple(self.actions[trace.id] for trace in traces),
             failures=tuple(self.failures),
-            audit=self._audit(traces, left, final),
-        )
-
-    def _audit(self, traces: Sequence[Trace], left: Sequence[Trace], final: Sequence[Trace]) -> Audit:
-        clusters = [trace.prompt.cluster for trace in left]
-        tokens = [(_tokens(b, a), b.prompt.cluster) for b, a in zip(left, final, strict=True)]
-        known = [(value, cluster) for value, cluster in tokens if value is not None]
-        return Audit(
-            changes=tuple(self._change(index, left, final, clusters) for index in range(len(PATTERNS))),
             counts=dict(sorted(Counter(action.did for action in self.actions.values()).items())),
-            kept=rate([t.id in self.results for t in traces], clusters=[t.prompt.cluster for t in traces]),
-            tokens_saved=mean([value for value, _ in known], clusters=[cluster for _, cluster in known]),
+            patterns={p: (self._with(p, traces), self._with(p, final)) for p in PATTERNS},
         )
 
-    def _change(self, index: int, left: Sequence[Trace], final: Sequence[Trace], clusters: Sequence[str]) -> Change:
-        before = [self.found[trace.id][index].present for trace in left]
-        after = [self.found[trace.id][index].present for trace in final]
-        return Change(
-            pattern=PATTERNS[index],
-            before=rate(before, clusters=clusters),
-            after=rate(after, clusters=clusters),
-            difference=paired(after, before, clusters=clusters),
-        )
-
-
-def _tokens(before: Trace, after: Trace) -> float | None:
-    """Tokens saved on one trace; `None` where the original's were not counted."""
-    if before.tokens_out is None:
-        return None
-    if after.tokens_out is not None:
-        return float(before.tokens_out - after.tokens_out)
-    return before.tokens_out * (1 - len(after.raw) / max(1, len(before.raw)))
+    def _with(self, pattern: Pattern, traces: Sequence[Trace]) -> int:
+        return sum(pattern in self.patterns(trace) for trace in traces)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator
 
 from demur.records import Sampling
 from demur.settings import Strict
@@ -21,6 +21,8 @@ def _regular(value: str) -> str:
     return value
 
 
+Regular = Annotated[str, AfterValidator(_regular)]
+"""A regular expression, in any case."""
 Means = Literal["reask", "continue", "trim", "align", "drop"]
 
 
@@ -28,11 +30,8 @@ class Intervention(Strict):
     """A defence while a model thinks, without training: cut before the first sentence that goes about complying, put a
     reminder there, and let it go on (after SafeRemind, arXiv 2601.03662, and SafeThink, arXiv 2602.11096)."""
 
-    cue: str = COMPLIANCE
-    """A regular expression, in any case."""
+    cue: Regular = COMPLIANCE
     insert: str = "Wait, let me think about whether this could hurt somebody."
-
-    _compiles = field_validator("cue")(_regular)
 
 
 class RepairSettings(Strict):
@@ -46,8 +45,8 @@ class RepairSettings(Strict):
     """Most replies that `reask` or `continue` asks for one trace."""
     cut: Literal["pattern", "cue", "share"] = "pattern"
     """Where `continue` cuts: before the first sentence that shows a pattern, before the first that `cue` matches, or at `share`."""
-    cue: str = COMPLIANCE
-    """A regular expression, in any case, for the first sentence that goes about complying."""
+    cue: Regular = COMPLIANCE
+    """For the first sentence that goes about complying."""
     share: float = Field(default=0.5, ge=0, le=1)
     """Of the sentences of a thinking."""
     insert: str = "Wait. This could hurt somebody, and it is not for me to help with that."
@@ -62,8 +61,6 @@ class RepairSettings(Strict):
     """Its bound on new tokens."""
     seed: int = 0
     """Its seed."""
-
-    _compiles = field_validator("cue")(_regular)
 
     @field_validator("means", mode="before")
     @classmethod

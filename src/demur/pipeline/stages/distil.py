@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-import msgspec
-
 from demur.distil.run import Drop, distil
 from demur.distil.settings import DistilSettings
 from demur.distil.strategy import CLASSIFIED, Strategy, classified, load
@@ -75,9 +73,7 @@ class Distil(Stage[DistilStageSettings]):
         for name in ("traces", "verdicts", "drops", "failures"):
             draft.write(name, getattr(made, name))
         draft.write("kept", (Kept(trace=trace) for trace in made.kept))
-        draft.summary |= {
-            "strategy": settings.strategy, "funnel": made.funnel, "tokens": msgspec.to_builtins(made.tokens),
-        }  # fmt: skip
+        draft.summary |= {"strategy": settings.strategy, "funnel": made.funnel, "tokens": made.tokens}
         draft.line = f"{made.funnel['asked']:,} asked → {made.funnel['kept']:,} kept"
 
     def _begun(self, context: Context, asked: Iterable[Prompt]) -> dict[str, str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from itertools import islice
 
-import msgspec
-
 from demur.interfaces import Ask
 from demur.models.requires import Requires
 from demur.pipeline.stage import Context, Lack, Size, Stage, detecting, detector_needs, kept, opened
@@ -49,8 +47,8 @@ class Repair(Stage[RepairStageSettings]):
         )
         for name in ("traces", "originals", "findings", "actions", "failures"):
             draft.write(name, getattr(done, name))
-        draft.summary |= {"audit": msgspec.to_builtins(done.audit), "counts": done.audit.counts}
-        draft.line = ", ".join(f"{count:,} {did}" for did, count in done.audit.counts.items())
+        draft.summary |= {"counts": done.counts, "patterns": done.patterns}
+        draft.line = ", ".join(f"{count:,} {did}" for did, count in done.counts.items())
 
     def needs(self) -> list[Lack]:
         lacks = super().needs() + detector_needs(self, self.settings.detector)
