@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import statistics
 import subprocess
 import time
@@ -104,6 +105,40 @@ def pooled(pairs: list[tuple[str, str]]) -> float:
     return rate
 
 
+def processor(work: Callable[[], object]) -> float:
+    """Processor seconds of some work, its processes that have ended included; the better of two."""
+
+    def used() -> float:
+        return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+    found = []
+    for _ in range(2):
+        before = used()
+        work()
+        found.append(used() - before)
+    return min(found)
+
+
+def at_the_margin(traces: list[Trace], pairs: list[tuple[str, str]]) -> tuple[float, float]:
+    """Processor seconds that these replies cost after as many others, ours and math-verify's: no start, no other load counts."""
+
+    async def judged(some: list[Trace]) -> None:
+        async for _ in MathsJudge(workers=2).verdicts(some):
+            pass
+
+    def verify_all(some: list[tuple[str, str]]) -> None:
+        with ProcessPoolExecutor(2) as pool:
+            list(pool.map(verified, some, chunksize=16))
+
+    others = [
+        replace(t, id="", prompt=replace(t.prompt, gold=perturbed(perturbed(t.prompt.gold or "")))) for t in traces
+    ]
+    strange = [(f"${trace.prompt.gold}$", reply) for trace, (_, reply) in zip(others, pairs, strict=True)]
+    ours_ = [processor(lambda some=some: asyncio.run(judged(some))) for some in (others, [*others, *traces])]  # type: ignore[misc]
+    theirs = [processor(lambda some=some: verify_all(some)) for some in (strange, [*strange, *pairs])]  # type: ignore[misc]
+    return ours_[1] - ours_[0], theirs[1] - theirs[0]
+
+
 def overhead(times: int) -> tuple[float, float]:
     """Median milliseconds of an isolated program and of a bare one, measured in turn."""
 
@@ -136,6 +171,7 @@ def main() -> None:
     fast = max(asyncio.run(ours(traces)) for _ in range(2))
     peers = {"plain": plain(whole)}
     peers |= {"pool": max(pooled(whole) for _ in range(2)), "pool_boxed": max(pooled(boxes) for _ in range(2))}
+    own, pool = at_the_margin(traces, boxes)
     before = (len(os.listdir("/proc/self/fd")), len(os.listdir("/tmp")))
     isolated, bare = overhead(options.programs)
     left = [a - b for a, b in zip((len(os.listdir("/proc/self/fd")), len(os.listdir("/tmp"))), before, strict=True)]
@@ -143,6 +179,9 @@ def main() -> None:
         "maths_per_s": round(fast, 1),
         **{f"math_verify_{name}_per_s": round(rate, 1) for name, rate in peers.items()},
         **{f"over_math_verify_{name}": round(fast / rate, 2) for name, rate in peers.items()},
+        "ours_cpu_ms": round(1000 * own / len(traces), 2),
+        "math_verify_cpu_ms": round(1000 * pool / len(traces), 2),
+        "over_math_verify_cpu": round(pool / own, 2),
         "isolated_ms": round(isolated, 1),
         "bare_ms": round(bare, 1),
         "isolation_overhead_ms": round(isolated - bare, 1),
