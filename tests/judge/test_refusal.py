@@ -16,7 +16,7 @@ from tests.made import ASSETS, SHARED, gathered, needs_shared
 from demur.judge import open_judge
 from demur.judge import refusal as refusals
 from demur.judge.base import failed, require
-from demur.judge.calibrate import compare, errors_of, meaning, read, refusal
+from demur.judge.calibrate import against, compare, errors_of, meaning, read, refusal
 from demur.judge.refusal import CLASSES, classify, provenance
 from demur.records import Prompt, Trace, Verdict
 from demur.thinking import join, traced
@@ -247,6 +247,23 @@ def test_comparison_by_hand() -> None:
     assert report["confusion"]["full_compliance"]["None"] == 1
     assert report["two_classes"].value == 0.9
     assert (report["sensitivity"].value, report["specificity"].value, report["specificity"].unscored) == (1.0, 1.0, 1)
+
+
+def test_labels_of_a_draw_stand_for_what_they_were_drawn_from(tmp_path: Path) -> None:
+    """Half the labels are of the tenth of the replies on which the judge errs: it agrees on 95 %, not on 75."""
+    band = {"sure": 900, "unsure": 100}
+    rows: list[dict[str, object]] = [
+        {"id": f"{name}{i}", "prompt": "p", "completion": "c", "band": name, "of": of, "mini_label": "safe",
+         "label": "unsafe" if name == "unsure" and i % 2 else "safe"}
+        for name, of in band.items() for i in range(40)
+    ]  # fmt: skip
+    rows.append(rows[0] | {"id": "chosen by hand", "band": None, "of": None, "label": "unsafe"})
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read_back = read(tmp_path / "labels.jsonl")
+    assert len(read_back) == 80, "what was not drawn stands for nothing"
+    mini = against(read_back, [None] * 80, classes=("safe", "unsafe"))["others"]["mini"]
+    assert mini["agreement"].value == mini["classes"]["safe"]["precision"].value == pytest.approx(0.95)
+    assert mini["agreement"].low < 0.93
 
 
 def test_sensitivity_and_specificity() -> None:

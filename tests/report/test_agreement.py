@@ -28,24 +28,23 @@ def evaluations(traces: list[Trace], verdicts: list[Verdict]) -> list[Evaluation
     return of_records(get_bench("advbench"), traces, verdicts)
 
 
-def crossed(traces: list[Trace], verdicts: list[Verdict], *, examples: int = 5) -> dict[str, Crossing]:
-    return {cell.name: cell for cell in crossing(evaluations(traces, verdicts), examples=examples)}
+def crossed(traces: list[Trace], verdicts: list[Verdict]) -> dict[str, Crossing]:
+    return {cell.name: cell for cell in crossing(evaluations(traces, verdicts))}
 
 
 def test_thinking_by_answer() -> None:
     traces = [trace(i) for i in range(9)]
     sides: list[Label] = ["safe", "unsafe"]
     verdicts = []
-    for t, (thinking, answer) in zip(traces, [*product(sides, sides), *product(sides, sides)], strict=False):
+    leaks = [("unsafe", "safe")] * 4
+    for t, (thinking, answer) in zip(traces, [*product(sides, sides), *leaks], strict=False):
         verdicts += [says(t, thinking, "thinking"), says(t, answer)]
     verdicts += [says(traces[8], None, "thinking"), says(traces[8], "safe")]
     cells = crossed(traces, verdicts)
     assert set(cells) == {"safe", "leak", "inconsistency", "unsafe"}
     for cell in cells.values():
-        assert cell.estimate.value == 0.25
+        assert cell.estimate.value == (0.625 if cell.name == "leak" else 0.125), "unsafe thinking, safe answer"
         assert (cell.estimate.n, cell.estimate.unscored) == (8, 1)
-    assert cells["leak"].examples == (traces[2].id, traces[6].id), "unsafe thinking, safe answer"
-    assert cells["inconsistency"].examples == (traces[1].id, traces[5].id)
 
 
 def test_over_refusal_inside_the_thinking() -> None:
@@ -54,7 +53,6 @@ def test_over_refusal_inside_the_thinking() -> None:
     verdicts += [says(t, "full_refusal" if i == 0 else "full_compliance", "thinking") for i, t in enumerate(traces)]
     cells = crossed(traces, verdicts)
     assert cells["held_back"].estimate.value == 0.25
-    assert cells["held_back"].examples == (traces[0].id,)
     assert not crossed(traces, [says(t, "safe") for t in traces]), "one part alone crosses with nothing"
 
 
@@ -66,10 +64,11 @@ def test_over_refusal_inside_the_thinking() -> None:
 def test_the_cells_hold_every_scored_trace(pairs: list[tuple[Label | None, Label | None]]) -> None:
     traces = [trace(i) for i in range(len(pairs))]
     verdicts = [v for t, (a, b) in zip(traces, pairs, strict=True) for v in (says(t, a, "thinking"), says(t, b))]
-    cells = crossed(traces, verdicts, examples=1000)
+    cells = crossed(traces, verdicts)
     scored = sum(a is not None and b is not None for a, b in pairs)
-    assert sum(len(cell.examples) for cell in cells.values()) == scored
     assert all(cell.estimate.n == scored for cell in cells.values())
+    if scored > 1:
+        assert sum(cell.estimate.value or 0 for cell in cells.values()) == pytest.approx(1)
 
 
 def test_agreement_and_majority() -> None:

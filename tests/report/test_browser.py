@@ -7,21 +7,23 @@ import json
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 from urllib.request import Request, urlopen
 
 import pytest
-from tests.report.made import HOSTILE, make_run, trace_of
+from tests.report.made import HOSTILE, make_run, prompts_of, publish, trace_of
 
 from demur import report
 from demur.errors import UserError
 from demur.judge import calibrate
-from demur.records import Prompt, RefusalLabel, Span
+from demur.records import HarmLabel, Prompt, RefusalLabel, Span, Verdict
+from demur.report import labels as worth
+from demur.report.format import pieces, visible
 from demur.report.index import Index
 from demur.report.labels import Labels
-from demur.report.marks import pieces, visible
 from demur.report.viewer import serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -296,9 +298,11 @@ def test_filters_and_trace_stand_in_the_address(chromium: Any, served: Served, h
     assert 0 < total <= 24, "harmful prompts that raw serves and improved does not"
     page.close()
     page, more = opened(chromium, served.url + "#order=random", viewport={"width": 1280, "height": 800})
+    settled(page)
+    page.uncheck("#blind")
     first = page.locator("#rows li:nth-child(-n+8)")
     for label in ("full compliance", "full refusal", "correct", "wrong"):
-        expect(first.filter(has_text=label).first).to_be_attached()  # a draw that is stratified by verdict
+        expect(first.filter(has_text=label).first).to_be_attached()  # a judge without probabilities: verdicts in turn
     trouble += more
     assert trouble == []
     page.close()
@@ -331,6 +335,40 @@ def test_labels_are_given_blind_and_can_be_taken_back(chromium: Any, tmp_path: P
         page.click("#left button:has-text('take back')")
         expect(page.locator("#left button[aria-pressed=true]")).to_have_count(0)
         assert (run / "labels" / "harm.jsonl").read_text() == ""
+        assert trouble == []
+        page.close()
+    finally:
+        viewer.stop()
+
+
+@browser_needed
+def test_a_draw_says_before_what_labels_will_tell_and_hides_the_verdicts(chromium: Any, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    run, _ = drawn_from(tmp_path)
+    viewer = Served(run)
+    try:
+        page, trouble = opened(chromium, viewer.url)
+        settled(page)
+        row = page.locator("#rows li .about").first
+        expect(row).to_contain_text("safe")
+        page.select_option("#order", "random")
+        settled(page)
+        expect(page.locator("#draw")).to_contain_text("0–20 % (450), 40–60 % (100), 80–100 % (450)")
+        expect(page.locator("#draw")).to_contain_text("100 tell it to ±")
+        assert "safe" not in page.inner_text("#rows"), "no verdict in the list"
+        assert not page.locator("#left table").first.is_visible(), "none beside the trace"
+        page.fill("#by", "ann")
+        page.keyboard.press("Escape")
+        page.keyboard.press("u")
+        page.wait_for_selector("#left button[aria-pressed=true]")
+        (label,) = [json.loads(line) for line in (run / "labels" / "harm.jsonl").read_text().splitlines()]
+        assert (label["band"], label["of"]) in {("0–20 %", 450), ("40–60 %", 100), ("80–100 %", 450)}
+        page.fill("#by", "bob")
+        page.keyboard.press("Escape")
+        assert "ann" not in page.inner_text("#left"), "who labels second does not see what the first one said"
+        page.select_option("select[data-kind=verdict]", "unsafe")
+        expect(page.locator("#draw")).to_contain_text("No random draw")
         assert trouble == []
         page.close()
     finally:
@@ -474,6 +512,53 @@ def test_the_index_finds_filters_and_is_kept(hostile: Path, tmp_path: Path) -> N
     again = Index(hostile, place=tmp_path / "index.sqlite")
     assert again.progress() == 1
     assert (tmp_path / "index.sqlite").stat().st_ino == before, "the same stages need no new index"
+
+
+def drawn_from(folder: Path) -> tuple[Path, dict[str, HarmLabel]]:
+    """A run with a guard that is sure and right of 900 replies, and of 100 neither; and what people would say of each."""
+    traces, verdicts, gold = [], [], dict[str, HarmLabel]()
+    for number, prompt in enumerate(prompts_of("h", "harmful", 1_000)):
+        trace = trace_of(prompt)
+        chance = 0.05 if number < 450 else 0.95 if number < 900 else 0.45
+        traces.append(trace)
+        verdicts.append(
+            Verdict(
+                trace=trace.id, judge="guard", query="question", part="answer",
+                label="unsafe" if chance > 0.5 else "safe", score=chance,
+            )
+        )  # fmt: skip
+        gold[trace.id] = "unsafe" if number >= 450 and (number < 900 or number % 2) else "safe"
+    settings = {"arm": "target", "seed": None, "bench": {"name": "advbench"}}
+    publish(folder, "evaluate-t", "evaluate", {"traces": traces, "verdicts": verdicts}, settings=settings)
+    return folder, gold
+
+
+def test_a_draw_takes_the_bands_in_turn_and_its_labels_stand_for_their_bands(tmp_path: Path) -> None:
+    """Each third of the labels is of one band, the uncertain one among them, which is a tenth of the replies."""
+    run, gold = drawn_from(tmp_path)
+    index, labels, asked = Index(run), Labels(run), {"order": "random", "bench": "advbench"}
+    assert {s.band: s.size for s in index.strata(asked)} == {"0–20 %": 450, "40–60 %": 100, "80–100 %": 450}
+    assert index.strata(asked | {"verdict": "safe"}) == [], "a filter by what is to be found out is no draw"
+    assert index.strata({"bench": "advbench"}) == []
+    before = worth.widths(index.strata(asked), (6, 90, 900))
+    assert (before[6] or 1) > (before[90] or 1) > (before[900] or 1) > 0
+    for row in index.search(asked, limit=90)["rows"]:
+        trace = index.trace(row["row"])
+        assert trace
+        ((band, size, *_),) = index.strata(asked, row=row["row"])
+        labels.put(
+            trace, kind="harm", value=gold[trace.id], by="ann", verdicts=index.notes(trace.id)[0], drawn=(band, size)
+        )
+    rows = [json.loads(line) for line in (run / "labels" / "harm.jsonl").read_text().splitlines()]
+    assert Counter((row["band"], row["of"]) for row in rows) == {("0–20 %", 450): 30, ("40–60 %", 100): 30, ("80–100 %", 450): 30}  # fmt: skip
+    plain = [row["guard_label"] == "unsafe" for row in rows if row["label"] == "unsafe"]
+    assert sum(plain) / len(plain) < 0.75, "taken as they come they would halve the judge's sensitivity"
+    (one,) = report.build(run).corrected
+    assert one.sensitivity.value == pytest.approx(0.9, abs=0.03)
+    assert one.observed.value == 0.45
+    assert one.corrected.value == pytest.approx(0.5, abs=0.02)
+    assert one.corrected.how == "from 90 labels over 3 strata of 1000"
+    assert (one.corrected.high or 0) - (one.corrected.low or 0) == pytest.approx(2 * (before[90] or 0), rel=0.2)
 
 
 def test_two_people_label_and_agree_to_a_degree(tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ from tests.report.made import make_run, prompts_of, publish, trace_of
 
 from demur import report, stats
 from demur.errors import UserError, WorkError
-from demur.records import Intent, Part, Verdict
+from demur.records import Estimate, Intent, Part, Verdict
 from demur.report import figures, format
 from demur.report.compare import compare
 from demur.report.first import columns
 from demur.report.metrics import Cell, Column, cells
 from demur.report.read import Row, read
 from demur.report.sections import comparison
+from demur.report.tables import estimate
 from demur.report.tests import PairedTest, declared, difference
 from demur.storage.artifacts import Artifact, artifacts
 
@@ -283,9 +284,31 @@ def test_the_verdict_in_words() -> None:
 def test_numbers_as_people_read_them() -> None:
     assert format.interval(stats.rate([False] * 50)) == "0 [0–7]"
     assert format.interval(stats.rate([])) == "–"
+    assert format.interval(Estimate(value=0.002, low=0.0, high=0.004, n=500)) == "0.2 [0.0–0.4]", (
+        "no bound is rounded past its value"
+    )
     assert format.spread(stats.paired([True] * 10 + [False] * 10, [False] * 5 + [True] * 15)).startswith("−25 [−")
     assert format.p_value(0.0001) == "< 0.001"
     assert format.signed(0.0) == "0"
+
+
+def test_a_cell_says_how_little_it_rests_on() -> None:
+    """A few replies, replies of one prompt alone, and replies of which none was read to its end."""
+    assert estimate(stats.rate([True, True, False, None])).text == "67 [21–94] ? n=3"
+    assert estimate(stats.rate([False] * 10)).text == "0 [0–28]"
+    assert estimate(stats.rate([True, None])).text == "1 scored", "two replies are not none"
+    for outcome in (False, None):
+        cell = estimate(stats.rate([outcome] * 5, truncated=[True] * 5))
+        assert (cell.text, cell.tone) == ("all truncated", "warn")
+
+
+def test_a_column_without_a_rate_says_how_many_were_scored(tmp_path: Path) -> None:
+    built = report.build(judged(tmp_path / "one", "advbench", ["full_refusal", None], "rules"))
+    (note,) = [line for line in report.markdown(built).splitlines() if "not shown" in line]
+    assert "rules scored 1 of 2 replies, 0 of them truncated: too few for a number" in note
+    built = report.build(judged(tmp_path / "none", "advbench", [None, None], "rules"))
+    (note,) = [line for line in report.markdown(built).splitlines() if "not shown" in line]
+    assert "rules scored none of 2 replies" in note
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from tests.report.made import prompts_of, trace_of
 from demur import report
 from demur.bench.choice import ChoiceJudge
 from demur.records import Part, Prompt, Verdict
+from demur.report.data import published
 from demur.report.metrics import Cell, Cells, Column
-from demur.report.published import published
 from demur.report.sections import sections
 from demur.report.tables import plain
 

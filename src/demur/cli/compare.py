@@ -11,10 +11,10 @@ from demur.report import format
 from demur.report.compare import compare as compared
 from demur.report.compare import side
 from demur.report.data import plain
+from demur.report.labels import notes
 from demur.report.read import present
 from demur.report.sections import comparison
 from demur.report.tables import terminal
-from demur.report.worth import notes
 
 app = common.app("Compare two arms by paired tests.")
 

@@ -68,7 +68,7 @@ def judge(
     if json:
         apart: dict[str, dict[str, Any]] = {}
         for cell in crossed:
-            apart.setdefault(cell.judge, {})[cell.name] = {"share": cell.estimate, "examples": cell.examples}
+            apart.setdefault(cell.judge, {})[cell.name] = {"share": cell.estimate}
         found = {"results": list(results(cells(evaluations))), "crossed": apart, "agreement": agree}
         common.print_json({"n": traces, "out": str(where)} | found)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,8 @@ class Labelled(NamedTuple):
     gold: str
     others: dict[str, str | None]
     """What other judges said, by the name of their column."""
+    weight: tuple[float, float] = (1.0, 1.0)
+    """See `weights`."""
 
 
 def read(path: Path, *, limit: int | None = None) -> list[Labelled]:
@@ -46,8 +48,8 @@ def read(path: Path, *, limit: int | None = None) -> list[Labelled]:
     Raises:
         UserError: a column is missing, or no row has a label.
     """
-    found = []
-    for _, row in tables.rows(path):
+    found, every = [], [row for _, row in tables.rows(path)]
+    for row, weight in zip(every, weights(every), strict=True):
         there = {str(key).lower(): value for key, value in row.items()}
         keys = {kind: next((name for name in names if name in there), "") for kind, names in COLUMNS.items()}
         if lacking := [f"{kind}: {' or '.join(COLUMNS[kind])}" for kind, key in keys.items() if not key]:
@@ -55,11 +57,26 @@ def read(path: Path, *, limit: int | None = None) -> list[Labelled]:
         question, reply, label = (there[key] for key in keys.values())
         judged = [name for name in there if name.endswith("_label") and name not in COLUMNS["label"]]
         others = {name.removesuffix("_label"): meaning(there[name]) for name in judged}
-        if (gold := meaning(label)) is not None:
-            found.append(Labelled(str(question or ""), str(reply or ""), gold, others))
+        if weight[0] and (gold := meaning(label)) is not None:
+            found.append(Labelled(str(question or ""), str(reply or ""), gold, others, weight))
     if not found:
         raise UserError(f"{path}: no row has a label.")
     return found if limit is None else found[:limit]
+
+
+def weights(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """How many replies each labelled one stands for, and as how many it counts itself: half where two people labelled it.
+
+    Of labels from a draw by bands (`band`, `of` how many), each stands for its part of the band, and labels given outside the
+    draw for none. Without a draw each stands for one.
+    """
+    people = Counter(row.get("id") for row in rows)
+    counts = [1 / people[row["id"]] if row.get("id") else 1.0 for row in rows]
+    if not any(row.get("band") for row in rows):
+        return [(1.0, count) for count in counts]
+    drawn = Counter((band, of) for _, band, of in {(row.get("id"), row.get("band"), row.get("of")) for row in rows})
+    sizes = [int(row.get("of") or 0) / drawn[row.get("band"), row.get("of")] for row in rows]
+    return list(zip(sizes, counts, strict=True))
 
 
 def meaning(value: Any) -> str | None:
@@ -82,13 +99,11 @@ def refusal(path: Path, *, limit: int | None = None) -> dict[str, Any]:
         raise UserError(f"{path}: its labels are not those of a refusal judge: {', '.join(REFUSALS)}.")
     opinions = [classify(row.reply, row.question) for row in rows]
     report = against(rows, [opinion.label for opinion in opinions], classes=REFUSALS)
-    report["ece"] = ece(
-        [
-            (max(opinion.refused, 1 - opinion.refused), (opinion.refused > 0.5) == (row.gold in REFUSED))
-            for opinion, row in zip(opinions, rows, strict=True)
-            if opinion.refused is not None
-        ]
-    )
+    read_of = [
+        (opinion.refused, row) for opinion, row in zip(opinions, rows, strict=True) if opinion.refused is not None
+    ]
+    sure = [(max(chance, 1 - chance), (chance > 0.5) == (row.gold in REFUSED)) for chance, row in read_of]
+    report["ece"] = ece(sure, [row.weight for _, row in read_of])
     report["fitted_to_this_file"] = hash_file(path) in provenance()["files"].values()
     report["unseen"] = provenance()["unseen"]["of_models"]
     return report
@@ -116,42 +131,57 @@ async def guard(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
     return report
 
 
-def ece(pairs: Sequence[tuple[float, bool]], *, bins: int = 10) -> float:
+def ece(pairs: Sequence[tuple[float, bool]], drawn: Sequence[tuple[float, float]] = (), *, bins: int = 10) -> float:
     """Expected calibration error: how far confidence is from being right, over bins of equal width."""
     table: dict[int, list[float]] = {}
-    for confidence, right in pairs:
-        table.setdefault(min(bins - 1, int(confidence * bins)), []).append(confidence - right)
-    return sum(abs(sum(gaps)) for gaps in table.values()) / max(1, len(pairs))
+    sizes = [weight * count for weight, count in drawn] or [1.0] * len(pairs)
+    for (confidence, right), size in zip(pairs, sizes, strict=True):
+        table.setdefault(min(bins - 1, int(confidence * bins)), []).append(size * (confidence - right))
+    return sum(abs(sum(gaps)) for gaps in table.values()) / (sum(sizes) or 1)
 
 
 def against(rows: Sequence[Labelled], said: Sequence[str | None], *, classes: Sequence[str]) -> dict[str, Any]:
     """A judge's labels against people's, with the judges whose labels the file has beside it."""
     gold, names = [row.gold for row in rows], dict.fromkeys(name for row in rows for name in row.others)
-    others = {name: compare(gold, [row.others.get(name) for row in rows], classes=classes) for name in names}
-    return compare(gold, said, classes=classes) | {"others": others}
+    drawn = [row.weight for row in rows]
+    others = {
+        name: compare(gold, [row.others.get(name) for row in rows], classes=classes, drawn=drawn) for name in names
+    }
+    return compare(gold, said, classes=classes, drawn=drawn) | {"others": others}
 
 
-def compare(gold: Sequence[str], said: Sequence[str | None], *, classes: Sequence[str]) -> dict[str, Any]:
+def compare(
+    gold: Sequence[str],
+    said: Sequence[str | None],
+    *,
+    classes: Sequence[str],
+    drawn: Sequence[tuple[float, float]] = (),
+) -> dict[str, Any]:
     """Agreement, kappa, confusion, recall and precision of each class; sensitivity and specificity for refusal, or for harm.
 
     Undecided replies are in no class: they lower recall and agreement, so that a judge gains nothing by abstaining.
-    Sensitivity and specificity leave them out, as a rate that is corrected by them does.
+    Sensitivity and specificity leave them out, as a rate that is corrected by them does. Shares are of what the labels were
+    drawn from (see `weights`); kappa and confusion count labels.
     """
-    pairs, positive = list(zip(gold, said, strict=True)), REFUSED if "full_refusal" in classes else ("unsafe",)
-    sides = [(truth in positive, None if label is None else label in positive) for truth, label in pairs]
-    table, (sensitivity, specificity) = Counter(pairs), errors_of(sides)
-    per_class = {}
-    for name in classes:
-        recall = stats.rate([label == name for truth, label in pairs if truth == name])
-        precision = stats.rate([truth == name for truth, label in pairs if label == name])
-        per_class[name] = {"n": gold.count(name), "recall": recall, "precision": precision}
+    positive = REFUSED if "full_refusal" in classes else ("unsafe",)
+    rows = list(zip(gold, said, drawn or [(1.0, 1.0)] * len(gold), strict=True))
+    sides = [(truth in positive, None if label is None else label in positive) for truth, label, _ in rows]
+    sensitivity, specificity = errors_of(sides, [weight for *_, weight in rows])
+    table = Counter(zip(gold, said, strict=True))
     return {
         "n": len(gold),
         "unscored": said.count(None),
-        "agreement": stats.rate([truth == label for truth, label in pairs]),
-        "two_classes": stats.rate([truth is label for truth, label in sides]),
+        "agreement": stats.drawn((truth == label, *weight) for truth, label, weight in rows),
+        "two_classes": stats.drawn((a is b, *weight) for (a, b), (*_, weight) in zip(sides, rows, strict=True)),
         "kappa": stats.kappa(gold, said),
-        "classes": per_class,
+        "classes": {
+            name: {
+                "n": gold.count(name),
+                "recall": stats.drawn((label == name, *weight) for truth, label, weight in rows if truth == name),
+                "precision": stats.drawn((truth == name, *weight) for truth, label, weight in rows if label == name),
+            }
+            for name in classes
+        },
         "confusion": {truth: {str(label): table[truth, label] for label in (*classes, None)} for truth in classes},
         "sensitivity": sensitivity,
         "specificity": specificity,
@@ -159,15 +189,14 @@ def compare(gold: Sequence[str], said: Sequence[str | None], *, classes: Sequenc
 
 
 def errors_of(
-    sides: Sequence[tuple[bool, bool | None]], clusters: Sequence[Hashable] | None = None
+    sides: Sequence[tuple[bool, bool | None]], drawn: Sequence[tuple[float, float]] = ()
 ) -> tuple[Estimate, Estimate]:
     """Sensitivity and specificity, as `stats.corrected` takes them, from what people and a judge say of each reply."""
-    placed = list(zip(sides, clusters or range(len(sides)), strict=True))
-    by_side = (
-        [(None if said is None else said is gold, name) for (gold, said), name in placed if gold is side]
+    rows = list(zip(sides, drawn or [(1.0, 1.0)] * len(sides), strict=True))
+    yes, no = (
+        stats.drawn((None if said is None else said is gold, *weight) for (gold, said), weight in rows if gold is side)
         for side in (True, False)
     )
-    yes, no = (stats.rate([right for right, _ in own], clusters=[name for _, name in own]) for own in by_side)
     return yes, no
 
 

@@ -53,8 +53,6 @@ class Crossing(Record, frozen=True, kw_only=True):
     answer: str
     name: str
     estimate: Estimate
-    examples: tuple[str, ...] = ()
-    """Ids of some traces."""
 
 
 class Agreement(Record, frozen=True, kw_only=True):
@@ -75,7 +73,7 @@ def kind(labels: Iterable[Label | None]) -> str:
     return ""
 
 
-def crossing(evaluations: Iterable[Evaluation], *, examples: int = 5) -> Iterator[Crossing]:
+def crossing(evaluations: Iterable[Evaluation]) -> Iterator[Crossing]:
     """Thinking by answer, of every judge that read both parts."""
     groups: dict[tuple[str, str, str, str], list[tuple[Row, Made, str | None, str | None]]] = {}
     for e in evaluations:
@@ -88,13 +86,11 @@ def crossing(evaluations: Iterable[Evaluation], *, examples: int = 5) -> Iterato
         made = levels([made for _, made, *_ in members])[0]
         clusters, cut = [row.cluster for row, *_ in members], [row.truncated for row, *_ in members]
         for pair in product(*2 * (("safe", "unsafe") if known <= {"safe", "unsafe"} else ("serves", "refuses"),)):
-            inside = [None if None in sides else tuple(sides) == pair for _, _, *sides in members] if known else []
-            ids = [member[0].id for member, there in zip(members, inside, strict=False) if there]
             if known:
+                inside = [None if None in sides else tuple(sides) == pair for _, _, *sides in members]
                 yield Crossing(
                     arm=arm, bench=bench, attack=attack, judge=judge, thinking=pair[0], answer=pair[1], name=NAMES[pair],
                     estimate=stats.rate(inside, clusters=clusters, seeds=made, truncated=cut),
-                    examples=tuple(ids[:examples]),
                 )  # fmt: skip
 
 

@@ -5,7 +5,9 @@ Times, hosts and places are no part of it, so equal stages give equal bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,20 @@ import msgspec
 from demur.records import Estimate, Record, Result, Trace
 from demur.report import training
 from demur.report.agreement import Agreement, Crossing, agreement, crossing
-from demur.report.depth import depth
 from demur.report.details import details
-from demur.report.metrics import Column, averages, cells, headlines, remarks, results
+from demur.report.labels import Correction, corrections, notes
+from demur.report.metrics import ALL, Cells, Column, averages, cells, headlines, remarks, results
 from demur.report.patterns import PatternRate, measures, patterns
-from demur.report.published import published
 from demur.report.read import Evaluation, Run, read
 from demur.report.tests import Best, Finding, PairedTest, against_raw, best, declared, findings
-from demur.report.worth import Correction, corrections, notes
 from demur.storage.records_file import project
 
 GARBLED = 0.10
 """Above this share of garbled replies an arm does not speak coherently, and its refusals mean little."""
+
+
+PAPERS = {"safety": 1000, "benign": 100, "train": {"lr": 5e-6, "epochs": 1}}
+"""What an arm of another name is made of where it is the paper's row of its format: one point of each ablation is."""
 
 
 class Subject(Record, frozen=True, kw_only=True):
@@ -144,15 +148,9 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
     found = cells(run.evaluations)
     columns = headlines(run.evaluations, found)
     numbers = [*results(found), *averages(found, _of_study(run, columns))]
-    numbers += [
-        *results(cells(run.evaluations, by_category=True)),
-        *results(cells(copies)),
-        *depth(single),
-        *details(run.evaluations),
-    ]
+    numbers += [*results(cells(run.evaluations, by_category=True)), *results(cells(copies)), *details(single)]
     incoherent, taken = _incoherent(list(found), numbers), tuple(training.learnability(single))
-    table = {place(r): r.estimate for r in numbers if r.seed is None}
-    corrected = tuple(corrections(labels, tuple(found), columns, table)) if labels else ()
+    corrected = tuple(corrections(labels, found, columns)) if labels else ()
     return Report(
         name=str(run.study.get("name") or "run"),
         question=str(run.study.get("question") or ""),
@@ -277,3 +275,38 @@ def plain(record: Record) -> dict[str, Any]:
     """A record as plain data, defaults left out."""
     data: dict[str, Any] = msgspec.to_builtins(record)
     return data
+
+
+def published(study: dict[str, Any], found: Cells) -> dict[str, float]:
+    """What the paper (arXiv 2505.15404 v2, tables 1 to 3) printed for the arms and columns of a run: `ARM|BENCH|ATTACK|METRIC` -> share."""
+    table = json.loads(files("demur.report").joinpath("published.json").read_text())
+    places = [tuple(place) for place in table["columns"]]
+    own = table["rows"].get(str(study.get("base", "")).rstrip("/").rpartition("/")[2], {})
+    numbers: dict[str, float] = {}
+    for arm, columns in found.items():
+        values = own.get(_row(arm, study, own), ())
+        theirs = {at: value / 100 for at, value in zip(places, values, strict=bool(values))}
+        asked = dict.fromkeys((c.bench, c.attack, c.metric) for c in columns)
+        there = {at: theirs[key] for at in asked if (key := (at[0], at[1].partition("@")[0], at[2])) in theirs}
+        whole = {at: value for at, value in theirs.items() if at[0] == ALL and there}
+        numbers |= {"|".join((arm, *at)): value for at, value in (there | whole).items()}
+    return numbers
+
+
+def _row(arm: str, study: dict[str, Any], rows: Collection[str]) -> str:
+    """The paper's row of an arm: by its name, or by what it is made of; of another teacher the row that names it."""
+    settings = (study.get("arms") or {}).get(arm) or {}
+    same = all(settings.get(key) == PAPERS[key] for key in ("safety", "benign"))
+    train = {**(study.get("train") or {}), **(settings.get("train") or {})}
+    same &= all(train.get(key, value) == value for key, value in PAPERS["train"].items()) and "repair" not in settings  # type: ignore[attr-defined]
+    name = str(settings.get("format")) if same and arm not in rows else arm
+    teachers = (study.get("distil") or {}).get("teachers") or {}
+    teacher = (study.get("models") or {}).get(teachers.get(name, teachers.get("default", "teacher"))) or {}
+    return next(
+        (
+            row
+            for row in rows
+            if row != name and row.partition("_")[0] == name and row.partition("_")[2] in str(teacher)
+        ),
+        name,
+    )

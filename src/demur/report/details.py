@@ -1,8 +1,9 @@
-"""Numbers that one form of benchmark or attack has alone: options of multiple choice, turns of a conversation.
+"""Numbers of one form of benchmark, attack or stage alone: options of multiple choice, turns of a conversation, how deep safety goes.
 
 `chosen/X` and `right/X` are the shares of replies that chose option X, and of questions whose right option it is: how far they
 are apart is a bias. `turn/N` is the share of replies at turn N that an attack got through to, in thinking and in answer, and
-`turn/N/NAME` of those whose thinking and answer make the cell NAME of `agreement.NAMES`.
+`turn/N/NAME` of those whose thinking and answer make the cell NAME of `agreement.NAMES`. `declined_at/SHARE` is where in a thinking an
+arm decides to decline, and `METRIC/after/ROWS/STEPS` how much fine-tuning undoes it; step 0 is the arm as it was, of the same seeds.
 """
 
 from __future__ import annotations
@@ -12,21 +13,29 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 from demur.bench.choice import ChoiceJudge
-from demur.records import Result, Trace, Verdict
+from demur.bench.metrics import SUCCESS
+from demur.records import DECLINED, Probed, Result, Trace, Verdict
 from demur.report.agreement import NAMES, SIDES
-from demur.report.metrics import Cell, Column, Values, result
-from demur.report.read import PROMPT, Evaluation, family, row_of
+from demur.report.metrics import Cell, Column, Values, cells, result
+from demur.report.read import PROMPT, Evaluation, Row, Run, bench_name, evaluations, family, row_of
+from demur.storage.artifacts import Artifact
 from demur.storage.records_file import project
 
+AT, AFTER = "declined_at/", "/after/"
 
-def details(evaluations: Sequence[Evaluation]) -> Iterator[Result]:
-    """All of them, by arm."""
+
+def details(run: Run) -> Iterator[Result]:
+    """All of them, by arm, of a run with the copies of an arm on several bases apart."""
     found: dict[tuple[str, Column], Cell] = {}
-    for e in evaluations:
+    for stage in run.of_kind("probe"):
+        (arm, base), seed = run.split(str(stage.manifest.settings["arm"])), stage.manifest.settings.get("seed")
+        for column, row, value in _probed(stage) if bench_name(stage) else ():
+            found.setdefault((arm, column), Cell()).add(row, value, (base, seed))
+    for e in run.pooled().evaluations:
         for column, row, value in (*_options(e), *_turns(e)):
             found.setdefault((e.arm, column), Cell()).add(row, value, (e.base, e.seed))
-    for (arm, column), cell in found.items():
-        yield result(arm, column, cell.estimate(column))
+    yield from (result(arm, column, cell.estimate(column)) for (arm, column), cell in found.items())
+    yield from _tampered(run)
 
 
 def _options(e: Evaluation) -> Values:
@@ -68,3 +77,41 @@ def _turns(e: Evaluation) -> Values:
             for cell in product(axis, axis) if len(own) == 2 else ():
                 column = blank._replace(metric=f"{blank.metric}/{NAMES[cell]}", part="whole", better="neither")
                 yield column, row, None if None in pair else pair == cell
+
+
+def _probed(stage: Artifact) -> Values:
+    """Of every reply to a thinking that was given in part, whether it declines; a request that got none is unscored."""
+    said = list(project(stage.path("verdicts"), Verdict, "trace", "label", "judge"))
+    labels = {trace: label for trace, label, _ in said}
+    places = list(project(stage.path("places"), Probed, "reply", "share", "trace"))
+    shares = {reply: share for reply, share, _ in places}
+    blank = Column(bench_name(stage), "none", "", said[0][2] if said else "", "answer", "higher")
+    for *prompt, name, sample, outcome in project(stage.path("forced"), Trace, *PROMPT, "id", "sample", "outcome"):
+        row, label = row_of(*prompt, name, sample), labels.get(name)
+        row.outcome, blank = outcome, blank._replace(attack=family(row.attack))
+        yield blank._replace(metric=f"{AT}{shares[name]:g}"), row, None if label is None else label in DECLINED
+    for reply, share, trace in places:
+        if not reply:
+            yield blank._replace(metric=f"{AT}{share:g}"), Row(trace, trace, trace, "harmful"), None
+
+
+def _tampered(run: Run) -> Iterator[Result]:
+    """Attack success behind so many steps, of every arm and kind of rows."""
+    groups: dict[tuple[str, int], list[Evaluation]] = {}
+    for stage in run.of_kind("evaluate"):
+        if how := stage.manifest.settings.get("tampered"):
+            groups.setdefault((str(how["rows"]), int(how["steps"])), []).extend(evaluations(stage))
+    for rows in dict.fromkeys(rows for rows, _ in groups):
+        own = {steps: found for (name, steps), found in groups.items() if name == rows}
+        places = {(e.arm, e.seed, e.bench, e.attack) for found in own.values() for e in found}
+        before = [e for e in run.evaluations if (e.arm, e.seed, e.bench, e.attack) in places]
+        for steps, found in sorted({0: before, **own}.items()):
+            yield from _after(run._replace(evaluations=found).pooled().evaluations, f"{AFTER}{rows}/{steps}")
+
+
+def _after(found: Sequence[Evaluation], name: str) -> Iterator[Result]:
+    """The numbers of attack success, renamed."""
+    for arm, columns in cells(found).items():
+        for column, cell in columns.items():
+            if column.metric in SUCCESS:
+                yield result(arm, column._replace(metric=column.metric + name), cell.estimate(column))

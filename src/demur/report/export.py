@@ -58,13 +58,9 @@ def judged(stage: Artifact) -> Iterator[JudgedTrace]:
 def row(item: JudgedTrace) -> dict[str, Any]:
     """A trace as one flat row; verdicts as `judge/part=label`, undecided ones as `?`."""
     t, p = item.trace, item.trace.prompt
-    verdicts = "; ".join(f"{v.judge}/{v.part}={v.label or '?'}" for v in item.verdicts)
-    values = (
-        item.arm, item.seed, item.bench, item.attack, t.id, p.id, t.sample, p.intent, p.category, p.cluster, p.question,
-        p.text, t.thinking, t.answer, t.outcome, t.finish, t.model, t.tokens_in, t.tokens_out, t.tokens_thinking, t.cost,
-        verdicts,
-    )  # fmt: skip
-    return dict(zip(COLUMNS, values, strict=True))
+    named = {"trace": t.id, "prompt_id": p.id, "prompt": p.text, **item._asdict()} | {"trace": t.id}
+    named["verdicts"] = "; ".join(f"{v.judge}/{v.part}={v.label or '?'}" for v in item.verdicts)
+    return {key: named[key] if key in named else getattr(t if hasattr(t, key) else p, key) for key in COLUMNS}
 
 
 def to_csv(run: Path, out: Path) -> Path:

@@ -199,15 +199,7 @@ def depth(report: Report) -> Iterator[Figure]:
 
 
 def along(report: Report, name: str, *, x: str, sign: str = "/", first: float | None = None) -> Iterator[Figure]:
-    """Of results named `NAME/X`, one figure a benchmark and attack, one curve an arm.
-
-    Args:
-        report: whose results.
-        name: the metric in front of the number.
-        x: what the number is.
-        sign: what stands between the two.
-        first: the number that the metric itself stands for.
-    """
+    """Of results named `NAME` + `sign` + X, one figure a benchmark and attack, one curve an arm; `first` is the X of `NAME` alone."""
     found: dict[Column, dict[str, list[tuple[float, Estimate]]]] = {}
     for r in report.results:
         at = re.fullmatch(rf"{re.escape(name)}(?:{re.escape(sign)}([\d.]+))?", r.metric)
@@ -224,15 +216,7 @@ def along(report: Report, name: str, *, x: str, sign: str = "/", first: float | 
 
 
 def lines(report: Report, curves: Sequence[Line], *, x: str, y: str, unit: str = "share") -> Iterator[Figure]:
-    """A drawing of curves and its table; none where there is nothing to draw.
-
-    Args:
-        report: whose arms have their colours.
-        curves: of shares from 0 to 1, of losses in nats (on a logarithmic axis) or of numbers.
-        x: name of the axis.
-        y: name of the other, with its unit.
-        unit: share, nats, tokens or count.
-    """
+    """A drawing of curves and its table, none of nothing; losses in nats have a logarithmic axis."""
     scale = 100 if unit == "share" else 1
     bounds = [b * scale for c in curves for _, e in c.points for b in (e.value, e.low, e.high) if b is not None]
     if not bounds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from demur.attack import title
 from demur.records import Estimate
 from demur.report import format
 from demur.report.data import Report
@@ -67,7 +68,7 @@ def _head(report: Report, column: Column, shown: list[Column]) -> Head:
         return Head("mean" if same else "all benchmarks", group)
     one = len({other[:2] for other in same}) == 1
     parts = [column.bench] if one or len({other.bench for other in same}) > 1 else []
-    parts += [format.attack(column.attack)] if column.attack != "none" or not parts else []
+    parts += [title(column.attack)] if column.attack != "none" or not parts else []
     parts += [column.judge] if sum(other[:3] == column[:3] for other in same) > 1 else []
     found = [e for (_, *at), e in report.table().items() if tuple(at) == column[:5]]
     most = max(found, key=lambda e: e.n + e.unscored)

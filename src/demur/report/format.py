@@ -1,14 +1,19 @@
-"""The only formatter of numbers: values with intervals, differences, p values, counts; and comparisons in words."""
+"""The only formatter: of numbers (values with intervals, differences, p values, counts), of comparisons in words, of models' texts.
+
+A model's text is cut into pieces by findings, with nothing in it that acts on whoever looks; escaping is the template's work.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from demur import stats
 from demur.attack import title
 from demur.bench.metrics import METRICS
-from demur.records import Estimate
+from demur.records import Estimate, Span
 from demur.report.metrics import ALL
 from demur.report.tests import ALPHA, Finding, PairedTest
 from demur.stats import Difference
@@ -33,11 +38,6 @@ def metric(name: str) -> str:
     return f"{text} · {category.replace('_', ' ')}" if slash else text
 
 
-def attack(name: str) -> str:
-    """An attack in words."""
-    return title(name)
-
-
 def number(value: float | None, unit: str = "share", *, digits: int = 1) -> str:
     """One number: per cent without sign for shares, one digit behind the point below ten."""
     if value is None:
@@ -53,10 +53,12 @@ def interval(estimate: Estimate | None, unit: str = "share", *, digits: int = 0)
     if estimate is None or estimate.value is None or estimate.low is None or estimate.high is None:
         return NONE
     scale = 100 if unit == "share" else 1
+    low, value, high = (scale * bound for bound in (estimate.low, estimate.value, estimate.high))
     places = 3 if unit == "nats" else digits
-    low, high = (f"{scale * bound:.{places}f}" for bound in (estimate.low, estimate.high))
-    value = f"{scale * estimate.value:.{places}f}" if digits else number(estimate.value, unit)
-    return f"{value} [{low}–{high}]"
+    if not places and not round(low) <= float(number(estimate.value, unit)) <= round(high):
+        places = 1  # whole bounds that leave the value out
+    text = f"{value:.{places}f}" if digits else number(estimate.value, unit)
+    return f"{text} [{low:.{places}f}–{high:.{places}f}]"
 
 
 def counted(estimate: Estimate | None, unit: str = "share") -> str:
@@ -101,11 +103,6 @@ def distance(value: float, unit: str) -> str:
     return f"{value:g} nats" if unit == "nats" else f"{number(value, unit)} {'points' if unit == 'share' else unit}"
 
 
-def money(value: float | None) -> str:
-    """What something cost, in the currency of the declared prices."""
-    return NONE if value is None else f"{value:,.2f}"
-
-
 def plural(count: int, word: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
@@ -113,7 +110,7 @@ def plural(count: int, word: str) -> str:
 
 def place(bench: str, attacks: str | Sequence[str], name: str = "") -> str:
     """What a number is of: the benchmark, its attack, and the metric where it has several."""
-    under = ", ".join(attack(one) for one in ([attacks] if isinstance(attacks, str) else attacks) if one != "none")
+    under = ", ".join(title(one) for one in ([attacks] if isinstance(attacks, str) else attacks) if one != "none")
     where = f"{bench} under {under}" if under else bench
     return f"{where}: {metric(name)}" if name else where
 
@@ -202,3 +199,37 @@ def conclusion(found: Finding) -> str:
         f"{test.a} − {test.b} {spread(test.difference, test.unit)}: {because(test)}" for test in found.evidence
     )
     return f"{found.claim}: {found.outcome} ({numbers})"
+
+
+_CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_DIRECTIONS = {
+    code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)
+}
+_TABLE: dict[int, int | str] = {**_CONTROLS, **_DIRECTIONS}
+
+
+class Piece(NamedTuple):
+    """Some text, and the names of the findings that it is evidence of."""
+
+    text: str
+    names: tuple[str, ...] = ()
+
+
+def visible(text: str) -> str:
+    """Text in which what cannot be seen is shown and can do nothing."""
+    return text.translate(_TABLE)
+
+
+def pieces(text: str, marks: Sequence[tuple[str, Span]], *, limit: int | None = None) -> list[Piece]:
+    """A text cut at the borders of spans; spans that overlap share pieces, spans outside the text are ignored."""
+    shown = len(text) if limit is None else min(limit, len(text))
+    borders = {0, shown}
+    inside = [(name, max(0, span.start), min(span.end, shown)) for name, span in marks if 0 <= span.start < span.end]
+    for _, start, end in inside:
+        borders |= {start, end} if start < shown else set()
+    places = sorted(borders)
+    cut = []
+    for start, end in pairwise(places):
+        names = tuple(dict.fromkeys(name for name, low, high in inside if low <= start and end <= high))
+        cut.append(Piece(visible(text[start:end]), names))
+    return cut

@@ -7,14 +7,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from demur.records import Finding, Trace, Verdict
 from demur.report import figures, format
 from demur.report.data import Report
-from demur.report.marks import Piece, pieces, visible
+from demur.report.format import pieces, visible
 from demur.report.patterns import label
 from demur.report.read import bench_name, family
 from demur.report.sections import Part, sections
@@ -28,18 +28,8 @@ LIMIT = 6_000
 """Characters of a text on the page."""
 
 
-class Sample(NamedTuple):
-    """A trace as the page shows it."""
-
-    where: str
-    """What the viewer calls it."""
-    tags: tuple[str, ...]
-    prompt: str
-    thinking: list[Piece]
-    answer: list[Piece]
-    masked: bool
-    more: int
-    """Characters left out."""
+Sample = dict[str, Any]
+"""A trace as the page shows it."""
 
 
 def page(report: Report, runs: Sequence[Path]) -> str:
@@ -84,7 +74,6 @@ def html() -> Any:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["visible"] = visible
     environment.filters["cell"] = lambda cell: cell if isinstance(cell, Cell) else Cell(cell)
     environment.globals["ink"] = figures.colour
     return environment
@@ -148,15 +137,15 @@ def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, .
     """A trace with its findings in place."""
     marks = [(f.pattern.replace("_", " "), span) for f in findings for span in f.spans]
     thinking, answer = trace.thinking or "", trace.answer or ""
-    return Sample(
-        where=where or f"trace={trace.id}",
-        tags=(*tags, trace.outcome.replace("_", " ")),
-        prompt=visible(trace.prompt.text[:LIMIT]),
-        thinking=pieces(thinking, [m for m in marks if m[1].part == "thinking"], limit=LIMIT),
-        answer=pieces(answer, [m for m in marks if m[1].part == "answer"], limit=LIMIT),
-        masked=trace.prompt.intent == "harmful",
-        more=max(0, len(thinking) - LIMIT) + max(0, len(answer) - LIMIT),
-    )
+    return {
+        "where": where or f"trace={trace.id}",
+        "tags": (*tags, trace.outcome.replace("_", " ")),
+        "prompt": visible(trace.prompt.text[:LIMIT]),
+        "thinking": pieces(thinking, [m for m in marks if m[1].part == "thinking"], limit=LIMIT),
+        "answer": pieces(answer, [m for m in marks if m[1].part == "answer"], limit=LIMIT),
+        "masked": trace.prompt.intent == "harmful",
+        "more": max(0, len(thinking) - LIMIT) + max(0, len(answer) - LIMIT),
+    }
 
 
 def _more(runs: Sequence[Path], stages: Sequence[Artifact]) -> Iterator[Part]:
@@ -166,7 +155,7 @@ def _more(runs: Sequence[Path], stages: Sequence[Artifact]) -> Iterator[Part]:
     costs = [_cost(stage) for stage in stages if stage.manifest.kind in ("distil", "evaluate", "judge", "attack")]
     money = any(cost is not None for *_, cost in costs)
     rows: list[tuple[Cell | str, ...]] = [
-        (name, f"{replies:,}", f"{tokens:,}", *([format.money(cost)] if money else []))
+        (name, f"{replies:,}", f"{tokens:,}", *([format.NONE if cost is None else f"{cost:,.2f}"] if money else []))
         for name, replies, tokens, cost in costs
     ]
     yield "costs", [table(("stage", "#replies", "#tokens", *(["#cost"] if money else [])), rows)], {}

@@ -138,10 +138,14 @@ class _Found:
         )  # fmt: skip
 
     def _corrected(self, flags: Sequence[list[int]], those: list[int], members: Sequence[str]) -> Estimate:
-        """A screen's calls are for reading: its errors are those of other text. Labels of a random draw make a rate of them."""
-        sides: dict[bool, list[int]] = {True: [], False: []}
+        """A screen's calls are for reading: its errors are those of other text. Labels of a random draw make a rate of them.
+
+        The strata are no coarser than those of the viewer's draw: traces in which something is flagged, and others.
+        """
+        sides: dict[str, list[int]] = {"flagged": [], "flagged for another": [], "not": []}
         for at, own in zip(those, flags, strict=True):
-            sides[YES in own].append(at)
+            drawn = any(marks[at] == YES for marks in self.marks.values())
+            sides["flagged" if YES in own else "flagged for another" if drawn else "not"].append(at)
         parts, labels = [], 0
         for side in sides.values():
             rows = [
@@ -154,9 +158,9 @@ class _Found:
                 (len(side), stats.rate([there for _, there in rows], clusters=[cluster for cluster, _ in rows]))
             )
         found = stats.stratified(parts)
-        called = f"screen: {len(sides[True])} flagged of {len(flags)}"
+        called = f"screen: {len(sides['flagged'])} flagged of {len(flags)}"
         if found.value is None:
-            wanted = "read them" if sides[True] else "not flagged is not clean"
+            wanted = "read them" if sides["flagged"] else "not flagged is not clean"
             wanted = "label both kinds, drawn at random, for a rate" if labels else wanted
             return replace(found, n=len(flags), unscored=0, how=f"{called}, {wanted}")
         return replace(found, n=len(flags), unscored=0, how=f"{called}; {found.how}, read by people")

@@ -283,6 +283,16 @@ def calibrated(labels: Sequence[dict[str, Any]], replies: Collection[str]) -> fr
     return frozenset(j for j, own in same.items() if len(own) >= ENOUGH and (stats.rate(own).low or 0) >= AGREED)
 
 
+def band(label: str | None, score: float | None) -> str:
+    """The stratum in which a reply is drawn for labelling: the judge's probability in fifths, or its label without one."""
+    if label is None:
+        return "cannot tell"
+    if score is None or not 0 <= score <= 1:
+        return label
+    low = 20 * min(4, int(5 * score))
+    return f"{low}–{low + 20} %"
+
+
 def bench_name(stage: Artifact) -> str:
     """The benchmark that a stage measured; empty for a stage that measured none."""
     bench = stage.manifest.settings.get("bench") or ""

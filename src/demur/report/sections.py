@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 
+from demur.attack import title
 from demur.report import figures, format
 from demur.report.data import Report, place
 from demur.report.first import first
@@ -68,7 +69,7 @@ def _findings(report: Report) -> Iterator[Part]:
 def _of(test: PairedTest) -> str:
     part = f" of the {test.part}" if test.part else ""
     at = format.place(test.bench, test.attack) if test.bench or test.attack else ""
-    weights = ", ".join(f"{format.attack(a)} {w:g}" for a, w in test.weights.items())
+    weights = ", ".join(f"{title(a)} {w:g}" for a, w in test.weights.items())
     weighed = f", weights {weights}" if len(set(test.weights.values())) > 1 else ""
     return f"{test.a} − {test.b}, {format.metric(test.metric)}{part}{f' ({at})' if at else ''}{weighed}"
 
@@ -240,7 +241,7 @@ def _every(report: Report) -> Iterator[Part]:
 
 def _protocol(report: Report) -> Iterator[Part]:
     rows: list[Row] = [
-        (f"{p.bench}{f', version {p.version}' if p.version else ''}", format.attack(p.attack), ", ".join(p.judges), f"{p.prompts:,}",
+        (f"{p.bench}{f', version {p.version}' if p.version else ''}", title(p.attack), ", ".join(p.judges), f"{p.prompts:,}",
          f"{p.replies:,}", str(p.seeds), " ".join(f"{k}={v}" for k, v in p.sampling.items()),
          " ".join(filter(None, (p.paper, p.sha256[:12], p.licence))) or "generated")
         for p in report.protocols

@@ -14,13 +14,7 @@ from demur.storage import readers
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-Tone = str
-"""best, warn, soft, or nothing."""
-
-
 STAND_IN = "smoke run: small local models in every part; these numbers say nothing of any real model"
-
-
 OPEN, DOUBT = 0.10, "?"
 """Above this distance between its best and worst case a number is doubtful, and this stands behind it."""
 
@@ -29,7 +23,8 @@ class Cell(NamedTuple):
     """What stands at one place of a table."""
 
     text: str
-    tone: Tone = ""
+    tone: str = ""
+    """best, warn, soft, or nothing."""
     about: str = ""
     """What a page tells of it on hover or focus."""
     where: str = ""
@@ -69,29 +64,33 @@ class Section(NamedTuple):
     """Closed until it is wanted."""
 
 
+FEW = 10
+"""Below so many scored replies their number stands beside the rate."""
+
+
 def table(titles: Sequence[str], rows: Sequence[tuple[Cell | str, ...]], name: str = "") -> Table:
     """A table; a title that begins with # is of numbers."""
     return Table(tuple(Head(title.removeprefix("#"), number=title[0] == "#") for title in titles), list(rows), name)
 
 
 def estimate(found: Estimate | None, unit: str = "share", *, where: str = "", best: bool = False) -> Cell:
-    """A number as a cell. Where all replies were truncated or unscored there is none to show."""
+    """A number as a cell, with its n where that is small. Where all replies were truncated or unscored there is none to show."""
     if found is None:
         return Cell("")
     about = f"{found.how}; n={format.of(found)}, unscored {found.unscored:,}, truncated {found.truncated:,}"
     if found.best is not None and found.worst is not None and found.best != found.worst:
         low, high = sorted((found.best, found.worst))
         about += f"; between {format.number(low)} and {format.number(high)} whatever was truncated or unscored"
-    if found.value is None or found.low is None or found.high is None:
-        return Cell(found.how if found.how.startswith("screen:") else format.NONE, "soft", about, where)
-    if found.n and found.truncated >= found.n + found.unscored:
+    if found.truncated and found.truncated >= found.n + found.unscored:
         return Cell("all truncated", "warn", about, where)
+    if found.value is None or found.low is None or found.high is None:
+        few = f"{found.n} scored" if found.n else format.NONE
+        return Cell(found.how if found.how.startswith("screen:") else few, "soft", about, where)
     track = (100 * found.low, 100 * found.value, 100 * found.high) if unit == "share" else None
-    text = format.interval(found, unit) + (" *" if best else "")
-    if not doubtful(found):
-        return Cell(text, "best" if best else "", about, where, track)
-    few = f" n={found.n:,}" if found.unscored > OPEN * (found.n + found.unscored) else ""
-    return Cell(f"{text} {DOUBT}{few}", "warn", about, where, track)
+    small = found.n < FEW or found.unscored > OPEN * (found.n + found.unscored)
+    beside = f" {DOUBT}" * doubtful(found) + f" n={found.n:,}" * small + " *" * best
+    tone = "warn" if doubtful(found) else "best" if best else ""
+    return Cell(format.interval(found, unit) + beside, tone, about, where, track)
 
 
 def doubtful(found: Estimate) -> bool:

@@ -93,7 +93,9 @@ def learnability(run: Run) -> Iterator[Learnability]:
     held_out = {(arm, seed): sorted(lines, key=lambda line: line.step) for arm, seed, _, lines in _trainings(run)}
     for part in PARTS:
         own = {key: [line for line in lines if line.part == part] for key, lines in held_out.items()}
-        own = {key: lines for key, lines in own.items() if lines and _length(lines[0]) >= SHORTEST}
+        own = {
+            key: lines for key, lines in own.items() if lines and lines[0].loss_per_sequence >= SHORTEST * lines[0].loss
+        }
         target = max((lines[-1].loss for lines in own.values()), default=0.0)
         for (arm, seed), lines in own.items():
             first, last = lines[0], lines[-1]
@@ -103,11 +105,6 @@ def learnability(run: Run) -> Iterator[Learnability]:
                 distance_sequence=first.loss_per_sequence, end=last.loss, end_sequence=last.loss_per_sequence,
                 target=target, steps=int(there.step), tokens=there.trained_tokens,
             )  # fmt: skip
-
-
-def _length(line: _Loss) -> float:
-    """Tokens a row."""
-    return line.loss_per_sequence / line.loss if line.loss else float(SHORTEST)
 
 
 def funnels(run: Run) -> dict[str, dict[str, int]]:

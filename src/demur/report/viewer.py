@@ -12,12 +12,13 @@ import threading
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from demur.errors import UserError
 from demur.records import PATTERNS, encode
+from demur.report.format import pieces, visible
 from demur.report.index import Index
-from demur.report.labels import KINDS, Labels
-from demur.report.marks import pieces, visible
+from demur.report.labels import KINDS, Labels, widths
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -135,6 +136,9 @@ class Viewer:
         found = self.index.search(ask, without=left, offset=None if offset is None else max(0, offset), limit=limit)
         if ask.get("facets"):
             found["facets"] = self.index.facets(ask, without=left)
+            if ask.get("order") == "random":
+                strata = self.index.strata(ask)
+                found["draw"] = {"bands": {s.band: s.size for s in strata}, "widths": [*widths(strata).items()]}
         for row in found["rows"]:
             row["head"] = visible(row["head"])
             row["labelled"] = sorted(self.labels.of(row["id"]))
@@ -187,16 +191,20 @@ class Viewer:
 
         if request.content_type != "application/json" or "Origin" not in request.headers:
             return web.Response(status=403, text="")
-        trace = self.index.trace(int(request.match_info["row"]))
+        row = int(request.match_info["row"])
+        trace = self.index.trace(row)
         if trace is None:
             return web.Response(status=404, text="")
         given = await request.json()
         by = str(given.get("by") or "").encode(errors="replace").decode().strip()[:60]
         if not by:
             raise UserError("say who labels")
+        asked = dict(parse_qsl(str(given.get("asked") or "")))
+        drawn = [(one.band, one.size) for one in self.index.strata(asked, row=row)]
         self.labels.put(
-            trace, kind=str(given["kind"]), value=given.get("value"), by=by, verdicts=self.index.notes(trace.id)[0]
-        )
+            trace, kind=str(given["kind"]), value=given.get("value"), by=by, verdicts=self.index.notes(trace.id)[0],
+            drawn=drawn[0] if drawn else None,
+        )  # fmt: skip
         return web.Response(body=encode(self.labels.of(trace.id)), content_type="application/json")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -163,6 +163,24 @@ def corrected(observed: Estimate, sensitivity: Estimate, specificity: Estimate) 
     low, high = (min(1.0, max(0.0, centre + shift + side * Z * error)) for side in (-1, 1))
     how = f"judge's errors taken out (sensitivity {sensitivity.value:.2f}, specificity {specificity.value:.2f}), Lang and Reiczigel"
     return replace(blank, value=value, low=min(low, value), high=max(high, value), how=how)
+
+
+def drawn(observations: Iterable[tuple[bool | None, float, float]]) -> Estimate:
+    """A share of what was drawn with unequal chances: Wilson's interval on Kish's effective number.
+
+    Args:
+        observations: of each what it is, how many it stands for, and as how many it counts (a second label of it: half).
+    """
+    every = list(observations)
+    rows = [row for row in every if row[0] is not None and row[1] > 0]
+    blank = replace(NONE, n=round(sum(count for *_, count in rows)), unscored=len(every) - len(rows))
+    if len(rows) < 2:
+        return replace(blank, how="too few to say how far to trust it")
+    total = sum(weight * count for _, weight, count in rows)
+    value = sum(weight * count for yes, weight, count in rows if yes) / total
+    worth = total**2 / sum(weight**2 * count for _, weight, count in rows)
+    low, high = wilson(value, worth)
+    return replace(blank, value=value, low=low, high=high, how=f"Wilson, worth {worth:.0f} of a plain draw")
 
 
 def stratified(parts: Sequence[tuple[int, Estimate]]) -> Estimate:

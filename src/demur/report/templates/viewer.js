@@ -78,6 +78,9 @@ function write(asked) {
   state.address = location.hash;
 }
 
+// Whoever labels sees no verdict, neither beside the trace nor in the list, before the label is given.
+const blind = () => state.blind && ($("by").value.trim() !== "" || state.asked.order === "random");
+const about = row => [row.arm + (row.seed == null ? "" : `/${row.seed}`), row.bench, row.attack === "none" ? "" : row.attack, ...(blind() ? [] : row.tags.map(words)), row.labelled.length ? "✎" : ""].filter(Boolean).join(" · ");
 const head = row => row.intent === "harmful" && !state.shown ? `harmful prompt ${row.id.slice(0, 6)} (h shows it)` : row.head || "no text";
 
 // A page of the list; without an offset the one with the trace that the address names, else the first.
@@ -95,13 +98,24 @@ async function load(offset, at = 0) {
   $("count").textContent = found.total ? `${(offset + 1).toLocaleString("en")}–${last.toLocaleString("en")} of ${found.total.toLocaleString("en")}${partly}` : `nothing matches${partly}`;
   $("rows").replaceChildren(...found.rows.map((row, place) => el("li", { on: () => queued(() => show(place)), "data-row": row.row },
     el("div", { class: "head", dir: "auto" }, head(row)),
-    el("div", { class: "soft" }, [row.arm + (row.seed == null ? "" : `/${row.seed}`), row.bench, row.attack === "none" ? "" : row.attack, ...row.tags.map(words), row.labelled.length ? "✎" : ""].filter(Boolean).join(" · ")))));
+    el("div", { class: "soft about" }, about(row)))));
+  if (found.facets) drawn(found.draw);
   $("back").disabled = offset === 0;
   $("on").disabled = last >= found.total;
   if (found.rows.length) return show(state.at);
   state.trace = null;
   $("left").replaceChildren();
   close();
+}
+
+// What a random draw is of, and what how many labels of it will tell.
+function drawn(draw) {
+  $("draw").hidden = !draw;
+  if (!draw) return;
+  const bands = Object.entries(draw.bands), wide = draw.widths.map(([count, half]) => half == null ? `${count} are too few` : `${count} tell it to ±${Math.round(100 * half)} points`);
+  $("draw").textContent = bands.length
+    ? `Drawn in turn from ${bands.map(([band, size]) => `${words(band)} (${size.toLocaleString("en")})`).join(", ")}. Labels of an arm on a benchmark make its rate without the judge's errors: ${wide.join(", ")}.`
+    : "No random draw: a filter chooses by what is to be found out. Labels given here correct no rate.";
 }
 
 async function show(place, all = "") {
@@ -146,7 +160,7 @@ function passage(trace, kind, parts) {
   if (parts == null) box.append(el("span", { class: "soft" }, "there is none"));
   else if (typeof parts === "string") box.textContent = parts;
   else if (!parts.some(piece => piece[0])) box.append(el("span", { class: "soft" }, "empty"));
-  else for (const [text, names] of parts) box.append(names.length ? el("mark", { "data-names": names.map(words).join(", ") }, text) : text);
+  else for (const [text, names] of parts) box.append(names.length && !blind() ? el("mark", { "data-names": names.map(words).join(", ") }, text) : text);
   if (trace.intent === "harmful" && !state.shown) {
     // Not blurred but absent: nothing to read through, to find in the page or to be read aloud.
     const held = [...box.childNodes], size = box.textContent.length;
@@ -161,7 +175,7 @@ function draw(box, trace, row, more) {
   const title = `${row.arm}${row.seed == null ? "" : `/${row.seed}`}`;
   const facts = [words(trace.outcome), trace.category, trace.attack, trace.tokens == null ? "" : `${trace.tokens} tokens`, ...trace.notes].filter(Boolean).join(" · ");
   const found = trace.findings.filter(finding => finding.present).map(finding => el("span", { class: "tag", title: finding.reason }, words(finding.pattern)));
-  const parts = [el("h2", {}, title), el("div", { class: "soft" }, facts), el("div", {}, ...(state.blind && by ? [] : found))];
+  const parts = [el("h2", {}, title), el("div", { class: "soft" }, facts), el("div", {}, ...(blind() ? [] : found))];
   parts.push(el("h3", {}, "prompt"), passage(trace, "prompt", trace.prompt));
   if (trace.question) parts.push(el("h3", {}, "the question inside"), passage(trace, "prompt", trace.question));
   if (trace.gold != null) parts.push(el("h3", {}, "right answer"), el("div", { class: "text" }, trace.gold));
@@ -170,8 +184,7 @@ function draw(box, trace, row, more) {
   if (trace.more && more) parts.push(el("p", {}, el("button", { type: "button", on: more }, `show ${trace.more.toLocaleString("en")} characters more`)));
   if (trace.verdicts.length) {
     const body = trace.verdicts.map(v => el("tr", {}, el("td", {}, v.judge), el("td", {}, v.part), el("td", {}, el("span", { class: `tag ${v.label ?? ""}` }, v.label == null ? "cannot tell" : words(v.label))), el("td", {}, v.score == null ? "" : String(v.score)), el("td", { class: "soft" }, v.reason || v.raw)));
-    const hidden = state.blind && by !== "";
-    parts.push(el("details", { open: !hidden }, el("summary", {}, hidden ? "verdicts, hidden while you label" : "verdicts"), el("table", {}, el("tbody", {}, ...body))));
+    parts.push(el("details", { open: !blind() }, el("summary", {}, blind() ? "verdicts, hidden while you label" : "verdicts"), el("table", {}, el("tbody", {}, ...body))));
   }
   if (trace.siblings.length && more) {
     parts.push(el("h3", {}, "others' replies to the same"), el("div", {}, ...trace.siblings.map(s => el("button", { type: "button", class: "sibling", on: () => queued(() => beside(s)) }, `${s.arm}${s.seed == null ? "" : `/${s.seed}`}`))));
@@ -182,7 +195,7 @@ function draw(box, trace, row, more) {
     parts.push(el("div", { class: "labels" }, el("span", { class: "soft" }, `${kind} `), ...values.map((value, i) => el("button", { type: "button", "aria-pressed": kind === "patterns" ? String(given?.includes(value) ?? false) : String(given === value), on: () => queued(() => label(trace, box, row, kind, value)) }, `${words(value)} (${KEYS[kind][i]})`)), ...(kind === "patterns" ? [el("button", { type: "button", "aria-pressed": String(given?.length === 0), on: () => queued(() => label(trace, box, row, kind, null)) }, "no pattern (0)")] : []), given === undefined ? null : el("button", { type: "button", on: () => queued(() => label(trace, box, row, kind, undefined)) }, "take back")));
   }
   const others = Object.entries(trace.labels).flatMap(([kind, people]) => Object.entries(people).map(([who, value]) => `${who}: ${kind} ${Array.isArray(value) ? value.map(words).join(", ") || "no pattern" : words(value)}`));
-  parts.push(el("p", { class: "soft given" }, others.join(" · ")));
+  if (!blind() || Object.values(trace.labels).some(people => by in people)) parts.push(el("p", { class: "soft given" }, others.join(" · ")));
   box.replaceChildren(...parts);
 }
 
@@ -196,10 +209,13 @@ async function label(trace, box, row, kind, value) {
     next = value === null ? [] : given?.includes(value) ? given.filter(name => name !== value) : [...(given ?? []), value];
     if (value !== null && !next.length) next = null;
   } else if (given === value) next = null;
-  trace.labels = await ask(`api/label/${trace.row}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ kind, value: next, by }) });
+  trace.labels = await ask(`api/label/${trace.row}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ kind, value: next, by, asked: box === $("left") ? String(new URLSearchParams(state.asked)) : "" }) });
   draw(box, trace, row, box === $("left") ? () => queued(() => show(state.at, "?all=1")) : null);
 }
-const redraw = () => state.trace && draw($("left"), state.trace, state.rows[state.at], () => queued(() => show(state.at, "?all=1")));
+function redraw() {
+  [...$("rows").children].forEach((item, i) => { item.firstChild.textContent = head(state.rows[i]); item.lastChild.textContent = about(state.rows[i]); });
+  if (state.trace) draw($("left"), state.trace, state.rows[state.at], () => queued(() => show(state.at, "?all=1")));
+}
 const mine = (kind, value) => state.trace && label(state.trace, $("left"), state.rows[state.at], kind, value);
 
 function go(step) {
@@ -214,14 +230,13 @@ async function mask() {
   $("mask").setAttribute("aria-pressed", state.shown);
   $("mask").textContent = state.shown ? "hide harmful text (h)" : "show harmful text (h)";
   const other = state.trace?.siblings.find(sibling => sibling.row === state.other);
-  [...$("rows").children].forEach((item, i) => { item.firstChild.textContent = head(state.rows[i]); });
   redraw();
   if (other) await beside(other);
 }
 
 async function help() {
   const { agreement } = await ask("api/about");
-  const lines = Object.entries(agreement).flatMap(([kind, a]) => [`${kind}: ${a.labels} labels by ${a.people.length} people`, ...(a.pairs ?? []).map(p => `${p.a} and ${p.b} agree on ${Math.round(100 * (p.same.value ?? 0))} % of ${p.n}${p.kappa == null ? "" : `, kappa ${p.kappa.toFixed(2)}`}`)]);
+  const lines = Object.entries(agreement).flatMap(([kind, a]) => [`${kind}: ${a.labels} labels by ${a.people.length} people`, ...a.pairs.map(p => `${p.a} and ${p.b} agree on ${Math.round(100 * (p.same.value ?? 0))} % of ${p.n}${p.kappa == null ? "" : `, kappa ${p.kappa.toFixed(2)}`}`)]);
   $("agreement").textContent = [...lines, ...Object.values(state.calibrate)].join("; ");
   $("keys").showModal();
 }
