@@ -133,8 +133,6 @@ def run_demur(base: Path, steps: int, out: Path, dtype: Literal["float32", "mixe
     from demur.train.settings import TrainSettings
 
     given, _, held = prepared(base, steps)
-    # Logits are what a micro-batch of a real vocabulary weighs.
-    vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
     write_jsonl(out / "rows.jsonl", given)
     spent: list[tuple[float, float]] = []
     inner = trainer.Trainer.run
@@ -147,7 +145,6 @@ def run_demur(base: Path, steps: int, out: Path, dtype: Literal["float32", "mixe
         schedule="constant",
         checkpoint_every=0,
         dtype=dtype,
-        micro_tokens=min(16_384, (1 << 27) // vocabulary),
     )
     summary = trainer.train(out / "rows.jsonl", base=base, out=out, settings=settings)
     return Result(*spent[0], summary["tokens"], held_out_loss(load(out / "model"), held))
@@ -336,7 +333,7 @@ MIXED: dict[str, Callable[[Path, int, Path], Result]] = {
 }
 """Beside the others on a model that is wide enough for bfloat16 arithmetic to pay."""
 SETTINGS = {
-    "demur": "its defaults; packed rows, as many tokens as 128 MiB of logits allow",
+    "demur": "its defaults; packed rows, as many tokens as make 128 MiB of logits",
     "trl_default": "as it comes: padded micro-batches, activations recomputed",
     "trl_grouped": "no recomputation; rows of like length together, so that padding is least",
     "trl_padding_free": "no recomputation; rows in one line (its padding_free, which wants flash attention and here builds a mask)",

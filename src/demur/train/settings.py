@@ -84,7 +84,7 @@ class TrainSettings(Strict):
     micro_batch: int | None = connection(None, ge=1)
     """Rows that a device holds at once, at most. Default: what `micro_tokens` holds."""
     micro_tokens: int = connection(16384, ge=1)
-    """Tokens that a device holds at once; at least one row."""
+    """Tokens that a device holds at once; at least one row. On a CPU no more than make 128 MiB of logits."""
     checkpointing: bool | Literal["auto"] = connection("auto")
     """Recompute activations to save memory. `auto`: only where memory asks for it."""
     checkpoint_every: int = connection(50, ge=0)
