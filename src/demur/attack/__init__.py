@@ -47,8 +47,7 @@ PLAYED_BY = {"judge": "attack_judge"}
 def attack_class(name: str) -> type[Attack]:
     """The class behind a name, or a `module:class`.
 
-    Raises:
-        UserError: there is none; the nearest name and all names are given.
+    Raises UserError: there is none; the nearest name and all names are given.
     """
     if name not in ATTACKS and ":" not in name:
         raise unknown("attack", name, ATTACKS)
@@ -96,8 +95,7 @@ class AttackUse(Strict):
     def files(self, data_dir: Path | None = None) -> dict[str, Path]:
         """Key -> path of everything that it reads: inputs of its stage.
 
-        Raises:
-            UserError: a file that was named or that it cannot do without is not there.
+        Raises UserError: a file that was named or that it cannot do without is not there.
         """
         found = {}
         for file in attack_class(self.name).files:
@@ -120,8 +118,7 @@ NO_ATTACK = AttackUse(name="none", settings=AttackSettings(), models={}, given={
 def parse(value: str | Mapping[str, Any]) -> AttackUse:
     """An attack as it is written in a study or on the command line, checked against its own settings.
 
-    Raises:
-        UserError: no such attack, or a key that it does not know; the nearest and the allowed ones are given.
+    Raises UserError: no such attack, or a key that it does not know; the nearest and the allowed ones are given.
     """
     return AttackUse(**_split(value))
 
@@ -129,8 +126,7 @@ def parse(value: str | Mapping[str, Any]) -> AttackUse:
 def make(use: AttackUse | str, files: Mapping[str, Path] | None = None) -> Attack:
     """An attack that can be asked what it needs; `files` are what `use.files` found, and looked for when left out.
 
-    Raises:
-        UserError: something is wrong with its files.
+    Raises UserError: something is wrong with its files.
     """
     use = parse(use) if isinstance(use, str) else use
     return attack_class(use.name)(use.name, use.settings, use.files() if files is None else files)
@@ -146,8 +142,7 @@ def open_attack(
 ) -> Attack:
     """An attack, ready to work: with the live target and, in `models`, a model for each of its parts.
 
-    Raises:
-        UserError: something that it needs was not given.
+    Raises UserError: something that it needs was not given.
     """
     attack, models = make(use, files), models or {}
     if lacks := [part for part in attack.parts if part not in models]:

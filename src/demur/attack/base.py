@@ -123,8 +123,7 @@ def texts(name: str) -> File:
 def read_texts(path: Path, own: str) -> dict[str, Any]:
     """Wording from a YAML file with the keys, and under each a text or texts by name, of demur's own file `own`.
 
-    Raises:
-        UserError: no YAML, a key missing, an unknown one, or something that is no text.
+    Raises UserError: no YAML, a key missing, an unknown one, or something that is no text.
     """
     import yaml
 
@@ -162,8 +161,7 @@ QUESTION = ("prompt", "question", "goal", "query")
 def by_question(path: Path, *columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The rows of a file that is keyed by the question: its `key`, then a cell of each column, which may have several names.
 
-    Raises:
-        UserError: a row lacks the question or the first column.
+    Raises UserError: a row lacks the question or the first column.
     """
     for number, row in readers.rows(path):
         cells = [next((str(row[name]) for name in names if row.get(name)), "") for names in (QUESTION, *columns)]

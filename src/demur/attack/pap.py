@@ -63,8 +63,7 @@ class FrozenPap(Attack):
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """Questions in order, their rewrites within them.
 
-        Raises:
-            UserError: a question without a rewrite, before the first is yielded; a subset would be another benchmark.
+        Raises UserError: a question without a rewrite, before the first is yielded; a subset would be another benchmark.
         """
         questions = list(prompts)
         without = [prompt for prompt in questions if not self._rewrites.get(key(prompt.question))]
@@ -120,11 +119,7 @@ class WrittenPap(Attack):
         return [Ask("attacker", asked, asked * (INSTRUCTION + tokens), asked * self.settings.max_tokens)]
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
-        """As the rewrites come.
-
-        Raises:
-            WorkError: the attacker gave not one.
-        """
+        """As the rewrites come. Raises WorkError: the attacker gave not one."""
         wanted = [derived(prompt, prompt.question, f"{self.name}:{t}") for prompt in prompts for t in self._means]
         async with aclosing(answered(wanted, self._written, limit=256)) as found:
             async for one in found:

@@ -130,8 +130,7 @@ class Search(Attack):
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """The best prompt for each goal, as goals end.
 
-        Raises:
-            WorkError: a model is down, or attacker or judge fail on most turns; all replies so far are kept.
+        Raises WorkError: a model is down, or attacker or judge fail on most turns; all replies so far are kept.
         """
         goals = list(prompts)
         place = {goal.id: index for index, goal in enumerate(goals)}
@@ -286,8 +285,7 @@ class Search(Attack):
     def _note(self, attempt: Attempt, unread: int = 0) -> None:
         """Keep a turn, and stop where going on would measure nothing.
 
-        Raises:
-            WorkError: the attacker or the judge failed on most turns.
+        Raises WorkError: the attacker or the judge failed on most turns.
         """
         self.attempts.append(attempt)
         judged, count = attempt.judge_queries, self._count

@@ -86,8 +86,7 @@ class PrefillAttack(Attack):
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
         """The questions; what is begun stands in the sampling of their requests.
 
-        Raises:
-            UserError: a question without an opening, before the first is yielded.
+        Raises UserError: a question without an opening, before the first is yielded.
         """
         questions = list(prompts)
         lacks = [prompt for prompt in questions if self._own is not None and key(prompt.question) not in self._own]

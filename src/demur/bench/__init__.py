@@ -87,8 +87,7 @@ def names() -> list[str]:
 def get_bench(name: str) -> Bench:
     """The benchmark of a name, or of a `module:attribute`.
 
-    Raises:
-        UserError: there is none; the nearest name and all names are given.
+    Raises UserError: there is none; the nearest name and all names are given.
     """
     base, equals, _ = name.partition("=")
     if equals:

@@ -34,8 +34,7 @@ BOXED = "Please think it through step by step, and give the final answer in \\bo
 def rows(path: Path, columns: Mapping[str, str], where: Mapping[str, Sequence[str]] | None = None) -> Iterator[Row]:
     """The rows of a copy under the names of `columns`, as text; those alone whose cells are among the values of `where`.
 
-    Raises:
-        UserError: an empty file, or a column that is missing.
+    Raises UserError: an empty file, or a column that is missing.
     """
     for row in raw_rows(path):
         asked = {name: _text(pick(row, f"?{name}", path)).lower() for name in where or {}}
@@ -57,8 +56,7 @@ def raw_rows(path: Path) -> Iterator[dict[str, Any]]:
 def pick(row: Mapping[str, Any], said: str, where: object) -> Any:
     """The cell of the first of some columns `a|b` that a row has, whatever its case; `None` where a `?` allows none.
 
-    Raises:
-        UserError: there is none.
+    Raises UserError: there is none.
     """
     column = column_of(row, said.removeprefix("?"))
     if column is not None:

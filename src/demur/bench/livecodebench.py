@@ -98,8 +98,7 @@ def _tests(row: Row, where: str) -> dict[str, Any]:
 def private_tests(packed: str, where: str) -> list[dict[str, Any]]:
     """The private tests: plain JSON, or base64 of zlib of a pickle that holds one text and does nothing.
 
-    Raises:
-        UserError: it is neither. A pickle that would do anything at all is refused and not loaded.
+    Raises UserError: it is neither. A pickle that would do anything at all is refused and not loaded.
     """
     if not packed or packed.lstrip().startswith("["):
         found: list[dict[str, Any]] = _json(packed or "[]", where)

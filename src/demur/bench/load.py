@@ -39,8 +39,7 @@ def load_prompts(
         limit: only so many: the first of each category in turn, so that a small number still holds every kind.
         seed: for sets that are generated.
 
-    Raises:
-        UserError: no copy and no hub, or a copy that is not the release.
+    Raises UserError: no copy and no hub, or a copy that is not the release.
     """
     if bench.generated:
         return read_prompts(bench, None, n=limit, seed=seed)
@@ -57,8 +56,7 @@ def load_prompts(
 def find(bench: Bench, *, data: Path | None = None, data_dir: Path | None = None) -> Path:
     """The local copy of a benchmark, or the hub's table put into a cache.
 
-    Raises:
-        UserError: there is neither; the message says which file is looked for and where to get it.
+    Raises UserError: there is neither; the message says which file is looked for and where to get it.
     """
     if data is not None:
         if not data.exists():
