@@ -78,6 +78,11 @@ TINY: dict[str, Any] = {
             "judge": {"kind": "llama_guard3", "model": "guard"},
             "also": ["thinking"],
         },
+        {
+            "name": "mini_harm",
+            "limit": 2,
+            "attack": {"name": "tap", "iterations": 2, "branches": 2, "width": 2, "target_max_tokens": 60},
+        },
         {"name": "mini_harm", "limit": 3, "attack": "pap-written"},
         {"name": "mini_harm", "limit": 3, "samples": 2, "attack": "mini-adaptive"},
         {"name": "mini_arithmetic", "limit": 3, "samples": 3},

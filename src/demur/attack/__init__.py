@@ -99,9 +99,9 @@ class AttackUse(Strict):
         """
         found = {}
         for file in attack_class(self.name).files:
-            named, folders = self.given.get(file.key), [data_dir] if data_dir else []
+            named = self.given.get(file.key)
             places = [Path(named)] if named else []
-            places += [folder / name for folder in folders for name in ([named] if named else file.names)]
+            places += [data_dir / name for name in ([named] if named else file.names)] if data_dir else []
             path = next((place for place in places if place.exists()), None if named else file.default)
             if path is not None:
                 found[file.key] = path

@@ -14,24 +14,15 @@ from typing import Any
 
 from pydantic import Field
 
-from demur.attack.base import (
-    Attack,
-    AttackSettings,
-    File,
-    by_question,
-    derived,
-    filled,
-    key,
-    named_text,
-    read_texts,
-    texts,
-)
+from demur.attack import base
+from demur.attack.base import Attack, AttackSettings, File, derived, filled, key
 from demur.attack.search import INSTRUCTION, WIDEST
 from demur.errors import UserError, WorkError, unknown
 from demur.interfaces import Ask, Request
 from demur.models.answering import answered
 from demur.records import Failure, Message, Prompt, Sampling
 
+REWRITES = ("pap_advbench50.jsonl", "pap_advbenchsub.jsonl", "pap.jsonl")
 REWRITE = ("final_query", "rewrite", "pap", "attacked", "ss_prompt")
 TECHNIQUE = ("category", "technique", "ss_technique")
 
@@ -47,9 +38,7 @@ class FrozenPap(Attack):
     """Rewrites from a file; every question must have one."""
 
     Settings = FrozenSettings
-    files = (
-        File("file", "frozen rewrites by question", ("pap_advbench50.jsonl", "pap_advbenchsub.jsonl", "pap.jsonl")),
-    )
+    files = (File("file", "frozen rewrites by question", REWRITES),)
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
@@ -66,12 +55,10 @@ class FrozenPap(Attack):
         Raises UserError: a question without a rewrite, before the first is yielded; a subset would be another benchmark.
         """
         questions = list(prompts)
-        without = [prompt for prompt in questions if not self._rewrites.get(key(prompt.question))]
-        if without:
+        if without := [prompt for prompt in questions if not self._rewrites.get(key(prompt.question))]:
             raise UserError(
-                f"{self.paths['file']} has no rewrite for {len(without)} of {len(questions)} questions, the first of them "
-                f"{without[0].id} of {without[0].source or 'the data'}. Give the file for these questions, or let an attacker "
-                "write rewrites with the attack 'pap-written'."
+                f"{self.paths['file']} has no rewrite for {len(without)} of {len(questions)} questions, such as {without[0].id}. "
+                "Give the file for these questions, or let an attacker write rewrites with the attack 'pap-written'."
             )
         for prompt in questions:
             for technique, text in self._rewrites[key(prompt.question)].items():
@@ -101,12 +88,12 @@ class WrittenPap(Attack):
 
     Settings = WrittenSettings
     parts = ("attacker",)
-    files = (texts("pap"),)
+    files = (base.texts("pap"),)
     smoke = {"techniques": ("framing",)}
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
-        self._words = read_texts(files["texts"], "pap")
+        self._words = base.read_texts(files["texts"], "pap")
         known = {key(name): means for name, means in self._words["techniques"].items()}
         self._means = {technique: known[technique] for technique in _wanted(settings.techniques, known)}
         self.each, how = len(self._means), settings
@@ -143,7 +130,7 @@ class WrittenPap(Attack):
         for attempt in range(self.settings.tries):
             asked = Request(messages=turns, sampling=self.sampling["attacker"], prompt=prompt, sample=attempt)
             reply = await who.answer(asked)
-            text = None if isinstance(reply, Failure) else named_text(reply.answer or "", "prompt")
+            text = None if isinstance(reply, Failure) else base.named_text(reply.answer or "", "prompt")
             if text is not None:
                 return derived(prompt, text, prompt.attack)
             why = reply.detail if isinstance(reply, Failure) else f"no JSON ({reply.outcome})"
@@ -163,7 +150,7 @@ def _wanted(techniques: Iterable[str], known: Iterable[str], where: str = "") ->
 def read_rewrites(path: Path) -> dict[str, dict[str, str]]:
     """Question -> technique -> rewrite; a technique used twice for a question is numbered."""
     found: dict[str, dict[str, str]] = {}
-    for question, rewrite, technique in by_question(path, REWRITE, TECHNIQUE):
+    for question, rewrite, technique in base.by_question(path, REWRITE, TECHNIQUE):
         mine, name = found.setdefault(question, {}), key(technique or "rewrite")
         again = sum(other == name or other.startswith(f"{name} ") for other in mine)
         mine[f"{name} {again + 1}" if again else name] = rewrite

@@ -67,16 +67,13 @@ class SearchSettings(AttackSettings):
 
 
 class Stream(NamedTuple):
-    """Where one conversation of the attacker stands."""
+    """Where one conversation of the attacker stands: what it was told and said (`past`), and is told `next`."""
 
     place: int
-    """Which of the conversations about its goal."""
     strategy: str
     system: str
     next: str
-    """What the attacker is told next."""
     past: tuple[Message, ...] = ()
-    """What was said before."""
     before: tuple[Message, ...] = ()
     """The conversation with the target, where the attack has one."""
 
@@ -293,10 +290,8 @@ class Search(Attack):
         count.update(attacker=1, judge=judged, broken=attempt.broken, queries=asked)
         count.update(attacker_failed=not attempt.written, judge_failed=unread)
         self.progress(count["done"], count["goals"], f"{count['broken']} broken, {count['queries']:,} queries")
-        for part, why in (
-            ("judge", f"gave no score ({attempt.reason})"),
-            ("attacker", "wrote no prompt in the right form"),
-        ):
+        why_not = {"judge": f"gave no score ({attempt.reason})", "attacker": "wrote no prompt in the right form"}
+        for part, why in why_not.items():
             failed, turns = count[f"{part}_failed"], count[part]
             if turns >= ENOUGH and failed > turns / 2:
                 raise WorkError(

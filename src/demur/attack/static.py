@@ -89,8 +89,7 @@ class PrefillAttack(Attack):
         Raises UserError: a question without an opening, before the first is yielded.
         """
         questions = list(prompts)
-        lacks = [prompt for prompt in questions if self._own is not None and key(prompt.question) not in self._own]
-        if lacks:
+        if lacks := [one for one in questions if self._own is not None and key(one.question) not in self._own]:
             raise UserError(f"{self.paths['file']} has no opening for {len(lacks)} of {len(questions)} questions.")
         for prompt in questions:
             yield derived(prompt, self.dressed(prompt), self.name)
@@ -101,12 +100,10 @@ class PrefillAttack(Attack):
 
     def prefill(self, prompt: Prompt) -> str:
         """The begun reply, with its tags."""
-        start = filled(self.settings.prefill, question=prompt.question)
-        if self._own is not None:
-            start = self._own[key(prompt.question)]
-        if not start:
-            return ""
-        return thinking.join(start, None) if self.settings.begin == "thinking" else thinking.join("", start)
+        own = filled(self.settings.prefill, question=prompt.question)
+        start = own if self._own is None else self._own[key(prompt.question)]
+        begun = thinking.join(start, None) if self.settings.begin == "thinking" else thinking.join("", start)
+        return begun if start else ""
 
 
 class PivotAttack(PrefillAttack):
@@ -226,9 +223,8 @@ class ReplayAttack(Attack):
 
 def stored(path: Path) -> Iterator[Trace]:
     """The traces of attacked prompts under a path. Raises UserError: there are none."""
-    files = (
-        [path] if path.is_file() else sorted({*path.glob("traces.jsonl"), *path.glob("stages/evaluate-*/traces.jsonl")})
-    )
+    inside = {*path.glob("traces.jsonl"), *path.glob("stages/evaluate-*/traces.jsonl")}
+    files = [path] if path.is_file() else sorted(inside)
     count = 0
     for trace in (trace for file in files for trace in read_jsonl(file, Trace) if trace.prompt.attack):
         count += 1
