@@ -200,13 +200,8 @@ def test_judge_a_file_again(tmp_path: Path) -> None:
     assert first["crossed"] == {}
     both = called(judge.app, str(path), "--judge", "rules", "--part", "thinking", "--out", str(out))
     cells = both["crossed"]["rules"]
-    assert {name: len(cell["examples"]) for name, cell in cells.items()} == {
-        "serves": 1,
-        "held_back": 1,
-        "refuses_unannounced": 0,
-        "refuses": 1,
-    }
-    assert cells["held_back"]["share"]["value"] == pytest.approx(1 / 3)
+    shares = {name: round(3 * cell["share"]["value"]) for name, cell in cells.items()}
+    assert shares == {"serves": 1, "held_back": 1, "refuses_unannounced": 0, "refuses": 1}
 
 
 @pytest.mark.parametrize(
