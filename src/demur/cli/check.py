@@ -170,11 +170,11 @@ def isolation(
         _run_one(program, stdin=stdin, json=json)
         return
 
-    def report(tried: Any) -> None:
+    done = []
+    for tried in check():
+        done.append(tried)
         mark = "✓" if tried.held else "✗"
         common.console.print(f"  {mark} {tried.name:<28} {tried.ending:<8} {tried.seconds:5.1f} s  {tried.detail}")
-
-    done = check(report=report)
     broken = [tried.name for tried in done if not tried.held]
     if json:
         common.print_json({"held": len(done) - len(broken), "of": len(done), "broken": broken})

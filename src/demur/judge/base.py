@@ -51,17 +51,7 @@ class BaseJudge:
                 raise UserError(
                     f"judge '{self.name}' sees the {' or '.join(able)} and nothing else; {given} was asked for."
                 )
-        self._query, self._part = query, part
-
-    @property
-    def query(self) -> Query:
-        """Whether it sees the original question or what was sent."""
-        return self._query
-
-    @property
-    def part(self) -> Part:
-        """The part of the trace that it sees."""
-        return self._part
+        self.query, self.part = query, part
 
     def decide(self, trace: Trace, text: str) -> tuple[Label | None, str]:
         """The label of a part and why."""
@@ -69,13 +59,18 @@ class BaseJudge:
 
     def visible(self, trace: Trace) -> tuple[str | None, str]:
         """The text that it judges, or `None` and why there is none."""
-        return visible(trace, self._part)
+        text = trace.part(self.part)
+        if text is None:
+            return None, f"{NO_PART}{self.part}: {trace.outcome}"
+        if not text.strip():
+            return None, f"{NO_PART}{self.part}: it is empty"
+        return text, ""
 
     def made(
         self, trace: str, label: Label | None, reason: str, *, score: float | None = None, raw: str | None = None
     ) -> Verdict:
         """Its verdict on the trace of an id."""
-        how: dict[str, Any] = {"judge": self.name, "query": self._query, "part": self._part}
+        how: dict[str, Any] = {"judge": self.name, "query": self.query, "part": self.part}
         return Verdict(trace=trace, label=label, score=score, reason=reason, raw=raw, **how)
 
     def verdict(self, trace: Trace) -> Verdict:
@@ -118,16 +113,6 @@ def asked(trace: Trace, query: Query) -> str:
     if query == "question":
         return trace.prompt.question
     return next((m.content for m in reversed(trace.sent) if m.role == "user"), trace.prompt.text)
-
-
-def visible(trace: Trace, part: Part) -> tuple[str | None, str]:
-    """The text of a part, or `None` and why there is nothing to judge."""
-    text = trace.part(part)
-    if text is None:
-        return None, f"{NO_PART}{part}: {trace.outcome}"
-    if not text.strip():
-        return None, f"{NO_PART}{part}: it is empty"
-    return text, ""
 
 
 def failed(verdict: Verdict) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import tomllib
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,18 +46,10 @@ def load(path: Path = FILE) -> dict[str, Escape]:
     return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), dict[str, Escape])
 
 
-def check(*, report: Callable[[Tried], None] = lambda tried: None) -> list[Tried]:
-    """Try every program here; `report` is called after each.
-
-    Raises:
-        UserError: there is no bubblewrap.
-        WorkError: bubblewrap does not work here at all.
-    """
-    tried = []
+def check() -> Iterator[Tried]:
+    """Try every program here. Raises UserError or WorkError: there is no bubblewrap, or it does not work here."""
     for name, program in load().items():
-        tried.append(judged(name, program, attempt(program)))
-        report(tried[-1])
-    return tried
+        yield judged(name, program, attempt(program))
 
 
 def attempt(program: Escape) -> Run:

@@ -53,16 +53,6 @@ class Limits(NamedTuple):
     disk: int = 64 << 20
     """Bytes of all files together."""
 
-    @property
-    def idle(self) -> float:
-        """Seconds in which a program neither works nor waits for a processor, until it is killed."""
-        return 2 * self.seconds + 1
-
-    @property
-    def wall(self) -> float:
-        """Seconds until the program is killed whatever it does."""
-        return 20 * self.seconds + 60
-
 
 STANDARD = Limits()
 
@@ -151,17 +141,19 @@ def _command(program: int, status: int, calls: int, limits: Limits) -> list[str]
     return [
         bubblewrap(),
         *("--unshare-user", "--disable-userns", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
+        *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"),
         *(
             "--seccomp",
             str(calls),
-            "--unshare-cgroup-try",
-            "--die-with-parent",
-            "--new-session",
-            "--clearenv",
-            "--cap-drop",
-            "ALL",
+            "--hostname",
+            "isolated",
+            "--uid",
+            str(NOBODY),
+            "--gid",
+            str(NOBODY),
+            "--json-status-fd",
+            str(status),
         ),
-        *("--hostname", "isolated", "--uid", str(NOBODY), "--gid", str(NOBODY), "--json-status-fd", str(status)),
         *_system(),
         *numpy(),
         *("--proc", "/proc", "--size", "4096", "--tmpfs", "/dev"),
@@ -243,18 +235,18 @@ def _content(file: IO[bytes], most: int) -> bytes:
 
 def _watch(process: subprocess.Popen[bytes], limits: Limits) -> Ending | None:
     """Wait for the end; `time` or `memory` when it was the program's last."""
-    began = time.monotonic()
+    began, idle = time.monotonic(), 2 * limits.seconds + 1
     handle = os.pidfd_open(process.pid)
     try:
         poll = select.poll()
         poll.register(handle, select.POLLIN)
-        while (passed := time.monotonic() - began) < limits.wall:
+        while (passed := time.monotonic() - began) < 20 * limits.seconds + 60:
             if poll.poll(1000 * TICK):
                 return None
             pids = _descendants(process.pid)
             if sum(map(_memory, pids)) > limits.memory or _files(pids[-1]) > FILES:
                 return "memory"
-            if passed > limits.idle and passed - sum(map(_busy, pids)) > limits.idle:
+            if passed > idle and passed - sum(map(_busy, pids)) > idle:
                 return "time"
         return "time"
     finally:

@@ -63,33 +63,24 @@ class MathsJudge(BaseJudge):
     async def verdicts(self, traces: Traces) -> AsyncIterator[Verdict]:
         """Exactly one verdict a trace, in the order of the traces."""
         with Graders(workers=self._workers) as graders:
-            async for verdict in in_threads(traces, partial(grade, graders), workers=self._workers):
+            async for verdict in in_threads(traces, partial(self._graded, graders), workers=self._workers):
                 yield verdict
 
-
-def grade(graders: Graders, trace: Trace) -> Verdict:
-    """The verdict on one trace.
-
-    Raises:
-        UserError: the prompt has no gold.
-    """
-    gold = trace.prompt.gold
-    if not gold:
-        raise UserError(
-            f"prompt {trace.prompt.id} of {trace.prompt.source or 'the data'} has no gold: it cannot be graded."
-        )
-    if trace.answer is None or trace.outcome == "cut_in_answer":
-        return _verdict(trace, "no_answer", f"no final answer: {trace.outcome}")
-    found = final_answer(trace.answer)
-    if found is None:
-        return _verdict(trace, "no_answer", "no final answer in the text")
-    graded = equal(graders, gold, found)
-    label: GradeLabel | None = None if graded.equal is None else "correct" if graded.equal else "wrong"
-    return _verdict(trace, label, "; ".join(filter(None, [graded.reason, f"final answer: {found[:200]}"])))
-
-
-def _verdict(trace: Trace, label: GradeLabel | None, reason: str) -> Verdict:
-    return Verdict(trace=trace.id, judge="maths", query="question", part="answer", label=label, reason=reason)
+    def _graded(self, graders: Graders, trace: Trace) -> Verdict:
+        """The verdict on one trace. Raises UserError: the prompt has no gold."""
+        gold = trace.prompt.gold
+        if not gold:
+            raise UserError(
+                f"prompt {trace.prompt.id} of {trace.prompt.source or 'the data'} has no gold: it cannot be graded."
+            )
+        if trace.answer is None or trace.outcome == "cut_in_answer":
+            return self.made(trace.id, "no_answer", f"no final answer: {trace.outcome}")
+        found = final_answer(trace.answer)
+        if found is None:
+            return self.made(trace.id, "no_answer", "no final answer in the text")
+        graded = equal(graders, gold, found)
+        label: GradeLabel | None = None if graded.equal is None else "correct" if graded.equal else "wrong"
+        return self.made(trace.id, label, "; ".join(filter(None, [graded.reason, f"final answer: {found[:200]}"])))
 
 
 def final_answer(text: str) -> str | None:

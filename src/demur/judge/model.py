@@ -79,7 +79,7 @@ class Format(NamedTuple):
     """What its verdicts may say."""
     text: str = ""
     """Its rubric, policy or template, which a file of one's own may replace; empty: its template is the model's own."""
-    requires: Requires = Requires()
+    requires: Requires = Requires(api="chat")
     controls: tuple[Control, ...] = CONTROLS
     """Exchanges that the model must judge rightly before it is believed."""
     dtype: str = ""
@@ -131,10 +131,10 @@ class ModelJudge(BaseJudge):
         """The verdict on a trace. Nothing unreadable is frozen: it is asked again, so that a judge that was mended is heard."""
         text, reason = self.visible(trace)
         if text is None:
-            return self._verdict(trace.id, Reading(None, None, reason), None)
+            return self.made(trace.id, None, reason)
         # A context is part of HarmBench's contextual behaviours.
         context = trace.prompt.gold or "" if trace.prompt.intent == "harmful" else ""
-        case = Case(asked(trace, self._query), text, context)
+        case = Case(asked(trace, self.query), text, context)
         request = self._request(trace.id, case, intent=trace.prompt.intent)
         reply = await self._model.answer(request)
         verdict = self._read(trace.id, reply)
@@ -168,18 +168,15 @@ class ModelJudge(BaseJudge):
 
     def _read(self, trace: str, reply: Trace | Failure) -> Verdict:
         if isinstance(reply, Failure):
-            return self._verdict(trace, Reading(None, None, f"the judge failed: {reply.kind}: {reply.detail}"), None)
+            return self.made(trace, None, f"the judge failed: {reply.kind}: {reply.detail}")
         said = reply.raw if reply.outcome == "no_thinking" else reply.answer
         if said is None:
-            reading = Reading(None, None, f"its own thinking ended at the budget of {self._form.max_tokens} tokens")
-            return self._verdict(trace, reading, reply.raw)
+            reason = f"its own thinking ended at the budget of {self._form.max_tokens} tokens"
+            return self.made(trace, None, reason, raw=reply.raw)
         reading = self._form.parse(said)
         if reading.label is not None and self._form.first is not None and reply.first_tokens:
             reading = reading._replace(score=chance(reply.first_tokens, *self._form.first))
-        return self._verdict(trace, reading, reply.raw)
-
-    def _verdict(self, trace: str, reading: Reading, raw: str | None) -> Verdict:
-        return self.made(trace, reading.label, reading.reason, score=reading.score, raw=raw)
+        return self.made(trace, reading.label, reading.reason, score=reading.score, raw=reply.raw)
 
 
 def departures(form: Format, text: Path | None, model: Mapping[str, Any]) -> tuple[str, ...]:
