@@ -136,7 +136,7 @@ def test_every_verb_has_a_module() -> None:
 
 
 ROOMS = {
-    "attack": 1228, "bench": 907, "cli": 2789, "diagnose": 835, "distil": 518, "judge": 2411, "mini": 1070, "mix": 1054,
+    "attack": 1228, "bench": 907, "cli": 2789, "diagnose": 835, "distil": 518, "judge": 2364, "mini": 1070, "mix": 1054,
     "models": 2996, "pipeline": 3732, "prompts": 1173, "repair": 525, "report": 4513, "stats": 726, "storage": 1411,
     "testing": 1910, "train": 2477,
 }  # fmt: skip
