@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -110,3 +111,31 @@ def test_a_key_that_is_refused_is_named_by_its_variable(
             assert exit_code(*words, "--key-env", "MY_KEY", *more) in (1, 2)
             assert "MY_KEY's (key_env): is it right?" in capfd.readouterr().err
         server.shutdown()
+
+
+LOADING = """
+import sys, time
+from demur.cli import main
+from demur.models import local
+
+def never(*_, **__):
+    print("loading", flush=True)
+    time.sleep(100)
+
+local.LocalModel.__init__ = never
+main(["eval", "mini_harm", "--target", "mini-lrm-a", "--limit", "2", "--out", sys.argv[1]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_model_that_is_still_loading_is_not_waited_for(how: signal.Signals, code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOADING, str(tmp_path / "o")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "loading\n"
+        child.send_signal(how)
+        _, told = child.communicate(timeout=30)
+    assert child.returncode == code
+    assert "run the same command to go on" in told
+    assert "Traceback" not in told

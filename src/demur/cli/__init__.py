@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import resource
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -87,6 +89,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 def _leave(code: int, why: str) -> NoReturn:
     print(why, file=sys.stderr)  # noqa: T201
+    if code > 128 and threading.active_count() > 1:
+        sys.stdout.flush()
+        os._exit(code)  # a thread that loads a model is not waited for
     sys.exit(code)
 
 

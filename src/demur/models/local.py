@@ -7,6 +7,7 @@ to the next. Its text depends neither on its neighbours nor on how often the run
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import math
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,6 +33,7 @@ from demur.models.sampler import Force, Rule, Writer, Written
 from demur.records import Failure, Finish, Sampling, Trace, digest
 from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
+T = TypeVar("T")
 SMALL = 50_000_000
 LARGE = 1_000_000_000
 """Parameters below and above which a batch is wide or narrow, where none is said."""
@@ -250,7 +252,7 @@ async def open_local(config: Local, *, cache: ReplyCache, label: str = "") -> As
     """
     build = functools.partial(LocalModel, config, folder=folder_of(config), cache=cache, label=label)
     try:
-        model = await asyncio.to_thread(build)
+        model = await _aside(build)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, UserError):
             raise
@@ -259,6 +261,21 @@ async def open_local(config: Local, *, cache: ReplyCache, label: str = "") -> As
         yield model
     finally:
         await model.close()
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    """What a thread makes that nobody waits for on the way out: loading may take a minute, and cannot be interrupted."""
+    made: concurrent.futures.Future[T] = concurrent.futures.Future()
+    made.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            made.set_result(work())
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(made)
 
 
 def _closing() -> str:
