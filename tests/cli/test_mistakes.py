@@ -114,7 +114,7 @@ def test_a_key_that_is_refused_is_named_by_its_variable(
 
 
 LOADING = """
-import sys, time
+import signal, sys, time
 from demur.cli import main
 from demur.models import local
 
@@ -123,6 +123,7 @@ def never(*_, **__):
     time.sleep(100)
 
 local.LocalModel.__init__ = never
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 main(["eval", "mini_harm", "--target", "mini-lrm-a", "--limit", "2", "--out", sys.argv[1]])
 """
 
