@@ -170,7 +170,7 @@ class Trace(Record, frozen=True, kw_only=True):
 
 
 class Failure(Record, frozen=True, kw_only=True):
-    """A request that got no reply, typed. It is counted as unscored, and `demur retry` asks it again.
+    """A request that got no reply, typed. It is counted as unscored (a `timeout` as truncated), and `demur retry` asks it again.
 
     `filtered`: the provider's own filter stopped prompt or reply, which is neither a refusal of the model nor truncation.
     """

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from demur.interfaces import requests_for
-from demur.models.config import Remote
+from demur.models.config import Local, Remote, Served
 from demur.pipeline.run import Event, execute
 from demur.pipeline.stage import Context, Stage
 from demur.pipeline.stages.distil import Distil, DistilStageSettings
@@ -77,5 +77,8 @@ def test_a_lost_node_costs_nothing_but_time(cluster: Any, tmp_path: Path) -> Non
 def test_a_training_takes_as_many_devices_as_it_has_processes() -> None:
     settings = TrainStageSettings(train=TrainSettings(processes=8))
     assert Train("train", settings).gpus() == 8
-    assert Evaluate("evaluate", EvaluateSettings(bench=BenchUse(name="mini_harm"))).gpus() == 1
+    use = EvaluateSettings(bench=BenchUse(name="mini_harm"))
+    assert Evaluate("evaluate", use, models={"target": Local(hub="a/b")}).gpus() == 1
+    served = Served(hub="a/b", engine="vllm", tensor_parallel=2)
+    assert Evaluate("evaluate", use, models={"target": served, "judge": served}).gpus() == 4
     assert Distil("distil", DistilStageSettings()).gpus() == 0

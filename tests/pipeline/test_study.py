@@ -149,7 +149,8 @@ def test_arms_share_what_they_have_in_common(small: Path) -> None:
         "train-nocot-s7",
     ]
     assert nodes["evaluate-raw-s0-mini_harm-none"].settings.seed is None
-    assert "model" not in nodes["evaluate-raw-s0-mini_harm-none"].inputs
+    assert "target" not in nodes["evaluate-raw-s0-mini_harm-none"].inputs
+    assert nodes["evaluate-short-s1-mini_harm-none"].inputs["target"] is nodes["train-short-s1"]
 
 
 def test_only_what_a_change_reaches_gets_another_fingerprint(small: Path, tmp_path: Path) -> None:

@@ -312,8 +312,7 @@ class Builder:
         probe = ProbeSettings(**use.model_dump(exclude={"bench", "attack"}))
         known = {key: getattr(evaluated.settings, key) for key in ("arm", "seed", "serve")}
         settings = ProbeStageSettings(probe=probe, judge=bench.judge_kind, bench=bench.name, **known)
-        models = {"target": self.base(copy.base)}
-        models |= {part: model for part, model in evaluated.models.items() if part in ("judge", "target")}
+        models = {part: model for part, model in evaluated.models.items() if part in ("judge", "target")}
         inputs = {"traces": evaluated} | ({"target": trained} if trained else {})
         self.add(Probe(evaluated.name.replace("evaluate-", "probe-", 1), settings, inputs=inputs, models=models))
 
@@ -366,9 +365,9 @@ class Builder:
             Evaluate(
                 f"evaluate-{copy.name}-s{seed}-{label}",
                 settings,
-                inputs={"model": trained} if trained else {},
+                inputs={"target": trained} if trained else {},
                 files=files,
-                models=models if trained else models | {"target": self.base(copy.base, serve=self.study.serve)},
+                models=models | {"target": self.base(copy.base, serve=self.study.serve)},
                 place=("bench", at),
             )
         )

@@ -67,15 +67,11 @@ class Phase(NamedTuple):
     """The stages only ask: what reads the answers follows in the next phase."""
 
 
-def need_of(part: str, model: ModelConfig, ask: Ask, *, like: Local | None = None) -> Need | None:
-    """What a model takes to answer; `None` where it answers elsewhere or is small.
-
-    `like` is a model of the same size, for a checkpoint that is yet to be trained.
-    """
+def need_of(part: str, model: ModelConfig, ask: Ask, *, like: ModelConfig) -> Need | None:
+    """What a model takes to answer; `None` where it answers elsewhere or is small. `like` has its size: it may yet be trained."""
     if not isinstance(model, (Served, Local)):
         return None
-    size = shape(like.weights_at, like.revision) if like else None
-    size = size or shape(model.weights_at, model.revision) or Shape(0.0, 0.0)
+    size = shape(like.weights_at, getattr(like, "revision", "")) or shape(model.weights_at) or Shape(0.0, 0.0)
     if isinstance(model, Local) and (size.parameters <= SMALL or model.device == "cpu"):
         return None
     length = -(-(ask.tokens_in + ask.tokens_out) // max(1, ask.requests))
@@ -91,12 +87,9 @@ def needs_of(item: Planned, folders: Mapping[str, Path]) -> list[Need]:
     """The models that must be up on this machine for a stage."""
     stage = item.stage
     asks = {ask.part: ask for ask in stage.estimate()}
-    base = next((one.models["base"] for one in stage.inputs.values() if "base" in one.models), None)
-    bases = {part: model for part, model in {"target": base, **stage.models}.items() if isinstance(model, Local)}
+    played = stage.played(folders)
     found = [
-        need_of(part, model, asks[part], like=bases.get(part))
-        for part, model in stage.played(folders).items()
-        if part in asks
+        need_of(part, model, asks[part], like=stage.models[part]) for part, model in played.items() if part in asks
     ]
     return [need for need in found if need is not None]
 

@@ -150,12 +150,14 @@ class Stage(Generic[S]):
         return next((stage.size() for stage in self.inputs.values()), Size(0, 0))
 
     def played(self, folders: Mapping[str, Path]) -> Mapping[str, ModelConfig]:
-        """The models of its parts; `folders` are those of its inputs, which may hold one that a stage has trained.
+        """The models of its parts; `folders` are those of its inputs.
 
-        What a stage of the part's own name has trained plays that part; its base is among the models, to know it by.
+        What an input of the part's own name has trained plays that part, a target as the setting `serve` says; its base is among
+        the models, to know it by.
         """
-        trained = {part: folders[part] / "model" for part in self.models if part in folders}
-        return {**self.models, **{part: as_model({"path": str(path)}) for part, path in trained.items()}}
+        serve = {"target": getattr(self.settings, "serve", {})}
+        trained = {part: {"path": str(folders[part] / "model")} for part in self.models if part in folders}
+        return {**self.models, **{part: as_model(path | serve.get(part, {})) for part, path in trained.items()}}
 
     def readers(self) -> tuple[str, ...]:
         """Parts whose models only read what the others have answered: they may be up when those are gone."""
@@ -167,7 +169,10 @@ class Stage(Generic[S]):
 
     def identity(self) -> dict[str, Any]:
         """What of the settings decides results, as plain data: no connection settings, no places of files."""
-        return {key: value for key, value in identity_of(self.settings).items() if key not in self.files}
+        data = {key: value for key, value in identity_of(self.settings).items() if key not in self.files}
+        if serve := data.get("serve"):  # in the words of a served model, of which some only say how it is reached
+            data["serve"] = identity_of(as_model({"path": "the trained model"} | serve))
+        return data
 
     def judge_needs(self, kind: str, part: str = "judge") -> list[Lack]:
         """What a judge of a kind lacks that the model of a part is to play, or why that model cannot."""

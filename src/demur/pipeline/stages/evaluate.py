@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from demur.errors import UserError
 from demur.generate import ask_and_judge, in_order
 from demur.interfaces import Ask, Model
 from demur.judge.base import require, setup_of
-from demur.models.config import Local, ModelConfig, as_model
+from demur.models.config import Local
 from demur.models.requires import Requires
 from demur.models.sampling import SamplingSettings, preset
 from demur.pipeline.stage import (
@@ -110,7 +110,7 @@ class EvaluateSettings(Strict):
 
 
 class Evaluate(Stage[EvaluateSettings]):
-    """Inputs: model (a stage that trained one). Models: target (else), judge, attacker, attack_judge. Files: data, attack."""
+    """Inputs: target (a stage that trained it). Models: target (or its base), judge, attacker, attack_judge. Files: data, attack."""
 
     kind = "evaluate"
     version = 2
@@ -155,11 +155,6 @@ class Evaluate(Stage[EvaluateSettings]):
             context.draft.write(name, rows)
         context.draft.line = f"{len(flow.traces):,} traces"
         require(flow.verdicts, max_unscored=use.max_unscored, who=f"{bench.name}: the judge")
-
-    def played(self, folders: Mapping[str, Path]) -> Mapping[str, ModelConfig]:
-        if "model" not in folders:
-            return self.models
-        return {**self.models, "target": as_model({"path": str(folders["model"] / "model")} | self.settings.serve)}
 
     def _sampling(self) -> Sampling:
         sampling = self.use.drawn()
@@ -240,16 +235,13 @@ class Evaluate(Stage[EvaluateSettings]):
         return ("judge",)
 
     def gpus(self) -> int:
-        target = self.models.get("target")
-        return super().gpus() + (target is None or isinstance(target, Local))
+        return super().gpus() + isinstance(self.models.get("target"), Local)
 
     def identity(self) -> dict[str, Any]:
         """Without the names of models and the places of files."""
         data, attack = super().identity(), self.use.attack
         data["bench"] |= {"attack": [attack.name, identity_of(attack.settings)]}
         data["bench"].pop("data")
-        if serve := self.settings.serve:
-            data["serve"] = identity_of(as_model({"path": "the trained model"} | serve))
         return data
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -18,12 +17,11 @@ from pydantic import Field, field_validator
 from demur.generate import Flow, in_order
 from demur.interfaces import Ask
 from demur.judge.base import require
-from demur.models.config import ModelConfig, as_model
 from demur.models.requires import Requires
 from demur.pipeline.stage import Context, Lack, Size, Stage, judging, kept
 from demur.records import DECLINED, Failure, Kept, Message, Probed, Trace, Verdict
 from demur.repair.cut import SHARES, probe
-from demur.settings import Strict, identity_of
+from demur.settings import Strict
 from demur.storage.records_file import RecordFile
 
 
@@ -103,18 +101,9 @@ class Probe(Stage[ProbeStageSettings]):
             draft.line += f", {len(stays):,} kept"
         require(found.verdicts, who=f"judge '{self.settings.judge}'")
 
-    def played(self, folders: Mapping[str, Path]) -> Mapping[str, ModelConfig]:
-        if "target" not in folders:
-            return self.models
-        return {**self.models, "target": as_model({"path": str(folders["target"] / "model")} | self.settings.serve)}
-
     def needs(self) -> list[Lack]:
         unmet = self._unmet("target", Requires(prefill=True), "a probe's target")
         return super().needs() + self.judge_needs(self.settings.judge) + unmet
-
-    def identity(self) -> dict[str, Any]:
-        serve = self.settings.serve and identity_of(as_model({"path": "the trained model"} | self.settings.serve))
-        return super().identity() | {"serve": serve}
 
     def readers(self) -> tuple[str, ...]:
         return ("judge",)
