@@ -7,7 +7,7 @@ must be there, claims that must be measured, arms that fit.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,69 +86,76 @@ def check_study(study: Study, problems: Problems) -> None:
         problems.add(
             ("stand_in_data",), "stand_in_data is for smoke runs alone: a benchmark's copy goes under its 'data'."
         )
+    for place, look_up, name in _names(study):
+        with problems.at(*place):
+            look_up(name)
     for name in study.arms:
         _check_arm(study, name, problems)
     _check_depth(study, problems)
     _check_bases(study, problems)
-    _check_names(study, problems)
-    for at, comparison in enumerate(study.compare):
-        for side in ("a", "b"):
-            _known_arm(getattr(comparison, side), study, problems, ("compare", at, side))
     for at, finding in enumerate(study.findings):
         for number, evidence in enumerate(finding.evidence):
             _check_evidence(study, evidence, problems, ("findings", at, "evidence", number))
 
 
-def _check_names(study: Study, problems: Problems) -> None:
-    """What the study names, arms aside, must be there."""
-    with problems.at("filter"):
-        requires_model(study.filter.kind)
-    with problems.at("detector"):
-        detector_requires(study.detector.kind)
-    for strategy in study.distil.teachers:
-        with problems.at("distil", "teachers", strategy):
-            load_strategy(strategy)
-    for place, name in _named_models(study):
-        with problems.at(*place):
-            if name not in study.models:
-                raise unknown("model", name, study.models)
-    if study.benign_format != "same":
-        with problems.at("benign_format"):
-            load_strategy(study.benign_format)
-    used = {use.name for use in study.bench}
-    for at, name in enumerate(study.fixed):
-        with problems.at("fixed", at):
-            if name not in used:
-                raise unknown("benchmark", name, used)
-    for at, use in enumerate(study.bench):
-        with problems.at("bench", at, "name"):
-            get_bench(use.name)
-        with problems.at("bench", at, "judge"):
-            requires_model(use.judge_kind)
+Name = tuple[Location, Callable[[Any], object], Any]
+"""Where something is named, what looks it up and raises `UserError` where there is no such thing, and the name."""
 
 
-def _named_models(study: Study) -> Iterator[tuple[Location, str]]:
-    """Every model that a part is given by name, and where."""
-    for part in ("teacher", "classifier"):
-        if name := getattr(study.distil, part):
-            yield ("distil", part), name
-    yield from ((("distil", "teachers", strategy), name) for strategy, name in study.distil.teachers.items())
-    for name, arm in study.arms.items():
-        if arm.teacher and arm.teacher != SELF:
-            yield ("arms", name, "teacher"), arm.teacher
+def _names(study: Study) -> Iterator[Name]:
+    """Every name that a study gives."""
+    model, arm = _among("model", study.models), _among("arm", study.arms)
+    bench = _among("benchmark", {use.name for use in study.bench})
+    yield ("detector",), detector_requires, study.detector.kind
+    yield ("filter",), requires_model, study.filter.kind
     uses: list[tuple[Location, Use]] = [(("detector",), study.detector), (("filter",), study.filter)]
-    uses += [(("arms", name, "filter"), arm.filter) for name, arm in study.arms.items() if arm.filter]
     uses += [(("bench", at, "judge"), use.judge) for at, use in enumerate(study.bench) if use.judge]
-    for place, use in uses:
-        yield from (((*place, "model"), name) for name in use.models)
-    for at, bench in enumerate(study.bench):
-        yield from ((("bench", at, "attack", part), name) for part, name in bench.attack.models.items())
+    uses += [(("arms", name, "filter"), own.filter) for name, own in study.arms.items() if own.filter]
+    yield from (((*place, "model"), model, name) for place, use in uses for name in use.models)
+    for strategy, name in study.distil.teachers.items():
+        yield ("distil", "teachers", strategy), load_strategy, strategy
+        yield ("distil", "teachers", strategy), model, name
+    for part in ("teacher", "classifier"):
+        if named := getattr(study.distil, part):
+            yield ("distil", part), model, named
+    if study.benign_format != "same":
+        yield ("benign_format",), load_strategy, study.benign_format
+    yield from ((("fixed", at), bench, name) for at, name in enumerate(study.fixed))
+    for at, use in enumerate(study.bench):
+        yield ("bench", at, "name"), get_bench, use.name
+        yield ("bench", at, "judge"), lambda one: requires_model(one.judge_kind), use
+        yield from ((("bench", at, "attack", part), model, name) for part, name in use.attack.models.items())
+    for name, own in study.arms.items():
+        yield from _names_of_arm(("arms", name), own, model)
+    for at, tamper in enumerate(study.tamper):
+        yield from _names_of_arm(("tamper", at, "rows"), tamper.rows, model)
+        yield from ((("tamper", at, "arms"), arm, name) for name in tamper.arms)
+    yield from (
+        (("compare", at, side), arm, getattr(one, side)) for at, one in enumerate(study.compare) for side in "ab"
+    )
 
 
-def _known_arm(name: str, study: Study, problems: Problems, place: Location) -> None:
-    with problems.at(*place):
-        if name not in study.arms:
-            raise unknown("arm", name, study.arms)
+def _names_of_arm(place: Location, arm: Arm, model: Callable[[str], object]) -> Iterator[Name]:
+    """What an arm names, other arms aside."""
+    if isinstance(arm.decoding, str):
+        yield (*place, "decoding"), _among("decoding preset", PRESETS), arm.decoding
+    for key in ("format", "benign_format"):
+        if (strategy := getattr(arm, key)) not in (None, "same"):
+            yield (*place, key), load_strategy, strategy
+    if arm.teacher and arm.teacher != SELF:
+        yield (*place, "teacher"), model, arm.teacher
+    if arm.filter and arm.filter.kind != CLIFF:
+        yield (*place, "filter"), requires_model, arm.filter.kind
+
+
+def _among(what: str, known: Collection[str]) -> Callable[[str], None]:
+    """Looks a name up among those that are known."""
+
+    def look_up(name: str) -> None:
+        if name not in known:
+            raise unknown(what, name, known)
+
+    return look_up
 
 
 def _check_bases(study: Study, problems: Problems) -> None:
@@ -164,7 +171,8 @@ def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place:
     """What a finding rests on must be measured by the study."""
     for side in ("a", "b"):
         name = getattr(evidence, side)
-        _known_arm(name, study, problems, (*place, side))
+        with problems.at(*place, side):
+            _among("arm", study.arms)(name)
         arm = study.arms.get(name)
         if evidence.metric == LOSS and arm is not None and not (arm.trained and study.held_out):
             problems.add(place, f"'{LOSS}' is measured on held_out rows of trained arms; '{name}' has none.")
@@ -198,7 +206,6 @@ def _benches(name: str) -> list[Bench]:
 def _check_arm(study: Study, name: str, problems: Problems) -> None:
     """What an arm needs must be in the study."""
     arm, place = study.arms[name], ("arms", name)
-    _check_arm_names(arm, place, problems)
     ready = isinstance(arm.safety, ShareSettings) and (arm.safety.file or arm.safety.hub)
     said = arm.filter or arm.keep or arm.benign_format or arm.distil or arm.teacher
     if said and (arm.format is None or ready):
@@ -216,7 +223,8 @@ def _check_rounds(study: Study, name: str, problems: Problems) -> None:
     """An arm that goes on from another: there must be one, of the same bases and seeds, and an end to it."""
     chain, place = [name], ("arms", name, "after")
     while (after := study.arms[chain[-1]].after) is not None:
-        _known_arm(after, study, problems, place)
+        with problems.at(*place):
+            _among("arm", study.arms)(after)
         if after in chain or after not in study.arms:
             break
         chain.append(after)
@@ -243,24 +251,7 @@ def _check_depth(study: Study, problems: Problems) -> None:
                 place, f"'{use.bench}' with attack '{use.attack}' is not under 'bench', where its replies come from."
             )
     for at, tamper in enumerate(study.tamper):
-        for arm in tamper.arms:
-            _known_arm(arm, study, problems, ("tamper", at, "arms"))
         if tamper.rows.after or tamper.rows.teacher == SELF or (not tamper.rows.trained and not tamper.rows.benign):
             problems.add(
                 ("tamper", at, "rows"), "tampering trains every arm on the same rows: no 'after', no teacher 'self'."
             )
-        _check_arm_names(tamper.rows, ("tamper", at, "rows"), problems)
-
-
-def _check_arm_names(arm: Arm, place: Location, problems: Problems) -> None:
-    """What an arm names must be there."""
-    with problems.at(*place, "decoding"):
-        if isinstance(arm.decoding, str) and arm.decoding not in PRESETS:
-            raise unknown("decoding preset", arm.decoding, PRESETS)
-    for key in ("format", "benign_format"):
-        if (strategy := getattr(arm, key)) not in (None, "same"):
-            with problems.at(*place, key):
-                load_strategy(strategy)
-    if arm.filter and arm.filter.kind != CLIFF:
-        with problems.at(*place, "filter"):
-            requires_model(arm.filter.kind)

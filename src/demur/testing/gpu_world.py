@@ -90,30 +90,27 @@ class Report(NamedTuple):
     """Requests by model."""
 
 
-class World:
+class World(contextlib.ExitStack):
     """Cards, programs, a hub and APIs, in a folder, for as long as the block lasts."""
 
     def __init__(self, folder: Path, cards: list[float], **shares: Mapping[str, float]) -> None:
         """`shares`: `slow` and `cut`, each the share of replies by the part that a model plays; "" is every part."""
+        super().__init__()
         self.folder, self.cards, self.shares = folder.resolve(), cards, shares
         self.asked: Counter[str] = Counter()
         self.parts: defaultdict[str, set[str]] = defaultdict(set)
         """What each model plays, by its name."""
         self.hub = self.folder / "hub"
         self.machines: list[Path] = []
-        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> World:
-        self.url = self._stack.enter_context(_listening(self))
+        self.url = self.enter_context(_listening(self))
         own: dict[str, str | None] = {"DEMUR_WORLD_SPEAKER": f"{self.url}/speak", "DEMUR_VLLM": None}
         own |= self.machine(self.folder) | {"HF_HUB_CACHE": str(self.hub), "HF_HUB_OFFLINE": "1"}
-        self._stack.enter_context(_environment(own))
+        self.enter_context(_environment(own))
         sizes.devices.cache_clear()
-        self._stack.callback(sizes.devices.cache_clear)
+        self.callback(sizes.devices.cache_clear)
         return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
 
     def machine(self, folder: Path) -> dict[str, str]:
         """A machine with such cards of its own, as the environment of its processes."""
@@ -171,7 +168,7 @@ class World:
             self.weights(model["hub"], model.get("revision", ""))
         if "url" in model:
             named = [model.get("key_env", ""), *(url[1:] for url in model["url"] if url.startswith("$"))]
-            self._stack.enter_context(_environment(dict.fromkeys(filter(None, named), f"{self.url}/v1")))
+            self.enter_context(_environment(dict.fromkeys(filter(None, named), f"{self.url}/v1")))
             model["url"] = f"{self.url}/v1"
 
     def report(self) -> Report:
