@@ -47,9 +47,12 @@ class Marks(NamedTuple):
 
 
 _TAG = r"(?:[a-z]{1,8}:)?(?:think|thinking|thoughts?|reasoning)"
+_ANSWER = "(?:answer|response|output)"
 _FINAL = r"<\|channel\|>final(?: <\|constrain\|>\w+)?<\|message\|>"
 FAMILIES: dict[str, Marks] = {
-    "tags": Marks(rf"<\s?{_TAG}(?:\s[^<>]{{0,80}})?>", rf"<\s?/\s?{_TAG}\s?>"),
+    "tags": Marks(
+        rf"<\s?{_TAG}(?:\s[^<>]{{0,80}})?(?<!/)>", rf"<\s?/\s?{_TAG}\s?>(?:\s{{0,8}}<{_ANSWER}>)?", rf"</{_ANSWER}>"
+    ),
     "magistral": Marks(r"\[THINK\]", r"\[/THINK\]"),
     "kimi": Marks("◁think▷", "◁/think▷"),
     "openthoughts": Marks(
@@ -60,6 +63,7 @@ FAMILIES: dict[str, Marks] = {
     "cohere": Marks(
         r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s{0,8}<\|START_RESPONSE\|>)?", r"<\|END_RESPONSE\|>"
     ),
+    "apertus": Marks(r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),
     "gemma": Marks(r"<\|channel>thought\b", r"<channel\|>"),
     "harmony": Marks(
         r"(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>",
@@ -68,19 +72,23 @@ FAMILIES: dict[str, Marks] = {
     ),
     "harmony-bare": Marks(r"analysis(?=[A-Z])", "assistantfinal"),
 }
-"""Marks by family: `tags` in any spelling (R1, Qwen, Seed, MiniMax, EXAONE …), Magistral, Kimi-VL, OpenThoughts, Command A, Gemma 4,
-gpt-oss, and gpt-oss where a server strips special tokens."""
+"""Marks by family: `tags` in any spelling (R1, Qwen, Seed, MiniMax, EXAONE …), Magistral, Kimi-VL, OpenThoughts, Command A, Apertus,
+Gemma 4, gpt-oss, and gpt-oss where a server strips special tokens."""
 _OPENS = {name: re.compile(marks.open, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}
 _CLOSES = {name: re.compile(marks.close, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}
-_ENDS = {name: re.compile(rf"(?:{marks.end})\Z") for name, marks in FAMILIES.items() if marks.end}
+_ENDS = {name: re.compile(rf"(?:{marks.end})\Z", re.I) for name, marks in FAMILIES.items() if marks.end}
 _ALONE = {name: re.compile(rf"^(?:{marks.close})(?=[ \t]*$)", re.I | re.M) for name, marks in FAMILIES.items()}
+_LEAD = re.compile(r"(?:[\s\ufeff\u200b\u2060]|<s>|<\|im_start\|>assistant|<[|｜]assistant[|｜]>)*", re.I)
+"""What servers leave in front of a reply."""
+FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
+"""Where messages hold the thinking apart from the content."""
 _LOOKS_LIKE = re.compile(
-    r"<\|?\s?/?\s?(?:[a-z]{1,12}[:_.-]){0,3}(?:think|thinking|thoughts?|reason|reasoning|analysis|scratchpad|monologue|reflection|"
-    r"cot)(?:_[a-z]{1,12})?\s?\|?>|\[/?THINK(?:ING)?\]|\[/?THOUGHTS?\]|◁/?think▷|<\|?channel\|?>|assistantfinal|"
-    r"\AHere is my thought process:",
-    re.IGNORECASE,
+    r"(?:<|&lt;|＜|\\u003c)\|?\s?/?\s?(?:[a-z]{1,12}[:_.-]){0,3}(?:think|thinking|thoughts?|reason|reasoning|analysis|scratchpad|monologue|reflection|"
+    r"cot|思考)(?:_[a-z]{1,12})?\s?\|?(?:>|&gt;|＞|\\u003e)|<details type=.reasoning|\[/?THINK(?:ING)?\]|\[/?THOUGHTS?\]|◁/?think▷|<\|?channel\|?>|assistantfinal|"
+    rf"\AHere is my thought process:|^(?:`{{3,}}|~{{3,}}){_TAG}[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
 )
-_TEXTUAL = re.compile(r"str|NoneType|(?!redacted)(\w+_)?(text|thinking|reasoning|thought)s?")
+_TEXTUAL = re.compile(r"str|NoneType|(?!redacted)(\w+[_.])?(text|thinking|reasoning|thought|summary)s?")
 _TEXTS = ("thinking", "reasoning", "text", "summary", "content", "value")
 """Types of the parts of a message that hold text, and where they hold it."""
 _CODE = re.compile(r"^ {0,3}(`{3,}(?=[^`\n]*$)|~{3,})([^\n]*)$|(`+)|\n", re.MULTILINE)
@@ -131,7 +139,7 @@ def split(raw: str, *, finish: Finish = "stop", opened: bool = False, family: st
         family: the marks to look for, one of `FAMILIES`, or `none`; empty: all of them.
     """
     names = [family] * (family != "none") if family else list(FAMILIES)
-    lead = len(raw) - len(raw.lstrip())
+    lead = _LEAD.match(raw).end()  # type: ignore[union-attr]
     for name in names:
         if mark := _OPENS[name].match(raw, lead):
             return _inside(raw, mark.end(), finish, "model", name, Seams(before_open=raw[:lead], open=mark[0]))
@@ -195,6 +203,9 @@ def from_fields(
     if not reasoning:
         return content or "", split(content or "", finish=finish, opened=opened, family=family)
     thinking, answer = reasoning.strip(), (content or "").strip()
+    inner = split(thinking, finish=finish, family=family)
+    if inner.thinking is not None and not (inner.answer and answer):  # marks, or the whole reply, in the field
+        thinking, answer = inner.thinking, answer or inner.answer or ""
     parts = split(answer, finish=finish, family=family)
     again = parts.thinking in ("", thinking)
     if parts.thinking and not again:
@@ -368,6 +379,7 @@ def _code(text: str) -> list[tuple[int, int]]:
         elif fence is None:
             fence = mark
         elif mark[1].startswith(fence[1]) and not mark[2].strip():
-            found.append((fence.start(), mark.end()))
+            # Some write their thinking into a fence.
+            found += [(fence.start(), mark.end())] if not re.fullmatch(_TAG, fence[2].strip()) else []
             fence = None
     return sorted(found)

@@ -12,8 +12,9 @@ import pytest
 
 from demur import thinking
 from demur.errors import CheckFailed, UserError
+from demur.models.chat_format import DATE
 from demur.records import Example
-from demur.train.chat import DATE, Chat
+from demur.train.chat import Chat
 from demur.train.check import check_template
 from demur.train.render import IGNORED, Renderer, Row
 

@@ -30,7 +30,7 @@ from demur.storage.artifacts import cache_folder
 
 TESTS = "tests"
 """Folder of the cache in which benchmarks keep their tests, each as `HASH.json.zz`."""
-_FENCE = re.compile(r"(?:^[ \t]*(?:[-*+] |\d+[.)] )?|[:.] +)(?P<fence>`{3,}|~{3,})[ \t]*(?P<mark>[\w+-]*)[^\n`]*$")
+_FENCE = re.compile(r"(?:^[ \t]*(?:[-*+] |\d+[.)] )?|[:.] *)(?P<fence>`{3,}|~{3,})[ \t]*(?P<mark>[\w+-]*)[^\n`]*$")
 _PROGRAM = re.compile(r"(?:import|from|def|class|#|for|print\(|[a-zA-Z_][\w, ]*? ?=(?!=) ?|@)")
 _FUTURE = re.compile(r"^from __future__ import [^\n]+$", re.MULTILINE)
 _NAMES = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json builtins typing"
@@ -159,10 +159,10 @@ def _kept(sha: str) -> bytes:
 
 def extract(answer: str) -> str | None:
     """The program of an answer, as the head of this module says; `None` when there is none."""
-    blocks, before = _blocks(answer)
+    blocks, before = _blocks(answer.lstrip("\ufeff"))
     marked = [text for mark, text in blocks if mark in ("python", "python3", "py") and text.strip()]
     if marked or blocks:
-        return (marked or [text for _, text in blocks])[-1].strip() or None
+        return (marked or [text for _, text in blocks])[-1].strip().removeprefix("python\n") or None
     return before.strip() if _PROGRAM.match(before.strip()) else None
 
 
@@ -173,7 +173,7 @@ def _blocks(answer: str) -> tuple[list[tuple[str, str]], str]:
     lines: list[str] = []
     fence = mark = ""
     for line in answer.split("\n"):
-        bare = line.strip()
+        bare = line.strip().rstrip("}")
         opening = _FENCE.search(line)
         if not fence and opening:
             fence, mark, lines = opening["fence"], opening["mark"].lower(), []

@@ -38,7 +38,9 @@ _JOINED = re.compile(
 _SEVERAL = re.compile(
     r"(?:[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?:\s*(?:,\s*)?(?:or|and)\s+[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)+"
 )
-_SAID = re.compile(r"(?:####|(?:final\s+)?answer\s*(?:is\b|[:=]))[\s:*]*(?:\\\[|\$\$)?\s*([^\n]+)", re.IGNORECASE)
+_SAID = re.compile(
+    r"(?i)(?:####|<answer>(?![^<]*answer\s*(?:is\b|[:=]))|答案[是为:：]*|(?:final\s+)?answer\s*(?:is\b|[:=]))[\s:*]*(?:\\\[|\$\$)?\s*([^\n]+)"
+)
 _CLOSING = re.compile(
     r"\*\*([^*\n]{1,200})\*\*|\$\$?([^$\n]{1,400})\$\$?|\\\(([^\n]{1,400}?)\\\)|\\\[([^\n]{1,400}?)\\\]"
 )
@@ -85,12 +87,12 @@ class MathsJudge(BaseJudge):
 
 def final_answer(text: str) -> str | None:
     """The final answer of a text, as the head of this module says; `None` when there is none. Linear in the text."""
-    text = text[-REACH:].strip()
-    boxed = last_boxed(text)
-    if boxed is not None:
+    text = re.sub(
+        r"<\|begin_of_box\|>(.*?)<\|end_of_box\|>", r"\\boxed{\1}", text[-REACH:].replace("</answer>", "\n")
+    ).strip()
+    if (boxed := last_boxed(text)) is not None:
         return boxed
-    said = [match.group(1) for match in _SAID.finditer(text)]
-    if said:
+    if said := [match.group(1) for match in _SAID.finditer(text)]:
         return _bare(said[-1])
     last = text.rpartition("\n")[2]
     closing = [found for match in _CLOSING.finditer(last) if _is_formula(found := next(filter(None, match.groups())))]
@@ -107,13 +109,11 @@ def last_boxed(text: str) -> str | None:
         if match["token"] is not None:
             found.append((match.start(), match.end(), match["token"].strip()))
             continue
-        depth = 1
-        for brace in re.finditer(r"\\.|[{}]", text[match.end() :], re.DOTALL):
+        depth, end = 1, match.end()
+        for brace in re.finditer(r"\\.|[{}]", text[end:], re.DOTALL):
             depth += {"{": 1, "}": -1}.get(brace.group(), 0)
             if depth == 0:
-                found.append(
-                    (match.start(), match.end() + brace.end(), text[match.end() : match.end() + brace.start()].strip())
-                )
+                found.append((match.start(), end + brace.end(), text[end : end + brace.start()].strip()))
                 break
     if not found:
         return None
@@ -131,7 +131,7 @@ def _bare(text: str) -> str | None:
     if inner is not None:
         return next(filter(None, inner.groups())).strip().rstrip(".") or None
     plain = re.sub(r"\\?[$€£](?=\s?\d)", "", text).strip()
-    plain = re.split(r"[.;](?:\s|$)|\s\(", plain)[0]
+    plain = re.split(r"[.;。](?:\s|$)|\s\(", plain)[0]
     left, equals, right = plain.rpartition("=")
     if equals and not re.search(r"[a-z]", left, re.IGNORECASE):
         plain = right.strip()

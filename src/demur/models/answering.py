@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
@@ -88,11 +87,6 @@ def seed_of(request: Request) -> int:
     """63 bits that belong to this request alone: the same in every batch, every run, on every machine."""
     sampling = request.sampling
     return int(digest([request.messages, sampling.prefill, sampling.seed, request.sample]), 16) >> 1
-
-
-def rng_of(request: Request) -> random.Random:
-    """The random numbers of a request."""
-    return random.Random(seed_of(request))
 
 
 def asked(request: Request) -> list[object]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
+import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from demur import thinking
 from demur.errors import UserError
 from demur.records import Message, digest
+
+DATE = datetime(2026, 1, 1, 9)
+"""What templates print that ask for the date: the same prompt on every day."""
 
 
 class ChatFormat:
@@ -30,9 +34,10 @@ class ChatFormat:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": time.strftime}
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": DATE.strftime}
         try:
-            self._template = environment.from_string(text)
+            # What marks the spans to train in transformers' own dialect says nothing here.
+            self._template = environment.from_string(re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text))
         except TemplateError as error:
             raise UserError(f"{where}: its chat template cannot be read: {error}") from error
         self.hash = digest([text, self._names])
@@ -76,6 +81,8 @@ def _read(where: Path) -> tuple[str, dict[str, str]]:
         names[name] = token.get("content", "") if isinstance(token, dict) else str(token)
     own = where / "chat_template.jinja"
     text = own.read_text(encoding="utf-8") if own.is_file() else loaded.get("chat_template")
+    if isinstance(text, list):  # several, by name
+        text = next((one["template"] for one in text if one.get("name") == "default"), None)
     if not isinstance(text, str):
         raise UserError(
             f"{where} holds no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)."

@@ -18,7 +18,7 @@ from demur import registry
 from demur.errors import UserError
 from demur.interfaces import Request
 from demur.models import SCRIPTS
-from demur.models.answering import Answering, asked, record, rng_of
+from demur.models.answering import Answering, asked, record, seed_of
 from demur.models.config import Scripted
 from demur.records import Failure, Finish, Message, Sampling, Trace, digest
 from demur.storage.reply_cache import Reply, ReplyCache, key_of
@@ -45,7 +45,7 @@ def load_script(name: str) -> tuple[Script, str]:
 def spoken(script: Script, request: Request) -> tuple[str, Finish, int]:
     """What a script says to a request within its budget: text, why it ended, and the number of words."""
     sampling = request.sampling
-    text = (sampling.prefill or "") + script(request.messages, sampling, rng_of(request))
+    text = (sampling.prefill or "") + script(request.messages, sampling, random.Random(seed_of(request)))
     words = list(_WORD.finditer(text))
     if len(words) <= sampling.max_tokens:
         return text, "stop", len(words)

@@ -57,8 +57,8 @@ def read(data: bytes, *, limit: int = MOST) -> Reply:
         if not isinstance(choice.get("text"), str):
             raise Unreadable(f"a choice without a message: {excerpt(data)}")
     content, inside = _words(message.get("content"), notes)
-    apart = "".join(_words(message.get(name) or None, notes)[0] or "" for name in _reasoning_field(message))
-    reasoning = apart or inside
+    apart = ("\n".join(filter(None, _words(message.get(name), notes))) for name in thinking.FIELDS)
+    reasoning = next(filter(None, apart), inside)
     usage = _mapping(body.get("usage"))
     tokens_out = _whole(usage.get("completion_tokens"))
     finish = _finish(choice.get("finish_reason"), tokens_out, limit, notes)
@@ -112,10 +112,6 @@ def _choice(body: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[str
         raise Unreadable(f"no choices: {excerpt(data)}")
     first = [one for one in choices if isinstance(one, dict) and one.get("index") == 0]
     return (first or choices)[0], [f"{len(choices)} choices came, one was asked for"] if len(choices) > 1 else []
-
-
-def _reasoning_field(message: dict[str, Any]) -> list[str]:
-    return [name for name in ("reasoning_content", "reasoning") if message.get(name)][:1]
 
 
 def _words(value: Any, notes: list[str]) -> tuple[str | None, str]:

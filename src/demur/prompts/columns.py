@@ -26,6 +26,7 @@ WORDS: dict[str, Intent] = {word: intent for intent, words in TABLE["words"].ite
 ROLES = {name: role for role, names in TABLE["roles"].items() for name in names}
 STATED = {name for says, names in TABLE.items() if isinstance(names, list) for name in names}
 FLAGS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
+SWITCH = re.compile(TABLE["switch"])
 Row = Mapping[str, Any]
 
 
@@ -65,8 +66,9 @@ def slots(row: Row) -> dict[str, list[str]]:
     found: dict[str, list[tuple[int, str]]] = {}
     for name, value in row.items():
         slot, at = place(name)
-        # WildGuardMix says by `adversarial` whether it is.
-        if slot is not None and not empty(value) and not (slot == "attacked" and truth(value) is not None):
+        # WildGuardMix says by `adversarial` whether it is, Nemotron by `reasoning` whether the model was to think.
+        switch = slot in ("attacked", "thinking") and SWITCH.fullmatch(str(value).strip().lower())
+        if slot is not None and not empty(value) and not switch:
             found.setdefault("" if slot == "other reply" and not text(value) else slot, []).append((at, name))
     made = {slot: [name for _, name in sorted(columns)] for slot, columns in found.items()}
     for slot in ("context", "attacked"):
@@ -185,9 +187,14 @@ def _turn(turn: Any) -> Message:
     role = ROLES.get(said.lower())
     if role is None or turn.get("tool_calls"):
         raise OddRow(f"a turn of role {said!r}{' with tool calls' if role else ''}")
-    content = turn.get("content", turn.get("value"))
+    if turn.get("weight") == 0 or turn.get("train") is False:
+        raise OddRow("a turn that is not to be trained on (weight, train)")
+    held = [turn[name] for name in ("content", "value", "text") if name in turn]
+    if not held:
+        raise OddRow(f"a turn without content: {', '.join(map(str, turn))}")
+    content = held[0]
     pieces = content if isinstance(content, list) else [content or ""]
-    apart = [turn[name] for name in ("reasoning_content", "reasoning", "thinking") if not empty(turn.get(name))][:1]
+    apart = [turn[name] for name in thinking.FIELDS if not empty(turn.get(name))][:1]
     try:
         thought, content, others = thinking.from_parts(pieces)
         before, _, _ = thinking.from_parts([{"type": "thinking", "thinking": apart}])

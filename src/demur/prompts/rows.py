@@ -153,8 +153,7 @@ def _said(row: Row, cells: Cells, file: File) -> Said:
     chat = file.form == "messages"
     prompt = _first(row, cells, "messages" if chat else "prompt")
     reply = None if file.form == "generations" else _first(row, cells, "reply")
-    if prompt is None and isinstance(reply, str) and (match := TRANSCRIPT.fullmatch(reply)):
-        prompt, reply = match["prompt"].strip(), match["reply"].replace("\n\nHuman:", "\0").strip()
+    prompt, reply = _transcript(prompt, reply)
     own = turns(reply) if isinstance(reply, list) else []
     if any(turn.role == "user" for turn in own):
         before = []
@@ -171,7 +170,7 @@ def _said(row: Row, cells: Cells, file: File) -> Said:
         said.append(Message(role="assistant", content=_thought(row, cells, reply)))
     users, others = ([t.content for t in said if t.role == role] for role in ("user", "assistant"))
     order = [turn.role for turn in said if turn.role != "system"]
-    if order not in (["user"], ["user", "assistant"]) or not users[0].strip() or "\0" in "".join(others):
+    if order not in (["user"], ["user", "assistant"]) or not users[0].strip() or "\0" in "".join([*users, *others]):
         raise OddRow(f"{len(users)} questions and {len(others)} replies; one of each, in this order, can be used")
     system = "\n\n".join(turn.content for turn in said if turn.role == "system") or text(_first(row, cells, "system"))
     if file.form == "generations":
@@ -182,6 +181,15 @@ def _said(row: Row, cells: Cells, file: File) -> Said:
     if not all(isinstance(other, str) for other in others):
         raise OddRow("a reply that is no text")
     return Said(users[0], system, others)
+
+
+def _transcript(prompt: Any, reply: Any) -> tuple[Any, Any]:
+    """Question and reply, where a conversation is written as `Human: … Assistant: …`; a null byte stands where it has more turns."""
+    if prompt is None and isinstance(reply, str) and (match := TRANSCRIPT.fullmatch(reply)):
+        return match["prompt"].strip(), match["reply"].replace("\n\nHuman:", "\0").strip()
+    if isinstance(prompt, str) and (match := TRANSCRIPT.fullmatch(prompt)):
+        return match["prompt"].strip() + "\0" * bool(match["reply"].strip()), reply
+    return prompt, reply
 
 
 def _thought(row: Row, cells: Cells, reply: Any) -> str:

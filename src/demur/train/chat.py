@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from demur import thinking
 from demur.errors import CheckFailed, UserError
+from demur.models.chat_format import DATE
 
-DATE = datetime(2026, 1, 1, 9)
-"""What templates print that ask for the date."""
 _NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 SAMPLES = (
     "Two  spaces, a tab\tand a line:\n\n  (it's 3.5 %) — fine !",
