@@ -65,7 +65,7 @@ def once(count: int, out: Path) -> dict[str, Any]:
     from demur.pipeline.stages.mix import Mix, MixStageSettings
     from demur.pipeline.stages.prompts import Prompts
     from demur.pipeline.stages.rejudge import Rejudge, RejudgeSettings
-    from demur.prompts.settings import PromptsSettings
+    from demur.prompts import PromptsSettings
 
     asked = out / "asked.jsonl"
     _prompts(asked, count)

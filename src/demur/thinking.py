@@ -74,6 +74,7 @@ FAMILIES: dict[str, Marks] = {
 }
 """Marks by family: `tags` in any spelling (R1, Qwen, Seed, MiniMax, EXAONE …), Magistral, Kimi-VL, OpenThoughts, Command A, Apertus,
 Gemma 4, gpt-oss, and gpt-oss where a server strips special tokens."""
+ALL = tuple(FAMILIES)
 _OPENS = {name: re.compile(marks.open, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}
 _CLOSES = {name: re.compile(marks.close, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}
 _ENDS = {name: re.compile(rf"(?:{marks.end})\Z", re.I) for name, marks in FAMILIES.items() if marks.end}
@@ -124,8 +125,10 @@ class Split(NamedTuple):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a trace says of marks other than the usual tags."""
+        if self.thinking is None or (self.seams.open == OPEN and self.seams.close == CLOSE):
+            return ()
         marks = [self.seams.open] * (self.opened_by == "model") + [self.seams.close] * (self.answer is not None)
-        odd = self.thinking is not None and "".join(marks).replace(OPEN, "").replace(CLOSE, "").strip()
+        odd = "".join(marks).replace(OPEN, "").replace(CLOSE, "").strip()
         return (f"thinking marked by {' … '.join(marks)}",) if odd else ()
 
 
@@ -138,11 +141,11 @@ def split(raw: str, *, finish: Finish = "stop", opened: bool = False, family: st
         opened: whether the prompt ended in an opening mark, so that the reply starts inside the thinking.
         family: the marks to look for, one of `FAMILIES`, or `none`; empty: all of them.
     """
-    names = [family] * (family != "none") if family else list(FAMILIES)
+    names = (family,) * (family != "none") if family else ALL
     lead = _LEAD.match(raw).end()  # type: ignore[union-attr]
     for name in names:
         if mark := _OPENS[name].match(raw, lead):
-            return _inside(raw, mark.end(), finish, "model", name, Seams(before_open=raw[:lead], open=mark[0]))
+            return _inside(raw, mark.end(), finish, "model", name, (raw[:lead], mark[0]))
     code = _code(raw)
     firsts = {name: mark for name in names if (mark := next(_marks(raw, _CLOSES[name], code), None))}
     name = min(firsts, key=lambda name: firsts[name].start(), default="tags")
@@ -151,7 +154,7 @@ def split(raw: str, *, finish: Finish = "stop", opened: bool = False, family: st
         # Text, then a block: everything is kept where it will be judged, and the outcome says that the form is wrong.
         return _plain(raw, "malformed")
     if opened or firsts:
-        return _inside(raw, 0, finish, "prompt", name, CANONICAL)
+        return _inside(raw, 0, finish, "prompt", name)
     return _plain(raw, "cut_in_answer" if finish == "length" else "no_thinking")
 
 
@@ -173,9 +176,10 @@ def traced(
 ) -> Trace:
     """A reply as a record; `known` are its other fields. What was sent is the bare prompt unless they say otherwise."""
     parts = split(raw, finish=finish, opened=opened, family=family)
-    usual: dict[str, Any] = {"sampling": Sampling(), "sent": (Message(role="user", content=prompt.text),)}
-    given = usual | known | {"notes": (*known.get("notes", ()), *parts.notes)}
-    return Trace(prompt=prompt, raw=raw, finish=finish, **given, **fields(parts))
+    known.setdefault("sampling", Sampling())
+    known.setdefault("sent", (Message(role="user", content=prompt.text),))
+    known["notes"] = (*known.get("notes", ()), *parts.notes)
+    return Trace(prompt=prompt, raw=raw, finish=finish, **known, **fields(parts))
 
 
 def fields(parts: Split) -> dict[str, Any]:
@@ -308,7 +312,9 @@ def _plain(raw: str, outcome: Outcome) -> Split:
     return Split(None, raw[a:b], outcome, None, Seams(raw[:a], "", "", "", raw[b:]))
 
 
-def _inside(raw: str, start: int, finish: Finish, opened_by: OpenedBy, family: str, seams: Seams) -> Split:
+def _inside(
+    raw: str, start: int, finish: Finish, opened_by: OpenedBy, family: str, opening: tuple[str, str] = ("", OPEN)
+) -> Split:
     """Split a text that is inside the thinking from `start` on. One mark closes a thinking; more are more blocks."""
     code, closes = _code(raw), _CLOSES[family]
     found = list(_marks(raw, closes, code, start))
@@ -326,13 +332,13 @@ def _inside(raw: str, start: int, finish: Finish, opened_by: OpenedBy, family: s
     again = next(_marks(raw, _OPENS[family], code, behind), None) if runs else None
     if not runs or (again and not raw[behind : again.start()].strip()):
         a, b = _core(raw, start, len(raw))
-        seams = seams._replace(after_open=raw[start:a], before_close="", after_close="", end=raw[b:])
+        seams = Seams(opening[0], raw[start:a], "", "", raw[b:], opening[1])
         return Split(raw[a:b], None, "cut_in_thinking" if finish == "length" else "malformed", opened_by, seams)
     a, b = _core(raw, start, shut)
     c, d = _core(raw, behind, _end(raw, behind, family))
-    closing = {"before_close": raw[b:shut], "close": raw[shut:behind], "after_close": raw[behind:c], "end": raw[d:]}
+    seams = Seams(opening[0], raw[start:a], raw[b:shut], raw[behind:c], raw[d:], opening[1], raw[shut:behind])
     outcome: Outcome = "malformed" if len(runs) > 1 or again else "cut_in_answer" if finish == "length" else "complete"
-    return Split(raw[a:b], raw[c:d], outcome, opened_by, seams._replace(after_open=raw[start:a], **closing))
+    return Split(raw[a:b], raw[c:d], outcome, opened_by, seams)
 
 
 def _core(raw: str, start: int, stop: int) -> tuple[int, int]:
@@ -354,13 +360,21 @@ def _marks(
     """Marks that are no text: neither in code nor between quotation marks."""
     spans = iter(code)
     inside = next(spans, None)
-    for mark in pattern.finditer(text, start, len(text) if end is None else end):
+    at, end, quick = start, len(text) if end is None else end, pattern.pattern[0] == "<"
+    while at >= 0:
+        # Looking for a letter is twenty times as fast as looking for a pattern.
+        at = text.find("<", at, end) if quick else at
+        mark = (pattern.match if quick else pattern.search)(text, at, end) if at >= 0 else None
+        if mark is None:
+            at = at + 1 if quick and at >= 0 else -1
+            continue
         at = mark.start()
         while inside and inside[1] <= at:
             inside = next(spans, None)
         quoted = _QUOTED.search(text[max(0, at - 2) : at] + text[mark.end() : mark.end() + 1])
         if not quoted and not (inside and inside[0] <= at):
             yield mark
+        at = mark.end()
 
 
 def _code(text: str) -> list[tuple[int, int]]:

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from demur.errors import UserError
-from demur.prompts import SOURCES
+from demur.prompts import SOURCES, PromptsSettings
 from demur.prompts.load import load, located
-from demur.prompts.settings import PromptsSettings
 from demur.records import Prompt
 from demur.registry import resolve
 from demur.settings import validate

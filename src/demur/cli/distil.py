@@ -17,7 +17,7 @@ from demur.models.config import ModelConfig, parse_model
 from demur.pipeline.stages.distil import Distil, DistilStageSettings
 from demur.pipeline.stages.importing import Import
 from demur.pipeline.stages.prompts import Prompts
-from demur.prompts.settings import PromptsSettings
+from demur.prompts import PromptsSettings
 from demur.report.format import number
 from demur.settings import validate
 

@@ -19,7 +19,7 @@ from demur.models.config import ModelConfig, as_model, parse_model
 from demur.pipeline.stage import Use
 from demur.pipeline.stages.evaluate import BenchUse
 from demur.pipeline.stages.probe import ProbeSettings
-from demur.prompts.settings import PromptsSettings
+from demur.prompts import PromptsSettings
 from demur.records import Part, Pattern
 from demur.repair.settings import Intervention, RepairSettings
 from demur.settings import Problems, Strict, connection, override, read_yaml, validate

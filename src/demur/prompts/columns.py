@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from demur import thinking
-from demur.records import Intent, Message
+from demur.records import Intent
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("forms.yaml").read_text(encoding="utf-8"))
 SLOT = {name: (slot, at) for slot, names in TABLE["columns"].items() for at, name in enumerate(names)}
@@ -26,8 +26,11 @@ WORDS: dict[str, Intent] = {word: intent for intent, words in TABLE["words"].ite
 ROLES = {name: role for role, names in TABLE["roles"].items() for name in names}
 STATED = {name for says, names in TABLE.items() if isinstance(names, list) for name in names}
 FLAGS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
+OF_REPLY = ("whole", "finish", "right")
 SWITCH = re.compile(TABLE["switch"])
 Row = Mapping[str, Any]
+Said = Mapping[str, list[Any]]
+"""What a row says of itself, by heading; see `stated`."""
 
 
 class OddRow(ValueError):
@@ -61,16 +64,28 @@ def place(name: str) -> tuple[str | None, int]:
     return SLOT.get(name, (None if known else other, 0))
 
 
-def slots(row: Row) -> dict[str, list[str]]:
-    """The filled columns of a keyed row by slot, the one that counts in front; those of no use are under ""."""
+def filling(row: Row) -> tuple[tuple[str, str], ...]:
+    """The columns of a keyed row, each with what fills it: `text`, `other`, `switch`, `blank` or nothing. Equal rows of a file share it."""
+    return tuple([(name, _fills(name, value)) for name, value in row.items()])
+
+
+def _fills(name: str, value: Any) -> str:
+    if empty(value):
+        return "blank" if value == "" else ""
+    # WildGuardMix says by `adversarial` whether it is, Nemotron by `reasoning` whether the model was to think.
+    if place(name)[0] in ("attacked", "thinking") and SWITCH.fullmatch(str(value).strip().lower()):
+        return "switch"
+    return "text" if isinstance(value, str) or text(value) else "other"
+
+
+def slots(columns: tuple[tuple[str, str], ...]) -> dict[str, list[str]]:
+    """The filled columns by slot, the one that counts in front; those of no use are under ""."""
     found: dict[str, list[tuple[int, str]]] = {}
-    for name, value in row.items():
+    for name, fills in columns:
         slot, at = place(name)
-        # WildGuardMix says by `adversarial` whether it is, Nemotron by `reasoning` whether the model was to think.
-        switch = slot in ("attacked", "thinking") and SWITCH.fullmatch(str(value).strip().lower())
-        if slot is not None and not empty(value) and not switch:
-            found.setdefault("" if slot == "other reply" and not text(value) else slot, []).append((at, name))
-    made = {slot: [name for _, name in sorted(columns)] for slot, columns in found.items()}
+        if slot is not None and fills in ("text", "other"):
+            found.setdefault("" if slot == "other reply" and fills == "other" else slot, []).append((at, name))
+    made = {slot: [name for _, name in sorted(names)] for slot, names in found.items()}
     for slot in ("context", "attacked"):
         if slot in made and "prompt" not in made:
             made["prompt"] = made.pop(slot)
@@ -88,19 +103,17 @@ def text(value: Any) -> str | None:
     return None
 
 
-def stated(row: Row, says: str, at: int | None = None) -> list[Any]:
-    """The filled cells of the columns under a heading of `forms.yaml`, in its order; of a list the entry `at`."""
-    cells = [row[name] for name in _headed(tuple(row)).get(says, ())]
-    if at is not None:
-        cells = [(cell[at] if at < len(cell) else None) if isinstance(cell, list) else cell for cell in cells]
-    return [cell for cell in cells if not empty(cell)]
+def stated(row: Row) -> dict[str, list[Any]]:
+    """What a row says of itself: the filled cells by heading of `forms.yaml`, in its order."""
+    found = {says: [row[name] for name in names if not empty(row[name])] for says, names in _headed(tuple(row))}
+    return {says: cells for says, cells in found.items() if cells}
 
 
 @lru_cache(maxsize=4096)
-def _headed(columns: tuple[str, ...]) -> dict[str, list[str]]:
-    """The columns under each heading of `forms.yaml`, in its order; headings without any are left out."""
-    found = {says: [n for n in names if n in columns] for says, names in TABLE.items() if isinstance(names, list)}
-    return {says: names for says, names in found.items() if names}
+def _headed(columns: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    """The columns under each heading of `forms.yaml`; headings without any are left out."""
+    headings = {says: names for says, names in TABLE.items() if isinstance(names, list)}
+    return [(says, own) for says, names in headings.items() if (own := [name for name in names if name in columns])]
 
 
 def truth(value: Any) -> bool | None:
@@ -116,43 +129,45 @@ def meant(value: Any) -> Intent | None:
     return "benign" if found == "harmful" and {"not", "non", "no"} & set(words) else found
 
 
-def intent(row: Row, *, replied: bool) -> Intent | None:
+def intent(said: Said, *, replied: bool) -> Intent | None:
     """What a row says that its prompt wants; `None`: nothing."""
-    flags = [truth(cell) for cell in stated(row, "harmful prompt")]
-    safe = [truth(cell) for cell in stated(row, "safe prompt") if not replied]
+    flags = [truth(cell) for cell in said.get("harmful prompt", ())]
+    safe = [truth(cell) for cell in said.get("safe prompt", ()) if not replied]
     flagged: Intent | None = (
         "harmful" if True in flags or False in safe else "benign" if {False, True} & {*flags, *safe} else None
     )
-    classes: list[Intent] = [
-        "benign" for cell in stated(row, "classes") if str(cell).lower() in TABLE["words"]["benign"]
+    benign: list[Intent] = [
+        "benign" for cell in said.get("classes", ()) if str(cell).lower() in TABLE["words"]["benign"]
     ]
-    return next(filter(None, [*map(meant, stated(row, "labels")), flagged, *classes]), None)
+    return next(filter(None, [*map(meant, said.get("labels", ())), flagged, *benign]), None)
 
 
-def flaw(row: Row, at: int) -> str:
+def flaw(said: Said, at: int) -> str:
     """What a row's own flags say against its reply `at`; empty when they say nothing."""
-    if not {"whole", "finish", "right"} & _headed(tuple(row)).keys() and "label" not in row:
-        return ""
-    if False in map(truth, stated(row, "whole", at)) or "length" in stated(row, "finish", at):
+    cells = {
+        says: [cell[at : at + 1] if isinstance(cell, list) else [cell] for cell in said.get(says, ())]
+        for says in OF_REPLY
+    }
+    whole, finish, right = (list(itertools.chain(*cells[says])) for says in OF_REPLY)
+    if False in map(truth, whole) or "length" in finish:
         return "is cut"
-    flags = [truth(cell) for cell in stated(row, "right", at)]
-    # TRL marks an undesirable completion by `label: false`.
-    if (False in flags and True not in flags) or row.get("label") is False:
-        return "is marked wrong"
-    return ""
+    flags = [truth(cell) for cell in right if not empty(cell)]
+    return (
+        "is marked wrong"
+        if (False in flags and True not in flags) or any(cell is False for cell in said.get("desired", ()))
+        else ""
+    )
 
 
-def unsafe(row: Row) -> bool:
+def unsafe(said: Said) -> bool:
     """Whether a row calls its reply harmful."""
-    harmful = [meant(cell) == "harmful" or truth(cell) is True for cell in stated(row, "harmful reply")]
-    return any(harmful) or any(truth(cell) is False for cell in stated(row, "safe reply"))
+    harmful = [meant(cell) == "harmful" or truth(cell) is True for cell in said.get("harmful reply", ())]
+    return any(harmful) or any(truth(cell) is False for cell in said.get("safe reply", ()))
 
 
-def category(row: Row) -> str:
+def category(said: Said) -> str:
     """The source's own class; of a mapping to flags the names of those that are true."""
-    value = next(iter(stated(row, "classes")), "")
-    if isinstance(value, str) and value.startswith("["):  # STAR-1 writes a Python list into a string
-        value = listed(value)
+    value: Any = listed(next(iter(said.get("classes", ())), ""))  # STAR-1 writes a Python list into a string
     if isinstance(value, Mapping):
         value = [name for name, flag in value.items() if flag is True]
     return ", ".join(filter(None, map(text, value))) if isinstance(value, list) else text(value) or ""
@@ -170,8 +185,8 @@ def listed(value: Any) -> Any:
     return value
 
 
-def turns(value: Any) -> list[Message]:
-    """The turns of a conversation, in the form of chat APIs or of ShareGPT; thinking that stands apart is put into the text."""
+def turns(value: Any) -> list[tuple[str, str]]:
+    """The turns of a conversation as (role, text), in the form of chat APIs or of ShareGPT; thinking that stands apart is put into the text."""
     value = listed(value)
     if not isinstance(value, list):
         raise OddRow(f"a conversation is a list of turns, this is {type(value).__name__}")
@@ -180,7 +195,7 @@ def turns(value: Any) -> list[Message]:
     return [_turn(turn) for turn in value]
 
 
-def _turn(turn: Any) -> Message:
+def _turn(turn: Any) -> tuple[str, str]:
     if not isinstance(turn, Mapping):
         raise OddRow("a turn is no object")
     said = str(turn.get("role") or turn.get("from"))
@@ -189,11 +204,10 @@ def _turn(turn: Any) -> Message:
         raise OddRow(f"a turn of role {said!r}{' with tool calls' if role else ''}")
     if turn.get("weight") == 0 or turn.get("train") is False:
         raise OddRow("a turn that is not to be trained on (weight, train)")
-    held = [turn[name] for name in ("content", "value", "text") if name in turn]
-    if not held:
+    held = next((turn[name] for name in ("content", "value", "text") if name in turn), turn)
+    if held is turn:
         raise OddRow(f"a turn without content: {', '.join(map(str, turn))}")
-    content = held[0]
-    pieces = content if isinstance(content, list) else [content or ""]
+    pieces = held if isinstance(held, list) else [held or ""]
     apart = [turn[name] for name in thinking.FIELDS if not empty(turn.get(name))][:1]
     try:
         thought, content, others = thinking.from_parts(pieces)
@@ -203,9 +217,7 @@ def _turn(turn: Any) -> Message:
     if others:
         raise OddRow(f"a part of type {others[0]!r}")
     thought = "\n\n".join(filter(None, (before, thought)))
-    return Message(
-        role=role, content=thinking.from_fields(thought, content)[0] if role == "assistant" else content or ""
-    )
+    return role, thinking.from_fields(thought, content)[0] if role == "assistant" else content or ""
 
 
 def boxed(solution: str) -> str | None:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from demur.errors import UserError, unknown
-from demur.prompts.columns import TABLE, OddRow, keyed, slots, text
+from demur.prompts.columns import TABLE, OddRow, filling, keyed, slots, text
 from demur.prompts.rows import UNUSED, Cells, File, LeftOut, Preference, filled, misfit, read
 from demur.prompts.wrappers import unwrap
 from demur.records import Example, Intent, Origin, Prompt, Record, Trace
@@ -118,19 +118,19 @@ def _load(path: Path, form: str | None, wish: Intent | None) -> Loaded:
         more = f" ({len(odd):,} rows could not be read)" if len(odd) > 1 else ""
         raise UserError(f"{odd[0].where}: {odd[0].reason}{more}" if odd else f"{path}: it has no rows.")
     file = _recognised(path, [row for _, row in first], form, wish)
-    made: list[tuple[str, Any]] = []
+    made: list[tuple[int, Any]] = []
     notes: Counter[str] = Counter()
     count = 0
     for number, row in chain(first, stream):
-        where = f"{path}:{number}"
         count += 1
         try:
-            things = [_own(row, file.form)] if file.form in OWN else list(read(row, file, notes))
+            for thing in (_own(row, file.form),) if file.form in OWN else read(row, file, notes):
+                if isinstance(thing, LeftOut):
+                    odd.append(Odd(where=f"{path}:{number}", reason=thing.reason, row=row))
+                else:
+                    made.append((number, thing))
         except (OddRow, msgspec.ValidationError, RecursionError) as error:
-            odd.append(Odd(where=where, reason=f"{error}", row=row))
-            continue
-        odd += [Odd(where=where, reason=thing.reason, row=row) for thing in things if isinstance(thing, LeftOut)]
-        made += [(where, thing) for thing in things if not isinstance(thing, LeftOut)]
+            odd.append(Odd(where=f"{path}:{number}", reason=f"{error}", row=row))
     if not made and odd:
         raise UserError(f"{path}: no row could be read as '{file.form}'. The first: {odd[0].where}: {odd[0].reason}")
     told = {note: "" if n == count else f" ({n:,} of {count:,} rows)" for note, n in notes.items()}
@@ -138,7 +138,7 @@ def _load(path: Path, form: str | None, wish: Intent | None) -> Loaded:
     said = [note + rows for note, rows in told.items() if UNUSED not in note] + [UNUSED + ", ".join(unused)] * bool(
         unused
     )
-    return _sorted_out(file, made, odd, [f"{path.name}: {note}" for note in said])
+    return _sorted_out(path, file, made, odd, [f"{path.name}: {note}" for note in said])
 
 
 def _own(row: dict[str, Any], form: str) -> Prompt | Trace | Example:
@@ -159,12 +159,13 @@ def _recognised(path: Path, rows: list[dict[str, Any]], form: str | None, wish: 
         rows = [keyed(row) for row in rows]
     except OddRow as error:
         raise UserError(f"{path}: {error}.") from None
-    found = [slots(row) for row in rows]
+    shapes = [filling(row) for row in rows]
+    found = [slots(shape) for shape in shapes]
     names = [cells.get("answer", cells.get("gold", [])) for cells in found]
     answers = [text(row[name[0]]) for row, name in zip(rows, names, strict=True) if name]
     alike = [bool(MATHS.fullmatch(answer)) for answer in answers if answer]
     share = sum(alike) / len(alike) if alike else 1.0
-    forms = {maths: [_form_of(filled(row, maths=maths)) for row in rows] for maths in (True, False)}
+    forms = {maths: [_form_of(filled(shape, maths=maths)) for shape in shapes] for maths in (True, False)}
     if form is None and 0.2 < share < 0.8 and forms[True] != forms[False]:
         raise UserError(
             f"{path}: its answers are those of maths problems in some rows and texts in others. Name the form: maths, where they are "
@@ -185,41 +186,45 @@ def _form_of(cells: Cells) -> str:
     return next((form for form in TABLE["forms"] if misfit(cells, form) == ([], [])), "")
 
 
-def _sorted_out(file: File, made: list[tuple[str, Any]], odd: list[Odd], notes: list[str]) -> Loaded:
+def _sorted_out(path: Path, file: File, made: list[tuple[int, Any]], odd: list[Odd], notes: list[str]) -> Loaded:
     """Prompts, traces, examples and pairs apart, with the questions found inside shared wrappers, and no id twice."""
-    sorts: dict[type, list[tuple[str, Any]]] = {kind: [] for kind in (Prompt, Trace, Example, Preference)}
+    sorts: dict[type, list[tuple[int, Any]]] = {kind: [] for kind in (Prompt, Trace, Example, Preference)}
     for where, thing in made:
         sorts[type(thing)].append((where, thing))
-    prompts, rows = _once(sorts[Prompt], file, odd), sorts[Trace]
+    prompts, rows = _once(path, file, sorts[Prompt], odd), sorts[Trace]
     if file.form in WRAPPED:
         questions = {old.id: new for old, new in zip(prompts, _questions(prompts), strict=True)}
         moved = {key: new for key, new in questions.items() if new.id != key}
-        rows = [(at, replace(t, prompt=moved[t.prompt.id], id="") if t.prompt.id in moved else t) for at, t in rows]
+        if moved:
+            rows = [(at, replace(t, prompt=moved[t.prompt.id], id="") if t.prompt.id in moved else t) for at, t in rows]
         prompts = list(questions.values())
-    traces, examples = _once(rows, file, odd), _once(sorts[Example], file, odd)
+    traces, examples = _once(path, file, rows, odd), _once(path, file, sorts[Example], odd)
     every = {prompt.id: prompt for prompt in (*prompts, *(trace.prompt for trace in traces))}
     return Loaded(
         file.form, list(every.values()), traces, examples, [pair for _, pair in sorts[Preference]], odd, notes
     )
 
 
-def _once(things: list[tuple[str, Any]], file: File, odd: list[Odd]) -> list[Any]:
+def _once(path: Path, file: File, things: list[tuple[int, Any]], odd: list[Odd]) -> list[Any]:
     """Records, none of an id that another has. Rows with one prompt and one reply are samples of it, and all count."""
-    seen: dict[str, tuple[str, Any]] = {}
+    seen: dict[str, tuple[int, Any]] = {}
     kept = []
-    for where, thing in things:
+    for number, thing in things:
         while isinstance(thing, Trace) and thing.id in seen and file.form not in OWN:
             thing = replace(thing, sample=thing.sample + 1, id="")
-        before = seen.setdefault(thing.id, (where, thing))
-        kind = type(thing).__name__.lower()
+        before = seen.setdefault(thing.id, (number, thing))
+        if before[1] is thing:
+            kept.append(thing)
+            continue
         if getattr(before[1], "parts", before[1]) != getattr(thing, "parts", thing) and file.form in OWN:
+            kind = type(thing).__name__.lower()
             raise UserError(
-                f"{where}: another {kind} of the id {thing.id} stands in {before[0]}. Without ids, they are made anew."
+                f"{path}:{number}: another {kind} of the id {thing.id} stands in {path}:{before[0]}. Without ids, they are made anew."
             )
-        if before[1] is thing or isinstance(thing, Example):
+        if isinstance(thing, Example):
             kept.append(thing)
         elif isinstance(thing, Trace):
-            odd.append(Odd(where=where, reason=f"the same trace stands in {before[0]}"))
+            odd.append(Odd(where=f"{path}:{number}", reason=f"the same trace stands in {path}:{before[0]}"))
     return kept
 
 

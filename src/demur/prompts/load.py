@@ -8,10 +8,9 @@ from pathlib import Path
 import msgspec
 
 from demur.errors import UserError, unknown
-from demur.prompts import GENERATED, SOURCES
+from demur.prompts import GENERATED, SOURCES, PromptsSettings
 from demur.prompts.forms import load_file
 from demur.prompts.rows import ASSUMED
-from demur.prompts.settings import PromptsSettings
 from demur.prompts.wrappers import read_templates, wrap
 from demur.records import Prompt
 from demur.registry import resolve

@@ -91,11 +91,15 @@ def unwrap(texts: Sequence[str]) -> list[Unwrapped]:
     """The question inside each text, in order."""
     found = {text: Unwrapped(text, "") for text in texts}
     joined: dict[tuple[str, str], str] = {}
-    for behind in (False, None, True, None):
+    changed = 0
+    for number, behind in enumerate((False, None, True, None)):
+        if number == 3 and not changed:
+            break
         # A question that several templates end with looks like a wrapper itself: endings are for what has none yet.
         bare = behind is True
         ordered = sorted({question for question, template in found.values() if not (bare and template)})
         inner = _repetitions(ordered) if behind is None else _alike(ordered, behind=behind)
+        changed += number * len(inner)
         for text, (question, template) in found.items() if inner else ():
             if question in inner and not (bare and template):
                 new, pair = inner[question], (template, inner[question].template)

@@ -19,7 +19,7 @@ from demur.pipeline.run import execute
 from demur.pipeline.stages.distil import Distil, DistilStageSettings
 from demur.pipeline.stages.probe import steady
 from demur.pipeline.stages.prompts import Prompts
-from demur.prompts.settings import PromptsSettings
+from demur.prompts import PromptsSettings
 from demur.records import Failure, Kept, Message, Pair, Probed, Prompt, Sampling, Trace, Verdict
 from demur.report.data import build
 

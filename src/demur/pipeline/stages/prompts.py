@@ -6,8 +6,8 @@ import functools
 
 from demur.errors import UserError
 from demur.pipeline.stage import UNKNOWN_PROMPT, Context, Lack, Size, Stage, size_of
+from demur.prompts import PromptsSettings
 from demur.prompts.load import load
-from demur.prompts.settings import PromptsSettings
 
 
 class Prompts(Stage[PromptsSettings]):
