@@ -7,6 +7,7 @@ environment.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -244,11 +245,13 @@ class Scripted(_Config):
     """Most requests at work at the same time."""
 
     def missing(self) -> list[str]:
-        """The function."""
+        """The function. A module of the user's is looked for and not run: `plan` runs no code of a study."""
         from demur.models.scripted import load_script
 
+        module, own, _ = self.script.partition(":")
         try:
-            load_script(self.script)
+            if not own or importlib.util.find_spec(module.partition(".")[0]) is None:
+                load_script(self.script)
         except UserError as error:
             return [str(error)]
         return []

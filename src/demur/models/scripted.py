@@ -28,11 +28,7 @@ _WORD = re.compile(r"\s*\S+")
 
 
 def load_script(name: str) -> tuple[Script, str]:
-    """A script and its identity, which changes when its module's source does.
-
-    Raises:
-        UserError: there is no such script.
-    """
+    """A script and its identity, which changes with its module's source. Raises UserError: there is no such script."""
     script: Script = registry.resolve("script", name, SCRIPTS)
     module = sys.modules.get(getattr(script, "__module__", ""))
     try:
