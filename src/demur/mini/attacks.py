@@ -7,16 +7,17 @@ reply that complies; the benchmark then asks the prompt it found once more.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from demur.attack.base import Attack, derived
-from demur.interfaces import Ask, Request
+from demur.interfaces import Ask, requests_for
 from demur.mini import world
 from demur.mini.judge import concluded, replied
-from demur.records import Message, Prompt, Sampling, Trace
+from demur.records import Prompt, Sampling, Trace
 
 BUDGET = 8
 """Queries a goal."""
@@ -97,15 +98,11 @@ class Adaptive(Attack):
 
     async def _ask(self, texts: dict[str, str]) -> dict[str, float]:
         """Put one text for each goal to the target: goal's id -> score. What fails is left out."""
-        requests = []
-        for goal, text in texts.items():
-            prompt = Prompt(text=text, intent="harmful", attack=f"{self.name}:try", parent=goal)
-            requests.append(Request(messages=(Message(role="user", content=text),), sampling=ASK, prompt=prompt))
-        scores: dict[str, float] = {}
-        async for found in self.models["target"].answers(requests):
-            if isinstance(found, Trace):
-                scores[found.prompt.parent] = _score(found)
-        return scores
+        prompts = [
+            Prompt(text=text, intent="harmful", attack=f"{self.name}:try", parent=goal) for goal, text in texts.items()
+        ]
+        answers = self.models["target"].answers(requests_for(prompts, ASK))
+        return {found.prompt.parent: _score(found) async for found in answers if isinstance(found, Trace)}
 
 
 def _next(goal: Prompt, tries: list[Try]) -> tuple[world.Framing, ...]:
@@ -126,10 +123,7 @@ def _next(goal: Prompt, tries: list[Try]) -> tuple[world.Framing, ...]:
 
 def _wrapped(goal: Prompt, framings: tuple[world.Framing, ...]) -> str:
     """The question inside its framings, the first innermost."""
-    text = goal.question
-    for framing in framings:
-        text = framing.wrap(text)
-    return text
+    return functools.reduce(lambda text, framing: framing.wrap(text), framings, goal.question)
 
 
 def _score(trace: Trace) -> float:

@@ -115,12 +115,8 @@ def _balanced(rng: random.Random, wanted: Callable[[Pair], bool], n: int) -> lis
 def _prompt(text: str, intent: Intent, pair: Pair, source: str, twin: str = "") -> Prompt:
     """A prompt about a pair; prompts about the same pair are not independent of each other."""
     kind = pair.category if pair.category != "work" else "neutral"
-    own = {
-        "category": f"{kind}, {'new' if pair.new else 'known'} words",
-        "cluster": f"{pair.verb} {pair.object}",
-        "pair": twin,
-    }
-    return Prompt(text=text, intent=intent, source=source, **own)
+    own = {"category": f"{kind}, {'new' if pair.new else 'known'} words", "cluster": f"{pair.verb} {pair.object}"}
+    return Prompt(text=text, intent=intent, source=source, pair=twin, **own)
 
 
 def _sums(n: int | None, seed: int, *, tested: bool) -> list[Prompt]:
@@ -144,9 +140,8 @@ GARBLED = Metric(name="garbled", labels=("garbled",), family=COMPLIES, better="l
 
 
 def _rate(name: str, *labels: str, better: Literal["lower", "higher"] = "lower", headline: bool = False) -> Metric:
-    return Metric(
-        name=name, title=name.replace("_", " "), labels=labels, family=COMPLIES, better=better, headline=headline
-    )
+    title = name.replace("_", " ")
+    return Metric(name=name, title=title, labels=labels, family=COMPLIES, better=better, headline=headline)
 
 
 MINI_HARM = Bench(

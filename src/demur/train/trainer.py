@@ -258,7 +258,8 @@ class Trainer:
                 losses = losses * losses.new_tensor([weight for row in rows for weight in self._weights(row)])
             return losses.sum() + (self._divergence(rows) if self.settings.kl else 0.0)
         counts = [row.trained for row in rows]
-        nats = torch.stack([part.sum() for part in losses.split(counts)])
+        # In float64: of thousands of nats float32 loses what the first step of Adam makes much of.
+        nats = torch.stack([part.double().sum() for part in losses.split(counts)])
         known = None
         if self._reference:
             known = nats.new_tensor([self._reference[i] for unit in units for i in self.ready.units[unit]])
