@@ -200,8 +200,8 @@ def run_plain_single(base: Path, steps: int, out: Path) -> Result:
     return run_plain(base, steps, out, micro=1)
 
 
-def run_plain(base: Path, steps: int, out: Path, micro: int = MICRO) -> Result:
-    """A bare loop, as one would write it with care: sorted inside a step, padded, two micro-batches."""
+def run_plain(base: Path, steps: int, out: Path, micro: int = MICRO, mixed: bool = False) -> Result:
+    """A bare loop, as one would write it with care: sorted inside a step, padded where a micro-batch has several rows."""
     import torch
 
     from demur.train import batches
@@ -222,9 +222,10 @@ def run_plain(base: Path, steps: int, out: Path, micro: int = MICRO) -> Result:
                 group = chosen[start : start + micro]
                 batch = padded(group, 0)  # masked, whatever it is
                 inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-                logits = model(**inputs).logits[:, :-1]
+                with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                    logits = model(**inputs).logits[:, :-1]
                 loss = torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
+                    logits.float().flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
                 )
                 (loss / total).backward()
                 tokens += sum(len(row.ids) for row in group)
@@ -330,6 +331,7 @@ MIXED: dict[str, Callable[[Path, int, Path], Result]] = {
     "trl_one_row_bf16": lambda base, steps, out: _trl(
         base, steps, out, **ALONE, gradient_accumulation_steps=BATCH, bf16=True
     ),
+    "plain_one_row_bf16": lambda base, steps, out: run_plain(base, steps, out, micro=1, mixed=True),
 }
 """Beside the others on a model that is wide enough for bfloat16 arithmetic to pay."""
 SETTINGS = {
@@ -343,6 +345,7 @@ SETTINGS = {
     "plain_one_row": "the same one row at a time: nothing is padded",
     "demur_mixed": "what dtype: auto takes here: bfloat16 arithmetic over float32 weights",
     "trl_one_row_bf16": "bf16=True: the same arithmetic, by accelerate's autocast",
+    "plain_one_row_bf16": "torch.autocast: the same arithmetic",
     "trl_one_pair": "one pair at a time, no recomputation: nothing is padded but the shorter reply",
 }
 
@@ -356,6 +359,7 @@ FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "over_plain_one_row": ("demur", ("plain_one_row",)),
     "over_paper_settings": ("demur", ("paper_settings",)),
     "mixed_over_trl_bf16": ("demur_mixed", ("trl_one_row_bf16",)),
+    "mixed_over_plain_bf16": ("demur_mixed", ("plain_one_row_bf16",)),
     "mixed_over_float32": ("demur_mixed", ("demur",)),
 }
 """What is printed: whose speed, over the best of whom."""
