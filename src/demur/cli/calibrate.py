@@ -127,7 +127,7 @@ def patterns(
          *(score[key] for key in ("positives", "n", "abstained")))
         for name, score in report["patterns"].items()
     ]  # fmt: skip
-    titles = ("pattern", "#precision", "#recall", "#F1", "#with it", "#decided", "#abstained")
+    titles = ("pattern", "#precision", "#recall", "#F1", "#with it", "#n", "#abstained")
     common.show(titles, rows, f"{report['detector']} on {report['exam']}, n={report['n']}")
     macro = number(report["macro_f1"], "count", digits=3)
     common.stdout.print(f"macro-F1 {macro}, abstentions as misses; abstained on {report['abstained']:.1%} of decisions")

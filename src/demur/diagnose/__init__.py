@@ -37,12 +37,8 @@ def is_screen(kind: str) -> bool:
 
 
 def open_detector(kind: str, *, models: Sequence[Model] = (), instruction: Path | None = None) -> Detector:
-    """A detector by name, or `module:attribute`. One that asks a model becomes, with several models, a panel that votes.
-
-    Args:
-        kind: its name.
-        models: who judges, for one that asks a model.
-        instruction: a file in place of the instruction that ships, for one that asks a model.
+    """A detector by name, or `module:attribute`. One that asks a model takes who judges, becomes a panel that votes where
+    several do, and may be given a file in place of the instruction that ships.
 
     Raises:
         UserError: no such detector, or it asks a model and none is given.

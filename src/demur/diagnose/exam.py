@@ -31,17 +31,6 @@ class Question(NamedTuple):
 Results = Sequence[tuple[Question, tuple[Finding, ...]]]
 
 
-class Score(NamedTuple):
-    """How a detector did on one pattern. A trace on which it abstains counts as one on which it found nothing."""
-
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    n: int
-    positives: int
-    abstained: int
-
-
 def load(path: Path = EXAM) -> list[Question]:
     """The questions of a labelled table; by default those that ship.
 
@@ -80,31 +69,32 @@ async def calibrated(detector: Detector, data: Path | None = None, *, limit: int
     traces = [question.trace for question in questions.values()]
     results = [(questions[found[0].trace], found) async for found in detector.findings(traces)]
     scores = {pattern: _score(pattern, results) for pattern in PATTERNS}
-    known = [score.f1 for score in scores.values() if score.f1 is not None and score.positives]
+    known = [score["f1"] for score in scores.values() if score["f1"] is not None and score["positives"]]
     return {
         "detector": detector.name,
         "exam": str(data or EXAM.name),
         "n": len(results),
         "macro_f1": sum(known) / len(known) if known else None,
-        "abstained": sum(score.abstained for score in scores.values()) / max(1, len(results) * len(PATTERNS)),
+        "abstained": sum(score["abstained"] for score in scores.values()) / max(1, len(results) * len(PATTERNS)),
         "errors_by_length": _by_length(results),
-        "patterns": {pattern: score._asdict() for pattern, score in scores.items()},
+        "patterns": scores,
     }
 
 
-def _score(pattern: Pattern, results: Results) -> Score:
+def _score(pattern: Pattern, results: Results) -> dict[str, Any]:
+    """How a detector did on one pattern. A trace on which it abstains counts as one on which it found nothing."""
     pairs = [(found[PATTERNS.index(pattern)].present, question.labels[pattern]) for question, found in results]
     hits = sum(bool(present) and label for present, label in pairs)
     claimed = sum(bool(present) for present, _ in pairs)
     positives = sum(label for _, label in pairs)
-    return Score(
-        precision=hits / claimed if claimed else None,
-        recall=hits / positives if positives else None,
-        f1=2 * hits / (claimed + positives) if claimed + positives else None,
-        n=len(pairs),
-        positives=positives,
-        abstained=sum(present is None for present, _ in pairs),
-    )
+    return {
+        "precision": hits / claimed if claimed else None,
+        "recall": hits / positives if positives else None,
+        "f1": 2 * hits / (claimed + positives) if claimed + positives else None,
+        "n": len(pairs),
+        "positives": positives,
+        "abstained": sum(present is None for present, _ in pairs),
+    }
 
 
 def _by_length(results: Results) -> dict[str, list[float | None]]:

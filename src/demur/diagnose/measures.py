@@ -13,11 +13,9 @@ REOPENING = re.compile(
     r"^(?:but|wait|however|hmm|actually|then again|on the other hand|alternatively|still|although|yet)\b"
 )
 FOREIGN = re.compile(r"[\u0370-\u1fff\u2e80-\ud7ff\uf900-\ufaff]+(?:\W+[\u0370-\u1fff\u2e80-\ud7ff\uf900-\ufaff]+)*")
-LOOP_TIMES = 3
-"""A sentence that stands so often is a loop."""
-LOOP_RATIO = 0.12
-"""So does a text that can be compressed to this share of its length; prose comes to about a half."""
-LOOP_LENGTH = 600
+LOOP_TIMES, LOOP_RATIO, LOOP_LENGTH = 3, 0.12, 600
+"""A sentence that stands so often is a loop; so is a text of such a length that can be compressed to this share of it: prose
+comes to about a half."""
 
 
 class Measures(Record, frozen=True, kw_only=True):

@@ -47,14 +47,9 @@ def _of(*kinds: SentenceKind) -> tuple[str, ...]:
 
 
 _ANSWER = tuple(name for name in NAMES if name.startswith("answer"))
-_DECISION = tuple(
-    f"{rank} {kind}"
-    for rank, kinds in {
-        "best": ("decline", "harm", "fine", "comply", "safe", "waver", "resist", "framing", "detail"),
-        "sum": ("decline", "harm", "safe"),
-        "last": ("decline", "comply"),
-    }.items()
-    for kind in kinds
+_DECISION = (
+    *(f"best {kind}" for kind in KINDS["thinking"] if kind not in ("restate", "neutral")),
+    *("sum decline", "sum harm", "sum safe", "last decline", "last comply"),
 )
 UNITS: dict[str, tuple[str, ...]] = {
     "lack_of_safety_awareness": _of("harm", "decline", "resist", "waver", "fine", "comply", "safe"),

@@ -68,13 +68,9 @@ async def distil(
     """Ask the teacher for traces, have them judged, and keep what the settings' rule keeps.
 
     Args:
-        prompts: what to ask.
-        settings: strategy, samples, keep rule.
-        teacher: who writes; not needed for a constant strategy.
-        judges: one harm judge for each of `settings.parts`; not needed for a constant strategy.
+        teacher, judges: who writes, and a harm judge for each of `settings.parts`; a constant strategy needs neither.
         given: prompt id -> safe trace, for a strategy that rewrites. A rewrite that does not pass falls back to it.
             For any other strategy: prompt id -> how its thinking begins, where that differs from one to another.
-        progress: called with replies so far and replies asked.
 
     Raises:
         UserError: teacher, judge or given trace is missing, or the teacher cannot honour the sampling.
@@ -239,9 +235,8 @@ class _Work:
 
     def _given_back(self, prompt: str) -> Trace:
         """The given trace in place of a rewrite that did not pass."""
-        trace = self.given[prompt]
-        notes = (*trace.notes, "rewrite: fell back to the given trace")
-        return msgspec.structs.replace(trace, strategy=self.strategy.name, notes=notes, id="")
+        notes = (*self.given[prompt].notes, "rewrite: fell back to the given trace")
+        return msgspec.structs.replace(self.given[prompt], strategy=self.strategy.name, notes=notes, id="")
 
 
 class _Named(msgspec.Struct, gc=False):

@@ -128,20 +128,15 @@ def parse(text: str, *, name: str, where: str) -> Strategy:
     Raises:
         UserError: front matter that is not YAML, has unknown keys or values, or leaves nothing to send.
     """
-    head: Any = {}
-    body = text
-    if text.startswith("---\n"):
-        front, closed, body = text[4:].partition("\n---\n")
-        if not closed:
-            raise UserError(f"{where}: the front matter opens with --- and never closes.")
-        try:
-            head = yaml.safe_load(front) or {}
-            strategy = msgspec.convert({"name": name, **head, "instruction": body.strip()}, Strategy)
-        except (yaml.YAMLError, msgspec.ValidationError, TypeError) as error:
-            allowed = "name, place (user, system, none), targets, source, constant"
-            raise UserError(f"{where}: {error}. Front matter may hold: {allowed}.") from None
-    else:
-        strategy = Strategy(name=name, instruction=body.strip())
+    front, closed, body = text[4:].partition("\n---\n") if text.startswith("---\n") else ("", "-", text)
+    if not closed:
+        raise UserError(f"{where}: the front matter opens with --- and never closes.")
+    try:
+        head = {"name": name, **(yaml.safe_load(front) or {})}
+        strategy = msgspec.convert({**head, "instruction": body.strip()}, Strategy)
+    except (yaml.YAMLError, msgspec.ValidationError, TypeError) as error:
+        allowed = "name, place (user, system, none), targets, source, constant"
+        raise UserError(f"{where}: {error}. Front matter may hold: {allowed}.") from None
     if (strategy.place == "none") != (strategy.constant is not None):
         raise UserError(f"{where}: 'constant' and 'place: none' belong together.")
     if strategy.constant is None and not strategy.instruction:

@@ -71,11 +71,9 @@ async def repair(
     """Mend or drop the traces in which a pattern was found.
 
     Args:
-        traces: what to repair.
         findings: theirs; a trace without findings is diagnosed first.
-        settings: means, in order, and the teacher's sampling.
         detector: reads every candidate; only what it finds nothing in is accepted.
-        teacher: needed for `reask`.
+        teacher: needed for `reask` and `continue`.
         progress: called with traces settled and traces with a pattern.
 
     Raises:
