@@ -16,6 +16,7 @@ import pytest
 from tests.made import exit_code, gathered
 
 from demur.interfaces import Request
+from demur.cli.evaluate import name_of
 from demur.judge import open_judge
 from demur.judge.code import extract
 from demur.judge.maths import final_answer
@@ -66,6 +67,11 @@ def evaluated(url: str, out: Path, *words: str) -> int:
     return exit_code(*common, "--out", str(out), *words)
 
 
+def decoded(url: str, preset: str) -> str:
+    """The override that gives the one arm a decoding; its name has dots."""
+    return f"arms={{{name_of(url, 'm')}: {{decoding: {preset}}}}}"
+
+
 def traces_of(out: Path) -> list[Trace]:
     return [trace for path in out.glob("stages/evaluate-*/traces.jsonl") for trace in read_jsonl(path, Trace)]
 
@@ -100,7 +106,7 @@ def test_a_closed_thinking_is_gone_on_with_where_the_template_keeps_it(
     preset: str, thought: str, tmp_path: Path
 ) -> None:
     with answering(_vllm(KEEPS)) as (url, _):
-        assert evaluated(url, tmp_path, *DECODED, f"arms.m.decoding={preset}") == 0
+        assert evaluated(url, tmp_path, *DECODED, decoded(url, preset)) == 0
     found = traces_of(tmp_path)
     assert len(found) == 8
     assert {(one.outcome, (one.thinking or "").strip(), one.answer) for one in found} == {
@@ -112,7 +118,7 @@ def test_a_closed_thinking_that_the_template_deletes_is_no_result(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with answering(_vllm(DELETES)) as (url, _):
-        assert evaluated(url, tmp_path, *DECODED, "arms.m.decoding=zero") == 1
+        assert evaluated(url, tmp_path, *DECODED, decoded(url, "zero")) == 1
     assert "continue_final_message is set" in capfd.readouterr().err
 
 
@@ -205,7 +211,7 @@ def test_no_request_holds_stop_strings_and_thinking_that_eats_the_budget_is_told
     shown = capfd.readouterr().out
     assert "replies without an answer: 8 truncated in thinking" in shown
     assert "truncated 0" not in shown
-    assert "tokens that are thinking: m 100 %" in shown
+    assert f"tokens that are thinking: {name_of(url, 'm')} 100 %" in shown
 
 
 def test_samples_that_do_not_differ_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
