@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from tests.made import exit_code, gathered
 
-from demur.interfaces import Request
 from demur.cli.evaluate import name_of
+from demur.interfaces import Request
 from demur.judge import open_judge
 from demur.judge.code import extract
 from demur.judge.maths import final_answer
