@@ -73,11 +73,9 @@ class _Server:
         if unknown := set(behaviour.faults) - set(FAULTS):
             raise UserError(f"unknown faults: {', '.join(sorted(unknown))}. Allowed: {', '.join(sorted(FAULTS))}.")
         self._how = behaviour
-        self._script, self.identity = load_script(behaviour.script)
+        self._script, _ = load_script(behaviour.script)
         self._seen: Counter[bytes] = Counter()
-        self._replies = 0
-        self._in_flight = 0
-        self._most_in_flight = 0
+        self._replies = self._in_flight = self._most_in_flight = 0
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=64 << 20)
@@ -227,11 +225,8 @@ def _logprobs(text: str, *, chat: bool) -> dict[str, Any]:
     places = [{word: -0.05, others.get(word, "other"): -3.02} for word in text.split()[:64]]
     if not chat:
         return {"tokens": text.split()[:64], "top_logprobs": places}
-    content = []
-    for place in places:
-        tops = [{"token": token, "logprob": logprob} for token, logprob in place.items()]
-        content.append({**tops[0], "top_logprobs": tops})
-    return {"content": content}
+    tops = [[{"token": token, "logprob": logprob} for token, logprob in place.items()] for place in places]
+    return {"content": [{**likeliest[0], "top_logprobs": likeliest} for likeliest in tops]}
 
 
 class Server(NamedTuple):
@@ -250,11 +245,7 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def serving(script: str = "stand_in", **options: Any) -> Iterator[Server]:
-    """A protocol server in its own process, for as long as the block lasts; `options` are fields of `Behaviour`.
-
-    Raises:
-        WorkError: it did not start.
-    """
+    """A protocol server in its own process, for as long as the block lasts; `options` are fields of `Behaviour`."""
     behaviour = msgspec.convert({"script": script, **options}, Behaviour)
     command = [sys.executable, "-m", "demur.testing.server", msgspec.json.encode(behaviour).decode()]
     env = os.environ | {"OMP_NUM_THREADS": "1"}

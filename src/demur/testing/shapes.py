@@ -111,7 +111,7 @@ class _Replies(ReplyCache):
 def _told(asked: list[Answered]) -> dict[Shape, str]:
     *harmless, harmful = asked
     failed = [one.found for one in asked if isinstance(one.found, Failure)]
-    filtered = [one for one in asked if _filtered(one)]
+    filtered = [one for one in asked if isinstance(one.found, Failure) and one.found.kind == "filtered"]
     if len(failed) == len(asked) and not filtered:
         return {"dead": f"no question got a reply: {failed[0].detail}"}
     empty = [one for one in asked if isinstance(one.found, Trace) and not one.found.raw.strip() and one not in filtered]
@@ -144,11 +144,6 @@ def _told(asked: list[Answered]) -> dict[Shape, str]:
         "filtering": (filtered, f"a filter of the provider stopped {len(filtered)} of {len(asked)} replies: such rows are neither refusals nor truncated, and stay unscored."),
     }  # fmt: skip
     return {shape: text for shape, (there, text) in found.items() if there}
-
-
-def _filtered(one: Answered) -> bool:
-    kinds = one.found.kind if isinstance(one.found, Failure) else one.found.finish
-    return kinds in ("filtered", "content_filter")
 
 
 def _unfinished(one: Answered) -> bool:
