@@ -76,11 +76,7 @@ class Chat:
     """A tokenizer with its chat template."""
 
     def __init__(self, tokenizer: Any, stops: Iterable[int] = ()) -> None:
-        """Find out how prompts begin and replies end.
-
-        Args:
-            tokenizer: a fast tokenizer with a chat template.
-            stops: token ids that end a reply at inference; the tokenizer's end token when empty.
+        """Find out how prompts begin and replies end; `stops` end a reply at inference (none: the tokenizer's end token).
 
         Raises:
             UserError: no chat template, no fast tokenizer, no end token.

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from demur.train.settings import TrainSettings
 
 
 class Curves:
     """Lines of metrics.jsonl and learnability.jsonl for `train.report_to`; without any, nothing."""
 
-    def __init__(self, settings: TrainSettings, out: Path) -> None:
+    def __init__(self, report_to: Sequence[str], out: Path) -> None:
         self._board: Any = None
         self._runs: list[Any] = []
-        for name in settings.report_to:
+        for name in report_to:
             if name == "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter
 

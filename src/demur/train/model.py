@@ -179,9 +179,8 @@ def _adapted(model: Any, lora: LoraSettings) -> Any:
 
     head = model.get_output_embeddings()
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
-    )
+    sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    config = LoraConfig(**sizes, target_modules=targets, task_type="CAUSAL_LM")
     try:
         with _quiet():
             wrapped = get_peft_model(model, config, low_cpu_mem_usage=next(model.parameters()).is_meta)
@@ -203,13 +202,10 @@ def _begin(model: Any, *, seed: int) -> None:
     """The first values of adapters, the same however the model is spread: A uniform, B zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if "lora_" not in name:
-            continue
-        values = torch.zeros(parameter.shape)
-        if "lora_A" in name:
-            bound = 1 / math.sqrt(parameter.shape[1])
-            values.uniform_(-bound, bound, generator=generator)
-        distributed.assign(parameter, values)
+        if "lora_" in name:
+            bound = 1 / math.sqrt(parameter.shape[1]) if "lora_A" in name else 0.0
+            values = torch.zeros(parameter.shape)
+            distributed.assign(parameter, values.uniform_(-bound, bound, generator=generator) if bound else values)
 
 
 @contextmanager

@@ -18,11 +18,10 @@ class Job(NamedTuple):
     """What is to be trained, in plain data: what other processes are told."""
 
     examples: str
-    """File of training rows: Examples as JSON Lines."""
+    """File of training rows."""
     held_out: str
     """File of rows to measure the loss on; empty: none."""
     base: str
-    """Folder or hub id."""
     name: str
     """What the base is called."""
     out: str

@@ -86,11 +86,8 @@ class Renderer:
     ) -> None:
         """Find the family and the token that ends a reply.
 
-        Args:
-            tokenizer: a fast tokenizer with a chat template.
-            template: `auto`, a family's name, `generic`, or `tokenizer` for the template's own rendering.
-            stops: token ids that end a reply at inference; the tokenizer's end token when empty.
-            loss: `response`, or `all` to train on the context too.
+        `template` is `auto`, a family's name, `generic`, or `tokenizer` for the template's own rendering; `stops` are as of
+        `Chat`; `loss` is `response`, or `all` to train on the context too.
 
         Raises:
             UserError: no chat template, no fast tokenizer, no end token, an unknown name.

@@ -123,20 +123,11 @@ def summarise(ready: Prepared, out: Path, settings: TrainSettings) -> dict[str, 
     dropped = ready.rendered.counts()
     first, last = losses[0], sum(losses[-5:]) / len(losses[-5:])
     more = f", {sum(dropped.values())} dropped" if dropped else ""
-    return {
-        "line": f"{len(losses)} steps, loss {first:.2f} -> {last:.2f}{more}",
-        "rows": len(ready.units),
-        "dropped": dropped,
-        "steps": len(losses),
-        "batch": settings.batch,
-        "tokens": sum(len(row.ids) for row in read),
-        "trained_tokens": sum(row.trained for row in read),
-        "loss_first": first,
-        "loss_last": last,
-        "template": ready.template,
-        "fingerprint": ready.fingerprint,
-        "notes": ready.notes,
-    }
+    line = f"{len(losses)} steps, loss {first:.2f} -> {last:.2f}{more}"
+    tokens = {"tokens": sum(len(row.ids) for row in read), "trained_tokens": sum(row.trained for row in read)}
+    found = {"line": line, "rows": len(ready.units), "dropped": dropped, "steps": len(losses), "batch": settings.batch}
+    found |= {**tokens, "loss_first": first, "loss_last": last, "template": ready.template}
+    return found | {"fingerprint": ready.fingerprint, "notes": ready.notes}
 
 
 def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
@@ -165,9 +156,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
         self._stop = False
         self._reference: list[float] = []
-        self._curves = Curves(
-            settings if distributed.rank() == 0 else settings.model_copy(update={"report_to": ()}), out
-        )
+        self._curves = Curves(settings.report_to if distributed.rank() == 0 else (), out)
 
     def run(self, progress: Progress) -> int:
         """Train to the end, from the last complete checkpoint where there is one; returns the number of steps taken.
@@ -216,8 +205,9 @@ class Trainer:
                 loss = self._loss(group) / amount * distributed.world_size()
                 loss.backward()
             total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = distributed.whole(
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf)
+        )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         mean = distributed.mean(total).item()
@@ -260,9 +250,8 @@ class Trainer:
         counts = [row.trained for row in rows]
         # In float64: of thousands of nats float32 loses what the first step of Adam makes much of.
         nats = torch.stack([part.double().sum() for part in losses.split(counts)])
-        known = None
-        if self._reference:
-            known = nats.new_tensor([self._reference[i] for unit in units for i in self.ready.units[unit]])
+        reference = [self._reference[i] for unit in units for i in self.ready.units[unit]] if self._reference else []
+        known = nats.new_tensor(reference) if reference else None
         return preferences(nats, nats.new_tensor(counts), known, settings=self.settings).sum()
 
     def _refer(self, begin: int) -> None:
@@ -276,9 +265,8 @@ class Trainer:
             found = [m.nats["whole"] for m in heldout_loss.measure(self, self.ready.rendered.rows)]
             if distributed.rank() == 0:
                 atomic_write(path, "".join(json.dumps({"nats": nats}) + "\n" for nats in found))
-        self._reference = [
-            row["nats"] for row in distributed.shared(list(read_jsonl(path, dict)) if distributed.rank() == 0 else None)
-        ]
+        kept = [row["nats"] for row in read_jsonl(path, dict)] if distributed.rank() == 0 else None
+        self._reference = distributed.shared(kept)
 
     def losses(self, rows: list[Row]) -> Any:
         """Loss of every supervised token of some rows, one row behind the other [targets]."""
