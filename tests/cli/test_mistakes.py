@@ -25,6 +25,10 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
     ("args", "said"),
     [
         ((*EVAL, "--out", "afile"), "--out afile: File exists; name a folder"),
+        (
+            ("check", "contamination", "--examples", "rows.jsonl", "--data-dir", ".", "--out", "afile"),
+            "--out afile: File exists",
+        ),
         ((*EVAL, "--out", "/proc/x"), "--out /proc/x: No such file or directory; name a folder"),
         ((*EVAL, "--set", "bench.0.sampling.temprature=0"), "Did you mean 'temperature'"),
         ((*EVAL, "--judge", "lamaguard=http://127.0.0.1:9/v1"), "Did you mean 'llama_guard4'"),
@@ -50,6 +54,7 @@ def test_a_mistake_is_a_sentence(
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("COLUMNS", "300")
     Path("afile").touch()
+    Path("rows.jsonl").write_text('{"prompt": "What is a hash?", "completion": "A number."}\n')
     Path("binary.jsonl").write_bytes(b"\0\1\2\xff")
     assert exit_code(*args) == 2
     shown = capfd.readouterr()

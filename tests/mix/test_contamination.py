@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur.cli.contamination import check_contamination, read_rows
+from demur.cli.check import contamination as check_contamination
+from demur.cli.check import read_rows
 from demur.errors import CheckFailed, UserError
 from demur.mix.contamination import RUN, Index, Limits, certify, hash_of, without
 from demur.mix.duplicates import normal

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.made import publish
 
-from demur.cli.contamination import check_contamination
+from demur.cli.check import contamination as check_contamination
 from demur.errors import CheckFailed, UserError
 from demur.records import Example, ExamplePart, Failure, Origin, Prompt, Trace, Verdict
 from demur.thinking import traced

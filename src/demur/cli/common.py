@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -142,6 +143,19 @@ def judge_of(text: str) -> tuple[str, str]:
         return name, model
     alone = "/" in text or text.startswith(("script:", ".", "$")) or Path(text).is_dir()
     return ("", text) if alone else (text, "")
+
+
+def writable(out: Path) -> None:
+    """Make the run's folder.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; name a folder that can be written to.") from None
 
 
 def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_dir: Path | None = None) -> Resolved:

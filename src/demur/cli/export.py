@@ -50,7 +50,7 @@ def export(
         made: Path | list[Path] = export_hf(run, place, licences=licences)
     else:
         exports.evaluations(run)
-        place.mkdir(parents=True, exist_ok=True)
+        common.writable(place)
         made = forms[to](run, place)
     paths = [str(path) for path in (made if isinstance(made, list) else [made])]
     if json:

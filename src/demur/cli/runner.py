@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ def run_stages(
     missing = needs(stages, problems)
     problems.check()
     require(missing)
-    _writable(out)
+    common.writable(out)
     with Display(common.console, [stage.name for stage in ordered(stages)], title=title) as display:
         return execute(stages, out=out, cache=cache, workers=workers or default_workers(), watch=display)
 
@@ -77,19 +76,6 @@ def reading(file: Path, intent: str | None = None, *, name: str = "import") -> I
     )
 
 
-def _writable(out: Path) -> None:
-    """Make the run's folder.
-
-    Raises:
-        UserError: it cannot be made, or nothing can be written there.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}; name a folder that can be written to.") from None
-
-
 def require(missing: Sequence[str], *, hint: str = "") -> None:
     """Refuse to start while something is missing.
 
@@ -119,7 +105,7 @@ def run_study(
     """
     study, stages, missing, notes = resolved
     require(missing, hint=hint)
-    _writable(out)
+    common.writable(out)
     for note in notes:
         common.console.print(note)
     if (out / STUDY).exists() and not any((out / mark).exists() for mark in (GRAPH, LOCK)):
@@ -176,6 +162,8 @@ def run_small(resolved: Resolved, *, out: Path, cache: Path | None, on: str, jso
 
 def tell(*runs: Path, out: Path | None = None, json: bool = False) -> None:
     """Write results, summary and page of a run, or of several side by side, and print their table."""
+    if out:
+        common.writable(out)
     built = report.build(runs)
     paths = report.write(runs, out, built=built)
     if json:
