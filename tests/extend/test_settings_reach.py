@@ -62,7 +62,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "classifier": (f"{FIRST}.format=FOLDER/policies.md", "distil.classifier=other"),
     },
     "MixDefaults": {
-        "shares": "mix.shares.safety.cap=3", "total": "mix.total=6", "dedupe": "mix.dedupe=none", "similarity": "mix.similarity=0.7",
+        "shares": "mix.shares.safety.cap=3", "total": ("tamper=[]", f"{FIRST}.safety={{ratio: 0.5}}", f"{FIRST}.benign={{ratio: 0.5}}", "mix.total=6"), "dedupe": "mix.dedupe=none", "similarity": "mix.similarity=0.7",
         "seed": "mix.seed=1",
     },
     "ProbeUse": {"bench": "probe=[]", "attack": "probe.0.attack=mini-adaptive"},
@@ -172,7 +172,7 @@ RUNS: list[dict[str, Any]] = [
 
 READ_IN = {
     "models.config": "models/client models/transport models/answering models/wire models/vllm models/config models/local pipeline/placement",
-    "models.sampling": "models/sampling", "attack.static": "attack/static", "attack.pap": "attack/pap", "distil.settings": "distil/run distil/settings",
+    "models.sampling": "models/answering models/wire models/local models/client interfaces", "attack.static": "attack/static", "attack.pap": "attack/pap", "distil.settings": "distil/run pipeline/stages/distil",
     "mix.settings": "mix/settings mix/draw pipeline/stages/mix prompts/publish", "repair.settings": "repair/run repair/means repair/cut repair/settings",
     "pipeline.stages.evaluate": "report/read pipeline/stages/evaluate", "pipeline.stages.probe": "report/details pipeline/stages/probe",
     "pipeline.stages.train": "report/training report/read", "pipeline.stages.rejudge": "pipeline/stages/rejudge report/read",
@@ -208,8 +208,10 @@ def test_every_other_field_is_read_where_its_work_is_done(
             for stage in ordered(resolved.stages):
                 stage.estimate()
             execute(resolved.stages, out=tmp_path / str(number), add=False)
+    unread = []
     for kind in (one for one in ours if one.__module__ != "demur.pipeline.study"):
         paths = READ_IN.get(kind.__module__.removeprefix("demur."), "").split()
         text = "".join((SOURCE / f"{path}.py").read_text() for path in paths)
         left = [name for name in kind.__annotations__ if name in kind.model_fields and (kind, name) not in reads]
-        assert [name for name in left if not re.search(rf"\.{name}\b|[\"']{name}[\"']", text)] == [], kind.__name__
+        unread += [f"{kind.__name__}.{name}" for name in left if not re.search(rf"\.{name}\b|[\"']{name}[\"']", text)]
+    assert not unread
