@@ -4,6 +4,7 @@
     python benchmarks/scale.py --full               and 1,000,000
     python benchmarks/scale.py --sizes 3000 10000   others
     python benchmarks/scale.py --json out.json      flat figures for programs
+    python benchmarks/scale.py --read [SRC ...]     reading 100,000 prompts with replies, by this source and by others, in turn
 
 The teacher is a script that writes five sentences, so that what is measured is demur alone: the stages of a run as they
 are, each size in a process of its own, after a small run that has loaded everything. The growth exponent is the slope of
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import resource
 import subprocess
@@ -51,6 +53,41 @@ def _prompts(path: Path, count: int) -> None:
         for i in range(count):
             row = {"prompt": f"Tell me about {' '.join(rng.choices(WORDS, k=12))}, case {i}."}
             file.write(json.dumps(row) + "\n")
+
+
+READ = """
+import sys, time
+from pathlib import Path
+from demur.prompts.forms import load_file
+begun = time.process_time()
+found = load_file(Path(sys.argv[1]))
+print(f"{time.process_time() - begun:.2f} CPU s, {len(found.prompts):,} prompts, {len(found.traces):,} traces")
+"""
+
+
+def reading(sources: Sequence[str], count: int = 100_000) -> None:
+    """Read one file of prompts with replies by each source, three times in turn, in processes of their own."""
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        with path.open("w") as file:
+            for i in range(count):
+                said = [" ".join(rng.choices(WORDS, k=k)) for k in (12, 40, 40)]
+                thought = f"<think>\nThe user asks about {said[1]}.\n</think>\n\n"
+                row = {
+                    "id": i,
+                    "prompt": f"Tell me about {said[0]}, case {i}.",
+                    "response": f"{thought}It is {said[2]}.",
+                }
+                file.write(json.dumps(row) + "\n")
+        for source in [*sources, str(Path(__file__).parents[1] / "src")] * 3:
+            done = subprocess.run(
+                [sys.executable, "-c", READ, str(path)],
+                env=os.environ | {"PYTHONPATH": source},
+                check=True,
+                stdout=subprocess.PIPE,
+            )
+            print(f"{source}: {done.stdout.decode().strip()}")
 
 
 def once(count: int, out: Path) -> dict[str, Any]:
@@ -130,8 +167,11 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--full", action="store_true", help="a million as well")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--read", nargs="*", metavar="SRC", help="only read 100,000 rows, also by the source in SRC")
     parser.add_argument("--once", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.read is not None:
+        return reading(args.read)
     if args.once:
         for count, name in ((WARM, "warm"), (int(args.once[0]), "run")):
             (folder := Path(args.once[1]) / name).mkdir()

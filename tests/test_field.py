@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -263,3 +264,11 @@ def test_the_last_box_and_the_last_fence_that_is_a_program() -> None:
     assert final_answer(r"So \boxed{\text{a}\{b{c}\}}.") == r"\text{a}\{b{c}\}"
     assert final_answer(r"First \boxed{12}, later \boxed{16}.") == "16"
     assert extract("```python\na = 1\n```\nBetter:\n```python\na = 2\n```") == "a = 2"
+
+
+def test_every_test_that_the_table_of_cases_names_is_there() -> None:
+    root = Path(__file__).parents[1]
+    table = (root / "docs" / "cases.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", table))
+    assert set(re.findall(r"^\| (\d+) \|.*::", table, re.MULTILINE)) == {str(number) for number in range(1, 36)}
+    assert [one for one in named if f"def {one[1]}(" not in (root / one[0]).read_text()] == []
