@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from tests.report.made import evaluation, harm_label, prompts_of, publish
 
-from demur.report import build, markdown
+from demur import stats
+from demur.report import build, markdown, terminal, write
 from demur.report.compare import forecast
 from demur.report.data import Report
-from demur.report.format import conclusion
+from demur.report.format import conclusion, verdict
+from demur.report.metrics import cells
+from demur.report.read import read
+from demur.report.tests import PairedTest, _by_level, aligned, difference
 
 BASES = ("x", "y", "z")
 SEEDS = (1, 2, 3)
@@ -75,6 +81,53 @@ def test_bases_that_disagree_leave_a_claim_open(tmp_path: Path) -> None:
     (found,) = made(tmp_path, chances, {"a": "a", "b": "b", "expect": "higher", "by": 0.05}).findings
     assert found.outcome == "undecided"
     assert (found.evidence[0].difference.value or 0) > 0.15
+
+
+def test_every_claim_is_printed_whatever_became_of_it(tmp_path: Path) -> None:
+    evidence: dict[str, Any] = {"a": "a", "b": "b", "metric": "attack_success", "expect": "higher", "by": 0.05}
+    for arm, chance in (("a", 0.6), ("b", 0.05)):
+        evaluation(tmp_path, arm, 1, "mini_harm", "", prompts_of("harm", "harmful", 60), harm_label(chance))
+    wanted = {
+        "shown": {},
+        "not shown": {"expect": "lower"},
+        "open": {"expect": "same", "by": 0.001},
+        "lost": {"b": "c"},
+    }
+    claims = [{"claim": f"it is {name}", "evidence": [evidence | own]} for name, own in wanted.items()]
+    (tmp_path / "study.yaml").write_text(
+        yaml.safe_dump({"name": "made", "findings": claims, "arms": {"a": {}, "b": {}}})
+    )
+    report = build(tmp_path)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(terminal(report))
+    for text in (console.export_text(), markdown(report), write(tmp_path, built=report)["html"].read_text()):
+        assert all(f"it is {name}" in text for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "winner"), [(0.1, 0.3, 0.01, "b"), (-0.1, 0.3, 0.01, None), (0.1, 0.3, 0.06, None)]
+)
+def test_a_winner_is_named_only_where_interval_and_p_agree(
+    low: float, high: float, p: float, winner: str | None
+) -> None:
+    gap = stats.Difference(value=0.2, low=low, high=high, p=p, n=100, clusters=100)
+    test = PairedTest(a="a", b="b", metric="attack_success", better="lower", difference=gap, p_holm=p)
+    assert test.winner == winner
+    assert ("is better" in verdict(test)) == bool(winner)
+
+
+def test_the_larger_p_of_trainings_and_bases_is_what_holm_adjusts(tmp_path: Path) -> None:
+    """Bases that disagree: with trainings alone as what varies the difference would be certain."""
+    chances = {"a": {"x": 0.65, "y": 0.06, "z": 0.04}, "b": everywhere(0.05)}
+    (found,) = made(tmp_path, chances, {"a": "a", "b": "b", "expect": "higher", "by": 0.05}).findings
+    run = read(tmp_path).pooled()
+    cells_of = cells(run.evaluations)
+    (column,) = [c for c in cells_of["a"] if c.metric == "attack_success" and c.part == "answer"]
+    levels = [one.p or 0.0 for one in _by_level(aligned(cells_of["a"][column], cells_of["b"][column]))]
+    assert len(levels) == 2
+    assert min(levels) < 0.05 < max(levels), "trainings alone would call it shown"
+    assert found.evidence[0].p_holm == pytest.approx(max(levels))
+    assert difference(cells_of["a"][column], cells_of["b"][column]).p == max(levels), "and compare's"
 
 
 def test_an_untrained_arm_stands_against_the_trainings_of_its_own_base(tmp_path: Path) -> None:

@@ -208,14 +208,18 @@ def _untrained(run: Run) -> str:
 
 def _subjects(run: Run) -> list[Subject]:
     """What every arm is."""
-    found = []
+    found, usual = [], ""
+    if run.of_kind("train"):
+        from demur.pipeline.study import Study
+
+        usual = str(Study.model_fields["base"].default)
     for arm in dict.fromkeys(e.arm for e in run.evaluations):
         own = [e for e in run.evaluations if e.arm == arm]
         arms = run.study.get("arms") or {}
         settings = arms.get(arm) or {}
         parts = [_component(share, settings[share]) for share in ("safety", "maths", "benign") if settings.get(share)]
         made = ", ".join(part for part in (str(settings.get("format") or ""), *parts) if part)
-        named = settings.get("base") or run.study.get("bases") or run.study.get("base") or ""
+        named = settings.get("base") or run.study.get("bases") or run.study.get("base") or usual
         names = named if arm in arms else ""  # of an earlier command with the same folder
         base = ", ".join(_address(run.study, name) for name in ([names] if isinstance(names, str) else names))
         seeds = sorted({e.seed for e in own if e.seed is not None})
