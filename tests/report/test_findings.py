@@ -87,7 +87,7 @@ def test_every_claim_is_printed_whatever_became_of_it(tmp_path: Path) -> None:
     evidence: dict[str, Any] = {"a": "a", "b": "b", "metric": "attack_success", "expect": "higher", "by": 0.05}
     for arm, chance in (("a", 0.6), ("b", 0.05)):
         evaluation(tmp_path, arm, 1, "mini_harm", "", prompts_of("harm", "harmful", 60), harm_label(chance))
-    wanted = {
+    wanted: dict[str, dict[str, Any]] = {
         "shown": {},
         "not shown": {"expect": "lower"},
         "open": {"expect": "same", "by": 0.001},
@@ -237,7 +237,7 @@ def test_a_plan_says_what_its_design_cannot_settle() -> None:
     study = {"seeds": [0, 1, 2], "bases": ["x", "y", "z"], "bench": [{"name": "b", "limit": 100}]}
     claims = [{"claim": "c", "evidence": [{"a": "a", "b": "b", "expect": "lower", "by": 0.05}]}]
     (line,) = forecast(study | {"findings": claims})
-    assert line.startswith("c: with 3 bases, 3 trainings of each and 1 test this shows differences of ")
+    assert line.startswith("c (a against b): with 3 bases, 3 trainings of each and 1 test this shows differences of ")
     assert 30 <= int(line.partition("differences of ")[2].split()[0]) <= 50
     claims[0]["evidence"][0]["by"] = 0.6  # type: ignore[index]
     assert forecast(study | {"findings": claims}) == []
