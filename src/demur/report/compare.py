@@ -39,10 +39,8 @@ def side(text: str) -> Side:
 def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
     """Every headline column that two arms share, by paired tests adjusted together.
 
-    Args:
-        a: `RUN:arm` or `RUN:arm/seed`; the arm may be left out where a run has only one.
-        b: the other.
-        margin: how much worse A's reasoning may be; default: what the study of A declares.
+    A side is `RUN:arm` or `RUN:arm/seed`, or `RUN` of one arm. The margin is by how much A's reasoning may be worse; default:
+    what the study of A declares.
 
     Raises:
         UserError: no such arm or seed, or nothing that both were measured on.
@@ -58,9 +56,8 @@ def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
     )
     names = next((way for way in ways if way[0] != way[1]), None)
     if names is None:
-        raise UserError(
-            f"{a} and {b} are the same: name two arms, such as {sides[0].run}:improved {sides[0].run}:short."
-        )
+        example = f"{sides[0].run}:improved {sides[0].run}:short"
+        raise UserError(f"{a} and {b} are the same: name two arms, such as {example}.")
     found = {name: _cells(runs[s.run], arm, s) for name, arm, s in zip(names, arms, sides, strict=True)}
     columns = headlines([e for run in runs.values() for e in run.evaluations], found)
     if margin is None:

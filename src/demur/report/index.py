@@ -106,10 +106,8 @@ class Index:
         db.executescript("pragma journal_mode=off; pragma synchronous=off;" + SCHEMA)
         with db:
             for number, stage in enumerate(self.stages):
-                db.executemany(
-                    f"insert into traces values(null,{','.join('?' * 11)},'not judged',null,null)",
-                    _lines(number, stage),
-                )
+                row = f"null,{','.join('?' * 11)},'not judged',null,null"
+                db.executemany(f"insert into traces values({row})", _lines(number, stage))
             for number, stage in enumerate(self.stages):
                 self._attach(number, stage)
             db.execute("insert into about values('mark', ?)", (mark,))
@@ -181,14 +179,10 @@ class Index:
     def search(
         self, wanted: Mapping[str, str], *, without: Collection[str] = (), offset: int | None = None, limit: int = 50
     ) -> dict[str, Any]:
-        """A page of traces that match all filters and all words.
+        """A page of traces that match all filters and all words, but for the ids in `without`.
 
-        Args:
-            wanted: a value for some of `FILTERS`; `q`, words in the text; `versus`, the arm that does not fail where these
-                do; `order`, `random` for a draw that is stratified by band; `trace`, an id.
-            without: ids to leave out.
-            offset: how many to skip; `None`: as many as lead to the page with `trace`.
-            limit: how many to return.
+        `wanted` has a value for some of `FILTERS`; `q`, words in the text; `versus`, the arm that does not fail where these
+        do; `order`, `random` for a draw by bands; `trace`, an id: without an offset its page is found.
         """
         where, values = _matching(wanted, without)
         order = RANDOM if wanted.get("order") == "random" else "row"

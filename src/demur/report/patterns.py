@@ -148,15 +148,10 @@ class _Found:
             sides["flagged" if YES in own else "flagged for another" if drawn else "not"].append(at)
         parts, labels = [], 0
         for side in sides.values():
-            rows = [
-                (self.clusters[at], any(row[name] for name in members))
-                for at in side
-                for row in self.labels.get(at, ())
-            ]
-            labels += len(rows)
-            parts.append(
-                (len(side), stats.rate([there for _, there in rows], clusters=[cluster for cluster, _ in rows]))
-            )
+            seen = [(at, any(row[name] for name in members)) for at in side for row in self.labels.get(at, ())]
+            labels += len(seen)
+            rate = stats.rate([there for _, there in seen], clusters=[self.clusters[at] for at, _ in seen])
+            parts.append((len(side), rate))
         found = stats.stratified(parts)
         called = f"screen: {len(sides['flagged'])} flagged of {len(flags)}"
         if found.value is None:

@@ -228,12 +228,7 @@ def _as_asked(evaluations: list[Evaluation], uses: list[Any]) -> list[Evaluation
 
 
 def _named(use: Any) -> tuple[str, str]:
-    return (use, "none") if isinstance(use, str) else (use["name"], _attack_name(use))
-
-
-def _attack_name(use: dict[str, Any]) -> str:
-    attack = use.get("attack") or "none"
-    return str(attack.get("name", "none") if isinstance(attack, dict) else attack)
+    return (use, "none") if isinstance(use, str) else (use["name"], _name(use.get("attack") or "none"))
 
 
 def evaluations(stage: Artifact, later: VerdictIndex | None = None) -> Iterator[Evaluation]:
@@ -295,8 +290,11 @@ def band(label: str | None, score: float | None) -> str:
 
 def bench_name(stage: Artifact) -> str:
     """The benchmark that a stage measured; empty for a stage that measured none."""
-    bench = stage.manifest.settings.get("bench") or ""
-    return str(bench["name"] if isinstance(bench, dict) else bench)
+    return _name(stage.manifest.settings.get("bench") or "")
+
+
+def _name(use: str | dict[str, Any]) -> str:
+    return str(use.get("name", "none") if isinstance(use, dict) else use)
 
 
 def protocol_of(name: str) -> Bench | None:

@@ -159,14 +159,7 @@ def _in_column(found: Cells, column: Column, arms: tuple[str, str], margin: floa
 
 
 def findings(run: Run, found: Cells, learnt: Sequence[Learnability], incoherent: Collection[str]) -> list[Finding]:
-    """The claims that a run's study puts to the test, in its order.
-
-    Args:
-        run: with the copies of each arm taken together.
-        found: its cells.
-        learnt: how hard the arms were to learn, copy by copy.
-        incoherent: arms that are garbled too often to be read.
-    """
+    """The claims that a run's study puts to the test, in its order; nothing is read of incoherent arms."""
     wanted = [(claim["claim"], each) for claim in run.study.get("findings") or [] for each in claim["evidence"]]
     tests = [_test(each, run, found, learnt, incoherent) for _, each in wanted]
     grouped: dict[str, list[PairedTest]] = {}
