@@ -7,6 +7,7 @@ On one CPU thread a training that was killed and goes on ends in the same bits a
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import shutil
@@ -14,7 +15,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from demur.models.checkpoint import converted
 from demur.records import read_jsonl, write_jsonl
 from demur.storage.artifacts import atomic_write
 from demur.train import batches, checkpoints, distributed
-from demur.train.curves import Curves
 from demur.train.prepare import Job, Prepared, prepare
 from demur.train.render import IGNORED, Row
 from demur.train.settings import TrainSettings
@@ -138,6 +138,37 @@ def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
     done = (step - warmup) / max(1, steps - warmup)
     falls = {"cosine": 0.5 * (1.0 + math.cos(math.pi * done)), "linear": 1.0 - done, "constant": 1.0}
     return settings.lr * max(0.0, falls[settings.schedule])
+
+
+class Curves:
+    """Live curves: the lines of metrics.jsonl and learnability.jsonl, sent as they come to those of `train.report_to`."""
+
+    def __init__(self, report_to: Sequence[str], out: Path) -> None:
+        self._board: Any = None
+        self._runs: list[Any] = []
+        for name in report_to:
+            if name == "tensorboard":
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(out.parent.parent / "curves" / out.name), flush_secs=5)
+            else:  # the other two have the same three functions
+                self._runs.append(importlib.import_module(name).init(project="demur", name=out.name))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Send the numbers of a line; those of held-out rows under their part's name."""
+        under = f"held out, {row['part']}/" if "part" in row else ""
+        values = {f"{under}{key}": value for key, value in row.items() if isinstance(value, float)}
+        for run in self._runs:
+            run.log(values, step=row["step"])
+        for name, value in values.items() if self._board else ():
+            self._board.add_scalar(name, value, row["step"])
+
+    def finish(self) -> None:
+        """Close what is open."""
+        for run in self._runs:
+            run.finish()
+        if self._board:
+            self._board.close()
 
 
 class Trainer:
