@@ -32,7 +32,7 @@ class Display:
         self.title = title
         self.states: dict[str, Event] = {name: Event(name, "waiting") for name in names}
         self._began: dict[str, float] = {}
-        self._spoke = time.monotonic()
+        self._over = threading.Event()
         self._lock = threading.Lock()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
@@ -41,9 +41,12 @@ class Display:
             self.console.print(self.title)
         if self.console.is_terminal:
             self._live.start()
+        else:
+            threading.Thread(target=self._minutely, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         self._live.stop()
         if reused := self._count("reused"):
             self.console.print(f"  {reused} of {len(self.states)} stages were there already and were reused")
@@ -62,24 +65,25 @@ class Display:
         return sum(event.state in states for event in self.states.values())
 
     def _print(self, event: Event) -> None:
-        """Plain lines: starts, ends, and once a minute all that runs."""
-        lines = []
+        """Plain lines: starts and ends."""
         if event.state in ("started", "failed"):
-            lines = [f"{event.name}: {event.state}"]
+            self.console.print(f"  {event.name}: {event.state}")
         elif event.state == "done":
             ended = f"[{self._count(*ENDED)}/{len(self.states)}]"
-            lines = [f"{event.name}: done  {event.seconds:.1f} s  {event.remark}  {ended}"]
-        elif time.monotonic() - self._spoke > EVERY:
-            self._spoke = time.monotonic()
-            running = [one for one in list(self.states.values()) if one.state == "progress"]
-            lines = [f"{one.name}: {self._far(one)}" for one in running]
-        for line in lines:
-            self.console.print(f"  {line}")
+            self.console.print(f"  {event.name}: done  {event.seconds:.1f} s  {event.remark}  {ended}")
+
+    def _minutely(self) -> None:
+        """Once a minute a plain line for each stage that runs, whether or not it has anything to report."""
+        while not self._over.wait(EVERY):
+            for one in [event for event in self.states.values() if event.state in ("started", "progress")]:
+                self.console.print(f"  {one.name}: {self._far(one)}")
 
     def _far(self, event: Event) -> str:
         """How far a running stage is: `120/400  0:03:10 left  loss 0.21`."""
-        words = [f"{event.done:,}/{event.total:,}" if event.total else f"{event.done:,}"]
         spent = time.monotonic() - self._began.get(event.name, time.monotonic())
+        if event.state == "started":
+            return f"began {timedelta(seconds=round(spent))} ago"
+        words = [f"{event.done:,}/{event.total:,}" if event.total else f"{event.done:,}"]
         if event.total and event.done and spent > 2:
             words.append(f"{timedelta(seconds=round(spent * (event.total - event.done) / event.done))} left")
         return "  ".join([*words, event.remark])
