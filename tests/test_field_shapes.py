@@ -64,6 +64,7 @@ TRACES: dict[str, tuple[dict[str, Any], str | None]] = {
     "OpenRouter's details": (chat(A, reasoning_details=[{"type": "reasoning.text", "text": T}]), T),
     "gpt-oss": ({"messages": [USER, bot(A, thinking=T)], "reasoning_language": "English", "developer": "x"}, T),
     "a turn's text": ({"messages": [{"role": "user", "text": Q}, {"role": "assistant", "text": A}]}, None),
+    "axolotl's user": ({"messages": [USER | {"train": False}, bot(A, train=True)]}, None),
     "steps": ({"prompt": Q, "cot": [T], "response": A}, T),
     "odd names": ({" Prompt ": Q, "Model Response": A}, None),
     "odd roles": ({"messages": [{"role": "HUMAN", "content": Q}, {"role": "AI", "content": A}]}, None),

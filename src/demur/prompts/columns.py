@@ -202,7 +202,7 @@ def _turn(turn: Any) -> tuple[str, str]:
     role = ROLES.get(said.lower())
     if role is None or turn.get("tool_calls"):
         raise OddRow(f"a turn of role {said!r}{' with tool calls' if role else ''}")
-    if turn.get("weight") == 0 or turn.get("train") is False:
+    if role == "assistant" and (turn.get("weight") == 0 or turn.get("train") is False):
         raise OddRow("a turn that is not to be trained on (weight, train)")
     held = next((turn[name] for name in ("content", "value", "text") if name in turn), turn)
     if held is turn:

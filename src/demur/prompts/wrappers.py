@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -97,8 +97,8 @@ def unwrap(texts: Sequence[str]) -> list[Unwrapped]:
             break
         # A question that several templates end with looks like a wrapper itself: endings are for what has none yet.
         bare = behind is True
-        ordered = sorted({question for question, template in found.values() if not (bare and template)})
-        inner = _repetitions(ordered) if behind is None else _alike(ordered, behind=behind)
+        asked = {question for question, template in found.values() if not (bare and template)}
+        inner = _repetitions(asked) if behind is None else _alike(asked, behind=behind)
         changed += number * len(inner)
         for text, (question, template) in found.items() if inner else ():
             if question in inner and not (bare and template):
@@ -107,9 +107,9 @@ def unwrap(texts: Sequence[str]) -> list[Unwrapped]:
     return [found[text] for text in texts]
 
 
-def _alike(ordered: list[str], *, behind: bool) -> dict[str, Unwrapped]:
+def _alike(asked: Iterable[str], *, behind: bool) -> dict[str, Unwrapped]:
     """Texts that begin alike, or end alike where templates begin with the question, without what they share."""
-    turned = sorted(text[::-1] for text in ordered) if behind else ordered
+    turned = sorted(text[::-1] if behind else text for text in asked)
     runs: list[list[str]] = []
     last = None
     for text in turned:
@@ -123,10 +123,10 @@ def _alike(ordered: list[str], *, behind: bool) -> dict[str, Unwrapped]:
     return {text: bare for group in whole for text, bare in _taken_apart(group).items()}
 
 
-def _repetitions(ordered: list[str]) -> dict[str, Unwrapped]:
+def _repetitions(asked: Iterable[str]) -> dict[str, Unwrapped]:
     """Texts that have one thing first, last and perhaps between, with the same words around it."""
     around: dict[str, dict[str, str]] = {}
-    for text in ordered:
+    for text in asked:
         question = _border(text) if len(text) > SHORTEST and text.rfind(text[:8]) > 0 else ""
         frame = text.replace(question, "\0") if question else ""
         if len(frame) >= SHORTEST:
