@@ -62,8 +62,8 @@ def test_vllms_command_line_holds_what_the_role_says(
         extra_args=("--seed", "3"),
         max_model_len=99,
     )
-    plan = serve.plan_of(role, checkpoint, name="demur/x", host="127.0.0.1", port=1)
-    line = " ".join(plan.command)
+    command, environment = serve.plan_of(role, checkpoint, name="demur/x", host="127.0.0.1", port=1)
+    line = " ".join(command)
     for flag in (
         "--generation-config vllm",
         "--gpu-memory-utilization 0.4",
@@ -73,7 +73,7 @@ def test_vllms_command_line_holds_what_the_role_says(
         "--seed 3",
     ):
         assert flag in line
-    assert plan.environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     others = set(psutil.Process().children())
     with served(role) as remote:
         assert remote.prefill == "vllm"

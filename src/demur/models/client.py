@@ -111,13 +111,9 @@ class RemoteModel(Answering):
                 opened = "opened" in self._shown
                 if opened or self._shown - {"plain"} or len(whole) >= WAITING:
                     self._thinks = opened
-                    for one in whole:
+                    ready, whole, cut = [*whole, *cut * opened], [], [] if opened else cut
+                    for one in ready:
                         yield self._filed(one)
-                    whole.clear()
-                if opened:
-                    for one in cut:
-                        yield self._filed(one)
-                    cut.clear()
         await self._probe(cut)
         for one in (*whole, *cut):
             yield self._filed(one)

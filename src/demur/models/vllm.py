@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from demur.errors import UserError, WorkError
 from demur.models.chat_format import template_opens_thinking
@@ -41,17 +41,8 @@ VLLM_ENV = "DEMUR_VLLM"
 """Environment variable: vLLM's executable, or the virtual environment that holds it."""
 
 
-class Plan(NamedTuple):
-    """How a server is started."""
-
-    command: list[str]
-    environment: dict[str, str]
-    name: str
-    """The name it serves the model by."""
-
-
-def plan_of(config: Served, folder: Path, *, name: str, host: str, port: int) -> Plan:
-    """vLLM's command line, each flag with its reason. This is the only place that knows it."""
+def plan_of(config: Served, folder: Path, *, name: str, host: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """vLLM's command line, each flag with its reason, and its environment. This is the only place that knows them."""
     command = [executable(), "serve", str(folder)]
     # The name that requests must give; ours holds the weights' hash.
     command += ["--served-model-name", name]
@@ -72,7 +63,7 @@ def plan_of(config: Served, folder: Path, *, name: str, host: str, port: int) ->
     environment = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60", "VLLM_NO_USAGE_STATS": "1"}
     if config.devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.devices))
-    return Plan(command + list(config.extra_args), environment, name)
+    return command + list(config.extra_args), environment
 
 
 def executable() -> str:
@@ -95,20 +86,20 @@ def executable() -> str:
 class Running:
     """A server process and its log."""
 
-    def __init__(self, plan: Plan, *, url: str, home: Path) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], *, url: str, home: Path) -> None:
         self.url = url
         self._log = home / "server.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                plan.command,
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | plan.environment,
+                env=os.environ | environment,
                 start_new_session=True,
                 preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
             )
-        self._command = plan.command
+        self._command = command
 
     def healthy(self) -> bool:
         """Whether it answers.
@@ -172,7 +163,7 @@ def started(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterat
     port = port or _free_port(host)
     with tempfile.TemporaryDirectory(prefix="demur-serve-") as scratch:
         plan = plan_of(config, folder, name=name, host=host, port=port)
-        running = Running(plan, url=f"http://{host}:{port}/v1", home=Path(scratch))
+        running = Running(*plan, url=f"http://{host}:{port}/v1", home=Path(scratch))
         shared = {"api", "thinking", "first_tokens", "extra_body", "timeout", "least_speed", "in_flight"}
         told = config.model_dump(include={*shared, "forbidden", "thinking_budget_field"}, exclude_unset=True)
         remote = Remote(
