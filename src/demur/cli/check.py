@@ -83,7 +83,8 @@ def template(
 
       demur check template --base ./R1-Distill-Qwen-7B --examples runs/m
     """
-    rows = None if examples is None else _examples(examples)
+    loaded = load_file(examples) if examples else None
+    rows = loaded and [*loaded.examples, *examples_of(loaded.traces, share="file")[0]]
     report = check(common.base(base).weights_at, rows, settings=TrainSettings(template=family))
     if json:
         common.print_json(report.plain())
@@ -253,12 +254,6 @@ def shapes(
         raise CheckFailed(f"{url} is {' and '.join(bad)}: nothing can be measured with it as it is.")
     if not found and not json:
         common.stdout.print("sound: it answers harmless questions rightly, and declines a harmful one.")
-
-
-def _examples(path: Path) -> list[Example]:
-    """Training rows of a file, a finished stage or a run."""
-    loaded = load_file(path)
-    return [*loaded.examples, *examples_of(loaded.traces, share="file")[0]]
 
 
 def _run_one(program: Path, *, stdin: Path | None, json: bool) -> None:

@@ -18,7 +18,6 @@ app = common.app("Write a commented study file to start from.")
 @app.command()
 def init(
     name: Annotated[str, typer.Argument(help="Name of the study, or path of the file (.yaml).")],
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a commented study file: every key with what it means, ready to run on the miniature world.
 
@@ -27,8 +26,8 @@ def init(
       demur init first && demur run first.yaml --quick
     """
     path = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
-    if path.exists() and not force:
-        raise UserError(f"{path} is there already. Choose another name, or say --force.")
+    if path.exists():
+        raise UserError(f"{path} is there already: choose another name.")
     text = (resources.files("demur.cli") / "init.yaml").read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, text.replace("NAME", path.stem))

@@ -17,6 +17,7 @@ from demur.pipeline.resolve import Resolved, make, needs
 from demur.pipeline.run import CACHE, execute
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.prompts.forms import Odd
+from demur.report.format import plural
 from demur.settings import Problems, validate
 from demur.storage.artifacts import GRAPH, LOCK, Artifact, locked, present
 
@@ -83,9 +84,11 @@ def require(missing: Sequence[str], *, hint: str = "") -> None:
         UserError: all of it, one line each.
     """
     if missing:
-        count = f"{len(missing)} {'thing is' if len(missing) == 1 else 'things are'}"
         lines = "\n".join(f"  {line}" for line in missing)
-        raise UserError(f"{count} missing before this can start; nothing was asked yet:\n{lines}{hint}")
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(
+            f"{plural(len(missing), 'thing')} {verb} missing before this can start; nothing was asked yet:\n{lines}{hint}"
+        )
 
 
 def run_study(
@@ -113,11 +116,8 @@ def run_study(
     with locked(out):
         studies.save(study, out / STUDY)
     workers = study.workers or default_workers()
-    title = (
-        f"{study.name} · {len(study.arms)} {'arm' if len(study.arms) == 1 else 'arms'} x "
-        f"{len(study.seeds)} {'seed' if len(study.seeds) == 1 else 'seeds'} · "
-        f"base {', '.join(study.bases) or study.base} · {workers} workers"
-    )
+    size = f"{plural(len(study.arms), 'arm')} x {plural(len(study.seeds), 'seed')}"
+    title = f"{study.name} · {size} · base {', '.join(study.bases) or study.base} · {plural(workers, 'worker')}"
     with Display(common.console, [stage.name for stage in ordered(stages)], title=title) as display:
         if on == "local":
             execute(stages, out=out, cache=cache, workers=workers, watch=display, add=add)
@@ -145,11 +145,8 @@ def run_measuring(
     folder = out or Path("runs") / study["name"]
     if earlier := present(folder).keys() - {stage.name for stage in resolved.stages}:
         many = "other evaluations stay" if len(earlier) > 1 else "other evaluation stays"
-        common.console.print(
-            f"{folder}: {len(earlier)} {many} in the table; a mean is over what this command asks alone. For a table of its "
-            "own: --out FOLDER",
-            soft_wrap=True,
-        )
+        alone = "a mean is over what this command asks alone. For a table of its own: --out FOLDER"
+        common.console.print(f"{folder}: {len(earlier)} {many} in the table; {alone}", soft_wrap=True)
     run_study(resolved, out=folder, cache=cache, json=json, add=True)
 
 
