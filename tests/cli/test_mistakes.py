@@ -141,7 +141,29 @@ def test_a_model_that_is_still_loading_is_not_waited_for(how: signal.Signals, co
         assert child.stdout is not None
         assert child.stdout.readline() == "loading\n"
         child.send_signal(how)
-        _, told = child.communicate(timeout=30)
+        _, told = child.communicate(timeout=60)
     assert child.returncode == code
     assert "run the same command to go on" in told
     assert "Traceback" not in told
+
+
+IN_A_CALLBACK = """
+import asyncio, os, signal
+from demur.cli import _terminated
+
+def told():
+    os.kill(os.getpid(), signal.SIGTERM)
+    sum(range(1000))
+
+async def work():
+    asyncio.get_running_loop().call_soon(told)
+    await asyncio.sleep(20)
+
+signal.signal(signal.SIGTERM, _terminated)
+asyncio.run(work())
+"""
+
+
+def test_a_sigterm_that_meets_a_callback_of_the_event_loop_is_not_lost() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_A_CALLBACK], check=False, timeout=60, capture_output=True)
+    assert done.returncode == 143

@@ -121,12 +121,12 @@ def _call(verb: str, args: list[str]) -> int:
     return int(code)
 
 
-class _Terminated(BaseException):
-    """SIGTERM ends the program as Ctrl-C does."""
+class _Terminated(SystemExit):
+    """SIGTERM ends the program as Ctrl-C does. An event loop lets no other exceptions but these two out of a callback."""
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+    raise _Terminated(128 + signal.SIGTERM)
 
 
 def _print_help() -> None:
