@@ -325,7 +325,9 @@ def test_labels_are_given_blind_and_can_be_taken_back(chromium: Any, tmp_path: P
         expect(page.locator("#left button[aria-pressed=true]")).to_have_count(1)
         assert (run / "labels" / "harm.jsonl").read_text().count("\n") == 1
         page.keyboard.press("?")
-        expect(page.locator("#agreement")).to_contain_text(f"demur calibrate guard {run}/labels/harm.jsonl")
+        expect(page.locator("#agreement")).to_contain_text(
+            f"demur calibrate guard --detector NAME=MODEL --data {run}/labels/harm.jsonl"
+        )
         assert [row.gold for row in calibrate.read(run / "labels" / "harm.jsonl")] == ["safe"]
         page.keyboard.press("Escape")
         page.check("#unlabelled")

@@ -19,6 +19,7 @@ from demur.judge import calibrate
 from demur.records import RefusalLabel, Verdict, encode
 from demur.report import build
 from demur.report.labels import Labels
+from demur.report.viewer import Viewer
 
 
 def test_report_prints_the_table_and_writes_the_files(tmp_path: Path) -> None:
@@ -79,6 +80,10 @@ def test_labels_calibrate_judges_and_detectors(tmp_path: Path) -> None:
         labels.put(trace, kind="refusal", value=value, by="ann", verdicts=[said])
         labels.put(trace, kind="harm", value="safe" if number < 4 else "unsafe", by="ann")
         labels.put(trace, kind="patterns", value=["weak_vacillation"], by="ann")
+    make_run(tmp_path, prompts=2, seeds=(0,))
+    for kind, command in Viewer(tmp_path).about()["calibrate"].items():
+        done = demur(*command.replace("NAME=MODEL", "rules").split()[1:])
+        assert done.returncode == 0, (kind, done.stderr)
     found = calibrate.refusal(tmp_path / "labels" / "refusal.jsonl")
     assert found["n"] == 6
     assert found["others"]["mini"]["agreement"].value == pytest.approx(4 / 6)

@@ -37,7 +37,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-CALIBRATES = {"refusal": "refusal", "harm": "guard", "patterns": "patterns"}
+CALIBRATES = {"refusal": "refusal", "harm": "guard --detector NAME=MODEL", "patterns": "patterns"}
 """Kind of label -> what it calibrates."""
 FILES = {
     "": ("viewer.html", "text/html"),
@@ -125,7 +125,8 @@ class Viewer:
             "agreement": self.labels.agreement(),
             "report": (self.run / "report.html").is_file(),
             "calibrate": {
-                kind: f"demur calibrate {verb} {self.run}/labels/{kind}.jsonl" for kind, verb in CALIBRATES.items()
+                kind: f"demur calibrate {verb} --data {self.run}/labels/{kind}.jsonl"
+                for kind, verb in CALIBRATES.items()
             },
         }
 
