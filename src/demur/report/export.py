@@ -112,11 +112,13 @@ def to_inspect(run: Path, out: Path) -> list[Path]:
 
 def _log(stage: Artifact, items: Sequence[JudgedTrace]) -> Any:
     """An evaluation as inspect-ai's record of it."""
+    from datetime import UTC, datetime
+
     from inspect_ai import log
     from inspect_ai.model import GenerateConfig
 
     first, sampling = items[0], items[0].trace.sampling
-    moment = _moment(stage)
+    moment = datetime.fromtimestamp((stage.folder / "manifest.json").stat().st_mtime, UTC).isoformat()
     spec = log.EvalSpec(
         created=moment,
         task=f"{first.bench} under {first.attack}" if first.attack != "none" else first.bench,
@@ -137,12 +139,6 @@ def _log(stage: Artifact, items: Sequence[JudgedTrace]) -> Any:
         stats=log.EvalStats(started_at=moment, completed_at=moment),
         samples=[_sample(item) for item in items],
     )
-
-
-def _moment(stage: Artifact) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp((stage.folder / "manifest.json").stat().st_mtime, UTC).isoformat()
 
 
 def _results(items: Sequence[JudgedTrace]) -> Any:
