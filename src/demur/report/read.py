@@ -194,7 +194,8 @@ def read(folder: Path) -> Run:
     for stage in again:
         later.read(stage.path("verdicts"))
     # Several judges of the same traces leave a stage each, and the traces once in each.
-    alone = {(*map(str, map(s.manifest.settings.get, ("arm", "seed"))), bench_name(s)): s for s in reversed(again)}
+    alone = {(*map(str, map(s.manifest.settings.get, ("arm", "seed"))), bench_name(s), s.manifest.files["traces.jsonl"].sha256): s
+             for s in reversed(again)}  # fmt: skip
     measured = [stage for stage in evaluated if not stage.manifest.settings.get("tampered")]
     found = [e for stage in measured or list(alone.values())[::-1] for e in evaluations(stage, later)]
     fixed, labels = study.get("fixed") or (), given(folder, "refusal")
