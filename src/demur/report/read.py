@@ -188,15 +188,14 @@ def read(folder: Path) -> Run:
     stages = present(folder, list(study.get("arms") or {}))
     if not stages:
         raise UserError(f"{folder} has no finished stage yet. See: demur status {folder}")
-    evaluated = [stage for stage in stages if stage.manifest.kind == "evaluate"]
+    measured = [s for s in stages if s.manifest.kind == "evaluate" and not s.manifest.settings.get("tampered")]
     again = [stage for stage in stages if stage.manifest.kind == "judge"]
     later = VerdictIndex()
     for stage in again:
         later.read(stage.path("verdicts"))
     # Several judges of the same traces leave a stage each, and the traces once in each.
-    alone = {(*map(str, map(s.manifest.settings.get, ("arm", "seed"))), bench_name(s), s.manifest.files["traces.jsonl"].sha256): s
+    alone = {(*map(s.manifest.settings.get, ("arm", "seed")), s.manifest.files["traces.jsonl"].sha256): s
              for s in reversed(again)}  # fmt: skip
-    measured = [stage for stage in evaluated if not stage.manifest.settings.get("tampered")]
     found = [e for stage in measured or list(alone.values())[::-1] for e in evaluations(stage, later)]
     fixed, labels = study.get("fixed") or (), given(folder, "refusal")
     right = {arm: calibrated(labels, {r.id for e in found if e.arm == arm for r in e.rows})
