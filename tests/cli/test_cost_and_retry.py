@@ -39,13 +39,15 @@ def test_cost_as_json_and_as_a_table(run: Path, capsys: pytest.CaptureFixture[st
         "retries": 0,
         "tokens_in": 2000,
         "tokens_out": 10,
-        "tokens_thinking": 0,
+        "tokens_thinking": None,
         "cost": 0.5,
     }
     assert [(line["part"], line["stage"]) for line in said["lines"]] == [("target", "eval-a"), ("teacher", "distil-b")]
     assert said["failures"] == {"timeout": 1}
     assert exit_code("cost", str(run / "replies")) == 0
-    assert "demur retry" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "demur retry" in shown
+    assert all("–" in line for line in shown.splitlines() if line.startswith(("target", "teacher", "all"))), shown
     assert exit_code("cost", str(run / "nowhere")) == 2
     assert "holds no reply cache" in capsys.readouterr().err
 

@@ -87,7 +87,7 @@ def run(
 def adds_up(done: Distilled) -> None:
     funnel = done.funnel
     assert funnel["asked"] == funnel["answered"] + funnel["failed"]
-    assert funnel["answered"] == funnel["kept"] + sum(funnel[reason] for reason in REASONS)
+    assert funnel["answered"] == funnel["kept"] + sum(funnel.get(reason, 0) for reason in REASONS)
     assert len({trace.id for trace in done.traces}) == len(done.traces)
     assert set(done.kept) | {drop.trace for drop in done.drops} == {trace.id for trace in done.traces}
 
@@ -106,6 +106,8 @@ def test_the_funnel_adds_up_whatever_comes_back(replies: list[str | None], keep:
     assert done.funnel["failed"] == replies.count(None)
     assert done.funnel["cut"] == replies.count("<think>\nlong CUT")
     assert done.funnel["unparsed"] == replies.count("no tags at all") + replies.count("<think>\nnever ends")
+    if keep == "everything":
+        assert not {"unjudged", "unsafe answer"} & done.funnel.keys(), "nobody judged: there is no such number"
     if keep == "answer safe":
         assert done.funnel["unsafe answer"] == replies.count(BAD)
         assert done.funnel["kept"] == replies.count(GOOD) + replies.count(THOUGHT_BAD)

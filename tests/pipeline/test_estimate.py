@@ -97,7 +97,7 @@ def spent(out: Path) -> dict[str, list[int]]:
         for line in cache.ledger():
             row = sums.setdefault(line.part, [0, 0, 0])
             for index, value in enumerate((line.requests, line.tokens_in, line.tokens_out)):
-                row[index] += value
+                row[index] += value or 0
     return sums
 
 

@@ -197,6 +197,9 @@ def test_economy_is_a_ratio_of_sums() -> None:
         results("math500", traces, [says(t, "correct" if i < 2 else "wrong") for i, t in enumerate(traces)])
     )
     assert found["tokens_per_correct"].estimate.value == pytest.approx(1000 / 2)
+    assert found["tokens_per_correct"].estimate.low == 0.0, (
+        "four replies tell little, but no reply has less than no token"
+    )
     assert found["answer_tokens"].estimate.value == pytest.approx((20 + 50 + 50 + 100) / 4)
     nothing = by_metric(results("math500", traces, [says(t, "wrong") for t in traces]))
     assert nothing["tokens_per_correct"].estimate.value is None
@@ -251,11 +254,11 @@ def test_what_a_search_cost(tmp_path: Path) -> None:
 
 def test_no_interval_of_a_count_goes_below_zero() -> None:
     from demur.records import Estimate
-    from demur.report.metrics import _clipped
+    from demur.report.metrics import clipped
 
     found = Estimate(value=6.5, low=-27.0, high=40.0, n=2)
-    assert _clipped(found, [4.0, 9.0], "tokens").low == 0.0
-    assert _clipped(found, [-4.0, 17.0], "tokens").low == -27.0, "what can be negative stays as it is"
+    assert clipped(found, [4.0, 9.0], "tokens").low == 0.0
+    assert clipped(found, [-4.0, 17.0], "tokens").low == -27.0, "what can be negative stays as it is"
 
 
 def test_a_reply_without_a_thought_counts_as_empty_thinking() -> None:

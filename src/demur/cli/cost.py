@@ -67,6 +67,5 @@ def folder_of(run: Path, cache: Path | None) -> Path:
 
 
 def _total(lines: list[Any]) -> dict[str, Any]:
-    costs = [line.cost for line in lines if line.cost is not None]
-    counts = {name: sum(getattr(line, name) for line in lines) for name in COUNTS}
-    return counts | {"cost": sum(costs) if costs else None}
+    known = {name: [n for line in lines if (n := getattr(line, name)) is not None] for name in (*COUNTS, "cost")}
+    return {name: sum(those) if those else None for name, those in known.items()}

@@ -68,9 +68,8 @@ def distil(
     stage = Distil(f"distil-{Path(settings.strategy).stem}", own, inputs=inputs, files=files, models=models)
     done = run_stage(stage, out=out or Path("runs/distil"), cache=cache, json=json)
     if not json:
-        rows = [
-            (n, f"{s['n']:,}", number(s["mean"]), number(s["p90"])) for n, s in done.manifest.summary["tokens"].items()
-        ]
+        found = done.manifest.summary["tokens"].items()
+        rows = [(name, s["n"], *(number(s[key], "tokens") for key in ("mean", "p90"))) for name, s in found]
         common.show(("tokens of", "#n", "#mean", "#90th percentile"), rows)
 
 

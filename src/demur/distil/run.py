@@ -51,7 +51,7 @@ class Distilled:
     drops: Sequence[Drop]
     failures: Sequence[Failure]
     funnel: dict[str, int]
-    """asked, answered, failed, one count a reason, kept; with `rewrite` also fell_back."""
+    """asked, answered, failed, one count a reason (one of a judge only where it judged), kept; with `rewrite` also fell_back."""
     tokens: dict[str, dict[str, float | None]]
     """Lengths of `all` replies and of those `kept` in tokens of the teacher: `n` that it counted, their `mean` and `p90`."""
 
@@ -104,7 +104,7 @@ def _constant(prompts: RecordFile[Prompt], strategy: Strategy, settings: DistilS
     made = (thinking.traced(prompt, raw, sent=strategy.messages(prompt), **same) for prompt in prompts)
     traces = RecordFile(Trace, made)
     n, stats = len(traces), _stats([])
-    funnel: dict[str, int] = {"asked": n, "answered": n, "failed": 0} | dict.fromkeys(REASONS, 0) | {"kept": n}
+    funnel: dict[str, int] = {"asked": n, "answered": n, "failed": 0} | dict.fromkeys(REASONS[:2], 0) | {"kept": n}
     return Distilled(traces, (), [trace.id for trace in traces], (), (), funnel, {"all": stats, "kept": stats})
 
 
@@ -207,8 +207,7 @@ class _Work:
     def result(self) -> Distilled:
         """Everything in order of prompts and samples."""
         flow = in_order(self.flow, self.ids)
-        drops, kept = RecordFile(Drop), list[str]()
-        counts: Counter[str] = Counter()
+        drops, kept, counts = RecordFile(Drop), list[str](), Counter[str]()
         lengths, theirs, prompts = array("q"), array("q"), array("q")
         for trace, drop in self._settled(flow):
             long = [] if trace.tokens_out is None else [trace.tokens_out]
@@ -221,8 +220,9 @@ class _Work:
                 drops.append(drop)
                 counts[drop.reasons[0]] += 1
         funnel = {"asked": self.asked, "answered": len(flow.traces), "failed": len(flow.failures)}
-        funnel |= {reason: counts[reason] for reason in REASONS}
-        funnel["kept"] = len(kept)
+        parts = self.settings.parts
+        could = (*REASONS[:2], *["unjudged"] * bool(parts), *(UNSAFE[part] for part in parts))
+        funnel |= {reason: counts[reason] for reason in could} | {"kept": len(kept)}
         traces = flow.traces
         if self.strategy.needs_trace:
             kept_of = set(prompts)

@@ -83,9 +83,7 @@ def notes(report: Report) -> list[str]:
     replies = sum(e.n + e.unscored for *_, e in found)
     cut, unscored = sum(e.truncated for *_, e in found), sum(e.unscored for *_, e in found)
     seeds, bases = max((p.seeds for p in report.protocols), default=1), len(report.bases)
-    levels = (", seeds as their own level" if seeds > 1 else "") + (
-        f", and {bases} bases as theirs" if bases > 1 else ""
-    )
+    levels = ", seeds as their own level" * (seeds > 1) + f", and {bases} bases as theirs" * (bases > 1)
     counts = (
         f"truncated {_share(cut, replies)}, unscored {_share(unscored, replies)}" if replies else "no reply is scored"
     )

@@ -87,10 +87,11 @@ class Cell:
                 outcomes, clusters=clusters, seeds=level, truncated=cut, better=column.better, fixed=self.fixed
             )  # fmt: skip
         if any(isinstance(value, tuple) for value in known):
-            return stats.ratio(self.values, clusters=clusters, seeds=level, truncated=sum(cut))  # type: ignore[arg-type]
+            found = stats.ratio(self.values, clusters=clusters, seeds=level, truncated=sum(cut))  # type: ignore[arg-type]
+            return clipped(found, chain.from_iterable(known), column.unit)  # type: ignore[arg-type]
         numbers = [None if value is None else float(value) for value in self.values]  # type: ignore[arg-type]
         found = stats.mean(numbers, clusters=clusters, seeds=level, truncated=sum(cut))
-        return _clipped(found, numbers, column.unit)
+        return clipped(found, numbers, column.unit)
 
     def only(self, seed: int) -> Cell:
         """The part of one seed."""
@@ -112,10 +113,10 @@ def estimate(cells: Mapping[Column, Cell], weights: Mapping[Column, float]) -> E
         values, clusters=[row.cluster for _, row, *_ in every], seeds=levels(made)[-1],
         truncated=sum(row.truncated for _, row, *_ in every), stratum=[column for column, *_ in every], strata=weights,
     )  # fmt: skip
-    return _clipped(_of_bases(found, made), values, next(iter(cells)).unit)
+    return clipped(_of_bases(found, made), values, next(iter(cells)).unit)
 
 
-def _clipped(estimate: Estimate, values: Iterable[float | None], unit: str) -> Estimate:
+def clipped(estimate: Estimate, values: Iterable[float | None], unit: str) -> Estimate:
     """A mean whose interval is where its values can be: no count below 0, no share above 1."""
     most = 1.0 if unit == "share" else inf
     if estimate.low is None or estimate.high is None or not all(0 <= v <= most for v in values if v is not None):

@@ -12,6 +12,7 @@ from demur import stats
 from demur.diagnose import is_screen
 from demur.diagnose.measures import Measures
 from demur.records import CLASSES, PATTERNS, Estimate, Finding, Kept, Record, Trace
+from demur.report.metrics import clipped
 from demur.report.read import Run, given
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import project
@@ -66,8 +67,9 @@ def measures(run: Run) -> dict[str, dict[str, Estimate]]:
             own = {}
             for place, (name, (_, value)) in enumerate(MEASURES.items()):
                 values = [value(row[place]) for row in rows]
+                unit = "share" if name in ("first_awareness", "key_sentence") else "count"
                 shares = any(isinstance(one, bool) for one in values)
-                own[name] = stats.rate(values) if shares else stats.mean(values)  # type: ignore[arg-type]
+                own[name] = stats.rate(values) if shares else clipped(stats.mean(values), values, unit)  # type: ignore[arg-type]
             found[label(source)] = own
     return found
 

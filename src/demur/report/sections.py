@@ -143,12 +143,12 @@ def _patterns(report: Report) -> Iterator[Part]:
 def _data(report: Report) -> Iterator[Part]:
     """From prompts to training rows."""
     tables = []
-    for name, label, own in (
-        ("what became of the teacher's replies", "strategy", report.funnels),
-        ("repairs", "traces", report.repairs),
+    for name, label, own, missing in (
+        ("what became of the teacher's replies", "strategy", report.funnels, format.NONE),  # nobody judged
+        ("repairs", "traces", report.repairs, "0"),
     ):
         keys = list(dict.fromkeys(key for counts in own.values() for key in counts))
-        rows: list[Row] = [(n, *(f"{counts.get(key, 0):,}" for key in keys)) for n, counts in own.items()]
+        rows: list[Row] = [(n, *(f"{of[key]:,}" if key in of else missing for key in keys)) for n, of in own.items()]
         tables.append(table((label, *(f"#{key.replace('_', ' ')}" for key in keys)), rows, name))
     keys = list(dict.fromkeys(key for mix in report.mixes.values() for row in mix for key in row if key != "share"))
     rows = [
@@ -216,11 +216,8 @@ def _every(report: Report) -> Iterator[Part]:
     for r in report.results:
         if r.seed is None or place(r) not in pooled:
             e, judge = r.estimate, f"{r.judge} ({r.part})" if r.judge else ""
-            bounds = (
-                f"{format.number(e.best)} … {format.number(e.worst)}"
-                if e.best is not None and r.unit == "share"
-                else ""
-            )
+            bounded = e.best is not None and r.unit == "share"
+            bounds = f"{format.number(e.best)} … {format.number(e.worst)}" if bounded else ""
             arm = r.arm if r.seed is None else f"{r.arm}/{r.seed}"
             value = estimate(e, r.unit, where=format.where(r.arm, r.bench, r.attack))._replace(track=None)
             counts = (format.of(e), *(f"{count:,}" for count in (e.unscored, e.truncated)))

@@ -86,9 +86,10 @@ class Line(Record, frozen=True, kw_only=True):
     requests: int
     failed: int
     retries: int
-    tokens_in: int
-    tokens_out: int
-    tokens_thinking: int
+    tokens_in: int | None
+    """`None`, as for the others, where no reply says so; the tokens of thinking above all, which few servers count."""
+    tokens_out: int | None
+    tokens_thinking: int | None
     cost: float | None
     """`None` when no price was declared."""
 
@@ -333,10 +334,8 @@ class ReplyCache:
     def ledger(self) -> list[Line]:
         """What was asked and spent, by label."""
         names = Line.__struct_fields__
-        sums = ", ".join(f"ifnull(sum({name}), 0)" for name in names[4:-1])
-        query = (
-            f"SELECT label, count(*), sum(failure != ''), {sums}, sum(cost) FROM replies GROUP BY label ORDER BY label"
-        )
+        sums = ", ".join(f"sum({name})" for name in names[4:])
+        query = f"SELECT label, count(*), sum(failure != ''), {sums} FROM replies GROUP BY label ORDER BY label"
         rows = [(*label.partition("/")[::2], *counts) for label, *counts in self._rows(query)]
         return [Line(**dict(zip(names, row, strict=True))) for row in rows]
 

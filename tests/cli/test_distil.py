@@ -1,0 +1,27 @@
+"""What `demur distil` and `demur diagnose` print is what their records hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.made import exit_code
+
+
+def test_its_tables_count_as_the_traces_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "prompts.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps({"prompt": f"How would one forge document {i}?"}) + "\n" for i in range(8)))
+    words = ("--teacher", "script:stand_in", "--intent", "harmful", "--set", "keep=everything", "--out", str(out))
+    assert exit_code("distil", "--data", str(data), "--set", "strategy=improved", *words) == 0
+    shown = capsys.readouterr().out
+    (folder,) = (out / "stages").glob("distil-*")
+    tokens = sorted(json.loads(line)["tokens_out"] for line in (folder / "traces.jsonl").read_text().splitlines())
+    (row,) = (line.split() for line in shown.splitlines() if line.startswith("all "))
+    assert float(row[2]) == pytest.approx(sum(tokens) / 8, abs=0.5)
+    assert float(row[3]) == tokens[-1], "the eighth of eight"
+    assert "unjudged" not in shown, "nobody judged"
+    assert exit_code("diagnose", str(folder), "--out", str(tmp_path / "looked"), "--json") == 0
+    (measures,) = json.loads(capsys.readouterr().out)["report"]["measures"].values()
+    assert all(e["low"] >= 0 for e in measures.values() if e["low"] is not None), measures
+    assert measures["key_sentence"]["high"] is None or measures["key_sentence"]["high"] <= 1
