@@ -8,28 +8,47 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from demur.errors import UserError, unknown
+from demur.errors import DemurError, UserError, unknown
 
 
 def resolve(kind: str, name: str, table: Mapping[str, str]) -> Any:
     """The thing that `name` means: an entry of `table`, or any importable `module:attribute`.
 
     Raises:
-        UserError: an unknown name (with the nearest one), a module or an attribute that is not there.
+        UserError: an unknown name (with the nearest one), a module or an attribute that is not there, a module of others that
+            fails as it is imported.
     """
     target = table.get(name, name)
     module_name, colon, attribute = target.partition(":")
     if not colon:
         raise unknown(kind, name, table)
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise missing(error, f"{kind} '{name}'") from error
-    except AttributeError:
-        raise UserError(f"{kind} '{name}': module {module_name} has no '{attribute}'.") from None
+    except DemurError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever somebody's module does as it is imported
+        if name in table:
+            raise
+        at = f"{type(error).__name__}: {getattr(error, 'msg', error)} ({_place(error, module_name)})"
+        raise UserError(f"{kind} '{name}': module {module_name} cannot be imported: {at}.") from error
+    if not hasattr(module, attribute):
+        raise UserError(f"{kind} '{name}': module {module_name} has no '{attribute}'.")
+    return getattr(module, attribute)
+
+
+def _place(error: BaseException, module: str) -> str:
+    """Where a module went wrong: the line of the text that is no Python, else the last of its own that ran."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    spec, frames = importlib.util.find_spec(module), traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if spec and frame.filename == spec.origin] or frames
+    return f"{own[-1].filename}, line {own[-1].lineno}"
 
 
 def code_in(data: Any, place: str = "") -> Iterator[str]:

@@ -35,6 +35,22 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
         ((*EVAL, "--data-dir", "nope"), "'nope' does not exist"),
         (("eval", "mini_harm", "--target", "script:stnd_in"), "unknown script 'stnd_in'. Did you mean 'stand_in'"),
         (("eval", "mini_harm", "--target", "nosuch:script"), "the Python module 'nosuch', which is not installed"),
+        (
+            ("eval", "typo_one:X", "--target", "script:stand_in"),
+            "cannot be imported: SyntaxError: '(' was never closed (",
+        ),
+        (("eval", "typo_one:X", "--target", "script:stand_in"), "typo_one.py, line 2)."),
+        (("eval", "mini_harm", "--attack", "typo_two:X", "--target", "script:stand_in"), "typo_two.py, line 1)."),
+        (("eval", "mini_harm", "--judge", "typo_two:X", "--target", "script:stand_in"), "cannot import name 'nope'"),
+        (
+            ("eval", "mini_harm", "--attack", "typo_three:X", "--target", "script:stand_in"),
+            "ZeroDivisionError: division",
+        ),
+        (("check", "study", "armless.yaml"), "this study has no arms. Write arms: {raw: {}}"),
+        (("run", "armless.yaml"), "this study has no arms"),
+        (("check", "shapes", "script:stand_in"), "check shapes asks servers: name a URL"),
+        (("check", "shapes", "http://127.0.0.1:9/v1", "--key-env", "NOKEY"), "NOKEY is not set: export it"),
+        (("diagnose", "prompts.csv"), "nothing to diagnose in runs/diagnose/stages/import"),
         (("eval", "xstest", "--target", "script:stand_in"), "into a folder, and name that: --data-dir FOLDER"),
         (("run", str(STUDY), "--set", "seeds=3"), "--set: 'seeds' = 3: a list is wanted, such as [3]"),
         (("run", str(STUDY), "--set", "train=5"), "--set: 'train' = 5: a mapping of keys to values is wanted"),
@@ -55,6 +71,11 @@ def test_a_mistake_is_a_sentence(
     monkeypatch.setenv("COLUMNS", "300")
     Path("afile").touch()
     Path("rows.jsonl").write_text('{"prompt": "What is a hash?", "completion": "A number."}\n')
+    Path("typo_one.py").write_text("import math\nX = (1,\n")
+    Path("typo_two.py").write_text("from json import nope\n")
+    Path("typo_three.py").write_text("X = 1 / 0\n")
+    Path("armless.yaml").write_text("name: a\nprompts: {harmful: {source: mini, n: 2}}\n")
+    Path("prompts.csv").write_text("prompt\nHow do I boil an egg?\nHow do I boil water?\n")
     Path("binary.jsonl").write_bytes(b"\0\1\2\xff")
     assert exit_code(*args) == 2
     shown = capfd.readouterr()
@@ -62,6 +83,17 @@ def test_a_mistake_is_a_sentence(
     assert said in text
     assert "Traceback" not in text
     assert not list(Path().glob("runs/*/replies")), "nothing was asked"
+
+
+def test_a_script_with_a_mistake_of_its_own_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("typo_four.py").write_text("def answer(:\n")
+    assert exit_code("eval", "mini_harm", "--target", "script:typo_four:answer", "--limit", "2") == 2
+    shown = capfd.readouterr().err
+    assert "typo_four.py, line 1)." in shown
+    assert "Traceback" not in shown
 
 
 @pytest.mark.parametrize("verb", [("serve", "script:echo"), ("view", "run", "--no-browser")])

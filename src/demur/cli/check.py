@@ -13,6 +13,7 @@ from demur.bench import get_bench, names
 from demur.bench.forms import solutions
 from demur.bench.load import faults, find, load_prompts, read_prompts, text_hash, unread
 from demur.cli import common
+from demur.cli.runner import require
 from demur.errors import CheckFailed, UserError
 from demur.judge.isolation import run_program
 from demur.judge.maths import check_golds
@@ -52,12 +53,11 @@ def study(
         try:
             study, stages, missing, _ = common.load_study(path, None, data_dir=data_dir)
             about, lines = f"✓ {path}: {len(study.arms)} arms, {len(stages)} stages", missing
-            rows.append(
-                {"file": str(path), "sound": True, "stages": len(stages), "arms": len(study.arms), "missing": missing}
-            )
+            found = {"sound": True, "stages": len(stages), "arms": len(study.arms), "missing": missing}
         except UserError as error:
             about, lines = f"✗ {error}" if str(error).startswith(str(path)) else f"✗ {path}: {error}", []
-            rows.append({"file": str(path), "sound": False, "error": str(error)})
+            found = {"sound": False, "error": str(error)}
+        rows.append({"file": str(path)} | found)
         for line in () if json else (about, *(f"    missing here: {line}" for line in lines)):
             common.stdout.print(line, soft_wrap=True)  # a place that is broken in two cannot be clicked
     if json:
@@ -243,8 +243,11 @@ def shapes(
     from demur.testing.shapes import USELESS
     from demur.testing.shapes import shapes as seen
 
+    if "://" not in url and not url.startswith("$"):
+        raise UserError(f"check shapes asks servers: name a URL, such as http://127.0.0.1:8000/v1, not {url}.")
     host = as_model({"url": url} | common.given({"model": model, "key_env": key_env}), where=url)
     assert isinstance(host, Remote)
+    require(host.missing())
     found = asyncio.run(seen(host))
     if json:
         common.print_json({"url": url, "shapes": found})
@@ -277,8 +280,7 @@ def _show(certificates: Mapping[str, Certificate], pairs: Sequence[Found], resul
     titles = ("arm", "benchmark", "#prompts", "#held by rows", "#rows", *(f"#{rule}" for rule in RULES))
     common.show(titles, rows)
     for one in pairs[:SHOWN]:
-        said = f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}"
-        common.console.print(said)
+        common.console.print(f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}")
     for result in results:
         full, clean = result.full, result.clean
         if full.unit == "share" and full.metric != "cut":

@@ -163,7 +163,10 @@ def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_
     from demur.pipeline import study
     from demur.pipeline.resolve import resolve
 
-    return resolve(study.read(path, sets=[*(sets or []), *([f"data_dir={data_dir}"] if data_dir else [])], quick=quick))
+    loaded = study.read(path, sets=[*(sets or []), *([f"data_dir={data_dir}"] if data_dir else [])], quick=quick)
+    if loaded.study and not loaded.study.arms:
+        loaded.problems.add(("arms",), "this study has no arms. Write arms: {raw: {}} for the base as it is.")
+    return resolve(loaded)
 
 
 def show(titles: Sequence[str], rows: Sequence[tuple[Any, ...]], name: str = "") -> None:

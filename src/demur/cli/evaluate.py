@@ -89,11 +89,8 @@ def tested(target: str, own: dict[str, Any], sets: list[str] | None) -> tuple[st
         async with open_model(as_model(model)) as opened:
             return opened.identity.partition(" at ")[0]
 
-    if (
-        "url" in model
-        and "model" not in model
-        and not any(item.startswith("models.target.model=") for item in sets or ())
-    ):
+    said = "model" in model or any(item.startswith("models.target.model=") for item in sets or ())
+    if "url" in model and not said:
         model["model"] = asyncio.run(served())
     return name_of(target, model.get("model")), model
 

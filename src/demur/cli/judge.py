@@ -125,6 +125,5 @@ def _evaluations(sources: list[tuple[dict[str, Any], Path]], stages: list[Any]) 
     known = {trace.id for trace in traces}
     own = list({(v.trace, v.judge, v.query, v.part): v for v in verdicts if v.trace in known}.values())
     evaluations = of_records(STORED, traces, own)
-    return len(traces), of_records(STORED, traces, [*own, *majority(own)]) if any(
-        agreement(evaluations)
-    ) else evaluations
+    more = list(majority(own)) if any(agreement(evaluations)) else []
+    return len(traces), of_records(STORED, traces, own + more) if more else evaluations

@@ -57,10 +57,8 @@ def plan(
 
 
 def _show(seen: dict[str, Any]) -> None:
-    _table(
-        seen["stages"],
-        {"kind": "stage", "of": "#of", "done": "#done", "requests": "#requests", "tokens": "#tokens, at most"},
-    )
+    done = {"kind": "stage", "of": "#of", "done": "#done", "requests": "#requests", "tokens": "#tokens, at most"}
+    _table(seen["stages"], done)
     outs = {"tokens_in_at_most": "#tokens in, at most", "tokens_out_at_most": "#out, at most"}
     _table(seen["parts"], {"part": "part", "requests": "#requests"} | outs)
     if any(phase["models"] or phase["problem"] for phase in seen["phases"]):

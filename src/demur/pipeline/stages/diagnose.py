@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
+from itertools import islice
 
 from demur.diagnose import is_screen
 from demur.diagnose.measures import Measures, measured
+from demur.errors import UserError
 from demur.interfaces import Ask, Detector
 from demur.pipeline.stage import Context, Lack, Stage, detecting, detector_needs, opened
 from demur.records import Finding, Trace
@@ -35,10 +37,12 @@ class Diagnose(Stage[DiagnoseSettings]):
 
     async def run(self, context: Context) -> None:
         source = context.inputs["traces"]
+        if not source.rows("traces") and source.manifest.kind == "import":
+            raise UserError(f"nothing to diagnose in {source.folder}: no replies.")
         detector = await opened(context, self.settings.detector)
         findings, measures, total = RecordFile(Finding), RecordFile(Measures), source.rows("traces")
         count = present = flagged = 0
-        async for trace, found in paired(detector, self._traces(source.read("traces", Trace))):
+        async for trace, found in paired(detector, islice(source.read("traces", Trace), self.settings.limit)):
             count += 1
             if detector.english:
                 measures.append(measured(trace))
@@ -53,12 +57,6 @@ class Diagnose(Stage[DiagnoseSettings]):
         screen = f"screen: {flagged:,} of {count:,} traces flagged; what a screen does not flag is not clean"
         counted = f"{count:,} traces, patterns in {flagged:,} of them, {present:,} in all"
         context.draft.line = screen if is_screen(self.settings.detector) else counted
-
-    def _traces(self, traces: Iterator[Trace]) -> Iterator[Trace]:
-        for number, trace in enumerate(traces):
-            if number == self.settings.limit:
-                return
-            yield trace
 
     def needs(self) -> list[Lack]:
         return super().needs() + detector_needs(self, self.settings.detector)
