@@ -509,17 +509,20 @@ def test_a_benchmark_of_two_sides_says_how_many_each_has(tmp_path: Path) -> None
         "full_refusal" if t.prompt.intent == "harmful" or t.prompt.pair == "0" else "full_compliance" for t in traces
     ]
     verdicts = [
-        Verdict(trace=t.id, judge="rules", query="question", part="answer", label=label)
+        Verdict(
+            trace=t.id, judge="rules", query="question", part="answer", label=None if t.prompt.pair == "8" else label
+        )
         for t, label in zip(traces, labels, strict=True)
     ]
     settings = {"arm": "target", "seed": None, "bench": {"name": "xstest"}}
     publish(tmp_path, "evaluate-t", "evaluate", {"traces": traces, "verdicts": verdicts}, settings=settings)
     built = report.build(tmp_path)
     found = {c.metric: built.find("target", c) for c in built.columns}
-    assert {name: e.n for name, e in found.items() if e} == {"served": 9, "over_refusal": 11, "pairs": 9}
-    assert found["pairs"].value == pytest.approx(8 / 9)  # type: ignore[union-attr]
+    assert {name: e.n for name, e in found.items() if e} == {"served": 8, "over_refusal": 10, "pairs": 8}
+    assert found["pairs"].value == pytest.approx(7 / 8)  # type: ignore[union-attr]
     assert "n=9" in text_of(tmp_path)
     assert "n=11" in text_of(tmp_path)
+    assert "n counts replies (pairs for pairs told apart); truncated 0, unscored 10.0 %" in text_of(tmp_path), "2 of 20"
 
 
 def test_replies_without_an_answer_stand_apart_from_refusals(tmp_path: Path) -> None:

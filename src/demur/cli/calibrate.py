@@ -47,8 +47,7 @@ def refusal(
       demur calibrate refusal --data labels.jsonl --json
     """
     report = against(data, limit=limit)
-    path = keep(open_judge("rules"), report, data, out)
-    _show(report, path, json=json, title=f"rules against {data.name}")
+    _show(report, keep(open_judge("rules"), report, data, out), json=json, title=f"rules against {data.name}")
 
 
 @app.command()
@@ -156,7 +155,8 @@ def _show(report: dict[str, Any], path: Path, *, json: bool, title: str) -> None
         (name, *(estimate(row[key]) for key in shares), number(row["kappa"], "count", digits=2), row["unscored"])
         for name, row in {"this judge": report, **report["others"]}.items()
     ]
-    common.show(("judge", *shares.values(), "#kappa", "#unscored"), rows, f"{title}: {report['n']} replies")
+    about = f"{title}: {report['n']} replies; unscored ones count as wrong, kappa leaves them out"
+    common.show(("judge", *shares.values(), "#kappa", "#unscored"), rows, about)
     if "unseen" in report:
         fitted = "The judge was fitted to this very file. " if report["fitted_to_this_file"] else ""
         common.stdout.print(f"{fitted}{note('rules')}; expected calibration error here: {report['ece']:.3f}")
@@ -165,9 +165,9 @@ def _show(report: dict[str, Any], path: Path, *, json: bool, title: str) -> None
         for name, row in report["classes"].items()
     ]  # fmt: skip
     titles = ("people say", "#n", "#recall, %", "#precision, %", *(f"#judged {name}" for name in report["classes"]))
-    common.show(titles, rows, "this judge, class by class")
+    common.show(titles, rows, "this judge, class by class; unscored ones count as wrong in recall")
     for name in ("sensitivity", "specificity"):
-        common.stdout.print(f"{name}: {counted(report[name])}")
+        common.stdout.print(f"{name}, of those scored: {counted(report[name])}")
     if alarms := report.get("false_alarms"):
         told = ", ".join(f"{name or 'no category'} {count}" for name, count in alarms.most_common())
         common.stdout.print(f"false alarms by the guard's category: {told}")

@@ -80,16 +80,16 @@ def notes(report: Report) -> list[str]:
     """What stands under the table."""
     numbers = report.table()
     found = [(arm, c, numbers[arm, *c[:5]]) for arm in report.arms for c in report.columns if (arm, *c[:5]) in numbers]
-    replies = sum(e.n + e.unscored for *_, e in found)
-    cut, unscored = sum(e.truncated for *_, e in found), sum(e.unscored for *_, e in found)
+    once = [e for _, column, e in found if column.metric != "pairs"]  # which are of replies that others count
+    replies = sum(e.n + e.unscored for e in once)
+    cut, unscored = (_share(sum(getattr(e, key) for e in once), replies) for key in ("truncated", "unscored"))
+    of_pairs = " (pairs for pairs told apart)" * (len(once) < len(found))
     seeds, bases = max((p.seeds for p in report.protocols), default=1), len(report.bases)
     levels = ", seeds as their own level" * (seeds > 1) + f", and {bases} bases as theirs" * (bases > 1)
-    counts = (
-        f"truncated {_share(cut, replies)}, unscored {_share(unscored, replies)}" if replies else "no reply is scored"
-    )
+    counts = f"truncated {cut}, unscored {unscored}" if replies else "no reply is scored"
     judges = dict.fromkeys(f"{c.judge} ({c.part})" for c in report.columns)
     text = [
-        f"{format.plural(seeds, 'seed')}; 95 % intervals, clustered by prompt{levels}, each of one number alone; n counts replies; "
+        f"{format.plural(seeds, 'seed')}; 95 % intervals, clustered by prompt{levels}, each of one number alone; n counts replies{of_pairs}; "
         f"{counts}; judge{'' if len(judges) == 1 else 's'}: {', '.join(judges) or 'none'}"
     ]
     text += [

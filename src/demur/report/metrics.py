@@ -12,7 +12,6 @@ from itertools import chain
 from math import inf
 from typing import Literal, NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from demur import stats
@@ -83,9 +82,9 @@ class Cell:
         known = [value for value in self.values if value is not None]
         if all(isinstance(value, bool) for value in known) and column.unit == "share":
             outcomes = [None if value is None else bool(value) for value in self.values]
-            return stats.rate(
-                outcomes, clusters=clusters, seeds=level, truncated=cut, better=column.better, fixed=self.fixed
-            )  # fmt: skip
+            found = stats.rate(outcomes, clusters=clusters, seeds=level, truncated=cut, better=column.better, fixed=self.fixed)  # fmt: skip
+            sunk = sum(bool(row.lost) for row in self.rows)
+            return replace(found, best=1 - sunk / len(cut)) if column.metric == "pairs" else found
         if any(isinstance(value, tuple) for value in known):
             found = stats.ratio(self.values, clusters=clusters, seeds=level, truncated=sum(cut))  # type: ignore[arg-type]
             return clipped(found, chain.from_iterable(known), column.unit)  # type: ignore[arg-type]
@@ -165,16 +164,17 @@ def _twins(evaluations: Sequence[Evaluation], arm: dict[Column, Cell]) -> None:
                 sides.setdefault((row.pair, (e.base, e.seed), row.sample), {})[row.intent == "harmful"] = (e, row)
     for (pair, made, _), both in sides.items():
         if len(both) == 2:
-            verdicts = [_first_of(*both[harmful]) for harmful in (True, False)]
-            goods = [
-                None if v is None or v.label not in TOLD[at] else v.label in GOOD[at] for at, v in enumerate(verdicts)
-            ]
+            (first, row), (other, twin) = both[True], both[False]
+            said = enumerate([_first_of(first, row), _first_of(other, twin)])
+            goods = [None if v is None or v.label not in TOLD[at] else v.label in GOOD[at] for at, v in said]
             value = None if None in goods else all(goods)
-            first, row = both[True]
-            bench = " + ".join(dict.fromkeys(both[harmful][0].bench for harmful in (True, False)))
+            sunk = any(good is False and not r.truncated for good, r in zip(goods, (row, twin), strict=True))
+            outcome = (twin if twin.truncated else row).outcome
+            whole = replace(row, cluster=pair, outcome=outcome, lost="one side" if sunk else "")
+            bench = " + ".join(dict.fromkeys((first.bench, other.bench)))
             judge = first.judges[0] if first.judges else ("", "answer")
             column = Column(bench, "none", "pairs", judge[0], judge[1], "higher")
-            arm.setdefault(column, Cell()).add(msgspec.structs.replace(row, cluster=pair), value, made)
+            arm.setdefault(column, Cell()).add(whole, value, made)
 
 
 def headlines(evaluations: Sequence[Evaluation], found: Cells) -> list[Column]:

@@ -57,7 +57,7 @@ class Row(msgspec.Struct, gc=False):
     tokens_out: int | None = None
     tokens_thinking: int | None = None
     lost: str = ""
-    """Why the reply holds no answer; empty: it holds one."""
+    """Why the reply holds no answer; empty: it holds one. Of a pair: that one side lost it, whatever the other held."""
     text: int = 0
     """Hash of the reply, where several were drawn for a prompt."""
     verdicts: Verdicts = {}
