@@ -45,7 +45,7 @@ def test_calibrate_refusal(tmp_path: Path) -> None:
     assert report["fitted_to_this_file"] is False
     words = ["refusal", "--data", str(LRM), "--out", str(tmp_path)]
     shown = CliRunner().invoke(calibrate.app, words, catch_exceptions=False)
-    assert "66 replies; unscored ones count as wrong" in shown.stdout
+    assert "66 replies; unscored ones count as wrong" in shown.stdout.replace("\n", " ")
     assert "specificity, of those scored: " in shown.stdout
     assert "kappa" in shown.stdout
     assert "on models that it was not fitted to" in shown.stdout.replace("\n", " ")
