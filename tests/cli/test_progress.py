@@ -29,8 +29,14 @@ def test_plain_lines_say_once_a_minute_how_far_it_is_and_that_it_lives(monkeypat
         show(Event("train-a", "started"))
         clock[0] += 65
         assert waited("ago") == "  train-a: began 0:01:05 ago"
+        show(Event("train-a", "progress", 0, None, "loading a model"))
+        assert "  train-a: loading a model" in out.getvalue().splitlines()
+        clock[0] += 35
+        show(Event("train-a", "progress", 1, 400, "loss 0.21"))
+        assert waited("1/400") == "  train-a: 1/400  loss 0.21", "one row tells nothing of how long the others take"
+        clock[0] += 60
         show(Event("train-a", "progress", 61, 400, "loss 0.21"))
-        assert waited("left") == "  train-a: 61/400  0:06:01 left  loss 0.21"
+        assert waited("left") == "  train-a: 61/400  0:05:39 left  loss 0.21"
         show(Event("train-a", "done", seconds=120.0, remark="120 steps"))
         show(Event("eval-a", "reused"))
     lines = out.getvalue().splitlines()

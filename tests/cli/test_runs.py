@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tests.made import exit_code
 
+from demur.cli import main
+
 
 def test_a_history_of_two_runs_and_a_file_of_somebody_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two"):
@@ -49,3 +51,19 @@ def test_a_run_that_measured_nothing_is_named_after_its_folder_and_says_why(
     assert (row["study"], row["why"]) == ("looked", "no benchmark was run (stages: diagnose, import)")
     assert exit_code("runs", str(tmp_path)) == 0
     assert "looked  –    –      – no benchmark was run" in capfd.readouterr().out
+
+
+def test_a_run_that_is_not_finished_is_listed_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("failing.py").write_text('def answer(*_):\n    raise ValueError("out of order")\n')
+    words = ("eval", "mini_harm", "--limit", "3", "--target")
+    with pytest.raises(ValueError, match="out of order"):
+        main([*words, "script:failing:answer", "--out", "broken"])
+    assert exit_code("runs", ".", "--json") == 0
+    (row,) = json.loads(capfd.readouterr().out)["runs"]
+    assert (row["run"], row["study"], row["model"], row["numbers"]) == ("broken", "eval", "failing:answer", {})
+    assert row["why"].startswith("unfinished, 0 of 1 stages")
+    assert exit_code("runs", ".") == 0
+    assert "unfinished, 0 of 1 stages" in capfd.readouterr().out

@@ -256,7 +256,7 @@ def test_compare_one_seed_and_whole_arms(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("a", "message"), [("{run}:improvd", "Did you mean 'improved'"), ("{run}", "has 4 arms"), ("{run}:short/9", "no seed 9"),
-                       ("{run}:short/x", "is no seed"), ("/nowhere:short", "is no run"), ("{run}:raw", "are the same")],
+                       ("{run}:short/x", "is no seed"), ("/nowhere:short", "/nowhere does not exist"), ("{run}:raw", "are the same")],
 )  # fmt: skip
 def test_mistakes_are_met_with_what_is_allowed(run: Path, a: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -37,10 +37,8 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
       demur bench list --data-dir data --json
     """
     found = {name: get_bench(name) for name in names()}
-    here = {
-        name: next((file for file in bench.files if data_dir and (data_dir / file).exists()), None)
-        for name, bench in found.items()
-    }
+    copies = {file for bench in found.values() for file in bench.files if data_dir and (data_dir / file).exists()}
+    here = {name: next(filter(copies.__contains__, bench.files), None) for name, bench in found.items()}
     if json:
         rows = [{"bench": bench, "here": here[name]} for name, bench in found.items()]
         common.print_json({"benches": rows, "left_out": left_out()})

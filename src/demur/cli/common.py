@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -156,6 +158,15 @@ def writable(out: Path) -> None:
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; name a folder that can be written to.") from None
+
+
+def free_port(port: int, host: str = "127.0.0.1") -> None:
+    """Make sure that a server can listen there, before any work for it is done. Raises UserError: it cannot."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        why = "is taken" if error.errno == errno.EADDRINUSE else f"of {host} cannot be used ({error.strerror})"
+        raise UserError(f"port {port} {why}; name another by --port, or 0 for any that is free.") from None
 
 
 def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_dir: Path | None = None) -> Resolved:

@@ -49,9 +49,8 @@ def mix(
     for name, one in settings.shares.items():
         if one.file is None:
             raise UserError(f"share '{name}' has no file: --share {name}=FILE or --set shares.{name}.file=FILE")
-        inputs[name] = Import(
-            f"import-{name}", ImportSettings(form=one.form, intent=one.intent), files={"file": Path(one.file)}
-        )
+        how = ImportSettings(form=one.form, intent=one.intent)
+        inputs[name] = Import(f"import-{name}", how, files={"file": Path(one.file)})
     run_stage(Mix("mix", MixStageSettings(mix=settings), inputs=inputs), out=out or Path("runs/mix"), json=json)
 
 

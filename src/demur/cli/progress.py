@@ -21,6 +21,8 @@ from demur.pipeline.run import Event
 
 EVERY = 60.0
 """Seconds between two plain lines about running stages."""
+STEADY = 10.0
+"""Seconds of work from which the time that is left is estimated."""
 ENDED = ("done", "reused")
 
 
@@ -32,6 +34,8 @@ class Display:
         self.title = title
         self.states: dict[str, Event] = {name: Event(name, "waiting") for name in names}
         self._began: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}
+        """When a stage first had something done, and how much: what came before was loading."""
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
@@ -58,6 +62,8 @@ class Display:
                 return
             self.states[event.name] = event
             self._began.setdefault(event.name, time.monotonic())
+            if event.done:
+                self._first.setdefault(event.name, (time.monotonic(), event.done))
         if not self.console.is_terminal:
             self._print(event)
 
@@ -68,6 +74,8 @@ class Display:
         """Plain lines: starts and ends."""
         if event.state in ("started", "failed"):
             self.console.print(f"  {event.name}: {event.state}")
+        elif event.state == "progress" and not event.done and event.remark:
+            self.console.print(f"  {event.name}: {event.remark}")
         elif event.state == "done":
             ended = f"[{self._count(*ENDED)}/{len(self.states)}]"
             self.console.print(f"  {event.name}: done  {event.seconds:.1f} s  {event.remark}  {ended}")
@@ -80,12 +88,16 @@ class Display:
 
     def _far(self, event: Event) -> str:
         """How far a running stage is: `120/400  0:03:10 left  loss 0.21`."""
-        spent = time.monotonic() - self._began.get(event.name, time.monotonic())
-        if event.state == "started":
-            return f"began {timedelta(seconds=round(spent))} ago"
+        now = time.monotonic()
+        if not event.done:
+            return (
+                f"began {timedelta(seconds=round(now - self._began.get(event.name, now)))} ago  {event.remark}".rstrip()
+            )
         words = [f"{event.done:,}/{event.total:,}" if event.total else f"{event.done:,}"]
-        if event.total and event.done and spent > 2:
-            words.append(f"{timedelta(seconds=round(spent * (event.total - event.done) / event.done))} left")
+        since, first = self._first.get(event.name, (now, event.done))
+        if event.total and event.done > first and now - since >= STEADY:
+            left = (now - since) * (event.total - event.done) / (event.done - first)
+            words.append(f"{timedelta(seconds=round(left))} left")
         return "  ".join([*words, event.remark])
 
     def _render(self) -> Group:

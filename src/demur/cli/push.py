@@ -101,9 +101,8 @@ def _send(folder: Path, repo: str, *, kind: str, files: list[str], public: bool,
         api.create_repo(**where, private=True, exist_ok=True)
         if gate != "none":
             api.update_repo_settings(**where | {"gated": gate})
-        commit = api.upload_folder(
-            **where, folder_path=folder, allow_patterns=files, commit_message="Upload with demur"
-        )
+        said = "Upload with demur"
+        commit = api.upload_folder(**where, folder_path=folder, allow_patterns=files, commit_message=said)
         if public:
             api.update_repo_settings(**where, private=False)
     except HfHubHTTPError as error:

@@ -14,8 +14,12 @@ from demur.cli import common
 from demur.cli.runner import STUDY
 from demur.errors import UserError
 from demur.report import Report, format
+from demur.settings import read_yaml
+from demur.storage.artifacts import GRAPH, is_whole, present
 
 TITLES = ("date", "run", "study", "arm", "model", "headline numbers")
+MODEL = ("model", "path", "hub", "script", "plugin", "url")
+"""What a model of a study is called by, the best name first."""
 app = common.app("All runs under a folder with their headline numbers.")
 
 
@@ -32,27 +36,39 @@ def runs(
 
       demur runs /data/runs --json
     """
-    found = sorted(folder.rglob("results.json"), key=lambda path: path.stat().st_mtime)
-    rows = [row for path in found for row in _rows(path)]
+    begun = [path for path in folder.rglob(GRAPH) if not path.with_name("results.json").exists()]
+    found = sorted([*folder.rglob("results.json"), *begun], key=lambda path: path.stat().st_mtime)
+    rows = [row for path in found for row in (_unfinished if path in begun else _rows)(path)]
     if not rows:
         raise UserError(f"{folder} holds no results of a run.")
     if json:
         common.print_json({"runs": rows})
         return
-    cells = [
-        (
-            *(row[key] or format.NONE for key in TITLES[:-1]),
-            "; ".join(row["numbers"].values()) or f"{format.NONE} {row['why']}",
-        )
-        for row in rows
-    ]
-    common.show(TITLES, cells)
+    for row in rows:
+        row[TITLES[-1]] = "; ".join(row["numbers"].values()) or f"{format.NONE} {row['why']}"
+    common.show(TITLES, [tuple(row[key] or format.NONE for key in TITLES) for row in rows])
+
+
+def _row(path: Path, **own: Any) -> dict[str, Any]:
+    date = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    return {"date": date, "run": str(path.parent)} | own
+
+
+def _unfinished(path: Path) -> Iterator[dict[str, Any]]:
+    """The row of a run that has stages to be done and no results yet."""
+    stages = [is_whole(path.parent / "stages" / stage.folder) for stage in present(path.parent).values()]
+    file = path.with_name(STUDY)
+    study = read_yaml(file)[0] if file.is_file() else {}
+    models = [one[key] for one in (study.get("models") or {}).values() for key in MODEL if key in one][:1]
+    named = [*(study.get("bases") or [study.get("base", "mini-lrm-a")]), *models] if study else []
+    name, arms = study.get("name", path.parent.name), ", ".join(study.get("arms") or ())
+    model = ", ".join(str(one) for one in named if one != "target")
+    why = f"unfinished, {sum(stages)} of {len(stages)} stages (demur status {path.parent})"
+    yield _row(path, study=name, arm=arms, model=model, numbers={}, why=why)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """A row an arm, or one without numbers for a run that measured none."""
-    date = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-    about = {"date": date, "run": str(path.parent)}
     try:
         report = msgspec.json.decode(path.read_bytes(), type=Report)
     except msgspec.MsgspecError as error:
@@ -61,7 +77,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     models = {one.arm: ", ".join(dict.fromkeys(filter(None, (one.base, *one.models[:1])))) for one in report.subjects}
     study = report.name if (path.parent / STUDY).is_file() else path.parent.name
     kinds = ", ".join(dict.fromkeys(name.partition("-")[0] for name in report.stages))
-    why = "no judge scored enough" if report.arms else f"no benchmark was run (stages: {kinds})"
+    unmeasured = "no judge scored enough" if report.arms else f"no benchmark was run (stages: {kinds})"
     for arm in report.arms or ("",):
         own = {c: e for c in report.columns if (e := report.find(arm, c)) is not None}
         numbers = {
@@ -70,10 +86,5 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             )
             for c, e in own.items()
         }
-        yield about | {
-            "study": study,
-            "arm": arm,
-            "model": models.get(arm, ""),
-            "numbers": numbers,
-            "why": "" if numbers else why,
-        }
+        why = "" if numbers else unmeasured
+        yield _row(path, study=study, arm=arm, model=models.get(arm, ""), numbers=numbers, why=why)

@@ -37,6 +37,7 @@ def serve(
       demur serve script:stand_in --port 8001 --set latency=0.05 --set faults.rate_limited=0.1
     """
     config = parse_model(model)
+    common.free_port(port, host)
     if isinstance(config, Scripted):
         _serve_script(config.script, host, port, sets, json)
     else:

@@ -49,6 +49,7 @@ def view(
         await asyncio.wait([serving])
         return serving.cancelled() or serving.result() is not None
 
+    common.free_port(port)
     common.console.print(f"indexing {run} …")
     if asyncio.run(until_stopped()):
         raise typer.Exit(128 + signal.SIGTERM)

@@ -228,6 +228,8 @@ class Context:
         if part not in self._models and config is not None:
             if self._cache is None:
                 self._cache = self._stack.enter_context(ReplyCache(self._cache_folder))
+            if config.weights_at:
+                self.progress(0, None, f"loading {config.where}")
             opened = open_model(self.reach(config), cache=self._cache, label=f"{part}/{self.stage.name}")
             self._models[part] = await self._stack.enter_async_context(opened)
         return self._models.get(part)

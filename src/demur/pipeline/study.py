@@ -80,9 +80,8 @@ class Arm(Strict):
     @property
     def trained(self) -> bool:
         """Whether the arm has any training data."""
-        return self.format is not None or any(
-            isinstance(s, ShareSettings) for s in (self.safety, self.maths, self.benign)
-        )
+        shares = (self.safety, self.maths, self.benign)
+        return self.format is not None or any(isinstance(share, ShareSettings) for share in shares)
 
 
 class Comparison(Strict):
@@ -320,9 +319,8 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
     arms = set(data.get("arms") or {})
     if quick:
         for key, value in (data.get("quick") or {}).items():
-            data = override(
-                data, f"{key}={yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1e9).strip()}"
-            )
+            text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1e9).strip()
+            data = override(data, f"{key}={text}")
     base = data.get("base")
     for item in sets or []:
         data = override(_spelled(data, item), item)

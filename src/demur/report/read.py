@@ -182,7 +182,8 @@ def read(folder: Path) -> Run:
         UserError: the folder is no run, or has no finished stage.
     """
     if not (folder / "stages").is_dir():
-        raise UserError(f"{folder} is no run: it has no stages. Give the folder that was named by --out.")
+        why = "is no run: it has no stages" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} {why}. Give the folder that was named by --out.")
     path = folder / "study.yaml"
     study = read_yaml(path)[0] if path.is_file() else {}
     stages = present(folder, list(study.get("arms") or {}))
