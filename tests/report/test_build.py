@@ -281,6 +281,18 @@ def test_the_verdict_in_words() -> None:
     assert format.verdict(claim_of([True], [False])).startswith("undecided")
 
 
+def test_both_statements_of_power_count_what_trainings_differ_by() -> None:
+    """What so many prompts show is the same whatever part of the spread is the trainings'; how many more help is not."""
+    claim = claim_of([True] * 28 + [False] * 72, [False] * 12 + [True] * 22 + [False] * 66)
+    shown, more = [], []
+    for by_seeds in (0.0, 0.2):
+        words = format.verdict(replace(claim, difference=replace(claim.difference, by_seeds=by_seeds)))
+        shown.append(words.split("; ")[1])
+        more.append(int(words.split("; ")[2].split()[0].replace(",", "")))
+    assert shown[0] == shown[1]
+    assert more[1] > 1.2 * more[0]
+
+
 def test_numbers_as_people_read_them() -> None:
     assert format.interval(stats.rate([False] * 50)) == "0 [0–7]"
     assert format.interval(stats.rate([])) == "–"

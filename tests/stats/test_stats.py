@@ -207,6 +207,15 @@ def test_the_detectable_difference_is_detected_in_four_of_five(base: float, prom
     assert stats.prompts_needed(0.0, spread) is None
 
 
+def test_no_number_of_prompts_takes_away_what_trainings_differ_by() -> None:
+    half = 0.25 / 100 / 2  # of the variance that a spread of 0.5 gives to 100 prompts
+    shown = stats.minimum_detectable(0.5, 100)
+    assert stats.minimum_detectable(0.5 / math.sqrt(2), 100, fixed=half) == pytest.approx(shown)
+    alone, both = (stats.prompts_needed(0.12, 0.5 / math.sqrt(1 + bool(f)), fixed=f) or 0 for f in (0.0, half))
+    assert 100 < alone < both / 1.5
+    assert stats.prompts_needed(0.05, 0.5 / math.sqrt(2), fixed=half) is None, "more trainings would tell"
+
+
 def test_a_design_says_before_the_run_what_it_can_show() -> None:
     one = stats.settles(prompts=100, seeds=1)
     assert stats.settles(prompts=400, seeds=1) < one < 0.25

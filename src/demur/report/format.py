@@ -129,28 +129,27 @@ def verdict(test: PairedTest) -> str:
     if test.winner:
         words = f"{test.winner} is better by {distance(abs(d.value), test.unit)}"
     elif test.margin is not None:
-        limit = distance(test.margin, test.unit)
         held = stats.non_inferior(d, test.margin, better=test.better)
-        words = (
-            f"{test.a} is {'' if held else 'not shown to be '}not worse than {test.b} by {limit}, the study's margin"
-        )
-        words += "" if held else _needed(test)
+        words = f"{test.a} is {'' if held else 'not shown to be '}not worse than {test.b} by "
+        words += f"{distance(test.margin, test.unit)}, the study's margin{'' if held else _needed(test)}"
     else:
         words = f"no difference is shown{_needed(test)}"
     return f"{words}; {test.split}" if test.split else words
 
 
 def _needed(test: PairedTest) -> str:
-    """What the data would have shown, and how much more would be needed."""
+    """What so many prompts show in four of five cases, and how many more would show the difference seen, by one formula."""
     d, share = test.difference, test.unit == "share"
     if d.value is None or not d.spread:
         return ""
-    count = max(1, test.comparisons)
-    least = stats.minimum_detectable(d.spread, d.clusters, comparisons=count, share=share)
+    trained = max(0.0, d.by_seeds)  # of the variance, what stays however many prompts there are
+    fixed, count = trained * d.spread**2 / d.clusters, max(1, test.comparisons)
+    spread = d.spread * (1 - trained) ** 0.5
+    least = stats.minimum_detectable(spread, d.clusters, comparisons=count, share=share, fixed=fixed)
     text = f"; n={d.clusters} shows {distance(least, test.unit)} or more" if least < 1 or not share else ""
     if d.by_seeds > 0.5:
         return f"{text}; {plural(d.seeds, 'training')} differ more than prompts do: more trainings would tell"
-    needed = stats.prompts_needed(d.value, d.spread, comparisons=count, share=share)
+    needed = stats.prompts_needed(d.value, spread, comparisons=count, share=share, fixed=fixed)
     if needed is not None and d.clusters < needed <= 100_000:
         more = needed - d.clusters
         text += f"; {plural(more, 'more prompt')} would show a difference of {distance(abs(d.value), test.unit)}"

@@ -144,11 +144,13 @@ def non_inferior(difference: Difference, margin: float, *, better: Better = "hig
     return difference.high < margin if better == "lower" else difference.low > -margin
 
 
-def minimum_detectable(spread: float, clusters: int, *, comparisons: int = 1, share: bool = True) -> float:
+def minimum_detectable(spread: float, clusters: int, *, comparisons: int = 1, share: bool = True, fixed: float = 0) -> float:  # fmt: skip
     """The smallest true difference that so many prompts show with 80 % power at 5 %, divided among so many comparisons.
 
     A difference of shares makes more pairs differ than were seen to, and an exact test gives nothing away: both count.
+    `fixed` is the variance that no number of prompts takes away: that between trainings.
     """
+    spread = math.sqrt(spread**2 + fixed * clusters)
     critical, wanted = normal_quantile(1 - 0.025 / comparisons), normal_quantile(POWER)
     low, high = 0.0, 1.0 if share else 100 * spread
     for _ in range(40):
@@ -160,16 +162,15 @@ def minimum_detectable(spread: float, clusters: int, *, comparisons: int = 1, sh
     return high
 
 
-def prompts_needed(difference: float, spread: float, *, comparisons: int = 1, share: bool = True) -> int | None:
-    """How many prompts would show a true difference of this size, in the same sense; `None` for no difference at all."""
+def prompts_needed(difference: float, spread: float, **ways: Any) -> int | None:
+    """How many prompts would show a true difference of this size, in the same sense; `None` where a million would not."""
     low, high = 1, 2
-    while difference and minimum_detectable(spread, high, comparisons=comparisons, share=share) > abs(difference):
+    while high < 1 << 20 and minimum_detectable(spread, high, **ways) > abs(difference):
         low, high = high, 2 * high
     while high - low > max(1, low // 50):
         middle = (low + high) // 2
-        enough = minimum_detectable(spread, middle, comparisons=comparisons, share=share) <= abs(difference)
-        low, high = (low, middle) if enough else (middle, high)
-    return high if difference else None
+        low, high = (low, middle) if minimum_detectable(spread, middle, **ways) <= abs(difference) else (middle, high)
+    return high if high < 1 << 20 else None
 
 
 def settles(*, prompts: int, seeds: int, bases: int = 1, tests: int = 1) -> float:
@@ -182,11 +183,8 @@ def settles(*, prompts: int, seeds: int, bases: int = 1, tests: int = 1) -> floa
         tests: in the family that Holm's method adjusts for.
     """
     each = TYPICAL * (1 - TYPICAL)
-    extra = (
-        2
-        * each**2
-        * ((USUAL**2 / (seeds * bases) if seeds > 1 else 0.0) + (USUAL_BASES**2 / bases if bases > 1 else 0.0))
-    )
+    trained = USUAL**2 / (seeds * bases) if seeds > 1 else 0.0
+    extra = 2 * each**2 * (trained + (USUAL_BASES**2 / bases if bases > 1 else 0.0))
     error = math.sqrt(2 * each * (1 - ALIKE) / prompts + extra)
     freedom = PRIOR + bases - 1 if bases > 1 else PRIOR + seeds - 1 if seeds > 1 else math.inf
     return (t_quantile(freedom, 1 - 0.025 / tests) + t_quantile(freedom, POWER)) * error
