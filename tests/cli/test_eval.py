@@ -11,6 +11,7 @@ import pytest
 from tests.made import demur, exit_code
 
 from demur.cli.evaluate import name_of
+from demur.pipeline.study import named
 from demur.records import Trace, Verdict, read_jsonl
 from demur.testing.server import serving
 
@@ -127,10 +128,17 @@ def test_a_key_and_a_model_are_named_by_flags(tmp_path: Path, capfd: pytest.Capt
         ("owner/Model-7B", None, "owner-Model-7B"),
         ("script:stand_in", None, "stand_in"),
         ("mini-lrm-a", None, "mini-lrm-a"),
+        ("http://127.0.0.1:8000/v1", "/models/of/llama.cpp/Q4_1.gguf", "Q4_1.gguf-at-127.0.0.1-8000"),
     ],
 )
 def test_a_model_is_called_by_its_end(target: str, model: str | None, name: str) -> None:
     assert name_of(target, model) == name
+
+
+def test_a_long_name_is_a_legal_one_and_stays_its_own() -> None:
+    long = [name_of("http://127.0.0.1:8000/v1", f"an-owner/{'a-fine-tuned-model-' * 4}{end}") for end in "ab"]
+    assert long[0] != long[1]
+    assert [named(one) for one in long] == long
 
 
 def test_a_server_is_one_row_with_and_without_its_models_name_and_two_servers_of_one_name_are_two(

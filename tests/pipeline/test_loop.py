@@ -132,7 +132,13 @@ def test_again_reuses_everything(finished: tuple[Path, Path]) -> None:
 def _until(study: Path, out: Path, event: str) -> subprocess.Popen[str]:
     """A run that has come to an event."""
     process = subprocess.Popen(
-        _command(study, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        _command(study, out),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Python heeds SIGINT only where its parent does, and a shell's background jobs do not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     for line in process.stderr:

@@ -164,7 +164,9 @@ def test_a_checkpoint_of_other_data_is_refused_and_kept(
 ) -> None:
     assert run_and_kill(tmp_path, stand_in, byte_examples, at=3, by=signal.SIGKILL) == -signal.SIGKILL
     other = TINY.model_copy(update={"lr": 2e-3})
-    with pytest.raises(UserError, match=r"from other rows, settings or rendering.*Remove .*checkpoints to begin again"):
+    with pytest.raises(
+        UserError, match=r"from other rows, settings, rendering or arithmetic.*Remove .*checkpoints to begin again"
+    ):
         train(byte_examples, base=stand_in, out=tmp_path / "out", settings=other)
     assert (tmp_path / "out" / "checkpoints" / "checkpoint-2" / checkpoints.MARKER).is_file()
 

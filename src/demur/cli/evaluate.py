@@ -16,6 +16,8 @@ from demur.errors import UserError, unknown
 from demur.judge import JUDGES, requires_model
 from demur.models.config import as_model
 from demur.models.open import open_model
+from demur.pipeline.study import LONGEST
+from demur.records import digest
 
 Named = Annotated[
     list[str] | None, typer.Argument(metavar="BENCH…", help="Benchmarks by name: `demur bench list` shows them.")
@@ -96,8 +98,9 @@ def tested(target: str, own: dict[str, Any], sets: list[str] | None) -> tuple[st
 
 
 def name_of(target: str, model: str | None = None) -> str:
-    """What a measured model is called in tables: its name and its server's, or the end of its path."""
+    """What a measured model is called in tables: its name and its server's, or the end of its path; long ones end in a hash."""
     text = target.removeprefix("script:")
+    model = Path(model).name if model and Path(model).is_absolute() else model  # llama.cpp names its file
     if "://" in text:
         text = text.partition("://")[2].partition("/")[0].rpartition("@")[-1]
         text = f"{model} at {text}" if model else text
@@ -105,7 +108,8 @@ def name_of(target: str, model: str | None = None) -> str:
         text = model
     elif Path(text).exists():
         text = Path(text).resolve().name
-    return re.sub(r"[^\w.-]+", "-", text).strip("-._") or "target"
+    name = re.sub(r"[^\w.-]+", "-", text).strip("-._") or "target"
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{digest(text)[:8]}"
 
 
 def _judge(text: str | None, models: dict[str, Any], names: list[str]) -> dict[str, Any] | None:

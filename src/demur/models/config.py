@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -249,8 +250,9 @@ class Scripted(_Config):
         from demur.models.scripted import load_script
 
         module, own, _ = self.script.partition(":")
+        top = module.partition(".")[0]
         try:
-            if not own or importlib.util.find_spec(module.partition(".")[0]) is None:
+            if not own or (top not in sys.modules and importlib.util.find_spec(top) is None):
                 load_script(self.script)
         except UserError as error:
             return [str(error)]
