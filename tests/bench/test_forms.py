@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,7 @@ FUNCTION = {
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 def test_humaneval_runs_the_releases_own_assertions(tmp_path: Path) -> None:
     (prompt,) = read_prompts(get_bench("humaneval"), written(tmp_path / "HumanEval.jsonl", [FUNCTION]))
     judge = CodeJudge()

@@ -124,7 +124,7 @@ def test_killed_at_any_of_twenty_events_it_goes_on_to_the_same_results(tmp_path:
         command += ["--concurrency", "3", "--out"]
         done = subprocess.run(
             [sys.executable, "-c", CHILD, "-", ",".join(EVENTS), *command, str(tmp_path / "killed")],
-            capture_output=True, text=True, timeout=120, check=True,
+            capture_output=True, text=True, timeout=600, check=True,
         )  # fmt: skip
         assert done.stdout.splitlines() == [f"{event} True" for event in EVENTS], "each event came, and killed"
         assert exit_code(*command, str(tmp_path / "killed")) == 0
