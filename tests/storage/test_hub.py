@@ -9,7 +9,13 @@ import pytest
 
 from demur.bench import get_bench, names
 from demur.errors import UserError
+from demur.mix.settings import MixSettings, ShareSettings
+from demur.models.config import Scripted
+from demur.pipeline.run import execute
+from demur.pipeline.stages.evaluate import BenchUse, Evaluate, EvaluateSettings
+from demur.pipeline.stages.mix import Mix, MixStageSettings
 from demur.storage import hub
+from demur.storage.artifacts import hash_file
 from demur.storage.readers import rows
 
 pytest.importorskip("huggingface_hub")
@@ -79,6 +85,27 @@ def test_a_name_that_is_not_at_the_hub_is_told_with_those_that_are(
     assert hub.located(None, hub="me/new:*.json") is None
     with pytest.raises(UserError, match=r"has no y\.json\. It has: a/x\.json\."):
         hub.located(None, hub="me/new:y.json")
+
+
+def test_what_a_run_took_from_the_hub_is_in_its_records(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commit, file and SHA-256, of training rows and of a benchmark; where a revision is named, of that one."""
+    (cached / "rows.jsonl").write_text('{"prompt": "How?", "response": "<think>\\nSo.\\n</think>\\n\\nThus."}\n')
+    share = ShareSettings(hub="me/set:*rows.jsonl", n=1)
+    mix = Mix("mix", MixStageSettings(mix=MixSettings(shares={"safety": share})))
+    repo, revision, name = hub.parse(get_bench("math500").hub)[0]
+    sums = tmp_path / f"datasets--{repo.replace('/', '--')}" / "snapshots" / str(revision) / name
+    sums.parent.mkdir(parents=True)
+    sums.write_text('{"problem": "What is 2 + 2?", "answer": "4"}\n')
+    monkeypatch.setattr("demur.bench.load.faults", lambda *_: [])  # it is no release
+    asked = Evaluate(
+        "asked", EvaluateSettings(bench=BenchUse(name="math500")), models={"target": Scripted(script="target")}
+    )
+    done = execute([mix, asked], out=tmp_path / "run")
+    for stage, path in (("mix", cached / "rows.jsonl"), ("asked", sums)):
+        place = path.relative_to(tmp_path).as_posix().removeprefix("datasets--")
+        assert done[stage].manifest.summary["fetched"] == {place: hash_file(path)}, stage
 
 
 @pytest.mark.parametrize("spec", ["me/set", "set:a.json", "me/set:default:train", "me/set::No CoT", "me/set:train", ""])

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from tests.made import demur
 
+from demur.models.checkpoint import identity_of
 from demur.records import Example, write_jsonl
 from demur.train.check import check_template, render_report
 from demur.train.settings import TrainSettings
@@ -84,6 +85,7 @@ def test_the_verb_trains_reuses_and_refuses(mini_base: Path, mini_examples: list
     said = json.loads(done.stdout)
     assert (Path(said["stage"]) / "model" / "config.json").is_file()
     assert said["rows"] == len(mini_examples) - 8
+    assert said["base"] == identity_of(mini_base), "which weights it went on from is in its records"
     assert "reused" in run("--json").stderr
     wrong = run("--set", "train.lerning_rate=1")
     assert wrong.returncode == 2

@@ -85,12 +85,9 @@ def need_of(part: str, model: ModelConfig, ask: Ask, *, like: ModelConfig) -> Ne
 
 def needs_of(item: Planned, folders: Mapping[str, Path]) -> list[Need]:
     """The models that must be up on this machine for a stage."""
-    stage = item.stage
-    asks = {ask.part: ask for ask in stage.estimate()}
-    played = stage.played(folders)
-    found = [
-        need_of(part, model, asks[part], like=stage.models[part]) for part, model in played.items() if part in asks
-    ]
+    asks = {ask.part: ask for ask in item.stage.estimate()}
+    played = item.stage.played(folders).items()
+    found = (need_of(part, model, asks[part], like=item.stage.models[part]) for part, model in played if part in asks)
     return [need for need in found if need is not None]
 
 
@@ -113,12 +110,11 @@ def schedule(planned: Sequence[Planned], *, there: Sequence[Device] | None = Non
         found = [need for need in needs_of(item, folders) if cards or isinstance(need.model, Served)]
         needs = _merged({}, found)
         both = _merged(wanted, needs.values())
-        before = phases[-1] if phases and not phases[-1].training else None
         places, problem = place(both.values(), cards)
         target = {key for key, need in needs.items() if need.part == "target"}
         alike = not needs or not wanted or needs.keys() <= wanted.keys() or bool(target and target <= wanted.keys())
-        if before is not None and alike and not problem:
-            phases[-1], wanted = Phase((*before.stages, item), places), both
+        if phases and not phases[-1].training and alike and not problem:
+            phases[-1], wanted = Phase((*phases[-1].stages, item), places), both
         else:
             _append(phases, item, needs, cards)
             wanted = needs
@@ -253,14 +249,12 @@ class Servers:
 
     def reach(self, model: ModelConfig) -> ModelConfig:
         """A model as it is asked now: behind its server, or on its card."""
-        need = Need("", model, 0.0, 0) if isinstance(model, (Served, Local)) else None
-        if need and need.key in self._up:
-            return self._up[need.key][2]
-        if need and need.key in self._gone:
-            return self._gone[need.key]
-        if need and need.key in self._local and isinstance(model, Local) and model.device == "auto":
-            return model.model_copy(update={"device": f"cuda:{self._local[need.key].devices[0]}"})
-        return model
+        if not isinstance(model, (Served, Local)):
+            return model
+        key = Need("", model, 0.0, 0).key
+        if isinstance(model, Local) and model.device == "auto" and key in self._local:
+            return model.model_copy(update={"device": f"cuda:{self._local[key].devices[0]}"})
+        return self._up[key][2] if key in self._up else self._gone.get(key, model)
 
     def close(self) -> None:
         """End all servers."""

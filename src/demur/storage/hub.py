@@ -9,7 +9,7 @@ from pathlib import Path
 from demur.errors import UserError
 from demur.records import digest, encode
 from demur.registry import missing
-from demur.storage.artifacts import cache_folder
+from demur.storage.artifacts import cache_folder, hash_file
 from demur.storage.readers import READERS, ending, rows
 
 SPEC = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?:(?P<file>[^:]+)")
@@ -72,11 +72,16 @@ def fetch(spec: str) -> Path:
     """
     found = []
     for one in parse(spec):
-        files = _files(one, local=True) or _files(one, local=False)
-        if not files:
+        if not (files := _files(one, local=True) or _files(one, local=False)):
             raise UserError(f"the hub gave no {one[2]} of {one[0]}.")
         found += files
     return _joined(spec, found)
+
+
+def told(spec: str) -> dict[str, str]:
+    """What of a specification is in the hub's cache, for a run's records: OWNER--NAME/snapshots/COMMIT/FILE -> its SHA-256."""
+    files = [path for one in parse(spec) for path in _files(one, local=True)]
+    return {path.as_posix().rpartition("/datasets--")[2]: hash_file(path) for path in files}
 
 
 def _files(wanted: tuple[str, str | None, str], *, local: bool) -> list[Path]:

@@ -225,10 +225,5 @@ def _text(path: Path, bad: Bad) -> Iterator[tuple[int, Row]]:
 
 
 READERS: dict[str, Callable[[Path, Bad], Iterator[tuple[int, Row]]]] = {
-    ".jsonl": _json,
-    ".json": _json,
-    ".parquet": _parquet,
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".txt": _text,
-}
+    ".jsonl": _json, ".json": _json, ".parquet": _parquet, ".csv": _csv, ".tsv": _csv, ".txt": _text,
+}  # fmt: skip

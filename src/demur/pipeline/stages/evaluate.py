@@ -40,6 +40,7 @@ from demur.records import Part, Prompt, Sampling
 from demur.repair.cut import Intervened
 from demur.repair.settings import Intervention
 from demur.settings import Strict, connection, identity_of
+from demur.storage import hub
 
 FILE = "attack_"
 """How files that the attack reads are named here, in front of their own key."""
@@ -123,6 +124,8 @@ class Evaluate(Stage[EvaluateSettings]):
     async def run(self, context: Context) -> None:
         use, bench, sampling = self.use, get_bench(self.use.name), self._sampling()
         questions = self._questions(bench)
+        if bench.hub and not {"data", "stand_in"} & self.files.keys():
+            context.draft.summary["fetched"] = hub.told(bench.hub)
         target = await context.model("target")
         assert target is not None
         target.check(sampling)

@@ -77,7 +77,9 @@ class Mix(Stage[MixStageSettings]):
             return context.inputs[share]
         if share in self.files:
             return self.files[share]
-        return hub.fetch(options.hub)
+        path = hub.fetch(options.hub)
+        context.draft.summary.setdefault("fetched", {}).update(hub.told(options.hub))
+        return path
 
     def _chosen(self, context: Context, share: str) -> set[str] | None:
         """The traces that a filter kept and in which no unwanted pattern was found; `None`: all."""

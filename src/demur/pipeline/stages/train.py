@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from demur.errors import UserError
-from demur.models.checkpoint import folder_of
+from demur.models.checkpoint import folder_of, identity_of
 from demur.models.config import Local
 from demur.pipeline.stage import Context, Lack, Stage, Tampered
 from demur.settings import Strict
@@ -39,21 +39,21 @@ class Train(Stage[TrainStageSettings]):
         rows = "examples" if self.settings.train.method == "sft" else "pairs"
         if not mixed.rows(rows):
             raise UserError(f"{mixed.folder}: no {rows} to train on (train.method={self.settings.train.method}).")
-        context.draft.summary |= train(
+        base = self._from(context)
+        context.draft.summary |= {"base": identity_of(base)} | train(
             mixed.path(rows),
-            base=self._from(context),
+            base=base,
             out=context.draft.folder,
             settings=self.settings.train.model_copy(update={"processes": processes_of(self.settings.train)}),
             held_out=mixed.path("held_out") if mixed.has("held_out") else None,
             progress=context.progress,
         )
 
-    def _from(self, context: Context) -> Path | str:
-        """The weights that it goes on from: a stage's, or the base's, fetched where a revision is named."""
+    def _from(self, context: Context) -> Path:
+        """The weights that it goes on from: a stage's, or the base's, fetched where they are not here."""
         base = self.models["base"]
-        if "base" in context.inputs:
-            return context.inputs["base"].folder / "model"
-        return folder_of(base) if isinstance(base, Local) and (base.path or base.revision) else base.weights_at
+        assert isinstance(base, Local)
+        return context.inputs["base"].folder / "model" if "base" in context.inputs else folder_of(base)
 
     def needs(self) -> list[Lack]:
         from demur.pipeline.sizes import devices, lacking
