@@ -175,10 +175,24 @@ def test_what_speaks_of_arms_that_are_left_out_is_left_out_too(
         HEAD + "bench: [mini_harm]\ncompare: [{a: raw, b: short}]\n"
         "findings: [{claim: c, evidence: [{a: short, b: raw, expect: lower, by: 0.1}]}]\n"
     )
-    assert exit_code("plan", str(path), "--set", "arms={raw: {}}") == 0
-    told = capsys.readouterr().out
-    assert "compare: 1 of 1 left out" in told
-    assert "findings: 1 of 1 left out" in told
+    for item in ("arms={raw: {}}", "arms.short=null"):
+        assert exit_code("plan", str(path), "--set", item) == 0
+        told = capsys.readouterr().out
+        assert "compare: 1 of 1 left out" in told, item
+        assert "findings: 1 of 1 left out" in told, item
+        assert "train" not in told, item
+
+
+def test_programs_of_a_model_want_isolation_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study that asks for code ends at its start where bubblewrap lacks, and not at the stage that would run a program."""
+    path = tmp_path / "code.yaml"
+    path.write_text(HEAD + "bench: [{name: humaneval, data: none.jsonl}]\n")
+    (tmp_path / "none.jsonl").write_text("")
+    monkeypatch.setattr("demur.judge.isolation.shutil.which", lambda name: None)
+    assert exit_code("plan", str(path)) == 2
+    assert "bubblewrap (bwrap) is not installed" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_missing_here_is_no_fault_of_the_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,11 @@ def requires_model(name: str) -> bool:
     return requires(name) is not None
 
 
+def missing(name: str) -> list[str]:
+    """What this machine lacks for a judge that is no model: one line each."""
+    return list(getattr(_found(name), "missing", list)())
+
+
 def labels(name: str) -> tuple[Label, ...]:
     """What the verdicts of a judge may say."""
     found = _found(name)

@@ -58,6 +58,7 @@ class CodeJudge(BaseJudge):
     name = "code"
     labels = ("correct", "wrong", "no_answer")
     parts, queries = ("answer",), ("question",)
+    missing = staticmethod(isolation.missing)
 
     def __init__(
         self,
@@ -74,7 +75,6 @@ class CodeJudge(BaseJudge):
             WorkError: it does not work on this machine.
         """
         super().__init__(query=query, part=part)
-        isolation.bubblewrap()
         run_program("", limits=limits)
         self._workers, self._limits = workers or os.cpu_count() or 1, limits
 

@@ -142,18 +142,8 @@ def _command(program: int, status: int, calls: int, limits: Limits) -> list[str]
         bubblewrap(),
         *("--unshare-user", "--disable-userns", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
         *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"),
-        *(
-            "--seccomp",
-            str(calls),
-            "--hostname",
-            "isolated",
-            "--uid",
-            str(NOBODY),
-            "--gid",
-            str(NOBODY),
-            "--json-status-fd",
-            str(status),
-        ),
+        *("--seccomp", str(calls), "--hostname", "isolated", "--uid", str(NOBODY), "--gid", str(NOBODY)),
+        *("--json-status-fd", str(status)),
         *_system(),
         *numpy(),
         *("--proc", "/proc", "--size", "4096", "--tmpfs", "/dev"),
@@ -191,12 +181,17 @@ def numpy() -> tuple[str, ...]:
     return tuple(word for one in places for word in ("--ro-bind", str(one), f"/packages/{one.name}"))
 
 
-def bubblewrap() -> str:
-    """Where bubblewrap is.
+def missing() -> list[str]:
+    """What isolation needs and this machine lacks: one line, or none."""
+    try:
+        bubblewrap(), python()
+    except UserError as error:
+        return [str(error)]
+    return []
 
-    Raises:
-        UserError: it is not installed; programs of a model run nowhere else.
-    """
+
+def bubblewrap() -> str:
+    """Where bubblewrap is. Raises UserError: it is not installed; programs of a model run nowhere else."""
     found = shutil.which("bwrap")
     if found is None:
         raise UserError(
@@ -207,11 +202,7 @@ def bubblewrap() -> str:
 
 
 def python() -> str:
-    """The Python that programs run under: the system's, because it lies under `/usr`.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The Python that programs run under: the system's, because it lies under `/usr`. Raises UserError: there is none."""
     for name in ("/usr/bin/python3", "/usr/local/bin/python3"):
         if Path(name).exists():
             return name

@@ -183,7 +183,7 @@ class Stage(Generic[S]):
         except UserError as error:
             return [Lack(part, str(error), True)]
         if asked is None:
-            return []
+            return [Lack(part, line) for line in judges.missing(kind)]
         if part not in self.models:
             told = f"judge '{kind}' is a model: say which plays it, as {{kind: {kind}, model: NAME}}."
             return [Lack(part, told, True)]

@@ -328,6 +328,8 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
     base = data.get("base")
     for item in sets or []:
         data = override(_spelled(data, item), item)
+        if (name := item[5:-5]) in arms and item == f"arms.{name}=null":  # the arm is left out
+            del data["arms"][name]
         lines.overridden.append(item.partition("=")[0].split("."))
     data, notes = _pruned(data, gone=arms - set(data.get("arms") or {}))
     if base and data.get("base") == base and any(item.startswith("bases=") for item in sets or []) and data["bases"]:
@@ -354,9 +356,7 @@ def _pruned(data: dict[str, Any], *, gone: set[str]) -> tuple[dict[str, Any], li
     def left(key: str, rows: list[Any]) -> list[Any]:
         kept = [row for row in rows if not gone & _arms_of(row)]
         if len(kept) < len(rows):
-            notes.append(
-                f"{key}: {len(rows) - len(kept)} of {len(rows)} left out: they speak of arms that are left out"
-            )
+            notes.append(f"{key}: {len(rows) - len(kept)} of {len(rows)} left out: they speak of arms left out")
         return kept
 
     pruned = {key: left(key, data[key]) for key in ("compare", "findings") if gone and isinstance(data.get(key), list)}
