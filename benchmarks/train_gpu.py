@@ -1,8 +1,9 @@
 """Training on one GPU: tokens per second, model and hardware FLOPs utilisation, peak memory, at 1.5B and 7B shapes.
 
-Random weights of Qwen2.5's shapes, bfloat16, rows packed to 4k and 16k tokens a line by variable-length attention, against the
-paper's settings (rows padded, two a micro-batch, checkpointing, loss on all tokens, logits in whole). What is timed is
-forward, backward and optimizer step through demur's own attention, loss and collation; the first two steps do not count.
+Random weights of Qwen2.5's shapes, rows packed to 4k and 16k tokens a line by variable-length attention, in bfloat16 and with
+float32 masters under bfloat16 arithmetic (what `dtype: auto` is on a GPU), against the paper's settings (bfloat16, rows padded,
+two a micro-batch, checkpointing, loss on all tokens, logits in whole). What is timed is forward, backward and optimizer step
+through demur's own attention, loss and collation; the first two steps do not count.
 
 Formulas (as in PaLM, Chowdhery et al. 2022, appendix B). With N parameters without the input embedding, L layers, H heads of
 width D and n tokens in a row, a token costs
@@ -46,10 +47,13 @@ class Case(NamedTuple):
     """Tokens of a micro-batch, about."""
     packed: bool = True
     recompute: bool = False
+    masters: bool = False
+    """Whether weights, gradients and optimizer are float32, and the arithmetic bfloat16."""
 
     @property
     def name(self) -> str:
         how = f"packed {self.line}" if self.packed else "paper's settings"
+        how += " float32 masters" if self.masters else ""
         return f"{self.shape} {how}{' recomputed' if self.recompute else ''}"
 
 
@@ -71,7 +75,7 @@ def build(case: Case, device: str) -> Any:
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
             config,
-            dtype=torch.bfloat16,
+            dtype=torch.float32 if case.masters else torch.bfloat16,
             attn_implementation=attention.register() if case.packed else "sdpa",
         )
     model.config.use_cache = False
@@ -160,7 +164,8 @@ def measure(case: Case, *, device: str, steps: int, peak: float) -> Measured:
         count = batch["cu_seq_lens_q"][-1] if case.packed else batch["attention_mask"].sum()
         tokens, work = tokens + int(count), work + flops(case, model, batch)
         moved = {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
-        out = model(**moved)
+        with torch.autocast(device, torch.bfloat16, enabled=case.masters):
+            out = model(**moved)
         (out["losses"].mean() if case.packed else out["loss"]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -181,10 +186,12 @@ def _wait(cuda: bool) -> None:
 
 def cases(device: str) -> list[Case]:
     if device == "cpu":
-        return [Case("tiny", 256), Case("tiny", 256, recompute=True), Case("tiny", 256, packed=False, recompute=True)]
+        masters = Case("tiny", 256, masters=True)
+        return [Case("tiny", 256), Case("tiny", 256, recompute=True), masters, Case("tiny", 256, False, True)]
     made = []
     for shape in ("1_5b", "7b"):
         made += [Case(shape, 4096), Case(shape, 16384), Case(shape, 16384, recompute=True)]
+        made += [Case(shape, 4096, recompute=True, masters=True), Case(shape, 16384, recompute=True, masters=True)]
         made.append(Case(shape, 4096, packed=False, recompute=True))
     return made
 
@@ -217,8 +224,11 @@ def figures(found: dict[str, Measured]) -> dict[str, float]:
     for shape in ("1_5b", "7b", "tiny"):
         ours = [m for name, m in found.items() if name.startswith(f"{shape} packed")]
         paper = [m for name, m in found.items() if name.startswith(f"{shape} paper")]
+        masters = [m for name, m in found.items() if name.startswith(f"{shape} packed") and "masters" in name]
         if ours:
             said[f"mfu_{shape}"] = max(m.mfu for m in ours)
+        if masters:
+            said[f"mfu_{shape}_float32_masters"] = max(m.mfu for m in masters)
         if ours and paper:
             said["over_paper_settings_gpu"] = max(m.tokens_per_second for m in ours) / paper[0].tokens_per_second
     return said

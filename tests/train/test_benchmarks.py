@@ -27,10 +27,25 @@ def loaded(name: str) -> ModuleType:
 def test_a_dry_run_of_the_gpu_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     module = loaded("train_gpu")
     found = module.run("cpu", 2, 1e12)
-    assert len(found) == 3
+    assert [name for name in found if "float32 masters" in name] == ["tiny packed 256 float32 masters"]
+    assert len(found) == 4
     assert all(m.tokens_per_second > 0 and m.mfu > 0 for m in found.values())
-    assert set(module.figures(found)) == {"mfu_tiny", "over_paper_settings_gpu"}
+    assert set(module.figures(found)) == {"mfu_tiny", "mfu_tiny_float32_masters", "over_paper_settings_gpu"}
     assert "paper's settings" in capsys.readouterr().out
+
+
+def test_float32_masters_are_measured_as_training_has_them() -> None:
+    """Weights and gradients in float32, under arithmetic in bfloat16."""
+    module = loaded("train_gpu")
+    case = module.Case("tiny", 256, masters=True)
+    model, (batch,) = module.build(case, "cpu"), module.batches(case, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(**batch)["losses"]
+    losses.mean().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert {tensor.dtype for tensor in (*model.parameters(), *gradients)} == {torch.float32}
+    assert gradients
+    assert {p.dtype for p in module.build(case._replace(masters=False), "cpu").parameters()} == {torch.bfloat16}
 
 
 def test_flops_are_those_that_torch_counts() -> None:
