@@ -130,6 +130,25 @@ def test_a_reply_that_never_ends_is_a_failure_and_the_others_are_not() -> None:
     assert set(found) - {"timeout"} <= set(RIGHT)
 
 
+def test_the_limit_of_a_request_follows_from_its_token_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two minutes for the queue, and the budget at the least speed that is declared; a `timeout` of one's own comes first."""
+    given: list[float] = []
+
+    async def post(*_: Any, seconds: float, **__: Any) -> Reply:
+        given.append(seconds)
+        raise UserError("enough")
+
+    monkeypatch.setattr(client, "post", post)
+    for more, tokens, seconds in (
+        ({}, 32768, 120 + 32768 / 5),
+        ({"least_speed": 20.0}, 4096, 120 + 4096 / 20),
+        ({"timeout": 7.0}, 32768, 7),
+    ):
+        with pytest.raises(UserError, match="enough"):
+            ask("http://127.0.0.1:9/v1", 1, sampling=Sampling(max_tokens=tokens), model="m", **more)
+        assert given.pop() == seconds
+
+
 def test_a_huge_reply_beyond_the_bound_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "LARGEST", 1 << 20)
     with serving("echo", faults={"huge": 0.1}, strikes=0) as server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from demur.report.compare import compare
 from demur.report.first import columns
 from demur.report.metrics import Cell, Column, cells
 from demur.report.read import Row, read
-from demur.report.sections import comparison
+from demur.report.sections import comparison, sections
 from demur.report.tables import estimate
 from demur.report.tests import PairedTest, declared, difference
 from demur.storage.artifacts import Artifact, artifacts
@@ -182,6 +183,60 @@ def test_numbers_along_an_axis_are_a_curve_an_arm_with_intervals_and_a_table(run
     assert [head.title for head in figure.table.heads] == ["share of the thinking", "raw", "short"]
     assert figure.table.rows[1] == ("0.5", "10 [3–30]", "90 [70–97]")
     assert list(figures.along(built, "declined_at", x="")) == []
+
+
+def _text(cell: Any) -> str:
+    return cell if isinstance(cell, str) else str(cell.text)
+
+
+def test_gain_and_cost_of_training_stand_beside_the_base(run: Path, tmp_path: Path) -> None:
+    """What an arm gained in safety and lost in helpfulness and reasoning, each against the untrained base."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    study = yaml.safe_load((copy / "study.yaml").read_text())
+    study["arms"] = {arm: {} if arm == "raw" else {"format": arm, "safety": 60} for arm in study["arms"]}
+    (copy / "study.yaml").write_text(yaml.safe_dump(study))
+    built = report.build(copy)
+    ((table,),) = [section.tables for section in sections(built) if section.id == "changes"]
+    names = [head.title for head in table.heads]
+    assert [name.partition(" on ")[0].partition(",")[0] for name in names] == [
+        "arm",
+        "attack success",
+        "over-refusal",
+        "accuracy",
+    ]
+    for row in table.rows:
+        test = next(t for t in built.changes if (t.a, t.metric) == (_text(row[0]), "attack_success"))
+        raw, own = test.estimate_b.value, test.estimate_a.value
+        assert test.b == "raw"
+        assert test.difference.value == pytest.approx((own or 0) - (raw or 0), abs=1e-9)
+        assert (test.difference.value or 0) < -0.5
+        assert format.spread(test.difference, test.unit) == _text(row[1])
+    assert {_text(row[0]) for row in table.rows} == set(built.arms) - {"raw"}
+
+
+def test_safety_stands_against_over_refusal_and_against_reasoning(run: Path) -> None:
+    """Two drawings; the line goes through the arms that no other beats on both."""
+    built = report.build(run)
+    costs = list(figures.pareto(built))
+    assert [figure.table.heads[1].title for figure in costs] == ["over-refusal, %", "reasoning, %"]
+    shown = {
+        column.metric: column for column in columns(built) if column.metric != "attack_success" or column.bench == "all"
+    }
+    for figure, metric, sign in zip(costs, ("over_refusal", "accuracy"), (1, -1), strict=True):
+        at = {
+            arm: tuple(
+                (built.find(arm, shown[one]).value or 0) * way for one, way in ((metric, sign), ("attack_success", 1))
+            )  # type: ignore[union-attr]
+            for arm in built.arms
+        }
+        front = [
+            arm
+            for arm, p in at.items()
+            if not any(all(b <= a for a, b in zip(p, q, strict=True)) and q != p for q in at.values())
+        ]
+        points = re.findall(r'class="front" points="([^"]*)"', figure.svg)[0].split()
+        assert len(points) == len(front), (metric, front)
+        assert len(figure.table.rows) == len(built.arms)
 
 
 def test_a_long_curve_tells_its_end_and_its_table_has_some_of_its_points(run: Path) -> None:

@@ -117,6 +117,15 @@ def run(path: Path, gpus: str, tmp_path: Path, *sets: str) -> World:
         assert resolved.missing == []
         phases = schedule(plan(resolved.stages, tmp_path / "run"))
         printed = outlook(plan(resolved.stages, tmp_path / "run"), phases)["phases"]
+        assert [
+            [(tuple(row["devices"]), row["share"], row["max_model_len"]) for row in phase["models"]]
+            for phase in printed
+            if phase["work"] != "train"
+        ] == [
+            [(one.devices, one.share, one.need.length) for one in phase.places]
+            for phase in phases
+            if not phase.training
+        ]
         assert [phase["stages"] for phase in printed] == [[item.name for item in phase.stages] for phase in phases]
         run_study(resolved, out=tmp_path / "run")
         seen = world.report()
@@ -141,6 +150,34 @@ def test_a_study_runs_on_few_cards_by_adapters(gpus: str, tmp_path: Path) -> Non
     """What no card holds is left out: a 32B on one, and on two small ones all but a short study."""
     arms = "arms={raw: {}, short: {format: short, safety: 1000, benign: 100}}"
     run(ROOT / "studies" / "paper_v2.yaml", gpus, tmp_path, "train.lora=true", arms)
+
+
+SMALLEST = ["train.lora=true", "arms.star1-32b=null", "arms.realsafe-r1-32b=null"]
+
+
+@pytest.mark.parametrize(("gpus", "fits"), [("8x80", True), ("1x80", False), ("2x24", False)])
+def test_the_whole_paper_has_a_schedule_or_the_reason_and_the_smallest_change(
+    gpus: str, fits: bool, study_data: Path, tmp_path: Path
+) -> None:
+    """At its full size. With the changes that are named, and without the models that no card holds, all of it fits."""
+    path = ROOT / "studies" / "paper_v2.yaml"
+
+    def problems(*sets: str) -> dict[str, str]:
+        stages = resolve(read(path, sets=[f"data_dir={study_data}", *sets])).stages
+        phases = schedule(plan(stages, tmp_path / "run"))
+        return {item.name: phase.problem for phase in phases for item in phase.stages if phase.problem}
+
+    with World(tmp_path / "world", cards_of(gpus)) as world:
+        world.furnished(study_of(path), rows=4)
+        said = problems()
+        trained = {name for name, line in said.items() if "--set train.lora=true needs about" in line}
+        served = {name for name, line in said.items() if "-32B needs about" in line and "answer it by a url" in line}
+        assert {name.partition("-")[0] for name in trained} == (set() if fits else {"train"})
+        assert {name.partition("-32b")[0] for name in served} == (
+            set() if fits else {"evaluate-star1", "evaluate-realsafe-r1"}
+        )
+        assert said.keys() == trained | served
+        assert problems(*SMALLEST) == {}
 
 
 @pytest.mark.slow
