@@ -48,7 +48,7 @@ def base_folder(base: str) -> Path | None:
 
 
 def folder_of(config: Local | Served) -> Path:
-    """Where a model's weights lie; a hub id is downloaded first. Raises UserError: it cannot be had."""
+    """Where a model's weights lie; a hub id is downloaded first, without Meta's second copy. Raises UserError: it cannot be had."""
     if config.path and config.path.endswith(".gguf"):
         return converted(Path(config.path))
     if config.path:
@@ -62,7 +62,7 @@ def folder_of(config: Local | Served) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(config.hub or "", revision=config.revision or None))
+        return Path(snapshot_download(config.hub or "", revision=config.revision or None, ignore_patterns="original/*"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{config.hub} could not be fetched from the hub ({type(error).__name__}). Is the id right, is it gated, is there "
