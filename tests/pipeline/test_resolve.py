@@ -183,6 +183,17 @@ def test_what_speaks_of_arms_that_are_left_out_is_left_out_too(
         assert "train" not in told, item
 
 
+def test_a_copy_that_is_not_the_release_is_told_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"problem": "What is 2 + 2?", "answer": "4"}\n')
+    path = tmp_path / "other.yaml"
+    path.write_text(HEAD + f"bench: [{{name: math500, data: {tmp_path / 'sums.jsonl'}}}]\n")
+    assert exit_code("plan", str(path)) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is not math500 as released: it holds 1 prompts, the release 500; its texts hash to" in said
+
+
 def test_programs_of_a_model_want_isolation_before_anything_is_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,9 +185,10 @@ class Evaluate(Stage[EvaluateSettings]):
 
     def needs(self) -> list[Lack]:
         lacks = super().needs() + self.judge_needs(self.use.judge_kind) + self._attack_needs()
-        bench = get_bench(self.use.name)
-        if "data" in self.files or "stand_in" in self.files or bench.generated:
-            return lacks
+        bench, use, copy = get_bench(self.use.name), self.use, self.files.get("data")
+        if copy or "stand_in" in self.files or bench.generated:
+            fault = _size(use.name, copy, use.limit, use.seed)[1] if copy and copy.exists() else ""
+            return [*lacks, Lack("bench", fault)] if fault else lacks
         lacking = hub_needs("bench", None, bench.hub) if bench.hub else [Lack("bench", "no local copy")]
         how = f"Put {' or '.join(bench.files)} into a folder, and name that: --data-dir FOLDER."
         told = [f"{bench.name}: {lack.message.rstrip('.')}. {how}" for lack in lacking]
@@ -216,7 +217,7 @@ class Evaluate(Stage[EvaluateSettings]):
         bench, use = get_bench(self.use.name), self.use
         if bench.hub and "data" not in self.files and "stand_in" not in self.files:
             return Size(min(bench.count or 0, use.limit or bench.count or 0), UNKNOWN_PROMPT)
-        return _size(use.name, self.files.get("stand_in") or self.files.get("data"), use.limit, use.seed)
+        return _size(use.name, self.files.get("stand_in") or self.files.get("data"), use.limit, use.seed)[0]
 
     def estimate(self) -> list[Ask]:
         asked, sampling, use = self.size(), self._sampling(), self.use
@@ -254,12 +255,13 @@ def player(part: str) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _size(name: str, path: Path | None, limit: int | None, seed: int) -> Size:
+def _size(name: str, path: Path | None, limit: int | None, seed: int) -> tuple[Size, str]:
+    """How much a copy holds, and why it is not the benchmark; empty: it is."""
     bench = get_bench(name)
     try:
-        return size_of(load_prompts(bench, data=path, limit=limit, seed=seed))
-    except UserError:
-        return Size(limit or bench.count or 0, UNKNOWN_PROMPT)
+        return size_of(load_prompts(bench, data=path, limit=limit, seed=seed)), ""
+    except UserError as error:
+        return Size(limit or bench.count or 0, UNKNOWN_PROMPT), str(error)
 
 
 async def _attacked(attack: Attack, questions: Sequence[Prompt]) -> list[Prompt]:

@@ -39,8 +39,7 @@ class Train(Stage[TrainStageSettings]):
         rows = "examples" if self.settings.train.method == "sft" else "pairs"
         if not mixed.rows(rows):
             raise UserError(f"{mixed.folder}: no {rows} to train on (train.method={self.settings.train.method}).")
-        base = self._from(context)
-        context.draft.summary |= {"base": identity_of(base)} | train(
+        context.draft.summary |= {"base": identity_of(base := self._from(context))} | train(
             mixed.path(rows),
             base=base,
             out=context.draft.folder,
