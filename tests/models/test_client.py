@@ -139,11 +139,12 @@ def test_the_limit_of_a_request_follows_from_its_token_budget(monkeypatch: pytes
         raise UserError("enough")
 
     monkeypatch.setattr(client, "post", post)
-    for more, tokens, seconds in (
+    cases: list[tuple[dict[str, Any], int, float]] = [
         ({}, 32768, 120 + 32768 / 5),
         ({"least_speed": 20.0}, 4096, 120 + 4096 / 20),
         ({"timeout": 7.0}, 32768, 7),
-    ):
+    ]
+    for more, tokens, seconds in cases:
         with pytest.raises(UserError, match="enough"):
             ask("http://127.0.0.1:9/v1", 1, sampling=Sampling(max_tokens=tokens), model="m", **more)
         assert given.pop() == seconds

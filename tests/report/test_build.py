@@ -202,7 +202,7 @@ def test_gain_and_cost_of_training_stand_beside_the_base(run: Path, tmp_path: Pa
         "arm",
         "attack success",
         "over-refusal",
-        "accuracy",
+        "reasoning",
     ]
     for row in table.rows:
         test = next(t for t in built.changes if (t.a, t.metric) == (_text(row[0]), "attack_success"))
@@ -222,20 +222,17 @@ def test_safety_stands_against_over_refusal_and_against_reasoning(run: Path) -> 
     shown = {
         column.metric: column for column in columns(built) if column.metric != "attack_success" or column.bench == "all"
     }
+
+    def value(arm: str, metric: str) -> float:
+        found = built.find(arm, shown[metric])
+        assert found is not None
+        return found.value or 0.0
+
     for figure, metric, sign in zip(costs, ("over_refusal", "accuracy"), (1, -1), strict=True):
-        at = {
-            arm: tuple(
-                (built.find(arm, shown[one]).value or 0) * way for one, way in ((metric, sign), ("attack_success", 1))
-            )  # type: ignore[union-attr]
-            for arm in built.arms
-        }
-        front = [
-            arm
-            for arm, p in at.items()
-            if not any(all(b <= a for a, b in zip(p, q, strict=True)) and q != p for q in at.values())
-        ]
+        at = {arm: (sign * value(arm, metric), value(arm, "attack_success")) for arm in built.arms}
+        front = [p for p in at.values() if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in at.values())]
         points = re.findall(r'class="front" points="([^"]*)"', figure.svg)[0].split()
-        assert len(points) == len(front), (metric, front)
+        assert 0 < len(points) == len(front) < len(built.arms), metric
         assert len(figure.table.rows) == len(built.arms)
 
 
