@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from demur.models import cells
 from demur.models.cells import Alone, cells_for
 from demur.models.sampler import Rule, Writer, Written
 
@@ -80,16 +82,38 @@ def test_a_rows_logits_are_the_same_bits_in_every_batch() -> None:
         assert {seed: one.tokens for seed, one in write(model, asked, width=width, rule=drawn).items()} == alone
 
     def logits(prompts: list[list[int]]) -> torch.Tensor:
-        cells = cells_for(model)
+        store = cells_for(model)
         with torch.inference_mode():
             for prompt in prompts:
-                cells.read([prompt])
+                store.read([prompt])
             for _ in range(70):
-                last = cells.step([7] * len(prompts))
+                last = store.step([7] * len(prompts))
         return last
 
     neighbours = [[9] * 40, [11] * 3, [5, 6, 7], [12] * 20, [4] * 90]
     assert torch.equal(logits([[5, 6, 7]])[0], logits(neighbours)[2])
+
+
+def test_where_memory_is_short_fewer_rows_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that grow beyond it are begun anew, one by one, when others have ended; one alone is always written."""
+    model, asked = model_of("llama"), [row._replace(limit=60) for row in rows(8)]
+    whole = write(model, asked, width=8, stops=-1)
+    widest: list[tuple[int, int]] = []
+    step = cells.Many.step
+
+    def counted(self: Any, tokens: list[int]) -> torch.Tensor:
+        widest.append((len(tokens), max(self._lengths) + 1))
+        return step(self, tokens)
+
+    monkeypatch.setattr(cells.Many, "step", counted)
+    cell = 2 * 4 * 2 * 16 * 4
+    for most, together in ((200, 6), (1, 1)):
+        widest.clear()
+        memory = SimpleNamespace(available=most * cell / cells.SHARE + 1)
+        monkeypatch.setattr(cells.psutil, "virtual_memory", lambda memory=memory: memory)
+        assert write(model, asked, width=8, stops=-1) == whole
+        assert all(rows * columns <= most or rows == 1 for rows, columns in widest)
+        assert max(rows for rows, _ in widest) == together
 
 
 def test_a_row_that_ends_makes_room_for_one_that_waits() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -17,6 +18,8 @@ BLOCK = 64
 """Columns are read in whole blocks: the order of a sum does not depend on how many there are."""
 LEAST = 4
 """Products of fewer rows take another path in torch, with another rounding."""
+SHARE = 0.3
+"""Of the memory that is free, what keys and values may fill: room is made by half more, and another worker wants as much."""
 
 
 def cells_for(model: Any) -> Many | Alone:
@@ -30,6 +33,7 @@ class Alone:
     """One row at a time, with the cache that transformers keeps for the model."""
 
     most = 1
+    full = False
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -59,6 +63,12 @@ class Many:
     def __init__(self, model: Any) -> None:
         self._model = model
         config = model.config.get_text_config()
+        heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        cell = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+        cuda = model.device.type == "cuda"
+        free = torch.cuda.mem_get_info(model.device)[0] if cuda else psutil.virtual_memory().available
+        self._most_cells = int(SHARE * free / cell)
         self._kinds = set(getattr(config, "layer_types", None) or [])
         self._window: int | None = getattr(config, "sliding_window", None)
         self._lengths: list[int] = []
@@ -68,6 +78,11 @@ class Many:
         """Where the next tokens go: `[rows]` each."""
         self.columns = 0
         """How many columns are read."""
+
+    @property
+    def full(self) -> bool:
+        """Whether another column is more than memory has room for."""
+        return len(self._lengths) * (max(self._lengths) + 1) > self._most_cells
 
     def read(self, prompts: list[list[int]]) -> torch.Tensor:
         """Take in new rows behind the others, all of the same length; returns their logits `[rows, vocabulary]`."""
@@ -142,9 +157,7 @@ class Many:
 
 def _larger(old: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """`[rows, heads, columns, width]` with room at the end of rows and columns."""
-    new = old.new_zeros((rows, old.shape[1], columns, old.shape[3]))
-    new[: old.shape[0], :, : old.shape[2]] = old
-    return new
+    return torch.nn.functional.pad(old, (0, 0, 0, columns - old.shape[2], 0, 0, 0, rows - old.shape[0]))
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]

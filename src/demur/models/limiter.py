@@ -38,8 +38,7 @@ class Address:
         self.failures = 0
         """Rounds of failures since the last success."""
         self._most = most
-        self._steady = False
-        self._round_ends = 0.0
+        self._steady, self._round_ends = False, 0.0
         self._latency: float | None = None
         self._best: float | None = None
 
@@ -134,10 +133,8 @@ class Health:
         self.replies = 0
         self._where = where
         self._patience = patience
-        self._last_success = 0.0
+        self._last_success = self._since = self._next_line = 0.0
         self._failing: set[bytes] = set()
-        self._since = 0.0
-        self._next_line = 0.0
 
     def succeeded(self) -> None:
         """A reply came."""

@@ -66,9 +66,7 @@ class LocalModel(Answering):
     def __init__(self, config: Local, *, folder: Path, cache: ReplyCache, label: str = "") -> None:
         """Load a folder."""
         transformers_logging.disable_progress_bar()
-        self._config = config
-        self._cache = cache
-        self._label = label
+        self._config, self._cache, self._label = config, cache, label
         self._waiting: dict[Any, deque[Row]] = {}
         self._futures: dict[bytes, list[asyncio.Future[Reply]]] = {}
         self._writer: asyncio.Task[None] | None = None
@@ -86,7 +84,10 @@ class LocalModel(Answering):
         self._notes = (HALVED,) if wanted is None and self.dtype == torch.bfloat16 else ()
         self._stops = _stops(self._model, self._tokenizer)
         self._room: int = getattr(self._model.config, "max_position_embeddings", None) or 1 << 30
-        self._close: list[int] = self._tokenizer.encode(_closing(), add_special_tokens=False)
+        # What ends a thinking, with the white space that R1-like models put around it.
+        closing = thinking.join("", "", seams=thinking.CANONICAL)
+        closing = closing.removeprefix(thinking.OPEN + thinking.CANONICAL.after_open)
+        self._close: list[int] = self._tokenizer.encode(closing, add_special_tokens=False)
         self._batch = config.batch or (256 if parameters < SMALL else 64 if parameters < LARGE else 32)
         if config.api == "chat" and not self._tokenizer.chat_template:
             raise UserError(
@@ -145,8 +146,7 @@ class LocalModel(Answering):
     def _known(self, row: Row, *, fresh: bool = False) -> Reply | None:
         """What need not be written: it is stored, or there is no room for it."""
         if row.limit < 1:
-            detail = f"{len(row.prompt)} tokens of prompt; the model takes {self._room}"
-            return Reply(failure="too_long", detail=detail)
+            return Reply(failure="too_long", detail=f"{len(row.prompt)} tokens of prompt; the model takes {self._room}")
         return None if fresh else self._cache.get(row.key)
 
     def _record(self, request: Request, reply: Reply) -> Trace | Failure:
@@ -203,14 +203,9 @@ class LocalModel(Answering):
         """Write rows of one sampling, and hand on each that has ended, until all have or `stop` is set."""
         torch.set_num_threads(self._config.threads)
         sampling = rows[0].request.sampling
-        budget = sampling.thinking_budget
-        writer = Writer(
-            self._model,
-            stops=self._stops,
-            width=self._batch,
-            force=None if budget is None else Force(self._close, budget, self._inside),
-            keep_first=self._config.first_tokens,
-        )
+        budget, first = sampling.thinking_budget, self._config.first_tokens
+        force = None if budget is None else Force(self._close, budget, self._inside)
+        writer = Writer(self._model, stops=self._stops, width=self._batch, force=force, keep_first=first)
         rule = Rule(sampling.temperature, sampling.top_p, sampling.top_k)
         writer.run(rule, rows, lambda row, written: end(row, self._reply(row, written)), stop)
 
@@ -276,11 +271,6 @@ async def _aside(work: Callable[[], T]) -> T:
 
     threading.Thread(target=run, daemon=True).start()
     return await asyncio.wrap_future(made)
-
-
-def _closing() -> str:
-    """What ends a thinking, with the white space that R1-like models put around it."""
-    return thinking.join("", "", seams=thinking.CANONICAL).removeprefix(thinking.OPEN + thinking.CANONICAL.after_open)
 
 
 def _device(wanted: str) -> torch.device:

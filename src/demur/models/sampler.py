@@ -121,13 +121,7 @@ class Writer:
     """A batch that is written token by token; a row that has ended makes room for one that waits."""
 
     def __init__(
-        self,
-        model: Any,
-        *,
-        stops: frozenset[int],
-        width: int,
-        force: Force | None = None,
-        keep_first: int = 0,
+        self, model: Any, *, stops: frozenset[int], width: int, force: Force | None = None, keep_first: int = 0
     ) -> None:
         """Prepare an empty batch.
 
@@ -158,6 +152,8 @@ class Writer:
                     rows += self._leave(ended)
                 if not self._rows:
                     return
+                while self._cells.full and len(self._rows) > 1:
+                    self._put_back(lines)
                 tokens += len(self._rows)
                 logits = self._cells.step([row.written[-1] for row in self._rows])
                 self._take(rule, self._rows, logits)
@@ -196,14 +192,24 @@ class Writer:
             elif len(row.written) >= row.line.limit:
                 row.finish = "length"
 
+    def _put_back(self, lines: deque[Any]) -> None:
+        """Memory is short: the row that has least begins anew when another has ended. Its text is the same."""
+        at = min(range(len(self._rows)), key=lambda at: len(self._rows[at].written))
+        lines.appendleft(self._remove(at).line)
+        self._width = len(self._rows)
+
+    def _remove(self, at: int) -> _Row:
+        """Take a row out; the last one takes its place."""
+        self._cells.drop(at)
+        row, self._rows[at] = self._rows[at], self._rows[-1]
+        self._rows.pop()
+        return row
+
     def _leave(self, ended: Callable[[Any, Written], None]) -> int:
-        """Hand on the rows that have ended; the last row takes the place of one that leaves."""
+        """Hand on the rows that have ended."""
         count = len(self._rows)
         for at in reversed(range(count)):
-            row = self._rows[at]
-            if row.finish is not None:
-                self._cells.drop(at)
-                self._rows[at] = self._rows[-1]
-                self._rows.pop()
+            if self._rows[at].finish is not None:
+                row = self._remove(at)
                 ended(row.line, Written(row.written, row.finish, row.queue is not None, row.first))
         return count - len(self._rows)

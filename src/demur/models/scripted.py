@@ -53,9 +53,7 @@ class ScriptedModel(Answering):
 
     def __init__(self, config: Scripted, *, cache: ReplyCache, label: str = "") -> None:
         self._script, self.identity = load_script(config.script)
-        self._config = config
-        self._cache = cache
-        self._label = label
+        self._config, self._cache, self._label = config, cache, label
         self.width = config.in_flight
 
     def check(self, sampling: Sampling) -> None:

@@ -166,14 +166,8 @@ def started(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterat
         running = Running(*plan, url=f"http://{host}:{port}/v1", home=Path(scratch))
         shared = {"api", "thinking", "first_tokens", "extra_body", "timeout", "least_speed", "in_flight"}
         told = config.model_dump(include={*shared, "forbidden", "thinking_budget_field"}, exclude_unset=True)
-        remote = Remote(
-            url=(running.url,),
-            model=name,
-            weights=weights,
-            opens_thinking=template_opens_thinking(folder),
-            prefill="vllm",
-            **told,
-        )
+        opens = template_opens_thinking(folder)
+        remote = Remote(url=(running.url,), model=name, weights=weights, opens_thinking=opens, prefill="vllm", **told)
         try:
             yield running, remote
         finally:
