@@ -328,7 +328,7 @@ def test_up_to_takes_what_there_is() -> None:
     rows = [example(f"thing number {i} to do") for i in range(5)]
     assert len(mix({"a": rows}, said(a={"n": "up to 9"})).examples) == 5
     assert len(mix({"a": rows}, said(a={"n": "up to 3"})).examples) == 3
-    with pytest.raises(UserError, match="'up to N'"):
+    with pytest.raises(UserError, match="'n: up to N'"):
         mix({"a": rows}, said(a={"n": 9}))
     with pytest.raises(UserError, match="n"):
         said(a={"n": "at most 9"})
