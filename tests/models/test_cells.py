@@ -110,7 +110,7 @@ def test_where_memory_is_short_fewer_rows_write_the_same(monkeypatch: pytest.Mon
     for most, together in ((200, 6), (1, 1)):
         widest.clear()
         memory = SimpleNamespace(available=most * cell / cells.SHARE + 1)
-        monkeypatch.setattr(cells.psutil, "virtual_memory", lambda memory=memory: memory)
+        monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
         assert write(model, asked, width=8, stops=-1) == whole
         assert all(rows * columns <= most or rows == 1 for rows, columns in widest)
         assert max(rows for rows, _ in widest) == together

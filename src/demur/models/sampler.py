@@ -209,7 +209,8 @@ class Writer:
         """Hand on the rows that have ended."""
         count = len(self._rows)
         for at in reversed(range(count)):
-            if self._rows[at].finish is not None:
-                row = self._remove(at)
+            row = self._rows[at]
+            if row.finish is not None:
+                self._remove(at)
                 ended(row.line, Written(row.written, row.finish, row.queue is not None, row.first))
         return count - len(self._rows)
