@@ -50,8 +50,7 @@ async def ask_and_judge(
         judged: which traces the judges see.
         progress: called with replies so far.
 
-    Raises:
-        WorkError: too many answers hold a mark of thinking that was not read as one.
+    Raises WorkError: too many answers hold a mark of thinking that was not read as one.
     """
     flow = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict))
     queues: list[asyncio.Queue[Trace | None]] = [asyncio.Queue(AHEAD) for _ in judges]

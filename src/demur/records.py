@@ -380,11 +380,10 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> int:
 def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
     """Yield the records of a file that demur wrote.
 
-    Raises:
-        UserError: a line is not such a record; the message names file and line.
+    Raises UserError: a line is not such a record; the message names file and line.
     """
     decoder = msgspec.json.Decoder(kind)
-    with path.open("rb") as file:
+    with path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:

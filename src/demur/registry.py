@@ -18,9 +18,8 @@ from demur.errors import DemurError, UserError, unknown
 def resolve(kind: str, name: str, table: Mapping[str, str]) -> Any:
     """The thing that `name` means: an entry of `table`, or any importable `module:attribute`.
 
-    Raises:
-        UserError: an unknown name (with the nearest one), a module or an attribute that is not there, a module of others that
-            fails as it is imported.
+    Raises UserError: an unknown name (with the nearest one), a module or an attribute that is not there, a module of others that
+    fails as it is imported.
     """
     target = table.get(name, name)
     module_name, colon, attribute = target.partition(":")
@@ -63,28 +62,20 @@ def code_in(data: Any, place: str = "") -> Iterator[str]:
 
 
 GROUPS = {
-    "torch": "train",
-    "transformers": "train",
-    "accelerate": "train",
-    "peft": "train",
-    "safetensors": "train",
-    "tokenizers": "train",
-    "ray": "ray",
-    "inspect_ai": "inspect",
-    "datasets": "dev",
-    "huggingface_hub": "data",
-    "pyarrow": "data",
-    "zstandard": "data",
-    "if_verifiable": "bench",
-    "langdetect": "bench",
+    "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers"),
+    "ray": ("ray",),
+    "inspect": ("inspect_ai",),
+    "dev": ("datasets",),
+    "data": ("huggingface_hub", "pyarrow", "zstandard"),
+    "bench": ("if_verifiable", "langdetect"),
 }
-"""Which optional group of dependencies holds a module."""
+"""Optional groups of dependencies, with the modules that they bring."""
 
 
 def missing(error: ModuleNotFoundError, what: str) -> UserError:
     """The error for a module that is not installed: which group to install."""
     root = (error.name or "").partition(".")[0]
-    group = GROUPS.get(root)
+    group = next((name for name, modules in GROUPS.items() if root in modules), None)
     if group is None:
         return UserError(f"{what} needs the Python module '{error.name}', which is not installed.")
     return UserError(f"{what} needs the group '{group}' ({root} is not installed): pip install 'demur[{group}]'")

@@ -65,8 +65,7 @@ def _identity(value: Any) -> Any:
 def override(data: dict[str, Any], item: str) -> dict[str, Any]:
     """Plain data with one `path.to.key=value` applied; the value is read as YAML.
 
-    Raises:
-        UserError: there is no `=`, or the path goes through something that has no keys.
+    Raises UserError: there is no `=`, or the path goes through something that has no keys.
     """
     path, equals, text = item.partition("=")
     if not equals or not path:
@@ -181,11 +180,7 @@ class Problems:
         return place
 
     def check(self) -> None:
-        """Raise what was found.
-
-        Raises:
-            UserError: one line a problem.
-        """
+        """Raise what was found. Raises UserError: one line a problem."""
         lines = []
         for text, (first, *others) in self.found.items():
             more = f" (also {', '.join(others)})" if others else ""
@@ -197,8 +192,7 @@ class Problems:
 def validate(model: type[M], data: Any, *, where: str, lines: LineTable | None = None) -> M:
     """Plain data as a checked, frozen settings object.
 
-    Raises:
-        UserError: one line for each thing that is wrong: where, what, the nearest allowed key, all allowed keys.
+    Raises UserError: one line for each thing that is wrong: where, what, the nearest allowed key, all allowed keys.
     """
     problems = Problems(where, lines)
     settings = problems.read(model, data)
@@ -334,8 +328,7 @@ class LineTable:
 def read_yaml(path: Path) -> tuple[dict[str, Any], LineTable]:
     """The plain data of a YAML file and its line numbers.
 
-    Raises:
-        UserError: the file is not there, is no YAML, or holds no mapping.
+    Raises UserError: the file is not there, is no YAML, or holds no mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -228,8 +228,7 @@ def from_parts(content: Sequence[Any]) -> tuple[str | None, str | None, list[str
 
     Reasoning and content are `None` where there is no such part.
 
-    Raises:
-        ValueError: the text of a part is no text.
+    Raises ValueError: the text of a part is no text.
     """
     found: dict[bool, list[str]] = {True: [], False: []}
     others = []
@@ -293,8 +292,7 @@ class Parsed:
     def require(self) -> None:
         """Stop where the answers are not what they seem.
 
-        Raises:
-            WorkError: more than `UNPARSED` of a model's replies hold such a mark; the message names model, mark and share.
+        Raises WorkError: more than `UNPARSED` of a model's replies hold such a mark; the message names model, mark and share.
         """
         for model, marks in self._marked.items():
             share = marks.total() / self._replies[model]

@@ -52,7 +52,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["diagnose", "none.jsonl"], "none.jsonl"),
         (["status", "none"], "is no run"),
         (["mix"], "--share NAME=FILE"),
-        (["check", "isolation", "--program", "none.py"], "does not exist"),
+        (["check", "bench", "xstest", "--data", "none.csv"], "does not exist"),
     ],
 )
 def test_mistakes_are_told_and_exit_with_2(

@@ -113,17 +113,14 @@ def row(text: str, *, question: str = "") -> Example:
     return Example(parts=(part,), origin=Origin(prompt=text, question=question))
 
 
-def test_a_certificate_counts_masks_and_names_the_clean_subset() -> None:
+def test_a_certificate_counts_and_masks() -> None:
     rng = random.Random(0)
     prompts = [Prompt(text=" ".join(rng.choices(WORDS, k=12)), intent="harmful") for _ in range(20)]
-    attacked = Prompt(text="wrapped", intent="harmful", attack="x", parent=prompts[0].id)
     rows = [row(prompts[0].text), row(f"please: {prompts[0].text}"), row("something else entirely")]
     certificate, pairs = certify(rows, {"a": prompts, "b": [Prompt(text="nothing", intent="benign")]})
     one, other = certificate.compared
     assert (one.rows, one.held, one.by_rule) == (2, (prompts[0].id,), {"exact": 1, "coverage": 1, "near": 0})
     assert (other.rows, certificate.clean) == (0, False)
-    assert certificate.clean_subset("a", [attacked, *prompts]) == prompts[1:]
-    assert certificate.clean_subset("b", prompts) == prompts
     assert prompts[0].text not in repr(certificate)
     after, left = without(certificate, rows, pairs)
     assert (left, after.removed, after.left_hash, after.clean) == (rows[2:], 2, hash_of(rows[2:]), True)

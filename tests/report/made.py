@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.made import publish as publish
 from demur.bench.spec import Bench, Metric
 from demur.records import (
     PATTERNS,
+    Failure,
     Finding,
     Intent,
     Label,
@@ -26,6 +28,7 @@ from demur.records import (
     Trace,
     Verdict,
 )
+from demur.report.read import Evaluation, Judged, Row, VerdictIndex, family, row_of
 
 QUIZ = Bench(
     name="quiz", sampling=Sampling(), judge="quizmaster", metrics=(
@@ -195,3 +198,22 @@ def make_run(
         study["stand_in"] = True
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     return folder
+
+
+def of_records(
+    bench: Bench, traces: Iterable[Trace], verdicts: Iterable[Verdict], failures: Iterable[Failure] = ()
+) -> list[Evaluation]:
+    """Evaluations of records in memory, one for each attack among them; the arm is called `target`."""
+    index, groups = VerdictIndex(), dict[str, list[Row]]()
+    for v in verdicts:
+        index.add(v.trace, (v.judge, v.part), Judged(v.label, v.score))
+    replies: Iterable[Trace | Failure] = chain(traces, failures)
+    for one in replies:
+        p = one.prompt
+        reply: tuple[object, ...] = ("", one.sample)
+        if isinstance(one, Trace):
+            reply = (one.id, one.sample, one.outcome, one.tokens_out, one.tokens_thinking, one.answer, one.finish)
+        row = row_of(p.id, p.parent, p.cluster, p.intent, p.category, p.attack, p.pair, *reply)
+        row.verdicts = index.of(row.id)
+        groups.setdefault(family(p.attack), []).append(row)
+    return [Evaluation("target", None, bench.name, a, rows, tuple(index.judges), bench) for a, rows in groups.items()]

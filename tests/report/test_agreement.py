@@ -1,4 +1,4 @@
-"""Several verdicts on one trace: thinking by answer, agreement, majority."""
+"""Several verdicts on one trace: thinking by answer, agreement."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.report.made import of_records
 
 from demur.bench import get_bench
 from demur.records import Label, Part, Prompt, Trace, Verdict
-from demur.report.agreement import Crossing, agreement, crossing, majority
-from demur.report.metrics import of_records
+from demur.report.agreement import Crossing, agreement, crossing
 from demur.report.read import Evaluation
 from demur.thinking import join, traced
 
@@ -71,7 +71,7 @@ def test_the_cells_hold_every_scored_trace(pairs: list[tuple[Label | None, Label
         assert sum(cell.estimate.value or 0 for cell in cells.values()) == pytest.approx(1)
 
 
-def test_agreement_and_majority() -> None:
+def test_agreement() -> None:
     traces = [trace(i) for i in range(4)]
     said: dict[str, list[Label | None]] = {
         "a": ["safe", "safe", "unsafe", None],
@@ -84,12 +84,6 @@ def test_agreement_and_majority() -> None:
     pairs = {(p.a, p.b): p for p in agreement(evaluations(traces, verdicts))}
     assert pairs["a", "b"].same.value == pytest.approx(2 / 3)
     assert pairs["a", "b"].same.unscored == 1
-    panel = {v.trace: v for v in majority(verdicts)}
-    assert [panel[t.id].label for t in traces] == ["safe", "unsafe", "unsafe", None]
-    assert "2 of 3 abstain" in panel[traces[3].id].reason
-    (tie,) = majority([says(traces[0], "safe", judge="a"), says(traces[0], "unsafe", judge="b")])
-    assert tie.label is None
-    assert tie.reason.startswith("1 safe, 1 unsafe")
 
 
 def test_a_harm_judge_and_a_refusal_judge_meet_on_harmful_prompts_alone() -> None:
@@ -104,7 +98,3 @@ def test_a_harm_judge_and_a_refusal_judge_meet_on_harmful_prompts_alone() -> Non
     assert not list(
         agreement(evaluations(harmless, guard + [says(t, "full_refusal", judge="rules") for t in harmless]))
     )
-    assert {v.judge for v in majority(verdicts)} == {"majority of harm", "majority of refusal"}
-    assert {(v.trace, v.label) for v in majority(verdicts)} == {
-        (t.id, label) for t in traces for label in ("safe", "full_refusal")
-    }

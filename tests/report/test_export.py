@@ -60,14 +60,6 @@ def test_csv_holds_every_trace_and_no_formula(small: Path, tmp_path: Path) -> No
     assert all("=" in row["verdicts"] for row in rows)
 
 
-def test_parquet_keeps_text_as_it_was(small: Path, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="the group 'inspect' is not installed")
-    table = parquet.read_table(export.to_parquet(small, tmp_path))
-    assert table.num_rows == 96
-    assert table.column("thinking")[0].as_py().startswith("=1+1 <script>")
-    assert str(table.schema.field("tokens_out").type) == "int64"
-
-
 def test_nothing_to_export(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished evaluation"):
         export.evaluations(tmp_path)

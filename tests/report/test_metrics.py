@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from tests.made import publish
-from tests.report.made import evaluation, prompts_of
+from tests.report.made import evaluation, of_records, prompts_of
 
 from demur import stats
 from demur.bench import get_bench
 from demur.records import Failure, Label, Outcome, Prompt, Result, Trace, Verdict
-from demur.report.metrics import cells, of_records
+from demur.report.metrics import cells
 from demur.report.metrics import results as numbers
 from demur.report.read import read
 from demur.thinking import join, traced

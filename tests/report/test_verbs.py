@@ -44,9 +44,8 @@ def test_compare_says_it_in_words(run: Path) -> None:
     assert "Did you mean 'default'" in wrong.stderr
 
 
-@pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_export_names_what_it_wrote(run: Path, tmp_path: Path, form: str) -> None:
-    done = demur("export", str(run), "--to", form, "--out", str(tmp_path / form), "--json")
+def test_export_names_what_it_wrote(run: Path, tmp_path: Path) -> None:
+    done = demur("export", str(run), "--to", "csv", "--out", str(tmp_path / "csv"), "--json")
     assert done.returncode == 0, done.stderr
     assert all(Path(path).is_file() for path in json.loads(done.stdout)["paths"])
     assert demur("export", str(run), "--to", "xml").returncode == 2

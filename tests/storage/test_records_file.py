@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from demur.errors import UserError
 from demur.records import Prompt, encode, write_jsonl
-from demur.storage.records_file import Keyed, Places, RecordFile
+from demur.storage.records_file import Places, RecordFile
 
 TEXTS = st.lists(st.text(max_size=20), max_size=12)
 
@@ -53,11 +53,3 @@ def test_a_file_is_rows_and_a_bad_line_is_named(tmp_path: Path) -> None:
 def test_places_are_those_of_the_first(names: list[str], wanted: list[str]) -> None:
     found = Places(names).of(wanted).tolist()
     assert found == [names.index(name) if name in names else -1 for name in wanted]
-
-
-def test_rows_by_name() -> None:
-    rows = RecordFile(Prompt, map(prompt, "abc"))
-    keyed = Keyed([one.id for one in rows], rows)
-    assert keyed[prompt("b").id].text == "b"
-    assert prompt("d").id not in keyed
-    assert keyed.get(prompt("d").id) is None

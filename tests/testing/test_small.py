@@ -8,7 +8,7 @@ import pytest
 
 from demur.bench import get_bench, names
 from demur.bench.load import faults, read_prompts
-from demur.cli.runner import run_small
+from demur.cli.runner import run_study
 from demur.pipeline.resolve import Resolved, make
 from demur.pipeline.study import Study
 from demur.report import build
@@ -59,7 +59,7 @@ def study(**changes: object) -> Study:
 
 def test_a_study_of_large_models_runs_whole_and_again_asks_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run_small(resolved(), out=out, cache=None, on="local", json=False)
+    run_study(small.standing_in(study(), out=out), out=out)
     cells = [cell for cell in build(out).results if "/" not in cell.metric and cell.bench != "all"]
     assert {(cell.arm, cell.bench, cell.attack) for cell in cells} == {
         (arm, bench, attack)
@@ -77,7 +77,7 @@ def test_a_study_of_large_models_runs_whole_and_again_asks_nothing(tmp_path: Pat
     for name in ("report.html", "summary.md"):
         assert "smoke run" in (out / name).read_text().lower()
     before = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
-    run_small(resolved(), out=out, cache=None, on="local", json=False)
+    run_study(small.standing_in(study(), out=out), out=out)
     assert before == {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
 
 

@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import resource
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from demur.errors import DemurError, UserError, unknown
 from demur.registry import missing
 
-VERBS: dict[str, dict[str, str]] = {
-    "a study": {
-        "run": "do all that a study file says; go on where it stopped",
-        "plan": "what a study would do and ask, without doing it",
-        "status": "where a run stands",
-        "cost": "what a run asked, and what it cost",
-        "retry": "ask failed requests again",
-        "init": "write a commented study file to start from",
-    },
-    "making safe models": {
-        "distil": "a teacher's traces for prompts, filtered",
-        "diagnose": "find the failure patterns in traces",
-        "repair": "mend or drop traces with failure patterns",
-        "mix": "draw a training set from named shares",
-        "train": "supervised fine-tuning, checked row by row",
-    },
-    "measuring": {
-        "attack": "attack a model and keep what was found",
-        "eval": "run benchmarks against a model",
-        "judge": "judge stored traces again, without asking the model",
-        "serve": "start a server for a model or a script",
-        "calibrate": "a judge or a detector against labels",
-    },
-    "reporting": {
-        "compare": "two arms by paired tests",
-        "report": "tables and the HTML page of a run",
-        "runs": "all runs under a folder with their headline numbers",
-        "view": "look through traces in the browser",
-        "export": "a run for other tools: hf, inspect, csv, parquet",
-        "push": "publish a data set or a model",
-    },
-    "house-keeping": {
-        "check": "is this sound? study, template, contamination, bench, isolation, shapes",
-        "bench": "what benchmarks there are",
-    },
-}
-"""Every verb with its line of help. The module is `demur.cli.VERB`, or `VERB_` where Python reserves the word."""
+VERBS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("verbs.json").read_text())
+"""Every verb with its line of help, by group. The module is `demur.cli.VERB`, or `VERB_` where Python reserves the word."""
 
 MODULES = {"eval": "evaluate"}
 

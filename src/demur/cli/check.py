@@ -15,16 +15,14 @@ from demur.bench.load import faults, find, load_prompts, read_prompts, text_hash
 from demur.cli import common
 from demur.cli.runner import require
 from demur.errors import CheckFailed, UserError
-from demur.judge.isolation import run_program
 from demur.judge.maths import check_golds
 from demur.mix import examples_of
 from demur.mix.contamination import RULES, Certificate, Found, certify, without
 from demur.mix.duplicates import masked
 from demur.prompts.forms import load_file
-from demur.records import Example, ExamplePart, Origin, Prompt, encode, write_jsonl
-from demur.report.clean import Beside, asked, beside, mixes
-from demur.report.format import interval
-from demur.storage.artifacts import atomic_write, is_published
+from demur.records import Example, ExamplePart, Failure, Origin, Prompt, Trace, encode, write_jsonl
+from demur.report.read import bench_name
+from demur.storage.artifacts import artifacts, atomic_write, is_published
 from demur.train.check import check_template as check
 from demur.train.check import render_report
 from demur.train.settings import TrainSettings
@@ -106,8 +104,7 @@ def contamination(
 ) -> None:
     """Compare training rows with benchmarks: equal, covered and nearly equal prompts; writes a certificate.
 
-    In a study's run each arm's rows are compared with what the arm was scored on, and the scores over the prompts that no
-    row holds stand beside the full ones.
+    In a study's run each arm's rows are compared with what the arm was scored on.
 
     Examples:
 
@@ -123,7 +120,7 @@ def contamination(
     beside_it = examples.parent.parent if is_published(examples) else examples
     where = out or (beside_it if examples.is_dir() else Path("runs/contamination"))
     common.writable(where)
-    scored = {name: asked(examples, name) for name in arms}
+    scored = {name: scored_on(examples, name) for name in arms}
     named = bool(benches or data or data_dir or not any(scored.values()))
     given = gather(benches or (), data=data, data_dir=data_dir) if named else {}
     compared = {name: certify(rows, scored.get(name, {}) | given) for name, rows in sets.items()}
@@ -134,19 +131,17 @@ def contamination(
         certificates[name], clean = without(certificates[name], rows, pairs)
         write_jsonl(where / "examples.jsonl", clean)
         common.console.print(f"{certificates[name].removed:,} rows taken out: {where / 'examples.jsonl'}")
-    results = beside(examples, certificates) if arms else []
-    found = {"certificates": certificates, "results": results}
-    atomic_write(where / "contamination.json", encode(found))
+    atomic_write(where / "contamination.json", encode({"certificates": certificates}))
     sound = all(certificate.clean for certificate in certificates.values())
     if json:
-        common.print_json({"clean": sound, "out": str(where)} | found)
+        common.print_json({"clean": sound, "out": str(where), "certificates": certificates})
     else:
-        _show(certificates, pairs, results)
+        _show(certificates, pairs)
         common.console.print(f"certificate: {where / 'contamination.json'} · pairs: {where / 'contaminated.jsonl'}")
     if not sound:
         raise CheckFailed(
             f"{len({one.example for one in pairs}):,} of {sum(map(len, sets.values())):,} training rows hold prompts that the model "
-            "will be scored on. Take them out with --remove, or report the clean subset beside the full score."
+            "will be scored on. Take them out with --remove."
         )
 
 
@@ -189,26 +184,14 @@ def bench(
 
 
 @app.command()
-def isolation(
-    program: Annotated[
-        Path | None, typer.Option("--program", exists=True, help="Run this Python program in isolation.")
-    ] = None,
-    stdin: Annotated[Path | None, typer.Option("--stdin", exists=True, help="A file with its standard input.")] = None,
-    json: common.Json = False,
-) -> None:
-    """Try to break the isolation of model-written code on this machine, or run one program in it.
+def isolation(json: common.Json = False) -> None:
+    """Try to break the isolation of model-written code on this machine.
 
     Examples:
 
       demur check isolation
-
-      demur check isolation --program solution.py --stdin input.txt --json
     """
     from demur.judge.escapes import check
-
-    if program is not None:
-        _run_one(program, stdin=stdin, json=json)
-        return
 
     done = []
     for tried in check():
@@ -259,19 +242,7 @@ def shapes(
         common.stdout.print("sound: it answers harmless questions rightly, and declines a harmful one.")
 
 
-def _run_one(program: Path, *, stdin: Path | None, json: bool) -> None:
-    """Run one program in isolation and show how it ended."""
-    run = run_program(program.read_text(encoding="utf-8"), stdin=stdin.read_bytes() if stdin else b"")
-    about = {"label": run.ending, "exit": run.exit, "seconds": round(run.seconds, 3)}
-    about |= {"stdout_bytes": len(run.stdout), "stderr_bytes": len(run.stderr)}
-    if json:
-        common.print_json(about)
-        return
-    common.stdout.print("  ".join(f"{key}: {value}" for key, value in about.items()))
-    common.stdout.print(run.stdout.decode("utf-8", "replace"))
-
-
-def _show(certificates: Mapping[str, Certificate], pairs: Sequence[Found], results: Sequence[Beside]) -> None:
+def _show(certificates: Mapping[str, Certificate], pairs: Sequence[Found]) -> None:
     rows = [
         (name, one.bench, one.prompts, len(one.held), one.rows, *(one.by_rule.get(rule, 0) for rule in RULES))
         for name, certificate in certificates.items()
@@ -281,20 +252,29 @@ def _show(certificates: Mapping[str, Certificate], pairs: Sequence[Found], resul
     common.show(titles, rows)
     for one in pairs[:SHOWN]:
         common.console.print(f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}")
-    for result in results:
-        full, clean = result.full, result.clean
-        if full.unit == "share" and full.metric != "cut":
-            cell = f"{full.arm} · {full.bench} · {full.attack} · {full.metric} · {full.part}: {interval(full.estimate)}"
-            left = interval(clean.estimate) if clean else "no prompt is left"
-            common.stdout.print(f"{cell}; without {result.held} held: {left}")
+
+
+def mixes(run: Path) -> dict[str, list[Example]]:
+    """The training rows of a run by arm (by name, for a mix that stands alone)."""
+    made = [stage for stage in artifacts(run) if stage.manifest.kind == "mix"]
+    return {stage.manifest.name.removeprefix("mix-"): list(stage.read("examples", Example)) for stage in made}
+
+
+def scored_on(run: Path, arm: str) -> dict[str, list[Prompt]]:
+    """The questions that an arm was scored on, by benchmark."""
+    found: dict[str, dict[str, Prompt]] = {}
+    for stage in artifacts(run):
+        if stage.manifest.kind == "evaluate" and stage.manifest.settings["arm"] == arm:
+            questions = found.setdefault(bench_name(stage), {})
+            sent = [one.prompt for one in stage.read("traces", Trace)]
+            for prompt in (*sent, *(one.prompt for one in stage.read("failures", Failure))):
+                key = prompt.parent or prompt.id
+                questions[key] = Prompt(text=prompt.question, intent=prompt.intent, id=key)
+    return {bench: list(questions.values()) for bench, questions in found.items()}
 
 
 def read_rows(path: Path) -> list[Example]:
-    """What a file holds, as training rows.
-
-    Raises:
-        UserError: there are none.
-    """
+    """What a file holds, as training rows. Raises UserError: there are none."""
     loaded = load_file(path)
     rows = [*loaded.examples, *examples_of(loaded.traces, share="rows", no_thinking="empty")[0]]
     answered = {row.origin.prompt for row in rows}
@@ -314,8 +294,7 @@ def gather(
 ) -> dict[str, list[Prompt]]:
     """Prompts of benchmarks by name: those asked for, or all with a copy in the folder.
 
-    Raises:
-        UserError: none was named and none has a copy.
+    Raises UserError: none was named and none has a copy.
     """
     if data is not None and len(benches) != 1:
         raise UserError("--data is the copy of one benchmark; name that one, or use --data-dir.")

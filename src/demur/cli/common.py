@@ -101,8 +101,7 @@ def apply_sets(data: dict[str, Any], sets: list[str] | None) -> dict[str, Any]:
 def model(text: str) -> dict[str, Any]:
     """The model that a flag names, as a study file holds it; a shipped base is its folder.
 
-    Raises:
-        UserError: it is no model.
+    Raises UserError: it is no model.
     """
     from demur.models.checkpoint import base_folder
     from demur.models.config import parse_model
@@ -116,8 +115,7 @@ def model(text: str) -> dict[str, Any]:
 def base(text: str) -> Local:
     """The model to train that a flag names: a shipped base, a folder, a GGUF file, a hub id.
 
-    Raises:
-        UserError: it is none of these.
+    Raises UserError: it is none of these.
     """
     from demur.models import BASES
     from demur.models.checkpoint import base_folder
@@ -148,11 +146,7 @@ def judge_of(text: str) -> tuple[str, str]:
 
 
 def writable(out: Path) -> None:
-    """Make the run's folder.
-
-    Raises:
-        UserError: it cannot be made, or nothing can be written there.
-    """
+    """Make the run's folder. Raises UserError: it cannot be made, or nothing can be written there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()

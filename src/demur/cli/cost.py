@@ -39,27 +39,17 @@ def cost(
         common.print_json({"lines": lines, "total": _total(lines), "failures": failures})
         return
     titles = ("part", "stage", *(f"#{name.replace('_', ' ')}" for name in COUNTS), "#money")
-    rows = [
-        (
-            line["part"],
-            line["stage"],
-            *(line[c] for c in COUNTS),
-            None if line["cost"] is None else f"{line['cost']:,.4f}",
-        )
-        for line in [*map(msgspec.structs.asdict, lines), {"part": "all", "stage": "", **_total(lines)}]
-    ]
-    common.show(titles, rows)
+    every = [*map(msgspec.structs.asdict, lines), {"part": "all", "stage": "", **_total(lines)}]
+    money = [None if line["cost"] is None else f"{line['cost']:,.4f}" for line in every]
+    counts = [[line[name] for name in ("part", "stage", *COUNTS)] for line in every]
+    common.show(titles, [(*own, cost) for own, cost in zip(counts, money, strict=True)])
     if failures:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items()))
         common.stdout.print(f"failed: {listed}. Ask again: demur retry {run}")
 
 
 def folder_of(run: Path, cache: Path | None) -> Path:
-    """The folder of a run's reply cache.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The folder of a run's reply cache. Raises UserError: there is none."""
     for folder in [cache] if cache else [run / CACHE, run]:
         if (folder / FILE).is_file():
             return folder

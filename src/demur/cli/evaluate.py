@@ -115,8 +115,7 @@ def name_of(target: str, model: str | None = None) -> str:
 def _judge(text: str | None, models: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
     """The judge as a study names it, and its model among the models, from what was given.
 
-    Raises:
-        UserError: a model without a name, for a benchmark whose own judge is no model.
+    Raises UserError: a model without a name, for a benchmark whose own judge is no model.
     """
     if text is None:
         return None

@@ -14,31 +14,25 @@ from demur.errors import UserError, unknown
 from demur.prompts.publish import export_hf
 from demur.report import export as exports
 
-app = common.app("A run for other tools: hf, inspect, csv, parquet.")
+app = common.app("A run for other tools: hf, inspect, csv.")
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    to: Annotated[str, typer.Option("--to", help="inspect, hf, csv or parquet.")],
+    to: Annotated[str, typer.Option("--to", help="inspect, hf or csv.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where to; default: RUN/export-FORM.")] = None,
     json: common.Json = False,
 ) -> None:
-    """Write the traces and verdicts of a run (inspect, csv, parquet) or its training rows (hf) in another form.
+    """Write the traces and verdicts of a run (inspect, csv) or its training rows (hf) in another form.
 
     Examples:
 
       demur export runs/mini --to inspect && inspect view --log-dir runs/mini/export-inspect
 
-      demur export runs/mini --to hf
-
-      demur export runs/mini --to parquet --out shared
+      demur export runs/mini --to hf --out shared
     """
-    forms: dict[str, Callable[[Path, Path], Path | list[Path]]] = {
-        "inspect": exports.to_inspect,
-        "csv": exports.to_csv,
-        "parquet": exports.to_parquet,
-    }
+    forms: dict[str, Callable[[Path, Path], Path | list[Path]]] = {"inspect": exports.to_inspect, "csv": exports.to_csv}
     if to not in ("hf", *forms):
         raise unknown("form", to, ("hf", *forms))
     if not run.exists():

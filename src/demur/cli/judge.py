@@ -7,7 +7,6 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from demur.bench.metrics import STORED
 from demur.cli import common
 from demur.cli.runner import reading, run_stages, tell
 from demur.errors import UserError, unknown
@@ -15,13 +14,13 @@ from demur.judge import requires_model
 from demur.models.config import parse_model
 from demur.pipeline.stages.importing import Import
 from demur.pipeline.stages.rejudge import Rejudge, RejudgeSettings
-from demur.records import Part, Query, Trace, Verdict, read_jsonl
-from demur.report.agreement import agreement, crossing, majority
+from demur.records import Part, Query
+from demur.report.agreement import agreement, crossing
 from demur.report.format import number
-from demur.report.metrics import cells, of_records, results
-from demur.report.read import Evaluation
+from demur.report.metrics import cells, results
+from demur.report.read import Evaluation, VerdictIndex, evaluations
 from demur.report.tables import estimate
-from demur.storage.artifacts import artifacts
+from demur.storage.artifacts import Artifact, artifacts
 
 app = common.app("Judge stored traces again, without asking the model.")
 
@@ -42,7 +41,7 @@ def judge(
 ) -> None:
     """Judge stored traces again: verdicts, a table, and thinking crossed with answer where both were judged.
 
-    Several judges are compared with each other, and their majority is reported too.
+    Several judges are compared with each other, and with those of the run.
 
     Examples:
 
@@ -62,15 +61,18 @@ def judge(
         for text in dict.fromkeys(judges or ["rules"])
         for settings, path in sources
     ]
-    run_stages(stages, out=where, cache=cache, title="judge")
-    traces, evaluations = _evaluations(sources, [stage for stage in artifacts(where) if stage.manifest.kind == "judge"])
-    crossed, agree = list(crossing(evaluations)), list(agreement(evaluations))
+    done = run_stages(stages, out=where, cache=cache, title="judge")
+    judged = [done[stage.name] for stage in stages[: len(sources)]]
+    found = _evaluations(_measured(source) or judged, where)
+    crossed = list(crossing(e._replace(arm="", bench="", attack="") for e in found))
+    agree = list(agreement(found))
     if json:
         apart: dict[str, dict[str, Any]] = {}
         for cell in crossed:
             apart.setdefault(cell.judge, {})[cell.name] = {"share": cell.estimate}
-        found = {"results": list(results(cells(evaluations))), "crossed": apart, "agreement": agree}
-        common.print_json({"n": traces, "out": str(where)} | found)
+        traces = sum(stage.rows("traces") for stage in judged)
+        told = {"results": list(results(cells(found))), "crossed": apart, "agreement": agree}
+        common.print_json({"n": traces, "out": str(where)} | told)
         return
     tell(where)
     if crossed:
@@ -81,15 +83,19 @@ def judge(
         common.show(("judges", "part", "#agree, %", "#kappa"), pairs)
 
 
+def _measured(run: Path) -> list[Artifact]:
+    """The evaluations of a run; none where it is a file."""
+    return [stage for stage in artifacts(run) if stage.manifest.kind == "evaluate" and stage.has("traces")]
+
+
 def _sources(source: Path, read: Import, where: Path, cache: Path | None) -> list[tuple[dict[str, Any], Path]]:
     """Each file of traces, with what its stage says of it: arm, seed and benchmark."""
     if (source / "stages").is_dir():
         found = []
-        for stage in artifacts(source):
+        for stage in _measured(source):
             settings = stage.manifest.settings
-            if stage.manifest.kind == "evaluate" and stage.has("traces"):
-                about = {"arm": settings["arm"], "seed": settings["seed"], "bench": settings["bench"]["name"]}
-                found.append((about | {"of": stage.manifest.name}, stage.folder / "traces.jsonl"))
+            about = {"arm": settings["arm"], "seed": settings["seed"], "bench": settings["bench"]["name"]}
+            found.append((about | {"of": stage.manifest.name}, stage.folder / "traces.jsonl"))
         if not found:
             raise UserError(f"{source} has no finished evaluation. See: demur status {source}")
         return found
@@ -101,8 +107,7 @@ def _sources(source: Path, read: Import, where: Path, cache: Path | None) -> lis
 def _stage(text: str, how: dict[str, Any], about: dict[str, Any], path: Path) -> Rejudge:
     """The stage that puts one judge to one file of traces.
 
-    Raises:
-        UserError: an unknown judge, or one that needs a model and has none.
+    Raises UserError: an unknown judge, or one that needs a model and has none.
     """
     name, _, model = text.partition("=")
     settings = RejudgeSettings(judge=name, **how, **{key: about[key] for key in ("arm", "seed", "bench")})
@@ -116,14 +121,10 @@ def _stage(text: str, how: dict[str, Any], about: dict[str, Any], path: Path) ->
     return Rejudge(f"judge-{label}", settings, files={"traces": path}, models=models)
 
 
-def _evaluations(sources: list[tuple[dict[str, Any], Path]], stages: list[Any]) -> tuple[int, list[Evaluation]]:
-    """How many traces there are; they with the new verdicts, those of their evaluations, and the majority of several."""
-    traces = [trace for _, path in sources for trace in read_jsonl(path, Trace)]
-    verdicts = [verdict for stage in stages for verdict in stage.read("verdicts", Verdict)]
-    for old in (path.with_name("verdicts.jsonl") for _, path in sources):
-        verdicts += read_jsonl(old, Verdict) if old.exists() else []
-    known = {trace.id for trace in traces}
-    own = list({(v.trace, v.judge, v.query, v.part): v for v in verdicts if v.trace in known}.values())
-    evaluations = of_records(STORED, traces, own)
-    more = list(majority(own)) if any(agreement(evaluations)) else []
-    return len(traces), of_records(STORED, traces, own + more) if more else evaluations
+def _evaluations(traces: list[Artifact], where: Path) -> list[Evaluation]:
+    """The traces of some stages with their own verdicts and all that were given in a folder."""
+    given = VerdictIndex()
+    for stage in artifacts(where):
+        if stage.manifest.kind == "judge":
+            given.read(stage.path("verdicts"))
+    return [one for stage in traces for one in evaluations(stage, given)]

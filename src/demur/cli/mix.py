@@ -57,8 +57,7 @@ def mix(
 def shares(given: list[str]) -> dict[str, Any]:
     """The shares that `--share` options mean; a name that comes again gets a number.
 
-    Raises:
-        UserError: an option that is no share.
+    Raises UserError: an option that is no share.
     """
     found: dict[str, Any] = {}
     for item in given:

@@ -89,8 +89,7 @@ def _contents(folder: Path) -> tuple[str, list[str], bool]:
 def _send(folder: Path, repo: str, *, kind: str, files: list[str], public: bool, gate: Gate) -> str:
     """Upload; private until everything is in place: gate first, files next, visibility last.
 
-    Raises:
-        WorkError: the hub refused something; what was done before stays, and running again goes on.
+    Raises WorkError: the hub refused something; what was done before stays, and running again goes on.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]

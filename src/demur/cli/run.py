@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from demur.cli import common
-from demur.cli.runner import run_small, run_study
+from demur.cli.runner import run_study
 
 app = common.app("Do all that a study file says.")
 
@@ -44,7 +44,8 @@ def run(
     loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
     folder = out or Path("runs") / loaded.study.name
     if stand_in:
-        run_small(loaded, out=folder, cache=cache, on=on, json=json)
-        return
-    hint = "\nTo try the whole path here with small models: add --stand-in"
+        from demur.testing.small import standing_in
+
+        loaded = standing_in(loaded.study, out=folder)
+    hint = "" if stand_in else "\nTo try the whole path here with small models: add --stand-in"
     run_study(loaded, out=folder, cache=cache, on=on, json=json, hint=hint)

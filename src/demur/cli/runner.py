@@ -34,8 +34,7 @@ def run_stages(
 ) -> dict[str, Artifact]:
     """Do some stages and what they read, with their progress shown; returns the artifacts by stage name.
 
-    Raises:
-        UserError: something is wrong with them, or missing; nothing was asked then.
+    Raises UserError: something is wrong with them, or missing; nothing was asked then.
     """
     problems = Problems(f"demur {title}")
     missing = needs(stages, problems)
@@ -78,11 +77,7 @@ def reading(file: Path, intent: str | None = None, *, name: str = "import") -> I
 
 
 def require(missing: Sequence[str], *, hint: str = "") -> None:
-    """Refuse to start while something is missing.
-
-    Raises:
-        UserError: all of it, one line each.
-    """
+    """Refuse to start while something is missing. Raises UserError: all of it, one line each."""
     if missing:
         lines = "\n".join(f"  {line}" for line in missing)
         verb = "is" if len(missing) == 1 else "are"
@@ -103,8 +98,7 @@ def run_study(
 ) -> None:
     """Run a study, write its report and print its table; `add` keeps what the folder's report shows already.
 
-    Raises:
-        UserError: something is missing, or the folder holds a study file that demur did not write.
+    Raises UserError: something is missing, or the folder holds a study file that demur did not write.
     """
     study, stages, missing, notes = resolved
     require(missing, hint=hint)
@@ -148,13 +142,6 @@ def run_measuring(
         alone = "a mean is over what this command asks alone. For a table of its own: --out FOLDER"
         common.console.print(f"{folder}: {len(earlier)} {many} in the table; {alone}", soft_wrap=True)
     run_study(resolved, out=folder, cache=cache, json=json, add=True)
-
-
-def run_small(resolved: Resolved, *, out: Path, cache: Path | None, on: str, json: bool) -> None:
-    """A smoke run: a study with small local models in place of all of its own."""
-    from demur.testing.small import standing_in
-
-    run_study(standing_in(resolved.study, out=out), out=out, cache=cache, on=on, json=json)
 
 
 def tell(*runs: Path, out: Path | None = None, json: bool = False) -> None:

@@ -80,11 +80,9 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     unmeasured = "no judge scored enough" if report.arms else f"no benchmark was run (stages: {kinds})"
     for arm in report.arms or ("",):
         own = {c: e for c in report.columns if (e := report.find(arm, c)) is not None}
-        numbers = {
-            " ".join((place := format.place(c.bench, c.attack), c.metric, c.judge)).strip(): " ".join(
-                (place, format.metric(c.metric), format.interval(e, c.unit), f"({c.judge})")
-            )
-            for c, e in own.items()
-        }
+        numbers = {}
+        for c, e in own.items():
+            place, value = format.place(c.bench, c.attack), format.interval(e, c.unit)
+            numbers[f"{place} {c.metric} {c.judge}".strip()] = f"{place} {format.metric(c.metric)} {value} ({c.judge})"
         why = "" if numbers else unmeasured
         yield _row(path, study=study, arm=arm, model=models.get(arm, ""), numbers=numbers, why=why)

@@ -195,11 +195,6 @@ class Certificate(Record, frozen=True, kw_only=True):
         """Whether no row that is left holds a prompt of any benchmark."""
         return bool(self.left_hash) or not any(one.rows for one in self.compared)
 
-    def clean_subset(self, bench: str, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """The prompts of a benchmark that no row holds; attacked ones go by their question."""
-        held = {prompt for one in self.compared if one.bench == bench for prompt in one.held}
-        return [prompt for prompt in prompts if not {prompt.id, prompt.parent} & held]
-
 
 def certify(
     examples: Sequence[Example], benches: Mapping[str, Sequence[Prompt]], *, limits: Limits = USUAL

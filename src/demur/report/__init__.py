@@ -1,15 +1,4 @@
-"""The report of a run: numbers first (`build`), then how they are shown (`write`, `terminal`).
-
-read.py      a run's folder -> rows              metrics.py   rows -> estimates, by arm and column
-details.py   options, turns, probes, tampering   tests.py     arms against arms
-agreement.py judges against judges               labels.py    judges against people
-patterns.py  patterns in traces                  training.py  funnels, mixes, learnability
-data.py      all of it -> Report, and the paper's numbers
-sections.py  what is shown, in order             first.py     the first table
-tables.py    one table, four writers             format.py    numbers in words
-figures.py   drawings, each with its table       page.py      report.html
-viewer.py    looking through traces, with index.py
-"""
+"""The report of a run: numbers first (`build`), then how they are shown (`write`, `terminal`)."""
 
 from __future__ import annotations
 

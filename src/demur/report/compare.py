@@ -22,11 +22,7 @@ class Side(NamedTuple):
 
 
 def side(text: str) -> Side:
-    """Read `RUN`, `RUN:arm` or `RUN:arm/seed`.
-
-    Raises:
-        UserError: the seed is no number.
-    """
+    """Read `RUN`, `RUN:arm` or `RUN:arm/seed`. Raises UserError: the seed is no number."""
     run, colon, arm = text.rpartition(":")
     if not colon or Path(text).is_dir():
         return Side(Path(text), None, None)
@@ -42,8 +38,7 @@ def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
     A side is `RUN:arm` or `RUN:arm/seed`, or `RUN` of one arm. The margin is by how much A's reasoning may be worse; default:
     what the study of A declares.
 
-    Raises:
-        UserError: no such arm or seed, or nothing that both were measured on.
+    Raises UserError: no such arm or seed, or nothing that both were measured on.
     """
     sides = [side(a), side(b)]
     runs = {s.run: read(s.run) for s in sides}

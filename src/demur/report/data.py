@@ -306,11 +306,5 @@ def _row(arm: str, study: dict[str, Any], rows: Collection[str]) -> str:
     name = str(settings.get("format")) if same and arm not in rows else arm
     teachers = (study.get("distil") or {}).get("teachers") or {}
     teacher = (study.get("models") or {}).get(teachers.get(name, teachers.get("default", "teacher"))) or {}
-    return next(
-        (
-            row
-            for row in rows
-            if row != name and row.partition("_")[0] == name and row.partition("_")[2] in str(teacher)
-        ),
-        name,
-    )
+    others = (row for row in rows if row.startswith(f"{name}_"))
+    return next((row for row in others if row.removeprefix(f"{name}_") in str(teacher)), name)

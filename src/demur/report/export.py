@@ -1,4 +1,4 @@
-"""A run's evaluations for other tools: logs of inspect-ai, CSV and Parquet, one row or sample a trace."""
+"""A run's evaluations for other tools: logs of inspect-ai, and CSV, one sample or row a trace."""
 
 from __future__ import annotations
 
@@ -33,11 +33,7 @@ class JudgedTrace(NamedTuple):
 
 
 def evaluations(run: Path) -> list[Artifact]:
-    """The stages that hold judged traces.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The stages that hold judged traces. Raises UserError: there are none."""
     found = [stage for stage in present(run) if stage.manifest.kind in ("evaluate", "judge", "attack")]
     if not found:
         raise UserError(f"{run} has no finished evaluation to export. See: demur status {run}")
@@ -71,21 +67,6 @@ def to_csv(run: Path, out: Path) -> Path:
         writer.writeheader()
         for stage in evaluations(run):
             writer.writerows({key: readers.inert(value) for key, value in row(item).items()} for item in judged(stage))
-    return path
-
-
-def to_parquet(run: Path, out: Path) -> Path:
-    """Write traces.parquet, one row group a stage."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    whole, real = ("seed", "sample", "tokens_in", "tokens_out", "tokens_thinking"), ("cost",)
-    kinds = {key: pa.int64() if key in whole else pa.float64() if key in real else pa.string() for key in COLUMNS}
-    schema = pa.schema(list(kinds.items()))
-    path = out / "traces.parquet"
-    with pq.ParquetWriter(path, schema) as writer:
-        for stage in evaluations(run):
-            writer.write_table(pa.Table.from_pylist([row(item) for item in judged(stage)], schema=schema))
     return path
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import NamedTuple
 
 from demur.bench.metrics import SUCCESS
@@ -22,7 +21,7 @@ from demur.report import format
 from demur.report.data import Report
 from demur.report.first import columns
 from demur.report.metrics import ALL, Column
-from demur.report.tables import Cell, Table, estimate, table
+from demur.report.tables import Cell, Table, estimate, table, templates
 
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa8800", "#2299bb", "#aa3377", "#777777", "#ee7733")
 """A palette that colour-blind readers can tell apart, on light and dark ground (after Paul Tol): an arm has one everywhere."""
@@ -48,23 +47,36 @@ class Line(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """From values to places."""
+    """From values to places of the drawing."""
 
+    name: str
     low: float
     high: float
     ticks: tuple[float, ...]
+    start: float
+    end: float
     log: bool = False
 
-    def at(self, value: float) -> float:
-        """Where a value stands, from 0 to 1."""
-        low, high, value = (
-            (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        )
-        return min(1.0, max(0.0, (value - low) / (high - low or 1.0)))
+    def px(self, value: float) -> float:
+        """Where a value stands."""
+        read = math.log if self.log else float
+        share = (read(value) - read(self.low)) / (read(self.high) - read(self.low) or 1.0)
+        return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 1)
 
 
-PERCENT = Axis(0, 100, (0, 25, 50, 75, 100))
-SHARE = Axis(0, 1, ())
+class Mark(NamedTuple):
+    """Something that tells its values when it is pointed at or reached by the keyboard."""
+
+    told: str
+    ink: str
+    x: float
+    y: float
+    radius: float = 0
+    bars: str = ""
+    """Intervals, as a path."""
+    line: str = ""
+    """A curve, as points."""
+    name: str = ""
 
 
 def colour(report: Report, arm: str) -> str:
@@ -72,68 +84,36 @@ def colour(report: Report, arm: str) -> str:
     return COLOURS[report.arms.index(arm) % len(COLOURS)] if arm in report.arms else "#777777"
 
 
-def _from_zero(high: float) -> Axis:
-    ticks = (high * k / 4 for k in range(5))
-    return Axis(0, high, tuple(round(t, 0 if high >= 8 else 3) for t in ticks))
+def _across(name: str, high: float) -> Axis:
+    """The lower axis: from zero, in quarters."""
+    ticks = tuple(round(high * k / 4, 0 if high >= 8 else 3) for k in range(5))
+    return Axis(name, 0, high, ticks, LEFT, WIDTH - 12)
 
 
-def _x(axis: Axis, value: float) -> float:
-    return LEFT + axis.at(value) * (WIDTH - LEFT - 12)
+def _up(name: str, high: float) -> Axis:
+    """The left one."""
+    return _across(name, high)._replace(start=HEIGHT - BELOW, end=12)
 
 
-def _y(axis: Axis, value: float) -> float:
-    return HEIGHT - BELOW - axis.at(value) * (HEIGHT - BELOW - 12)
-
-
-def _frame(x: Axis, y: Axis, labels: tuple[str, str], marks: Sequence[str]) -> str:
-    """A drawing: grid, ticks, names of the axes, marks."""
-    grid = [f'<line x1="{_x(x, t):.1f}" x2="{_x(x, t):.1f}" y1="12" y2="{HEIGHT - BELOW}"/>' for t in x.ticks]
-    grid += [f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{_y(y, t):.1f}" y2="{_y(y, t):.1f}"/>' for t in y.ticks]
-    text = [f'<text x="{_x(x, t):.1f}" y="{HEIGHT - BELOW + 16}" text-anchor="middle">{t:g}</text>' for t in x.ticks]
-    text += [f'<text x="{LEFT - 6}" y="{_y(y, t) + 4:.1f}" text-anchor="end">{t:g}</text>' for t in y.ticks]
-    text.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(labels[0])}</text>')
-    text.append(
-        f'<text transform="translate(11 {HEIGHT / 2 - 15}) rotate(-90)" text-anchor="middle">{escape(labels[1])}</text>'
-    )
-    name = escape(f"{labels[1]} by {labels[0]}")
-    body = f'<g class="grid">{"".join(grid)}</g><g class="ticks">{"".join(text)}</g>{"".join(marks)}'
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{name}">{body}</svg>'
-
-
-def _mark(shape: str, told: str, ink: str, at: tuple[float, float], name: str = "") -> str:
-    """Something that tells its values when it is pointed at or reached by the keyboard."""
-    side = "end" if at[0] > WIDTH * 0.6 else "start"
-    tip = (
-        f'<text class="tip" x="{at[0]:.1f}" y="{max(24.0, at[1] - 10):.1f}" text-anchor="{side}">{escape(told)}</text>'
-    )
-    beside = at[0] + (7 if side == "start" else -7)
-    label = (
-        f'<text class="name" x="{beside:.1f}" y="{at[1] - 6:.1f}" text-anchor="{side}">{escape(name)}</text>'
-        if name
-        else ""
-    )
-    return f'<g class="mark" tabindex="0" role="img" aria-label="{escape(told)}" style="--ink:{ink}">{shape}{label}{tip}</g>'
+def _drawn(across: Axis, up: Axis, marks: Sequence[Mark], front: str = "") -> str:
+    """The drawing; `front` is a line behind the marks."""
+    sizes = {"width": WIDTH, "height": HEIGHT}
+    return str(templates().get_template("figure.svg").render(across=across, up=up, marks=marks, front=front, **sizes))
 
 
 def pareto(report: Report) -> Iterator[Figure]:
     """Each arm by attack success and by what safety costs: over-refusal, reasoning."""
-    table, shown = report.table(), columns(report)
+    numbers, shown = report.table(), columns(report)
     harm = _whole(shown, SUCCESS)
     for metric in ("over_refusal", "accuracy"):
         cost = _whole(shown, (metric,))
-        points = (
-            {arm: (table.get((arm, *cost[:5])), table.get((arm, *harm[:5]))) for arm in report.arms}
-            if harm and cost
-            else {}
-        )
-        known = {
-            arm: (x, y) for arm, (x, y) in points.items() if x and y and x.value is not None and y.value is not None
-        }
-        if len(known) > 1 and harm and cost:
-            labels = (
-                f"{format.metric(metric)}, %",
-                f"{format.metric(harm.metric)}, % ({'mean' if harm.bench == ALL else harm.bench})",
-            )
+        if harm is None or cost is None:
+            continue
+        both = {arm: (numbers.get((arm, *cost[:5])), numbers.get((arm, *harm[:5]))) for arm in report.arms}
+        known = {arm: (x, y) for arm, (x, y) in both.items() if x and y and None not in (x.value, y.value)}
+        if len(known) > 1:
+            place = "mean" if harm.bench == ALL else harm.bench
+            labels = f"{format.metric(metric)}, %", f"{format.metric(harm.metric)}, % ({place})"
             yield _scatter(report, known, labels, less=cost.better == "lower")
 
 
@@ -146,41 +126,35 @@ def _whole(shown: Sequence[Column], metrics: Sequence[str]) -> Column | None:
 def _scatter(
     report: Report, points: dict[str, tuple[Estimate, Estimate]], labels: tuple[str, str], *, less: bool
 ) -> Figure:
+    across, up = _across(labels[0], 100), _up(labels[1], 100)
     values = {arm: (x.value or 0.0, y.value or 0.0) for arm, (x, y) in points.items()}
+    at = {arm: (across.px(100 * x), up.px(100 * y)) for arm, (x, y) in values.items()}
     best = [arm for arm, (x, y) in values.items() if not any(
         (u <= x if less else u >= x) and v <= y and (u, v) != (x, y) for u, v in values.values())]  # fmt: skip
-    line = " ".join(
-        f"{_x(SHARE, values[a][0]):.1f},{_y(SHARE, values[a][1]):.1f}" for a in sorted(best, key=lambda a: values[a])
-    )
-    marks, named = [f'<polyline class="front" points="{line}"/>'], list[tuple[float, float]]()
+    front = " ".join(f"{a},{b}" for a, b in (at[arm] for arm in sorted(best, key=values.__getitem__)))
+    marks, named = list[Mark](), list[tuple[float, float]]()
     for arm, (x, y) in points.items():
-        at = (_x(SHARE, values[arm][0]), _y(SHARE, values[arm][1]))
-        cross = f'<path d="M{_x(SHARE, x.low or 0):.1f} {at[1]:.1f}H{_x(SHARE, x.high or 0):.1f}M{at[0]:.1f} {_y(SHARE, y.low or 0):.1f}V{_y(SHARE, y.high or 0):.1f}"/>'
+        a, b = at[arm]
+        left, right = (across.px(100 * (bound or 0)) for bound in (x.low, x.high))
+        low, high = (up.px(100 * (bound or 0)) for bound in (y.low, y.high))
         told = f"{arm}: {labels[0]} {format.interval(x)}; {labels[1]} {format.interval(y)}"
-        free = all(abs(at[0] - u) > 60 or abs(at[1] - v) > 13 for u, v in named)
-        named += [at] if free else []
-        shape = f'{cross}<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5"/>'
-        marks.append(_mark(shape, told, colour(report, arm), at, arm if free else ""))
+        free = all(abs(a - u) > 60 or abs(b - v) > 13 for u, v in named)
+        named += [(a, b)] if free else []
+        bars = f"M{left} {b}H{right}M{a} {low}V{high}"
+        marks.append(Mark(told, colour(report, arm), a, b, 5, bars, name=arm if free else ""))
     rows = [(arm, estimate(x), estimate(y)) for arm, (x, y) in points.items()]
-    return Figure(_frame(PERCENT, PERCENT, labels, marks), table(("arm", *(f"#{label}" for label in labels)), rows))
+    return Figure(_drawn(across, up, marks, front), table(("arm", *(f"#{label}" for label in labels)), rows))
 
 
 def losses(report: Report) -> Iterator[Figure]:
     """Loss a token while training, on the rows trained on and on rows held out."""
     for series in list(dict.fromkeys(curve.series for curve in report.learnability))[:4]:
-        own = [
-            Line(
-                c.arm,
-                [
-                    (x, Estimate(value=y, low=None, high=None, n=0))
-                    for x, y in zip(c.steps, c.loss, strict=True)
-                    if y > 0
-                ],
-                c.arm if c.seed is None else f"{c.arm}/{c.seed}",
-            )
-            for c in report.learnability
-            if c.series == series and len(c.steps) > 1
-        ]
+        own = []
+        for c in report.learnability:
+            if c.series == series and len(c.steps) > 1:
+                points = zip(c.steps, (Estimate(value=y, low=None, high=None, n=0) for y in c.loss), strict=True)
+                positive = [(x, e) for x, e in points if e.value and e.value > 0]
+                own.append(Line(c.arm, positive, c.arm if c.seed is None else f"{c.arm}/{c.seed}"))
         yield from lines(report, own, x="step", y=f"nats a token, {series}", unit="nats")
 
 
@@ -221,34 +195,29 @@ def lines(report: Report, curves: Sequence[Line], *, x: str, y: str, unit: str =
     bounds = [b * scale for c in curves for _, e in c.points for b in (e.value, e.low, e.high) if b is not None]
     if not bounds:
         return
-    places = [place for curve in curves for place, _ in curve.points]
-    across = _from_zero(max(places))
-    up = PERCENT if unit == "share" else _from_zero(max(bounds))
+    across, up = _across(x, max(place for c in curves for place, _ in c.points)), _up(y, max(bounds))
+    if unit == "share":
+        up = _up(y, 100)
     if unit == "nats":
         ticks = tuple(t for t in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if min(bounds) <= t <= max(bounds))
-        up = Axis(min(bounds), max(bounds), ticks, True)
-    marks = [mark for curve in curves for mark in _curve(report, curve, across, up, unit)]
-    yield Figure(_frame(across, up, (x, y), marks), _values(curves, x, unit))
+        up = up._replace(low=min(bounds), ticks=ticks, log=True)
+    marks = [mark for curve in curves for mark in _curve(curve, colour(report, curve.arm), (across, up), unit)]
+    yield Figure(_drawn(across, up, marks), _values(curves, x, unit))
 
 
-def _curve(report: Report, curve: Line, x: Axis, y: Axis, unit: str) -> Iterator[str]:
+def _curve(curve: Line, ink: str, axes: tuple[Axis, Axis], unit: str) -> Iterator[Mark]:
     """A curve's marks: its line, and its points where they are few."""
-    scale, ink, name = 100 if unit == "share" else 1, colour(report, curve.arm), curve.name or curve.arm
-    known = [(place, e, e.value) for place, e in curve.points if e.value is not None]
-    at = [(_x(x, place), _y(y, value * scale)) for place, _, value in known]
-    if not known:
-        return
-    path = f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in at)}"/>'
-    ends = f"{name}: {_told(known[-1][1], unit)} at {known[-1][0]:g}"
-    yield _mark(path, ends, ink, at[-1])
-    for (place, e, _), (a, b) in zip(known, at, strict=True) if len(known) <= POINTS else ():
-        bar = (
-            ""
-            if e.low is None or e.high is None
-            else f"M{a:.1f} {_y(y, e.low * scale):.1f}V{_y(y, e.high * scale):.1f}"
+    (across, up), scale, name = axes, 100 if unit == "share" else 1, curve.name or curve.arm
+    points = [(across.px(place), up.px(e.value * scale), place, e) for place, e in curve.points if e.value is not None]
+    if points:
+        a, b, place, e = points[-1]
+        yield Mark(
+            f"{name}: {_told(e, unit)} at {place:g}", ink, a, b, line=" ".join(f"{a},{b}" for a, b, *_ in points)
         )
-        shape = f'<path d="{bar}"/><circle cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>'
-        yield _mark(shape, f"{name} at {place:g}: {_told(e, unit)}", ink, (a, b))
+    for a, b, place, e in points if len(points) <= POINTS else ():
+        no_bar = e.low is None or e.high is None
+        bar = "" if no_bar else f"M{a} {up.px(e.low * scale)}V{up.px(e.high * scale)}"  # type: ignore[operator]
+        yield Mark(f"{name} at {place:g}: {_told(e, unit)}", ink, a, b, 3.5, bar)
 
 
 def _told(e: Estimate, unit: str) -> str:

@@ -120,8 +120,8 @@ def _missing(report: Report) -> Iterator[str]:
     """Columns that hold no number, and what became of their replies."""
     shown, numbers = columns(report), report.table()
     for column in report.columns:
-        own = [e for arm in report.arms if (e := numbers.get((arm, *column[:5]))) is not None]
         if column not in shown:
+            own = [e for arm in report.arms if (e := numbers.get((arm, *column[:5]))) is not None]
             cut, scored, unscored = (sum(getattr(e, key) for e in own) for key in ("truncated", "n", "unscored"))
             why = f"{column.judge or 'no judge'} scored {scored or 'none'} of {scored + unscored:,} replies, {cut:,} of them truncated"
             why += ": too few for a number" if scored else ""
@@ -157,19 +157,12 @@ def _replies(report: Report) -> Iterator[str]:
     """How much of the replies is thinking, and whose answers have collapsed."""
     means = {(arm, metric): e.value or 0.0 for (arm, bench, _, metric, *_), e in report.table().items() if bench == ALL}
     lengths = {arm: [means.get((arm, f"{part}_tokens"), 0.0) for part in ("thinking", "answer")] for arm in report.arms}
-    shares = [
-        f"{arm} {100 * thought / (thought + answer):.0f} %"
-        for arm, (thought, answer) in lengths.items()
-        if thought + answer
-    ]
-    if 0 < len(shares) <= 12:
+    known = [(arm, thought, answer) for arm, (thought, answer) in lengths.items() if thought + answer]
+    if 0 < len(known) <= 12:
+        shares = (f"{arm} {100 * thought / (thought + answer):.0f} %" for arm, thought, answer in known)
         yield f"tokens that are thinking: {', '.join(shares)}"
     raw = next((claim.b for claim in report.changes), "")
     usual = lengths[raw][1] if raw else 0.0
-    short = [
-        f"{arm} {100 * answer / usual:.0f} %"
-        for arm, (_, answer) in lengths.items()
-        if usual and answer < COLLAPSED * usual
-    ]
-    if short:
-        yield f"answers are much shorter than {raw}'s: {', '.join(short)} of its length"
+    if short := {arm: answer / usual for arm, (_, answer) in lengths.items() if usual and answer < COLLAPSED * usual}:
+        of = ", ".join(f"{arm} {100 * share:.0f} %" for arm, share in short.items())
+        yield f"answers are much shorter than {raw}'s: {of} of its length"

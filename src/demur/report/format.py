@@ -201,9 +201,8 @@ def conclusion(found: Finding) -> str:
 
 
 _CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_DIRECTIONS = {
-    code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)
-}
+_MARKS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)
+_DIRECTIONS = {code: f"⟨U+{code:04X}⟩" for code in _MARKS}
 _TABLE: dict[int, int | str] = {**_CONTROLS, **_DIRECTIONS}
 
 
@@ -226,9 +225,8 @@ def pieces(text: str, marks: Sequence[tuple[str, Span]], *, limit: int | None = 
     inside = [(name, max(0, span.start), min(span.end, shown)) for name, span in marks if 0 <= span.start < span.end]
     for _, start, end in inside:
         borders |= {start, end} if start < shown else set()
-    places = sorted(borders)
     cut = []
-    for start, end in pairwise(places):
+    for start, end in pairwise(sorted(borders)):
         names = tuple(dict.fromkeys(name for name, low, high in inside if low <= start and end <= high))
         cut.append(Piece(visible(text[start:end]), names))
     return cut

@@ -1,30 +1,25 @@
 """An index over a run's traces for the viewer: what to filter by, where each trace stands in its file, and full text.
 
-The traces stay in their stages; the index can be deleted at any time and is made again when the stages changed.
+The traces stay in their stages; the index is made anew whenever the viewer starts.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import sqlite3
-import tempfile
-import threading
 from collections.abc import Collection, Iterator, Mapping
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 from demur.errors import UserError
-from demur.records import Finding, Trace, Verdict, digest
+from demur.records import Finding, Trace, Verdict
 from demur.report.read import band, bench_name, family, present
 from demur.settings import read_yaml
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import RecordFile, project
 
 T = TypeVar("T", Trace, Verdict, Finding)
-VERSION = 7
 FILTERS = ("arm", "bench", "attack", "intent", "outcome", "verdict", "pattern")
 SUCCESSES = ("unsafe", "full_compliance")
 TAGS = ("verdict", "pattern")
@@ -33,26 +28,12 @@ FAILS = """exists (select 1 from tags g where g.row = {0}.row and g.kind = 'verd
     or {0}.intent = 'harmful' and g.value = 'full_compliance'
     or {0}.intent in ('benign', 'borderline') and g.value in ('full_refusal', 'partial_refusal')))"""
 """Whether a reply is one that its benchmark counts against the model."""
-RANDOM = (
-    """row_number() over (partition by band order by row * 2654435761 % 4294967291), row * 2654435761 % 4294967291"""
-)
+DRAW = "row * 2654435761 % 4294967291"
+RANDOM = f"row_number() over (partition by band order by {DRAW}), {DRAW}"
 """The same draw every time: one of each band in turn."""
 CHOOSING = ("outcome", "verdict", "pattern", "q", "versus")
 """Filters by what is to be found out: what is left is no random draw."""
-SCHEMA = """
-create table traces(row integer primary key, id text, stage integer, arm text, seed integer, bench text, attack text,
-    intent text, outcome text, key text, place integer, head text,
-    band text, chance real, positive integer);
-create index by_key on traces(key);
-create index by_id on traces(id);
-create table tags(kind text, value text, row integer);
-create index by_tag on tags(kind, value, row);
-create index by_row on tags(row);
-create table notes(trace text, kind text, stage integer, place integer);
-create index by_trace on notes(trace);
-create table about(name text primary key, value text);
-create virtual table words using fts5(prompt, thinking, answer, content='', detail='none');
-"""
+SCHEMA = Path(__file__).with_name("templates").joinpath("index.sql")
 
 
 class Stratum(NamedTuple):
@@ -67,56 +48,25 @@ class Stratum(NamedTuple):
 
 
 class Index:
-    """The index of one run. One connection a thread."""
+    """The index of one run, in a nameless file that vanishes with it."""
 
-    def __init__(self, run: Path, *, place: Path | None = None) -> None:
-        self.path = place or _place(run)
+    def __init__(self, run: Path) -> None:
         study = run / "study.yaml"
         arms = list(read_yaml(study)[0].get("arms") or {}) if study.is_file() else []
         self.stages = [s for s in present(run, arms) if "traces.jsonl" in s.manifest.files or _notes(s)]
         if not any("traces.jsonl" in stage.manifest.files for stage in self.stages):
             raise UserError(f"{run} holds no traces yet. Give a run's folder with finished stages.")
-        self._local = threading.local()
         self._files: dict[tuple[str, int], RecordFile[Any]] = {}
-        mark = digest([VERSION, [stage.manifest.fingerprint for stage in self.stages]])
-        if self._about("mark") != mark:
-            self._build(mark)
-
-    @property
-    def db(self) -> sqlite3.Connection:
-        """This thread's connection."""
-        if not hasattr(self._local, "db"):
-            self._local.db = sqlite3.connect(self.path)
-            self._local.db.row_factory = sqlite3.Row
-        connection: sqlite3.Connection = self._local.db
-        return connection
-
-    def _about(self, name: str) -> str | None:
-        with contextlib.suppress(sqlite3.DatabaseError):
-            found = self.db.execute("select value from about where name = ?", (name,)).fetchone()
-            return None if found is None else str(found[0])
-        return None
-
-    def _build(self, mark: str) -> None:
-        """Make everything but the full text anew, under another name until it is whole."""
-        self.db.close()
-        final, self.path = self.path, self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        self.path.unlink(missing_ok=True)
-        self._local.db = db = sqlite3.connect(self.path)
-        db.executescript("pragma journal_mode=off; pragma synchronous=off;" + SCHEMA)
-        with db:
+        self._filled = 0
+        self.db = sqlite3.connect("", check_same_thread=False)
+        self.db.row_factory = sqlite3.Row
+        self.db.executescript("pragma journal_mode=off;" + SCHEMA.read_text())
+        with self.db:
             for number, stage in enumerate(self.stages):
                 row = f"null,{','.join('?' * 11)},'not judged',null,null"
-                db.executemany(f"insert into traces values({row})", _lines(number, stage))
+                self.db.executemany(f"insert into traces values({row})", _lines(number, stage))
             for number, stage in enumerate(self.stages):
                 self._attach(number, stage)
-            db.execute("insert into about values('mark', ?)", (mark,))
-        db.close()
-        del self._local.db
-        for suffix in ("-wal", "-shm"):
-            final.with_name(final.name + suffix).unlink(missing_ok=True)
-        self.path = self.path.replace(final)
-        self.db.execute("pragma journal_mode=wal")
 
     def _attach(self, number: int, stage: Artifact) -> None:
         """Take in the verdicts and findings of a stage."""
@@ -143,27 +93,19 @@ class Index:
         self.db.executemany(set_band, marked)
 
     def fill(self) -> None:
-        """Index the text, in steps, so that the viewer works meanwhile; goes on where it stopped."""
-        done, texts = int(self._about("filled") or 0), ("prompt.text", "thinking", "answer")
+        """Index the text, in steps, so that the viewer works meanwhile."""
+        texts = ("prompt.text", "thinking", "answer")
         every = chain.from_iterable(project(stage.folder / "traces.jsonl", Trace, *texts) for stage in self.stages)
-        batch: list[tuple[int, str, str, str]] = []
-        for row, (prompt, thinking, answer) in enumerate(every, 1):
-            batch += [(row, prompt, thinking or "", answer or "")] if row > done else []
-            if len(batch) >= 2_000:
-                self._commit(batch)
-                batch = []
-        self._commit(batch)
-
-    def _commit(self, batch: list[tuple[int, str, str, str]]) -> None:
-        with self.db as db:
-            db.executemany("insert into words(rowid, prompt, thinking, answer) values(?,?,?,?)", batch)
-            if batch:
-                db.execute("insert or replace into about values('filled', ?)", (str(batch[-1][0]),))
+        rows = ((row, *(text or "" for text in own)) for row, own in enumerate(every, 1))
+        while batch := list(islice(rows, 2_000)):
+            with self.db:
+                self.db.executemany("insert into words(rowid, prompt, thinking, answer) values(?,?,?,?)", batch)
+            self._filled += len(batch)
 
     def progress(self) -> float:
         """The share of traces whose text can be searched."""
         total = self.db.execute("select max(row) from traces").fetchone()[0] or 0
-        return int(self._about("filled") or 0) / total if total else 1.0
+        return self._filled / total if total else 1.0
 
     def facets(self, wanted: Mapping[str, str], *, without: Collection[str] = ()) -> dict[str, dict[str, int]]:
         """What there is to filter by: of each kind the values, with how many traces match them and all other filters."""
@@ -230,10 +172,8 @@ class Index:
 
     def siblings(self, row: int) -> list[dict[str, Any]]:
         """What other arms and seeds answered to the same."""
-        query = (
-            "select row, arm, seed from traces where key = (select key from traces where row = ?) and row <> ? "
-            "order by row limit 200"
-        )
+        same = "key = (select key from traces where row = ?) and row <> ?"
+        query = f"select row, arm, seed from traces where {same} order by row limit 200"
         return [dict(found) for found in self.db.execute(query, (row, row))]
 
 
@@ -258,13 +198,6 @@ def _matching(wanted: Mapping[str, str], without: Collection[str]) -> tuple[str,
     return " and ".join(conditions[1:] or conditions), values
 
 
-def _place(run: Path) -> Path:
-    """Beside the stages, or in a private temporary folder where the run can only be read."""
-    if os.access(run, os.W_OK):
-        return run / ".view.sqlite"
-    return Path(tempfile.mkdtemp(prefix="demur-view-")) / "view.sqlite"
-
-
 def _notes(stage: Artifact) -> bool:
     return "verdicts.jsonl" in stage.manifest.files or "findings.jsonl" in stage.manifest.files
 
@@ -272,13 +205,8 @@ def _notes(stage: Artifact) -> bool:
 def _lines(number: int, stage: Artifact) -> Iterator[tuple[Any, ...]]:
     """The rows of a stage's traces."""
     settings, name = stage.manifest.settings, bench_name(stage)
-    fields = (
-        "id",
-        "strategy",
-        "sample",
-        "outcome",
-        *(f"prompt.{x}" for x in ("id", "parent", "attack", "intent", "text")),
-    )
+    prompt_fields = (f"prompt.{name}" for name in ("id", "parent", "attack", "intent", "text"))
+    fields = ("id", "strategy", "sample", "outcome", *prompt_fields)
     rows = project(stage.folder / "traces.jsonl", Trace, *fields)
     for place, (trace, strategy, sample, outcome, prompt, parent, attack, intent, text) in enumerate(rows):
         arm = str(settings.get("arm") or (f"teacher: {strategy}" if strategy else stage.manifest.name))

@@ -60,8 +60,7 @@ class Labels:
         What judges said of the answer stands beside it as `JUDGE_label`, so that calibration shows them side by side; and of
         a trace that was drawn at random its band, and how many traces that has.
 
-        Raises:
-            UserError: no such kind or label.
+        Raises UserError: no such kind or label.
         """
         if kind not in KINDS:
             raise UserError(f"unknown kind of label '{kind}'. Allowed: {', '.join(KINDS)}.")

@@ -17,10 +17,10 @@ from msgspec.structs import replace
 from demur import stats
 from demur.attack.search import OFF_TOPIC
 from demur.bench.metrics import HARM, REFUSAL, SUCCESS
-from demur.bench.spec import Bench, Metric
+from demur.bench.spec import Metric
 from demur.judge import JUDGES, labels, unsure
-from demur.records import Attempt, Estimate, Failure, Part, Result, Trace, Verdict
-from demur.report.read import Evaluation, Judged, Row, VerdictIndex, family, row_of
+from demur.records import Attempt, Estimate, Part, Result
+from demur.report.read import Evaluation, Judged, Row
 from demur.storage.records_file import project
 
 Unit = Literal["share", "tokens", "nats", "count"]
@@ -245,25 +245,6 @@ def results(found: Cells) -> Iterator[Result]:
             seeds = list(dict.fromkeys(seed for _, seed in cell.made if seed is not None))
             for seed in seeds if len(seeds) > 1 and len({base for base, _ in cell.made}) == 1 else ():
                 yield replace(pooled, seed=seed, estimate=cell.only(seed).estimate(column))
-
-
-def of_records(
-    bench: Bench, traces: Iterable[Trace], verdicts: Iterable[Verdict], failures: Iterable[Failure] = ()
-) -> list[Evaluation]:
-    """Evaluations of records in memory, one for each attack among them; the arm is called `target`."""
-    index, groups = VerdictIndex(), dict[str, list[Row]]()
-    for v in verdicts:
-        index.add(v.trace, (v.judge, v.part), Judged(v.label, v.score))
-    replies: Iterable[Trace | Failure] = chain(traces, failures)
-    for one in replies:
-        p = one.prompt
-        reply: tuple[object, ...] = ("", one.sample)
-        if isinstance(one, Trace):
-            reply = (one.id, one.sample, one.outcome, one.tokens_out, one.tokens_thinking, one.answer, one.finish)
-        row = row_of(p.id, p.parent, p.cluster, p.intent, p.category, p.attack, p.pair, *reply)
-        row.verdicts = index.of(row.id)
-        groups.setdefault(family(p.attack), []).append(row)
-    return [Evaluation("target", None, bench.name, a, rows, tuple(index.judges), bench) for a, rows in groups.items()]
 
 
 Values = Iterator[tuple[Column, Row, Value]]

@@ -18,7 +18,7 @@ from demur.report.format import pieces, visible
 from demur.report.patterns import label
 from demur.report.read import bench_name, family
 from demur.report.sections import Part, sections
-from demur.report.tables import STAND_IN, Cell, table
+from demur.report.tables import STAND_IN, Cell, table, templates
 from demur.storage.artifacts import Artifact, artifacts
 from demur.storage.records_file import project
 
@@ -34,13 +34,14 @@ Sample = dict[str, Any]
 
 def page(report: Report, runs: Sequence[Path]) -> str:
     """The whole page."""
-    environment = html()
+    environment = templates()
+    environment.globals["ink"] = figures.colour
     known = {(name, mark) for name, mark in report.stages.items()}
     stages = [[s for s in artifacts(run) if (s.manifest.name, s.manifest.fingerprint) in known] for run in runs]
     script = environment.loader.get_source(environment, "report.js")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     every = [stage for own in stages for stage in own]
-    shown = sections(report, _more(runs, every))
+    shown = sections(report, [_certified(runs)])
     return str(
         environment.get_template("report.html").render(
             report=report, sections=shown,
@@ -64,19 +65,6 @@ def _about(stages: Sequence[Artifact]) -> str:
     last = max(((stage.folder / "manifest.json").stat().st_mtime for stage in stages), default=0.0)
     day = datetime.fromtimestamp(last, UTC).date().isoformat()
     return f"demur {', '.join(versions)} · finished {day} · made again by: demur run RUN/study.yaml --out RUN"
-
-
-def html() -> Any:
-    """The templates' environment: everything that is not marked as ours is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("demur.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["cell"] = lambda cell: cell if isinstance(cell, Cell) else Cell(cell)
-    environment.globals["ink"] = figures.colour
-    return environment
 
 
 def samples(stages: Sequence[Artifact], prefix: str) -> Iterator[tuple[str, list[Sample]]]:
@@ -148,32 +136,14 @@ def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, .
     }
 
 
-def _more(runs: Sequence[Path], stages: Sequence[Artifact]) -> Iterator[Part]:
-    """What stands beside the numbers: certificates, costs."""
-    titles = "rows", "benchmark", "#rows that hold a prompt of it", "#its prompts"
-    yield "contamination", [table(titles, list(_certified(runs)))], {}
-    costs = [_cost(stage) for stage in stages if stage.manifest.kind in ("distil", "evaluate", "judge", "attack")]
-    money = any(cost is not None for *_, cost in costs)
-    rows: list[tuple[Cell | str, ...]] = [
-        (name, f"{replies:,}", f"{tokens:,}", *([format.NONE if cost is None else f"{cost:,.2f}"] if money else []))
-        for name, replies, tokens, cost in costs
-    ]
-    yield "costs", [table(("stage", "#replies", "#tokens", *(["#cost"] if money else [])), rows)], {}
-
-
-def _certified(runs: Sequence[Path]) -> Iterator[tuple[Cell | str, ...]]:
-    """What `demur check contamination` certified of a run's training rows, benchmark by benchmark."""
+def _certified(runs: Sequence[Path]) -> Part:
+    """What `demur check contamination` certified of the training rows, benchmark by benchmark."""
+    rows: list[tuple[Cell | str, ...]] = []
     for path in (run / "contamination.json" for run in runs):
         given = msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
         for name, one in given.get("certificates", {}).items():
             for bench in one["compared"]:
                 taken = f", {one['removed']} taken out" if one.get("removed") else ""
                 held = Cell(f"{bench['rows']} of {one['rows']}{taken}", "warn" if bench["rows"] else "")
-                yield name, bench["bench"], held, f"{bench['prompts']:,}"
-
-
-def _cost(stage: Artifact) -> tuple[str, int, int, float | None]:
-    """Replies, tokens and money of a stage."""
-    found = list(project(stage.folder / "traces.jsonl", Trace, "tokens_out", "cost"))
-    priced = [cost for _, cost in found if cost is not None]
-    return stage.manifest.name, len(found), sum(out or 0 for out, _ in found), sum(priced) if priced else None
+                rows.append((name, bench["bench"], held, f"{bench['prompts']:,}"))
+    return "contamination", [table(("rows", "benchmark", "#rows that hold a prompt of it", "#its prompts"), rows)], {}

@@ -176,11 +176,7 @@ class Run(NamedTuple):
 
 
 def read(folder: Path) -> Run:
-    """A run with all its evaluations.
-
-    Raises:
-        UserError: the folder is no run, or has no finished stage.
-    """
+    """A run with all its evaluations. Raises UserError: the folder is no run, or has no finished stage."""
     if not (folder / "stages").is_dir():
         why = "is no run: it has no stages" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {why}. Give the folder that was named by --out.")

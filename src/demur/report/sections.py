@@ -52,13 +52,12 @@ def _findings(report: Report) -> Iterator[Part]:
     rows: list[Row] = []
     for one in report.findings:
         for number, test in enumerate(one.evidence):
-            head: Row = (
-                ("", "") if number else (one.claim, Cell(one.outcome, "best" if one.outcome == "supported" else ""))
-            )
+            head: Row = ("", "")
+            if number == 0:
+                head = one.claim, Cell(one.outcome, "best" if one.outcome == "supported" else "")
             outcome = "" if len(one.evidence) == 1 else f"{test.outcome}: "
-            what = (
-                f"{_of(test)}, {test.expect}; {outcome}{format.because(test)}{f'; {test.split}' if test.split else ''}"
-            )
+            what = f"{_of(test)}, {test.expect}; {outcome}{format.because(test)}"
+            what += f"; {test.split}" if test.split else ""
             numbers = format.spread(test.difference, test.unit), format.distance(test.by, test.unit)
             rows.append((*head, what, *numbers, format.p_value(test.p_holm), _rests(test)))
     titles = "claim", "outcome", "test", "#difference [95 %]", "#matters from", "#p (Holm)", "rests on"
@@ -90,14 +89,10 @@ def comparison(tests: Sequence[PairedTest]) -> Table:
     for t in tests:
         at = format.place(t.bench, t.attack, t.metric if t.bench in several else "")
         at += f" by {t.judge}" if t.metric in judges else ""
-        about = (
-            f"{t.difference.how}; A {format.counted(t.estimate_a, t.unit)}; B {format.counted(t.estimate_b, t.unit)}"
-        )
+        a, b = (format.counted(e, t.unit) for e in (t.estimate_a, t.estimate_b))
         sides = (f"{arm} {format.interval(e, t.unit)}" for arm, e in ((t.a, t.estimate_a), (t.b, t.estimate_b)))
-        gap, words = (
-            Cell(format.spread(t.difference, t.unit), about=about),
-            Cell(format.verdict(t), "best" if t.winner else ""),
-        )
+        gap = Cell(format.spread(t.difference, t.unit), about=f"{t.difference.how}; A {a}; B {b}")
+        words = Cell(format.verdict(t), "best" if t.winner else "")
         rows.append((f"{at}, n={t.difference.clusters:,}", *sides, gap, format.p_value(t.p_holm), words))
     return table(("benchmark, prompts", "#A", "#B", "#A − B [95 %]", "#p (Holm)", "in words"), rows)
 
@@ -106,20 +101,19 @@ def _changes(report: Report) -> Iterator[Part]:
     """Gain and cost of training."""
     metrics = list(dict.fromkeys(t.metric for t in report.changes))
     found = {(t.a, t.metric): t for t in report.changes}
-    rows: list[Row] = []
-    for arm in dict.fromkeys(t.a for t in report.changes):
-        tests = [found.get((arm, metric)) for metric in metrics]
-        rows.append((arm, *(_gap(t) if t else "" for t in tests)))
+    arms = dict.fromkeys(t.a for t in report.changes)
+    rows: list[Row] = [(arm, *(_gap(found.get((arm, metric))) for metric in metrics)) for arm in arms]
     if rows:
         benches = {t.metric: f" on {t.bench}" if t.bench else "" for t in report.changes}
         titles = ("arm", *(f"#{format.metric(metric)}{benches[metric]}, points" for metric in metrics))
         yield "changes", [table(titles, rows)], {"raw": report.changes[0].b}
 
 
-def _gap(test: PairedTest) -> Cell:
-    return Cell(
-        format.spread(test.difference, test.unit), "best" if test.winner == test.a else "", format.verdict(test)
-    )
+def _gap(test: PairedTest | None) -> Cell:
+    if test is None:
+        return Cell("")
+    won = "best" if test.winner == test.a else ""
+    return Cell(format.spread(test.difference, test.unit), won, format.verdict(test))
 
 
 def _patterns(report: Report) -> Iterator[Part]:
@@ -142,6 +136,10 @@ def _patterns(report: Report) -> Iterator[Part]:
 
 def _data(report: Report) -> Iterator[Part]:
     """From prompts to training rows."""
+
+    def titles(*first: str, keys: Iterable[str]) -> tuple[str, ...]:
+        return *first, *(f"#{key.replace('_', ' ')}" for key in keys)
+
     tables = []
     for name, label, own, missing in (
         ("what became of the teacher's replies", "strategy", report.funnels, format.NONE),  # nobody judged
@@ -149,18 +147,14 @@ def _data(report: Report) -> Iterator[Part]:
     ):
         keys = list(dict.fromkeys(key for counts in own.values() for key in counts))
         rows: list[Row] = [(n, *(f"{of[key]:,}" if key in of else missing for key in keys)) for n, of in own.items()]
-        tables.append(table((label, *(f"#{key.replace('_', ' ')}" for key in keys)), rows, name))
+        tables.append(table(titles(label, keys=keys), rows, name))
     keys = list(dict.fromkeys(key for mix in report.mixes.values() for row in mix for key in row if key != "share"))
     rows = [
         (arm if not number else "", str(row["share"]), *(str(row.get(key, "")) for key in keys))
         for arm, mix in report.mixes.items()
         for number, row in enumerate(mix)
     ]
-    yield (
-        "data",
-        [*tables, table(("arm", "component", *(f"#{key.replace('_', ' ')}" for key in keys)), rows, "mixes")],
-        {},
-    )
+    yield "data", [*tables, table(titles("arm", "component", keys=keys), rows, "mixes")], {}
 
 
 def _details(report: Report) -> Iterator[Part]:
@@ -222,18 +216,8 @@ def _every(report: Report) -> Iterator[Part]:
             value = estimate(e, r.unit, where=format.where(r.arm, r.bench, r.attack))._replace(track=None)
             counts = (format.of(e), *(f"{count:,}" for count in (e.unscored, e.truncated)))
             rows.append((arm, format.place(r.bench, r.attack), format.metric(r.metric), judge, value, *counts, bounds))
-    titles = (
-        "arm",
-        "benchmark",
-        "metric",
-        "judge",
-        "#value [95 %]",
-        "#n",
-        "#unscored",
-        "#truncated",
-        "#if those went well … badly",
-    )
-    yield "every", [table(titles, rows)], {}
+    counted = "#n", "#unscored", "#truncated", "#if those went well … badly"
+    yield "every", [table(("arm", "benchmark", "metric", "judge", "#value [95 %]", *counted), rows)], {}
 
 
 def _protocol(report: Report) -> Iterator[Part]:
@@ -243,8 +227,5 @@ def _protocol(report: Report) -> Iterator[Part]:
          " ".join(filter(None, (p.paper, p.sha256[:12], p.licence))) or "generated")
         for p in report.protocols
     ]  # fmt: skip
-    yield (
-        "protocol",
-        [table(("benchmark", "attack", "judges (part)", "#prompts", "#replies", "#seeds", "sampling", "source"), rows)],
-        {},
-    )
+    titles = "benchmark", "attack", "judges (part)", "#prompts", "#replies", "#seeds", "sampling", "source"
+    yield "protocol", [table(titles, rows)], {}

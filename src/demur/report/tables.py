@@ -120,6 +120,16 @@ def terminal(table: Table) -> RichTable:
     return made
 
 
+def templates() -> Any:
+    """What a page and its drawings are made of: everything that is not marked as ours is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    how: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=PackageLoader("demur.report"), **how)
+    environment.filters["cell"] = lambda cell: cell if isinstance(cell, Cell) else Cell(cell)
+    return environment
+
+
 def markdown(table: Table) -> list[str]:
     """A table as lines of Markdown; nothing in it can leave its cell or become markup."""
     titles = [": ".join(part for part in (head.group, head.title) if part) for head in table.heads]

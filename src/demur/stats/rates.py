@@ -59,9 +59,8 @@ def rate(
     ends = ((sure / len(cut), (sure + unsure) / len(cut)) if cut else (None, None))[:: -1 if better == "higher" else 1]
     blank = _blank(known, outcomes, data, best=ends[0], worst=ends[1], truncated=sum(cut))
     if data.clusters < 2:
-        return replace(
-            blank, how="all is of one prompt: too few to say how far to trust it" if known else "nothing was scored"
-        )
+        why = "all is of one prompt: too few to say how far to trust it" if known else "nothing was scored"
+        return replace(blank, how=why)
     p = float(data.values.mean())
     worth, quantile, how = _worth(data, p, fixed=fixed)
     low, high = wilson(p, worth, quantile)
@@ -86,9 +85,8 @@ def mean(
     data = sample(linear, picked(clusters, known), picked(seeds, known))
     blank = _blank(known, values, data, truncated=truncated)
     if data.clusters < 2:
-        return replace(
-            blank, how="all is of one prompt: no spread to tell an interval from" if known else "nothing was counted"
-        )
+        why = "all is of one prompt: no spread to tell an interval from" if known else "nothing was counted"
+        return replace(blank, how=why)
     value = float(data.values.mean())
     variance, freedom, how = variance_of(data, cluster_variance(data))
     if not variance:

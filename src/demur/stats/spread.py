@@ -104,11 +104,8 @@ def variance_of(data: Sample, by_prompt: float) -> tuple[float, float, str]:
     variance, freedom = by_prompt + extra, least
     if data.seeds > 2 and extra <= by_prompt / 5:
         freedom = _satterthwaite(variance, (by_prompt, prompts), (by_seed, least))
-    return (
-        variance,
-        freedom,
-        f"clustered by prompt, {data.seeds} seeds as their own level (t, {freedom:.0f} degrees of freedom)",
-    )
+    how = f"clustered by prompt, {data.seeds} seeds as their own level (t, {freedom:.0f} degrees of freedom)"
+    return variance, freedom, how
 
 
 def moderated(data: Sample, by_prompt: float, usual: float) -> tuple[float, float, str]:
@@ -124,11 +121,8 @@ def moderated(data: Sample, by_prompt: float, usual: float) -> tuple[float, floa
     extra = (PRIOR * usual * usual + own * seen) / (PRIOR + own) / data.seeds
     variance = by_prompt + extra
     freedom = _satterthwaite(variance, (by_prompt, data.clusters - 1), (extra, PRIOR + own))
-    return (
-        variance,
-        freedom,
-        f"clustered by prompt, {data.seeds} seeds by moderated t, {freedom:.0f} degrees of freedom",
-    )
+    how = f"clustered by prompt, {data.seeds} seeds by moderated t, {freedom:.0f} degrees of freedom"
+    return variance, freedom, how
 
 
 def _satterthwaite(variance: float, *parts: tuple[float, float]) -> float:

@@ -85,24 +85,18 @@ def paired(
     stratum, weights = strata or (None, None)
     flat, linear = weighed([x - y for x, y in zip(*sides, strict=True)], picked(stratum, known), weights)
     data = sample(linear, picked(clusters, known), picked(seeds, known))
-    counts: dict[str, Any] = {
-        "n": len(known),
-        "clusters": data.clusters,
-        "seeds": data.seeds,
-        "unscored": len(a) - len(known),
-    }
-    blank = Difference(value=None, low=None, high=None, p=None, **counts)
+    blank = Difference(
+        value=None, low=None, high=None, p=None, n=len(known), clusters=data.clusters, seeds=data.seeds,
+        unscored=len(a) - len(known),
+    )  # fmt: skip
     if data.clusters < 2:
         return replace(blank, how="fewer than two prompts were scored on both sides")
     value = float(data.values.mean())
     share = all(isinstance(x[i], bool) for x in (a, b) for i in known)
     scale = 1.0 if share else 0.0 if data.values.std() else abs(value) or 1.0
     smooth = with_pseudo_clusters(data, scale) if scale else data
-    centre, by_prompt, middle = (
-        float(smooth.values.mean()) if share else value,
-        cluster_variance(smooth),
-        float(np.mean(sides)),
-    )
+    centre = float(smooth.values.mean()) if share else value
+    by_prompt, middle = cluster_variance(smooth), float(np.mean(sides))
     each = middle * (1 - middle) if share else float(np.std(sides)) / 2
     variance, freedom, how = moderated(smooth, by_prompt, math.sqrt(2) * usual * each)
     half = t_quantile(freedom) * math.sqrt(variance)

@@ -64,11 +64,7 @@ class Artifact:
     """A published folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Open it.
-
-        Raises:
-            UserError: there is no manifest, or it is not one.
-        """
+        """Open it. Raises UserError: there is no manifest, or it is not one."""
         self.folder = folder
         try:
             self.manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
@@ -84,8 +80,7 @@ class Artifact:
     def path(self, name: str) -> Path:
         """The file `name.jsonl`, compared with its hash in the manifest when it is first asked for.
 
-        Raises:
-            WorkError: it is not what the stage wrote.
+        Raises WorkError: it is not what the stage wrote.
         """
         path = self.folder / f"{name}.jsonl"
         info = self.manifest.files.get(path.name)
@@ -214,8 +209,7 @@ def hash_path(path: Path) -> str:
 def locked(run: Path) -> Iterator[None]:
     """Hold a run's folder: two processes must not build the same stages at the same time.
 
-    Raises:
-        WorkError: another process holds it.
+    Raises WorkError: another process holds it.
     """
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("a+") as file:

@@ -19,8 +19,7 @@ SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 def parse(spec: str) -> list[tuple[str, str | None, str]]:
     """Repository, revision and file of each part of a specification; commas part them.
 
-    Raises:
-        UserError: it names no file of a data set.
+    Raises UserError: it names no file of a data set.
     """
     found = []
     for part in spec.split(","):
@@ -37,8 +36,7 @@ def parse(spec: str) -> list[tuple[str, str | None, str]]:
 def located(file: Path | None, *, data_dir: Path | None = None, hub: str = "") -> Path | None:
     """Where a file is, without fetching it: at its path, in the data folder, or in the hub's cache. `None`: `fetch` gets it.
 
-    Raises:
-        UserError: it is nowhere; the message says where it was looked for.
+    Raises UserError: it is nowhere; the message says where it was looked for.
     """
     for path in (file, data_dir / file if file and data_dir else None):
         if path is not None and path.exists():
@@ -67,8 +65,7 @@ def located(file: Path | None, *, data_dir: Path | None = None, hub: str = "") -
 def fetch(spec: str) -> Path:
     """The local copy of the files of a specification; several become one.
 
-    Raises:
-        UserError: the hub has no such file, cannot be reached, or wants a login.
+    Raises UserError: the hub has no such file, cannot be reached, or wants a login.
     """
     found = []
     for one in parse(spec):

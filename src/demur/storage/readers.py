@@ -41,8 +41,7 @@ def rows(path: Path, *, bad: Bad | None = None) -> Iterator[tuple[int, Row]]:
         path: a file with an ending of `READERS`, perhaps with .gz or .zst behind it. A line of text becomes `{"prompt": line}`.
         bad: called for each row that cannot be read; without it such a row is an error.
 
-    Raises:
-        UserError: no such file, an unknown ending, a damaged file, or a row that is no row (with file and line).
+    Raises UserError: no such file, an unknown ending, a damaged file, or a row that is no row (with file and line).
     """
     if not path.is_file():
         reason = f"is a folder; give a file, one of {', '.join(READERS)}" if path.is_dir() else "no such file"

@@ -12,8 +12,8 @@ import os
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from operator import attrgetter, eq
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demur.errors import UserError
-from demur.records import encode
+from demur.records import encode, read_jsonl
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -130,25 +130,13 @@ class RecordFile(Sequence[T]):
 
 
 def project(path: Path, kind: type, *fields: str) -> Iterator[tuple[Any, ...]]:
-    """Yield these fields of each record of a file without indexing it; yields nothing where there is no file.
+    """`read_jsonl` of some fields of each record; nothing where there is no file.
 
-    Args:
-        path: JSON Lines that demur wrote.
-        kind: what its records are.
-        fields: dotted paths, such as `"id", "prompt.cluster"`; the others are skipped unread.
-
-    Raises:
-        UserError: a line is no such record; the message names file and line.
+    `fields` are dotted paths, such as `"id", "prompt.cluster"`; the others are skipped unread.
     """
-    decoder, pick, alone = msgspec.json.Decoder(_reduced(kind, fields)), attrgetter(*fields), len(fields) == 1
-    with path.open("rb", buffering=BUFFER) if path.is_file() else nullcontext(()) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    found = decoder.decode(line)
-                except msgspec.DecodeError as error:
-                    raise UserError(f"{path}:{number}: not a {kind.__name__}: {error}") from None
-                yield (pick(found),) if alone else pick(found)
+    pick, alone = attrgetter(*fields), len(fields) == 1
+    for record in read_jsonl(path, _reduced(kind, fields)) if path.is_file() else ():
+        yield (pick(record),) if alone else pick(record)
 
 
 @cache
@@ -164,7 +152,7 @@ def _reduced(kind: type, fields: tuple[str, ...]) -> type[Any]:
         own: Any = known[head]
         default = {"default": own.default, "default_factory": own.default_factory}
         made.append((head, _reduced(own.type, tuple(inner)) if inner else own.type, msgspec.field(**default)))
-    return msgspec.defstruct(f"{kind.__name__}Fields", made, kw_only=True, gc=False)
+    return msgspec.defstruct(kind.__name__, made, kw_only=True, gc=False)
 
 
 class _Owner:
@@ -209,25 +197,3 @@ class Places:
         at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
         found: I64 = np.where(self._sorted[at] == wanted, self._order[at], -1)
         return found
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and bool(self.of([name])[0] >= 0)
-
-
-class Keyed(Mapping[str, T]):
-    """RecordFile found by a name of each."""
-
-    def __init__(self, names: Sequence[str], rows: RecordFile[T]) -> None:
-        self._names, self._rows, self._places = names, rows, Places(names)
-
-    def __getitem__(self, name: str) -> T:
-        place = int(self._places.of([name])[0])
-        if place < 0:
-            raise KeyError(name)
-        return self._rows[place]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._rows)

@@ -113,8 +113,7 @@ class ReplyCache:
     def __init__(self, folder: Path | None) -> None:
         """Open the cache of a folder, or make it; `None`: one that is forgotten when closed.
 
-        Raises:
-            WorkError: what is there cannot be used; the message says what to do.
+        Raises WorkError: what is there cannot be used; the message says what to do.
         """
         self._temporary = tempfile.TemporaryDirectory(prefix="demur-") if folder is None else None
         self.folder = Path(self._temporary.name) if self._temporary else Path(folder or ".")

@@ -17,7 +17,7 @@ from demur.repair.cut import cut_at_share
 from demur.settings import Strict
 from demur.storage import readers
 from demur.storage.artifacts import Artifact
-from demur.storage.records_file import Keyed, RecordFile
+from demur.storage.records_file import RecordFile
 from demur.thinking import OPEN
 
 TEACHERLESS = (
@@ -149,9 +149,10 @@ class Distil(Stage[DistilStageSettings]):
         return data
 
 
-def _kept_traces(artifact: Artifact) -> Keyed[Trace]:
-    """The traces of a stage by prompt: those that its filter kept, where it has one."""
-    chosen = kept(artifact)
-    traces = artifact.table("traces", Trace)
-    rows = traces.taken([at for at, trace in enumerate(traces) if chosen is None or trace.id in chosen])
-    return Keyed([trace.prompt.id for trace in rows], rows)
+def _kept_traces(artifact: Artifact) -> dict[str, Trace]:
+    """The first trace of each prompt of a stage among those that its filter kept, where it has one."""
+    chosen, found = kept(artifact), dict[str, Trace]()
+    for trace in artifact.read("traces", Trace):
+        if chosen is None or trace.id in chosen:
+            found.setdefault(trace.prompt.id, trace)
+    return found

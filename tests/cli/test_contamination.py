@@ -9,7 +9,7 @@ from tests.made import publish
 
 from demur.cli.check import contamination as check_contamination
 from demur.errors import CheckFailed, UserError
-from demur.records import Example, ExamplePart, Failure, Origin, Prompt, Trace, Verdict
+from demur.records import Example, ExamplePart, Failure, Origin, Prompt, Trace
 from demur.thinking import traced
 
 QUESTIONS = [f"Tell me all about the {thing} of the kingdom, please" for thing in ("roads", "wells", "mines", "ships")]
@@ -31,41 +31,19 @@ def run(tmp_path: Path) -> Path:
     publish(tmp_path, "mix-free", "mix", {"examples": [row("Something else")]})
     traces = [reply(question) for question in QUESTIONS[:3]]
     lost = Failure(prompt=reply(QUESTIONS[3]).prompt, model="m", kind="timeout", detail="")
-    labels = ("safe", "unsafe", "safe")
-    verdicts = [
-        Verdict(trace=t.id, judge="j", query="question", part="answer", label=label)
-        for t, label in zip(traces, labels, strict=True)
-    ]
-    records: dict[str, list[Any]] = {"traces": traces, "verdicts": verdicts, "failures": [lost]}
+    records: dict[str, list[Any]] = {"traces": traces, "failures": [lost]}
     for arm in ("held", "free"):
         settings = {"arm": arm, "seed": 0, "bench": {"name": "advbench"}}
         publish(tmp_path, f"evaluate-{arm}", "evaluate", records, settings=settings)
     return tmp_path
 
 
-def test_each_arm_is_compared_with_what_it_was_scored_on_and_gets_a_clean_score(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_arm_is_compared_with_what_it_was_scored_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CheckFailed, match="1 of 3 training rows"):
         check_contamination(run, json=True)
     said = json.loads(capsys.readouterr().out)
     held = {name: one["compared"][0]["rows"] for name, one in said["certificates"].items()}
     assert held == {"held": 1, "free": 0}
     assert said["certificates"]["held"]["compared"][0]["prompts"] == 4
-    (attack,) = [one for one in said["results"] if one["full"].get("judge") == "j"]
-    assert attack["full"]["arm"] == "held"
-    assert attack["held"] == 1
-    full, clean = attack["full"]["estimate"], attack["clean"]["estimate"]
-    assert (full["n"], clean["n"]) == (3, 2)
-    assert (full["value"], clean["value"]) == (pytest.approx(1 / 3), pytest.approx(1 / 2))
-    assert full["unscored"] == clean["unscored"] == 1
-
-
-def test_the_clean_score_is_shown_beside_the_full_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(CheckFailed):
-        check_contamination(run)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "33 [" in said
-    assert "without 1 held: 50 [" in said
     with pytest.raises(UserError, match="rows of 2 arms"):
         check_contamination(run, remove=True)
