@@ -151,8 +151,6 @@ class Distil(Stage[DistilStageSettings]):
 
 def _kept_traces(artifact: Artifact) -> dict[str, Trace]:
     """The first trace of each prompt of a stage among those that its filter kept, where it has one."""
-    chosen, found = kept(artifact), dict[str, Trace]()
-    for trace in artifact.read("traces", Trace):
-        if chosen is None or trace.id in chosen:
-            found.setdefault(trace.prompt.id, trace)
-    return found
+    chosen = kept(artifact)
+    traces = [trace for trace in artifact.read("traces", Trace) if chosen is None or trace.id in chosen]
+    return {trace.prompt.id: trace for trace in reversed(traces)}
