@@ -174,6 +174,24 @@ def test_servers_live_as_long_as_they_are_needed_and_never_beyond(
     assert sorted(log[4:]) == ["stop Llama-Guard-3-8B", "stop b"], "the judge is kept for both arms"
 
 
+def test_a_server_is_started_anew_for_exchanges_that_it_is_too_short_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept, it would refuse them: a run that goes on may have had only short ones left of the phase before."""
+    log: list[int | str | None] = []
+
+    @contextmanager
+    def started(model: Served) -> Iterator[tuple[Healthy, Remote]]:
+        log.append(model.max_model_len)
+        yield Healthy(), Remote(url=("http://127.0.0.1:9/v1",))
+        log.append("stop")
+
+    monkeypatch.setattr("demur.models.vllm.started", started)
+    guard, servers = Served(engine="vllm", hub="owner/Guard-8B"), placement.Servers()
+    for length in (1000, 500, 2000):
+        servers.move_to(Phase((), (placement.Place(placement.Need("judge", guard, 20.0, length), (0,), 0.92),)))
+    servers.close()
+    assert log == [1000, "stop", 2000, "stop"]
+
+
 def test_what_does_not_fit_together_is_asked_first_and_read_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,11 @@ def follows(phases: list[Phase], seen: list[dict[str, Any]]) -> None:
     lines = iter(line for line in seen if line["event"] in ("start", "end"))
     for phase in [*phases, Phase(())]:
         wanted = {place.need.key: place for place in phase.places if isinstance(place.need.model, Served)}
-        gone = [key for key, place in up.items() if key not in wanted or wanted[key][1:] != place[1:]]
+        gone = [
+            key
+            for key, place in up.items()
+            if key not in wanted or wanted[key][1:] != place[1:] or wanted[key].need.length > place.need.length
+        ]
         for key in gone:
             for _ in range(up.pop(key).copies):
                 assert next(lines)["event"] == "end"

@@ -224,14 +224,14 @@ class Servers:
         self._local: dict[str, Place] = {}
 
     def move_to(self, phase: Phase) -> None:
-        """Stop what the phase does not need, or needs elsewhere, then start what it needs and is not up.
+        """Stop what the phase does not need, or needs elsewhere or for longer exchanges, then start what it needs and is not up.
 
         Raises:
             WorkError: a server does not start; its log says why.
         """
         wanted = {place.need.key: place for place in phase.places}
         for key, (place, stack, _) in list(self._up.items()):
-            if key not in wanted or wanted[key][1:] != place[1:]:
+            if key not in wanted or wanted[key][1:] != place[1:] or wanted[key].need.length > place.need.length:
                 stack.close()
                 self._gone[key] = self._up.pop(key)[2]
         self._local = {key: place for key, place in wanted.items() if isinstance(place.need.model, Local)}
