@@ -159,6 +159,7 @@ def test_a_study_runs_on_few_cards_by_adapters(gpus: str, tmp_path: Path) -> Non
 SMALLEST = ["train.lora=true", "arms.star1-32b=null", "arms.realsafe-r1-32b=null"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gpus", "fits"), [("8x80", True), ("1x80", False), ("2x24", False)])
 def test_the_whole_paper_has_a_schedule_or_the_reason_and_the_smallest_change(
     gpus: str, fits: bool, study_data: Path, tmp_path: Path
@@ -182,6 +183,20 @@ def test_the_whole_paper_has_a_schedule_or_the_reason_and_the_smallest_change(
         )
         assert said.keys() == trained | served
         assert problems(*SMALLEST) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_has_a_schedule_on_one_card(path: Path, tmp_path: Path) -> None:
+    """Models side by side or in turns, trainings by adapters; of the paper's rivals those that a card holds."""
+    sets = SMALLEST if path.stem == "paper_v2" else SMALLEST[:1] if path.stem != "check_model" else []
+    with World(tmp_path / "world", cards_of("1x80")) as world:
+        resolved = world.furnished(study_of(path, *sets), rows=4)
+        phases = schedule(plan(resolved.stages, tmp_path / "run"))
+    assert resolved.missing == []
+    assert [phase.problem for phase in phases if phase.problem] == []
+    assert {item.name for phase in phases for item in phase.stages} == {one.name for one in ordered(resolved.stages)}
+    assert all({0} >= {*place.devices} for phase in phases for place in phase.places)
 
 
 @pytest.mark.slow
