@@ -25,8 +25,7 @@ def _class(kind: str) -> Any:
 def requires_model(kind: str) -> bool:
     """Whether a detector, by name or `module:attribute`, asks a model; its class says so by `requires_model = True`.
 
-    Raises:
-        UserError: no such detector.
+    Raises UserError: no such detector.
     """
     return bool(getattr(_class(kind), "requires_model", False))
 
@@ -40,8 +39,7 @@ def open_detector(kind: str, *, models: Sequence[Model] = (), instruction: Path 
     """A detector by name, or `module:attribute`. One that asks a model takes who judges, becomes a panel that votes where
     several do, and may be given a file in place of the instruction that ships.
 
-    Raises:
-        UserError: no such detector, or it asks a model and none is given.
+    Raises UserError: no such detector, or it asks a model and none is given.
     """
     from demur.errors import UserError
 

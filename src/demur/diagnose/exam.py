@@ -34,8 +34,7 @@ Results = Sequence[tuple[Question, tuple[Finding, ...]]]
 def load(path: Path = EXAM) -> list[Question]:
     """The questions of a labelled table; by default those that ship.
 
-    Raises:
-        UserError: a row without prompt, response or a pattern's 0 or 1.
+    Raises UserError: a row without prompt, response or a pattern's 0 or 1.
     """
     return [question(row, f"{path}:{number}", sample=number) for number, row in rows(path)]
 
@@ -43,8 +42,7 @@ def load(path: Path = EXAM) -> list[Question]:
 def question(row: Mapping[str, Any], where: str, *, sample: int = 0) -> Question:
     """A labelled row as a question; `where` is named in errors, and `sample` tells equal rows apart.
 
-    Raises:
-        UserError: a row without prompt, response or a pattern's 0 or 1.
+    Raises UserError: a row without prompt, response or a pattern's 0 or 1.
     """
     prompt, raw = row.get("prompt"), row.get("response")
     if not isinstance(prompt, str) or not isinstance(raw, str):

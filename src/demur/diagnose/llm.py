@@ -94,8 +94,7 @@ class LLMDetector:
     async def findings(self, traces: Traces) -> AsyncIterator[tuple[Finding, ...]]:
         """For each trace one `Finding` a pattern; `None` with the reason where the judge gave nothing readable.
 
-        Raises:
-            WorkError: the judge cannot be reached, or more than `UNREADABLE` of its replies are unreadable.
+        Raises WorkError: the judge cannot be reached, or more than `UNREADABLE` of its replies are unreadable.
         """
         self.model.check(SAMPLING)
         mute = total = 0

@@ -72,8 +72,7 @@ async def distil(
         given: prompt id -> safe trace, for a strategy that rewrites. A rewrite that does not pass falls back to it.
             For any other strategy: prompt id -> how its thinking begins, where that differs from one to another.
 
-    Raises:
-        UserError: teacher, judge or given trace is missing, or the teacher cannot honour the sampling.
+    Raises UserError: teacher, judge or given trace is missing, or the teacher cannot honour the sampling.
     """
     strategy = load(settings.strategy)
     asked = prompts if isinstance(prompts, RecordFile) else RecordFile(Prompt, prompts)

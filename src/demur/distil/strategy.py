@@ -51,11 +51,7 @@ class Strategy(Record, frozen=True, kw_only=True):
         return "{thinking}" in self.instruction or "{answer}" in self.instruction
 
     def messages(self, prompt: Prompt, *, trace: Trace | None = None) -> tuple[Message, ...]:
-        """What the teacher is sent for a prompt.
-
-        Raises:
-            UserError: the strategy rewrites a trace and none is given.
-        """
+        """What the teacher is sent for a prompt. Raises UserError: the strategy rewrites a trace and none is given."""
         if self.needs_trace and trace is None:
             raise UserError(f"strategy '{self.name}' rewrites given traces; prompt {prompt.id} has none.")
         fill = {"prompt": prompt.text}
@@ -95,8 +91,7 @@ async def classified(prompts: Iterable[Prompt], strategy: Strategy, model: Model
 def load(name: str) -> Strategy:
     """The strategy of a shipped name, or of a path to an `.md` file.
 
-    Raises:
-        UserError: no such name or file, or front matter that says something else than a strategy does.
+    Raises UserError: no such name or file, or front matter that says something else than a strategy does.
     """
     path = SHIPPED / f"{name}.md" if name in STRATEGIES else file_of(name)
     if path.suffix != ".md":
@@ -125,8 +120,7 @@ def file_of(name: str) -> Path:
 def parse(text: str, *, name: str, where: str) -> Strategy:
     """A strategy from its Markdown; without front matter the whole text goes in front of the prompt, in the user's turn.
 
-    Raises:
-        UserError: front matter that is not YAML, has unknown keys or values, or leaves nothing to send.
+    Raises UserError: front matter that is not YAML, has unknown keys or values, or leaves nothing to send.
     """
     front, closed, body = text[4:].partition("\n---\n") if text.startswith("---\n") else ("", "-", text)
     if not closed:

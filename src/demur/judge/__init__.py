@@ -46,8 +46,7 @@ JUDGES: dict[str, str] = {
 def requires(name: str) -> Requires | None:
     """What the model of a judge must offer; `None` for a judge that needs no model.
 
-    Raises:
-        UserError: an unknown judge.
+    Raises UserError: an unknown judge.
     """
     found: Requires | None = getattr(_found(name), "requires", None)
     return found
@@ -99,8 +98,7 @@ def open_judge(
         text: a file in the place of its rubric, policy or template.
         declared: what the study says of the model, to tell whether the judge is set up as its makers published it.
 
-    Raises:
-        UserError: an unknown judge, no model for one that needs it, or a query, part or text that it cannot take.
+    Raises UserError: an unknown judge, no model for one that needs it, or a query, part or text that it cannot take.
     """
     found = _found(name)
     own = (("query", query), ("part", part), ("text", text))
@@ -122,8 +120,7 @@ def open_judge(
 def own_text(name: str, path: Path) -> str:
     """The content of a file in the place of a judge's text.
 
-    Raises:
-        UserError: the judge has no text that a file could replace, or the file lacks the places that it fills.
+    Raises UserError: the judge has no text that a file could replace, or the file lacks the places that it fills.
     """
     form = _found(name)
     if not isinstance(form, Format) or not form.text:

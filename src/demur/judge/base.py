@@ -123,8 +123,7 @@ def failed(verdict: Verdict) -> bool:
 def require(verdicts: Iterable[Verdict], *, max_unscored: float = 0.05, who: str = "the judge") -> None:
     """Fail the run when the judge failed on more than the declared share.
 
-    Raises:
-        WorkError: with the share and the most frequent reasons.
+    Raises WorkError: with the share and the most frequent reasons.
     """
     broken = total = 0
     counts: Counter[str] = Counter()

@@ -45,8 +45,7 @@ class Labelled(NamedTuple):
 def read(path: Path, *, limit: int | None = None) -> list[Labelled]:
     """The labelled replies of a file; rows without a label of people are left out.
 
-    Raises:
-        UserError: a column is missing, or no row has a label.
+    Raises UserError: a column is missing, or no row has a label.
     """
     found, every = [], [row for _, row in tables.rows(path)]
     for row, weight in zip(every, weights(every), strict=True):
@@ -91,8 +90,7 @@ def meaning(value: Any) -> str | None:
 def refusal(path: Path, *, limit: int | None = None) -> dict[str, Any]:
     """The offline refusal judge against a file of labelled replies: figures for people and for programs.
 
-    Raises:
-        UserError: the file has no labels of the three classes.
+    Raises UserError: the file has no labels of the three classes.
     """
     rows = [row for row in read(path, limit=limit) if row.gold in REFUSALS]
     if not rows:
@@ -112,8 +110,7 @@ def refusal(path: Path, *, limit: int | None = None) -> dict[str, Any]:
 async def guard(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
     """A harm judge against labels `safe` and `unsafe`, with the categories that its false alarms name.
 
-    Raises:
-        UserError: the labels are of another kind.
+    Raises UserError: the labels are of another kind.
     """
     kept = [row for row in rows if row.gold in HARMS]
     if not kept:
@@ -223,8 +220,7 @@ def keep(judge: Judge, report: Mapping[str, Any], labels: Path, folder: Path) ->
 def kept(run: Path) -> dict[str, Calibration]:
     """Calibrations by the key of their judge: those in a run's folder, and those beside it.
 
-    Raises:
-        UserError: a file among them is none.
+    Raises UserError: a file among them is none.
     """
     paths = [path for folder in (run.resolve().parent, run) for path in sorted((folder / FOLDER).glob("*.json"))]
     return {path.stem: calibration for path in paths for calibration in read_jsonl(path, Calibration)}

@@ -70,9 +70,7 @@ class CodeJudge(BaseJudge):
     ) -> None:
         """Make sure that programs can be isolated here.
 
-        Raises:
-            UserError: there is no bubblewrap.
-            WorkError: it does not work on this machine.
+        Raises UserError: there is no bubblewrap; WorkError: it does not work on this machine.
         """
         super().__init__(query=query, part=part)
         run_program("", limits=limits)
@@ -84,11 +82,7 @@ class CodeJudge(BaseJudge):
             yield verdict
 
     def verdict(self, trace: Trace) -> Verdict:
-        """The verdict on one trace.
-
-        Raises:
-            UserError: its prompt has no tests, or they are not in the cache.
-        """
+        """The verdict on one trace. Raises UserError: its prompt has no tests, or they are not in the cache."""
         tests = load_tests(trace.prompt.gold)
         if trace.answer is None or trace.outcome == "cut_in_answer":
             return self.made(trace.id, "no_answer", f"no program: {trace.outcome}")
@@ -128,8 +122,7 @@ def _last_words(run: Run) -> str:
 def load_tests(gold: str | None) -> dict[str, Any]:
     """The tests that a gold holds, or that it names by their hash in the cache.
 
-    Raises:
-        UserError: there are none, or what is in the cache is not what was put there.
+    Raises UserError: there are none, or what is in the cache is not what was put there.
     """
     try:
         found: dict[str, Any] = json.loads(gold or "")

@@ -93,9 +93,7 @@ def run_program(source: str, *, stdin: bytes = b"", limits: Limits = STANDARD) -
         stdin: what it can read from standard input.
         limits: what it may use.
 
-    Raises:
-        UserError: there is no bubblewrap.
-        WorkError: bubblewrap itself failed; the program did not run.
+    Raises UserError: there is no bubblewrap; WorkError: bubblewrap itself failed; the program did not run.
     """
     nobody = NOBODY if os.geteuid() == 0 else None
     with (

@@ -119,8 +119,7 @@ class ModelJudge(BaseJudge):
     async def verdicts(self, traces: Traces) -> AsyncIterator[Verdict]:
         """Exactly one verdict a trace, as the model's replies come.
 
-        Raises:
-            WorkError: the model does not judge the control exchanges as it must.
+        Raises WorkError: the model does not judge the control exchanges as it must.
         """
         await self._control()
         async with aclosing(answered(traces, self._judged, limit=IN_FLIGHT)) as verdicts:

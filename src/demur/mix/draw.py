@@ -73,8 +73,7 @@ class Item(msgspec.Struct, gc=False):
 def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
     """Draw the components from their pools: name -> examples or pairs.
 
-    Raises:
-        UserError: a pool is missing, or a component asks for more than there is (with how many there are).
+    Raises UserError: a pool is missing, or a component asks for more than there is (with how many there are).
     """
     # By name: a fingerprint does not see the order of keys, so neither may the result.
     shares = {name: settings.shares[name] for name in sorted(settings.shares)}

@@ -40,8 +40,7 @@ def example_of(trace: Trace, *, share: str, no_thinking: NoThinking = "empty", b
     stays. A reply without thinking gets an empty block, on which no loss falls when it is `masked`; none falls on how a thinking was
     `begun` either (default: with what the model was given).
 
-    Raises:
-        UserError: the trace is truncated or malformed, or its answer is empty.
+    Raises UserError: the trace is truncated or malformed, or its answer is empty.
     """
     if reason := unformed(trace, no_thinking=no_thinking):
         raise UserError(f"trace {trace.id} cannot be trained on: {reason}.")

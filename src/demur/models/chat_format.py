@@ -20,11 +20,7 @@ class ChatFormat:
     """A chat template and the special tokens that it may name."""
 
     def __init__(self, where: Path) -> None:
-        """Read it.
-
-        Raises:
-            UserError: there is none, or it is no template.
-        """
+        """Read it. Raises UserError: there is none, or it is no template."""
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -43,11 +39,7 @@ class ChatFormat:
         self.hash = digest([text, self._names])
 
     def render(self, messages: tuple[Message, ...], **variables: Any) -> str:
-        """The prompt for these turns, ending where the reply begins.
-
-        Raises:
-            UserError: the template refuses them.
-        """
+        """The prompt for these turns, ending where the reply begins. Raises UserError: the template refuses them."""
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
         try:
             return str(self._template.render(messages=turns, add_generation_prompt=True, **self._names, **variables))

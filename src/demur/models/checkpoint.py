@@ -75,8 +75,7 @@ def converted(path: Path) -> Path:
 
     It lies under `$DEMUR_CACHE`, by default `~/.cache/demur`.
 
-    Raises:
-        UserError: no such file, or transformers cannot read it.
+    Raises UserError: no such file, or transformers cannot read it.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
@@ -96,8 +95,7 @@ def converted(path: Path) -> Path:
 def _convert(path: Path, folder: Path) -> None:
     """Write weights, tokenizer and chat template.
 
-    Raises:
-        UserError: transformers cannot read the file, or the package gguf is missing.
+    Raises UserError: transformers cannot read the file, or the package gguf is missing.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -217,8 +217,7 @@ class RemoteModel(Answering):
     async def _try(self, data: bytes, key: bytes, limit: int) -> Reply:
         """Ask until there is a reply, or it is clear that there will be none.
 
-        Raises:
-            WorkError: the server is down, or refuses the model as such.
+        Raises WorkError: the server is down, or refuses the model as such.
         """
         started = time.monotonic()
         address: Address | None = None
@@ -262,11 +261,7 @@ class RemoteModel(Answering):
         return Reply(failure=last.kind, detail=f"{last.detail} ({tries} tries)", retries=tries - 1)
 
     async def _once(self, address: Address, data: bytes, limit: int) -> Reply:
-        """One try at one address.
-
-        Raises:
-            Trouble: it failed, and another try may not.
-        """
+        """One try at one address. Raises Trouble: it failed, and another try may not."""
         begun = time.monotonic()
         seconds = self._config.timeout or QUEUE + limit / self._config.least_speed
         try:
@@ -299,8 +294,7 @@ class RemoteModel(Answering):
     def _recognise(self, served: str) -> None:
         """See that the server is still the one that the cache knows by this identity.
 
-        Raises:
-            WorkError: another model answers behind the same name.
+        Raises WorkError: another model answers behind the same name.
         """
         if not served or served == self._served:
             return
@@ -322,11 +316,7 @@ def _scrubbed(reply: Reply) -> Reply:
 
 @asynccontextmanager
 async def open_remote(config: Remote, *, cache: ReplyCache, label: str = "") -> AsyncIterator[RemoteModel]:
-    """A client for a model's URLs.
-
-    Raises:
-        UserError: no model was named, and the server does not serve exactly one.
-    """
+    """A client for a model's URLs. Raises UserError: no model was named, and the server does not serve exactly one."""
     urls, user = addresses_of(config)
     headers = user | headers_of(config)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)

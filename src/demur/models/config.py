@@ -271,8 +271,7 @@ class Custom(_Config):
     def made(self) -> Any:
         """The instance of the class, its settings checked.
 
-        Raises:
-            UserError: there is no such class, or a setting that it does not know.
+        Raises UserError: there is no such class, or a setting that it does not know.
         """
         from demur.registry import resolve
 
@@ -325,8 +324,7 @@ class _Holder(BaseModel):
 def as_model(value: Any, *, where: str = "model") -> ModelConfig:
     """A model from plain data or from a short text.
 
-    Raises:
-        UserError: one line for each thing that is wrong, with the nearest allowed key.
+    Raises UserError: one line for each thing that is wrong, with the nearest allowed key.
     """
     return validate(_Holder, {"model": value}, where=where).model
 
@@ -334,8 +332,7 @@ def as_model(value: Any, *, where: str = "model") -> ModelConfig:
 def parse_model(text: str) -> ModelConfig:
     """What `--target TEXT` means: a URL (or several with commas), a folder, a .gguf file, `script:NAME`, `module:function`, a hub id.
 
-    Raises:
-        UserError: it is none of these.
+    Raises UserError: it is none of these.
     """
     text = text.strip()
     if text.startswith(("http://", "https://", "$")):
@@ -362,11 +359,7 @@ def is_hub_id(text: str) -> bool:
 
 
 def _address(url: str) -> str:
-    """A URL without its last slash.
-
-    Raises:
-        ValueError: it is none, or holds a password.
-    """
+    """A URL without its last slash. Raises ValueError: it is none, or holds a password."""
     try:
         parts = urlsplit(url)
         bad = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0

@@ -240,11 +240,7 @@ class LocalModel(Answering):
 
 @asynccontextmanager
 async def open_local(config: Local, *, cache: ReplyCache, label: str = "") -> AsyncIterator[LocalModel]:
-    """A model in this process.
-
-    Raises:
-        UserError: its weights are not there or cannot be read.
-    """
+    """A model in this process. Raises UserError: its weights are not there or cannot be read."""
     build = functools.partial(LocalModel, config, folder=folder_of(config), cache=cache, label=label)
     try:
         model = await _aside(build)
@@ -274,11 +270,7 @@ async def _aside(work: Callable[[], T]) -> T:
 
 
 def _device(wanted: str) -> torch.device:
-    """The device of a model.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """The device of a model. Raises UserError: it is not there."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if wanted == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")

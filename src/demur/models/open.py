@@ -39,8 +39,7 @@ async def open_model(config: ModelConfig, *, cache: ReplyCache | None = None, la
         cache: where replies are kept; `None`: for this use only.
         label: `PART/STAGE`, under which requests are counted.
 
-    Raises:
-        UserError: something that the model needs is missing.
+    Raises UserError: something that the model needs is missing.
     """
     if lines := config.missing():
         raise UserError("\n".join(f"{config.where}: {line}" for line in lines))

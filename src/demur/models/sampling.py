@@ -61,11 +61,7 @@ safety. Jiang et al. 2025 (SafeChain, arXiv 2502.12025) found that reasoning mod
 
 
 def preset(name: str, base: Sampling) -> Sampling:
-    """A sampling with the preset's beginning, before one that it has already.
-
-    Raises:
-        UserError: an unknown preset.
-    """
+    """A sampling with the preset's beginning, before one that it has already. Raises UserError: an unknown preset."""
     if name not in PRESETS:
         raise unknown("decoding preset", name, PRESETS)
     return msgspec.structs.replace(base, prefill=PRESETS[name] + (base.prefill or ""))

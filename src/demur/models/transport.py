@@ -52,9 +52,7 @@ async def post(
 ) -> Reply:
     """Put a request once.
 
-    Raises:
-        Trouble: it failed, and another try may not.
-        WorkError: the server will not have us.
+    Raises Trouble: it failed, and another try may not; WorkError: the server will not have us.
     """
     timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=30)
     try:
@@ -104,8 +102,7 @@ def _refused(url: URL, response: aiohttp.ClientResponse, text: str, key_env: str
 async def all_of(response: aiohttp.ClientResponse) -> bytes:
     """The whole body, unpacked, unless it never ends.
 
-    Raises:
-        wire.Unreadable: it is larger than any reply, or packed in a way that was not asked for.
+    Raises wire.Unreadable: it is larger than any reply, or packed in a way that was not asked for.
     """
     parts, size = [], 0
     async for part in response.content.iter_any():
@@ -149,8 +146,7 @@ def rest_of(text: str | None) -> float | None:
 def headers_of(config: Remote) -> dict[str, str]:
     """The headers of every request. What comes from the environment is a secret from then on.
 
-    Raises:
-        UserError: a secret that no header can hold.
+    Raises UserError: a secret that no header can hold.
     """
     headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
     secrets = {name: os.environ[value[1:]] for name, value in config.headers.items() if value.startswith("$")}
@@ -181,11 +177,7 @@ def addresses_of(config: Remote) -> tuple[list[str], dict[str, str]]:
 
 
 async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str = "") -> str:
-    """The name of the one model that a server says it serves.
-
-    Raises:
-        UserError: it says none, or several.
-    """
+    """The name of the one model that a server says it serves. Raises UserError: it says none, or several."""
     hint = "name it: model: NAME in the study file (or --set models.NAME.model=…)."
     try:
         status, data = await _listed(url, session)

@@ -67,11 +67,7 @@ def plan_of(config: Served, folder: Path, *, name: str, host: str, port: int) ->
 
 
 def executable() -> str:
-    """Where vLLM's executable is.
-
-    Raises:
-        UserError: nowhere; with the ways to get it.
-    """
+    """Where vLLM's executable is. Raises UserError: nowhere; with the ways to get it."""
     named = os.environ.get(VLLM_ENV, "")
     places = [named, str(Path(named) / "bin" / "vllm")] if named else []
     for place in [*places, shutil.which("vllm") or ""]:
@@ -102,11 +98,7 @@ class Running:
         self._command = command
 
     def healthy(self) -> bool:
-        """Whether it answers.
-
-        Raises:
-            WorkError: it has ended, with the end of its log.
-        """
+        """Whether it answers. Raises WorkError: it has ended, with the end of its log."""
         if self.process.poll() is not None:
             raise WorkError(
                 f"the server ended with exit code {self.process.returncode} before it was ready.\n{self._said()}"
@@ -118,11 +110,7 @@ class Running:
             return False
 
     def wait(self, seconds: float) -> None:
-        """Until it answers.
-
-        Raises:
-            WorkError: it has ended, or was not healthy in time; with the end of its log.
-        """
+        """Until it answers. Raises WorkError: it has ended, or was not healthy in time; with the end of its log."""
         until = time.monotonic() + seconds
         while not self.healthy():
             if time.monotonic() > until:

@@ -46,8 +46,7 @@ def read(data: bytes, *, limit: int = MOST) -> Reply:
         data: the body.
         limit: the tokens that were asked for: tells a reply without a finish reason from a truncated one.
 
-    Raises:
-        Unreadable: there is none in it.
+    Raises Unreadable: there is none in it.
     """
     body = _decoded(data)
     choice, notes = _choice(body, data)
@@ -115,11 +114,7 @@ def _choice(body: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[str
 
 
 def _words(value: Any, notes: list[str]) -> tuple[str | None, str]:
-    """Text and thinking of a content: a text, or a list of typed parts.
-
-    Raises:
-        Unreadable: it is neither.
-    """
+    """Text and thinking of a content: a text, or a list of typed parts. Raises Unreadable: it is neither."""
     if value is None or isinstance(value, str):
         return value, ""
     if not isinstance(value, list):
@@ -147,11 +142,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _finish(value: Any, tokens_out: int | None, limit: int, notes: list[str]) -> Finish:
-    """Why the reply ended.
-
-    Raises:
-        Unreadable: it did not end by itself, by its budget or by a filter.
-    """
+    """Why the reply ended. Raises Unreadable: it did not end by itself, by its budget or by a filter."""
     if value is None:
         if tokens_out is None:
             raise Unreadable("a reply without finish_reason and token count: nobody can tell whether it is whole")

@@ -60,8 +60,7 @@ def ordered(stages: Iterable[Stage[Any]]) -> list[Stage[Any]]:
 def plan(stages: Sequence[Stage[Any]], out: Path, *, absent: Iterable[Path] = ()) -> list[Planned]:
     """Fingerprints and folders of all stages, inputs first; `absent` are files that are yet to come.
 
-    Raises:
-        UserError: another outside file is missing.
+    Raises UserError: another outside file is missing.
     """
     planned: dict[str, Planned] = {}
     hashes: dict[Path, str] = dict.fromkeys(absent, "absent")

@@ -226,8 +226,7 @@ class Servers:
     def move_to(self, phase: Phase) -> None:
         """Stop what the phase does not need, or needs elsewhere or for longer exchanges, then start what it needs and is not up.
 
-        Raises:
-            WorkError: a server does not start; its log says why.
+        Raises WorkError: a server does not start; its log says why.
         """
         wanted = {place.need.key: place for place in phase.places}
         for key, (place, stack, _) in list(self._up.items()):

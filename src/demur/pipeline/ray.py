@@ -32,8 +32,7 @@ RETRIES = 5
 def ray_pool(address: str, *, cache: Path, say: Watch) -> Iterator[RayPool]:
     """Workers on a Ray cluster while the block lasts: `ray`, the one that this machine is part of (or a new one), or `ray://HOST:PORT`.
 
-    Raises:
-        UserError: Ray is not installed, or the cluster is not there.
+    Raises UserError: Ray is not installed, or the cluster is not there.
     """
     try:
         import ray

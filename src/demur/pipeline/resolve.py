@@ -41,8 +41,7 @@ class Resolved(NamedTuple):
 def resolve(loaded: Loaded) -> Resolved:
     """The stages of a study, everything about it looked up.
 
-    Raises:
-        UserError: all that is wrong with it, one line each.
+    Raises UserError: all that is wrong with it, one line each.
     """
     study, problems = loaded.study, loaded.problems
     if study is None:

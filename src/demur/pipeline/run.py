@@ -71,8 +71,7 @@ def execute(
         watch: gets every event.
         add: keep the run's other stages in its graph; else these are the whole graph.
 
-    Raises:
-        WorkError: a stage failed; what was finished is kept and the same call goes on from there.
+    Raises WorkError: a stage failed; what was finished is kept and the same call goes on from there.
     """
     say = watch or (lambda event: None)
     with artifacts.locked(out):

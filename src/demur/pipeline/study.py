@@ -316,8 +316,7 @@ class Loaded(NamedTuple):
 def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> Loaded:
     """A study from its file, with overrides applied; what is wrong is gathered.
 
-    Raises:
-        UserError: the file is not there or no YAML, or an override is none.
+    Raises UserError: the file is not there or no YAML, or an override is none.
     """
     data, lines = read_yaml(path)
     arms = set(data.get("arms") or {})

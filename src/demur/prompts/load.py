@@ -20,8 +20,7 @@ from demur.storage.readers import READERS
 def load(settings: PromptsSettings) -> list[Prompt]:
     """The prompts that settings mean; the same settings give the same prompts in the same order.
 
-    Raises:
-        UserError: an unknown source, a file that is not there, or fewer prompts than `n`.
+    Raises UserError: an unknown source, a file that is not there, or fewer prompts than `n`.
     """
     prompts = _read(settings)
     if settings.intent is not None:

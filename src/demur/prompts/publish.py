@@ -33,8 +33,7 @@ def export_hf(source: Path, out: Path | None = None, *, licences: Mapping[str, s
         out: where to; `export-hf` in the run, or beside the file, when left out.
         licences: of files and sources, by name; a component of the mixture may state its own.
 
-    Raises:
-        UserError: there are no examples, or `out` holds something else.
+    Raises UserError: there are no examples, or `out` holds something else.
     """
     sets, stated = _sets(source)
     run = source.parent if source.is_file() else source.parent.parent if is_published(source) else source

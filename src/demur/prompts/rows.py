@@ -93,8 +93,7 @@ def misfit(cells: Cells, form: str) -> tuple[list[str], list[str]]:
 def _used(columns: Columns, file: File) -> tuple[Cells, list[str]]:
     """The columns that a form uses, by slot, and those that it does not use.
 
-    Raises:
-        OddRow: something is lacking, or would vanish.
+    Raises OddRow: something is lacking, or would vanish.
     """
     cells = filled(columns, maths=file.maths)
     lacking, extra = misfit(cells, file.form)

@@ -47,8 +47,7 @@ def piece(text: str, number: int, of: int) -> str:
 def read_templates(path: Path) -> dict[str, str]:
     """Templates from a table or a text file, by the column `name`; those without a name are numbered.
 
-    Raises:
-        UserError: none, two of one name, or a row without a place for the question.
+    Raises UserError: none, two of one name, or a row without a place for the question.
     """
     found: dict[str, str] = {}
     for number, row in readers.rows(path):

@@ -76,8 +76,7 @@ async def repair(
         teacher: needed for `reask` and `continue`.
         progress: called with traces settled and traces with a pattern.
 
-    Raises:
-        UserError: `reask` without a teacher, or the teacher cannot honour the sampling.
+    Raises UserError: `reask` without a teacher, or the teacher cannot honour the sampling.
     """
     work = _Work(settings, detector, teacher)
     await work.read(traces, findings)

@@ -48,11 +48,7 @@ and prompt hold, and strings that the template does not."""
 
 
 def load_tokenizer(base: Path | str) -> Any:
-    """The tokenizer of a folder or hub id.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The tokenizer of a folder or hub id. Raises UserError: there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -116,8 +112,7 @@ class Chat:
     def prompt(self, messages: Messages) -> str:
         """What the model is shown at inference: the rendered conversation with the generation prompt.
 
-        Raises:
-            Unfit: the template refuses the messages, or leaves one out.
+        Raises Unfit: the template refuses the messages, or leaves one out.
         """
         text = self.render(messages, add_generation_prompt=True)
         for message in messages:
@@ -126,11 +121,7 @@ class Chat:
         return text
 
     def render(self, messages: Messages, **options: Any) -> str:
-        """A conversation as text, on a fixed date.
-
-        Raises:
-            Unfit: the template refuses the messages.
-        """
+        """A conversation as text, on a fixed date. Raises Unfit: the template refuses the messages."""
         from jinja2 import TemplateError
 
         try:
@@ -147,8 +138,7 @@ class Chat:
     def context(self, messages: Messages) -> tuple[str, list[int]]:
         """The inference prompt as text and tokens.
 
-        Raises:
-            Unfit: the template refuses the messages, a turn holds a control token, the text begins twice.
+        Raises Unfit: the template refuses the messages, a turn holds a control token, the text begins twice.
         """
         for message in messages:
             if found := self.control(message["content"]):
@@ -194,8 +184,7 @@ class Chat:
     def _stop(self) -> int:
         """The token that ends a reply: what the template writes behind an assistant's turn.
 
-        Raises:
-            CheckFailed: inference does not stop at it.
+        Raises CheckFailed: inference does not stop at it.
         """
         end = self._turn_end()
         stop = int(self.tokenizer.eos_token_id) if end is None else end

@@ -87,8 +87,7 @@ def check_template(
 
     Only tokenizer and generation settings of the base are read; `template`, `loss` and `max_length` count.
 
-    Raises:
-        UserError: no tokenizer, or none that can be used.
+    Raises UserError: no tokenizer, or none that can be used.
     """
     settings = settings or TrainSettings()
     try:

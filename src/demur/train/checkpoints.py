@@ -26,8 +26,7 @@ MARKER = "complete.json"
 def latest(folder: Path, *, fingerprint: str) -> Path | None:
     """The newest complete checkpoint; incomplete ones are removed.
 
-    Raises:
-        UserError: the checkpoints belong to other rows or settings.
+    Raises UserError: the checkpoints belong to other rows or settings.
     """
     for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         if not _complete(path):

@@ -112,8 +112,7 @@ def _join() -> None:
 def assert_together(wrapped: Any, fingerprint: str) -> None:
     """Check, before the first step, that the processes are one training.
 
-    Raises:
-        WorkError: world size, wrapper or data are not what they should be.
+    Raises WorkError: world size, wrapper or data are not what they should be.
     """
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel

@@ -44,8 +44,7 @@ class Place(NamedTuple):
 def place_of(settings: TrainSettings, config: Any) -> Place:
     """Device, precision and packing that the settings mean for a model's configuration.
 
-    Raises:
-        UserError: what they ask for is not there.
+    Raises UserError: what they ask for is not there.
     """
     cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not cuda:
@@ -73,11 +72,7 @@ def precision_of(settings: TrainSettings, config: Any) -> Literal["float32", "mi
 
 
 def config_of(base: Path | str) -> Any:
-    """The configuration of a base.
-
-    Raises:
-        UserError: it is no model that transformers knows.
-    """
+    """The configuration of a base. Raises UserError: it is no model that transformers knows."""
     from transformers import AutoConfig
 
     try:
@@ -101,8 +96,7 @@ def wrapper(base: Path | str, settings: TrainSettings, place: Place) -> Literal[
 def ready(base: Path | str, settings: TrainSettings, place: Place) -> Any:
     """The model, ready for the trainer: loss fused, adapters added, on its device, sharded where asked.
 
-    Raises:
-        UserError: weights are missing, or an adapter fits nowhere.
+    Raises UserError: weights are missing, or an adapter fits nowhere.
     """
     sharded = settings.parallel == "fsdp2" and distributed.world_size() > 1
     model = _skeleton(base, place) if sharded else _load(base, settings, place)
@@ -151,8 +145,7 @@ def _skeleton(base: Path | str, place: Place) -> Any:
 def _fill(model: Any, base: Path | str, place: Place) -> None:
     """Give a sharded model without weights those of its base; each process reads its own part.
 
-    Raises:
-        UserError: the base's files name their weights in another way.
+    Raises UserError: the base's files name their weights in another way.
     """
     import torch.distributed.checkpoint as dcp
     from huggingface_hub import snapshot_download
@@ -170,11 +163,7 @@ def _fill(model: Any, base: Path | str, place: Place) -> None:
 
 
 def _adapted(model: Any, lora: LoraSettings) -> Any:
-    """The model with adapters, all else frozen.
-
-    Raises:
-        UserError: no module has one of the names, or the head has.
-    """
+    """The model with adapters, all else frozen. Raises UserError: no module has one of the names, or the head has."""
     from peft import LoraConfig, get_peft_model
 
     head = model.get_output_embeddings()

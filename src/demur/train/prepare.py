@@ -52,12 +52,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(job: Job) -> Prepared:
-    """Read, render, check and plan.
-
-    Raises:
-        UserError: there are no rows.
-        CheckFailed: a check does not hold.
-    """
+    """Read, render, check and plan. Raises UserError: there are no rows; CheckFailed: a check does not hold."""
     from demur.train import model
     from demur.train.loss import LARGE
 

@@ -254,8 +254,7 @@ def conversation(example: Example) -> tuple[Messages, list[ExamplePart]]:
 
     Reasoning of earlier replies is left out, as it is at inference.
 
-    Raises:
-        Unfit: loss would fall on an earlier reply: each trained reply is an example of its own.
+    Raises Unfit: loss would fall on an earlier reply: each trained reply is an example of its own.
     """
     parts = list(example.parts)
     at = len(parts)

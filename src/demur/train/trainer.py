@@ -192,9 +192,7 @@ class Trainer:
     def run(self, progress: Progress) -> int:
         """Train to the end, from the last complete checkpoint where there is one; returns the number of steps taken.
 
-        Raises:
-            WorkError: the loss is no finite number.
-            SystemExit: 143, when SIGTERM came and a checkpoint was saved.
+        Raises WorkError: the loss is no finite number; SystemExit: 143, when SIGTERM came and a checkpoint was saved.
         """
         distributed.assert_together(self.model, self.ready.fingerprint)
         steps = len(self.ready.plan.steps)
