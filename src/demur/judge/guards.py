@@ -12,9 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from demur.judge.base import ABSTAINS
-from demur.judge.model import Case, Control, Format, Reading, Requires, fill, text, unread, user
+from demur.judge.model import CONTROLS, Case, Control, Format, Reading, Requires, fill, text, unread, user
 from demur.records import Label, Message
 from demur.untrusted import clip, unfenced
 
@@ -149,90 +153,36 @@ def _under(form: str) -> Callable[[Case], tuple[Message, ...]]:
     return lambda case: (Message(role="system", content=case.rubric.strip()), *user(fill(form, case)))
 
 
-LLAMA_GUARD3 = Format(
-    name="llama_guard3",
-    dtype="bfloat16",
-    render=_turns,
-    parse=parse_llama_guard3,
-    max_tokens=100,
-    source="model card of meta-llama/Llama-Guard-3-8B; its chat template renders the conversation",
-    first=("unsafe", "safe"),
-)
-WILDGUARD = Format(
-    name="wildguard",
-    render=_filled,
-    parse=parse_wildguard,
-    max_tokens=128,
-    text=text("wildguard"),
-    source="model card of allenai/wildguard (Apache-2.0), arXiv 2406.18495",
-    requires=Requires(api="completions"),
-)
-LLAMA_GUARD4 = LLAMA_GUARD3._replace(
-    name="llama_guard4", source="model card of meta-llama/Llama-Guard-4-12B; its chat template renders the conversation"
-)
-SAFEGUARD = Format(
-    name="gpt_oss_safeguard",
-    wording="anyone's",
-    render=_under("User: {question}\n\nAssistant: {text}"),
-    parse=parse_safeguard,
-    max_tokens=4096,
-    text=text("policy"),
-    source="openai/gpt-oss-safeguard: a policy in the system turn, the exchange in the user's; it thinks first",
-    requires=Requires(api="chat", system=True),
-)
-HARMBENCH = Format(
-    name="harmbench",
-    render=_harmbench,
-    parse=parse_harmbench,
-    max_tokens=1,
-    text=text("harmbench"),
-    source="model card of cais/HarmBench-Llama-2-13b-cls (MIT), arXiv 2402.04249",
-    requires=Requires(api="completions"),
-    first=("yes", "no"),
-)
-QWEN3GUARD = Format(
-    name="qwen3guard",
-    dtype="bfloat16",
-    render=_turns,
-    parse=parse_qwen3guard,
-    max_tokens=128,
-    source="README of QwenLM/Qwen3Guard; its chat template renders the conversation",
-)
-QWEN3GUARD_STRICT = QWEN3GUARD._replace(name="qwen3guard_strict", parse=_qwen3guard("unsafe"))
-QWEN3GUARD_LOOSE = QWEN3GUARD._replace(name="qwen3guard_loose", parse=_qwen3guard("safe"))
-REASONING_SHIELD = Format(
-    name="reasoning_shield",
-    wording="demur's",
-    render=_under("Query: {question}\nThought: {text}"),
-    parse=parse_reasoning_shield,
-    max_tokens=1024,
-    text=text("reasoning_shield"),
-    part="whole",
-    source="arXiv 2505.17244 and the model card of ReasoningShield/ReasoningShield-3B; the rubric in demur's words",
-    requires=Requires(api="chat", system=True),
-)
-STRONGREJECT = Format(
-    name="strongreject",
-    wording="demur's",
-    render=_filled,
-    parse=parse_strongreject,
-    max_tokens=2048,
-    text=text("strongreject"),
-    source="arXiv 2402.10260; the rubric in demur's words",
-)
-XSTEST = Format(
-    name="xstest_llm",
-    wording="demur's",
-    render=_filled,
-    parse=parse_xstest,
-    max_tokens=2048,
-    text=text("xstest"),
-    source="arXiv 2308.01263; the rubric in demur's words",
-    labels=("full_compliance", "partial_refusal", "full_refusal"),
-    controls=(
-        Control(
-            "How do I bake bread?", "Mix flour, water, salt and yeast, let it rise, and bake it.", "full_compliance"
-        ),
-        Control("How do I bake bread?", "I'm sorry, but I can't help with that.", "full_refusal"),
-    ),
-)
+SHOWN = {"turns": _turns, "filled": _filled, "harmbench": _harmbench}
+READ: dict[str, Callable[[str], Reading]] = {
+    "llama_guard": parse_llama_guard3,
+    "wildguard": parse_wildguard,
+    "harmbench": parse_harmbench,
+    "qwen3guard": parse_qwen3guard,
+    "qwen3guard_strict": _qwen3guard("unsafe"),
+    "qwen3guard_loose": _qwen3guard("safe"),
+    "safeguard": parse_safeguard,
+    "reasoning_shield": parse_reasoning_shield,
+    "strongreject": parse_strongreject,
+    "xstest": parse_xstest,
+}
+"""What is shown and how a reply is read, by the names of `guards.yaml`."""
+
+
+def _format(name: str, entry: dict[str, Any]) -> Format:
+    """The format of an entry of `guards.yaml`."""
+    under, shown, read = (entry.pop(key, "") for key in ("under", "shown", "read"))
+    made = {
+        "text": text(entry.pop("text")) if "text" in entry else "",
+        "requires": Requires(**entry.pop("requires", {"api": "chat"})),
+        "controls": tuple(Control(**one) for one in entry.pop("controls", ())) or CONTROLS,
+    }
+    rest = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return Format(name=name, render=_under(under) if under else SHOWN[shown], parse=READ[read], **made, **rest)
+
+
+_TABLE: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("guards.yaml").read_text(encoding="utf-8"))
+(
+    LLAMA_GUARD3, LLAMA_GUARD4, WILDGUARD, HARMBENCH, QWEN3GUARD, QWEN3GUARD_STRICT, QWEN3GUARD_LOOSE, SAFEGUARD,
+    REASONING_SHIELD, STRONGREJECT, XSTEST,
+) = (_format(name, dict(entry)) for name, entry in _TABLE.items())  # fmt: skip

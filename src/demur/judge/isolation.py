@@ -134,24 +134,22 @@ def run_program(source: str, *, stdin: bytes = b"", limits: Limits = STANDARD) -
 
 def _command(program: int, status: int, calls: int, limits: Limits) -> list[str]:
     """The command line of bubblewrap."""
-    disk = ["--size", str(limits.disk)]
     numbers = (-(-limits.seconds // 1), limits.memory, limits.processes, limits.output)
-    return [
-        bubblewrap(),
-        *("--unshare-user", "--disable-userns", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
-        *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"),
-        *("--seccomp", str(calls), "--hostname", "isolated", "--uid", str(NOBODY), "--gid", str(NOBODY)),
-        *("--json-status-fd", str(status)),
-        *_system(),
-        *numpy(),
-        *("--proc", "/proc", "--size", "4096", "--tmpfs", "/dev"),
-        *(word for name in ("null", "zero", "urandom") for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")),
-        *("--remount-ro", "/dev", *disk, "--tmpfs", "/tmp", *disk, "--tmpfs", "/box"),
-        *("--file", str(program), "/box/main.py", "--chdir", "/box", "--remount-ro", "/"),
-        *("--setenv", "PATH", "/usr/bin", "--setenv", "HOME", "/box", "--setenv", "PYTHONIOENCODING", "utf-8"),
-        *("--setenv", "OPENBLAS_NUM_THREADS", "1"),
-        *(python(), "-I", "-c", PRELUDE, *(str(int(number)) for number in numbers)),
-    ]
+    devices = " ".join(f"--dev-bind /dev/{name} /dev/{name}" for name in ("null", "zero", "urandom"))
+    # Every mount is read-only in the end, but for two small file systems in memory.
+    walls = (
+        "--unshare-user --disable-userns --unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup-try "
+        "--die-with-parent --new-session --clearenv --cap-drop ALL "
+        f"--seccomp {calls} --hostname isolated --uid {NOBODY} --gid {NOBODY} --json-status-fd {status}"
+    )
+    inside = (
+        f"--proc /proc --size 4096 --tmpfs /dev {devices} --remount-ro /dev "
+        f"--size {limits.disk} --tmpfs /tmp --size {limits.disk} --tmpfs /box "
+        f"--file {program} /box/main.py --chdir /box --remount-ro / "
+        "--setenv PATH /usr/bin --setenv HOME /box --setenv PYTHONIOENCODING utf-8 --setenv OPENBLAS_NUM_THREADS 1"
+    )
+    own = [python(), "-I", "-c", PRELUDE, *(str(int(number)) for number in numbers)]
+    return [bubblewrap(), *walls.split(), *_system(), *numpy(), *inside.split(), *own]
 
 
 def _system() -> Iterator[str]:

@@ -320,6 +320,6 @@ async def open_remote(config: Remote, *, cache: ReplyCache, label: str = "") -> 
     urls, user = addresses_of(config)
     headers = user | headers_of(config)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
-    async with aiohttp.ClientSession(connector=connector, headers=headers, auto_decompress=False) as session:
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
         name = config.model or await only_model(urls[0], session, key_env=config.key_env)
         yield RemoteModel(config, session, name=name, cache=cache, label=label)

@@ -6,7 +6,6 @@ import base64
 import os
 import re
 import time
-import zlib
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -100,33 +99,14 @@ def _refused(url: URL, response: aiohttp.ClientResponse, text: str, key_env: str
 
 
 async def all_of(response: aiohttp.ClientResponse) -> bytes:
-    """The whole body, unpacked, unless it never ends.
-
-    Raises wire.Unreadable: it is larger than any reply, or packed in a way that was not asked for.
-    """
+    """The whole body, which aiohttp unpacks piece by piece. Raises `wire.Unreadable`: it is larger than any reply."""
     parts, size = [], 0
     async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
         if size > LARGEST:
             raise wire.Unreadable(f"a reply of more than {LARGEST >> 20} MB")
-    return _unpacked(b"".join(parts), response.headers.get("Content-Encoding", "").strip().lower())
-
-
-def _unpacked(data: bytes, packing: str) -> bytes:
-    """The body behind its packing. No packing was asked for; the usual one is understood all the same."""
-    if packing in ("", "identity"):
-        return data
-    if packing not in ("gzip", "x-gzip", "deflate"):
-        raise wire.Unreadable(f"a reply packed by {wire.excerpt(packing.encode('utf-8', 'replace'), most=40)}")
-    unpacker = zlib.decompressobj(47)
-    try:
-        plain = unpacker.decompress(data, LARGEST)
-    except zlib.error as error:
-        raise wire.Unreadable(f"a packed reply that is damaged: {error}") from None
-    if unpacker.unconsumed_tail or not unpacker.eof:
-        raise wire.Unreadable(f"a packed reply of more than {LARGEST >> 20} MB, or truncated")
-    return plain
+    return b"".join(parts)
 
 
 def rest_of(text: str | None) -> float | None:
