@@ -96,7 +96,8 @@ def ours(world: World) -> dict[str, float]:
     from demur.prompts.wrappers import unwrap
 
     began = time.perf_counter()
-    questions = [item.question for item in unwrap(world.rows)]
+    inside = unwrap(world.rows)
+    questions = [inside[row].question if row in inside else row for row in world.rows]
     unwrapped = time.perf_counter()
     labels = components(questions, similarity=0.8)
     clustered = time.perf_counter()

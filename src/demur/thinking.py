@@ -93,7 +93,8 @@ _TEXTUAL = re.compile(r"str|NoneType|(?!redacted)(\w+[_.])?(text|thinking|reason
 _TEXTS = ("thinking", "reasoning", "text", "summary", "content", "value")
 """Types of the parts of a message that hold text, and where they hold it."""
 _CODE = re.compile(r"^ {0,3}(`{3,}(?=[^`\n]*$)|~{3,})([^\n]*)$|(`+)|\n", re.MULTILINE)
-_QUOTED = re.compile(r"(?:^|[^\w.,!?…])[\"'“‘„«][\"'”’“»]\Z")
+QUOTES = "\"'“‘„«"
+_QUOTED = re.compile(rf"(?:^|[^\w.,!?…])[{QUOTES}][\"'”’“»]\Z")
 """What stands around a mark in quotation marks: one that opens, one that closes."""
 
 
@@ -176,8 +177,8 @@ def traced(
 ) -> Trace:
     """A reply as a record; `known` are its other fields. What was sent is the bare prompt unless they say otherwise."""
     parts = split(raw, finish=finish, opened=opened, family=family)
-    known.setdefault("sampling", Sampling())
-    known.setdefault("sent", (Message(role="user", content=prompt.text),))
+    known["sampling"] = known.get("sampling") or Sampling()
+    known["sent"] = known.get("sent") or (Message(role="user", content=prompt.text),)
     known["notes"] = (*known.get("notes", ()), *parts.notes)
     return Trace(prompt=prompt, raw=raw, finish=finish, **known, **fields(parts))
 
@@ -369,7 +370,9 @@ def _marks(
         at = mark.start()
         while inside and inside[1] <= at:
             inside = next(spans, None)
-        quoted = _QUOTED.search(text[max(0, at - 2) : at] + text[mark.end() : mark.end() + 1])
+        quoted = text[at - 1 : at] in QUOTES and _QUOTED.search(
+            text[max(0, at - 2) : at] + text[mark.end() : mark.end() + 1]
+        )
         if not quoted and not (inside and inside[0] <= at):
             yield mark
         at = mark.end()

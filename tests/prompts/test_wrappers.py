@@ -59,8 +59,8 @@ def test_questions_come_out_of_templates_of_every_shape() -> None:
     ]
     texts = [shape.format(*[question] * 3) for shape in shapes for question in QUESTIONS]
     found = unwrap(texts)
-    assert [item.question for item in found] == QUESTIONS * len(shapes)
-    assert len({item.template for item in found}) == len(shapes)
+    assert [found[text].question for text in texts] == QUESTIONS * len(shapes)
+    assert len({item.template for item in found.values()}) == len(shapes)
 
 
 def test_templates_that_begin_alike_are_told_apart() -> None:
@@ -71,23 +71,24 @@ def test_templates_that_begin_alike_are_told_apart() -> None:
             ("dusk", "baker, small, young and fond"),
         )
     ]
-    found = unwrap([shape + question for shape in shapes for question in QUESTIONS])
-    assert [item.question for item in found] == QUESTIONS * 2
-    assert len({item.template for item in found}) == 2
+    texts = [shape + question for shape in shapes for question in QUESTIONS]
+    found = unwrap(texts)
+    assert [found[text].question for text in texts] == QUESTIONS * 2
+    assert len({item.template for item in found.values()}) == 2
 
 
 def test_plain_questions_that_begin_alike_stay_as_they_are() -> None:
     texts = [f"Give detailed step-by-step instructions for how to {question.lower()}" for question in QUESTIONS]
-    assert [item.question for item in unwrap(texts)] == texts
+    assert unwrap(texts) == {}
 
 
 @given(st.lists(st.text(max_size=200), max_size=20))
-def test_never_an_empty_question_where_there_was_text_and_order_is_kept(texts: list[str]) -> None:
-    found = unwrap(texts)
-    assert len(found) == len(texts)
-    for text, item in zip(texts, found, strict=True):
+def test_a_question_is_a_part_of_its_text_and_never_empty(texts: list[str]) -> None:
+    for text, item in unwrap(texts).items():
+        assert text in texts
         assert item.question in text
-        assert item.question == text or item.template
+        assert item.question
+        assert item.template
 
 
 def test_the_released_set_is_twenty_templates_over_two_hundred_questions(data_dir: Path) -> None:

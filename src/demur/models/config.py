@@ -296,11 +296,6 @@ def _kind(value: Any) -> str:
     return next((kind for key, kind in KINDS.items() if key in keys), "none")
 
 
-def _spoken(value: Any) -> Any:
-    """A short text as the model that it means; anything else as it is."""
-    return parse_model(value) if isinstance(value, str) else value
-
-
 ModelConfig = Annotated[
     Annotated[Remote, Tag("Remote")]
     | Annotated[Served, Tag("Served")]
@@ -312,7 +307,7 @@ ModelConfig = Annotated[
         custom_error_type="no_model",
         custom_error_message="a model has one of url, path, hub, script and plugin (path or hub with engine: served)",
     ),
-    BeforeValidator(_spoken),
+    BeforeValidator(lambda value: parse_model(value) if isinstance(value, str) else value),
 ]
 """A model, as a field of settings: a mapping, or the short text that `parse_model` reads."""
 

@@ -30,7 +30,7 @@ from demur.models.answering import Answering, asked, record, seed_of
 from demur.models.checkpoint import folder_of, identity_of
 from demur.models.config import Local
 from demur.models.sampler import Force, Rule, Writer, Written
-from demur.records import Failure, Finish, Sampling, Trace, digest
+from demur.records import Failure, Finish, Sampling, Trace
 from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
 T = TypeVar("T")
@@ -85,8 +85,7 @@ class LocalModel(Answering):
         self._stops = _stops(self._model, self._tokenizer)
         self._room: int = getattr(self._model.config, "max_position_embeddings", None) or 1 << 30
         # What ends a thinking, with the white space that R1-like models put around it.
-        closing = thinking.join("", "", seams=thinking.CANONICAL)
-        closing = closing.removeprefix(thinking.OPEN + thinking.CANONICAL.after_open)
+        closing = thinking.join("", "").removeprefix(thinking.OPEN + thinking.CANONICAL.after_open)
         self._close: list[int] = self._tokenizer.encode(closing, add_special_tokens=False)
         self._batch = config.batch or (256 if parameters < SMALL else 64 if parameters < LARGE else 32)
         if config.api == "chat" and not self._tokenizer.chat_template:
@@ -104,12 +103,13 @@ class LocalModel(Answering):
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply to one request, written together with those that are asked at the same time."""
-        row = self._row(request)
+        row, drawn = self._row(request), request.sampling
         if (reply := self._known(row, fresh=fresh)) is not None:
             return self._record(request, reply)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         if row.key not in self._futures:
-            self._waiting.setdefault((fresh, _rule_key(request.sampling)), deque()).append(row)
+            alike = (fresh, drawn.temperature, drawn.top_p, drawn.top_k, drawn.thinking_budget)
+            self._waiting.setdefault(alike, deque()).append(row)
         self._futures.setdefault(row.key, []).append(future)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_waiting())
@@ -310,11 +310,6 @@ def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
     said = getattr(model.generation_config, "eos_token_id", None)
     listed = said if isinstance(said, list) else [said]
     return frozenset(int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None)
-
-
-def _rule_key(sampling: Sampling) -> str:
-    """What rows must share to be written together."""
-    return digest([sampling.temperature, sampling.top_p, sampling.top_k, sampling.thinking_budget])
 
 
 def _begun(request: Request, opened: bool) -> str:

@@ -130,7 +130,8 @@ class Builder:
         changes |= own.distil if safety else {"keep": "everything", "begin": Begin()}
         settings = study.distil.settings(**changes)
         names = ("" if safety else pool, which is own.filter and which.kind, safety and own.keep)
-        suffix = "".join(f"-{_slug(said)}" for said in names if said)
+        # Of a name the last part, fit for a folder's.
+        suffix = "".join("-" + re.sub(r"[^\w.-]+", "-", said.rpartition(":")[2]) for said in names if said)
         if maker and (own.teacher or (safety and own.distil)):
             suffix += f"-{maker.label}"
         models = self.players(teacher=self._teacher(own, strategy), filter=which.model)
@@ -382,11 +383,6 @@ class Builder:
             model = model.model_copy(update={"revision": self.study.revisions[base]})
         weights = model.model_dump(include={"path", "hub", "revision"}, exclude_defaults=True)
         return as_model(weights | dict(serve)) if serve and isinstance(model, Local) else model
-
-
-def _slug(text: str) -> str:
-    """The last part of a name, fit for a folder's."""
-    return re.sub(r"[^\w.-]+", "-", text.rpartition(":")[2])
 
 
 def _found(names: Sequence[str], data_dir: Path | None) -> Path | None:

@@ -196,12 +196,13 @@ class Stage(Generic[S]):
         return [Lack(part, f"{who} cannot be played by {model.where}: it {line}.", True) for line in lines]
 
 
-class Context:
-    """What a running stage gets."""
+class Context(AsyncExitStack):
+    """What a running stage gets. What it opens is closed with it."""
 
     def __init__(
         self, stage: Stage[Any], *, inputs: Mapping[str, Artifact], draft: Draft, cache: Path, progress: Progress
     ) -> None:
+        super().__init__()
         self.inputs, self.draft, self.progress = inputs, draft, progress
         self.files, self.stage, self._cache_folder = stage.files, stage, cache
         self.generating = False
@@ -209,15 +210,8 @@ class Context:
         self.reach: Callable[[ModelConfig], ModelConfig] = lambda model: model
         """A model as it is asked now, such as by the URL of a server that is up."""
         self._played = stage.played({part: artifact.folder for part, artifact in inputs.items()})
-        self._stack = AsyncExitStack()
         self._cache: ReplyCache | None = None
         self._models: dict[str, Model] = {}
-
-    async def __aenter__(self) -> Context:
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self._stack.aclose()
 
     async def model(self, part: str) -> Model | None:
         """The model that plays a part, opened once and closed with the stage; `None`: no model plays it.
@@ -227,11 +221,11 @@ class Context:
         config = self._played.get(part)
         if part not in self._models and config is not None:
             if self._cache is None:
-                self._cache = self._stack.enter_context(ReplyCache(self._cache_folder))
+                self._cache = self.enter_context(ReplyCache(self._cache_folder))
             if config.weights_at:
                 self.progress(0, None, f"loading {config.where}")
             opened = open_model(self.reach(config), cache=self._cache, label=f"{part}/{self.stage.name}")
-            self._models[part] = await self._stack.enter_async_context(opened)
+            self._models[part] = await self.enter_async_context(opened)
         return self._models.get(part)
 
     async def judge(

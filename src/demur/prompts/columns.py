@@ -27,7 +27,7 @@ ROLES = {name: role for role, names in TABLE["roles"].items() for name in names}
 STATED = {name for says, names in TABLE.items() if isinstance(names, list) for name in names}
 FLAGS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
 OF_REPLY = ("whole", "finish", "right")
-SWITCH = re.compile(TABLE["switch"])
+SWITCH, SWITCHES = re.compile(TABLE["switch"]), {*TABLE["columns"]["attacked"], *TABLE["columns"]["thinking"]}
 Row = Mapping[str, Any]
 Said = Mapping[str, list[Any]]
 """What a row says of itself, by heading; see `stated`."""
@@ -39,16 +39,17 @@ class OddRow(ValueError):
 
 def keyed(row: Row) -> dict[str, Any]:
     """A row by the names of its columns as `forms.yaml` writes them."""
-    made = {key(name): value for name, value in row.items()}
-    if len(made) < len(row):
-        raise OddRow("two columns have one name but for capitals, blanks and hyphens")
-    return made
+    return dict(zip(_keys(tuple(row)), row.values(), strict=True))
 
 
 @lru_cache(maxsize=4096)
-def key(name: str) -> str:
-    """A column's name as `forms.yaml` writes it; what no terminal should get is left out."""
-    return "".join(filter(str.isprintable, re.sub(r"[\s-]+", "_", name.strip().lower())))
+def _keys(columns: tuple[str, ...]) -> list[str]:
+    """Names of columns as `forms.yaml` writes them; what no terminal should get is left out."""
+    plain = (re.sub(r"[\s-]+", "_", name.strip().lower()) for name in columns)
+    made = ["".join(filter(str.isprintable, name)) for name in plain]
+    if len({*made}) < len(made):
+        raise OddRow("two columns have one name but for capitals, blanks and hyphens")
+    return made
 
 
 def empty(value: Any) -> bool:
@@ -73,9 +74,9 @@ def _fills(name: str, value: Any) -> str:
     if empty(value):
         return "blank" if value == "" else ""
     # WildGuardMix says by `adversarial` whether it is, Nemotron by `reasoning` whether the model was to think.
-    if place(name)[0] in ("attacked", "thinking") and SWITCH.fullmatch(str(value).strip().lower()):
+    if name in SWITCHES and SWITCH.fullmatch(str(value).strip().lower()):
         return "switch"
-    return "text" if isinstance(value, str) or text(value) else "other"
+    return "text" if type(value) in (str, int) or text(value) else "other"
 
 
 def slots(columns: tuple[tuple[str, str], ...]) -> dict[str, list[str]]:
@@ -105,8 +106,8 @@ def text(value: Any) -> str | None:
 
 def stated(row: Row) -> dict[str, list[Any]]:
     """What a row says of itself: the filled cells by heading of `forms.yaml`, in its order."""
-    found = {says: [row[name] for name in names if not empty(row[name])] for says, names in _headed(tuple(row))}
-    return {says: cells for says, cells in found.items() if cells}
+    headed = _headed(tuple(row))
+    return {says: cells for says, names in headed if (cells := [row[name] for name in names if not empty(row[name])])}
 
 
 @lru_cache(maxsize=4096)

@@ -189,15 +189,12 @@ def _form_of(cells: Cells) -> str:
 def _sorted_out(path: Path, file: File, made: list[tuple[int, Any]], odd: list[Odd], notes: list[str]) -> Loaded:
     """Prompts, traces, examples and pairs apart, with the questions found inside shared wrappers, and no id twice."""
     sorts: dict[type, list[tuple[int, Any]]] = {kind: [] for kind in (Prompt, Trace, Example, Preference)}
-    for where, thing in made:
-        sorts[type(thing)].append((where, thing))
+    for item in made:
+        sorts[type(item[1])].append(item)
     prompts, rows = _once(path, file, sorts[Prompt], odd), sorts[Trace]
-    if file.form in WRAPPED:
-        questions = {old.id: new for old, new in zip(prompts, _questions(prompts), strict=True)}
-        moved = {key: new for key, new in questions.items() if new.id != key}
-        if moved:
-            rows = [(at, replace(t, prompt=moved[t.prompt.id], id="") if t.prompt.id in moved else t) for at, t in rows]
-        prompts = list(questions.values())
+    if file.form in WRAPPED and (moved := _unwrapped(prompts)):
+        prompts = [moved.get(prompt.id, prompt) for prompt in prompts]
+        rows = [(at, replace(t, prompt=moved[t.prompt.id], id="") if t.prompt.id in moved else t) for at, t in rows]
     traces, examples = _once(path, file, rows, odd), _once(path, file, sorts[Example], odd)
     every = {prompt.id: prompt for prompt in (*prompts, *(trace.prompt for trace in traces))}
     return Loaded(
@@ -209,11 +206,13 @@ def _once(path: Path, file: File, things: list[tuple[int, Any]], odd: list[Odd])
     """Records, none of an id that another has. Rows with one prompt and one reply are samples of it, and all count."""
     seen: dict[str, tuple[int, Any]] = {}
     kept = []
-    for number, thing in things:
-        while isinstance(thing, Trace) and thing.id in seen and file.form not in OWN:
+    for item in things:
+        number, thing = item
+        while thing.id in seen and isinstance(thing, Trace) and file.form not in OWN:
             thing = replace(thing, sample=thing.sample + 1, id="")
-        before = seen.setdefault(thing.id, (number, thing))
-        if before[1] is thing:
+            item = number, thing
+        before = seen.setdefault(thing.id, item)
+        if before is item:
             kept.append(thing)
             continue
         if getattr(before[1], "parts", before[1]) != getattr(thing, "parts", thing) and file.form in OWN:
@@ -228,13 +227,12 @@ def _once(path: Path, file: File, things: list[tuple[int, Any]], odd: list[Odd])
     return kept
 
 
-def _questions(prompts: list[Prompt]) -> Iterator[Prompt]:
-    """The prompts, those in a shared wrapper with their question as parent."""
-    found = unwrap([prompt.text for prompt in prompts])
-    for prompt, (question, template) in zip(prompts, found, strict=True):
-        if not template:
-            yield prompt
-            continue
-        parent = Prompt(text=question, intent=prompt.intent)
-        changes = {"attack": f"template:{template}", "parent": parent.id, "cluster": parent.id, "question": question}
-        yield replace(prompt, id="", **changes)
+def _unwrapped(prompts: list[Prompt]) -> dict[str, Prompt]:
+    """Those prompts that stand in a shared wrapper, by their ids, with their question as parent."""
+    found, moved = unwrap(prompt.text for prompt in prompts), dict[str, Prompt]()
+    for prompt in (prompt for prompt in prompts if prompt.text in found):
+        question, template = found[prompt.text]
+        parent = Prompt(text=question, intent=prompt.intent).id
+        changes = {"attack": f"template:{template}", "parent": parent, "cluster": parent, "question": question}
+        moved[prompt.id] = replace(prompt, id="", **changes)
+    return moved

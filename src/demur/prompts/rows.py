@@ -130,7 +130,13 @@ def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace |
     talk = _talk(row, cells, file)
     prompt = _prompt(row, talk.question, cells, file, said, notes)
     yield prompt
-    marks = (UNSAFE,) if c.unsafe(said) else ("the worked solution stands as thinking",) if "maths" in file.form else ()
+    marks = (
+        (UNSAFE,)
+        if said and c.unsafe(said)
+        else ("the worked solution stands as thinking",)
+        if "maths" in file.form
+        else ()
+    )
     for at in range(len(talk.replies)):
         if said and (reason := c.flaw(said, at)):
             yield LeftOut(f"generation {at} {reason}" if "generations" in cells else f"its reply {reason}")
@@ -237,8 +243,8 @@ def _worked(row: Row, cells: Cells) -> tuple[str, str]:
 
 def _prompt(row: Row, asked: str, cells: Cells, file: File, said: Said, notes: Counter[str]) -> Prompt:
     gold = _worked(row, cells)[1] if file.maths and ("gold" in cells or "maths" in file.form) else None
-    replied = not REPLIES.isdisjoint(cells)
-    wants = file.intent or (c.intent(said, replied=replied) if said else None) or ("maths" if gold else None)
+    told = c.intent(said, replied=not REPLIES.isdisjoint(cells)) if said else None
+    wants = file.intent or told or ("maths" if gold else None)
     claims = [name for name in row if name in CLAIMS and truth(row[name]) is not False]
     if "gold" in cells and gold is None:
         notes[UNUSED + cells["gold"][0]] += 1
@@ -248,7 +254,7 @@ def _prompt(row: Row, asked: str, cells: Cells, file: File, said: Said, notes: C
         notes[f"{ASSUMED} {wants}{unclear}"] += 1
     elif claims == ["label"] and "reply" in cells and file.intent is None:
         notes["'label' is taken to be about the prompt, not about the reply"] += 1
-    source, kind = text(row.get("source")) or file.name, c.category(said)
+    source, kind = text(row.get("source")) or file.name, c.category(said) if said else ""
     attacked = text(_first(row, cells, "attacked")) if "attacked" in cells else None
     if attacked is None:
         return Prompt(text=asked, intent=wants, source=source, category=kind, gold=gold)

@@ -80,30 +80,31 @@ def wrap(prompts: Sequence[Prompt], templates: Mapping[str, str], *, each: int, 
 
 
 class Unwrapped(NamedTuple):
-    """The question inside a prompt and the id of what was around it; the prompt itself and "" when nothing was."""
+    """The question inside a prompt, and the id of what was around it."""
 
     question: str
     template: str
 
 
-def unwrap(texts: Sequence[str]) -> list[Unwrapped]:
-    """The question inside each text, in order."""
-    found = {text: Unwrapped(text, "") for text in texts}
+def unwrap(texts: Iterable[str]) -> dict[str, Unwrapped]:
+    """The question inside each text that stands in a wrapper."""
+    every, found = dict.fromkeys(texts), dict[str, Unwrapped]()
     joined: dict[tuple[str, str], str] = {}
     changed = 0
     for number, behind in enumerate((False, None, True, None)):
         if number == 3 and not changed:
             break
         # A question that several templates end with looks like a wrapper itself: endings are for what has none yet.
-        bare = behind is True
-        asked = {question for question, template in found.values() if not (bare and template)}
-        inner = _repetitions(asked) if behind is None else _alike(asked, behind=behind)
+        asked = [
+            (text, found[text].question if text in found else text) for text in every if not (behind and text in found)
+        ]
+        questions = {question for _, question in asked}
+        inner = _repetitions(questions) if behind is None else _alike(questions, behind=behind)
         changed += number * len(inner)
-        for text, (question, template) in found.items() if inner else ():
-            if question in inner and not (bare and template):
-                new, pair = inner[question], (template, inner[question].template)
-                found[text] = Unwrapped(new.question, joined.setdefault(pair, digest(pair)[:8]))
-    return [found[text] for text in texts]
+        for text, new in ((text, inner[question]) for text, question in asked if question in inner):
+            pair = (found[text].template if text in found else "", new.template)
+            found[text] = Unwrapped(new.question, joined.setdefault(pair, digest(pair)[:8]))
+    return found
 
 
 def _alike(asked: Iterable[str], *, behind: bool) -> dict[str, Unwrapped]:

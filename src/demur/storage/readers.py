@@ -157,12 +157,12 @@ def _value(line: str) -> Any:
 def _values(text: str) -> list[Any]:
     """The JSON values that follow each other in a text. NaN, which pandas writes, is let through; half a surrogate pair,
     which is what a cut emoji leaves and no UTF-8 can hold, becomes a question mark."""
-    if reason := _not_utf8(text):
-        raise ValueError(reason)
     try:
         return [msgspec.json.decode(text)]
     except (msgspec.DecodeError, UnicodeError):
-        found, at = list[Any](), len(text) - len(text.lstrip())
+        if reason := _not_utf8(text):
+            raise ValueError(reason) from None
+    found, at = list[Any](), len(text) - len(text.lstrip())
     while at < len(text) or not found:
         value, end = json.JSONDecoder().raw_decode(text, at)
         found.append(value)
