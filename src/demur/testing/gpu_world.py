@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest import mock
 
+import yaml
 from aiohttp import web
 
 from demur import thinking
@@ -45,33 +46,8 @@ from demur.testing.base import TEMPLATE, make_tokenizer
 from demur.testing.server import reply_of, request_of
 
 
-def _config(layers: int, width: int, heads: int, kv: int, inner: int, **more: Any) -> dict[str, Any]:
-    named = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": kv}
-    return named | {"intermediate_size": inner, "max_position_embeddings": 131072} | more
-
-
-QWEN2 = {"model_type": "qwen2", "vocab_size": 152064}
-LLAMA = {"model_type": "llama", "vocab_size": 128256}
-QWEN3 = {"model_type": "qwen3", "vocab_size": 151936, "max_position_embeddings": 40960, "head_dim": 128}
-QWEN_7B, QWEN_32B = _config(28, 3584, 28, 4, 18944, **QWEN2), _config(64, 5120, 40, 8, 27648, **QWEN2)
-LLAMA_3B, LLAMA_8B = (
-    _config(28, 3072, 24, 8, 8192, tie_word_embeddings=True, **LLAMA),
-    _config(32, 4096, 32, 8, 14336, **LLAMA),
-)
-CONFIGS: dict[str, dict[str, Any]] = {
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": QWEN_7B,
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": QWEN_32B,
-    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": LLAMA_8B,
-    "deepseek-ai/DeepSeek-R1-Distill-Llama-70B": _config(80, 8192, 64, 8, 28672, **LLAMA),
-    "Qwen/Qwen3-14B": _config(40, 5120, 40, 8, 17408, **QWEN3),
-    "UCSC-VLAA/STAR1-R1-Distill-7B": QWEN_7B,
-    "UCSC-VLAA/STAR1-R1-Distill-32B": QWEN_32B,
-    "RealSafe/RealSafe-R1-7B": QWEN_7B,
-    "RealSafe/RealSafe-R1-32B": QWEN_32B,
-    "meta-llama/Llama-Guard-3-8B": LLAMA_8B,
-    "ReasoningShield/ReasoningShield-3B": LLAMA_3B,
-}
-"""What the config.json of these models says of their size, as published with their weights."""
+CONFIGS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("gpu_world.yaml").read_text())["models"]
+"""What the config.json of these models says of their size."""
 SLOW = 0.5
 """Tokens a second of a slow reply: a tenth of the least speed that a model is declared with where a study says nothing."""
 
@@ -130,7 +106,7 @@ class World(contextlib.ExitStack):
     def weights(self, name: str, revision: str = "") -> Path:
         """A model in the hub's cache: configuration, tokenizer and template, and weights that weigh nothing."""
         if name not in CONFIGS:
-            raise UserError(f"{name}: the GPU world knows no such model; add it to demur.testing.gpu_world.CONFIGS")
+            raise UserError(f"{name}: the GPU world knows no such model; add it to demur/testing/gpu_world.yaml")
         top = self.hub / f"models--{name.replace('/', '--')}"
         folder = top / "snapshots" / (revision or "0" * 40)
         if not folder.exists():

@@ -27,20 +27,8 @@ WORKSPACE = 2.0
 """GiB of each card beside weights and cache: activations of a profiling run, CUDA graphs, communication."""
 CONTEXT = 0.5
 """GiB of a card that a process holds outside of what it was given."""
-FLAGS = """
-    model tokenizer revision tokenizer-revision tokenizer-mode dtype max-model-len download-dir load-format seed
-    quantization kv-cache-dtype block-size gpu-memory-utilization swap-space cpu-offload-gb max-num-batched-tokens
-    max-num-seqs max-logprobs tensor-parallel-size pipeline-parallel-size data-parallel-size
-    distributed-executor-backend served-model-name host port api-key chat-template chat-template-content-format
-    generation-config override-generation-config hf-overrides reasoning-parser uvicorn-log-level rope-scaling
-    rope-theta tool-call-parser max-lora-rank lora-modules compilation-config
-"""
-SWITCHES = """
-    trust-remote-code enforce-eager enable-prefix-caching no-enable-prefix-caching enable-chunked-prefill
-    enable-lora disable-custom-all-reduce disable-log-stats disable-log-requests enable-auto-tool-choice
-    enable-expert-parallel
-"""
-"""Arguments that exist: docs.vllm.ai, Engine Arguments of 0.8.5 and 0.10, and the pages of `vllm serve`."""
+FLAGS, SWITCHES = (part.split() for part in Path(__file__).with_name("vllm_flags.txt").read_text().split("\n\n"))
+"""Arguments that exist, those with a value first: docs.vllm.ai, Engine Arguments of 0.8.5 and 0.10, and the pages of `vllm serve`."""
 
 
 class Shape(NamedTuple):
@@ -95,9 +83,9 @@ class Engine:
     def __init__(self, argv: list[str], world: Path) -> None:
         parser = argparse.ArgumentParser(prog="vllm serve")
         parser.add_argument("model_tag")
-        for flag in FLAGS.split():
+        for flag in FLAGS:
             parser.add_argument(f"--{flag}")
-        for flag in SWITCHES.split():
+        for flag in SWITCHES:
             parser.add_argument(f"--{flag}", action="store_true")
         told = parser.parse_args(argv)  # argparse's own: "vllm serve: error: unrecognized arguments: --x", exit code 2
         self.world, self.folder = world, Path(told.model_tag)
