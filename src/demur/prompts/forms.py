@@ -65,14 +65,10 @@ class Loaded(NamedTuple):
 def load_file(path: Path, *, form: str | None = None, intent: Intent | None = None) -> Loaded:
     """Read a file, a finished stage, a run with one stage that fits, or a folder of tables of one form.
 
-    Args:
-        path: file or folder.
-        form: one of `FORMS`; told from the rows when left out.
-        intent: what all prompts of the file want, over what its rows say.
+    `form`, one of `FORMS`, and `intent`, what all prompts of the file want, are told from the rows when left out.
 
-    Raises:
-        UserError: nothing there, no form fits (with the columns), no row could be read (with the first reason), two records of
-            one id, or a run in which several stages fit.
+    Raises UserError: nothing there, no form fits (with the columns), no row could be read (with the first reason), two records
+    of one id, or a run in which several stages fit.
     """
     if form is not None and form not in FORMS:
         raise unknown("form", form, FORMS)
