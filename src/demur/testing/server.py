@@ -38,7 +38,7 @@ _REFUSALS = {
     "refused": (400, "this request is not accepted"),
     "too_long": (400, "This model's maximum context length is 4096 tokens. Please reduce the length of the messages."),
 }
-FAULTS = {*_REFUSALS, "dropped", "half_json", "wrong_type", "endless", "null_content", "huge", "filtered", "unicode"}
+FAULTS = {*_REFUSALS, "dropped", "half_json", "endless", "filtered"}
 TAIL_SHAPE = 2.5
 """Of the Pareto distribution of heavy-tailed latencies."""
 
@@ -135,14 +135,12 @@ class _Server:
             http.transport.abort()
             return web.Response()
         text, finish, request, count = self._speak(body)
-        text, finish = _distorted(text, finish, fault)
+        text, finish = ("", "content_filter") if fault == "filtered" else (text, finish)
         self._replies += 1
         reply = reply_of(request, text, finish, count, body=body, apart=self._how.reasoning_field)
         reply["model"] = self._how.model + ("-other" if 0 < self._how.swap_after < self._replies else "")
         if body.get("logprobs"):
             reply["choices"][0]["logprobs"] = _logprobs(text, chat="messages" in body)
-        if fault == "null_content" and "messages" in body:
-            reply["choices"][0]["message"]["content"] = None
         return await _sent(http, msgspec.json.encode(reply), fault)
 
     def _speak(self, body: dict[str, Any]) -> tuple[str, Finish, Request, int]:
@@ -190,20 +188,10 @@ def reply_of(
     return {"id": "reply", "created": 0, "model": body.get("model"), "usage": usage, "choices": [choice]}
 
 
-def _distorted(text: str, finish: Finish, fault: str) -> tuple[str, Finish]:
-    if fault == "huge":
-        return text + " filler" * (20_000_000 // 7), finish
-    if fault == "unicode":
-        return text + " \u0000 \u2028 \U0001f600 é e\u0301 \ufeff \u202e", finish
-    return ("", "content_filter") if fault == "filtered" else (text, finish)
-
-
 async def _sent(http: web.Request, data: bytes, fault: str) -> web.StreamResponse:
     """A whole reply, or what a fault makes of it."""
     if fault == "half_json":
         return web.Response(body=data[: len(data) // 2], content_type="application/json")
-    if fault == "wrong_type":
-        return web.Response(body=b"<html><body>Bad gateway</body></html>", content_type="text/html")
     if fault == "endless":
         response = web.StreamResponse()
         await response.prepare(http)
