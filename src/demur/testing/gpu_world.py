@@ -45,7 +45,6 @@ from demur.testing import players, scripts, small, vllm
 from demur.testing.base import TEMPLATE, make_tokenizer
 from demur.testing.server import reply_of, request_of
 
-
 CONFIGS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("gpu_world.yaml").read_text())["models"]
 """What the config.json of these models says of their size."""
 SLOW = 0.5
