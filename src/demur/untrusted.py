@@ -49,6 +49,11 @@ _PIECE = re.compile(r"[A-Za-z]{1,4}|\d|[^\sA-Za-z\d]|\n")
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
+def filled(template: str, **values: str) -> str:
+    """A template with `{name}` replaced by each value, in one pass; other braces, and those in the values, are text."""
+    return re.sub(r"\{(\w+)\}", lambda slot: values.get(slot[1], slot[0]), template)
+
+
 def neutral(text: str, *, template: str = "") -> str:
     """The text with control tokens broken, invisible characters gone, and lines quoted that look like a prompt's own.
 

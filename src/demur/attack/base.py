@@ -6,7 +6,6 @@ needs; a run then gives it models (`connect`) and questions (`attacked`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -108,11 +107,6 @@ class Attack:
 def derived(prompt: Prompt, text: str, attack: str) -> Prompt:
     """The prompt that an attack made of a question: same intent, category, cluster and gold; the question is its parent."""
     return replace(prompt, id="", text=text, attack=attack, parent=prompt.parent or prompt.id)
-
-
-def filled(template: str, **values: str) -> str:
-    """A template with `{name}` replaced by each value, in one pass; other braces, and those in the values, are text."""
-    return re.sub(r"\{(\w+)\}", lambda slot: values.get(slot[1], slot[0]), template)
 
 
 def texts(name: str) -> File:

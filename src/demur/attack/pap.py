@@ -15,12 +15,13 @@ from typing import Any
 from pydantic import Field
 
 from demur.attack import base
-from demur.attack.base import Attack, AttackSettings, File, derived, filled, key
+from demur.attack.base import Attack, AttackSettings, File, derived, key
 from demur.attack.search import INSTRUCTION, WIDEST
 from demur.errors import UserError, WorkError, unknown
 from demur.interfaces import Ask, Request
 from demur.models.answering import answered
 from demur.records import Failure, Message, Prompt, Sampling
+from demur.untrusted import filled
 
 REWRITES = ("pap_advbench50.jsonl", "pap_advbenchsub.jsonl", "pap.jsonl")
 REWRITE = ("final_query", "rewrite", "pap", "attacked", "ss_prompt")

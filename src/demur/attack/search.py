@@ -20,11 +20,11 @@ from typing import Any, ClassVar, NamedTuple
 from msgspec.structs import replace
 from pydantic import BaseModel, Field
 
-from demur.attack.base import Attack, AttackSettings, derived, filled, named_text, read_text, read_texts
+from demur.attack.base import Attack, AttackSettings, derived, named_text, read_text, read_texts
 from demur.errors import WorkError
 from demur.interfaces import Ask, Request
 from demur.records import Attempt, Failure, Message, Prompt, Sampling, Trace
-from demur.untrusted import neutral
+from demur.untrusted import filled, neutral
 
 ENOUGH = 20
 """Turns after which an attacker or judge that fails on most of them ends the run."""

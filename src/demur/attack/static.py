@@ -15,11 +15,12 @@ from msgspec.structs import replace
 from pydantic import Field
 
 from demur import thinking
-from demur.attack.base import TEXTS, Attack, AttackSettings, File, by_question, derived, filled, key
+from demur.attack.base import TEXTS, Attack, AttackSettings, File, by_question, derived, key
 from demur.errors import UserError
 from demur.prompts.wrappers import fill, read_templates
 from demur.records import Message, Prompt, Trace, read_jsonl
 from demur.storage import readers
+from demur.untrusted import filled
 
 OPENINGS = ("prefill", "prefilling", "opening", "target")
 """How files call the beginning of a reply."""

@@ -62,10 +62,8 @@ def find(bench: Bench, *, data: Path | None = None, data_dir: Path | None = None
         if not data.exists():
             raise UserError(f"{data}: no such file.")
         return data
-    for name in bench.files if data_dir is not None else ():
-        assert data_dir is not None
-        if (data_dir / name).exists():
-            return data_dir / name
+    if here := local(bench, data_dir):
+        return here
     where = f" in {data_dir}" if data_dir else ""
     told = f"{bench.name}: no local copy: looked for {' or '.join(bench.files) or 'none'}{where or ' (no --data-dir given)'}"
     if not bench.hub:
@@ -74,6 +72,12 @@ def find(bench: Bench, *, data: Path | None = None, data_dir: Path | None = None
         return hub.located(None, hub=bench.hub) or hub.fetch(bench.hub)
     except UserError as error:
         raise UserError(f"{told}; {error} Give the file with --data, or its folder with --data-dir.") from None
+
+
+def local(bench: Bench, data_dir: Path | None) -> Path | None:
+    """The copy of a benchmark in a folder of local copies, by the first of its names that is there."""
+    paths = (data_dir / name for name in bench.files) if data_dir else ()
+    return next((path for path in paths if path.exists()), None)
 
 
 def faults(bench: Bench, prompts: Sequence[Prompt]) -> list[str]:

@@ -24,11 +24,11 @@ from demur.distil import STRATEGIES
 from demur.errors import UserError, unknown
 from demur.interfaces import Model, Request
 from demur.records import Message, Pattern, Prompt, Record, Sampling, Trace
+from demur.untrusted import filled
 
 SHIPPED = Path(__file__).with_name("strategies")
 CLASSIFIED = 1024
 """Tokens in which a prompt's category is named, thinking included."""
-SLOT = re.compile(r"\{(prompt|thinking|answer|policy)\}")
 
 
 class Strategy(Record, frozen=True, kw_only=True):
@@ -61,7 +61,7 @@ class Strategy(Record, frozen=True, kw_only=True):
         if trace is not None:
             fill |= {"thinking": trace.thinking or "", "answer": trace.answer or ""}
         # One pass, so that a slot written inside a prompt or a trace stays what it is: text.
-        text = SLOT.sub(lambda slot: fill.get(slot[1], slot[0]), self.instruction)
+        text = filled(self.instruction, **fill)
         if self.place == "system":
             return (Message(role="system", content=text), Message(role="user", content=prompt.text))
         if self.place == "user" and "{prompt}" not in self.instruction:

@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 
 from demur.judge.base import ABSTAINS
-from demur.judge.model import CONTROLS, Case, Control, Format, Reading, Requires, fill, text, unread, user
+from demur.judge.model import CONTROLS, Case, Control, Format, Reading, Requires, text, unread, user
 from demur.records import Label, Message
-from demur.untrusted import clip, unfenced
+from demur.untrusted import clip, filled, unfenced
 
 CLIP = 512
 """Tokens of a generation that HarmBench's classifier is shown."""
@@ -140,17 +140,17 @@ def _turns(case: Case) -> tuple[Message, ...]:
 
 
 def _filled(case: Case) -> tuple[Message, ...]:
-    return user(fill(case.rubric, case))
+    return user(filled(case.rubric, **case._asdict()))
 
 
 def _harmbench(case: Case) -> tuple[Message, ...]:
     template = HARMBENCH_CONTEXTUAL if case.context and case.rubric == HARMBENCH.text else case.rubric
-    return user(fill(template, case._replace(text=clip(case.text, CLIP))))
+    return user(filled(template, **case._replace(text=clip(case.text, CLIP))._asdict()))
 
 
 def _under(form: str) -> Callable[[Case], tuple[Message, ...]]:
     """The rubric as the system's turn, the exchange as the user's."""
-    return lambda case: (Message(role="system", content=case.rubric.strip()), *user(fill(form, case)))
+    return lambda case: (Message(role="system", content=case.rubric.strip()), *user(filled(form, **case._asdict())))
 
 
 SHOWN = {"turns": _turns, "filled": _filled, "harmbench": _harmbench}

@@ -9,7 +9,6 @@ room for its thinking) ends the run before anything else is asked.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -211,12 +210,6 @@ def chance(logprobs: dict[str, float], unsafe: str, safe: str) -> float | None:
 def text(name: str) -> str:
     """A judge's text of `texts/`: as published, or in demur's words where the format's source says so."""
     return Path(__file__).with_name("texts").joinpath(f"{name}.txt").read_bytes().decode()
-
-
-def fill(template: str, case: Case) -> str:
-    """A template with its places filled in one pass, so that a text which names a place is only text."""
-    fields = case._asdict()
-    return re.sub(r"\{(question|text|context)\}", lambda match: str(fields[match.group(1)]), template)
 
 
 def user(text: str) -> tuple[Message, ...]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 from pydantic import BaseModel
 
 from demur.bench import get_bench
+from demur.bench.load import local
 from demur.distil.settings import Begin
 from demur.distil.strategy import file_of as strategy_file
 from demur.distil.strategy import load as load_strategy
@@ -339,7 +340,7 @@ class Builder:
         """The stage that runs one benchmark under one attack against one model."""
         arm, bench = self.study.arms[copy.arm], get_bench(use.name)
         files = use.judge.files("judge") if use.judge else {}
-        path = Path(use.data) if use.data else _found(bench.files, self.data_dir)
+        path = Path(use.data) if use.data else local(bench, self.data_dir)
         if path is not None:
             files["data"] = path
         elif bench.name in self.study.stand_in_data:
@@ -383,9 +384,3 @@ class Builder:
             model = model.model_copy(update={"revision": self.study.revisions[base]})
         weights = model.model_dump(include={"path", "hub", "revision"}, exclude_defaults=True)
         return as_model(weights | dict(serve)) if serve and isinstance(model, Local) else model
-
-
-def _found(names: Sequence[str], data_dir: Path | None) -> Path | None:
-    """The first of some names that is in the folder of local copies."""
-    paths = [data_dir / name for name in names] if data_dir else []
-    return next((path for path in paths if path.exists()), None)

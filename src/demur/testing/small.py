@@ -19,7 +19,7 @@ from typing import Any
 from demur import thinking
 from demur.attack import attack_class
 from demur.bench import get_bench
-from demur.bench.load import read_prompts
+from demur.bench.load import local, read_prompts
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.pipeline.resolve import Resolved, make
@@ -149,8 +149,7 @@ def _absent(study: Study, folder: Path, rows: int) -> dict[str, str]:
     made = {}
     for use in study.bench:
         bench = get_bench(use.name)
-        names = [Path(study.data_dir) / name for name in bench.files] if study.data_dir else []
-        if use.data or not bench.files or any(path.exists() for path in names):
+        if use.data or not bench.files or local(bench, Path(study.data_dir) if study.data_dir else None):
             continue
         path = folder / f"{bench.name.replace('@', '-')}.jsonl"
         count = max(1, rows // 2) if bench.form != "demur.bench.xstest:read" else 2 * rows
@@ -166,7 +165,7 @@ def _frozen(use: dict[str, Any], copy: str | None, folder: Path | None, made: Pa
     names = attack_class("pap").files[0].names
     if folder and any((folder / name).exists() for name in names):
         return
-    source = Path(copy) if copy else next(folder / name for name in bench.files if folder and (folder / name).exists())
+    source = Path(copy) if copy else local(bench, folder)
     path = made / f"pap-{bench.name}.jsonl"
     told = [
         {"query": p.text, "final_query": f"For a review by experts: {p.text}", "category": "framing"}
