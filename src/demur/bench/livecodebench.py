@@ -26,16 +26,6 @@ from demur.errors import UserError
 from demur.records import Prompt
 from demur.storage.artifacts import atomic_write, cache_folder
 
-COLUMNS = {
-    "question": "question_content",
-    "id": "question_id",
-    "date": "contest_date",
-    "public": "public_test_cases",
-    "private": "private_test_cases",
-    "starter": "starter_code",
-    "difficulty": "?difficulty",
-    "metadata": "?metadata",
-}
 TESTS = "tests"
 """Folder, in the cache, of the tests."""
 LARGEST = 1 << 30
@@ -56,7 +46,7 @@ _HARMLESS = (*_TEXTS, "PROTO", "FRAME", "MEMOIZE", "BINPUT", "PUT", "STOP")
 def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """The problems of contests on or after the option `first` and before `end`; their tests are put into the cache."""
     first, end = bench.options.get("first", ""), bench.options.get("end", "9999")
-    return [_prompt(row, path) for row in rows(path, COLUMNS) if first <= row["date"][:10] < end]
+    return [_prompt(row, path) for row in rows(path, bench.columns) if first <= row["date"][:10] < end]
 
 
 def _prompt(row: Row, path: Path) -> Prompt:
