@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from demur import thinking
+from demur.models.sampling import Drawn
 from demur.records import Part, Sampling
 from demur.settings import Strict
 
@@ -49,7 +51,7 @@ class Begin(Strict):
         return bool(self.text or self.file or self.traces)
 
 
-class DistilSettings(Strict):
+class DistilSettings(Drawn):
     """How safety traces are made."""
 
     strategy: str = "improved"
@@ -67,14 +69,6 @@ class DistilSettings(Strict):
     """Which parts the judge must call safe. The paper's filter reads reasoning and answer together."""
     threshold: float | None = Field(default=None, ge=0)
     """Keep what scores at most this, where the judge scores; `None`: its label decides."""
-    temperature: float = Field(default=0.6, ge=0)
-    """The teacher's. The paper names none; 0.6 and 0.95 are what DeepSeek recommends for R1."""
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    """The teacher's nucleus."""
-    max_tokens: int = Field(default=4096, ge=1)
-    """The teacher's bound on new tokens, thinking included. A trace that runs into it is dropped as truncated (`cut`)."""
-    seed: int = 0
-    """The teacher's."""
 
     @model_validator(mode="after")
     def _bounded(self) -> DistilSettings:
@@ -90,11 +84,5 @@ class DistilSettings(Strict):
     def drawn(self, begun: str = "") -> Sampling:
         """How the teacher is asked to answer, behind the beginning of a thinking."""
         begun = begun or self.begin.text
-        return Sampling(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-            n=self.samples if self.until_safe is None else 1,
-            prefill=thinking.join(begun, None) if begun else None,
-        )
+        samples, prefill = self.samples if self.until_safe is None else 1, thinking.join(begun, None) if begun else None
+        return replace(super().drawn(), n=samples, prefill=prefill)

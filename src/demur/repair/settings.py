@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator
 
-from demur.records import Sampling
+from demur.models.sampling import Drawn
 from demur.settings import Strict
 
 COMPLIANCE = (
@@ -34,7 +34,7 @@ class Intervention(Strict):
     insert: str = "Wait, let me think about whether this could hurt somebody."
 
 
-class RepairSettings(Strict):
+class RepairSettings(Drawn):
     """How traces with patterns are mended. In a study file and in `--set` the means are called `with`."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -53,21 +53,9 @@ class RepairSettings(Strict):
     """What `continue` puts where it cuts. The teacher goes on from there; loss falls on this and on what it adds."""
     refusal: str = "Sorry, I can't help with that."
     """The answer that `align` gives to a reasoning that decided to refuse."""
-    temperature: float = Field(default=0.6, ge=0)
-    """Of the teacher that is asked again."""
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    """Its nucleus."""
-    max_tokens: int = Field(default=4096, ge=1)
-    """Its bound on new tokens."""
-    seed: int = 0
-    """Its seed."""
 
     @field_validator("means", mode="before")
     @classmethod
     def _commas(cls, value: Any) -> Any:
         """`trim,align` and `[trim, align]` mean the same."""
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-    def drawn(self) -> Sampling:
-        """How the teacher is asked."""
-        return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, seed=self.seed)
