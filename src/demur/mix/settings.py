@@ -64,11 +64,11 @@ class ShareSettings(Strict):
         return self
 
 
-class MixSettings(Strict):
-    """A training mix."""
+class MixDefaults(Strict):
+    """Settings of every mix of a study; its arms say how much of each share."""
 
-    shares: dict[str, ShareSettings] = Field(min_length=1)
-    """Name -> share. Of two equal examples one stays: that of a count before that of a ratio, then by the shares' names."""
+    shares: dict[str, ShareSettings] = {}
+    """Options by share."""
     total: int | None = Field(default=None, ge=1)
     """Size of the whole mix; needed only where every share is a ratio and not all there is shall be used."""
     dedupe: Literal["near", "exact", "none"] = "near"
@@ -78,6 +78,13 @@ class MixSettings(Strict):
     """Estimated Jaccard similarity of letters' 5-grams from which on two questions are nearly the same."""
     seed: int = 0
     """Seed of every draw and of the order."""
+
+
+class MixSettings(MixDefaults):
+    """A training mix."""
+
+    shares: dict[str, ShareSettings] = Field(min_length=1)
+    """Name -> share. Of two equal examples one stays: that of a count before that of a ratio, then by the shares' names."""
 
     @model_validator(mode="after")
     def _fits(self) -> MixSettings:

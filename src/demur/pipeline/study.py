@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from demur.distil.settings import DistilSettings, Keep
-from demur.mix.settings import MixSettings, ShareSettings
+from demur.mix.settings import MixDefaults, MixSettings, ShareSettings
 from demur.models.config import ModelConfig, as_model, parse_model
 from demur.pipeline.stage import Use
 from demur.pipeline.stages.evaluate import BenchUse
@@ -182,17 +182,6 @@ class Teaching(DistilSettings):
         return validate(
             DistilSettings, self.model_dump(exclude={"teacher", "teachers", "classifier"}) | changes, where="distil"
         )
-
-
-class MixDefaults(Strict):
-    """Settings of every mix; the arms say how much of each share."""
-
-    shares: dict[str, ShareSettings] = {}
-    """Options by share."""
-    total: int | None = Field(default=None, ge=1)
-    dedupe: Literal["near", "exact", "none"] = "near"
-    similarity: float = Field(default=0.8, gt=0.4, le=1)
-    seed: int = 0
 
 
 class Study(Strict):
