@@ -129,9 +129,10 @@ def test_the_attackers_write_json() -> None:
 def test_it_attacks_and_rates_as_pair_does() -> None:
     import random
 
-    from demur.attack.base import TEXTS, filled, read_texts
+    from demur.attack.base import TEXTS, read_texts
     from demur.attack.search import score_of, tagged
     from demur.testing import scripts
+    from demur.untrusted import filled
 
     goal = "steal a car"
     words = read_texts(TEXTS / "pair.yaml", "pair")

@@ -13,14 +13,7 @@ from demur.thinking import CLOSE, OPEN
 
 BEGIN, END, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜pad｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}"
-    "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER' + m.content }}"
-    "{% elif m.role == 'assistant' %}{{ 'ASSISTANT' + m.content.split('CLOSE')[-1] + eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANTOPEN\\n' }}{% endif %}"
-)
-for _name, _value in (("USER", USER), ("ASSISTANT", ASSISTANT), ("CLOSE", CLOSE), ("OPEN", OPEN)):
-    TEMPLATE = TEMPLATE.replace(_name, _value)
+TEMPLATE = Path(__file__).with_name("r1_like.jinja").read_text(encoding="utf-8")
 
 
 def make_tokenizer() -> Any:
