@@ -32,12 +32,8 @@ def load_prompts(
 ) -> list[Prompt]:
     """The prompts of a benchmark, checked, in the order of the release.
 
-    Args:
-        bench: which one.
-        data: its local copy.
-        data_dir: a folder in which the copy is found under one of `bench.files`.
-        limit: only so many: the first of each category in turn, so that a small number still holds every kind.
-        seed: for sets that are generated.
+    `data` is its local copy, `data_dir` a folder that holds it under one of `bench.files`. Of each category the first are taken in
+    turn, so that a small `limit` still holds every kind. `seed` is for sets that are generated.
 
     Raises UserError: no copy and no hub, or a copy that is not the release.
     """

@@ -90,13 +90,9 @@ def open_judge(
 ) -> Judge:
     """The judge of a name, ready to work.
 
-    Args:
-        name: an entry of `JUDGES` or `module:attribute`.
-        model: who answers for a judge that is a model; others ignore it.
-        query: what it is shown as the request; `None`: as the judge declares.
-        part: the part of the trace that it sees; `None`: as the judge declares.
-        text: a file in the place of its rubric, policy or template.
-        declared: what the study says of the model, to tell whether the judge is set up as its makers published it.
+    A judge that is a model is played by `model`; others ignore it. `query` is what it is shown as the request and `part` what it
+    sees of the trace (`None`: as it declares), `text` a file in the place of its rubric, policy or template. By `declared`, what
+    the study says of the model, it is told whether the judge is set up as its makers published it.
 
     Raises UserError: an unknown judge, no model for one that needs it, or a query, part or text that it cannot take.
     """

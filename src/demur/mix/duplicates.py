@@ -69,11 +69,8 @@ def masked(text: str, *, shown: int = 2) -> str:
 def clusters(examples: Iterable[Example], *, similarity: float) -> list[str]:
     """The cluster id of each example, after joining the clusters whose questions are nearly the same.
 
-    The id of a joined cluster is the smallest of its members' ids, so that it does not depend on their order.
-
-    Args:
-        examples: any; the question is `origin.question`, or what the user says.
-        similarity: from which on two questions are nearly the same; 1: only equal after normalisation.
+    The id of a joined cluster is the smallest of its members' ids, so that it does not depend on their order. A question is
+    `origin.question`, or what the user says; at similarity 1 only those are the same that are equal after normalisation.
     """
     own: list[str] = []
 

@@ -44,12 +44,8 @@ def record(
 ) -> Trace | Failure:
     """What a reply means for its request.
 
-    Args:
-        request: what was asked.
-        reply: what came.
-        model: identity of who answered.
-        opened: whether the prompt opened the thinking, where the model's declaration says so; else what the reply knows.
-        family: how the model marks its thinking, where that is declared; see `thinking.FAMILIES`.
+    `model` is the identity of who answered. Where the model's declaration says so, `opened` is whether the prompt opened the
+    thinking (else the reply knows), and `family` how it marks its thinking (`thinking.FAMILIES`).
     """
     if reply.failure is not None:
         return Failure(

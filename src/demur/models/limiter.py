@@ -165,9 +165,6 @@ class Health:
     def dead(self, since: float, *, unreached: bool, known: bool) -> bool:
         """Whether a request that failed since a time shows a server that is down, and not a request that cannot be answered.
 
-        Args:
-            since: when its first try began.
-            unreached: whether no connection could be made.
-            known: whether the server has ever answered.
+        `since` is when its first try began, `unreached` whether no connection could be made, `known` whether it has ever answered.
         """
         return self._last_success < since and (unreached or not known or len(self._failing) >= HOPELESS)

@@ -34,10 +34,7 @@ BACKENDS: dict[str, str] = {
 async def open_model(config: ModelConfig, *, cache: ReplyCache | None = None, label: str = "") -> AsyncIterator[Model]:
     """The model of a configuration, ready to answer.
 
-    Args:
-        config: what the user said.
-        cache: where replies are kept; `None`: for this use only.
-        label: `PART/STAGE`, under which requests are counted.
+    Replies are kept in `cache` (`None`: for this use only), and its requests counted under `label`, `PART/STAGE`.
 
     Raises UserError: something that the model needs is missing.
     """

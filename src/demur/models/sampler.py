@@ -123,15 +123,7 @@ class Writer:
     def __init__(
         self, model: Any, *, stops: frozenset[int], width: int, force: Force | None = None, keep_first: int = 0
     ) -> None:
-        """Prepare an empty batch.
-
-        Args:
-            model: a causal language model of transformers.
-            stops: tokens that end a row.
-            width: most rows at the same time.
-            force: tokens that rows do not choose.
-            keep_first: how many alternatives of each row's first token to keep.
-        """
+        """An empty batch of at most `width` rows, each ended by one of `stops`; of a row's first token `keep_first` alternatives are kept."""
         self._cells = cells_for(model)
         self._stops, self._force, self._keep_first = stops, force, keep_first
         self._width = min(width, self._cells.most)

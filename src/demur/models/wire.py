@@ -42,9 +42,7 @@ class Unreadable(Exception):
 def read(data: bytes, *, limit: int = MOST) -> Reply:
     """The reply in a server's JSON.
 
-    Args:
-        data: the body.
-        limit: the tokens that were asked for: tells a reply without a finish reason from a truncated one.
+    `limit`, the tokens that were asked for, tells a reply without a finish reason from a truncated one.
 
     Raises Unreadable: there is none in it.
     """

@@ -63,13 +63,8 @@ def execute(
 ) -> dict[str, Artifact]:
     """Do what is not done yet of some stages and all that they read; returns all artifacts by stage name.
 
-    Args:
-        stages: the last stages of the graph, or all of them.
-        out: the run's folder.
-        cache: where replies are kept; default: in the run's folder.
-        workers: processes on this machine (1: this process), or a pool of workers elsewhere.
-        watch: gets every event.
-        add: keep the run's other stages in its graph; else these are the whole graph.
+    `workers` are so many processes of this machine (1: this one), or a pool elsewhere. Replies are kept in `cache`, by default in
+    the run's folder `out`. With `add` the run's other stages stay in its graph; else these are the whole of it.
 
     Raises WorkError: a stage failed; what was finished is kept and the same call goes on from there.
     """
