@@ -88,12 +88,7 @@ exec(compile(source, "/box/main.py", "exec"), {"__name__": "__main__", "__file__
 def run_program(source: str, *, stdin: bytes = b"", limits: Limits = STANDARD) -> Run:
     """Run a Python program in isolation.
 
-    Args:
-        source: the program.
-        stdin: what it can read from standard input.
-        limits: what it may use.
-
-    Raises UserError: there is no bubblewrap; WorkError: bubblewrap itself failed; the program did not run.
+    Raises UserError: there is no bubblewrap; WorkError: bubblewrap itself failed, and the program did not run.
     """
     nobody = NOBODY if os.geteuid() == 0 else None
     with (

@@ -192,12 +192,8 @@ class GoldFault(NamedTuple):
 def check_golds(prompts: Sequence[Prompt], solutions: Mapping[str, str]) -> tuple[list[GoldFault], dict[str, int]]:
     """Grade the worked solutions' own answers, and perturbed golds, which must come out wrong.
 
-    Args:
-        prompts: with golds.
-        solutions: question -> its worked solution, where the release has one.
-
-    Returns:
-        The faults; and the counts `solutions`, `without_answer` (a worked solution that marks no final answer), `perturbed`.
+    `solutions` are the release's own, by question. Returns the faults, and the counts `solutions`, `without_answer` (a worked
+    solution that marks no final answer) and `perturbed`.
     """
     faults: list[GoldFault] = []
     counts = {"solutions": 0, "without_answer": 0, "perturbed": 0}

@@ -28,10 +28,8 @@ CERTIFICATE = "contamination.json"
 def export_hf(source: Path, out: Path | None = None, *, licences: Mapping[str, str] | None = None) -> Path:
     """Write the training rows of a run as a data set that `datasets.load_dataset` reads, and return its folder.
 
-    Args:
-        source: a run (each of its mixtures becomes a configuration), a finished stage, or a JSON Lines file of examples.
-        out: where to; `export-hf` in the run, or beside the file, when left out.
-        licences: of files and sources, by name; a component of the mixture may state its own.
+    `source` is a run (each of its mixtures becomes a configuration), a finished stage, or a JSON Lines file of examples; `out` is by
+    default `export-hf` in the run, or beside the file. `licences` are of files and sources, by name; a component may state its own.
 
     Raises UserError: there are no examples, or `out` holds something else.
     """

@@ -70,11 +70,8 @@ async def repair(
 ) -> Repaired:
     """Mend or drop the traces in which a pattern was found.
 
-    Args:
-        findings: theirs; a trace without findings is diagnosed first.
-        detector: reads every candidate; only what it finds nothing in is accepted.
-        teacher: needed for `reask` and `continue`.
-        progress: called with traces settled and traces with a pattern.
+    A trace without `findings` is diagnosed first. The detector reads every candidate, and only what it finds nothing in is accepted.
+    `progress` is called with the traces settled, and those with a pattern.
 
     Raises UserError: `reask` without a teacher, or the teacher cannot honour the sampling.
     """
