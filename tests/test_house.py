@@ -136,9 +136,9 @@ def test_every_verb_has_a_module() -> None:
 
 
 ROOMS = {
-    "attack": 1228, "bench": 907, "cli": 2694, "diagnose": 801, "distil": 508, "judge": 2353, "mini": 1056, "mix": 1049,
-    "models": 2998, "pipeline": 3703, "prompts": 1212, "repair": 523, "report": 4163, "stats": 710, "storage": 1365,
-    "testing": 1893, "train": 2443,
+    "attack": 1224, "bench": 897, "cli": 2694, "diagnose": 796, "distil": 489, "judge": 2263, "mini": 1056, "mix": 1049,
+    "models": 2887, "pipeline": 3665, "prompts": 1208, "repair": 507, "report": 4163, "stats": 710, "storage": 1365,
+    "testing": 1822, "train": 2410,
 }  # fmt: skip
 """Most lines of each room: what they have today. They were to be 20,000 together: only ever lower a number here."""
 
