@@ -172,13 +172,13 @@ READ: dict[str, Callable[[str], Reading]] = {
 def _format(name: str, entry: dict[str, Any]) -> Format:
     """The format of an entry of `guards.yaml`."""
     under, shown, read = (entry.pop(key, "") for key in ("under", "shown", "read"))
-    made = {
+    made: dict[str, Any] = {
         "text": text(entry.pop("text")) if "text" in entry else "",
         "requires": Requires(**entry.pop("requires", {"api": "chat"})),
         "controls": tuple(Control(**one) for one in entry.pop("controls", ())) or CONTROLS,
     }
-    rest = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-    return Format(name=name, render=_under(under) if under else SHOWN[shown], parse=READ[read], **made, **rest)
+    made |= {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return Format(name=name, render=_under(under) if under else SHOWN[shown], parse=READ[read], **made)
 
 
 _TABLE: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("guards.yaml").read_text(encoding="utf-8"))

@@ -68,7 +68,6 @@ class MixDefaults(Strict):
     """Settings of every mix of a study; its arms say how much of each share."""
 
     shares: dict[str, ShareSettings] = {}
-    """Options by share."""
     total: int | None = Field(default=None, ge=1)
     """Size of the whole mix; needed only where every share is a ratio and not all there is shall be used."""
     dedupe: Literal["near", "exact", "none"] = "near"
@@ -81,10 +80,9 @@ class MixDefaults(Strict):
 
 
 class MixSettings(MixDefaults):
-    """A training mix."""
+    """A training mix. Of two equal examples one stays: that of a count before that of a ratio, then by the shares' names."""
 
     shares: dict[str, ShareSettings] = Field(min_length=1)
-    """Name -> share. Of two equal examples one stays: that of a count before that of a ratio, then by the shares' names."""
 
     @model_validator(mode="after")
     def _fits(self) -> MixSettings:
