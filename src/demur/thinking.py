@@ -1,4 +1,4 @@
-"""Raw text to (thinking, answer, outcome) and back. The only module that knows the tags.
+"""Raw text to (thinking, answer, outcome) and back. The only module that knows the tags (`thinking.toml` has them by family).
 
 A reasoning model thinks between two marks, then answers. Model families write other marks, chat templates differ in who
 writes the opening one, budgets end texts anywhere, and some servers deliver the thinking apart from the answer. A tool that
@@ -17,8 +17,10 @@ again, to the byte. Time is linear in the length of the text.
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur.errors import WorkError
@@ -47,33 +49,11 @@ class Marks(NamedTuple):
 
 
 _TAG = r"(?:[a-z]{1,8}:)?(?:think|thinking|thoughts?|reasoning)"
-_ANSWER = "(?:answer|response|output)"
-_FINAL = r"<\|channel\|>final(?: <\|constrain\|>\w+)?<\|message\|>"
-FAMILIES: dict[str, Marks] = {
-    "tags": Marks(
-        rf"<\s?{_TAG}(?:\s[^<>]{{0,80}})?(?<!/)>", rf"<\s?/\s?{_TAG}\s?>(?:\s{{0,8}}<{_ANSWER}>)?", rf"</{_ANSWER}>"
-    ),
-    "magistral": Marks(r"\[THINK\]", r"\[/THINK\]"),
-    "kimi": Marks("◁think▷", "◁/think▷"),
-    "openthoughts": Marks(
-        r"<\|begin_of_thought\|>",
-        r"<\|end_of_thought\|>(?:\s{0,8}<\|begin_of_solution\|>)?",
-        r"<\|end_of_solution\|>",
-    ),
-    "cohere": Marks(
-        r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s{0,8}<\|START_RESPONSE\|>)?", r"<\|END_RESPONSE\|>"
-    ),
-    "apertus": Marks(r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),
-    "gemma": Marks(r"<\|channel>thought\b", r"<channel\|>"),
-    "harmony": Marks(
-        r"(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>",
-        rf"(?:<\|end\|>\s{{0,8}})?(?:<\|start\|>assistant)?{_FINAL}",
-        r"<\|return\|>|<\|end\|>",
-    ),
-    "harmony-bare": Marks(r"analysis(?=[A-Z])", "assistantfinal"),
+FAMILIES = {
+    name: Marks(**{part: pattern.replace("TAG", _TAG) for part, pattern in own.items()})
+    for name, own in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()
 }
-"""Marks by family: `tags` in any spelling (R1, Qwen, Seed, MiniMax, EXAONE …), Magistral, Kimi-VL, OpenThoughts, Command A, Apertus,
-Gemma 4, gpt-oss, and gpt-oss where a server strips special tokens."""
+"""Marks by family, of `thinking.toml`."""
 ALL = tuple(FAMILIES)
 _OPENS = {name: re.compile(marks.open, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}
 _CLOSES = {name: re.compile(marks.close, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}
