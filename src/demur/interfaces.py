@@ -46,11 +46,9 @@ class Model(Protocol):
     @property
     def identity(self) -> str:
         """Hash of weights and template for what we load, name and declared revision for what is remote."""
-        ...
 
     def check(self, sampling: Sampling) -> None:
         """Raise `UserError` when a field of `sampling` cannot be honoured. Called before the first request."""
-        ...
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply to one request, durable in the cache before it is returned.
@@ -61,11 +59,9 @@ class Model(Protocol):
                 a stored reply, such as a judge whose verdict is unreadable: it asks, and once more with `fresh` where that
                 cannot be read. So a judge that was mended is heard by the next run, and nothing unreadable is frozen.
         """
-        ...
 
     def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
         """One `Trace` or `Failure` a request, in the order in which they become ready."""
-        ...
 
 
 class Judge(Protocol):
@@ -74,21 +70,17 @@ class Judge(Protocol):
     @property
     def name(self) -> str:
         """How it is called in verdicts and tables."""
-        ...
 
     @property
     def query(self) -> Query:
         """Whether it sees the original question or what was sent."""
-        ...
 
     @property
     def part(self) -> Part:
         """The part of the trace that it sees."""
-        ...
 
     def verdicts(self, traces: Traces) -> AsyncIterator[Verdict]:
         """Exactly one `Verdict` a trace; it never raises for what a model wrote."""
-        ...
 
 
 class Detector(Protocol):
@@ -97,20 +89,16 @@ class Detector(Protocol):
     @property
     def name(self) -> str:
         """How it is called in findings, verdicts and tables."""
-        ...
 
     @property
     def english(self) -> bool:
         """Whether it reads English, so that the measures of English prose apply to its traces."""
-        ...
 
     def decides(self, text: str) -> bool:
         """Whether a reasoning, in the language that it reads, decides what to do with the request."""
-        ...
 
     def findings(self, traces: Traces) -> AsyncIterator[tuple[Finding, ...]]:
         """For each trace exactly one `Finding` a pattern, in the order of `records.PATTERNS`."""
-        ...
 
 
 Progress = Callable[[int, int | None, str], None]
