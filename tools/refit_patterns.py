@@ -39,12 +39,14 @@ RARE = 3
 """A gram that fewer sentences have is not learnt from."""
 FAINT = 0.1
 """Weights that are smaller for every kind are left out."""
-PENALTY = {"words": 1.0, "patterns": 20.0, "judgements": 3.0}
+PENALTY = {"words": 1.0, "patterns": 5.0, "judgements": 3.0}
 """How strongly weights are held to zero, or to `BEGINNING`."""
 REAL = 3.0
 """What a real trace without patterns weighs."""
-ALARMS = 6.0
-"""What a false alarm costs: a hundredth of the real traces called weighs as much as 0.06 of F1."""
+ALARMS = 3.0
+"""What a false alarm costs: a hundredth of the real traces called weighs as much as 0.03 of F1."""
+SMALL = 50
+"""Authors of fewer traces are left out together."""
 JUDGEMENTS = ("declines", "accepts", "gives", "refuses")
 BEGINNING: dict[str, dict[str, float]] = {
     "declines": {"best decline": 1.5, "last decline": 0.5},
@@ -116,19 +118,28 @@ def fit_words(lines: Sequence[Line], part: Part) -> dict[str, list[int]]:
     }
 
 
+def groups(authors: Sequence[str]) -> list[set[str]]:
+    """Who is left out together: each author of many traces alone, the others at once."""
+    counts = Counter(authors)
+    alone = [{author} for author in sorted(counts) if counts[author] >= SMALL]
+    return [group for group in (*alone, {a for a in counts if counts[a] < SMALL}) if group]
+
+
 def seen(labelled: Sequence[dict[str, Any]], lines: Sequence[Line], real: Sequence[Trace] = ()) -> Seen:
     """Every trace through weights of other authors."""
     found: list[tuple[Any, ...]] = []
-    for author in sorted({row["author"] for row in labelled}):
-        others = [line for line in lines if line.author != author]
+    for group in groups([row["author"] for row in labelled]):
+        others = [line for line in lines if line.author not in group]
         by: dict[Part, Table] = {part: table(fit_words(others, part)) for part in KINDS}
-        for row in (row for row in labelled if row["author"] == author):
+        for row in (row for row in labelled if row["author"] in group):
             for raw in both(row["response"]):
                 asked = exam.question({**row, "response": raw}, row["id"])
                 if (asked.trace.thinking or "").strip():
                     reading = Reading(*(classify(part, asked.trace.part(part), by=by[part]) for part in KINDS))
                     labels = [asked.labels[pattern] for pattern in PATTERNS]
-                    found.append((author, features(reading), labels, asked.trace.prompt.intent in HARMLESS_INTENTS))
+                    found.append(
+                        (row["author"], features(reading), labels, asked.trace.prompt.intent in HARMLESS_INTENTS)
+                    )
     by = {part: table(fit_words(lines, part)) for part in KINDS}
     for trace in real:
         reading = Reading(*(classify(part, trace.part(part), by=by[part]) for part in KINDS))
@@ -230,11 +241,11 @@ def elsewhere(traces: Seen, folds: int = 5) -> Matrix:
     """The same by weights of other authors; of real traces, by weights of the other folds of them."""
     found = np.zeros(traces.labels.shape)
     real = np.cumsum(traces.authors == "real") % folds
-    groups = [traces.authors == author for author in sorted(set(traces.authors) - {"real"})]
-    groups += [(traces.authors == "real") & (real == fold) for fold in range(folds)]
-    for group in groups:
-        if group.any():
-            found[group] = likely(fit(traces.of(~group)), traces.of(group))
+    left = [np.isin(traces.authors, list(group)) for group in groups([a for a in traces.authors if a != "real"])]
+    left += [(traces.authors == "real") & (real == fold) for fold in range(folds)]
+    for out in left:
+        if out.any():
+            found[out] = likely(fit(traces.of(~out)), traces.of(out))
     return found
 
 
@@ -251,6 +262,16 @@ def threshold(probabilities: Matrix, labels: Any, real: Matrix) -> float:
 
     allowed: list[float] = np.unique(probabilities).tolist()
     return max(allowed, key=worth)
+
+
+def called(traces: Seen, tried: Matrix, number: int, asked: Any) -> Any:
+    """Where a pattern is found, from the probability that suits the authors who were not left out."""
+    found, real = np.zeros(len(tried), dtype=bool), tried[traces.authors == "real", number]
+    for group in groups([author for author in traces.authors if author != "real"]):
+        out = np.isin(traces.authors, list(group))
+        of_others = threshold(tried[asked & ~out, number], traces.labels[asked & ~out, number], real)
+        found[out] = tried[out, number] >= of_others
+    return found
 
 
 def main() -> None:
@@ -271,9 +292,9 @@ def main() -> None:
         present[pattern] = round(
             threshold(tried[asked, number], traces.labels[asked, number], tried[is_real, number]), 3
         )
-        called = tried[:, number] >= present[pattern]
-        worth[pattern] = {"f1": round(f1(called[asked], traces.labels[asked, number]), 3)}
-        worth[pattern] |= {"alarms": int(called[is_real].sum())} if real else {}
+        found = called(traces, tried, number, asked)
+        worth[pattern] = {"f1": round(f1(found[asked], traces.labels[asked, number]), 3)}
+        worth[pattern] |= {"alarms": int((tried[is_real, number] >= present[pattern]).sum())} if real else {}
         print(f"{pattern:26} from {present[pattern]:.3f}: {worth[pattern]}")
     content: dict[str, Any] = {
         "about": "hundredths of a weight of each gram for each kind of sentence; weights of features for each unit; "

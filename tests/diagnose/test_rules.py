@@ -174,11 +174,11 @@ def test_the_exam_scores_what_the_docs_say() -> None:
     """`docs/patterns.md` quotes these figures; other weights need another exam."""
     scored = asyncio.run(exam.calibrated(RulesDetector()))
     assert (scored["exam"], scored["n"]) == ("exam.jsonl", 280)
-    assert scored["macro_f1"] == pytest.approx(0.872, abs=0.005)
+    assert scored["macro_f1"] == pytest.approx(0.886, abs=0.005)
     assert scored["abstained"] == pytest.approx(0.02, abs=0.001)
     alarms, misses = scored["errors_by_length"]["alarms"], scored["errors_by_length"]["misses"]
     assert all(rate < 0.03 for rate in alarms)
-    assert [round(rate, 2) for rate in misses] == [0.09, 0.13, 0.13, 0.23]
+    assert [round(rate, 2) for rate in misses] == [0.05, 0.08, 0.15, 0.18]
 
 
 class Abstaining(RulesDetector):
@@ -229,7 +229,9 @@ def test_real_traces_are_accounted_for_sentence_by_sentence() -> None:
             kept = "".join("".join(part[start:end].split()) for start, end in sentences(part))
             assert kept == "".join(part.split())
 
-    async def all_of_them() -> int:
-        return sum([1 async for found in RulesDetector().findings(traces) if len(found) == len(PATTERNS)])
+    async def all_of_them() -> list[Finding]:
+        return [one async for found in RulesDetector().findings(traces) for one in found]
 
-    assert asyncio.run(all_of_them()) == 300
+    decided = asyncio.run(all_of_them())
+    assert len(decided) == 300 * len(PATTERNS)
+    assert sum(bool(one.present) for one in decided) <= 0.005 * len(decided), "they show next to none"

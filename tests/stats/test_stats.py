@@ -226,6 +226,21 @@ def test_a_design_says_before_the_run_what_it_can_show() -> None:
     assert stats.settles(prompts=100, seeds=3, bases=3, tests=20) < 1
 
 
+@pytest.mark.parametrize(("prompts", "tests"), [(50, 1), (100, 1), (100, 20), (200, 1)])
+def test_a_design_shows_in_four_runs_of_five_what_it_says_it_can(prompts: int, tests: int) -> None:
+    """Prompts differ in difficulty and each arm has one training: true power, at Holm's first level, by simulation."""
+    rng, hits = np.random.default_rng(6), 0
+    gap = stats.settles(prompts=prompts, seeds=1, tests=tests)
+    for _ in range(400):
+        own = rng.standard_normal(prompts)
+        a, b = (
+            own + rng.standard_normal(prompts) + math.sqrt(2) * scipy_stats.norm.ppf(rate) > 0
+            for rate in (0.3 + gap / 2, 0.3 - gap / 2)
+        )
+        hits += (stats.paired(flat(a), flat(b)).p or 1) * tests < 0.05
+    assert 0.74 < hits / 400 < 0.9
+
+
 def test_seeds_that_saw_nothing_promise_less_than_prompts_do() -> None:
     alone = stats.rate([False] * 300, clusters=[str(i % 100) for i in range(300)])
     names, seeds = [str(i % 100) for i in range(300)], [i // 100 for i in range(300)]

@@ -5,7 +5,19 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is in the extra 'dev'")
 
-from tools.refit_patterns import Line, Seen, both, elsewhere, f1, fit_judgements, fit_pattern, fit_words, threshold
+from tools.refit_patterns import (
+    Line,
+    Seen,
+    both,
+    called,
+    elsewhere,
+    f1,
+    fit_judgements,
+    fit_pattern,
+    fit_words,
+    groups,
+    threshold,
+)
 
 from demur.diagnose.kinds import KINDS, table
 from demur.diagnose.rules import NAMES
@@ -78,3 +90,19 @@ def test_false_alarms_on_real_traces_pull_the_threshold_up() -> None:
     free = threshold(likely, labels, np.array([]))
     assert free == pytest.approx(0.505, abs=0.01)
     assert threshold(likely, labels, np.full(10, 0.6)) > 0.6
+
+
+def test_small_authors_are_left_out_together() -> None:
+    assert groups(["a"] * 60 + ["b"] * 70 + ["c", "d"] * 5) == [{"a"}, {"b"}, {"c", "d"}]
+    assert groups(["a"] * 60) == [{"a"}]
+
+
+def test_an_author_is_judged_by_the_threshold_of_the_others() -> None:
+    """Author b is given higher probabilities throughout: its own threshold would be perfect, that of a is not."""
+    authors = np.repeat(["a", "b"], 100)
+    labels = np.tile(np.arange(100) >= 50, 2)
+    tried = np.concatenate([np.linspace(0, 0.5, 100), np.linspace(0.5, 1, 100)])
+    traces = Seen(authors, np.zeros((200, 1)), labels[:, None], np.zeros(200, dtype=bool))
+    found = called(traces, tried[:, None], 0, np.ones(200, dtype=bool))
+    assert found[authors == "b"].all(), "a's threshold is a quarter"
+    assert not found[authors == "a"].any(), "b's is three"

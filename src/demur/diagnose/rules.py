@@ -49,7 +49,7 @@ def _of(*kinds: SentenceKind) -> tuple[str, ...]:
 _ANSWER = tuple(name for name in NAMES if name.startswith("answer"))
 _DECISION = (
     *(f"best {kind}" for kind in KINDS["thinking"] if kind not in ("restate", "neutral")),
-    *("sum decline", "sum harm", "sum safe", "last decline", "last comply"),
+    *("sum decline", "sum harm", "sum safe", "last decline", "last comply", *AWARE),
 )
 UNITS: dict[str, tuple[str, ...]] = {
     "lack_of_safety_awareness": _of("harm", "decline", "resist", "waver", "fine", "comply", "safe"),

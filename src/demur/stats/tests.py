@@ -181,7 +181,7 @@ def settles(*, prompts: int, seeds: int, bases: int = 1, tests: int = 1) -> floa
     extra = 2 * each**2 * (trained + (USUAL_BASES**2 / bases if bases > 1 else 0.0))
     error = math.sqrt(2 * each * (1 - ALIKE) / prompts + extra)
     freedom = PRIOR + bases - 1 if bases > 1 else PRIOR + seeds - 1 if seeds > 1 else math.inf
-    return (t_quantile(freedom, 1 - 0.025 / tests) + t_quantile(freedom, POWER)) * error
+    return (t_quantile(freedom, 1 - 0.025 / tests) + t_quantile(freedom, POWER)) * error + 1 / prompts  # an exact test
 
 
 def kappa(a: Sequence[str | None], b: Sequence[str | None]) -> float | None:
