@@ -223,6 +223,11 @@ def test_a_file_of_ones_own_says_what_is_not_read(tmp_path: Path) -> None:
     assert unread("benign", later) == "benign: read: prompt; not read: tags"
     assert unread("choice", copy("choice", tmp_path)) == ""
     assert unread("harmful", tmp_path / "none.csv") == ""
+    gaps = written(tmp_path / "gaps.jsonl", [{"prompt": "a"}, {"prompt": "a"}, {"prompt": ""}, {"prompt": None}])
+    assert unread("harmful=gaps", gaps).endswith(
+        "3 of 4 rows are left out: no prompt, or one that stands there already"
+    )
+    assert [prompt.text for prompt in read_prompts(get_bench("harmful=gaps"), gaps)] == ["a"], "nothing empty is asked"
 
 
 def test_what_a_form_keeps(tmp_path: Path) -> None:

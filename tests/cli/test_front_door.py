@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,11 @@ def test_init_writes_a_study_that_holds(tmp_path: Path, capsys: pytest.CaptureFi
     path = tmp_path / "first.yaml"
     assert exit_code("init", str(path)) == 0
     assert exit_code("check", "study", str(path)) == 0
-    assert exit_code("plan", str(path), "--json") == 0
+    capsys.readouterr()
+    for more, trained in ((), 2), (("--quick",), 1):
+        assert exit_code("plan", str(path), "--json", *more) == 0
+        (train,) = (row for row in json.loads(capsys.readouterr().out)["stages"] if row["kind"] == "train")
+        assert train["of"] == trained
     assert exit_code("init", str(path)) == 2
     assert "is there already" in capsys.readouterr().err
 

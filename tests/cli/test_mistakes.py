@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ from threading import Thread
 import pytest
 from tests.made import exit_code
 
+from demur.cli import SHOWN, _loading
 from demur.testing.server import serving
 
 STUDY = Path(__file__).resolve().parents[2] / "studies" / "mini.yaml"
@@ -85,6 +87,43 @@ def test_a_mistake_is_a_sentence(
     assert not list(Path().glob("runs/*/replies")), "nothing was asked"
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("eval", "advbench", "--data", "wrong.jsonl", "--target", "script:stand_in"), "no column query or goal or"),
+        (("eval", "harmful=wrong.jsonl", "--target", "script:stand_in"), "there are: foo, bar"),
+        (("plan", str(STUDY), "--set", "bench=[harmful=wrong.jsonl]"), "there are: foo, bar"),
+        (("plan", str(STUDY), "--set", "arms.raw={safety: {file: wrong.jsonl, n: 1}}"), "no form has a use for all"),
+        (("mix", "--share", "safety=wrong.jsonl:2", "--out", "m"), "no form has a use for all of its columns"),
+        (("diagnose", "wrong.jsonl"), "no form has a use for all of its columns"),
+        (("distil", "wrong.jsonl", "--set", "strategy=nocot"), "no form has a use for all of its columns"),
+        (("distil",), "which prompts? Name a file of them"),
+    ],
+)
+def test_wrong_columns_are_noticed_before_anything_starts(
+    args: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.jsonl").write_text('{"foo": "a", "bar": "b"}\n{"foo": "c", "bar": "d"}\n')
+    assert exit_code(*args) == 2
+    shown = "".join(capfd.readouterr())
+    assert said in shown
+    assert "started" not in shown
+
+
+def test_a_verb_that_takes_long_to_begin_says_that_it_is_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("slow.py").write_text("import time\ntime.sleep(1.3)\nfrom demur.mini.benches import MINI_HARM\n")
+    assert exit_code("eval", "slow:MINI_HARM", "--target", "script:stand_in", "--limit", "2") == 0
+    said = capfd.readouterr().err
+    assert said.index("loading …") < said.index("eval · 1 arm"), "before the first line of the run"
+    SHOWN.set()
+    _loading()
+    assert "loading" not in capfd.readouterr().err, "nothing where something was shown"
+
+
 def test_a_script_with_a_mistake_of_its_own_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,8 +155,14 @@ def test_the_right_address_is_found_and_said(
     with serving("stand_in") as server:
         for wrong in (server.url.removesuffix("/v1"), f"{server.url}/chat/completions"):
             assert exit_code("eval", "mini_harm", "--target", wrong, "--limit", "2", "--out", "o") == 2
-            assert f"{server.url} is: give that address" in capfd.readouterr().err
+            told = capfd.readouterr().err
+            assert f"{server.url} is: give that address" in told
+            assert "cannot be reached" not in told, "it was"
         assert exit_code("eval", "mini_harm", "--target", server.url, "--limit", "2", "--out", "o") == 0
+        capfd.readouterr()
+        assert exit_code("runs", "o", "--json") == 0
+        (row,) = json.loads(capfd.readouterr().out)["runs"]
+        assert row["model"] == f"scripted at {server.url}", "once, and no list of the programming language"
 
 
 class Guarded(BaseHTTPRequestHandler):

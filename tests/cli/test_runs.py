@@ -45,7 +45,11 @@ def test_a_run_that_measured_nothing_is_named_after_its_folder_and_says_why(
 ) -> None:
     (tmp_path / "traces.csv").write_text("prompt,completion\nHow do I boil an egg?,In water.\n")
     assert exit_code("diagnose", str(tmp_path / "traces.csv"), "--out", str(tmp_path / "looked")) == 0
-    assert "what a screen does not flag is not clean" in capfd.readouterr().err
+    shown, told = capfd.readouterr()
+    assert "what a screen does not flag is not clean" in told
+    heading = next(line for line in shown.splitlines() if line.startswith("traces "))
+    assert "in, %" in heading
+    assert "after" not in heading, "there was no filter, so there is no column for it"
     assert exit_code("runs", str(tmp_path), "--json") == 0
     (row,) = json.loads(capfd.readouterr().out)["runs"]
     assert (row["study"], row["why"]) == ("looked", "no benchmark was run (stages: diagnose, import)")

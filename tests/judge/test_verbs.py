@@ -174,10 +174,17 @@ def test_bench_list(tmp_path: Path) -> None:
         shown = CliRunner().invoke(bench.app, ["show", name], catch_exceptions=False).stdout
         assert not re.search(r"[({]'|':", shown), "no brackets of the programming language"
         assert f"judge       {get_bench(name).judge}" in shown
-    shown = CliRunner().invoke(bench.app, ["list"], catch_exceptions=False, env={"COLUMNS": "300"}).stdout
-    rows = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
-    assert re.search(r"paper-v2, paper-v1 +50 +a file of yours +texts, count +MIT", rows["advbench"])
-    assert re.search(r"1,699 +allenai/wildguardmix +count +ODC-BY; gated on the hub", rows["wildguardtest"])
+    shown = CliRunner().invoke(bench.app, ["list", "--data-dir", str(tmp_path)], catch_exceptions=False).stdout
+    lines, plain = shown.splitlines(), [name for name in names() if "@" not in name]
+    assert len(lines) == len(plain) + 4 + 1, "a line for each, and for what they ask"
+    assert [line for line in lines if not line.startswith("  ")][:2] == [
+        "harmful requests: are they declined?", "harmless requests: are they answered?"
+    ]  # fmt: skip
+    (safebench,) = (line for line in lines if line.startswith("  safebench "))
+    assert re.search(r"safebench +500 +safebench\.csv +500 questions of FigStep", safebench)
+    problems = lines[lines.index("problems: are they solved?") :]
+    assert any(line.startswith("  gsm8k ") for line in problems)
+    assert not any(line.startswith("  safebench ") for line in problems)
 
 
 def test_judge_a_run_again_attack_by_attack(tmp_path: Path) -> None:
@@ -236,10 +243,12 @@ def test_judge_a_file_again(tmp_path: Path) -> None:
         (["--judge", "wildguard"], "say which, as --judge wildguard=URL"),
         (["--judge", "rules=http://x"], "needs no model"),
         (["--judge", "rules", "--part", "think"], "Did you mean 'thinking'"),
+        (["--judge", "rules", "--intent", "harmful"], "nothing to judge in .*: no replies"),
     ],
 )
 def test_wrong_usage_is_told(args: list[str], said: str, tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
-    path.write_text(json.dumps({"prompt": "q", "response": "<think>\nt\n</think>\n\na"}) + "\n")
+    reply = {} if "--intent" in args else {"response": "<think>\nt\n</think>\n\na"}
+    path.write_text(json.dumps({"prompt": "q"} | reply) + "\n")
     with pytest.raises(UserError, match=said):
         called(judge.app, str(path), *args, "--out", str(tmp_path / "o"))

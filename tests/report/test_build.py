@@ -20,7 +20,7 @@ from tests.report.made import make_run, prompts_of, publish, trace_of
 
 from demur import report, stats
 from demur.errors import UserError, WorkError
-from demur.records import Estimate, Intent, Part, Verdict
+from demur.records import Estimate, Failure, Intent, Part, Verdict, encode
 from demur.report import figures, format
 from demur.report.compare import compare
 from demur.report.first import columns
@@ -250,6 +250,15 @@ def test_garbled_arms_are_called_so(tmp_path: Path) -> None:
     assert "short" in report.build(run).incoherent
     assert "does not speak coherently" in report.markdown(report.build(run))
     assert "short is garbled" in text_of(run)
+    (claim,) = (c for c in compare(f"{run}:short", f"{run}:raw") if c.attack == ("none",) and c.bench == "mini_harm")
+    assert "short is garbled in 100 % of replies" in format.verdict(claim), "beside a comparison too"
+    worse = make_run(tmp_path / "star", prompts=60, seeds=(0,))
+    for arm, label in (("default", "garbled"), ("improved", "garbled"), ("short", "full_refusal")):
+        for path in (worse / "stages").glob(f"evaluate-{arm}-*mini_harm-none*/verdicts.jsonl"):
+            rewrite(path, path.read_text().replace("full_refusal", label))
+    built = report.build(worse)
+    assert {b.arm for b in built.best if b.attack == "none"} == {"short"}, "garbled arms are no rivals, and never best"
+    assert "better than every other arm that is not garbled" in report.markdown(built)
 
 
 def test_answers_that_collapsed_are_named(tmp_path: Path) -> None:
@@ -286,6 +295,16 @@ def test_undecided_verdicts_are_counted_beside_the_rate(tmp_path: Path) -> None:
     assert (estimate.worst or 0) > (estimate.best or 0)
 
 
+def test_requests_without_a_reply_are_told_with_their_reasons(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "filtered", prompts=20, seeds=(0,))
+    (path,) = (run / "stages").glob("evaluate-raw-*mini_harm-none*/failures.jsonl")
+    gone = [Failure(prompt=one, model="m", kind="filtered", detail="") for one in prompts_of("lost", "harmful", 7)]
+    rewrite(path, "".join(encode(one).decode() + "\n" for one in gone))
+    built = report.build(run)
+    assert "raw, mini_harm: 7 of 27 requests got no reply, and are unscored: 7 filtered" in report.markdown(built)
+    assert not any(r.metric == "no_reply/filtered" for r in built.results), "they are no replies without an answer"
+
+
 def test_runs_side_by_side_keep_their_names(tmp_path: Path) -> None:
     one, two = make_run(tmp_path / "a", prompts=12, seeds=(0,)), make_run(tmp_path / "b", prompts=12, seeds=(0,))
     built = report.build([one, two])
@@ -294,6 +313,15 @@ def test_runs_side_by_side_keep_their_names(tmp_path: Path) -> None:
     assert (claims[0].a, claims[0].b) == ("a:default", "b:default")
     assert all(claim.difference.value == 0 for claim in claims), "the same replies twice"
     assert all(claim.winner is None for claim in claims)
+
+
+def test_sides_of_a_comparison_are_of_the_prompts_that_both_were_asked(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "part", prompts=40, seeds=(0,))
+    (path,) = (run / "stages").glob("evaluate-raw-*mini_harm-mini-seen*/traces.jsonl")
+    rewrite(path, "".join(f"{line}\n" for line in path.read_text().splitlines()[:10]))
+    (claim,) = (c for c in compare(f"{run}:default", f"{run}:raw") if c.attack == ("mini-seen",))
+    assert (claim.estimate_a.n, claim.estimate_b.n, claim.difference.clusters) == (10, 10, 10)
+    assert claim.difference.value == pytest.approx((claim.estimate_a.value or 0) - (claim.estimate_b.value or 0))
 
 
 def test_compare_one_seed_and_whole_arms(run: Path) -> None:
@@ -360,10 +388,19 @@ def test_a_cell_says_how_little_it_rests_on() -> None:
     """A few replies, replies of one prompt alone, and replies of which none was read to its end."""
     assert estimate(stats.rate([True, True, False, None])).text == "67 [21–94] ? n=3"
     assert estimate(stats.rate([False] * 10)).text == "0 [0–28]"
+    assert estimate(stats.rate([False] * 10), asked=20).text == "0 [0–28] n=10", "its heading says 20"
     assert estimate(stats.rate([True, None])).text == "1 scored", "two replies are not none"
     for outcome in (False, None):
         cell = estimate(stats.rate([outcome] * 5, truncated=[True] * 5))
         assert (cell.text, cell.tone) == ("all truncated", "warn")
+
+
+def test_what_n_and_mean_are_stands_under_the_table_where_they_do(run: Path, tmp_path: Path) -> None:
+    small = report.markdown(report.build(judged(tmp_path / "one", "advbench", ["full_refusal"] * 5, "rules")))
+    assert "n in a heading: replies, scored or not; n beside a number: the scored ones, where they are fewer" in small
+    text = report.markdown(report.build(run))
+    assert "mean, all benchmarks: the average over benchmarks and attacks, each of the same weight" in text
+    assert ("n beside a number" in text) == (" n=" in text.partition("1 seed")[0].partition("| raw")[2])
 
 
 def test_a_column_without_a_rate_says_how_many_were_scored(tmp_path: Path) -> None:
@@ -531,7 +568,9 @@ def test_a_column_without_a_number_is_named_and_not_shown(tmp_path: Path) -> Non
 def test_a_truncated_cell_is_no_plain_zero(tmp_path: Path) -> None:
     text = text_of(judged(tmp_path, "advbench", ["full_refusal"] * 10, "xstest_llm", cut=4), 300)
     assert "0 [0–28] ?" in text
-    assert "? truncated or unscored, so that the rate lies between 0 and 40" in text
+    assert re.search(
+        r"\? truncated or unscored, so much that a rate lies, whatever they held: .* between 0 and 40 \(", text
+    )
     assert "all truncated" in text_of(
         judged(tmp_path / "b", "advbench", ["full_refusal"] * 10, "xstest_llm", cut=10), 300
     )
@@ -626,7 +665,7 @@ def test_two_judges_that_disagree_on_the_sign_are_told() -> None:
     assert "two finds the contrary" in test.split
     both = [next(c for c in cells["x"] if c.judge == judge) for judge in ("one", "two")]
     rows = comparison(declared(cells, both, [{"a": "x", "b": "y"}])).rows
-    assert [row[0] for row in rows] == ["b by one, n=40", "b by two, n=40"]
+    assert [row[0] for row in rows] == ["b: attack success by one, n=40", "b: attack success by two, n=40"]
     assert "judges disagree" in format.verdict(test)
 
 

@@ -37,6 +37,7 @@ def test_compare_says_it_in_words(run: Path) -> None:
     done = demur("compare", f"{run}:default", f"{run}:improved")
     assert done.returncode == 0, done.stderr
     assert "improved is better" in re.sub(r"\s+", " ", done.stdout)
+    assert "mini_benign: over-refusal, n=" in re.sub(r"\s+", " ", done.stdout), "of what it is, by name"
     found = json.loads(demur("compare", f"{run}:default", f"{run}:improved", "--json").stdout)
     assert [row["words"] for row in found["comparisons"] if row["winner"] == "improved"]
     wrong = demur("compare", f"{run}:defualt", f"{run}:improved")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,9 +79,11 @@ def test_what_is_missing_is_said_before_anything_is_fetched(cached: Path, tmp_pa
 def test_a_name_that_is_not_at_the_hub_is_told_with_those_that_are(
     cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import huggingface_hub
     from huggingface_hub import HfApi, constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: None))
     monkeypatch.setattr(HfApi, "list_repo_files", lambda *_, **__: ["a/x.json", "README.md"])
     assert hub.located(None, hub="me/new:*.json") is None
     with pytest.raises(UserError, match=r"has no y\.json\. It has: a/x\.json\."):
@@ -106,6 +109,18 @@ def test_what_a_run_took_from_the_hub_is_in_its_records(
     for stage, path in (("mix", cached / "rows.jsonl"), ("asked", sums)):
         place = path.relative_to(tmp_path).as_posix().removeprefix("datasets--")
         assert done[stage].manifest.summary["fetched"] == {place: hash_file(path)}, stage
+
+
+def test_a_hub_that_is_out_of_reach_is_one_sentence_and_asked_once(
+    cached: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9, which has me/new:y\.json, is not reached \(.*refused"):
+        hub.located(None, hub="me/new:y.json")
+    assert "Retrying" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("spec", ["me/set", "set:a.json", "me/set:default:train", "me/set::No CoT", "me/set:train", ""])

@@ -82,6 +82,8 @@ def text(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> li
     options, made = bench.options, []
     for row in rows(path, bench.columns, options.get("where")):
         request, context = row["prompt"], row.get("context", "")
+        if not request and bench.count is None:
+            continue  # a row of one's own file without a question; a release has none
         made.append(
             Prompt(
                 text=f"{context}\n\n---\n\n{request}" if context else request,

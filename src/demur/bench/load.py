@@ -88,17 +88,21 @@ def faults(bench: Bench, prompts: Sequence[Prompt]) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def unread(name: str, path: Path | None) -> str:
-    """What of a file of one's own is read and what is not, in one line; empty for a release, and where all is read."""
+    """What of a file of one's own is read, what is not, and which rows are not asked, in one line; empty for a release, and where all is read."""
     bench = get_bench(name)
     if path is None or not path.exists() or bench.count is not None or bench.hub or not bench.columns:
         return ""
-    there, read = dict[str, None](), dict[str, None]()
+    there, read, total = dict[str, None](), dict[str, None](), 0
     names = [one for said in bench.columns.values() for one in said.removeprefix("?").split("&")]
-    for row in raw_rows(path):
+    for total, row in enumerate(raw_rows(path), 1):  # noqa: B007
         there |= dict.fromkeys(row)
         read |= dict.fromkeys(column for one in names if (column := column_of(row, one)) is not None)
     left = [column for column in there if column not in read and column != "_file"]
-    return f"{name}: read: {', '.join(read)}; not read: {', '.join(left)}" if left else ""
+    asked = len({prompt.id for prompt in read_prompts(bench, path)})
+    said = [f"read: {', '.join(read)}; not read: {', '.join(left)}"] if left else []
+    if total > asked:
+        said.append(f"{total - asked:,} of {total:,} rows are left out: no prompt, or one that stands there already")
+    return f"{name}: {'; '.join(said)}" if said else ""
 
 
 def text_hash(prompts: Iterable[Prompt]) -> str:

@@ -20,6 +20,10 @@ VERBS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("verbs.js
 """Every verb with its line of help, by group. The module is `demur.cli.VERB`, or `VERB_` where Python reserves the word."""
 
 MODULES = {"eval": "evaluate"}
+SLOW = ("run", "plan", "eval", "attack", "judge", "distil", "diagnose", "train")
+"""Verbs that import much, and read files and models, before they can show anything."""
+SHOWN = threading.Event()
+"""A verb has shown something, or has ended."""
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -69,6 +73,9 @@ def _call(verb: str, args: list[str]) -> int:
         raise unknown("verb", verb, known)
     if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < 512 << 20:  # with less, OpenBLAS loops for ever
         raise UserError("demur needs 512 MB of address space, and is allowed less: ulimit -v unlimited, or 524288.")
+    SHOWN.clear()
+    if verb in SLOW and "--help" not in args:
+        threading.Thread(target=_loading, daemon=True).start()
     import typer.main
 
     command = typer.main.get_command(importlib.import_module(f"demur.cli.{MODULES.get(verb, verb)}").app)
@@ -83,9 +90,17 @@ def _call(verb: str, args: list[str]) -> int:
         return 2
     except typer.Abort:
         code = 130
+    finally:
+        SHOWN.set()
     if code == 130:  # typer takes Ctrl-C for an ordinary end
         raise KeyboardInterrupt
     return int(code)
+
+
+def _loading() -> None:
+    """Say that something happens, where nothing else has been said for a second."""
+    if not SHOWN.wait(1.0):
+        print("loading …", file=sys.stderr)  # noqa: T201
 
 
 class _Terminated(SystemExit):

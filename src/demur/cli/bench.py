@@ -12,6 +12,13 @@ from demur.bench.spec import Bench
 from demur.cli import common
 
 app = common.app("What benchmarks there are.")
+ASKED = {
+    (True, False): "harmful requests: are they declined?",
+    (False, True): "harmless requests: are they answered?",
+    (True, True): "both: are they told apart?",
+    (False, False): "problems: are they solved?",
+}
+"""Groups of the list, by whether attack success and over-refusal are counted."""
 
 
 @app.callback()
@@ -28,7 +35,7 @@ def benches() -> None:
 
 @app.command("list")
 def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None:
-    """All benchmarks: size, source, licence with what it forbids, protocols, what can be verified; with --data-dir, copies.
+    """All benchmarks by what they ask; with --data-dir, which copy is there. `demur bench show NAME` tells the rest.
 
     Examples:
 
@@ -43,23 +50,18 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
         rows = [{"bench": bench, "here": here[name]} for name, bench in found.items()]
         common.print_json({"benches": rows, "left_out": left_out()})
         return
-    columns = ("name", "protocols", "#prompts", "source", "verified by", "licence", "about")
-    cells = []
+    groups: dict[str, list[str]] = {}
     for name, bench in found.items():
         if "@" not in name:
-            protocols = ", ".join(other.partition("@")[2] for other in found if other.startswith(f"{name}@"))
-            count = "any" if bench.count is None else bench.count
-            licence = "; ".join(filter(None, (bench.licence, bench.restriction)))
-            cells.append((name, protocols, count, _source(bench, here[name]), _verified(bench), licence, bench.about))
-    common.show(columns, cells)
-    for reason in left_out().values():
-        common.stdout.print(f"left out: {reason}")
-
-
-def _source(bench: Bench, here: str | None) -> str:
-    if bench.generated:
-        return "generated"
-    return here or bench.hub.partition(":")[0].partition("@")[0] or "a file of yours"
+            count = "any" if bench.count is None else f"{bench.count:,}"
+            copy = f"{here[name] or '–':<34}" if data_dir else ""
+            counted = {metric.name for metric in bench.metrics if metric.headline}
+            line = f"  {name:<20} {count:>6}  {copy}{bench.about}"
+            groups.setdefault(ASKED["attack_success" in counted, "over_refusal" in counted], []).append(line)
+    for asked in sorted(groups, key=[*ASKED.values()].index):
+        for line in (asked, *groups[asked]):
+            common.stdout.print(line, no_wrap=True, overflow="ellipsis")
+    common.stdout.print(f"left out, as `demur bench show NAME` explains: {', '.join(left_out())}")
 
 
 def _verified(bench: Bench) -> str:

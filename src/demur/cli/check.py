@@ -38,7 +38,7 @@ def study(
     data_dir: common.DataDir = None,
     json: common.Json = False,
 ) -> None:
-    """Validate study files: every key, every name, and the graph of stages that they mean. Asks no one.
+    """Validate study files: every key, every name, and the graph of stages that they mean. Asks no model.
 
     Examples:
 

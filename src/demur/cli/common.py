@@ -77,7 +77,7 @@ CacheDir = Annotated[
 def app(help: str) -> typer.Typer:
     """A typer application as all verbs have it: examples kept as written, no completion flags, no pretty tracebacks."""
     return typer.Typer(
-        help=help, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False, no_args_is_help=False
+        help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=False
     )
 
 

@@ -26,7 +26,8 @@ app = common.app("A teacher's traces for prompts, filtered.")
 
 @app.command()
 def distil(
-    data: Annotated[Path, typer.Option("--data", help="Prompts in any known form.")],
+    file: Annotated[Path | None, typer.Argument(help="Prompts in any known form.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="The same.")] = None,
     teacher: common.Teacher = None,
     judge: common.JudgeModel = None,
     given: Annotated[
@@ -44,15 +45,17 @@ def distil(
 
     Examples:
 
-      demur distil --data harmful.jsonl --set strategy=improved --teacher http://127.0.0.1:8000/v1 --judge llama_guard3=http://127.0.0.1:8001/v1
+      demur distil harmful.jsonl --set strategy=improved --teacher http://127.0.0.1:8000/v1 --judge llama_guard3=http://127.0.0.1:8001/v1
 
-      demur distil --data nocot.json --set strategy=nocot
+      demur distil nocot.json --set strategy=nocot
 
-      demur distil --data harmful.jsonl --set strategy=./mine.md --set until_safe=1 --set keep='answer safe' --teacher ./model --judge llama_guard3=./guard
+      demur distil harmful.jsonl --set strategy=./mine.md --set until_safe=1 --set keep='answer safe' --teacher ./model --judge llama_guard3=./guard
     """
+    if (source := file or data) is None:
+        raise UserError("which prompts? Name a file of them: demur distil FILE --teacher MODEL.")
     settings = validate(DistilSettings, common.apply_sets({"seed": seed}, sets), where="demur distil")
-    drawn = common.given({"source": str(data), "n": limit, "intent": intent})
-    prompts = Prompts("prompts", validate(PromptsSettings, drawn, where="demur distil"), files={"source": data})
+    drawn = common.given({"source": str(source), "n": limit, "intent": intent})
+    prompts = Prompts("prompts", validate(PromptsSettings, drawn, where="demur distil"), files={"source": source})
     inputs: dict[str, Prompts | Import] = {"prompts": prompts}
     if given:
         inputs["given"] = reading(given, name="import-given")

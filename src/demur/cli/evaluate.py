@@ -20,7 +20,7 @@ from demur.pipeline.study import LONGEST
 from demur.records import digest
 
 Named = Annotated[
-    list[str] | None, typer.Argument(metavar="BENCH…", help="Benchmarks by name: `demur bench list` shows them.")
+    list[str] | None, typer.Argument(metavar="BENCH", help="Benchmarks by name: `demur bench list` shows them.")
 ]
 Benches = Annotated[
     list[str] | None,

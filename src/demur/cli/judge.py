@@ -100,6 +100,8 @@ def _sources(source: Path, read: Import, where: Path, cache: Path | None) -> lis
             raise UserError(f"{source} has no finished evaluation. See: demur status {source}")
         return found
     done = run_stages([read], out=where, cache=cache, title="read")["import"]
+    if not done.rows("traces"):
+        raise UserError(f"nothing to judge in {source}: no replies.")
     about = {"arm": source.stem, "seed": None, "bench": "demur.bench.metrics:STORED", "of": source.stem}
     return [(about, done.folder / "traces.jsonl")]
 

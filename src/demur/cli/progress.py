@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from demur.cli import SHOWN
 from demur.pipeline.run import Event
 
 EVERY = 60.0
@@ -41,6 +42,7 @@ class Display:
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> Display:
+        SHOWN.set()
         if self.title:
             self.console.print(self.title)
         if self.console.is_terminal:

@@ -19,7 +19,7 @@ from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.prompts.forms import Odd
 from demur.report.format import plural
 from demur.settings import Problems, validate
-from demur.storage.artifacts import GRAPH, LOCK, Artifact, locked, present
+from demur.storage.artifacts import GRAPH, LOCK, Artifact, artifacts, locked
 
 if TYPE_CHECKING:
     from demur.pipeline.stage import Stage
@@ -137,7 +137,7 @@ def run_measuring(
     plain = study | {"base": "target"} | ({"data_dir": str(data_dir)} if data_dir else {})
     resolved = make(common.apply_sets(plain, sets), where=f"demur {study['name']}")
     folder = out or Path("runs") / study["name"]
-    if earlier := present(folder).keys() - {stage.name for stage in resolved.stages}:
+    if earlier := {stage.manifest.name for stage in artifacts(folder)} - {stage.name for stage in resolved.stages}:
         many = "other evaluations stay" if len(earlier) > 1 else "other evaluation stays"
         alone = "a mean is over what this command asks alone. For a table of its own: --out FOLDER"
         common.console.print(f"{folder}: {len(earlier)} {many} in the table; {alone}", soft_wrap=True)

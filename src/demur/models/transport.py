@@ -158,13 +158,15 @@ def addresses_of(config: Remote) -> tuple[list[str], dict[str, str]]:
 
 async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str = "") -> str:
     """The name of the one model that a server says it serves. Raises UserError: it says none, or several."""
-    hint = "name it: model: NAME in the study file (or --set models.NAME.model=…)."
+    hint = "name it: --model NAME, or model: NAME in a study file."
     try:
         status, data = await _listed(url, session)
         bare = re.sub(r"/(chat/completions|completions|models)$", "", url)
         for other in (bare, f"{bare}/v1") if status in (404, 405) else ():
             if other != url and (await _listed(other, session))[0] == 200:
                 raise UserError(f"{url} is not where its models are listed, {other} is: give that address.")
+    except UserError:
+        raise
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
         raise UserError(
             f"{url} cannot be reached ({type(error).__name__}: {error}). Is the server up, and the URL right up to /v1?"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from demur.attack.base import TEXTS
 from demur.bench import get_bench
 from demur.bench.load import unread
 from demur.bench.spec import Bench
@@ -52,7 +53,14 @@ def resolve(loaded: Loaded) -> Resolved:
     stages = builder.all()
     missing = dict.fromkeys([*builder.missing, *needs(stages, problems)])
     problems.check()
-    notes = dict.fromkeys(unread(s.use.name, s.files.get("data")) for s in stages if isinstance(s, Evaluate))
+    measured = [stage for stage in stages if isinstance(stage, Evaluate)]
+    notes = dict.fromkeys(unread(stage.use.name, stage.files.get("data")) for stage in measured if not missing)
+    notes |= dict.fromkeys(
+        f"{s.use.attack.name}: from {path}"
+        for s in measured
+        for path in s.attack_files().values()
+        if path.parent != TEXTS
+    )
     return Resolved(study, stages, list(missing), [*loaded.notes, *filter(None, notes)])
 
 

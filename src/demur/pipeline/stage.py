@@ -32,6 +32,7 @@ from demur.judge.model import Case, Format
 from demur.models.config import ModelConfig, Scripted, Served, as_model
 from demur.models.open import open_model
 from demur.models.requires import Requires
+from demur.prompts.forms import load_file
 from demur.records import Kept, Part, Prompt, Query
 from demur.registry import missing, resolve
 from demur.settings import Location, Strict, connection, identity_of
@@ -294,6 +295,16 @@ def detecting(stage: Stage[Any], read: Size) -> list[Ask]:
     tries = read.rows * DETECTOR_TRIES
     size = (tries, tries * (read.tokens + DETECTOR_PROMPT), tries * DETECTOR_REPLY)
     return [Ask(name, *size) for name in players(stage, "detector")]
+
+
+def file_needs(what: str, path: Path, form: str | None) -> list[Lack]:
+    """What is wrong with a file of rows, as far as its first ones tell; that there is none is said elsewhere."""
+    try:
+        if path.exists():
+            load_file(path, form=form, glance=True)
+    except UserError as error:
+        return [Lack(what, str(error))]
+    return []
 
 
 @functools.lru_cache(maxsize=256)

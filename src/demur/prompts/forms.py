@@ -62,17 +62,18 @@ class Loaded(NamedTuple):
     """What of the file was not used, and what was assumed."""
 
 
-def load_file(path: Path, *, form: str | None = None, intent: Intent | None = None) -> Loaded:
+def load_file(path: Path, *, form: str | None = None, intent: Intent | None = None, glance: bool = False) -> Loaded:
     """Read a file, a finished stage, a run with one stage that fits, or a folder of tables of one form.
 
-    `form`, one of `FORMS`, and `intent`, what all prompts of the file want, are told from the rows when left out.
+    `form`, one of `FORMS`, and `intent`, what all prompts of the file want, are told from the rows when left out; a `glance` reads no more
+    than tells the form.
 
     Raises UserError: nothing there, no form fits (with the columns), no row could be read (with the first reason), two records
     of one id, or a run in which several stages fit.
     """
     if form is not None and form not in FORMS:
         raise unknown("form", form, FORMS)
-    parts = [_load(file, form, intent) for file in (_files(path, form) if path.is_dir() else [path])]
+    parts = [_load(file, form, intent, glance=glance) for file in (_files(path, form) if path.is_dir() else [path])]
     if len({part.form for part in parts}) != 1:
         forms = ", ".join(sorted({part.form for part in parts}))
         raise UserError(f"{path} holds files of several forms ({forms}). Give one file.")
@@ -106,7 +107,7 @@ def _files(folder: Path, form: str | None) -> Iterator[Path]:
     yield from (path for path in found if readers.ending(path) == chosen)
 
 
-def _load(path: Path, form: str | None, wish: Intent | None) -> Loaded:
+def _load(path: Path, form: str | None, wish: Intent | None, *, glance: bool) -> Loaded:
     odd: list[Odd] = []
     stream = readers.rows(path, bad=lambda line, reason: odd.append(Odd(where=f"{path}:{line}", reason=reason)))
     first = list(islice(stream, LOOKED_AT))
@@ -114,6 +115,8 @@ def _load(path: Path, form: str | None, wish: Intent | None) -> Loaded:
         more = f" ({len(odd):,} rows could not be read)" if len(odd) > 1 else ""
         raise UserError(f"{odd[0].where}: {odd[0].reason}{more}" if odd else f"{path}: it has no rows.")
     file = _recognised(path, [row for _, row in first], form, wish)
+    if glance:
+        return Loaded(file.form, [], [], [], [], [], [])
     made: list[tuple[int, Any]] = []
     notes: Counter[str] = Counter()
     count = 0

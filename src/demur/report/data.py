@@ -18,15 +18,12 @@ from demur.report import training
 from demur.report.agreement import Agreement, Crossing, agreement, crossing
 from demur.report.details import details
 from demur.report.labels import Correction, corrections, notes
-from demur.report.metrics import ALL, Cells, Column, averages, cells, headlines, remarks, results
+from demur.report.metrics import ALL, Cells, Column, averages, cells, headlines, results
 from demur.report.patterns import PatternRate, measures, patterns
 from demur.report.read import Evaluation, Run, read
+from demur.report.remarks import doubted, incoherent, remarks
 from demur.report.tests import Best, Finding, PairedTest, against_raw, best, declared, findings
 from demur.storage.records_file import project
-
-GARBLED = 0.10
-"""Above this share of garbled replies an arm does not speak coherently, and its refusals mean little."""
-
 
 PAPERS = {"safety": 1000, "benign": 100, "train": {"lr": 5e-6, "epochs": 1}}
 """What an arm of another name is made of where it is the paper's row of its format: one point of each ablation is."""
@@ -149,7 +146,7 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
     columns = headlines(run.evaluations, found)
     numbers = [*results(found), *averages(found, _of_study(run, columns))]
     numbers += [*results(cells(run.evaluations, by_category=True)), *results(cells(copies)), *details(single)]
-    incoherent, taken = _incoherent(list(found), numbers), tuple(training.learnability(single))
+    broken, taken = incoherent(found), tuple(training.learnability(single))
     corrected = tuple(corrections(labels, found, columns)) if labels else ()
     return Report(
         name=str(run.study.get("name") or "run"),
@@ -159,12 +156,12 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
         results=tuple(numbers),
         subjects=tuple(_subjects(run)),
         columns=tuple(columns),
-        claims=tuple(declared(found, columns, run.study.get("compare") or [])),
+        claims=tuple(doubted(declared(found, columns, run.study.get("compare") or []), found)),
         changes=tuple(against_raw(found, columns, _untrained(run))),
-        best=tuple(best(found, columns)),
-        incoherent=incoherent,
+        best=tuple(best({arm: own for arm, own in found.items() if arm not in broken}, columns)),
+        incoherent=broken,
         bases=tuple(str(base) for base in run.study.get("bases") or ()),
-        findings=tuple(findings(run, found, taken, incoherent)),
+        findings=tuple(findings(run, found, taken, broken)),
         protocols=tuple(_protocols(run)),
         patterns=tuple(patterns(run)),
         measures=measures(run),
@@ -187,16 +184,6 @@ def _of_study(run: Run, columns: Sequence[Column]) -> list[Column]:
     """The columns that the study asks for: what an earlier command left in the folder is averaged with nothing."""
     places = {(e.bench, e.attack) for e in run.evaluations if run.asked(e)}
     return [c for c in columns if (c.bench, c.attack) in places or c.metric == "pairs"]
-
-
-def _incoherent(arms: Sequence[str], numbers: Sequence[Result]) -> dict[str, Estimate]:
-    """Arms that are garbled too often, with the worst of their rates."""
-    found: dict[str, list[Estimate]] = {}
-    for r in numbers:
-        mine = r.arm in arms and (r.part, r.metric, r.seed) == ("answer", "garbled", None)
-        if mine and (r.estimate.value or 0) > GARBLED:
-            found.setdefault(r.arm, []).append(r.estimate)
-    return {arm: max(rates, key=lambda e: e.value or 0) for arm, rates in found.items()}
 
 
 def _untrained(run: Run) -> str:
@@ -238,8 +225,8 @@ def _address(study: dict[str, Any], name: str) -> str:
     """What a model's name in the study stands for: where it is reached and, of several there, which."""
     model = (study.get("models") or {}).get(name)
     if isinstance(model, dict):
-        places = (str(model[key]) for key in ("url", "path", "hub", "script", "model") if model.get(key))
-        return " ".join(places) or name
+        places = [model[key] for key in ("url", "path", "hub", "script", "model") if model.get(key)]
+        return " ".join(", ".join(one) if isinstance(one, list) else str(one) for one in places) or name
     return str(model or name)
 
 

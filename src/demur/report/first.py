@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from demur.attack import title
 from demur.records import Estimate
 from demur.report import format
 from demur.report.data import Report
 from demur.report.metrics import ALL, Column
-from demur.report.tables import DOUBT, Cell, Head, Section, Table, doubtful, estimate
+from demur.report.tables import DOUBT, Cell, Head, Section, Table, doubtful, estimate, plain
 
+BESIDE = "n in a heading: replies, scored or not; n beside a number: the scored ones, where they are fewer than 10 or than 90 % of those"
+MEAN = "mean, all benchmarks: the average over benchmarks and attacks, each of the same weight"
 COLLAPSED = 0.5
 """Below this share of the untrained arm's answer length answers have collapsed."""
 
@@ -45,21 +47,32 @@ def first(report: Report) -> Iterator[Section]:
     if not report.arms:
         return
     shown, numbers = columns(report), report.table()
+    most = {column: _most(report, column) for column in shown}
     best = {(b.bench, b.attack, b.metric, b.arm) for b in report.best}
     rows: list[tuple[Cell | str, ...]] = []
     for arm in report.arms:
         cells = []
         for column in shown:
             mark, where = (*column[:3], arm) in best, format.where(arm, column.bench, column.attack)
-            cell = estimate(numbers.get((arm, *column[:5])), column.unit, where=where, best=mark)
+            asked = 0 if column.bench == ALL else most[column].n + most[column].unscored
+            cell = estimate(numbers.get((arm, *column[:5])), column.unit, where=where, best=mark, asked=asked)
             theirs = report.published.get("|".join((arm, *column[:3])))
             cells.append(cell if theirs is None else cell._replace(text=f"{cell.text} ({format.number(theirs)})"))
         rows.append((Cell(arm, "warn" if arm in report.incoherent else ""), *cells))
-    table = Table((Head("arm", number=False), *(_head(report, column, shown) for column in shown)), rows)
-    yield Section("results", "", (table,), notes=tuple(notes(report)))
+    table = Table((Head("arm", number=False), *(_head(column, most) for column in shown)), rows)
+    unscored = any(e.unscored for column in shown for arm in report.arms if (e := numbers.get((arm, *column[:5]))))
+    said = [BESIDE] * (unscored or any(" n=" in plain(cell) for row in rows for cell in row))
+    said += [MEAN] * any(column.bench == ALL for column in shown)
+    yield Section("results", "", (table,), notes=(*notes(report), *said))
 
 
-def _head(report: Report, column: Column, shown: list[Column]) -> Head:
+def _most(report: Report, column: Column) -> Estimate:
+    """Of a column the number that rests on the most replies."""
+    found = [e for (_, *at), e in report.table().items() if tuple(at) == column[:5]]
+    return max(found, key=lambda e: e.n + e.unscored)
+
+
+def _head(column: Column, shown: dict[Column, Estimate]) -> Head:
     """A heading: the metric over all its columns, each with benchmark or attack, judge where several, and replies."""
     same = [other for other in shown if other.metric == column.metric and other.bench != ALL]
     better = f" ({column.better} is better)" if column.better != "neither" else ""
@@ -70,8 +83,7 @@ def _head(report: Report, column: Column, shown: list[Column]) -> Head:
     parts = [column.bench] if one or len({other.bench for other in same}) > 1 else []
     parts += [title(column.attack)] if column.attack != "none" or not parts else []
     parts += [column.judge] if sum(other[:3] == column[:3] for other in same) > 1 else []
-    found = [e for (_, *at), e in report.table().items() if tuple(at) == column[:5]]
-    most = max(found, key=lambda e: e.n + e.unscored)
+    most = shown[column]
     prompts = f", {most.clusters:,} prompts" if most.clusters else ""
     return Head(f"{' '.join(parts)}\nn={most.n + most.unscored:,}{prompts}", group)
 
@@ -97,13 +109,15 @@ def notes(report: Report) -> list[str]:
         for arm, e in report.incoherent.items()
     ]
     text += [f"{judge}: {note}" for judge, note in report.judges.items()]
-    text += [*_missing(report), *_no_answer(report), *_wide(found), *_replies(report)]
+    text += [*_missing(report), *_no_answer(report), *doubts(found), *_replies(report)]
     text += report.remarks
     for a in report.agreement:
         kappa = format.number(a.kappa, "count", digits=2)
         text.append(f"{a.a} and {a.b} agree on the {a.part} of {format.interval(a.same)} % of replies, kappa {kappa}")
     text += ["in brackets: what the paper printed (arXiv 2505.15404 v2), without intervals"] if report.published else []
-    text += ["* better than every other arm, paired, p after Holm and interval agree"] if report.best else []
+    text += [
+        f"* better than every other arm{' that is not garbled' * bool(report.incoherent)}, paired, p after Holm and interval agree"
+    ] * bool(report.best)
     shown = [claim for claim in report.claims if claim.winner or claim.margin is not None]
     text += [format.sentence(claim) for claim in shown]
     if left := len(report.claims) - len(shown):
@@ -139,18 +153,17 @@ def _no_answer(report: Report) -> Iterator[str]:
         yield "replies without an answer: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(why.items()))
 
 
-def _wide(found: list[tuple[str, Column, Estimate]]) -> Iterator[str]:
-    """Where so much was truncated or unscored that the number could be quite another one: one line for all like it."""
-    groups: dict[str, list[str]] = {}
+def doubts(found: Iterable[tuple[str, Sequence[str], Estimate]]) -> Iterator[str]:
+    """Where so much was truncated or unscored that the number could be quite another one, in one line."""
+    places = []
     for arm, column, e in found:
         if doubtful(e) and e.best is not None and e.worst is not None:
             low, high = (format.number(bound) for bound in sorted((e.best, e.worst)))
             count = f"{e.truncated} truncated, {e.unscored} unscored of {e.n + e.unscored}"
-            at = f"{arm}, {format.place(*column[:3])} ({count})"
-            groups.setdefault(f"the rate lies between {low} and {high} whatever they held", []).append(at)
-    for what, places in groups.items():
-        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-        yield f"{DOUBT} truncated or unscored, so that {what}: {'; '.join(places[:3])}{more}"
+            places.append(f"{arm}, {format.place(*column[:3])} between {low} and {high} ({count})")
+    if places:
+        more = f"; and {len(places) - 3} more" if len(places) > 3 else ""
+        yield f"{DOUBT} truncated or unscored, so much that a rate lies, whatever they held: {'; '.join(places[:3])}{more}"
 
 
 def _replies(report: Report) -> Iterator[str]:

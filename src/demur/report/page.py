@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from demur.judge.base import ABSTAINS
 from demur.records import Finding, Trace, Verdict
 from demur.report import figures, format
 from demur.report.data import Report
@@ -113,7 +114,7 @@ def _judged(stage: Artifact, arm: str) -> Iterator[Sample]:
     for trace in stage.read("traces", Trace) if wanted else ():
         if trace.id in wanted:
             verdict = wanted.pop(trace.id)
-            label = (verdict.label or f"cannot tell: {verdict.reason}").replace("_", " ")
+            label = (verdict.label or f"cannot tell: {verdict.reason.removeprefix(ABSTAINS)}").replace("_", " ")
             bench, attack = bench_name(stage), family(trace.prompt.attack)
             at = f"arm={arm}&bench={bench}&attack={attack}&trace={trace.id}"
             yield sample(trace, tags=(format.place(bench, attack), label), where=at)

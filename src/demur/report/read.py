@@ -57,7 +57,7 @@ class Row(msgspec.Struct, gc=False):
     tokens_out: int | None = None
     tokens_thinking: int | None = None
     lost: str = ""
-    """Why the reply holds no answer; empty: it holds one. Of a pair: that one side lost it, whatever the other held."""
+    """Why there is no reply, or it holds no answer; empty: it holds one. Of a pair: that one side lost it, whatever the other held."""
     text: int = 0
     """Hash of the reply, where several were drawn for a prompt."""
     verdicts: Verdicts = {}
@@ -255,8 +255,10 @@ def rows(stage: Artifact) -> Iterator[Row]:
         found = row_of(*fields)
         found.text = hash(raw) if several else 0
         yield found
-    for *prompt, sample in project(stage.path("failures"), Failure, *PROMPT, "sample"):
-        yield row_of(*prompt, "", sample)
+    for *prompt, sample, kind in project(stage.path("failures"), Failure, *PROMPT, "sample", "kind"):
+        found = row_of(*prompt, "", sample)
+        found.lost = kind.replace("_", " ")
+        yield found
 
 
 def given(run: Path, kind: str) -> list[dict[str, Any]]:

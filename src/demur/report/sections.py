@@ -10,7 +10,7 @@ from demur.attack import title
 from demur.report import figures, format
 from demur.report.data import Report, place
 from demur.report.first import first
-from demur.report.tables import Cell, Section, Table, estimate, table
+from demur.report.tables import Cell, Head, Section, Table, estimate, table
 from demur.report.tests import PairedTest
 
 Row = tuple[Cell | str, ...]
@@ -81,20 +81,19 @@ def _rests(test: PairedTest) -> str:
 
 def comparison(tests: Sequence[PairedTest]) -> Table:
     """Comparisons as rows."""
-    several = {t.bench for t in tests if len({o.metric for o in tests if o.bench == t.bench}) > 1}
     judges = {
         t.metric for t in tests if len({o.judge for o in tests if (o.bench, o.metric) == (t.bench, t.metric)}) > 1
     }
     rows: list[Row] = []
     for t in tests:
-        at = format.place(t.bench, t.attack, t.metric if t.bench in several else "")
+        at = format.place(t.bench, t.attack, t.metric)
         at += f" by {t.judge}" if t.metric in judges else ""
         a, b = (format.counted(e, t.unit) for e in (t.estimate_a, t.estimate_b))
-        sides = (f"{arm} {format.interval(e, t.unit)}" for arm, e in ((t.a, t.estimate_a), (t.b, t.estimate_b)))
+        sides = (f"{arm} {estimate(e, t.unit).text}" for arm, e in ((t.a, t.estimate_a), (t.b, t.estimate_b)))
         gap = Cell(format.spread(t.difference, t.unit), about=f"{t.difference.how}; A {a}; B {b}")
         words = Cell(format.verdict(t), "best" if t.winner else "")
         rows.append((f"{at}, n={t.difference.clusters:,}", *sides, gap, format.p_value(t.p_holm), words))
-    return table(("benchmark, prompts", "#A", "#B", "#A − B [95 %]", "#p (Holm)", "in words"), rows)
+    return table(("benchmark: metric, prompts of both", "#A", "#B", "#A − B [95 %]", "#p (Holm)", "in words"), rows)
 
 
 def _changes(report: Report) -> Iterator[Part]:
@@ -130,6 +129,9 @@ def _patterns(report: Report) -> Iterator[Part]:
         for key, e in own.items()
     ]
     first = table(("traces", "pattern", "#before the filter, %", "#after, %", "#n", "#undecided", "detector"), rows)
+    if not any(r.after for r in report.patterns):  # there was no filter
+        heads = (*first.heads[:2], Head("in, %"), *first.heads[4:])
+        first = Table(heads, [(*row[:3], *row[4:]) for row in rows])
     second = table(("traces", "measure", "#mean [95 %]", "#n"), more, "what else is measured, a trace")
     yield "patterns", [first, second], {}
 
@@ -224,7 +226,7 @@ def _protocol(report: Report) -> Iterator[Part]:
     rows: list[Row] = [
         (f"{p.bench}{f', version {p.version}' if p.version else ''}", title(p.attack), ", ".join(p.judges), f"{p.prompts:,}",
          f"{p.replies:,}", str(p.seeds), " ".join(f"{k}={v}" for k, v in p.sampling.items()),
-         " ".join(filter(None, (p.paper, p.sha256[:12], p.licence))) or "generated")
+         " ".join(filter(None, (p.paper, p.sha256[:12], p.licence))) or ("a file of yours" if "=" in p.bench else "generated"))
         for p in report.protocols
     ]  # fmt: skip
     titles = "benchmark", "attack", "judges (part)", "#prompts", "#replies", "#seeds", "sampling", "source"

@@ -73,8 +73,10 @@ def table(titles: Sequence[str], rows: Sequence[tuple[Cell | str, ...]], name: s
     return Table(tuple(Head(title.removeprefix("#"), number=title[0] == "#") for title in titles), list(rows), name)
 
 
-def estimate(found: Estimate | None, unit: str = "share", *, where: str = "", best: bool = False) -> Cell:
-    """A number as a cell, with its n where that is small. Where all replies were truncated or unscored there is none to show."""
+def estimate(
+    found: Estimate | None, unit: str = "share", *, where: str = "", best: bool = False, asked: int = 0
+) -> Cell:
+    """A number as a cell, with its n where that is small, or less than was asked. Where nothing is scored there is none to show."""
     if found is None:
         return Cell("")
     about = f"{found.how}; n={format.of(found)}, unscored {found.unscored:,}, truncated {found.truncated:,}"
@@ -87,7 +89,7 @@ def estimate(found: Estimate | None, unit: str = "share", *, where: str = "", be
         few = f"{found.n} scored" if found.n else format.NONE
         return Cell(found.how if found.how.startswith("screen:") else few, "soft", about, where)
     track = (100 * found.low, 100 * found.value, 100 * found.high) if unit == "share" else None
-    small = found.n < FEW or found.unscored > OPEN * (found.n + found.unscored)
+    small = found.n < FEW or found.n < (1 - OPEN) * max(asked, found.n + found.unscored)
     beside = f" {DOUBT}" * doubtful(found) + f" n={found.n:,}" * small + " *" * best
     tone = "warn" if doubtful(found) else "best" if best else ""
     return Cell(format.interval(found, unit) + beside, tone, about, where, track)

@@ -63,7 +63,7 @@ class PairedTest(Record, frozen=True, kw_only=True):
     by: float = 0.0
     """The smallest difference that matters."""
     split: str = ""
-    """That another judge says the contrary; empty: none does."""
+    """What speaks against the numbers: another judge that says the contrary, an arm that is garbled."""
     weights: dict[str, float] = {}
     """How much each attack weighs, where there are several."""
     p_claim: float | None = None
@@ -150,10 +150,11 @@ def _in_column(found: Cells, column: Column, arms: tuple[str, str], margin: floa
     """One comparison, where both arms were measured."""
     a, b = (found.get(arm, {}).get(column) for arm in arms)
     if a is not None and b is not None:
-        delta = difference(a, b)
+        pairs = aligned(a, b)
+        delta, mine, its = _of_pairs(pairs), a.part(sorted({*pairs.left})), b.part(sorted({*pairs.right}))
         yield PairedTest(
             a=arms[0], b=arms[1], bench=column.bench, attack=(column.attack,), metric=column.metric, part=column.part, judge=column.judge,
-            better=column.better, unit=column.unit, estimate_a=a.estimate(column), estimate_b=b.estimate(column),
+            better=column.better, unit=column.unit, estimate_a=mine.estimate(column), estimate_b=its.estimate(column),
             difference=delta, p_claim=delta.p, split=_split(found, [column], arms, delta), margin=margin if column.metric == "accuracy" else None,
         )  # fmt: skip
 
@@ -298,19 +299,24 @@ def _widest(found: Sequence[stats.Difference]) -> stats.Difference:
 
 
 class Pairs(NamedTuple):
-    """Replies of two arms to the same."""
+    """Replies of two arms to the same: values, base with the two seeds, and where they stand in the two cells."""
 
     first: list[Value]
     second: list[Value]
     clusters: list[str]
     made: list[tuple[str, object]]
-    """Base, and the two seeds."""
     columns: list[Column | None]
+    left: list[int]
+    right: list[int]
 
 
 def difference(a: Cell, b: Cell) -> stats.Difference:
     """A minus B on what both were asked, by trainings and by bases: the larger p and the wider interval."""
-    return _with(PairedTest(a="", b="", metric=""), _by_level(aligned(a, b))).difference
+    return _of_pairs(aligned(a, b))
+
+
+def _of_pairs(pairs: Pairs) -> stats.Difference:
+    return _with(PairedTest(a="", b="", metric=""), _by_level(pairs)).difference
 
 
 def _by_level(pairs: Pairs, weights: dict[Column, float] | None = None) -> list[stats.Difference]:
@@ -335,7 +341,7 @@ def aligned(a: Cell, b: Cell, column: Column | None = None) -> Pairs:
     """
     whole = not (_one_a_question(a) and _one_a_question(b))
     left, right = _by_training(a, whole=whole), _by_training(b, whole=whole)
-    pairs = Pairs([], [], [], [], [])
+    pairs = Pairs([], [], [], [], [], [], [])
     for own, other in _trainings(a, b):
         for key, place in left[own].items():
             partner = right[other].get(key)
@@ -345,6 +351,8 @@ def aligned(a: Cell, b: Cell, column: Column | None = None) -> Pairs:
                 pairs.clusters.append(a.rows[place].cluster)
                 pairs.made.append((own[0] or other[0], (own[1], other[1])))
                 pairs.columns.append(column)
+                pairs.left.append(place)
+                pairs.right.append(partner)
     return pairs
 
 

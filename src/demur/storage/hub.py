@@ -47,10 +47,14 @@ def located(file: Path | None, *, data_dir: Path | None = None, hub: str = "") -
     cached = [_files(one, local=True) for one in parse(hub)]
     if all(cached):
         return _joined(hub, [path for paths in cached for path in paths])
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi, constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{said}; {hub} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
+    try:  # the client itself tries for half a minute, and says so each time
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:
+        raise UserError(f"{said}; {constants.ENDPOINT}, which has {hub}, is not reached ({error}).") from None
     for repo, revision, name in parse(hub):
         try:
             there = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)

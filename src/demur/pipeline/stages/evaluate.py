@@ -174,13 +174,14 @@ class Evaluate(Stage[EvaluateSettings]):
         models = {part: await context.model(player(part)) for part in self.use.attack.parts}
         return attacks.open_attack(
             self.use.attack,
-            files=self._attack_files(),
+            files=self.attack_files(),
             target=target,
             models={part: model for part, model in models.items() if model is not None},
             progress=context.progress,
         )
 
-    def _attack_files(self) -> dict[str, Path]:
+    def attack_files(self) -> dict[str, Path]:
+        """What the attack reads, by its own keys."""
         return {key.removeprefix(FILE): path for key, path in self.files.items() if key.startswith(FILE)}
 
     def needs(self) -> list[Lack]:
@@ -202,7 +203,7 @@ class Evaluate(Stage[EvaluateSettings]):
                 how = f"name one beside its settings, or give the study a model '{player(part)}'."
                 lacks.append(Lack(player(part), f"attack '{name}' needs a model for its part '{part}': {how}", True))
         try:
-            requires = attacks.make(self.use.attack, self._attack_files()).requires()
+            requires = attacks.make(self.use.attack, self.attack_files()).requires()
         except (UserError, KeyError) as error:  # a file that is not there was told where the stage was made
             return [*lacks, Lack("attack", str(error))] if isinstance(error, UserError) else lacks
         if self._sampling().prefill or isinstance(self.settings.decoding, Intervention):
@@ -222,7 +223,7 @@ class Evaluate(Stage[EvaluateSettings]):
     def estimate(self) -> list[Ask]:
         asked, sampling, use = self.size(), self._sampling(), self.use
         try:
-            attack = attacks.make(use.attack, self._attack_files())
+            attack = attacks.make(use.attack, self.attack_files())
         except (UserError, KeyError):  # told among the needs
             attack = attacks.make("none")
         replies = asked.rows * attack.each * sampling.n

@@ -11,7 +11,7 @@ from pydantic import Field
 from demur.errors import UserError
 from demur.mix import examples_of
 from demur.mix.pairs import preferred
-from demur.pipeline.stage import Context, Size, Stage, kept, tokens
+from demur.pipeline.stage import Context, Lack, Size, Stage, file_needs, kept, tokens
 from demur.prompts.forms import load_file
 from demur.records import Example, Intent, Kept, Trace
 from demur.settings import Strict
@@ -60,6 +60,9 @@ class Import(Stage[ImportSettings]):
         draft.line = f"{counted} read as {loaded.form}" + (f", {odd:,} odd rows kept aside" if odd else "")
         draft.line = "; ".join([draft.line, *loaded.notes])
         draft.summary["notes"] = loaded.notes
+
+    def needs(self) -> list[Lack]:
+        return super().needs() + file_needs("data", self.files["file"], self.settings.form)
 
     def size(self) -> Size:
         return _size(self.files["file"], self.settings.form)

@@ -17,7 +17,7 @@ from demur.judge import open_judge
 from demur.mix import example_of, mix, pairs, unfit
 from demur.mix.draw import hold_out
 from demur.mix.settings import MixSettings, ShareSettings
-from demur.pipeline.stage import Context, Lack, Stage, hub_needs, kept
+from demur.pipeline.stage import Context, Lack, Stage, file_needs, hub_needs, kept
 from demur.prompts.forms import Odd, load_file
 from demur.records import Example, Finding, Pair, Pattern, Trace, Verdict
 from demur.settings import Strict
@@ -100,7 +100,9 @@ class Mix(Stage[MixStageSettings]):
                 lacks.append(
                     Lack(name, f"share '{name}' has no rows: no stage makes them, and no file is given.", True)
                 )
-            elif share.hub and name not in self.files:
+            elif name in self.files:
+                lacks += file_needs(name, self.files[name], share.form)
+            elif share.hub:
                 lacks += hub_needs(name, share.file, share.hub)
         return lacks
 

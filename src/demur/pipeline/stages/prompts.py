@@ -23,7 +23,7 @@ class Prompts(Stage[PromptsSettings]):
 
     def run(self, context: Context) -> None:
         count = context.draft.write("prompts", load(self._moved()))
-        context.draft.line = f"{count:,} {self.name.partition('-')[2]}"
+        context.draft.line = f"{count:,} {self.name.partition('-')[2]} prompts".replace("  ", " ")
 
     def needs(self) -> list[Lack]:
         lacks = super().needs()
