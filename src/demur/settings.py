@@ -7,6 +7,7 @@ loaded.
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import types
 import typing
@@ -204,10 +205,8 @@ def validate(model: type[M], data: Any, *, where: str, lines: LineTable | None =
 def _pruned_at(data: Any, problem: Any) -> Location:
     """The place to leave out so that the rest can be read: the key itself, or its parent where it is missing."""
     place: list[int | str] = []
-    for key in problem["loc"]:
-        with contextlib.suppress(
-            KeyError, IndexError, TypeError
-        ):  # the name of a union's member, or a key that is missing
+    for key in problem["loc"]:  # some are names of a union's members, or of keys that are missing
+        with contextlib.suppress(KeyError, IndexError, TypeError):
             data = data[key]
             place.append(key)
     return tuple(place)
@@ -215,12 +214,11 @@ def _pruned_at(data: Any, problem: Any) -> Location:
 
 def _without(data: Any, place: Location) -> Any:
     """A copy of nested data without one place."""
-    head, *rest = place
-    entries = list(data.items() if isinstance(data, dict) else enumerate(data))
-    kept = [
-        (key, _without(value, tuple(rest)) if key == head else value) for key, value in entries if rest or key != head
-    ]
-    return dict(kept) if isinstance(data, dict) else [value for _, value in kept]
+    whole = inner = copy.deepcopy(data)
+    for key in place[:-1]:
+        inner = inner[key]
+    del inner[place[-1]]
+    return whole
 
 
 def _most_specific(error: pydantic.ValidationError) -> Iterable[Any]:
