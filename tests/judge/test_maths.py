@@ -52,6 +52,8 @@ def graders() -> Iterator[Graders]:
         ("**Answer:** 42", "42"),
         ("the answer is 42. I checked it twice.", "42"),
         ("The answer is 3.5 metres", "3.5"),
+        ("The answer to this classic question is 8. A spider has 8 legs.", "8"),
+        ("The answer to part one is 4. The final answer is 12.", "12"),
         ("So we get\n\\[x^2+1\\]", "x^2+1"),
         ("73", "73"),
         ("I am not sure about this one.", None),
@@ -100,7 +102,14 @@ def _balanced(text: str) -> bool:
 
 
 def test_extraction_is_linear_in_hostile_text() -> None:
-    for text in ("\\boxed{" * 100_000, "{" * 1_000_000, "**" * 300_000, "$" * 500_000, "answer is " * 100_000):
+    for text in (
+        "\\boxed{" * 100_000,
+        "{" * 1_000_000,
+        "**" * 300_000,
+        "$" * 500_000,
+        "answer is " * 100_000,
+        "answer to " * 100_000,
+    ):
         began = time.process_time()
         final_answer(text)
         assert time.process_time() - began < 5
