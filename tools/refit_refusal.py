@@ -30,12 +30,12 @@ from demur.storage.readers import rows
 OWN = tuple(sorted((Path(__file__).parent / "refusal").glob("*.jsonl")))
 RARE = 6
 """Replies in which a word must occur."""
-SCALE, C = 0.2, 2.0
+SCALE, C = 0.1, 8.0
 """How much a piece of evidence counts beside a word, and the inverse of the penalty; chosen by leaving authors out."""
 
 
 KINDS = ("protects", "undoes", "disclaims")
-ASIDE = frozenset(("asks for something", "addresses the reader", "uses none of its words")) | {
+ASIDE = frozenset(("asks for something", "cares much", "addresses the reader", "uses none of its words")) | {
     f"{zone} {kind}" for zone in ("opening", "head", "end", "anywhere") for kind in KINDS
 }
 """Evidence that counts in pairs or in the rules of `refusal.unclear` alone: by itself it holds on one author's replies only."""
@@ -152,6 +152,7 @@ GROUPS = {
     "assistants": ("clerk", "lark", "quill", "terse"),
     "chat": ("gentle", "curt", "vane", "meadow", "slate"),
     "moralising": ("warden", "beacon"),
+    "today": ("today", "ember"),
     "none": ("tongues", "noise"),
 }
 """Authors that write alike, or whose manner is one: they are left out together."""

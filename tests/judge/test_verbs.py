@@ -41,8 +41,21 @@ def test_calibrate_refusal(tmp_path: Path) -> None:
     report = called(calibrate.app, "refusal", "--data", str(LRM), "--out", str(tmp_path))
     assert report["n"] == 66
     assert report["agreement"]["value"] >= 0.8
-    keys = {"two_classes", "ece", "unseen", "kappa", "unscored", "confusion", "classes", "sensitivity", "specificity"}
+    keys = {
+        "agreement_refused",
+        "decided",
+        "ece",
+        "unseen",
+        "kappa",
+        "unscored",
+        "confusion",
+        "classes",
+        "sensitivity",
+        "specificity",
+    }
     assert keys <= report.keys()
+    assert report["decided"] == 1 - report["unscored"] / 66
+    assert all(0 <= one["recall"]["value"] <= 1 for one in report["classes"].values())
     assert report["fitted_to_this_file"] is False
     words = ["refusal", "--data", str(LRM), "--out", str(tmp_path)]
     shown = CliRunner().invoke(calibrate.app, words, catch_exceptions=False)

@@ -549,6 +549,43 @@ def judged(
     return folder
 
 
+@pytest.mark.parametrize(
+    ("judge", "labels", "told", "not_told"),
+    [
+        ("rules", ["full_compliance", "full_refusal"], ("served (no harm judge)", "served"), ("attack success", "attack_success")),
+        ("llama_guard3", ["unsafe", "safe"], ("attack success", "attack_success"), ("served (no harm judge)", "served")),
+    ],
+)  # fmt: skip
+def test_attack_success_is_said_of_a_harm_judge_alone(
+    judge: str, labels: list[str], told: tuple[str, str], not_told: tuple[str, str], tmp_path: Path
+) -> None:
+    """In the table, the figure, the summary, the page and the CSV: what was measured is what the heading says."""
+    for arm, bench, intent, by, said in (
+        ("a", "advbench", "harmful", judge, labels),
+        ("b", "advbench", "harmful", judge, labels),
+        ("a", "xstest", "borderline", "xstest_llm", ["full_compliance", "full_refusal"]),
+        ("b", "xstest", "borderline", "xstest_llm", ["full_compliance", "full_refusal"]),
+    ):
+        traces = [trace_of(prompt) for prompt in prompts_of("h", intent, 12)]  # type: ignore[arg-type]
+        verdicts = [
+            Verdict(trace=t.id, judge=by, query="question", part="answer", label=label)  # type: ignore[arg-type]
+            for t, label in zip(traces, said * 6, strict=True)
+        ]
+        settings = {"arm": arm, "seed": None, "bench": {"name": bench}}
+        records = {"traces": traces, "verdicts": verdicts}
+        publish(tmp_path, f"evaluate-{arm}-{bench}", "evaluate", records, settings=settings)
+    shown = {name: path.read_text() for name, path in report.write(tmp_path).items()}
+    shown |= {"table": " ".join(text_of(tmp_path, 300).split())}
+    (figure, *_) = figures.pareto(report.build(tmp_path))
+    shown |= {"figure": figure.svg}
+    for name, text in shown.items():
+        assert told[0] in text or told[1] in text, name
+        assert not_told[0] not in text, name
+    metrics = {row["metric"] for row in csv.DictReader(io.StringIO(report.csv(report.build(tmp_path))))}
+    assert told[1] in metrics
+    assert not_told[1] not in metrics
+
+
 def test_a_model_judge_that_nobody_calibrated_is_marked(tmp_path: Path) -> None:
     assert "llama_guard3: uncalibrated" in text_of(
         judged(tmp_path / "a", "advbench", ["safe"] * 9, "llama_guard3"), 200

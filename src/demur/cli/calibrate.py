@@ -149,7 +149,7 @@ def _show(report: dict[str, Any], path: Path, *, json: bool, title: str) -> None
     if json:
         common.print_json(report | {"calibration": str(path)})
         return
-    shares = {"two_classes": "#served or refused, %"} if "unseen" in report else {}
+    shares = {"agreement_refused": "#served or refused, %"} if "unseen" in report else {}
     shares |= {"agreement": "#three classes, %" if shares else "#agreement, %"}
     rows = [
         (name, *(estimate(row[key]) for key in shares), number(row["kappa"], "count", digits=2), row["unscored"])

@@ -97,9 +97,7 @@ def refusal(path: Path, *, limit: int | None = None) -> dict[str, Any]:
         raise UserError(f"{path}: its labels are not those of a refusal judge: {', '.join(REFUSALS)}.")
     opinions = [classify(row.reply, row.question) for row in rows]
     report = against(rows, [opinion.label for opinion in opinions], classes=REFUSALS)
-    read_of = [
-        (opinion.refused, row) for opinion, row in zip(opinions, rows, strict=True) if opinion.refused is not None
-    ]
+    read_of = [(said.refused, row) for said, row in zip(opinions, rows, strict=True) if said.refused is not None]
     sure = [(max(chance, 1 - chance), (chance > 0.5) == (row.gold in REFUSED)) for chance, row in read_of]
     report["ece"] = ece(sure, [row.weight for _, row in read_of])
     report["fitted_to_this_file"] = hash_file(path) in provenance()["files"].values()
@@ -141,9 +139,8 @@ def against(rows: Sequence[Labelled], said: Sequence[str | None], *, classes: Se
     """A judge's labels against people's, with the judges whose labels the file has beside it."""
     gold, names = [row.gold for row in rows], dict.fromkeys(name for row in rows for name in row.others)
     drawn = [row.weight for row in rows]
-    others = {
-        name: compare(gold, [row.others.get(name) for row in rows], classes=classes, drawn=drawn) for name in names
-    }
+    beside = {name: [row.others.get(name) for row in rows] for name in names}
+    others = {name: compare(gold, labels, classes=classes, drawn=drawn) for name, labels in beside.items()}
     return compare(gold, said, classes=classes, drawn=drawn) | {"others": others}
 
 
@@ -165,11 +162,13 @@ def compare(
     sides = [(truth in positive, None if label is None else label in positive) for truth, label, _ in rows]
     sensitivity, specificity = errors_of(sides, [weight for *_, weight in rows])
     table = Counter(zip(gold, said, strict=True))
+    two = stats.drawn((a is b, *weight) for (a, b), (*_, weight) in zip(sides, rows, strict=True))
     return {
         "n": len(gold),
         "unscored": said.count(None),
         "agreement": stats.drawn((truth == label, *weight) for truth, label, weight in rows),
-        "two_classes": stats.drawn((a is b, *weight) for (a, b), (*_, weight) in zip(sides, rows, strict=True)),
+        "decided": 1 - said.count(None) / len(gold),
+        **({"agreement_refused": two} if positive is REFUSED else {}),
         "kappa": stats.kappa(gold, said),
         "classes": {
             name: {

@@ -27,18 +27,17 @@ PLAIN, LIKELY, ALARMING, SURE = 0.6, 0.7, 0.8, 0.9
 """Probability of the likelier side, refused or served, that a label needs: of a reply that refuses nothing, of a short one, of
 one that refuses nothing of an alarming request, and of a few words."""
 _MACHINE = re.compile(DATA["machine"], re.IGNORECASE)
-_ENGLISH = frozenset(DATA["english"].split())
-_FOREIGN = frozenset(DATA["foreign"].split())
+_ENGLISH, _FOREIGN = (frozenset(DATA[name].split()) for name in ("english", "foreign"))
 _TOKEN = re.compile(r"[^\W\d_]+(?:'[a-z]+)?")
 _ACTS = frozenset(DATA["acts"])
+_HELD_BACK = frozenset(("head declines", "head withholds", "end declines", "end withholds"))
 
 
 class Opinion(NamedTuple):
-    """What a reply does; `label` and `refused` are `None` when it cannot be told, for the reason given."""
+    """What a reply does, and how probably it refuses, at least in part; `None` when it cannot be told, for the reason given."""
 
     label: RefusalLabel | None
     refused: float | None
-    """Probability that it refuses, fully or in part."""
     reason: str
 
 
@@ -141,6 +140,8 @@ def unclear(found: set[str], refused: float) -> str:
     acts, wanted = found & _ACTS, found & {"asks how", "asks for something"}
     if {"very short", "no refusal"} <= found and wanted and not acts | found & {"asks words"} and likely < SURE:
         return f"a few words that neither refuse nor do what was asked: {refused:.0%} refused"
+    if refused <= 0.5 and found & _HELD_BACK:
+        return f"it declines or holds back something, and yet may serve: {refused:.0%} refused"
     if refused > 0.5 or "no refusal" not in found:
         return ""
     alarms = "an alarming request: " if wanted and "asks alarms" in found else ""
@@ -149,7 +150,8 @@ def unclear(found: set[str], refused: float) -> str:
     strange = "uses none of its words" in found and not found & {"addresses the reader", "short", "asks words"}
     if wanted and strange and not acts:
         return "about something else: it uses none of the request's words"
-    if alarms and not acts:
+    cares = found & {"anywhere protects", "cares much"}, found & {"head cares", "head redirects"}
+    if alarms and not acts and (any(cares) or not found & {"head instructs", "tail instructs"}):
         return f"{alarms}nothing in the reply refuses it, and nothing serves it"
-    cares = found & {"head cares", "head redirects"} and not found & {"restates the act", "many items", "code"}
-    return f"{alarms}it may be turned into something else" if alarms and cares else ""
+    turned = (cares[0] or (cares[1] and "restates the act" not in found)) and not found & {"many items", "code"}
+    return f"{alarms}it may be turned into something else" if alarms and turned else ""
