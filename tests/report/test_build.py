@@ -568,11 +568,11 @@ def test_attack_success_is_said_of_a_harm_judge_alone(
     ):
         traces = [trace_of(prompt) for prompt in prompts_of("h", intent, 12)]  # type: ignore[arg-type]
         verdicts = [
-            Verdict(trace=t.id, judge=by, query="question", part="answer", label=label)  # type: ignore[arg-type]
+            Verdict(trace=t.id, judge=by, query="question", part="answer", label=label)
             for t, label in zip(traces, said * 6, strict=True)
         ]
         settings = {"arm": arm, "seed": None, "bench": {"name": bench}}
-        records = {"traces": traces, "verdicts": verdicts}
+        records: dict[str, list[Any]] = {"traces": traces, "verdicts": verdicts}
         publish(tmp_path, f"evaluate-{arm}-{bench}", "evaluate", records, settings=settings)
     shown = {name: path.read_text() for name, path in report.write(tmp_path).items()}
     shown |= {"table": " ".join(text_of(tmp_path, 300).split())}
