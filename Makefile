@@ -41,7 +41,7 @@ $(USER_STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $(USER_STAMP)
 
 $(DEV_STAMP): $(USER_STAMP)
-	@echo "what the tests need, 1.1 GB on disk: a minute or two"
+	@echo "what the tests need, 1.3 GB on disk: a minute or two"
 	$(BIN)/pip install $(QUIET) --constraint constraints.txt --editable '.[train,gguf,data,ray,inspect,dev]'
 	@touch $(DEV_STAMP)
 

@@ -165,5 +165,5 @@ def test_a_server_that_does_not_answer_is_spoken_of(caplog: pytest.LogCaptureFix
     health.failed(b"one", "HTTP 500: \x1b[31mred")
     health.waits(60, "HTTP 429")
     assert [record.getMessage() for record in caplog.records] == [
-        "here: HTTP 500: \ufffd[31mred. Trying again; giving up in 900 s"
+        "here: HTTP 500: \ufffd[31mred. Trying again, for 900 s at most"
     ]

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.request import Request, urlopen
 
+import msgspec
 import pytest
+from tests.made import ASSETS
 from tests.report.made import HOSTILE, make_run, prompts_of, publish, trace_of
 
 from demur import report
@@ -24,6 +26,7 @@ from demur.report import labels as worth
 from demur.report.format import pieces, visible
 from demur.report.index import Index
 from demur.report.labels import Labels
+from demur.report.page import page as whole
 from demur.report.viewer import serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -408,6 +411,18 @@ def test_numbers_of_the_page_lead_to_their_traces(chromium: Any, served: Served,
     expect(page.locator("#count")).to_contain_text("of")
     assert "arm=raw" in page.url
     assert all(one.startswith(served.url) for one in trouble), trouble
+    page.close()
+
+
+@browser_needed
+def test_the_first_table_of_the_demo_fits_a_page_of_1280(chromium: Any, hostile: Path, tmp_path: Path) -> None:
+    mini = msgspec.json.decode((ASSETS / "mini_results.json").read_bytes(), type=report.Report)
+    (tmp_path / "mini.html").write_text(whole(mini, [hostile]))
+    page, _ = opened(chromium, (tmp_path / "mini.html").as_uri(), viewport={"width": 1280, "height": 800})
+    wide, room = page.evaluate(
+        "(t => [t.scrollWidth, t.parentElement.clientWidth])(document.querySelector('#results table'))"
+    )
+    assert wide <= room
     page.close()
 
 

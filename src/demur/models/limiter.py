@@ -150,7 +150,7 @@ class Health:
         self._failing.add(key)
         if not self._since:
             self._since, self._next_line = now, now + REPORT / 3
-        self._report(now, f"{why}. Trying again; giving up in {max(self._since + self._patience - now, 0):.0f} s")
+        self._report(now, f"{why}. Trying again, for {max(self._since + self._patience - now, 0):.0f} s at most")
 
     def waits(self, seconds: float, why: str) -> None:
         """The server asks to wait."""

@@ -183,7 +183,7 @@ function draw(box, trace, row, more) {
   parts.push(el("h3", {}, "answer"), passage(trace, "answer", trace.texts.answer));
   if (trace.more && more) parts.push(el("p", {}, el("button", { type: "button", on: more }, `show ${trace.more.toLocaleString("en")} characters more`)));
   if (trace.verdicts.length) {
-    const body = trace.verdicts.map(v => el("tr", {}, el("td", {}, v.judge), el("td", {}, v.part), el("td", {}, el("span", { class: `tag ${v.label ?? ""}` }, v.label == null ? "cannot tell" : words(v.label))), el("td", {}, v.score == null ? "" : String(v.score)), el("td", { class: "soft" }, v.reason || v.raw)));
+    const body = trace.verdicts.map(v => el("tr", {}, el("td", {}, v.judge), el("td", {}, v.part), el("td", {}, el("span", { class: `tag ${v.label ?? ""}` }, v.label == null ? "cannot tell" : words(v.label))), el("td", {}, v.score == null ? "" : String(v.score)), el("td", { class: "soft" }, (v.reason || v.raw || "").replace("cannot tell: ", ""))));
     parts.push(el("details", { open: !blind() }, el("summary", {}, blind() ? "verdicts, hidden while you label" : "verdicts"), el("table", {}, el("tbody", {}, ...body))));
   }
   if (trace.siblings.length && more) {
