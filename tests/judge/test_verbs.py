@@ -11,20 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.made import ASSETS
+from tests.made import ASSETS, publish
 from typer.testing import CliRunner
 
 from demur.bench import get_bench, names
 from demur.cli import bench, calibrate, evaluate, judge
 from demur.errors import UserError
-from demur.judge import JUDGES, _found, labels, requires, requires_model
+from demur.judge import JUDGES, _found, labels, open_judge, requires, requires_model
+from demur.judge.base import setup_of
+from demur.judge.calibrate import FOLDER, keep
+from demur.judge.calibrate import refusal as against
 from demur.judge.guards import STRONGREJECT
 from demur.judge.model import departures
 from demur.models.config import as_model
 from demur.records import Message, Sampling, write_jsonl
+from demur.report.labels import notes
 from demur.testing import scripts
 from demur.testing.server import serving
 from demur.thinking import join
+from tools import refit_refusal as refit
 from tools import robustness
 
 LRM = ASSETS / "lrm_replies.jsonl"
@@ -103,6 +108,18 @@ def test_a_calibration_stands_beside_the_numbers_of_the_same_judge_and_no_other(
     assert "its text is own.txt" in theirs
     called(calibrate.app, *words, "--text", str(own))
     assert "by 6 labels" in note("text again", "--set", f"bench.0.judge.text={own}")
+
+
+def test_a_calibration_by_the_file_that_the_judge_was_fitted_to_says_so_wherever_it_stands(tmp_path: Path) -> None:
+    for data, told in ((LRM, False), (refit.OWN[0], True)):
+        run = tmp_path / data.stem / "run"
+        report = against(data)
+        assert report["fitted_to_this_file"] is told
+        keep(open_judge("rules"), report, data, run / FOLDER)
+        stage = publish(run, "judge-again", "judge", {"judges": [setup_of(open_judge("rules"))]})
+        said = notes(["rules"], [stage])["rules"]
+        assert f"labels of {data.name}" in said
+        assert (f"of {data.name}, to which the judge was fitted" in said) is told
 
 
 def other(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:

@@ -105,6 +105,11 @@ def test_csv_and_json_hold_every_number(run: Path) -> None:
     rows = list(csv.DictReader(report.csv(built).splitlines()))
     assert len(rows) == len(built.results)
     assert {row["arm"] for row in rows} == set(built.arms)
+    counts = {(int(row["n"]), int(row["clusters"])) for row in rows}
+    assert all(0 < prompts <= n or n == 0 for n, prompts in counts), (
+        "where each reply is of a prompt of its own, as many"
+    )
+    assert any(0 < prompts < n for n, prompts in counts), "three trainings answer each prompt"
     data = json.loads(report.write(run, built=built)["json"].read_bytes())
     assert data["results"][0]["estimate"]["n"] == built.results[0].estimate.n
     assert data["name"] == "fixture"
@@ -382,6 +387,16 @@ def test_numbers_as_people_read_them() -> None:
     assert format.spread(stats.paired([True] * 10 + [False] * 10, [False] * 5 + [True] * 15)).startswith("−25 [−")
     assert format.p_value(0.0001) == "< 0.001"
     assert format.signed(0.0) == "0"
+    assert [format.number(share) for share in (0.0, 0.0003, 211 / 212, 0.9997, 1.0)] == [
+        "0",
+        "<0.1",
+        "99.5",
+        ">99.9",
+        "100",
+    ]
+    assert format.interval(stats.rate([True] * 211 + [False])).startswith("99.5 ["), "one of 212 is not none"
+    assert format.counted(stats.rate([True] * 2999 + [False])).startswith(">99.9 ["), "nor is one of 3,000"
+    assert [format.signed(share) for share in (0.0003, 0.9997, -0.996)] == ["0", "+>99.9", "−99.6"]
 
 
 def test_a_cell_says_how_little_it_rests_on() -> None:

@@ -99,10 +99,8 @@ def refusal(path: Path, *, limit: int | None = None) -> dict[str, Any]:
     report = against(rows, [opinion.label for opinion in opinions], classes=REFUSALS)
     read_of = [(said.refused, row) for said, row in zip(opinions, rows, strict=True) if said.refused is not None]
     sure = [(max(chance, 1 - chance), (chance > 0.5) == (row.gold in REFUSED)) for chance, row in read_of]
-    report["ece"] = ece(sure, [row.weight for _, row in read_of])
-    report["fitted_to_this_file"] = hash_file(path) in provenance()["files"].values()
-    report["unseen"] = provenance()["unseen"]["of_models"]
-    return report
+    own = {"ece": ece(sure, [row.weight for _, row in read_of]), "unseen": provenance()["unseen"]["of_models"]}
+    return report | own | {"fitted_to_this_file": hash_file(path) in provenance()["files"].values()}
 
 
 async def guard(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
@@ -205,14 +203,16 @@ class Calibration(Record, frozen=True, kw_only=True):
     n: int
     sensitivity: Estimate
     specificity: Estimate
+    fitted: bool = False
+    """The judge was fitted to this very file: its figures are better than on replies that it has not seen."""
 
 
 def keep(judge: Judge, report: Mapping[str, Any], labels: Path, folder: Path) -> Path:
     """Write a calibration to `FOLDER/KEY.json`, where reports of the runs beside that folder look."""
     setup, figures = setup_of(judge), {name: report[name] for name in ("n", "sensitivity", "specificity")}
+    path, fitted = folder / f"{setup.key}.json", bool(report.get("fitted_to_this_file"))
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{setup.key}.json"
-    atomic_write(path, encode(Calibration(setup=setup, labels=labels.name, **figures)))
+    atomic_write(path, encode(Calibration(setup=setup, labels=labels.name, fitted=fitted, **figures)))
     return path
 
 

@@ -85,10 +85,10 @@ def markdown(report: Report) -> str:
 
 def csv(report: Report) -> str:
     """results.csv: every number of the run, one a line."""
-    estimate = [field.name for field in msgspec.structs.fields(Estimate)]
     own = ["arm", "seed", "bench", "attack", "metric", "part", "judge", "better", "unit"]
-    rows = ([*(getattr(r, k) for k in own), *(getattr(r.estimate, k) for k in estimate)] for r in report.results)
-    return as_csv([*own, *estimate], rows)
+    found = ((r, msgspec.structs.asdict(r.estimate)) for r in report.results)
+    rows = ([*(getattr(r, k) for k in own), *(e | {"clusters": e["clusters"] or e["n"]}).values()] for r, e in found)
+    return as_csv([*own, *Estimate.__struct_fields__], rows)
 
 
 __all__ = ["Report", "as_json", "build", "markdown", "terminal", "write"]

@@ -39,13 +39,14 @@ def metric(name: str) -> str:
 
 
 def number(value: float | None, unit: str = "share", *, digits: int = 1) -> str:
-    """One number: per cent without sign for shares, one digit behind the point below ten."""
-    if value is None:
-        return NONE
-    if unit == "nats":
-        return f"{value:.3f}"
+    """One number: per cent without sign for shares, one digit behind the point below ten; 0 and 100 are of none and of all."""
+    if value is None or unit == "nats":
+        return NONE if value is None else f"{value:.3f}"
     scaled = 100 * value if unit == "share" else value
-    return f"{scaled:.{digits}f}" if abs(scaled) < 10 and round(scaled, digits) != round(scaled) else f"{scaled:.0f}"
+    text = f"{scaled:.{digits}f}" if abs(scaled) < 10 and round(scaled, digits) != round(scaled) else f"{scaled:.0f}"
+    if unit == "share" and 0 < value < 1 and text in ("0", "100"):
+        return "<0.1" if scaled < 0.05 else ">99.9" if scaled >= 99.95 else f"{scaled:.1f}"
+    return text
 
 
 def interval(estimate: Estimate | None, unit: str = "share", *, digits: int = 0) -> str:
@@ -55,9 +56,10 @@ def interval(estimate: Estimate | None, unit: str = "share", *, digits: int = 0)
     scale = 100 if unit == "share" else 1
     low, value, high = (scale * bound for bound in (estimate.low, estimate.value, estimate.high))
     places = 3 if unit == "nats" else digits
-    if not places and not round(low) <= float(number(estimate.value, unit)) <= round(high):
+    text = number(estimate.value, unit)
+    if not places and not round(low) <= float(text.strip("<>")) <= round(high):
         places = 1  # whole bounds that leave the value out
-    text = f"{value:.{places}f}" if digits else number(estimate.value, unit)
+    text = f"{value:.{places}f}" if digits and text[0] not in "<>" else text
     return f"{text} [{low:.{places}f}–{high:.{places}f}]"
 
 
@@ -77,10 +79,8 @@ def of(estimate: Estimate) -> str:
 
 def signed(value: float | None, unit: str = "share") -> str:
     """A difference with its sign, typographic minus."""
-    if value is None:
-        return NONE
-    text = number(abs(value), unit)
-    return text if not float(text) else f"{'+' if value > 0 else '−'}{text}"
+    text = NONE if value is None else number(abs(value), unit).replace("<0.1", "0")
+    return text if value is None or not text.strip("0.") else f"{'+' if value > 0 else '−'}{text}"
 
 
 def spread(difference: Difference, unit: str = "share") -> str:

@@ -202,7 +202,7 @@ def notes(judges: Iterable[str], stages: Sequence[Artifact], corrected: Sequence
         except UserError:  # of another's making, or not here any more
             said, model = [], False
         own = [setup for setup in setups if setup.judge == judge]
-        worth = [f"{_right(c)} on the {c.setup.part} by {format.plural(c.n, 'label')} of {c.labels}"
+        worth = [f"{_right(c)} on the {c.setup.part} by {format.plural(c.n, 'label')} of {c.labels}{', to which the judge was fitted' * c.fitted}"
                  for key in dict.fromkeys(s.key for s in own) if (c := files.get(key))]  # fmt: skip
         if one := known.get(judge):
             count = format.plural(one.labels, "label")

@@ -65,7 +65,7 @@ def _about(stages: Sequence[Artifact]) -> str:
     versions = sorted({stage.manifest.host.get("demur", "") for stage in stages} - {""})
     last = max(((stage.folder / "manifest.json").stat().st_mtime for stage in stages), default=0.0)
     day = datetime.fromtimestamp(last, UTC).date().isoformat()
-    return f"demur {', '.join(versions)} · finished {day} · made again by: demur run RUN/study.yaml --out RUN"
+    return f"demur {', '.join(versions)} · finished {day} · its last command again: demur run RUN/study.yaml --out RUN"
 
 
 def samples(stages: Sequence[Artifact], prefix: str) -> Iterator[tuple[str, list[Sample]]]:
