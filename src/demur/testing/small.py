@@ -153,7 +153,11 @@ def _absent(study: Study, folder: Path, rows: int) -> dict[str, str]:
             continue
         path = folder / f"{bench.name.replace('@', '-')}.jsonl"
         count = max(1, rows // 2) if bench.form != "demur.bench.xstest:read" else 2 * rows
-        lines = _problems() if bench.form == "livecodebench" else [_row(bench, i) for i in range(count)]
+        lines = (
+            _problems(bench.options.get("first", "2024-11-02"))
+            if bench.form == "livecodebench"
+            else [_row(bench, i) for i in range(count)]
+        )
         atomic_write(path, "".join(json.dumps(row) + "\n" for row in lines))
         made[bench.name] = str(path)
     return made
@@ -197,10 +201,10 @@ def _row(bench: Bench, number: int) -> dict[str, Any]:
     return row
 
 
-def _problems() -> list[dict[str, str]]:
-    """Two contest problems as LiveCodeBench packs them: private tests as base64 of zlib of a pickled text."""
+def _problems(first: str) -> list[dict[str, str]]:
+    """Two contest problems of that day as LiveCodeBench packs them: private tests as base64 of zlib of a pickled text."""
     rows = []
-    same = {"platform": "atcoder", "contest_id": "stand_in", "contest_date": "2024-11-02T00:00:00"}
+    same = {"platform": "atcoder", "contest_id": "stand_in", "contest_date": f"{first}T00:00:00"}
     same |= {"starter_code": "", "difficulty": "easy", "metadata": "{}"}
     for name, times in (("double", 2), ("treble", 3)):
         cases = [{"input": f"{n}\n", "output": f"{times * n}\n", "testtype": "stdin"} for n in (1, 7)]
