@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from demur.models.config import Local, ModelConfig, Remote, Served
+from demur.models.config import Local, Served
 from demur.pipeline.dag import Planned
 from demur.pipeline.placement import Phase, Place
 from demur.pipeline.sizes import training
@@ -25,7 +25,8 @@ def outlook(planned: Sequence[Planned], phases: Sequence[Phase]) -> dict[str, An
         row["of"] += 1
         row["done"] += item.done
         for ask in () if item.done else item.stage.estimate():
-            cost = _cost(item.stage.models.get(ask.part), ask.tokens_in, ask.tokens_out)
+            prices = getattr(item.stage.models.get(ask.part), "prices", None)
+            cost = prices.cost(ask.tokens_in, ask.tokens_out) if prices else None
             row["requests"] += ask.requests
             row["tokens"] += ask.tokens_in + ask.tokens_out
             names = ("requests", "tokens_in_at_most", "tokens_out_at_most")
@@ -41,11 +42,6 @@ def outlook(planned: Sequence[Planned], phases: Sequence[Phase]) -> dict[str, An
     return {
         "stages": list(kinds.values()), "parts": [parts[name] for name in sorted(parts)], "phases": shown, "total": total,
     }  # fmt: skip
-
-
-def _cost(model: ModelConfig | None, tokens_in: int, tokens_out: int) -> float | None:
-    """The price at most, where prices were declared."""
-    return model.prices.cost(tokens_in, tokens_out) if isinstance(model, Remote) and model.prices else None
 
 
 def _shown(number: int, phase: Phase) -> dict[str, Any]:

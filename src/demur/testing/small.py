@@ -153,11 +153,7 @@ def _absent(study: Study, folder: Path, rows: int) -> dict[str, str]:
             continue
         path = folder / f"{bench.name.replace('@', '-')}.jsonl"
         count = max(1, rows // 2) if bench.form != "demur.bench.xstest:read" else 2 * rows
-        lines = (
-            _problems(bench.options.get("first", "2024-11-02"))
-            if bench.form == "livecodebench"
-            else [_row(bench, i) for i in range(count)]
-        )
+        lines = _problems(bench) if bench.form == "livecodebench" else [_row(bench, i) for i in range(count)]
         atomic_write(path, "".join(json.dumps(row) + "\n" for row in lines))
         made[bench.name] = str(path)
     return made
@@ -201,9 +197,9 @@ def _row(bench: Bench, number: int) -> dict[str, Any]:
     return row
 
 
-def _problems(first: str) -> list[dict[str, str]]:
-    """Two contest problems of that day as LiveCodeBench packs them: private tests as base64 of zlib of a pickled text."""
-    rows = []
+def _problems(bench: Bench) -> list[dict[str, str]]:
+    """Two contest problems of a protocol's first day as LiveCodeBench packs them: private tests as base64 of zlib of a pickled text."""
+    rows, first = [], bench.options.get("first", "2024-11-02")
     same = {"platform": "atcoder", "contest_id": "stand_in", "contest_date": f"{first}T00:00:00"}
     same |= {"starter_code": "", "difficulty": "easy", "metadata": "{}"}
     for name, times in (("double", 2), ("treble", 3)):
@@ -227,6 +223,5 @@ def _traces(folder: Path, share: str, rows: int) -> Path:
 
 def _trace(prompt: Prompt) -> Trace:
     """What the scripted teacher says to a prompt."""
-    sent = (Message(role="user", content=prompt.text),)
-    raw = teacher(sent, Sampling(), random.Random(prompt.id))
-    return thinking.traced(prompt, raw, model="script:teacher", sent=sent)
+    raw = teacher((Message(role="user", content=prompt.text),), Sampling(), random.Random(prompt.id))
+    return thinking.traced(prompt, raw, model="script:teacher")

@@ -26,8 +26,6 @@ BYTES_PER_TOKEN = 34
 (Korthikanti et al. 2022, arXiv 2205.05198, table 2)."""
 NARROW = 256
 """Width below which bfloat16 arithmetic does not pay on a CPU (docs/training.md has the measurement)."""
-ADAPTER = "default"
-"""peft's name for a model's only adapter."""
 
 
 class Place(NamedTuple):

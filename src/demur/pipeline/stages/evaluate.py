@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,9 @@ class Evaluate(Stage[EvaluateSettings]):
         parts = () if context.generating else parts
         readers = [await context.judge(use.judge_kind, part=part, query=query) for part in parts]
         attack = await self._attack(context, target)
-        attacked = await _attacked(attack, questions)
+        made = [prompt async for prompt in attack.attacked(questions)]
+        place = {prompt.id: index for index, prompt in enumerate(questions)}
+        attacked = sorted(made, key=lambda prompt: (place[prompt.parent or prompt.id], prompt.attack, prompt.id))
         flow = await ask_and_judge(
             target,
             [request for prompt in attacked for request in attacks.requests(attack, prompt, sampling)],
@@ -263,10 +265,3 @@ def _size(name: str, path: Path | None, limit: int | None, seed: int) -> tuple[S
         return size_of(load_prompts(bench, data=path, limit=limit, seed=seed)), ""
     except UserError as error:
         return Size(limit or bench.count or 0, UNKNOWN_PROMPT), str(error)
-
-
-async def _attacked(attack: Attack, questions: Sequence[Prompt]) -> list[Prompt]:
-    """What an attack makes of the questions, in their order."""
-    made = [prompt async for prompt in attack.attacked(questions)]
-    place = {prompt.id: index for index, prompt in enumerate(questions)}
-    return sorted(made, key=lambda prompt: (place[prompt.parent or prompt.id], prompt.attack, prompt.id))
