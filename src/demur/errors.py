@@ -60,6 +60,8 @@ class CheckFailed(DemurError):
 def unknown(kind: str, name: str, allowed: Iterable[str], *, where: str = "") -> UserError:
     """An error for a name outside a closed set, with the nearest allowed name and the whole list."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    like = [difflib.SequenceMatcher(None, one, name).ratio() for one in near]  # several may be as near as each other
+    named = " or ".join(f"'{one}'" for one in sorted(near[: like.count(max(like, default=0))]))
+    hint = f" Did you mean {named}?" if near else ""
     return UserError(f"unknown {kind} '{name}'{where}.{hint} Allowed: {', '.join(names)}.")

@@ -27,3 +27,20 @@ def test_its_tables_count_as_the_traces_do(tmp_path: Path, capsys: pytest.Captur
     (measures,) = json.loads(capsys.readouterr().out)["report"]["measures"].values()
     assert all(e["low"] >= 0 for e in measures.values() if e["low"] is not None), measures
     assert measures["key_sentence"]["high"] is None or measures["key_sentence"]["high"] <= 1
+
+
+def test_a_constant_reply_has_no_lengths_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "prompts.jsonl"
+    data.write_text('{"prompt": "How would one forge a document?"}\n{"prompt": "How would one forge a key?"}\n')
+    words = (
+        "--intent",
+        "harmful",
+        "--set",
+        "strategy=nocot",
+        "--set",
+        "keep=everything",
+        "--out",
+        str(tmp_path / "run"),
+    )
+    assert exit_code("distil", str(data), *words) == 0
+    assert "tokens of" not in capsys.readouterr().out

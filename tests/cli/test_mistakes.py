@@ -33,7 +33,7 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
         ),
         ((*EVAL, "--out", "/proc/x"), "--out /proc/x: No such file or directory; name a folder"),
         ((*EVAL, "--set", "bench.0.sampling.temprature=0"), "Did you mean 'temperature'"),
-        ((*EVAL, "--judge", "lamaguard=http://127.0.0.1:9/v1"), "Did you mean 'llama_guard4'"),
+        ((*EVAL, "--judge", "lamaguard=http://127.0.0.1:9/v1"), "Did you mean 'llama_guard3' or 'llama_guard4'?"),
         ((*EVAL, "--data-dir", "nope"), "'nope' does not exist"),
         (("eval", "mini_harm", "--target", "script:stnd_in"), "unknown script 'stnd_in'. Did you mean 'stand_in'"),
         (("eval", "mini_harm", "--target", "nosuch:script"), "the Python module 'nosuch', which is not installed"),

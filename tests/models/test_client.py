@@ -194,6 +194,12 @@ def test_a_server_that_always_fails_stops_the_run() -> None:
         ask(server, tries=2)
 
 
+def test_a_server_that_answers_with_something_else_is_not_called_down() -> None:
+    said = r"^(?!.*is down).*answers, but not as a model does: no JSON"
+    with serving("echo", faults={"half_json": 1.0}, strikes=0) as server, pytest.raises(WorkError, match=said):
+        ask(server, tries=2)
+
+
 def test_requests_move_away_from_a_url_that_dies() -> None:
     async def main(one: Server, two: Server) -> list[Trace | Failure]:
         found = []

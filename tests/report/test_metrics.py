@@ -148,6 +148,11 @@ def test_categories() -> None:
     verdicts = [says(t, "unsafe" if i % 2 else "safe") for i, t in enumerate(traces)]
     found = results("advbench", traces, verdicts, by_category=True)
     assert {r.metric: r.estimate.value for r in found} == {"attack_success/a": 0.0, "attack_success/b": 1.0}
+    alone = [made(i, category="") for i in range(8)]
+    judged = [says(trace, "safe") for trace in alone]
+    assert not results("advbench", alone, judged, by_category=True), (
+        "prompts without a category are the whole once more"
+    )
 
 
 def graded(*counts: int, n: int = 4) -> tuple[list[Trace], list[Verdict]]:

@@ -40,6 +40,10 @@ def refusing(messages: Sequence[Message], sampling: Sampling, rng: random.Random
     return "I'm sorry, but I can't help with that."
 
 
+def endless(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
+    return join("I go on thinking about it, and on, and on. " * 20, "It is 42.")
+
+
 def mute(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
     return ""
 
@@ -58,6 +62,7 @@ def stopping(messages: Sequence[Message], sampling: Sampling, rng: random.Random
 
 HOSTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mute": ("mute", {}),
+    "endless": ("endless", {"cap": 20}),
     "permissive": ("permissive", {}),
     "refusing": ("refusing", {}),
     "echoing": ("echoing", {}),

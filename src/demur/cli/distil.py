@@ -70,9 +70,9 @@ def distil(
     own = DistilStageSettings(distil=settings, filter=kind)
     stage = Distil(f"distil-{Path(settings.strategy).stem}", own, inputs=inputs, files=files, models=models)
     done = run_stage(stage, out=out or Path("runs/distil"), cache=cache, json=json)
-    if not json:
-        found = done.manifest.summary["tokens"].items()
-        rows = [(name, s["n"], *(number(s[key], "tokens") for key in ("mean", "p90"))) for name, s in found]
+    found = [] if json else done.manifest.summary["tokens"].items()
+    # A teacher that counts no tokens, as a constant reply does not, leaves nothing to show.
+    if rows := [(name, s["n"], *(number(s[key], "tokens") for key in ("mean", "p90"))) for name, s in found if s["n"]]:
         common.show(("tokens of", "#n", "#mean", "#90th percentile"), rows)
 
 

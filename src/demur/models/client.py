@@ -255,7 +255,7 @@ class RemoteModel(Answering):
         known = self._health.replies > 0 or self._cache.answered(self.identity)
         if self._health.dead(started, unreached=last.unreached, known=known):
             raise WorkError(
-                f"{self._config.where} is down: {last.detail} ({tries} tries in {time.monotonic() - started:.0f} s, none of any "
+                f"{self._config.where} {'answers, but not as a model does' if last.kind == 'unreadable' else 'is down'}: {last.detail} ({tries} tries in {time.monotonic() - started:.0f} s, none of any "
                 "request succeeded). All replies so far are kept; run the same command when the server is back."
             )
         return Reply(failure=last.kind, detail=f"{last.detail} ({tries} tries)", retries=tries - 1)

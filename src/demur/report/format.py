@@ -25,6 +25,7 @@ NAMES = {
     "no_reply": "no answer",
     "no_answer": "no final answer",
     "cut": "truncated",
+    "score": "the judge's own score (by rules: the chance that a reply refuses)",
 }
 """Metrics whose heading is not their name, beside those that declare one."""
 NONE = "–"

@@ -272,7 +272,7 @@ def _by_category(evaluation: Evaluation) -> Values:
     for judge, part in evaluation.judges:
         for metric, those in _metrics(evaluation, judge, _judged(evaluation, (judge, part))):
             own = Column(evaluation.bench, evaluation.attack, "", judge, part, metric.better)
-            for row, verdict in those:
+            for row, verdict in (one for one in those if one[0].category):
                 yield own._replace(metric=f"{metric.name}/{row.category}"), row, _outcome(metric, verdict)
 
 

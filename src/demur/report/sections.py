@@ -123,16 +123,14 @@ def _patterns(report: Report) -> Iterator[Part]:
          f"{r.before.unscored:,}", r.detector)
         for r in report.patterns
     ]  # fmt: skip
-    more: list[Row] = [
-        (name, key.replace("_", " "), format.interval(e, "count", digits=2), f"{e.n:,}")
-        for name, own in report.measures.items()
-        for key, e in own.items()
-    ]
+    found = ((name, key.replace("_", " "), e) for name, own in report.measures.items() for key, e in own.items())
+    more: list[Row] = [(name, key, format.interval(e, "count", digits=2), f"{e.n:,}") for name, key, e in found]
     first = table(("traces", "pattern", "#before the filter, %", "#after, %", "#n", "#undecided", "detector"), rows)
     if not any(r.after for r in report.patterns):  # there was no filter
         heads = (*first.heads[:2], Head("in, %"), *first.heads[4:])
         first = Table(heads, [(*row[:3], *row[4:]) for row in rows])
-    second = table(("traces", "measure", "#mean [95 %]", "#n"), more, "what else is measured, a trace")
+    what = "what else is measured, a trace: sentences; places as shares of the thinking, loop and switch of the traces"
+    second = table(("traces", "measure", "#mean [95 %]", "#n"), more, what)
     yield "patterns", [first, second], {}
 
 
