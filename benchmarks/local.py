@@ -5,7 +5,7 @@ bfloat16 and llama.cpp on the quantised file (package xllamacpp, where it is ins
 of its own, in turn, several rounds; the figure is the median of new tokens a CPU second, reading of prompts included and
 loading not.
 
-    python benchmarks/local.py MODEL.gguf [--prompts 100] [--tokens 128] [--batch 64] [--rounds 1] [--json FILE]
+    python benchmarks/local.py MODEL.gguf [--prompts 100] [--tokens 128] [--batch 64] [--rounds 1] [--only demur generate] [--json FILE]
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ def run(name: str, given: argparse.Namespace) -> Result | None:
         command += [f"--{option}", str(getattr(given, option))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"{name} failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        said = done.stderr.strip().splitlines() or [""]
+        print(f"{name} failed ({done.returncode}): {said[-1]}", file=sys.stderr)
         return None
     return Result(*json.loads(done.stdout.strip().splitlines()[-1]))
 
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--child", choices=list(CONTENDERS))
     given = parser.parse_args()
     if not given.model.is_file():
@@ -184,7 +186,7 @@ def main() -> None:
         asked = Asked(given.model, questions(given.prompts), given.tokens, given.batch)
         print(json.dumps(CONTENDERS[given.child](asked)))
         return
-    found: dict[str, list[Result]] = {name: [] for name in CONTENDERS}
+    found: dict[str, list[Result]] = {name: [] for name in given.only}
     for _ in range(given.rounds):
         for name, results in found.items():
             results += [result] if (result := run(name, given)) else []
