@@ -5,7 +5,7 @@ bfloat16 and llama.cpp on the quantised file (package xllamacpp, where it is ins
 of its own, in turn, several rounds; the figure is the median of new tokens a CPU second, reading of prompts included and
 loading not.
 
-    python benchmarks/local.py MODEL.gguf [--prompts 100] [--tokens 128] [--batch 64] [--rounds 1] [--only demur generate] [--json FILE]
+    python benchmarks/local.py MODEL.gguf [--prompts 100] [--tokens 128] [--batch 64] [--rounds 1] [--only demur] [--json FILE]
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def main() -> None:
         asked = Asked(given.model, questions(given.prompts), given.tokens, given.batch)
         print(json.dumps(CONTENDERS[given.child](asked)))
         return
-    found: dict[str, list[Result]] = {name: [] for name in given.only}
+    found: dict[str, list[Result]] = {name: [] for name in CONTENDERS if name in (*given.only, "generate")}
     for _ in range(given.rounds):
         for name, results in found.items():
             results += [result] if (result := run(name, given)) else []
