@@ -260,6 +260,7 @@ def test_judge_a_file_again(tmp_path: Path) -> None:
     out = tmp_path / "again"
     first = called(judge.app, str(path), "--judge", "rules", "--out", str(out))
     assert first["n"] == 3
+    assert called(judge.app, str(path), "--limit", "2", "--out", str(tmp_path / "two"))["n"] == 2
     assert first["crossed"] == {}
     both = called(judge.app, str(path), "--judge", "rules", "--part", "thinking", "--out", str(out))
     cells = both["crossed"]["rules"]

@@ -33,6 +33,7 @@ def judge(
         typer.Option("--judge", help="Judge by name, or NAME=MODEL such as llama_guard3=URL. Repeatable."),
     ] = None,
     intent: common.Intent = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Of a file, only the first N traces.")] = None,
     part: common.PartName = None,
     query: Annotated[str | None, typer.Option("--query", help="question or sent; default: the judge's.")] = None,
     out: common.Out = None,
@@ -55,7 +56,7 @@ def judge(
     for flag, value, allowed in (("--part", part, get_args(Part)), ("--query", query, get_args(Query))):
         if value is not None and value not in allowed:
             raise unknown(flag, value, allowed)
-    sources = _sources(source, reading(source, intent), where, cache)
+    sources = _sources(source, reading(source, intent, limit=limit), where, cache)
     stages = [
         _stage(text, {"part": part, "query": query}, settings, path)
         for text in dict.fromkeys(judges or ["rules"])

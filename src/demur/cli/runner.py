@@ -69,11 +69,10 @@ def run_stage(
     return made
 
 
-def reading(file: Path, intent: str | None = None, *, name: str = "import") -> Import:
+def reading(file: Path, intent: str | None = None, *, limit: int | None = None, name: str = "import") -> Import:
     """The stage that reads a file of traces, whose prompts want what `intent` says."""
-    return Import(
-        name, validate(ImportSettings, common.given({"intent": intent}), where="--intent"), files={"file": file}
-    )
+    said = common.given({"intent": intent, "limit": limit})
+    return Import(name, validate(ImportSettings, said, where="--intent"), files={"file": file})
 
 
 def require(missing: Sequence[str], *, hint: str = "") -> None:

@@ -102,7 +102,7 @@ def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
     if short:
         raise UserError(
             f"too few examples for the mix: {'; '.join(short)} (after duplicates and caps). "
-            "Ask for fewer, write 'n: up to N', add data, or set dedupe: exact or none."
+            "Ask for fewer, write 'n: up to N' (--set 'shares.NAME.n=up to N'), add data, or set dedupe: exact or none."
         )
     chosen = [item for name in shares for item in drawn[name]]
     random.Random(f"order {settings.seed}").shuffle(chosen)
