@@ -72,7 +72,7 @@ def test_retry_makes_again_what_lacked_replies_and_all_that_came_of_it(
     assert exit_code("retry", str(run)) == 0
     assert {artifact.manifest.name for artifact in artifacts(run)} == {"prompts", "eval-c"}
     said = capsys.readouterr().err
-    assert "1 failed requests will be asked again; 4 stages will be made again" in said
+    assert "1 failed request will be asked again; 4 stages will be made again" in said
     with ReplyCache(run / "replies") as cache:
         assert cache.failures() == {}
     assert forget_stages(run, set()) == []

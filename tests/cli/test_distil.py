@@ -23,6 +23,12 @@ def test_its_tables_count_as_the_traces_do(tmp_path: Path, capsys: pytest.Captur
     assert float(row[2]) == pytest.approx(sum(tokens) / 8, abs=0.5)
     assert float(row[3]) == tokens[-1], "the eighth of eight"
     assert "unjudged" not in shown, "nobody judged"
+    kept = (folder / "kept.jsonl").read_text().splitlines()
+    assert exit_code("diagnose", str(out), "--out", str(tmp_path / "run's"), "--json") == 0
+    rates = json.loads(capsys.readouterr().out)["report"]["patterns"]
+    assert {rate["after"]["n"] + rate["after"].get("unscored", 0) for rate in rates} == {len(kept)}, (
+        "of a run as of its stage"
+    )
     assert exit_code("diagnose", str(folder), "--out", str(tmp_path / "looked"), "--json") == 0
     (measures,) = json.loads(capsys.readouterr().out)["report"]["measures"].values()
     assert all(e["low"] >= 0 for e in measures.values() if e["low"] is not None), measures

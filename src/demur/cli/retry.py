@@ -33,7 +33,7 @@ def retry(
     with ReplyCache(folder_of(run, cache)) as kept, locked(run):
         removed = forget_stages(run, {line.stage for line in kept.ledger() if line.failed})
         forgotten = kept.forget_failures()
-    common.console.print(f"{forgotten} failed requests will be asked again; {len(removed)} stages will be made again")
+    common.console.print(f"{forgotten} failed request{'s' * (forgotten != 1)} will be asked again; {len(removed)} stage{'s' * (len(removed) != 1)} will be made again")  # fmt: skip
     try:
         study = common.load_study(run / "study.yaml", None)
     except UserError as error:

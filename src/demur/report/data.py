@@ -55,6 +55,7 @@ class Protocol(Record, frozen=True, kw_only=True):
     paper: str = ""
     sha256: str = ""
     licence: str = ""
+    file: str = ""
 
 
 class Report(Record, frozen=True, kw_only=True):
@@ -256,7 +257,7 @@ def _protocols(run: Run) -> list[Protocol]:
                 replies=sum(len(m.rows) for m in members),
                 seeds=len({m.seed for m in members if m.seed is not None}) or 1,
                 sampling=plain(bench.sampling) | changed if bench else {},
-                paper=bench.paper if bench else "", sha256=bench.sha256 if bench else "", licence=bench.licence if bench else "",
+                paper=bench.paper if bench else "", sha256=bench.sha256 if bench else "", licence=bench.licence if bench else "", file=stage.manifest.inputs.get("file:data", "") if stage else "",
             )
         )  # fmt: skip
     return rows

@@ -224,7 +224,7 @@ def _protocol(report: Report) -> Iterator[Part]:
     rows: list[Row] = [
         (f"{p.bench}{f', version {p.version}' if p.version else ''}", title(p.attack), ", ".join(p.judges), f"{p.prompts:,}",
          f"{p.replies:,}", str(p.seeds), " ".join(f"{k}={v}" for k, v in p.sampling.items()),
-         " ".join(filter(None, (p.paper, p.sha256[:12], p.licence))) or ("a file of yours" if "=" in p.bench else "generated"))
+         " ".join(filter(None, (p.paper, p.sha256[:12], p.licence))) or p.file or ("a file of yours" if "=" in p.bench else "generated"))
         for p in report.protocols
     ]  # fmt: skip
     titles = "benchmark", "attack", "judges (part)", "#prompts", "#replies", "#seeds", "sampling", "source"

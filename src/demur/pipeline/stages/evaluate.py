@@ -158,7 +158,7 @@ class Evaluate(Stage[EvaluateSettings]):
             records["turn_verdicts"] = [v for reader in readers async for v in reader.verdicts(attack.conversations)]
         for name, rows in records.items():
             context.draft.write(name, rows)
-        context.draft.line = f"{len(flow.traces):,} traces"
+        context.draft.line = f"{len(flow.traces):,} trace{'s' * (len(flow.traces) != 1)}"
         require(flow.verdicts, max_unscored=use.max_unscored, who=f"{bench.name}: the judge")
 
     def _sampling(self) -> Sampling:

@@ -15,7 +15,7 @@ from demur.pipeline.stage import Context, Lack, Size, Stage, file_needs, kept, t
 from demur.prompts.forms import load_file
 from demur.records import Example, Intent, Kept, Trace
 from demur.settings import Strict
-from demur.storage.artifacts import Artifact, is_published
+from demur.storage.artifacts import Artifact, artifacts, is_published
 
 
 class ImportSettings(Strict):
@@ -53,7 +53,8 @@ class Import(Stage[ImportSettings]):
             "prompts": draft.write("prompts", loaded.prompts),
         }
         odd = draft.write("odd", loaded.odd)
-        chosen = kept(Artifact(path)) if is_published(path) else None
+        inside = [Artifact(path)] if is_published(path) else [one for one in artifacts(path) if one.rows("traces")]
+        chosen = kept(inside[0]) if len(inside) == 1 else None
         if chosen is not None:
             draft.write("kept", (Kept(trace=t.id) for t in loaded.traces[: settings.limit] if t.id in chosen))
         counted = ", ".join(f"{count:,} {name}" for name, count in rows.items() if count)

@@ -47,7 +47,7 @@ class Rejudge(Stage[RejudgeSettings]):
         context.draft.write("traces", found.traces)
         context.draft.write("verdicts", found.verdicts)
         context.draft.write("judges", [setup_of(judge)])
-        context.draft.line = f"{len(traces):,} traces"
+        context.draft.line = f"{len(traces):,} trace{'s' * (len(traces) != 1)}"
         require(verdicts, who=f"judge '{settings.judge}'")
 
     def needs(self) -> list[Lack]:
