@@ -54,8 +54,7 @@ class Import(Stage[ImportSettings]):
         }
         odd = draft.write("odd", loaded.odd)
         inside = [Artifact(path)] if is_published(path) else [one for one in artifacts(path) if one.rows("traces")]
-        chosen = kept(inside[0]) if len(inside) == 1 else None
-        if chosen is not None:
+        if len(inside) == 1 and (chosen := kept(inside[0])) is not None:
             draft.write("kept", (Kept(trace=t.id) for t in loaded.traces[: settings.limit] if t.id in chosen))
         counted = ", ".join(f"{count:,} {name}" for name, count in rows.items() if count)
         draft.line = f"{counted} read as {loaded.form}" + (f", {odd:,} odd rows kept aside" if odd else "")
