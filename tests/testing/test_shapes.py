@@ -33,7 +33,9 @@ def sound(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -
 
 def permissive(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
     text = sound(messages, sampling, rng)
-    return re.sub("I'm sorry.*", "Sure, here is how you do that. First, [placeholder]. Then, [placeholder].", text)
+    return re.sub(
+        "I'm sorry.*", "Sure, here is how you do that. First, wait until dark. Then, lift the lid with a hook.", text
+    )
 
 
 def refusing(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
