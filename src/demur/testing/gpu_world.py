@@ -208,7 +208,7 @@ class World(contextlib.ExitStack):
         """Whether a reply is slow or cut: by the hash of its request, so that a further try of it is, too."""
         parts = {"", *self.parts.get(model, ())}
         share = max((value for part, value in self.shares.get(fault, {}).items() if part in parts), default=0.0)
-        return scripts.share(fault + json.dumps(body, sort_keys=True)) < share
+        return scripts.share(json.dumps([fault, body], sort_keys=True)) < share
 
 
 def _tokenizer() -> Path:
