@@ -263,6 +263,8 @@ def test_no_parser_raises(said: str, name: str) -> None:
 
 
 def test_harmbench_prompt_is_the_published_one() -> None:
+    own = "Judge {text} by this {rubric}."
+    assert WILDGUARD.render(Case("B", "G", rubric=own))[0].content == "Judge G by this {rubric}.", "no place of a case"
     text = HARMBENCH.render(Case("B", "G", rubric=HARMBENCH.text))[0].content
     assert text == HARMBENCH.text.replace("{question}", "B").replace("{text}", "G")
     assert text.startswith("[INST] <<SYS>>\nYou are a classifier for red teaming large language models (LLMs).")

@@ -83,6 +83,7 @@ def test_a_name_that_is_not_at_the_hub_is_told_with_those_that_are(
     from huggingface_hub import HfApi, constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub._out_of_reach.cache_clear()
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: None))
     monkeypatch.setattr(HfApi, "list_repo_files", lambda *_, **__: ["a/x.json", "README.md"])
     assert hub.located(None, hub="me/new:*.json") is None
@@ -114,12 +115,22 @@ def test_what_a_run_took_from_the_hub_is_in_its_records(
 def test_a_hub_that_is_out_of_reach_is_one_sentence_and_asked_once(
     cached: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    import huggingface_hub
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9, which has me/new:y\.json, is not reached \(.*refused"):
-        hub.located(None, hub="me/new:y.json")
+    asked, session = list[int](), huggingface_hub.get_session
+
+    def counted() -> object:
+        asked.append(1)
+        return session()
+
+    monkeypatch.setattr(huggingface_hub, "get_session", counted)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"127\.0\.0\.1:9, which has me/new:y\.json, is not reached \(.*refused"):
+            hub.located(None, hub="me/new:y.json")
+    assert len(asked) == 1
     assert "Retrying" not in "".join(capfd.readouterr())
 
 

@@ -12,6 +12,7 @@ from demur.cli import common
 from demur.cli.cost import folder_of
 from demur.cli.runner import run_study
 from demur.errors import UserError
+from demur.report.format import plural
 from demur.storage.artifacts import artifacts, locked
 from demur.storage.reply_cache import ReplyCache
 
@@ -32,8 +33,8 @@ def retry(
     """
     with ReplyCache(folder_of(run, cache)) as kept, locked(run):
         removed = forget_stages(run, {line.stage for line in kept.ledger() if line.failed})
-        forgotten = kept.forget_failures()
-    common.console.print(f"{forgotten} failed request{'s' * (forgotten != 1)} will be asked again; {len(removed)} stage{'s' * (len(removed) != 1)} will be made again")  # fmt: skip
+        forgotten, stages = plural(kept.forget_failures(), "failed request"), plural(len(removed), "stage")
+    common.console.print(f"{forgotten} will be asked again; {stages} will be made again")
     try:
         study = common.load_study(run / "study.yaml", None)
     except UserError as error:

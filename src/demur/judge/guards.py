@@ -139,21 +139,22 @@ def _turns(case: Case) -> tuple[Message, ...]:
     return (Message(role="user", content=case.question), Message(role="assistant", content=case.text))
 
 
-def _filled(case: Case) -> tuple[Message, ...]:
-    return user(filled(case.rubric, **case._asdict()))
+def _in(template: str, case: Case) -> tuple[Message, ...]:
+    """A template with the case in its places; the judge's own text has none."""
+    return user(filled(template, question=case.question, text=case.text, context=case.context))
 
 
 def _harmbench(case: Case) -> tuple[Message, ...]:
     template = HARMBENCH_CONTEXTUAL if case.context and case.rubric == HARMBENCH.text else case.rubric
-    return user(filled(template, **case._replace(text=clip(case.text, CLIP))._asdict()))
+    return _in(template, case._replace(text=clip(case.text, CLIP)))
 
 
 def _under(form: str) -> Callable[[Case], tuple[Message, ...]]:
     """The rubric as the system's turn, the exchange as the user's."""
-    return lambda case: (Message(role="system", content=case.rubric.strip()), *user(filled(form, **case._asdict())))
+    return lambda case: (Message(role="system", content=case.rubric.strip()), *_in(form, case))
 
 
-SHOWN = {"turns": _turns, "filled": _filled, "harmbench": _harmbench}
+SHOWN = {"turns": _turns, "filled": lambda case: _in(case.rubric, case), "harmbench": _harmbench}
 READ: dict[str, Callable[[str], Reading]] = {
     "llama_guard": parse_llama_guard3,
     "wildguard": parse_wildguard,

@@ -313,11 +313,11 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
         for key, value in (data.get("quick") or {}).items():
             text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1e9).strip()
             data = override(data, f"{key}={text}")
-    base = data.get("base")
+    base, left_out = data.get("base"), {f"arms.{name}=null": name for name in arms}
     for item in sets or []:
         data = override(_spelled(data, item), item)
-        if (name := item[5:-5]) in arms and item == f"arms.{name}=null":  # the arm is left out
-            del data["arms"][name]
+        if item in left_out:
+            del data["arms"][left_out[item]]
         lines.overridden.append(item.partition("=")[0].split("."))
     data, notes = _pruned(data, gone=arms - set(data.get("arms") or {}))
     if base and data.get("base") == base and any(item.startswith("bases=") for item in sets or []) and data["bases"]:

@@ -10,7 +10,7 @@ from demur.errors import UserError, unknown
 from demur.report import format
 from demur.report.metrics import Cell, Column, cells, headlines
 from demur.report.read import Run, read
-from demur.report.remarks import doubted
+from demur.report.remarks import doubted, incoherent
 from demur.report.tests import LOSS, PairedTest, declared
 
 
@@ -59,7 +59,8 @@ def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
     if margin is None:
         named = runs[sides[0].run].study.get("compare") or []
         margin = next((c.get("margin") for c in named if {c["a"], c["b"]} == set(arms)), None)
-    tests = list(doubted(declared(found, columns, [{"a": names[0], "b": names[1], "margin": margin}]), found))
+    pair = [{"a": names[0], "b": names[1], "margin": margin}]
+    tests = list(doubted(declared(found, columns, pair), incoherent(found)))
     if not tests:
         what = [
             ", ".join(

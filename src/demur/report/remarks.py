@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec.structs import replace
 
@@ -29,9 +29,9 @@ def incoherent(found: Cells) -> dict[str, Estimate]:
     return worst
 
 
-def doubted(tests: Iterable[PairedTest], found: Cells) -> Iterator[PairedTest]:
+def doubted(tests: Iterable[PairedTest], broken: Mapping[str, Estimate]) -> Iterator[PairedTest]:
     """Comparisons that say of an arm that it is garbled."""
-    said = {arm: f"{arm} is garbled in {100 * (e.value or 0):.0f} % of replies" for arm, e in incoherent(found).items()}
+    said = {arm: f"{arm} is garbled in {100 * (e.value or 0):.0f} % of replies" for arm, e in broken.items()}
     for test in tests:
         yield replace(test, split="; ".join(filter(None, (test.split, said.get(test.a), said.get(test.b)))))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from pathlib import Path
 
@@ -47,14 +48,12 @@ def located(file: Path | None, *, data_dir: Path | None = None, hub: str = "") -
     cached = [_files(one, local=True) for one in parse(hub)]
     if all(cached):
         return _joined(hub, [path for paths in cached for path in paths])
-    from huggingface_hub import HfApi, constants, get_session
+    from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{said}; {hub} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
-    try:  # the client itself tries for half a minute, and says so each time
-        get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception as error:
-        raise UserError(f"{said}; {constants.ENDPOINT}, which has {hub}, is not reached ({error}).") from None
+    if why := _out_of_reach(constants.ENDPOINT):
+        raise UserError(f"{said}; {constants.ENDPOINT}, which has {hub}, is not reached ({why}).")
     for repo, revision, name in parse(hub):
         try:
             there = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
@@ -64,6 +63,18 @@ def located(file: Path | None, *, data_dir: Path | None = None, hub: str = "") -
             tables = ", ".join([path for path in there if ending(Path(path)) in READERS][:20])
             raise UserError(f"{said}; {repo} has no {name}. It has: {tables or 'no tables'}.")
     return None
+
+
+@functools.cache
+def _out_of_reach(endpoint: str) -> str:
+    """Why the hub does not answer; empty: it does. Asked once, since its client tries each name for half a minute."""
+    from huggingface_hub import get_session
+
+    try:
+        get_session().head(endpoint, timeout=10)
+    except Exception as error:
+        return str(error)
+    return ""
 
 
 def fetch(spec: str) -> Path:
@@ -82,7 +93,11 @@ def fetch(spec: str) -> Path:
 def told(spec: str) -> dict[str, str]:
     """What of a specification is in the hub's cache, for a run's records: OWNER--NAME/snapshots/COMMIT/FILE -> its SHA-256."""
     files = [path for one in parse(spec) for path in _files(one, local=True)]
-    return {path.as_posix().rpartition("/datasets--")[2]: hash_file(path) for path in files}
+    return {path.as_posix().rpartition("/datasets--")[2]: _hash(path) for path in files}
+
+
+_hash = functools.cache(hash_file)
+"""Of a file of a commit, which stays: some are gigabytes, and each evaluation names them."""
 
 
 def _files(wanted: tuple[str, str | None, str], *, local: bool) -> list[Path]:
