@@ -1,6 +1,6 @@
 """What demur's intervals and tests promise, measured by simulation: coverage of 95 %, and false claims of a family of tests.
 
-    python benchmarks/coverage.py                five minutes on one core of a current CPU, several times that on an old one
+    python benchmarks/coverage.py                five minutes on two cores of a current CPU, several times that on an old one
     python benchmarks/coverage.py --draws 300    a look: the draws themselves then scatter by 1.3 points a cell
 
 Replies are drawn from a probit model: every prompt has its own difficulty (standard deviation 1), every training and every
@@ -14,7 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +114,20 @@ def designs() -> Iterator[tuple[str, str, Callable[..., bool], tuple[Any, ...]]]
             yield "corrected for a judge's errors", f"labels={labels} {quality}", of_a_judge, (labels, quality)
 
 
-def coverage(draws: int, within: float) -> dict[str, dict[str, float]]:
-    """Family of cells -> cell -> coverage."""
-    found: dict[str, dict[str, float]] = {}
-    for number, (name, what, draw, given) in enumerate(designs()):
-        for n, p in cells():
-            cell = Cell(n, p, within, [number, n, round(100 * p)])
-            held = sum(draw(cell, *given) for _ in range(draws))
-            found.setdefault(name, {})[f"n={n} p={p} {what}"] = held / draws
+def held(draws: int, within: float, number: int) -> dict[str, float]:
+    """The coverage of each cell of a design."""
+    _, what, draw, given = list(designs())[number]
+    found = {}
+    for n, p in cells():
+        cell = Cell(n, p, within, [number, n, round(100 * p)])
+        found[f"n={n} p={p} {what}"] = sum(draw(cell, *given) for _ in range(draws)) / draws
     return found
+
+
+def false_claims(times: int, spread: float) -> float:
+    """The share of families of true nulls that give a claim."""
+    rng = np.random.default_rng([1, round(10 * spread)])
+    return sum(family(rng, spread) for _ in range(times)) / times
 
 
 def family(rng: np.random.Generator, spread: float, tests: int = 20) -> bool:
@@ -150,10 +158,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--draws", type=int, default=3000)
     parser.add_argument("--exact", action="store_true", help="keep the rate of a cell where it is")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     draws = arguments.draws
-    found = coverage(draws, 0.0 if arguments.exact else 0.25)
+    names, found = [name for name, *_ in designs()], dict[str, dict[str, float]]()
+    times, spreads = max(20, draws // 50), (0.0, 0.3, 0.6, 1.0)
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        claims = pool.map(partial(false_claims, times), spreads)
+        every = pool.map(partial(held, draws, 0.0 if arguments.exact else 0.25), range(len(names)))
+        for name, own in zip(names, every, strict=True):
+            found.setdefault(name, {}).update(own)
+        families = {f"bases differ by {spread}": share for spread, share in zip(spreads, claims, strict=True)}
     print("| intervals | cells | mean | lowest | highest | 93-97 % |\n|---|---|---|---|---|---|")
     for name, own in found.items():
         values = np.array(list(own.values()))
@@ -161,8 +177,6 @@ def main() -> None:
         print(f"| {name} | {len(values)} | " + " | ".join(f"{100 * v:.1f} %" for v in row) + " |")
     by_chance = binom.cdf(0.97 * draws, draws, 0.95) - binom.cdf(0.93 * draws - 1e-9, draws, 0.95)
     print(f"of cells that cover 95 % exactly, {draws} draws would put {100 * by_chance:.0f} % within 93-97 %")
-    rng, times = np.random.default_rng(1), max(20, draws // 50)
-    families = {f"bases differ by {s}": sum(family(rng, s) for _ in range(times)) / times for s in (0.0, 0.3, 0.6, 1.0)}
     for name, value in families.items():
         print(f"20 true nulls, {name}: a false claim in {100 * value:.1f} % of {times} families")
     if arguments.json:
