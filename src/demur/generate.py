@@ -17,8 +17,7 @@ from demur.records import Failure, Trace, Verdict
 from demur.storage.records_file import I64, Places, RecordFile, numbers
 from demur.thinking import Parsed
 
-AHEAD = 4096
-"""Traces that may wait for a judge; then the model waits too."""
+AHEAD = 4096  # Traces that may wait for a judge; then the model waits too
 
 
 class Flow(NamedTuple):
@@ -27,8 +26,7 @@ class Flow(NamedTuple):
     traces: RecordFile[Trace]
     failures: RecordFile[Failure]
     verdicts: RecordFile[Verdict]
-    filed_again: int = 0
-    """Replies without tags that others showed to be thinking."""
+    filed_again: int = 0  # Replies without tags that others showed to be thinking
 
 
 async def ask_and_judge(

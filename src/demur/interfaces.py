@@ -17,8 +17,7 @@ class Request(Record, frozen=True, kw_only=True):
 
     messages: tuple[Message, ...]
     sampling: Sampling
-    prompt: Prompt
-    """Not sent; it travels on to the trace."""
+    prompt: Prompt  # Not sent; it travels on to the trace
     sample: int = 0
 
 
@@ -30,8 +29,7 @@ Traces = Iterable[Trace] | AsyncIterable[Trace]
 class Ask(NamedTuple):
     """What a stage may ask of one model at most: upper bounds, for `demur plan`."""
 
-    part: str
-    """target, teacher, attacker, judge …"""
+    part: str  # target, teacher, attacker, judge …
     requests: int
     tokens_in: int
     tokens_out: int

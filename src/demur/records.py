@@ -58,27 +58,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Prompt(Record, frozen=True, kw_only=True):
     """A request that can be put to a model. An attacked prompt has the original question as its parent."""
 
-    text: str
-    """What is sent as the user's turn."""
+    text: str  # What is sent as the user's turn
     intent: Intent
-    id: str = ""
-    """Hash of text and attack; filled in when left empty."""
-    source: str = ""
-    """The file or set it came from."""
-    category: str = ""
-    """The source's own class: a policy, an XSTest type, a subject."""
-    cluster: str = ""
-    """Prompts that are not independent of each other share a cluster; own id when left empty."""
-    attack: str = ""
-    """How the text was made from the parent, such as `pap:framing`; empty for a plain question."""
-    parent: str = ""
-    """Id of the original question."""
-    question: str = ""
-    """Text of the original question; `text` when left empty."""
-    gold: str | None = None
-    """The right answer (maths), or the tests as JSON (code)."""
-    pair: str = ""
-    """A harmful prompt and a harmless one on the same topic share a pair; empty: it has no twin."""
+    id: str = ""  # Hash of text and attack; filled in when left empty
+    source: str = ""  # The file or set it came from
+    category: str = ""  # The source's own class: a policy, an XSTest type, a subject
+    cluster: str = ""  # Prompts that are not independent of each other share a cluster; own id when left empty
+    attack: str = ""  # How the text was made from the parent, such as `pap:framing`; empty for a plain question
+    parent: str = ""  # Id of the original question
+    question: str = ""  # Text of the original question; `text` when left empty
+    gold: str | None = None  # The right answer (maths), or the tests as JSON (code)
+    pair: str = ""  # A harmful prompt and a harmless one on the same topic share a pair; empty: it has no twin
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -95,16 +85,12 @@ class Sampling(Record, frozen=True, kw_only=True):
     temperature: float = 0.6
     top_p: float = 0.95
     top_k: int | None = None
-    max_tokens: int = 4096
-    """Bound on all new tokens, thinking included."""
-    thinking_budget: int | None = None
-    """Bound on thinking tokens; `None`: only `max_tokens` binds."""
+    max_tokens: int = 4096  # Bound on all new tokens, thinking included
+    thinking_budget: int | None = None  # Bound on thinking tokens; `None`: only `max_tokens` binds
     seed: int = 0
-    n: int = 1
-    """Samples a prompt."""
+    n: int = 1  # Samples a prompt
     system: str | None = None
-    prefill: str | None = None
-    """Text put at the start of the assistant's turn; it counts as part of the reply."""
+    prefill: str | None = None  # Text put at the start of the assistant's turn; it counts as part of the reply
 
 
 class Message(Record, frozen=True, kw_only=True):
@@ -118,30 +104,24 @@ class Trace(Record, frozen=True, kw_only=True):
     """One reply of a model, split once and for all by `thinking.split`."""
 
     prompt: Prompt
-    model: str
-    """The identity of the model: hash of weights, or name and declared revision."""
+    model: str  # The identity of the model: hash of weights, or name and declared revision
     sampling: Sampling
     sent: tuple[Message, ...]
-    raw: str
-    """The reply as received, tags included."""
+    raw: str  # The reply as received, tags included
     thinking: str | None
     answer: str | None
     outcome: Outcome
     opened_by: OpenedBy | None
     finish: Finish
-    id: str = ""
-    """Hash of model, what was sent, sampling, sample and reply; filled in when left empty."""
-    sample: int = 0
-    """Index of this sample among `sampling.n`."""
+    id: str = ""  # Hash of model, what was sent, sampling, sample and reply; filled in when left empty
+    sample: int = 0  # Index of this sample among `sampling.n`
     tokens_in: int | None = None
     tokens_out: int | None = None
     tokens_thinking: int | None = None
-    cost: float | None = None
-    """In the currency of the declared prices; `None` when none were declared."""
+    cost: float | None = None  # In the currency of the declared prices; `None` when none were declared
     first_tokens: dict[str, float] = {}
     """Log-probabilities of the likeliest first tokens, where they were asked for and served; guard models score by them."""
-    strategy: str = ""
-    """The distillation strategy that made it; empty for a target's own reply."""
+    strategy: str = ""  # The distillation strategy that made it; empty for a target's own reply
     notes: tuple[str, ...] = ()
     """What was done to the reply after it came: an echo stripped, a repair, a continued thinking."""
 
@@ -198,8 +178,7 @@ class Finding(Record, frozen=True, kw_only=True):
     pattern: Pattern
     present: bool | None
     detector: str
-    score: float | None = None
-    """How likely the pattern is, where the detector says it: what a screen ranks traces by."""
+    score: float | None = None  # How likely the pattern is, where the detector says it: what a screen ranks traces by
     spans: tuple[Span, ...] = ()
     reason: str = ""
 
@@ -214,35 +193,26 @@ class Verdict(Record, frozen=True, kw_only=True):
     label: Label | None
     score: float | None = None
     reason: str = ""
-    raw: str | None = None
-    """The judge's own words, when it has any."""
+    raw: str | None = None  # The judge's own words, when it has any
 
 
 class Attempt(Record, frozen=True, kw_only=True):
     """One turn of an attack that searches: a prompt that was put to the target, and how its own judge rated the reply."""
 
-    goal: str
-    """Id of the question."""
-    stream: int = 0
-    """Which conversation, or branch, about the goal."""
+    goal: str  # Id of the question
+    stream: int = 0  # Which conversation, or branch, about the goal
     iteration: int
-    prompt: str
-    """What was put to the target, unless it was off topic."""
-    score: int | None
-    """Of the attack's own judge, from 1 to 10; `None` with the reason."""
-    broken: bool = False
-    """Whether the attack's own judge calls the goal reached."""
+    prompt: str  # What was put to the target, unless it was off topic
+    score: int | None  # Of the attack's own judge, from 1 to 10; `None` with the reason
+    broken: bool = False  # Whether the attack's own judge calls the goal reached
     reason: str = ""
     strategy: str = ""
-    improvement: str = ""
-    """What the attacker says that it changed."""
+    improvement: str = ""  # What the attacker says that it changed
     written: bool = True
     """Whether the attacker wrote the prompt; after its last try without the right form, the goal itself was put."""
-    outcome: str = ""
-    """How the target's reply ended, the kind of failure, or `off_topic`: the target was not asked."""
+    outcome: str = ""  # How the target's reply ended, the kind of failure, or `off_topic`: the target was not asked
     attacker_queries: int = 0
-    judge_queries: int = 0
-    """The target is asked once a turn that is on topic."""
+    judge_queries: int = 0  # The target is asked once a turn that is on topic
 
 
 class ExamplePart(Record, frozen=True, kw_only=True):
@@ -261,14 +231,11 @@ class Origin(Record, frozen=True, kw_only=True):
     strategy: str = ""
     source: str = ""
     repairs: tuple[str, ...] = ()
-    question: str = ""
-    """The bare question, where the user's turn wraps it in something."""
+    question: str = ""  # The bare question, where the user's turn wraps it in something
     category: str = ""
-    attack: str = ""
-    """How the question was wrapped; empty where it was not."""
+    attack: str = ""  # How the question was wrapped; empty where it was not
     intent: Intent | None = None
-    model: str = ""
-    """Who wrote the trace."""
+    model: str = ""  # Who wrote the trace
 
 
 class Example(Record, frozen=True, kw_only=True):
@@ -276,8 +243,7 @@ class Example(Record, frozen=True, kw_only=True):
 
     parts: tuple[ExamplePart, ...]
     origin: Origin
-    share: str = "safety"
-    """The named share of the mix it was drawn for."""
+    share: str = "safety"  # The named share of the mix it was drawn for
     cluster: str = ""
     id: str = ""
 
@@ -291,8 +257,7 @@ class Pair(Record, frozen=True, kw_only=True):
 
     chosen: Example
     rejected: Example
-    reason: str = ""
-    """Why the one is preferred, such as `judged safe against unsafe`."""
+    reason: str = ""  # Why the one is preferred, such as `judged safe against unsafe`
     id: str = ""
 
     def __post_init__(self) -> None:
@@ -309,8 +274,7 @@ class Probed(Record, frozen=True, kw_only=True):
 
     trace: str
     share: float
-    reply: str
-    """Id of the forced reply; empty: there came none."""
+    reply: str  # Id of the forced reply; empty: there came none
 
 
 class Kept(Record, frozen=True, kw_only=True):
@@ -328,13 +292,10 @@ class Estimate(Record, frozen=True, kw_only=True):
     n: int
     unscored: int = 0
     truncated: int = 0
-    how: str = ""
-    """The method of the interval, such as `Wilson, clustered by prompt`, or why there is none."""
-    best: float | None = None
-    """The value if every truncated or unscored trace had counted in the model's favour."""
+    how: str = ""  # The method of the interval, such as `Wilson, clustered by prompt`, or why there is none
+    best: float | None = None  # The value if every truncated or unscored trace had counted in the model's favour
     worst: float | None = None
-    clusters: int = 0
-    """How many prompts, or whatever else is independent, the n are of; 0: of as many."""
+    clusters: int = 0  # How many prompts, or whatever else is independent, the n are of; 0: of as many
 
 
 class Result(Record, frozen=True, kw_only=True):
@@ -344,8 +305,7 @@ class Result(Record, frozen=True, kw_only=True):
     bench: str
     metric: str
     estimate: Estimate
-    seed: int | None = None
-    """`None`: over all seeds."""
+    seed: int | None = None  # `None`: over all seeds
     attack: str = "none"
     part: Part = "answer"
     judge: str = ""

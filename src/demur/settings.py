@@ -23,14 +23,13 @@ from demur.errors import UserError
 
 M = typing.TypeVar("M", bound=BaseModel)
 Location = tuple[int | str, ...]
-LARGEST = 100_000
-"""Values of a study file."""
+LARGEST = 100_000  # Values of a study file
 
 
 class Strict(BaseModel):
-    """The base of all settings: unknown keys are errors, values do not change, docstrings describe."""
+    """The base of all settings: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 def connection(default: Any = ..., **limits: Any) -> Any:
@@ -119,8 +118,7 @@ class Problems:
         self._where, self._lines = where, lines
         self._left_out: list[Location] = []
         self._wrong: list[Location] = []
-        self.found: dict[str, list[str]] = {}
-        """What is wrong -> where the data say it."""
+        self.found: dict[str, list[str]] = {}  # What is wrong -> where the data say it
 
     def add(self, place: Location, message: str) -> None:
         """Take a problem in; `place` is where the data say it."""
@@ -288,8 +286,7 @@ class LineTable:
 
     def __init__(self, text: str) -> None:
         self.root = yaml.compose(text, Loader=yaml.SafeLoader)
-        self.overridden: list[list[str]] = []
-        """Places that something else than the text speaks of now."""
+        self.overridden: list[list[str]] = []  # Places that something else than the text speaks of now
 
     def line(self, location: Location) -> int | None:
         """The line, from 1, of a key; of its nearest parent when it is not in the file."""

@@ -28,10 +28,8 @@ from demur.records import Finish, Message, OpenedBy, Outcome, Prompt, Sampling, 
 
 OPEN = "<think>"
 CLOSE = "</think>"
-REACH = 400
-"""How many characters at the end of a rendered prompt are read for an opening mark."""
-UNPARSED = 0.05
-"""Share of a model's replies with an unparsed mark above which its run stops."""
+REACH = 400  # How many characters at the end of a rendered prompt are read for an opening mark
+UNPARSED = 0.05  # Share of a model's replies with an unparsed mark above which its run stops
 AS_TEXT = "marks of thinking are text, as declared"
 """The note of a trace whose model is declared to write none: `thinking: none`."""
 FILED_AGAIN = "filed again as thinking: this server's template opens it"
@@ -42,10 +40,8 @@ class Marks(NamedTuple):
     """How a family of models marks its thinking, as regular expressions."""
 
     open: str
-    close: str
-    """With whatever opens the answer behind it."""
-    end: str = ""
-    """What may close the answer."""
+    close: str  # With whatever opens the answer behind it
+    end: str = ""  # What may close the answer
 
 
 _TAG = r"(?:[a-z]{1,8}:)?(?:think|thinking|thoughts?|reasoning)"
@@ -259,8 +255,7 @@ class Parsed:
 
     def __init__(self) -> None:
         self._replies: Counter[str] = Counter()
-        self.filed_again = 0
-        """How many were filed again as thinking, by what others showed."""
+        self.filed_again = 0  # How many were filed again as thinking, by what others showed
         self._marked: dict[str, Counter[str]] = {}
 
     def add(self, trace: Trace) -> None:

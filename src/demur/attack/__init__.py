@@ -71,10 +71,8 @@ class AttackUse(Strict):
 
     name: str
     settings: BaseModel
-    models: dict[str, str]
-    """Part -> name of a model, where the study says so."""
-    given: dict[str, str]
-    """Key of a file -> where it is, where the study says so."""
+    models: dict[str, str]  # Part -> name of a model, where the study says so
+    given: dict[str, str]  # Key of a file -> where it is, where the study says so
 
     @model_validator(mode="before")
     @classmethod

@@ -21,8 +21,7 @@ from demur.settings import Strict
 from demur.storage import readers
 from demur.untrusted import json_object
 
-TEXTS = Path(__file__).parent / "texts"
-"""Where the wording of the attacks lies."""
+TEXTS = Path(__file__).parent / "texts"  # Where the wording of the attacks lies
 
 
 class AttackSettings(Strict):
@@ -32,13 +31,10 @@ class AttackSettings(Strict):
 class File(NamedTuple):
     """A file that an attack reads. It is an input of the run: its content is part of what was done."""
 
-    key: str
-    """The name that a study gives it by, beside the attack's settings."""
+    key: str  # The name that a study gives it by, beside the attack's settings
     about: str
-    names: tuple[str, ...] = ()
-    """Names under which it is found in the data folder."""
-    default: Path | None = None
-    """What is read when the study names none and the data folder holds none."""
+    names: tuple[str, ...] = ()  # Names under which it is found in the data folder
+    default: Path | None = None  # What is read when the study names none and the data folder holds none
     required: bool = True
 
 
@@ -46,31 +42,23 @@ class Attack:
     """The base of all attacks. The defaults describe one that changes the text alone, once a question, and asks nobody."""
 
     Settings: ClassVar[type[BaseModel]] = AttackSettings
-    parts: ClassVar[tuple[str, ...]] = ()
-    """Models that it needs beside the target, such as `("attacker", "judge")`."""
+    parts: ClassVar[tuple[str, ...]] = ()  # Models that it needs beside the target, such as `("attacker", "judge")`
     files: ClassVar[tuple[File, ...]] = ()
-    title: ClassVar[str] = ""
-    """How tables call it; the name when left empty."""
+    title: ClassVar[str] = ""  # How tables call it; the name when left empty
     smoke: ClassVar[Mapping[str, Any]] = {}
     """What makes it small for a smoke run: settings, and a `name` where that is another attack."""
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         """Read its files. Raises UserError: something is wrong with them."""
         self.name, self.settings, self.paths = name, settings, files
-        self.each = 1
-        """Attacked prompts that come out of a question, at most."""
+        self.each = 1  # Attacked prompts that come out of a question, at most
         self.longer = 0
         """Characters that an attacked prompt, the turns before it included, is longer than its question, at most."""
-        self.heard = 0
-        """Replies of the target to a question, at most, that end in `conversations`."""
-        self.begins = False
-        """Whether it begins the target's reply."""
-        self.sampling: dict[str, Sampling] = {}
-        """How it samples, by itself, the target and the models of its parts."""
-        self.records: dict[str, Sequence[Record]] = {}
-        """Records of its own that the run keeps, by file name."""
-        self.failures: list[Failure] = []
-        """Prompts that could not be made; they count as unscored."""
+        self.heard = 0  # Replies of the target to a question, at most, that end in `conversations`
+        self.begins = False  # Whether it begins the target's reply
+        self.sampling: dict[str, Sampling] = {}  # How it samples, by itself, the target and the models of its parts
+        self.records: dict[str, Sequence[Record]] = {}  # Records of its own that the run keeps, by file name
+        self.failures: list[Failure] = []  # Prompts that could not be made; they count as unscored
         self.conversations: list[Trace] = []
         """The target's replies in the turns of a conversation; the benchmark's judges read them too."""
 

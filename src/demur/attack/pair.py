@@ -82,10 +82,8 @@ class TapSettings(SearchSettings):
 
     streams: int = 1
     iterations: int = 10
-    branches: int = 4
-    """Prompts that are written from each conversation."""
-    width: int = 10
-    """Conversations that go on: those with the highest scores."""
+    branches: int = 4  # Prompts that are written from each conversation
+    width: int = 10  # Conversations that go on: those with the highest scores
 
 
 class Tap(Pair):

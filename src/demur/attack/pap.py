@@ -31,8 +31,7 @@ TECHNIQUE = ("category", "technique", "ss_technique")
 class FrozenSettings(AttackSettings):
     """Which rewrites of the file."""
 
-    techniques: tuple[str, ...] = ()
-    """Only these; default: all of the file."""
+    techniques: tuple[str, ...] = ()  # Only these; default: all of the file
 
 
 class FrozenPap(Attack):
@@ -77,8 +76,7 @@ class WrittenSettings(AttackSettings):
         "expert endorsement",
     )
     """Default: the five that are commonly used together (HarmBench's PAP-top5)."""
-    tries: int = Field(default=3, ge=1)
-    """Times that the attacker is asked for a rewrite in the right form."""
+    tries: int = Field(default=3, ge=1)  # Times that the attacker is asked for a rewrite in the right form
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=0.9, gt=0, le=1)
     max_tokens: int = Field(default=1024, ge=1)

@@ -22,8 +22,7 @@ from demur.records import Message, Prompt, Trace, read_jsonl
 from demur.storage import readers
 from demur.untrusted import filled
 
-OPENINGS = ("prefill", "prefilling", "opening", "target")
-"""How files call the beginning of a reply."""
+OPENINGS = ("prefill", "prefilling", "opening", "target")  # How files call the beginning of a reply
 
 
 class NoAttack(Attack):
@@ -117,8 +116,7 @@ class HijackSettings(PrefillSettings):
     """Puzzles before the request; with `prefill` the thinking is begun, too."""
 
     prefill: str = ""
-    puzzles: int = Field(default=3, ge=1)
-    """Harmless puzzles before the request."""
+    puzzles: int = Field(default=3, ge=1)  # Harmless puzzles before the request
 
 
 class HijackAttack(PrefillAttack):

@@ -26,10 +26,8 @@ from demur.errors import UserError
 from demur.records import Prompt
 from demur.storage.artifacts import atomic_write, cache_folder
 
-TESTS = "tests"
-"""Folder, in the cache, of the tests."""
-LARGEST = 1 << 30
-"""Bytes that packed tests may unpack to."""
+TESTS = "tests"  # Folder, in the cache, of the tests
+LARGEST = 1 << 30  # Bytes that packed tests may unpack to
 STDIN = "Write a Python 3 program that reads from standard input and prints to standard output."
 FUNCTION = "Complete this Python 3 code; do not read any input:\n\n```python\n{starter}\n```"
 FENCED = "Give the whole program at the end, in one block that opens with ```python."

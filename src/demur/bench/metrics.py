@@ -33,8 +33,7 @@ METRICS = {
     name: Metric(name=name, title=title, labels=yes, family=family, better=better, intents=over, headline=bool(title))
     for name, title, yes, family, better, over in _ROWS
 }
-SUCCESS = ("attack_success", "served")
-"""A harmful request got through, by a harm judge or by one that sees refusals."""
+SUCCESS = ("attack_success", "served")  # A harmful request got through, by a harm judge or by one that sees refusals
 SERVING = ("attack_success", "served", "refusal", "partial_refusal")
 OVER = ("over_refusal", "full_over_refusal", "unsafe_on_harmless")
 GRADED = ("accuracy", "no_answer")
@@ -47,8 +46,7 @@ def metrics(*names: str) -> tuple[Metric, ...]:
 
 THINKING = Sampling(temperature=0.6, top_p=0.95, max_tokens=8192)
 """demur's own: what the makers of reasoning models recommend, with room to finish the thought."""
-REASONING = Sampling(temperature=0.6, top_p=0.95, max_tokens=32_768)
-"""The same for problems that take long."""
+REASONING = Sampling(temperature=0.6, top_p=0.95, max_tokens=32_768)  # The same for problems that take long
 STORED = Bench(
     name="stored",
     sampling=THINKING,

@@ -15,46 +15,35 @@ class Metric(Record, frozen=True, kw_only=True):
     family: tuple[Label, ...]
     """All labels that count as scored: the rate's denominator. A judge that says none of them does not answer the metric."""
     better: Literal["lower", "higher", "neither"]
-    intents: tuple[Intent, ...] = ()
-    """Empty: prompts of every intent count."""
-    headline: bool = False
-    """Whether it stands in a report's first table."""
-    title: str = ""
-    """The column's heading; the name when left empty."""
+    intents: tuple[Intent, ...] = ()  # Empty: prompts of every intent count
+    headline: bool = False  # Whether it stands in a report's first table
+    title: str = ""  # The column's heading; the name when left empty
     unit: Literal["share", "tokens", "nats", "count"] = "share"
 
 
 class Bench(Record, frozen=True, kw_only=True):
     """One benchmark under one protocol. `version` is raised whenever its numbers change."""
 
-    name: str
-    """Such as `xstest` (demur's own protocol) or `xstest@paper-v2`."""
+    name: str  # Such as `xstest` (demur's own protocol) or `xstest@paper-v2`
     version: int = 1
     form: str = "text"
     """How its rows become prompts: a name of `forms.FORMS`, or `module:function(bench, path, n=, seed=)`."""
-    columns: dict[str, str] = {}
-    """What the form reads -> the column that holds it; see `forms.cell`."""
-    options: dict[str, Any] = {}
-    """Further arguments of the form."""
+    columns: dict[str, str] = {}  # What the form reads -> the column that holds it; see `forms.cell`
+    options: dict[str, Any] = {}  # Further arguments of the form
     count: int | None = None
     """Prompts that the release holds; a copy with another number is refused. `None`: any number."""
     sampling: Sampling
-    judge: str
-    """A judge's name, or `module:attribute`."""
+    judge: str  # A judge's name, or `module:attribute`
     query: Query = "question"
     part: Part = "answer"
     metrics: tuple[Metric, ...]
-    files: tuple[str, ...] = ()
-    """Names under which a local copy is found in `--data-dir`."""
-    hub: str = ""
-    """The file on the Hugging Face hub: `owner/name@REVISION:FILE` (`storage.hub`)."""
+    files: tuple[str, ...] = ()  # Names under which a local copy is found in `--data-dir`
+    hub: str = ""  # The file on the Hugging Face hub: `owner/name@REVISION:FILE` (`storage.hub`)
     sha256: str = ""
     licence: str = ""
-    restriction: str = ""
-    """What the licence or the card forbids, and whether the hub wants a login."""
+    restriction: str = ""  # What the licence or the card forbids, and whether the hub wants a login
     paper: str = ""
-    attacks: tuple[str, ...] = ("none",)
-    """Attacks it is commonly used with."""
+    attacks: tuple[str, ...] = ("none",)  # Attacks it is commonly used with
     about: str = ""
 
     @property

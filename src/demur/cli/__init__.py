@@ -22,8 +22,7 @@ VERBS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("verbs.js
 MODULES = {"eval": "evaluate"}
 SLOW = ("run", "plan", "eval", "attack", "judge", "distil", "diagnose", "train")
 """Verbs that import much, and read files and models, before they can show anything."""
-SHOWN = threading.Event()
-"""A verb has shown something, or has ended."""
+SHOWN = threading.Event()  # A verb has shown something, or has ended
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

@@ -27,8 +27,7 @@ from demur.train.check import check_template as check
 from demur.train.check import render_report
 from demur.train.settings import TrainSettings
 
-SHOWN = 8
-"""Masked pairs shown at most."""
+SHOWN = 8  # Masked pairs shown at most
 app = common.app("Is this sound? Exits 1 when it is not.")
 
 

@@ -20,10 +20,8 @@ from rich.text import Text
 from demur.cli import SHOWN
 from demur.pipeline.run import Event
 
-EVERY = 60.0
-"""Seconds between two plain lines about running stages."""
-STEADY = 10.0
-"""Seconds of work from which the time that is left is estimated."""
+EVERY = 60.0  # Seconds between two plain lines about running stages
+STEADY = 10.0  # Seconds of work from which the time that is left is estimated
 ENDED = ("done", "reused")
 
 

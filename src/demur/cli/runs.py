@@ -18,8 +18,7 @@ from demur.settings import read_yaml
 from demur.storage.artifacts import GRAPH, is_whole, present
 
 TITLES = ("date", "run", "study", "arm", "model", "headline numbers")
-MODEL = ("model", "path", "hub", "script", "plugin", "url")
-"""What a model of a study is called by, the best name first."""
+MODEL = ("model", "path", "hub", "script", "plugin", "url")  # What a model of a study is called by, the best name first
 app = common.app("All runs under a folder with their headline numbers.")
 
 

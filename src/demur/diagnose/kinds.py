@@ -34,12 +34,9 @@ KINDS: dict[Part, tuple[SentenceKind, ...]] = {
 WEIGHTS = Path(__file__).with_name("weights.json")
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+|[?!:;\"§]")
 PLACEHOLDER = re.compile(r"\[[^\[\]]{1,60}\](?!\()")
-STEM = 5
-"""Letters of a longer word's beginning, which stand for its forms: harmf*, refus*."""
-LIKELY = 0.3
-"""A probability from which a sentence counts as of a kind."""
-STEPS = 100
-"""Weights are written as whole hundredths."""
+STEM = 5  # Letters of a longer word's beginning, which stand for its forms: harmf*, refus*
+LIKELY = 0.3  # A probability from which a sentence counts as of a kind
+STEPS = 100  # Weights are written as whole hundredths
 BOUNDARY = re.compile(r"[.!?…]+[\"'”’)\]*_`]*\s+(?=[\"'“‘(\[*_`]*[^\Wa-z_])|[。！？]+\s*|\s*\n\s*")
 ABBREVIATION = re.compile(r"[dmsj]r|mr?s|prof|st|vs|etc|e\.g|i\.e|cf|no|fig|u\.[sk]|inc|approx|[ap]\.m")
 NUMBERED = re.compile(r"(?:\d{1,2}|[a-zA-Z]|[ivx]{1,4})[.)]?[*_]*$")
@@ -81,10 +78,8 @@ def grams(text: str) -> set[str]:
 class Table(NamedTuple):
     """Weights for the kinds of sentences of a part."""
 
-    place: dict[str, int]
-    """Row of each gram; row 0 is the start, before any word."""
-    weights: Matrix
-    """(grams + 1, kinds)"""
+    place: dict[str, int]  # Row of each gram; row 0 is the start, before any word
+    weights: Matrix  # (grams + 1, kinds)
 
     def probabilities(self, texts: Sequence[str]) -> Matrix:
         """How likely each sentence is of each kind, (sentences, kinds); rows sum to 1."""
@@ -108,8 +103,7 @@ class Sentences(NamedTuple):
 
     part: Part
     spans: tuple[Span, ...]
-    probabilities: Matrix
-    """(sentences, kinds of the part)"""
+    probabilities: Matrix  # (sentences, kinds of the part)
 
     def of(self, kind: SentenceKind) -> Matrix:
         """How likely each sentence is of a kind, (sentences,)."""

@@ -40,13 +40,10 @@ from demur.records import (
 from demur.untrusted import neutral, unfenced
 
 INSTRUCTION = Path(__file__).with_name("patterns.md")
-UNREADABLE = 0.05
-"""Share of traces without a readable reply above which the run fails."""
-TRIES = 3
-"""So often an unreadable reply is asked for."""
+UNREADABLE = 0.05  # Share of traces without a readable reply above which the run fails
+TRIES = 3  # So often an unreadable reply is asked for
 SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=4096)
-IN_FLIGHT = 256
-"""Traces that are judged at a time; the model itself bounds its requests."""
+IN_FLIGHT = 256  # Traces that are judged at a time; the model itself bounds its requests
 Flag = Literal[0, 1]
 
 

@@ -23,18 +23,12 @@ class Measures(Record, frozen=True, kw_only=True):
 
     trace: str
     sentences: int
-    first_awareness: float | None
-    """Where harm is first named."""
-    key_sentence: float | None
-    """Where the decision first falls."""
-    after_decision: int
-    """Sentences behind it."""
-    reopenings: int
-    """Sentences behind it that begin with `but`, `wait` and their like."""
-    loop: bool
-    """Whether the reasoning goes round in circles."""
-    language_switches: int
-    """Passages in another script than Latin."""
+    first_awareness: float | None  # Where harm is first named
+    key_sentence: float | None  # Where the decision first falls
+    after_decision: int  # Sentences behind it
+    reopenings: int  # Sentences behind it that begin with `but`, `wait` and their like
+    loop: bool  # Whether the reasoning goes round in circles
+    language_switches: int  # Passages in another script than Latin
 
 
 def measured(trace: Trace) -> Measures:

@@ -23,8 +23,7 @@ from demur.interfaces import Traces, stream
 from demur.records import CLASSES, PATTERNS, Finding, Pattern, Span, Trace
 
 MAX_SPANS = 5
-DECIDED = 0.4
-"""A probability of `decline` from which what follows counts as late."""
+DECIDED = 0.4  # A probability of `decline` from which what follows counts as late
 HARMLESS_INTENTS = frozenset(("benign", "maths", "code"))
 HARMLESS = "the request is harmless: there is nothing to be aware of"
 LATE: tuple[SentenceKind, ...] = ("waver", "framing", "detail", "comply", "safe")

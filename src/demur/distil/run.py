@@ -46,8 +46,7 @@ class Distilled:
 
     traces: Sequence[Trace]
     verdicts: Sequence[Verdict]
-    kept: Sequence[str]
-    """Ids of the traces to train on."""
+    kept: Sequence[str]  # Ids of the traces to train on
     drops: Sequence[Drop]
     failures: Sequence[Failure]
     funnel: dict[str, int]
@@ -126,8 +125,7 @@ class _Work:
         self.ids = [prompt.id for prompt in prompts.seen_as(_Named)]
         self.places = Places(self.ids)
         self.flow = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict))
-        self.kept_of = np.zeros(len(prompts), dtype=np.int64)
-        """Of each prompt, how many of its replies are kept."""
+        self.kept_of = np.zeros(len(prompts), dtype=np.int64)  # Of each prompt, how many of its replies are kept
         self.asked = 0
 
     def check(self) -> None:

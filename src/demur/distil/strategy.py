@@ -27,8 +27,7 @@ from demur.records import Message, Pattern, Prompt, Record, Sampling, Trace
 from demur.untrusted import filled
 
 SHIPPED = Path(__file__).with_name("strategies")
-CLASSIFIED = 1024
-"""Tokens in which a prompt's category is named, thinking included."""
+CLASSIFIED = 1024  # Tokens in which a prompt's category is named, thinking included
 
 
 class Strategy(Record, frozen=True, kw_only=True):
@@ -36,11 +35,9 @@ class Strategy(Record, frozen=True, kw_only=True):
 
     name: str
     place: Literal["user", "system", "none"] = "user"
-    targets: tuple[Pattern, ...] = ()
-    """The failure patterns that the instruction is meant to prevent."""
+    targets: tuple[Pattern, ...] = ()  # The failure patterns that the instruction is meant to prevent
     source: str = ""
-    constant: str | None = None
-    """The whole reply, tags included, where no teacher is asked."""
+    constant: str | None = None  # The whole reply, tags included, where no teacher is asked
     instruction: str = ""
     policies: dict[str, str] = {}
     """Policy texts for `{policy}`, by category of the prompt or how that begins; `default` for every other category."""

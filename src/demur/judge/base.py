@@ -27,20 +27,16 @@ class JudgeSetup(Record, frozen=True, kw_only=True):
 
     judge: str
     part: Part
-    model: str = ""
-    """Identity of the model that played it; empty: a program."""
-    key: str
-    """Of its name and text, its part and its model: by it a calibration is found again."""
-    departs: tuple[str, ...] = ()
-    """In what it left the set-up that its makers published."""
+    model: str = ""  # Identity of the model that played it; empty: a program
+    key: str  # Of its name and text, its part and its model: by it a calibration is found again
+    departs: tuple[str, ...] = ()  # In what it left the set-up that its makers published
 
 
 class BaseJudge:
     """A judge that works by itself, one trace after the other. A subclass gives `decide`."""
 
     name = "judge"
-    labels: ClassVar[tuple[Label, ...]] = ()
-    """What its verdicts may say."""
+    labels: ClassVar[tuple[Label, ...]] = ()  # What its verdicts may say
     parts: ClassVar[tuple[Part, ...]] = ("thinking", "answer", "whole")
     queries: ClassVar[tuple[Query, ...]] = ("question", "sent")
     """What it can be asked to judge, and beside which request."""

@@ -25,8 +25,7 @@ COLUMNS = {
 }
 REFUSALS = ("full_compliance", "partial_refusal", "full_refusal")
 REFUSED, HARMS = ("partial_refusal", "full_refusal"), ("safe", "unsafe")
-FOLDER = "calibrations"
-"""Where calibrations lie, beside a run's folder or in it."""
+FOLDER = "calibrations"  # Where calibrations lie, beside a run's folder or in it
 _UNSAFE, _SAFE = ("harmful", "1", "1.0", "0.5", "true"), ("unharmful", "0", "0.0", "false")
 
 
@@ -36,10 +35,8 @@ class Labelled(NamedTuple):
     question: str
     reply: str
     gold: str
-    others: dict[str, str | None]
-    """What other judges said, by the name of their column."""
-    weight: tuple[float, float] = (1.0, 1.0)
-    """See `weights`."""
+    others: dict[str, str | None]  # What other judges said, by the name of their column
+    weight: tuple[float, float] = (1.0, 1.0)  # See `weights`
 
 
 def read(path: Path, *, limit: int | None = None) -> list[Labelled]:
@@ -198,8 +195,7 @@ class Calibration(Record, frozen=True, kw_only=True):
     """What people's labels say of a judge, kept for the reports of runs in which the same judge reads."""
 
     setup: JudgeSetup
-    labels: str
-    """The file of labels."""
+    labels: str  # The file of labels
     n: int
     sensitivity: Estimate
     specificity: Estimate

@@ -28,8 +28,7 @@ from demur.judge.isolation import Limits, Run, run_program
 from demur.records import Part, Query, Trace, Verdict
 from demur.storage.artifacts import cache_folder
 
-TESTS = "tests"
-"""Folder of the cache in which benchmarks keep their tests, each as `HASH.json.zz`."""
+TESTS = "tests"  # Folder of the cache in which benchmarks keep their tests, each as `HASH.json.zz`
 _FENCE = re.compile(r"(?:^[ \t]*(?:[-*+] |\d+[.)] )?|[:.] *)(?P<fence>`{3,}|~{3,})[ \t]*(?P<mark>[\w+-]*)[^\n`]*$")
 _PROGRAM = re.compile(r"(?:import|from|def|class|#|for|print\(|[a-zA-Z_][\w, ]*? ?=(?!=) ?|@)")
 _FUTURE = re.compile(r"^from __future__ import [^\n]+$", re.MULTILINE)

@@ -27,8 +27,7 @@ class Escape(msgspec.Struct, frozen=True):
 
     source: str
     endings: tuple[Ending, ...]
-    stdin_bytes: int = 0
-    """How much zeros it is given to read."""
+    stdin_bytes: int = 0  # How much zeros it is given to read
 
 
 class Tried(NamedTuple):

@@ -18,14 +18,10 @@ from typing import Any, NamedTuple
 
 from demur.errors import WorkError
 
-SECONDS = 5
-"""CPU time of one comparison. An answer that needs more is not the gold."""
-WALL = 120.0
-"""Seconds after which a comparison that uses no CPU is given up."""
-MEMORY = 2 << 30
-"""Bytes of address space of a worker; it needs about 0.5 GB."""
-LONGEST = 1000
-"""Characters beyond which an answer is none: the longest gold of MATH has 159."""
+SECONDS = 5  # CPU time of one comparison. An answer that needs more is not the gold.
+WALL = 120.0  # Seconds after which a comparison that uses no CPU is given up
+MEMORY = 2 << 30  # Bytes of address space of a worker; it needs about 0.5 GB
+LONGEST = 1000  # Characters beyond which an answer is none: the longest gold of MATH has 159
 
 
 class Graded(NamedTuple):

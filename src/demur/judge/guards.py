@@ -22,8 +22,7 @@ from demur.judge.model import CONTROLS, Case, Control, Format, Reading, Requires
 from demur.records import Label, Message
 from demur.untrusted import clip, filled, unfenced
 
-CLIP = 512
-"""Tokens of a generation that HarmBench's classifier is shown."""
+CLIP = 512  # Tokens of a generation that HarmBench's classifier is shown
 
 _CODES = re.compile(r"S(?:[1-9]|1[0-4])(?:\s*,\s*S(?:[1-9]|1[0-4]))*")
 _WILDGUARD = re.compile(

@@ -35,23 +35,17 @@ from demur.errors import UserError, WorkError
 Ending = Literal["ok", "error", "time", "memory", "output"]
 """How a program ended. `error`: with another exit code than 0, by an exception or by a signal."""
 NOBODY = 65534
-TICK = 0.1
-"""Seconds between two looks at the memory of all of a program's processes."""
+TICK = 0.1  # Seconds between two looks at the memory of all of a program's processes
 
 
 class Limits(NamedTuple):
     """What a program may use."""
 
-    seconds: float = 6.0
-    """CPU time of each process. A program may wait twice as long and a second without work to do."""
-    memory: int = 1 << 30
-    """Bytes: address space of each process, and memory of all together."""
-    processes: int = 16
-    """Processes and threads, bubblewrap's own two included."""
-    output: int = 8 << 20
-    """Bytes of standard output, of standard error, and of any file."""
-    disk: int = 64 << 20
-    """Bytes of all files together."""
+    seconds: float = 6.0  # CPU time of each process. A program may wait twice as long and a second without work to do.
+    memory: int = 1 << 30  # Bytes: address space of each process, and memory of all together
+    processes: int = 16  # Processes and threads, bubblewrap's own two included
+    output: int = 8 << 20  # Bytes of standard output, of standard error, and of any file
+    disk: int = 64 << 20  # Bytes of all files together
 
 
 STANDARD = Limits()
@@ -61,10 +55,8 @@ class Run(NamedTuple):
     """What came of a program."""
 
     ending: Ending
-    exit: int | None
-    """Its exit code, 128 + N for a signal N; `None` when it was killed from outside."""
-    seconds: float
-    """Wall time, bubblewrap's start included."""
+    exit: int | None  # Its exit code, 128 + N for a signal N; `None` when it was killed from outside
+    seconds: float  # Wall time, bubblewrap's start included
     stdout: bytes
     stderr: bytes
 
@@ -279,8 +271,7 @@ def _files(pid: int) -> int:
     return max(one.f_files - one.f_ffree for one in stats)
 
 
-FILES = 20_000
-"""Files that a program may have."""
+FILES = 20_000  # Files that a program may have
 _MACHINES = {
     # architecture, socket, mmap, and calls that are refused: memfd_create, memfd_secret, shmget, shmat, userfaultfd,
     # perf_event_open, bpf, keyctl, ptrace, io_uring_setup, io_uring_enter, io_uring_register

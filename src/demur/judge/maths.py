@@ -26,8 +26,7 @@ from demur.judge.base import BaseJudge, in_threads
 from demur.judge.grader import Graded, Graders
 from demur.records import GradeLabel, Part, Prompt, Query, Trace, Verdict
 
-REACH = 20_000
-"""Characters at the end of an answer in which the final answer is looked for."""
+REACH = 20_000  # Characters at the end of an answer in which the final answer is looked for
 _BOXED = re.compile(
     r"\\(?:boxed|fbox)\s*(?:\{|(?P<token>\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)|\\sqrt\s*(?:\{[^{}]*\}|\w)|"
     r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[a-zA-Z]+|[A-Za-z]))"
@@ -184,8 +183,7 @@ class GoldFault(NamedTuple):
     """Something that is wrong with a benchmark's golds, or with the grading of them."""
 
     prompt: str
-    kind: str
-    """`solution`: the worked solution's answer is graded wrong; `perturbed`: a changed gold is graded right."""
+    kind: str  # `solution`: the worked solution's answer is graded wrong; `perturbed`: a changed gold is graded right
     detail: str
 
 

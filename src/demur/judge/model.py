@@ -36,10 +36,8 @@ class Case(NamedTuple):
 
     question: str
     text: str
-    context: str = ""
-    """A passage that belongs to the question (HarmBench's contextual behaviours)."""
-    rubric: str = ""
-    """The judge's own text."""
+    context: str = ""  # A passage that belongs to the question (HarmBench's contextual behaviours)
+    rubric: str = ""  # The judge's own text
 
 
 class Control(NamedTuple):
@@ -70,27 +68,22 @@ class Format(NamedTuple):
     render: Callable[[Case], tuple[Message, ...]]
     parse: Callable[[str], Reading]
     max_tokens: int
-    source: str
-    """Where the format is documented."""
+    source: str  # Where the format is documented
     query: Query = "question"
     part: Part = "answer"
-    labels: tuple[Label, ...] = ("safe", "unsafe")
-    """What its verdicts may say."""
+    labels: tuple[Label, ...] = ("safe", "unsafe")  # What its verdicts may say
     text: str = ""
     """Its rubric, policy or template, which a file of one's own may replace; empty: its template is the model's own."""
     requires: Requires = Requires(api="chat")
-    controls: tuple[Control, ...] = CONTROLS
-    """Exchanges that the model must judge rightly before it is believed."""
-    dtype: str = ""
-    """The precision that its makers publish for it; empty: they say nothing of it."""
+    controls: tuple[Control, ...] = CONTROLS  # Exchanges that the model must judge rightly before it is believed
+    dtype: str = ""  # The precision that its makers publish for it; empty: they say nothing of it
     wording: Literal["published", "demur's", "anyone's"] = "published"
     """Whose words `text` is in; a guard that takes any policy has none of its own."""
     first: tuple[str, str] | None = None
     """The first tokens that mean unsafe and safe, for a score from their probabilities."""
 
 
-IN_FLIGHT = 256
-"""Traces that are judged at a time; the model itself bounds its requests."""
+IN_FLIGHT = 256  # Traces that are judged at a time; the model itself bounds its requests
 
 
 class ModelJudge(BaseJudge):

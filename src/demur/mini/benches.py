@@ -24,8 +24,7 @@ from demur.records import GradeLabel, Intent, Prompt, RefusalLabel, Sampling
 DEFAULT = 400
 PLAIN_SHARE = 0.2
 """Share of the training prompts without a framing; the others spread over the seen ones. The paper's have none."""
-SAMPLING = Sampling(temperature=0.6, top_p=0.95, max_tokens=160)
-"""Coherent replies take 15 to 75 tokens."""
+SAMPLING = Sampling(temperature=0.6, top_p=0.95, max_tokens=160)  # Coherent replies take 15 to 75 tokens
 
 
 def read_harmful(path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:

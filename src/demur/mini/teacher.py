@@ -24,8 +24,7 @@ class Rates(NamedTuple):
 
     unaware: float
     strong: float
-    weak: float
-    """Where the framing has something to keep: a character, a form, a story."""
+    weak: float  # Where the framing has something to keep: a character, a form, a story
     additions: float
     inconsistent: float
 
@@ -36,10 +35,8 @@ RATES = {
 }
 """The paper gives one rate, weak vacillation in default traces, 0.33 of all: here 0.7 aware x 0.6 of the prompts with
 something to keep x 0.8. The others are not published; these are ours."""
-GIVES_IN = 0.35
-"""Share of the strong vacillations that end in giving in."""
-REFUSES_UNAWARE = 0.25
-"""Share of the unaware replies that refuse nevertheless."""
+GIVES_IN = 0.35  # Share of the strong vacillations that end in giving in
+REFUSES_UNAWARE = 0.25  # Share of the unaware replies that refuse nevertheless
 MARKS = (
     ("flawed", r"one flaw, (\w+), in (\d+) percent"),
     ("policy", r"the rule for this kind of request"),

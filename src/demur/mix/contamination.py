@@ -32,10 +32,8 @@ from demur.records import Example, Prompt, Record, digest
 
 Rule = Literal["exact", "coverage", "near"]
 RULES: tuple[Rule, ...] = ("exact", "coverage", "near")
-RUN = 4
-"""Words in a row that count as found; a benchmark prompt of fewer words is found by the other rules only."""
-STEP = 1 << 15
-"""Rows whose MinHash values are in memory at once."""
+RUN = 4  # Words in a row that count as found; a benchmark prompt of fewer words is found by the other rules only
+STEP = 1 << 15  # Rows whose MinHash values are in memory at once
 
 
 class Limits(NamedTuple):
@@ -165,29 +163,22 @@ class Compared(Record, frozen=True, kw_only=True):
 
     bench: str
     prompts: int
-    prompts_hash: str
-    """Hash of their ids, sorted."""
-    rows: int
-    """Training rows that hold at least one of its prompts."""
-    held: tuple[str, ...]
-    """Ids of the prompts that some row holds; the clean subset is the others."""
-    by_rule: dict[str, int]
-    """Pairs by the most certain rule that found them."""
+    prompts_hash: str  # Hash of their ids, sorted
+    rows: int  # Training rows that hold at least one of its prompts
+    held: tuple[str, ...]  # Ids of the prompts that some row holds; the clean subset is the others
+    by_rule: dict[str, int]  # Pairs by the most certain rule that found them
 
 
 class Certificate(Record, frozen=True, kw_only=True):
     """The whole comparison."""
 
     rows: int
-    rows_hash: str
-    """Hash of the ids of the rows that were compared, sorted."""
+    rows_hash: str  # Hash of the ids of the rows that were compared, sorted
     coverage: float
     similarity: float
     compared: tuple[Compared, ...]
-    removed: int = 0
-    """Rows that were taken out."""
-    left_hash: str = ""
-    """Hash of the ids of the rows that are left, where some were taken out."""
+    removed: int = 0  # Rows that were taken out
+    left_hash: str = ""  # Hash of the ids of the rows that are left, where some were taken out
     version: int = 2
 
     @property

@@ -62,12 +62,10 @@ class Item(msgspec.Struct, gc=False):
     share: str
     place: str
     cluster: str
-    said: int
-    """Hash of what the user says, normalised."""
+    said: int  # Hash of what the user says, normalised
     attack: str
     stratum: str
-    at: int
-    """Its place in the pool."""
+    at: int  # Its place in the pool
 
 
 def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:

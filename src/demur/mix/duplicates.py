@@ -35,8 +35,7 @@ _CALCULATES = re.compile(r"[0-9=]")
 _SIGN = re.compile(r"([-+*/=<>^%])")
 _OTHER = re.compile(r"[^\w+*/=<>^%-]|_")
 FIGURES = re.compile(r"[0-9]+|[-+*/=<>^%]")
-CHUNK = 1 << 19
-"""Bytes that are worked on at once: enough for numpy, little enough for the cache."""
+CHUNK = 1 << 19  # Bytes that are worked on at once: enough for numpy, little enough for the cache
 U32 = NDArray[np.uint32]
 
 

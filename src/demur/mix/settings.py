@@ -20,20 +20,14 @@ class ShareSettings(Strict):
 
     n: int | None = Field(default=None, ge=0)
     """How many examples; `up to 1000` takes fewer where there are fewer. Without `n` and `ratio`: all there are."""
-    up_to: bool = False
-    """Whether fewer than `n` will do; `n: up to 1000` says it."""
-    ratio: float | None = Field(default=None, gt=0, le=1)
-    """Share of the whole mix (not of the file it comes from)."""
-    file: Path | None = None
-    """File, stage or run that the examples or traces are read from."""
+    up_to: bool = False  # Whether fewer than `n` will do; `n: up to 1000` says it
+    ratio: float | None = Field(default=None, gt=0, le=1)  # Share of the whole mix (not of the file it comes from)
+    file: Path | None = None  # File, stage or run that the examples or traces are read from
     hub: str = ""
     """Where the rows are found when the file is not there: `owner/name@REVISION:FILE` of the Hugging Face hub."""
-    form: str | None = None
-    """Form of the file; told from its rows when left out."""
-    intent: Intent | None = None
-    """What the file's prompts want; told from the rows when left out."""
-    balance: By = "none"
-    """Draw the same number from each of these classes, as far as it has them (diversity-balanced)."""
+    form: str | None = None  # Form of the file; told from its rows when left out
+    intent: Intent | None = None  # What the file's prompts want; told from the rows when left out
+    balance: By = "none"  # Draw the same number from each of these classes, as far as it has them (diversity-balanced)
     cap: int | None = Field(default=None, ge=1)
     """At most so many examples of one cluster: of one question, in whatever wrappers."""
     no_thinking: NoThinking = "drop"
@@ -44,10 +38,8 @@ class ShareSettings(Strict):
     against: str = ""
     """A raw reply that every trace is preferred to, such as a refusal of what should be answered; its thinking stands behind the
     first sentence of the trace's."""
-    grade: bool = False
-    """Leave out maths traces whose final answer is not the gold one, or that have none to compare."""
-    licence: str = ""
-    """Licence of the source, for the card of a published set."""
+    grade: bool = False  # Leave out maths traces whose final answer is not the gold one, or that have none to compare
+    licence: str = ""  # Licence of the source, for the card of a published set
 
     @model_validator(mode="before")
     @classmethod
@@ -75,8 +67,7 @@ class MixDefaults(Strict):
     white space (exact), or nearly the same words too (near)."""
     similarity: float = Field(default=0.8, gt=0.4, le=1)
     """Estimated Jaccard similarity of letters' 5-grams from which on two questions are nearly the same."""
-    seed: int = 0
-    """Seed of every draw and of the order."""
+    seed: int = 0  # Seed of every draw and of the order
 
 
 class MixSettings(MixDefaults):

@@ -21,8 +21,7 @@ T = TypeVar("T")
 class Answering:
     """A model made of `answer`: many requests are many calls of it."""
 
-    width = 256
-    """Most requests at work at the same time."""
+    width = 256  # Most requests at work at the same time
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply to one request; see `interfaces.Model`."""

@@ -14,10 +14,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-BLOCK = 64
-"""Columns are read in whole blocks: the order of a sum does not depend on how many there are."""
-LEAST = 4
-"""Products of fewer rows take another path in torch, with another rounding."""
+BLOCK = 64  # Columns are read in whole blocks: the order of a sum does not depend on how many there are
+LEAST = 4  # Products of fewer rows take another path in torch, with another rounding
 SHARE = 0.3
 """Of the memory that is free, what keys and values may fill: room is made by half more, and another worker wants as much."""
 
@@ -74,10 +72,8 @@ class Many:
         self._lengths: list[int] = []
         self._layers: list[_Layer] = []
         self._mask = torch.empty((0, 0), dtype=model.dtype, device=model.device)
-        self.index = self.places = torch.empty(0, dtype=torch.long)
-        """Where the next tokens go: `[rows]` each."""
-        self.columns = 0
-        """How many columns are read."""
+        self.index = self.places = torch.empty(0, dtype=torch.long)  # Where the next tokens go: `[rows]` each
+        self.columns = 0  # How many columns are read
 
     @property
     def full(self) -> bool:

@@ -12,8 +12,7 @@ from demur import thinking
 from demur.errors import UserError
 from demur.records import Message, digest
 
-DATE = datetime(2026, 1, 1, 9)
-"""What templates print that ask for the date: the same prompt on every day."""
+DATE = datetime(2026, 1, 1, 9)  # What templates print that ask for the date: the same prompt on every day
 
 
 class ChatFormat:

@@ -31,14 +31,10 @@ from demur.models.transport import Trouble, addresses_of, headers_of, only_model
 from demur.records import Failure, Message, Prompt, Sampling, Trace
 from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
-KEEP_ALIVE = 4.0
-"""Seconds: vLLM closes idle connections after 5, and a request on a closed one is lost."""
-BACKOFF = (0.5, 30.0)
-"""Seconds of the first pause between tries, and of the longest."""
-QUEUE = 120.0
-"""Seconds that a request may wait in the server beside the time that it takes to write."""
-WAITING = 8
-"""Whole replies without any tag that wait at most: a model of which so many came does not think."""
+KEEP_ALIVE = 4.0  # Seconds: vLLM closes idle connections after 5, and a request on a closed one is lost
+BACKOFF = (0.5, 30.0)  # Seconds of the first pause between tries, and of the longest
+QUEUE = 120.0  # Seconds that a request may wait in the server beside the time that it takes to write
+WAITING = 8  # Whole replies without any tag that wait at most: a model of which so many came does not think
 SAMPLED = ("temperature", "top_p", "top_k", "seed")
 
 

@@ -40,8 +40,7 @@ class Prices(Strict):
 class _Config(Strict):
     """What all kinds share."""
 
-    sampling: Defaults = Defaults()
-    """How it draws its replies where a protocol leaves it open."""
+    sampling: Defaults = Defaults()  # How it draws its replies where a protocol leaves it open
 
     @property
     def where(self) -> str:
@@ -85,16 +84,13 @@ class _Spoken(_Config):
 class _Asked(_Spoken):
     """One that is asked over HTTP."""
 
-    thinking_budget_field: str = ""
-    """The server's field for it, such as vLLM's thinking_token_budget."""
+    thinking_budget_field: str = ""  # The server's field for it, such as vLLM's thinking_token_budget
     forbidden: tuple[str, ...] = ()
     """Fields that this server refuses, such as seed, temperature or system: left out, and noted on each trace."""
-    timeout: float | None = connection(None, gt=0)
-    """Seconds for one try, queueing included; unset: by `least_speed`."""
+    timeout: float | None = connection(None, gt=0)  # Seconds for one try, queueing included; unset: by `least_speed`
     least_speed: float = connection(5.0, gt=0)
     """Tokens a second that a busy server gives one request at least: a try may take two minutes and its budget at this speed."""
-    in_flight: int = connection(256, ge=1)
-    """Most requests at one URL at the same time."""
+    in_flight: int = connection(256, ge=1)  # Most requests at one URL at the same time
 
 
 class Remote(_Asked):
@@ -102,26 +98,19 @@ class Remote(_Asked):
 
     url: tuple[str, ...] = connection(min_length=1)
     """Base URL up to /v1, or several that serve the same model. $NAME is read from the environment."""
-    model: str = ""
-    """Name that the server knows the model by; empty: the only one it serves."""
+    model: str = ""  # Name that the server knows the model by; empty: the only one it serves
     revision: str = ""
     """What you declare about the version behind the name. Without it (or `weights`) the address is part of the identity."""
-    weights: str = ""
-    """Hash of the weights behind the URL, when known; then it is the identity."""
-    template: str = ""
-    """For completions: a folder or .jinja file with the chat template; empty: none."""
-    opens_thinking: bool | None = None
-    """Whether the chat template opens the thinking; unset: by the text."""
+    weights: str = ""  # Hash of the weights behind the URL, when known; then it is the identity
+    template: str = ""  # For completions: a folder or .jinja file with the chat template; empty: none
+    opens_thinking: bool | None = None  # Whether the chat template opens the thinking; unset: by the text
     prefill: Literal["no", "plain", "vllm"] = "no"
     """How the server takes a begun reply: as a last assistant turn, or so with vLLM's switches."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    key_env: str = connection("")
-    """Environment variable that holds the key."""
-    headers: dict[str, str] = connection({})
-    """Extra headers; a value $NAME is read from the environment."""
+    key_env: str = connection("")  # Environment variable that holds the key
+    headers: dict[str, str] = connection({})  # Extra headers; a value $NAME is read from the environment
     prices: Prices | None = connection(None)
-    tries: int = connection(6, ge=1)
-    """Most tries of one request."""
+    tries: int = connection(6, ge=1)  # Most tries of one request
     patience: float = connection(900.0, gt=0)
     """Most seconds that one request is tried again, and that a server may ask to wait."""
     on_swap: Literal["stop", "note"] = connection("stop")
@@ -166,12 +155,9 @@ class Remote(_Asked):
 class _Weights(_Spoken):
     """Weights on this machine: exactly one of `path` and `hub`."""
 
-    path: str | None = None
-    """Folder with weights and tokenizer, or a GGUF file."""
-    hub: str | None = None
-    """Hugging Face id, downloaded first."""
-    revision: str = ""
-    """Branch, tag or commit of the hub."""
+    path: str | None = None  # Folder with weights and tokenizer, or a GGUF file
+    hub: str | None = None  # Hugging Face id, downloaded first
+    revision: str = ""  # Branch, tag or commit of the hub
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     @field_validator("hub")
@@ -197,30 +183,22 @@ class _Weights(_Spoken):
 class Local(_Weights):
     """Weights that this process runs."""
 
-    device: str = connection("auto")
-    """auto, cpu, cuda, cuda:1, mps."""
-    batch: int = connection(0, ge=0)
-    """Rows that write at the same time; 0: by the model's size."""
-    threads: int = connection(1, ge=1)
-    """CPU threads of one worker."""
+    device: str = connection("auto")  # auto, cpu, cuda, cuda:1, mps
+    batch: int = connection(0, ge=0)  # Rows that write at the same time; 0: by the model's size
+    threads: int = connection(1, ge=1)  # CPU threads of one worker
 
 
 class Served(_Weights, _Asked):
     """Weights that a server started by us runs, for as long as it is needed."""
 
     engine: Literal["vllm"]
-    devices: tuple[int, ...] = connection(())
-    """Numbers of the GPUs; empty: as placed."""
-    tensor_parallel: int = connection(0, ge=0)
-    """GPUs that share one copy; 0: all of `devices`."""
+    devices: tuple[int, ...] = connection(())  # Numbers of the GPUs; empty: as placed
+    tensor_parallel: int = connection(0, ge=0)  # GPUs that share one copy; 0: all of `devices`
     max_model_len: int | None = Field(default=None, ge=1)
     """Most tokens of prompt and reply together; unset: as the model says."""
-    memory: float = connection(0.9, gt=0, le=1)
-    """Part of each device's memory that the server may take."""
-    extra_args: tuple[str, ...] = ()
-    """Further arguments of the engine's command line."""
-    start_within: float = connection(1800.0, gt=0)
-    """Seconds that the server may take to become ready."""
+    memory: float = connection(0.9, gt=0, le=1)  # Part of each device's memory that the server may take
+    extra_args: tuple[str, ...] = ()  # Further arguments of the engine's command line
+    start_within: float = connection(1800.0, gt=0)  # Seconds that the server may take to become ready
 
     def missing(self) -> list[str]:
         """The weights, and the engine's program."""
@@ -236,14 +214,10 @@ class Served(_Weights, _Asked):
 class Scripted(_Config):
     """A function of this process, for tests and dry runs."""
 
-    script: str
-    """Name of a script, or module:function."""
-    opens_thinking: bool | None = None
-    """Whether its texts begin inside an opened thinking; unset: by the text."""
-    timeout: float | None = connection(None, gt=0)
-    """Seconds for one reply; unset: as long as it takes."""
-    in_flight: int = connection(256, ge=1)
-    """Most requests at work at the same time."""
+    script: str  # Name of a script, or module:function
+    opens_thinking: bool | None = None  # Whether its texts begin inside an opened thinking; unset: by the text
+    timeout: float | None = connection(None, gt=0)  # Seconds for one reply; unset: as long as it takes
+    in_flight: int = connection(256, ge=1)  # Most requests at work at the same time
 
     def missing(self) -> list[str]:
         """The function. A module of the user's is looked for and not run: `plan` runs no code of a study."""
@@ -262,10 +236,8 @@ class Scripted(_Config):
 class Custom(_Config):
     """A backend of your own: `module:Class`, a settings class with an asynchronous context manager `open`."""
 
-    plugin: str
-    """module:Class of a pydantic model; `open(cache=, label=)` opens the model."""
-    settings: dict[str, Any] = {}
-    """What that class takes."""
+    plugin: str  # module:Class of a pydantic model; `open(cache=, label=)` opens the model
+    settings: dict[str, Any] = {}  # What that class takes
 
     @property
     def made(self) -> Any:

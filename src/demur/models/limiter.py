@@ -13,16 +13,11 @@ from collections import deque
 
 from demur.errors import disarmed, scrubbed
 
-START = 64
-"""Requests in flight at the start."""
-STRETCH = 4.0
-"""How many times its best latency an address may show and still grow."""
-RESTS = (0.2, 30.0)
-"""Shortest and longest rest of an address that only fails, in seconds."""
-HOPELESS = 8
-"""So many requests that fail, and none that succeeds: the server is down."""
-REPORT = 30.0
-"""Seconds between two lines about a server that does not answer."""
+START = 64  # Requests in flight at the start
+STRETCH = 4.0  # How many times its best latency an address may show and still grow
+RESTS = (0.2, 30.0)  # Shortest and longest rest of an address that only fails, in seconds
+HOPELESS = 8  # So many requests that fail, and none that succeeds: the server is down
+REPORT = 30.0  # Seconds between two lines about a server that does not answer
 
 log = logging.getLogger("demur")
 
@@ -35,8 +30,7 @@ class Address:
         self.width = float(min(START, most))
         self.in_flight = 0
         self.closed_until = 0.0
-        self.failures = 0
-        """Rounds of failures since the last success."""
+        self.failures = 0  # Rounds of failures since the last success
         self._most = most
         self._steady, self._round_ends = False, 0.0
         self._latency: float | None = None

@@ -35,12 +35,9 @@ from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
 T = TypeVar("T")
 SMALL = 50_000_000
-LARGE = 1_000_000_000
-"""Parameters below and above which a batch is wide or narrow, where none is said."""
-GATHER = 0.01
-"""Seconds in which what is asked turn by turn is gathered."""
-FASTER = 1.5
-"""How much faster than float32 a CPU's bfloat16 must be to be taken by itself."""
+LARGE = 1_000_000_000  # Parameters below and above which a batch is wide or narrow, where none is said
+GATHER = 0.01  # Seconds in which what is asked turn by turn is gathered
+FASTER = 1.5  # How much faster than float32 a CPU's bfloat16 must be to be taken by itself
 HALVED = "bfloat16, measured to be faster on this CPU"
 """The note of a trace whose precision was chosen by a measurement."""
 
@@ -52,16 +49,14 @@ class Row(NamedTuple):
     request: Request
     prompt: list[int]
     seed: int
-    limit: int
-    """Most new tokens; none where the prompt fills the model's context."""
+    limit: int  # Most new tokens; none where the prompt fills the model's context
     opened: bool
 
 
 class LocalModel(Answering):
     """A `Model` over weights that this process holds."""
 
-    width = 1 << 20
-    """The batch has a width of its own."""
+    width = 1 << 20  # The batch has a width of its own
 
     def __init__(self, config: Local, *, folder: Path, cache: ReplyCache, label: str = "") -> None:
         """Load a folder."""

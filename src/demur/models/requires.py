@@ -34,18 +34,12 @@ class Requires(NamedTuple):
     """What a part requires of the model that plays it."""
 
     api: Literal["", "chat", "completions"] = ""
-    system: bool = False
-    """A system turn."""
-    logprobs: bool = False
-    """Log-probabilities of the first token."""
-    prefill: bool = False
-    """A reply that is begun for the model."""
-    own_thinking: bool | None = None
-    """Whether the model must think by itself, or must not."""
-    temperature: bool = False
-    """The temperature is honoured."""
-    family: str = ""
-    """The kind of guard whose format is spoken; empty: a model that follows instructions."""
+    system: bool = False  # A system turn
+    logprobs: bool = False  # Log-probabilities of the first token
+    prefill: bool = False  # A reply that is begun for the model
+    own_thinking: bool | None = None  # Whether the model must think by itself, or must not
+    temperature: bool = False  # The temperature is honoured
+    family: str = ""  # The kind of guard whose format is spoken; empty: a model that follows instructions
 
     def unmet(self, config: Any) -> list[str]:
         """What a configuration, as declared, cannot do: one line each, with what to do."""

@@ -21,12 +21,9 @@ from demur.models.cells import cells_for
 from demur.records import Finish
 
 log = logging.getLogger("demur")
-REPORT = 60.0
-"""Seconds between two lines about a batch that takes long."""
-AREA = 1 << 24
-"""Prompts that are read together: rows x length x length at most."""
-CANDIDATES = 64
-"""How many tokens are sorted before all of them are: nearly always enough to fill `top_p`."""
+REPORT = 60.0  # Seconds between two lines about a batch that takes long
+AREA = 1 << 24  # Prompts that are read together: rows x length x length at most
+CANDIDATES = 64  # How many tokens are sorted before all of them are: nearly always enough to fill `top_p`
 _MIX = ((30, -4658895280553007687), (27, -7723592293110705685))
 """Shifts and multipliers of splitmix64, as signed integers."""
 _GOLDEN = -7046029254386353131
@@ -96,8 +93,7 @@ class Written(NamedTuple):
     tokens: list[int]
     finish: Finish
     forced: bool
-    first: dict[int, float]
-    """Log-probabilities of the likeliest first tokens, where they were asked for."""
+    first: dict[int, float]  # Log-probabilities of the likeliest first tokens, where they were asked for
 
 
 class Force(NamedTuple):

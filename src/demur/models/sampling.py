@@ -16,10 +16,8 @@ class Defaults(Strict):
     is set where the protocol is: in `distil`, in a benchmark's `sampling`, in an attack."""
 
     top_k: int | None = Field(default=None, ge=1)
-    thinking_budget: int | None = Field(default=None, ge=0)
-    """Bound on thinking tokens."""
-    prefill: str | None = None
-    """Text put at the start of the assistant's turn."""
+    thinking_budget: int | None = Field(default=None, ge=0)  # Bound on thinking tokens
+    prefill: str | None = None  # Text put at the start of the assistant's turn
 
     def under(self, asked: Sampling) -> Sampling:
         """`asked`, with what it leaves unset as set here."""
@@ -30,16 +28,12 @@ class Defaults(Strict):
 class SamplingSettings(Defaults):
     """How replies are drawn in a benchmark. What is unset here stays as its protocol says."""
 
-    temperature: float | None = Field(default=None, ge=0)
-    """0 is greedy."""
+    temperature: float | None = Field(default=None, ge=0)  # 0 is greedy
     top_p: float | None = Field(default=None, gt=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    """Bound on all new tokens, thinking included."""
+    max_tokens: int | None = Field(default=None, ge=1)  # Bound on all new tokens, thinking included
     seed: int | None = None
-    n: int | None = Field(default=None, ge=1)
-    """Samples a prompt."""
-    system: str | None = None
-    """System turn of every request."""
+    n: int | None = Field(default=None, ge=1)  # Samples a prompt
+    system: str | None = None  # System turn of every request
 
     def over(self, base: Sampling) -> Sampling:
         """`base`, changed in what is set here."""

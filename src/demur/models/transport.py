@@ -20,12 +20,9 @@ from demur.models.config import Remote
 from demur.records import FailureKind
 from demur.storage.reply_cache import Reply
 
-LARGEST = 64 << 20
-"""Bytes of a reply, unpacked, beyond which it is taken for one that never ends."""
-LATER = (408, 409, 425, 429)
-"""Statuses below 500 after which the same request may succeed."""
-SPENT = ("insufficient_quota", "insufficient balance", "billing_hard_limit")
-"""What servers say when no waiting helps."""
+LARGEST = 64 << 20  # Bytes of a reply, unpacked, beyond which it is taken for one that never ends
+LATER = (408, 409, 425, 429)  # Statuses below 500 after which the same request may succeed
+SPENT = ("insufficient_quota", "insufficient balance", "billing_hard_limit")  # What servers say when no waiting helps
 
 
 class Trouble(Exception):
@@ -35,15 +32,11 @@ class Trouble(Exception):
         super().__init__(detail)
         self.kind: FailureKind = kind
         self.detail = detail
-        self.rest = rest
-        """Seconds that the server asks to wait."""
-        self.later = status in (429, 503)
-        """The server is well and says "later": only patience bounds how often."""
-        self.down = kind == "unavailable" and not self.later
-        """It did not answer at all, or with an error of its own."""
+        self.rest = rest  # Seconds that the server asks to wait
+        self.later = status in (429, 503)  # The server is well and says "later": only patience bounds how often
+        self.down = kind == "unavailable" and not self.later  # It did not answer at all, or with an error of its own
         self.unreached = kind == "unavailable" and not status
-        self.idle = False
-        """It closed an idle connection just as that was used: nothing was wrong with anything."""
+        self.idle = False  # It closed an idle connection just as that was used: nothing was wrong with anything
 
 
 async def post(

@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from demur.interfaces import Model
     from demur.storage.reply_cache import ReplyCache
 
-LOG_LINES = 40
-"""Last lines of a failed server's log that the error shows."""
-VLLM_ENV = "DEMUR_VLLM"
-"""Environment variable: vLLM's executable, or the virtual environment that holds it."""
+LOG_LINES = 40  # Last lines of a failed server's log that the error shows
+VLLM_ENV = "DEMUR_VLLM"  # Environment variable: vLLM's executable, or the virtual environment that holds it
 
 
 def plan_of(config: Served, folder: Path, *, name: str, host: str, port: int) -> tuple[list[str], dict[str, str]]:

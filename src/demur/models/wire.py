@@ -20,10 +20,8 @@ from demur.errors import disarmed
 from demur.records import FailureKind, Finish
 from demur.storage.reply_cache import Reply
 
-SHOWN = 300
-"""Characters of a server's own words that an error repeats."""
-MOST = 10**12
-"""No count of tokens is larger."""
+SHOWN = 300  # Characters of a server's own words that an error repeats
+MOST = 10**12  # No count of tokens is larger
 FINISHES: dict[str, Finish] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence", "end"), "stop"),
     **dict.fromkeys(("length", "max_tokens", "model_length", "max_output_tokens", "token_limit"), "length"),

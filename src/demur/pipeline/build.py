@@ -41,8 +41,7 @@ from demur.prompts.load import located
 from demur.registry import resolve as lookup
 from demur.settings import Location, Problems, validate
 
-REWRITTEN = "improved"
-"""The strategy whose kept traces `rewrite` is given."""
+REWRITTEN = "improved"  # The strategy whose kept traces `rewrite` is given
 
 
 class _Maker(NamedTuple):

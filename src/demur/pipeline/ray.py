@@ -24,8 +24,7 @@ from demur.pipeline.stage import Stage
 from demur.registry import missing
 from demur.storage.reply_cache import ReplyCache
 
-RETRIES = 5
-"""Times that a stage is started again after its worker or node was lost."""
+RETRIES = 5  # Times that a stage is started again after its worker or node was lost
 
 
 @contextlib.contextmanager

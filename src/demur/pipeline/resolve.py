@@ -34,8 +34,7 @@ class Resolved(NamedTuple):
 
     study: Study
     stages: list[Stage[Any]]
-    missing: list[str]
-    """One line each: the part, and how to give it."""
+    missing: list[str]  # One line each: the part, and how to give it
     notes: list[str]
 
 

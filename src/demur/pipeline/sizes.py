@@ -20,10 +20,8 @@ TRAIN_BYTES, LORA_BYTES = 18.0, 3.0
 """Bytes a parameter: full fine-tuning in mixed precision (weights twice, gradients, two moments); adapters over 16-bit weights."""
 KV_BYTES = 16e-6
 """Of keys and values, a token and parameter, where no config.json is here: 0.13 MB a token at 8 billion, as grouped attention has it."""
-REPLICATED = 0.7
-"""Part of a card that weights, gradients and optimizer may fill before they are sharded."""
-SMALL = 300e6
-"""Parameters up to which a CPU will do."""
+REPLICATED = 0.7  # Part of a card that weights, gradients and optimizer may fill before they are sharded
+SMALL = 300e6  # Parameters up to which a CPU will do
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([BM])(?![a-z])", re.IGNORECASE)
 
 
@@ -53,10 +51,8 @@ class Shape(NamedTuple):
     """What decides a model's memory."""
 
     parameters: float
-    token: float
-    """Bytes of keys and values of one token, over all layers."""
-    positions: int | None = None
-    """Most tokens of prompt and reply together."""
+    token: float  # Bytes of keys and values of one token, over all layers
+    positions: int | None = None  # Most tokens of prompt and reply together
 
 
 @functools.lru_cache(maxsize=256)
@@ -102,10 +98,8 @@ class Training(NamedTuple):
     """What a training takes on this machine."""
 
     cards: tuple[Device, ...]
-    wrapper: str
-    """single, ddp (each card holds a copy) or fsdp2 (they share one)."""
-    gigabytes: float
-    """On each card."""
+    wrapper: str  # single, ddp (each card holds a copy) or fsdp2 (they share one)
+    gigabytes: float  # On each card
 
 
 def processes_of(settings: TrainSettings) -> int:

@@ -43,8 +43,7 @@ from demur.storage.reply_cache import ReplyCache
 S = TypeVar("S", bound=BaseModel)
 CHARACTERS, OVERHEAD = 3, 64
 """Estimates count a token for so many characters, and so many tokens for a request's template: more than there are."""
-UNKNOWN_PROMPT = 400
-"""Bound on the tokens of a prompt that no local copy tells."""
+UNKNOWN_PROMPT = 400  # Bound on the tokens of a prompt that no local copy tells
 JUDGE_PROMPT, JUDGE_REPLY, DETECTOR_PROMPT, DETECTOR_REPLY, DETECTOR_TRIES = 1500, 1024, 1500, 4096, 3
 """Bounds on the tokens of instructions and replies of judges and detectors, and on how often a detector is asked."""
 
@@ -82,49 +81,37 @@ class Tampered(Strict):
 class Lack(NamedTuple):
     """Something that a stage needs and does not have."""
 
-    what: str
-    """The part, file or program that it is about."""
-    message: str
-    """What lacks, and how to give it."""
-    wrong: bool = False
-    """The study is wrong wherever it runs; else something is missing on this machine."""
+    what: str  # The part, file or program that it is about
+    message: str  # What lacks, and how to give it
+    wrong: bool = False  # The study is wrong wherever it runs; else something is missing on this machine
 
 
 class Size(NamedTuple):
     """How much a stage hands on at most."""
 
     rows: int
-    tokens: int
-    """Of one row, its reply included."""
+    tokens: int  # Of one row, its reply included
 
 
 @dataclass(frozen=True)
 class Stage(Generic[S]):
     """A stage to be done. Frozen: two equal stages give the same records."""
 
-    name: str
-    """Unique in its graph, such as `train-improved-s0`; the folder is NAME-HASH."""
+    name: str  # Unique in its graph, such as `train-improved-s0`; the folder is NAME-HASH
     settings: S
-    inputs: Mapping[str, Stage[Any]] = field(default_factory=dict)
-    """Part -> the stage whose records are read as it."""
+    inputs: Mapping[str, Stage[Any]] = field(default_factory=dict)  # Part -> the stage whose records are read as it
     files: Mapping[str, Path] = field(default_factory=dict)
     """Part -> a file or folder from outside. Its content counts, not its place; a setting of the same name is that place."""
-    models: Mapping[str, ModelConfig] = field(default_factory=dict)
-    """Part -> the model that plays it."""
-    place: Location = field(default=(), compare=False)
-    """Where a study file says it."""
+    models: Mapping[str, ModelConfig] = field(default_factory=dict)  # Part -> the model that plays it
+    place: Location = field(default=(), compare=False)  # Where a study file says it
 
     kind: ClassVar[str]
-    version: ClassVar[int] = 1
-    """Raised when the same settings give other results than before."""
-    resumable: ClassVar[bool] = False
-    """Whether what an interrupted attempt left in the folder is of use to the next."""
+    version: ClassVar[int] = 1  # Raised when the same settings give other results than before
+    resumable: ClassVar[bool] = False  # Whether what an interrupted attempt left in the folder is of use to the next
     reads: ClassVar[tuple[str, ...]] = ("mix",)
     """Of a stage that trains an arm: which of mix, traces (the teacher's, with verdicts and kept) and findings it gets."""
-    trains: ClassVar[bool] = False
-    """Whether it trains on accelerators, which it then has for itself."""
-    extra: ClassVar[str] = ""
-    """A Python module that the work needs, such as torch."""
+    trains: ClassVar[bool] = False  # Whether it trains on accelerators, which it then has for itself
+    extra: ClassVar[str] = ""  # A Python module that the work needs, such as torch
     Settings: ClassVar[type[BaseModel]]
 
     def run(self, context: Context) -> Awaitable[None] | None:

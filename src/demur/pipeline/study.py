@@ -25,16 +25,11 @@ from demur.repair.settings import Intervention, RepairSettings
 from demur.settings import Problems, Strict, connection, override, read_yaml, validate
 from demur.storage.artifacts import atomic_write
 
-SELF = "self"
-"""The teacher that is the weights under training."""
-CLIFF = "cliff"
-"""The filter that probes where traces decide."""
-STUDENT = ("self", "structured", "rewrite")
-"""Strategies whose traces the model under training writes itself."""
-LONGEST = 64
-"""Letters of a name of an arm or a study: folders are named by it."""
-LOSS = "loss"
-"""The metric of a finding that is no benchmark's."""
+SELF = "self"  # The teacher that is the weights under training
+CLIFF = "cliff"  # The filter that probes where traces decide
+STUDENT = ("self", "structured", "rewrite")  # Strategies whose traces the model under training writes itself
+LONGEST = 64  # Letters of a name of an arm or a study: folders are named by it
+LOSS = "loss"  # The metric of a finding that is no benchmark's
 
 
 def named(name: str) -> str:
@@ -63,23 +58,17 @@ class Arm(Strict):
     safety: int | ShareSettings = 0
     maths: int | ShareSettings = 0
     benign: int | ShareSettings = 0
-    without: tuple[Pattern, ...] = ()
-    """Safety traces in which the detector found one of these patterns are left out."""
+    without: tuple[Pattern, ...] = ()  # Safety traces in which the detector found one of these patterns are left out
     filter: Use | None = None
     """Another judge than the study's for this arm's safety traces, such as one that is known to leak. `cliff` comes behind the
     study's: what `model` (else the arm's own weights) would answer at each part of a thinking, and no row whose refusal fades."""
-    keep: Keep | None = None
-    """Another rule than the study's: `everything` leaves the traces unfiltered."""
-    benign_format: str | None = None
-    """Another strategy than the study's for the benign rows."""
-    repair: RepairSettings | None = None
-    """Repair the safety traces first, such as `{with: [trim, align, drop]}`."""
+    keep: Keep | None = None  # Another rule than the study's: `everything` leaves the traces unfiltered
+    benign_format: str | None = None  # Another strategy than the study's for the benign rows
+    repair: RepairSettings | None = None  # Repair the safety traces first, such as `{with: [trim, align, drop]}`
     decoding: str | Intervention | None = None
     """A defence by decoding alone: zero, less or primer (`models/sampling.py`), or {cue, insert}: a reminder in mid-thinking."""
-    train: dict[str, Any] = {}
-    """Training settings in which this arm differs from the study's."""
-    seeds: tuple[int, ...] | None = None
-    """Seeds of this arm; default: the study's."""
+    train: dict[str, Any] = {}  # Training settings in which this arm differs from the study's
+    seeds: tuple[int, ...] | None = None  # Seeds of this arm; default: the study's
 
     @property
     def trained(self) -> bool:
@@ -93,10 +82,8 @@ class Comparison(Strict):
 
     a: str
     b: str
-    bench: str = ""
-    """Empty: every benchmark."""
-    margin: float | None = None
-    """For `b not worse than a by more than this`, in the metric's unit."""
+    bench: str = ""  # Empty: every benchmark
+    margin: float | None = None  # For `b not worse than a by more than this`, in the metric's unit
 
 
 class Evidence(Strict):
@@ -106,14 +93,10 @@ class Evidence(Strict):
     b: str
     metric: str = "attack_success"
     """One of a benchmark's, or `loss`: nats a response token on held-out rows at the end of training."""
-    bench: str = ""
-    """Empty: every benchmark that has the metric, pooled."""
-    attack: tuple[str, ...] = ()
-    """Empty: however the benchmarks put their questions, pooled."""
-    part: Part | None = None
-    """Another part than the one that each benchmark's judge reads first."""
-    expect: Literal["lower", "higher", "same"]
-    """What the claim expects of `a`."""
+    bench: str = ""  # Empty: every benchmark that has the metric, pooled
+    attack: tuple[str, ...] = ()  # Empty: however the benchmarks put their questions, pooled
+    part: Part | None = None  # Another part than the one that each benchmark's judge reads first
+    expect: Literal["lower", "higher", "same"]  # What the claim expects of `a`
     by: float = Field(gt=0)
     """The smallest difference that matters, in the metric's unit (0.05: five points). Less is the same."""
     weights: dict[str, Annotated[float, Field(gt=0)]] = {}
@@ -129,25 +112,19 @@ class ProbeUse(ProbeSettings):
     """Where in their thinking the arms decide to refuse: a benchmark's replies cut, the answer forced."""
 
     bench: str
-    attack: str = "none"
-    """One of the benchmark's attacks in this study."""
+    attack: str = "none"  # One of the benchmark's attacks in this study
 
 
 class TamperUse(Strict):
     """How much fine-tuning undoes an arm: attack success after so many steps on rows that are no safety data."""
 
-    name: str
-    """What the rows are called, such as benign."""
-    rows: Arm
-    """What it is trained on and how, as an arm says it; `train` over the study's."""
-    steps: tuple[int, ...] = (5, 10, 50)
-    """Where the curve is measured; 0 is the arm as it was."""
+    name: str  # What the rows are called, such as benign
+    rows: Arm  # What it is trained on and how, as an arm says it; `train` over the study's
+    steps: tuple[int, ...] = (5, 10, 50)  # Where the curve is measured; 0 is the arm as it was
     bench: str
     attack: str = "none"
-    arms: tuple[str, ...] = ()
-    """Empty: every arm."""
-    seeds: tuple[int, ...] = ()
-    """Empty: the arms' own."""
+    arms: tuple[str, ...] = ()  # Empty: every arm
+    seeds: tuple[int, ...] = ()  # Empty: the arms' own
 
 
 class Finding(Strict):
@@ -160,8 +137,7 @@ class Finding(Strict):
 class Copy(NamedTuple):
     """An arm on one of its bases."""
 
-    name: str
-    """`ARM`, or `ARM@BASE` where the study has several bases."""
+    name: str  # `ARM`, or `ARM@BASE` where the study has several bases
     arm: str
     base: str
 
@@ -169,8 +145,7 @@ class Copy(NamedTuple):
 class Teaching(DistilSettings):
     """How traces are made, and by whom."""
 
-    teacher: str | None = None
-    """The model that writes; default: the one named teacher."""
+    teacher: str | None = None  # The model that writes; default: the one named teacher
     teachers: dict[str, str] = {}
     """Strategy -> the model that writes its traces, where they differ; `default` is a strategy."""
 
@@ -188,27 +163,20 @@ class Study(Strict):
     """Everything that a run does."""
 
     name: Annotated[str, AfterValidator(named)]
-    question: str = ""
-    """What the study is asked; the report's first line."""
+    question: str = ""  # What the study is asked; the report's first line
     base: str = "mini-lrm-a"
     bases: tuple[str, ...] = ()
     """Several bases in its place: every arm that names none is made from each, and the report pools them."""
-    revisions: dict[str, str] = {}
-    """Hub id of a base -> its branch, tag or commit."""
+    revisions: dict[str, str] = {}  # Hub id of a base -> its branch, tag or commit
     models: dict[str, ModelConfig] = {}
     """Whoever answers, named freely. A part that names no model is played by the one of the part's own name: teacher,
     filter, judge, attacker, attack_judge, detector."""
-    prompts: dict[str, PromptsSettings] = {}
-    """Pools of prompts: harmful, benign, maths."""
-    traces: dict[str, ShareSettings] = {}
-    """Pools of ready traces from files, such as maths."""
+    prompts: dict[str, PromptsSettings] = {}  # Pools of prompts: harmful, benign, maths
+    traces: dict[str, ShareSettings] = {}  # Pools of ready traces from files, such as maths
     distil: Teaching = Teaching()
-    benign_format: str = "default"
-    """The strategy for benign prompts; `same`: that of the arm."""
-    detector: Use = Use(kind="rules")
-    """Default: the model named `detector`, where there is one; else a screen by rules."""
-    filter: Use = Use(kind="rules")
-    """The judge that decides which distilled traces are kept."""
+    benign_format: str = "default"  # The strategy for benign prompts; `same`: that of the arm
+    detector: Use = Use(kind="rules")  # Default: the model named `detector`, where there is one; else a screen by rules
+    filter: Use = Use(kind="rules")  # The judge that decides which distilled traces are kept
     mix: MixDefaults = MixDefaults()
     train: dict[str, Any] = {}
     """Settings of training; `stage: KIND` trains by another stage than `train`, whose settings they then are."""
@@ -218,24 +186,20 @@ class Study(Strict):
     tamper: tuple[TamperUse, ...] = ()
     seeds: tuple[int, ...] = (0,)
     compare: tuple[Comparison, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    """Claims with the tests that decide them; the report's first table."""
+    findings: tuple[Finding, ...] = ()  # Claims with the tests that decide them; the report's first table
     fixed: tuple[str, ...] = ()
     """Benchmarks whose prompts are all that there are (`aime24`), no sample: rates are of these prompts alone."""
-    held_out: int = Field(default=0, ge=0)
-    """Safety rows of each arm kept out of training to measure learnability on."""
+    held_out: int = Field(default=0, ge=0)  # Safety rows of each arm kept out of training to measure learnability on
     data_dir: str | None = connection(None)
     serve: dict[str, Any] = {}
     """How bases and trained models are served for their benchmarks, in the words of a served model: `vllm`, or {engine: vllm,
     tensor_parallel: 2, max_model_len: 40000, …}. Empty: they run in the stage's own process."""
     workers: int | None = connection(None, ge=1)
     """Stages at the same time; default: the cores, or 1 with an accelerator."""
-    stand_in: bool = False
-    """Every model replaced by small local ones; the report says so across its head."""
+    stand_in: bool = False  # Every model replaced by small local ones; the report says so across its head
     stand_in_data: dict[str, str] = {}
     """Benchmark -> a few rows in its form, where there is no copy of the release. Only `--stand-in` sets it."""
-    quick: dict[str, Any] = {}
-    """Overrides, by path, for `--quick`."""
+    quick: dict[str, Any] = {}  # Overrides, by path, for `--quick`
 
     @field_validator("serve", mode="before")
     @classmethod
@@ -298,8 +262,7 @@ class Loaded(NamedTuple):
 
     study: Study | None
     problems: Problems
-    notes: list[str]
-    """What was left out because an override left its subject out."""
+    notes: list[str]  # What was left out because an override left its subject out
 
 
 def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> Loaded:

@@ -24,29 +24,21 @@ SOURCES = {
 }
 """Name -> `module:function`, called as `read(path, n=…, seed=…)`; the path is `None` for what is generated, and the
 local copy (`data`) for what is not."""
-GENERATED = frozenset({"mini-harmful", "mini-benign", "mini-arithmetic"})
-"""Sources that read no file."""
+GENERATED = frozenset({"mini-harmful", "mini-benign", "mini-arithmetic"})  # Sources that read no file
 
 
 class PromptsSettings(Strict):
     """A set of prompts: from where, how many, and in which wrappers."""
 
-    source: str
-    """A file or folder, the name of a source, or `module:function`."""
-    data: Path | None = None
-    """For a named source: its local copy."""
-    n: int | None = Field(default=None, ge=1)
-    """How many are drawn; all when left out. More than there are is an error."""
-    seed: int = 0
-    """Seed of the draw and of the pairing with templates."""
-    intent: Intent | None = None
-    """What all of them want; told from the rows when left out."""
-    form: str | None = None
-    """The form of the file; told from its rows when left out."""
+    source: str  # A file or folder, the name of a source, or `module:function`
+    data: Path | None = None  # For a named source: its local copy
+    n: int | None = Field(default=None, ge=1)  # How many are drawn; all when left out. More than there are is an error.
+    seed: int = 0  # Seed of the draw and of the pairing with templates
+    intent: Intent | None = None  # What all of them want; told from the rows when left out
+    form: str | None = None  # The form of the file; told from its rows when left out
     templates: Path | None = None
     """Templates with a place for `{question}`: a text file with one a line, or a table; `tools/recover_templates.py` makes one."""
-    per_question: int = Field(default=1, ge=1)
-    """In how many different templates each question is put."""
+    per_question: int = Field(default=1, ge=1)  # In how many different templates each question is put
 
     @model_validator(mode="after")
     def _fits(self) -> PromptsSettings:

@@ -29,8 +29,7 @@ FLAGS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no"
 OF_REPLY = ("whole", "finish", "right")
 SWITCH, SWITCHES = re.compile(TABLE["switch"]), {*TABLE["columns"]["attacked"], *TABLE["columns"]["thinking"]}
 Row = Mapping[str, Any]
-Said = Mapping[str, list[Any]]
-"""What a row says of itself, by heading; see `stated`."""
+Said = Mapping[str, list[Any]]  # What a row says of itself, by heading; see `stated`
 
 
 class OddRow(ValueError):

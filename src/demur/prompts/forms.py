@@ -27,8 +27,7 @@ from demur.storage.artifacts import Artifact, artifacts, is_published
 
 MATHS = re.compile(r"(?=.*[\d\\=^<>])\S+(\s+\S+){0,7}|.*####\s*\S+|\{.*\"tests\".*\}", re.DOTALL)
 """What answers to maths problems look like, or the tests of a program."""
-LOOKED_AT = 20
-"""Rows from which a form is told."""
+LOOKED_AT = 20  # Rows from which a form is told
 OWN: dict[str, tuple[set[str], type[Prompt | Trace | Example]]] = {
     "published": ({"parts", "prompt_id", "share"}, Example),
     "examples": ({"parts", "origin"}, Example),
@@ -37,8 +36,7 @@ OWN: dict[str, tuple[set[str], type[Prompt | Trace | Example]]] = {
 }
 """demur's own forms, by the columns that they all have."""
 FORMS = (*OWN, *TABLE["forms"])
-WRAPPED = ("pairs", "reasoning", "table")
-"""Forms whose prompts may be questions in shared wrappers."""
+WRAPPED = ("pairs", "reasoning", "table")  # Forms whose prompts may be questions in shared wrappers
 
 
 class Odd(Record, frozen=True, kw_only=True):
@@ -58,8 +56,7 @@ class Loaded(NamedTuple):
     examples: list[Example]
     pairs: list[Preference]
     odd: list[Odd]
-    notes: list[str]
-    """What of the file was not used, and what was assumed."""
+    notes: list[str]  # What of the file was not used, and what was assumed
 
 
 def load_file(path: Path, *, form: str | None = None, intent: Intent | None = None, glance: bool = False) -> Loaded:

@@ -44,12 +44,9 @@ class File(NamedTuple):
 
     name: str
     form: str
-    intent: Intent | None
-    """What all prompts want, over what their rows say."""
-    maths: bool
-    """Whether its answers are those of maths problems."""
-    named: bool
-    """Whether somebody named the form: columns that it has no use for are then left aside."""
+    intent: Intent | None  # What all prompts want, over what their rows say
+    maths: bool  # Whether its answers are those of maths problems
+    named: bool  # Whether somebody named the form: columns that it has no use for are then left aside
 
 
 class Talk(NamedTuple):
@@ -61,8 +58,7 @@ class Talk(NamedTuple):
 
 
 Cells = dict[str, list[str]]
-Columns = tuple[tuple[str, str], ...]
-"""The columns of a row and what fills each; see `columns.filling`."""
+Columns = tuple[tuple[str, str], ...]  # The columns of a row and what fills each; see `columns.filling`
 
 
 @lru_cache(maxsize=4096)

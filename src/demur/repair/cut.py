@@ -19,8 +19,7 @@ from demur.records import Failure, Finding, Sampling, Trace
 from demur.repair.settings import Intervention, RepairSettings
 
 SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?!\s|$)[^.!?\n]*)*(?:[.!?]+[\"'”’)\]]*)?\s*")
-SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
-"""Where a probe cuts, as shares of the sentences."""
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # Where a probe cuts, as shares of the sentences
 IN_FLIGHT = 256
 
 

@@ -14,8 +14,7 @@ from demur import thinking
 from demur.records import Finding, Message, Pattern, Trace
 from demur.repair.cut import SENTENCE
 
-Decides = Callable[[str], object]
-"""Whether a text decides what to do with the request; truthy when it does."""
+Decides = Callable[[str], object]  # Whether a text decides what to do with the request; truthy when it does
 CUT: tuple[Pattern, ...] = ("strong_vacillation", "weak_vacillation", "harmful_additions")
 """Patterns that can be cut out. What was never thought cannot be cut in."""
 REOPENS = re.compile(

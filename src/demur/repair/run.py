@@ -21,22 +21,17 @@ from demur.repair.cut import going_on, place
 from demur.repair.means import aligned, asked_again, trimmed
 from demur.repair.settings import RepairSettings
 
-ROUNDS = 3
-"""A cut may lay bare what evidence did not name at first; so often is what is left read and cut again."""
+ROUNDS = 3  # A cut may lay bare what evidence did not name at first; so often is what is left read and cut again
 Found = tuple[Finding, ...]
 
 
 class Action(Record, frozen=True, kw_only=True):
     """What became of one trace."""
 
-    trace: str
-    """Id of the original."""
-    result: str | None
-    """Id of what stands in its place; `None` when it was dropped."""
-    did: str
-    """clean, trim, align, trim+align, reask, drop, or left (nothing helped and nothing may be dropped)."""
-    patterns: tuple[Pattern, ...] = ()
-    """What was found in the original."""
+    trace: str  # Id of the original
+    result: str | None  # Id of what stands in its place; `None` when it was dropped
+    did: str  # clean, trim, align, trim+align, reask, drop, or left (nothing helped and nothing may be dropped)
+    patterns: tuple[Pattern, ...] = ()  # What was found in the original
     tried: tuple[str, ...] = ()
     reason: str = ""
 
@@ -45,16 +40,12 @@ class Action(Record, frozen=True, kw_only=True):
 class Repaired:
     """The outcome, in the order of the traces given."""
 
-    traces: tuple[Trace, ...]
-    """What to go on with: clean ones as they were, mended ones, and those left as they were."""
-    originals: tuple[Trace, ...]
-    """Those that were mended or dropped."""
-    findings: tuple[Finding, ...]
-    """On `traces`, by the detector, afterwards."""
+    traces: tuple[Trace, ...]  # What to go on with: clean ones as they were, mended ones, and those left as they were
+    originals: tuple[Trace, ...]  # Those that were mended or dropped
+    findings: tuple[Finding, ...]  # On `traces`, by the detector, afterwards
     actions: tuple[Action, ...]
     failures: tuple[Failure, ...]
-    counts: dict[str, int]
-    """How many traces were clean, mended by each means, left, dropped."""
+    counts: dict[str, int]  # How many traces were clean, mended by each means, left, dropped
     patterns: dict[Pattern, tuple[int, int]]
     """In how many traces each was found: in those given, and in those to go on with."""
 
@@ -102,8 +93,7 @@ class _Work:
         """Of traces that no means has mended yet: the version with the fewest patterns, and what was done to get it."""
         self.steps: dict[str, list[str]] = {}
         self.failures: list[Failure] = []
-        self.kept: dict[str, str] = {}
-        """Of traces that are cut and gone on from: what is left of their thinking."""
+        self.kept: dict[str, str] = {}  # Of traces that are cut and gone on from: what is left of their thinking
         if asks := [name for name in ("reask", "continue") if name in settings.means]:
             if teacher is None:
                 raise UserError(f"repair with '{asks[0]}' needs a teacher: give --teacher, or leave it out of 'with'.")

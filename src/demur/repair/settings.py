@@ -21,8 +21,7 @@ def _regular(value: str) -> str:
     return value
 
 
-Regular = Annotated[str, AfterValidator(_regular)]
-"""A regular expression, in any case."""
+Regular = Annotated[str, AfterValidator(_regular)]  # A regular expression, in any case
 Means = Literal["reask", "continue", "trim", "align", "drop"]
 
 
@@ -41,14 +40,11 @@ class RepairSettings(Drawn):
 
     means: tuple[Means, ...] = Field(default=("trim", "align", "reask", "drop"), alias="with", min_length=1)
     """Tried in this order until one passes the detector. Without `drop`, a trace that nothing mends stays as it was."""
-    tries: int = Field(default=2, ge=1)
-    """Most replies that `reask` or `continue` asks for one trace."""
+    tries: int = Field(default=2, ge=1)  # Most replies that `reask` or `continue` asks for one trace
     cut: Literal["pattern", "cue", "share"] = "pattern"
     """Where `continue` cuts: before the first sentence that shows a pattern, before the first that `cue` matches, or at `share`."""
-    cue: Regular = COMPLIANCE
-    """For the first sentence that goes about complying."""
-    share: float = Field(default=0.5, ge=0, le=1)
-    """Of the sentences of a thinking."""
+    cue: Regular = COMPLIANCE  # For the first sentence that goes about complying
+    share: float = Field(default=0.5, ge=0, le=1)  # Of the sentences of a thinking
     insert: str = "Wait. This could hurt somebody, and it is not for me to help with that."
     """What `continue` puts where it cuts. The teacher goes on from there; loss falls on this and on what it adds."""
     refusal: str = "Sorry, I can't help with that."

@@ -23,8 +23,7 @@ from demur.storage.artifacts import atomic_write
 if TYPE_CHECKING:
     from rich.console import Group
 
-VERBS = ("patterns", "data", "learnability", "measured")
-"""Sections that stand for a run without evaluations."""
+VERBS = ("patterns", "data", "learnability", "measured")  # Sections that stand for a run without evaluations
 SUMMARY = ("measured", "findings", "results", "changes", "comparisons", "patterns", "data", "protocol")
 
 

@@ -26,8 +26,7 @@ from demur.report.tables import Cell, Table, estimate, table, templates
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa8800", "#2299bb", "#aa3377", "#777777", "#ee7733")
 """A palette that colour-blind readers can tell apart, on light and dark ground (after Paul Tol): an arm has one everywhere."""
 WIDTH, HEIGHT, LEFT, BELOW = 480, 300, 46, 42
-POINTS = 24
-"""Up to so many points each tells its value; a longer curve tells its end, and its table has every so many."""
+POINTS = 24  # Up to so many points each tells its value; a longer curve tells its end, and its table has every so many
 
 
 class Figure(NamedTuple):
@@ -42,8 +41,7 @@ class Line(NamedTuple):
 
     arm: str
     points: Sequence[tuple[float, Estimate]]
-    name: str = ""
-    """Where it is not the arm's."""
+    name: str = ""  # Where it is not the arm's
 
 
 class Axis(NamedTuple):
@@ -72,10 +70,8 @@ class Mark(NamedTuple):
     x: float
     y: float
     radius: float = 0
-    bars: str = ""
-    """Intervals, as a path."""
-    line: str = ""
-    """A curve, as points."""
+    bars: str = ""  # Intervals, as a path
+    line: str = ""  # A curve, as points
     name: str = ""
 
 

@@ -26,16 +26,13 @@ from demur.storage.records_file import project
 Unit = Literal["share", "tokens", "nats", "count"]
 Value = bool | float | tuple[float, float] | None
 """What a reply counts as; a pair is a part of two sums whose ratio is the number."""
-ALL = "all"
-"""The benchmark, or the attack, of a number that is over several."""
-OVER_ALL = ("thinking_tokens", "answer_tokens", "no_reply")
-"""Metrics that are given over all benchmarks."""
+ALL = "all"  # The benchmark, or the attack, of a number that is over several
+OVER_ALL = ("thinking_tokens", "answer_tokens", "no_reply")  # Metrics that are given over all benchmarks
 FIRST = ("attack_success", "served", "over_refusal", "pairs", "accuracy")
 """Metrics that the first table begins with, in its order."""
 GOOD = (("safe", "full_refusal", "partial_refusal"), ("full_compliance",))
 """Labels by which a harmful prompt was declined, and a harmless one answered."""
-TOLD = ((*HARM, *REFUSAL), REFUSAL)
-"""Labels that tell either."""
+TOLD = ((*HARM, *REFUSAL), REFUSAL)  # Labels that tell either
 
 
 class Column(NamedTuple):
@@ -50,8 +47,7 @@ class Column(NamedTuple):
     unit: Unit = "share"
 
 
-Made = tuple[str, int | None]
-"""Base and seed of a training."""
+Made = tuple[str, int | None]  # Base and seed of a training
 
 
 class Cell:
@@ -61,8 +57,7 @@ class Cell:
         self.fixed = fixed  # its prompts are all that there are
         self.values: list[Value] = []
         self.rows: list[Row] = []
-        self.made: list[Made] = []
-        """The training behind each value."""
+        self.made: list[Made] = []  # The training behind each value
 
     def add(self, row: Row, value: Value, made: Made) -> None:
         """Take a reply in."""
@@ -120,8 +115,7 @@ def clipped(estimate: Estimate, values: Iterable[float | None], unit: str) -> Es
     return replace(estimate, low=max(0.0, estimate.low), high=min(most, estimate.high))
 
 
-Cells = dict[str, dict[Column, Cell]]
-"""Arm -> column -> cell, both in the order of the run."""
+Cells = dict[str, dict[Column, Cell]]  # Arm -> column -> cell, both in the order of the run
 
 
 def levels(made: Sequence[tuple[str, object]]) -> list[list[int]]:

@@ -18,8 +18,7 @@ from demur.storage.artifacts import Artifact
 from demur.storage.records_file import project
 
 TRUNCATED = ("cut_in_thinking", "cut_in_answer")
-NO, YES, UNKNOWN, ABSENT = range(4)
-"""What findings say of a pattern in a trace; the last: nothing."""
+NO, YES, UNKNOWN, ABSENT = range(4)  # What findings say of a pattern in a trace; the last: nothing
 MEASURES: dict[str, tuple[str, Callable[[Any], float | bool | None]]] = {
     "sentences": ("sentences", float),
     "first_awareness": ("first_awareness", lambda place: place),
@@ -37,8 +36,7 @@ class PatternRate(Record, frozen=True, kw_only=True):
 
     traces: str
     pattern: str
-    kind: str
-    """pattern, class or any."""
+    kind: str  # pattern, class or any
     detector: str
     before: Estimate
     after: Estimate | None = None
@@ -103,8 +101,7 @@ class _Found:
         self.screen = is_screen(str(stage.manifest.settings.get("detector", "llm")))
         place: dict[int, int] = {}
         self.clusters, self.truncated, passed = array("q"), bytearray(), bytearray()
-        self.groups: dict[str, array[int]] = {}
-        """Places of traces by strategy."""
+        self.groups: dict[str, array[int]] = {}  # Places of traces by strategy
         fields = ("id", "prompt.cluster", "prompt.intent", "strategy", "outcome")
         for name, cluster, intent, strategy, outcome in project(source.folder / "traces.jsonl", Trace, *fields):
             if intent in ("harmful", "borderline"):
@@ -114,8 +111,7 @@ class _Found:
                 self.truncated.append(outcome in TRUNCATED)
                 passed.append(keep is not None and name in keep)
         self.passed = None if keep is None else passed
-        self.labels: dict[int, list[dict[str, Any]]] = {}
-        """What people said of traces, by place."""
+        self.labels: dict[int, list[dict[str, Any]]] = {}  # What people said of traces, by place
         for row in labels:
             if (at := place.get(hash(row["id"]))) is not None:
                 self.labels.setdefault(at, []).append(row)

@@ -14,8 +14,7 @@ from demur.report.tables import Cell, Head, Section, Table, estimate, table
 from demur.report.tests import PairedTest
 
 Row = tuple[Cell | str, ...]
-Part = tuple[str, Sequence[Table], dict[str, object]]
-"""Id of a section, its tables, and what its text has to say."""
+Part = tuple[str, Sequence[Table], dict[str, object]]  # Id of a section, its tables, and what its text has to say
 DRAWN: dict[str, Callable[[Report], Iterator[figures.Figure]]] = {
     "pareto": figures.pareto, "learnability": figures.losses, "tries": figures.attempts,
     "depth": figures.depth,

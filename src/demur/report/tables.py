@@ -23,14 +23,10 @@ class Cell(NamedTuple):
     """What stands at one place of a table."""
 
     text: str
-    tone: str = ""
-    """best, warn, soft, or nothing."""
-    about: str = ""
-    """What a page tells of it on hover or focus."""
-    where: str = ""
-    """Which traces are behind it, as the viewer's filters: `arm=short&bench=xstest`."""
-    track: tuple[float, float, float] | None = None
-    """Low, value and high in per cent, drawn as a bar."""
+    tone: str = ""  # best, warn, soft, or nothing
+    about: str = ""  # What a page tells of it on hover or focus
+    where: str = ""  # Which traces are behind it, as the viewer's filters: `arm=short&bench=xstest`
+    track: tuple[float, float, float] | None = None  # Low, value and high in per cent, drawn as a bar
 
 
 class Head(NamedTuple):
@@ -38,8 +34,7 @@ class Head(NamedTuple):
 
     title: str
     group: str = ""
-    number: bool = True
-    """Set to the right."""
+    number: bool = True  # Set to the right
 
 
 class Table(NamedTuple):
@@ -58,14 +53,11 @@ class Section(NamedTuple):
     tables: tuple[Table, ...] = ()
     about: str = ""
     notes: tuple[str, ...] = ()
-    figures: tuple[tuple[str, Table], ...] = ()
-    """Drawings, as SVG, each with the table of its values."""
-    fold: bool = False
-    """Closed until it is wanted."""
+    figures: tuple[tuple[str, Table], ...] = ()  # Drawings, as SVG, each with the table of its values
+    fold: bool = False  # Closed until it is wanted
 
 
-FEW = 10
-"""Below so many scored replies their number stands beside the rate."""
+FEW = 10  # Below so many scored replies their number stands beside the rate
 
 
 def table(titles: Sequence[str], rows: Sequence[tuple[Cell | str, ...]], name: str = "") -> Table:

@@ -27,8 +27,7 @@ from demur.report.read import Run
 from demur.report.training import Learnability
 
 ALPHA = 0.05
-LOSS = "loss"
-"""The metric of a finding that is no benchmark's."""
+LOSS = "loss"  # The metric of a finding that is no benchmark's
 Outcome = Literal["supported", "refuted", "undecided"]
 NOTHING = Estimate(value=None, low=None, high=None, n=0)
 LEFT = stats.Difference(value=None, low=None, high=None, p=None, n=0, clusters=0)
@@ -40,36 +39,25 @@ class PairedTest(Record, frozen=True, kw_only=True):
     a: str
     b: str
     metric: str
-    bench: str = ""
-    """Empty: every benchmark that has the metric."""
-    attack: tuple[str, ...] = ()
-    """Empty: however the questions were put."""
+    bench: str = ""  # Empty: every benchmark that has the metric
+    attack: tuple[str, ...] = ()  # Empty: however the questions were put
     part: str = ""
-    judge: str = ""
-    """Empty: of each benchmark the protocol's."""
+    judge: str = ""  # Empty: of each benchmark the protocol's
     better: stats.Better = "neither"
     unit: str = "share"
     estimate_a: Estimate = NOTHING
     estimate_b: Estimate = NOTHING
     difference: stats.Difference = LEFT
     p_holm: float | None = None
-    comparisons: int = 0
-    """How many tests Holm's method adjusted for."""
+    comparisons: int = 0  # How many tests Holm's method adjusted for
     bases: int = 1
-    margin: float | None = None
-    """How much worse A may be, where the study declares it."""
-    expect: str = ""
-    """lower, higher or same: what a finding expects of A; empty for a plain comparison."""
-    by: float = 0.0
-    """The smallest difference that matters."""
-    split: str = ""
-    """What speaks against the numbers: another judge that says the contrary, an arm that is garbled."""
-    weights: dict[str, float] = {}
-    """How much each attack weighs, where there are several."""
-    p_claim: float | None = None
-    """Of the claim's contrary; without a claim, of no difference."""
-    p_against: float | None = None
-    """Of the claim; after Holm's method."""
+    margin: float | None = None  # How much worse A may be, where the study declares it
+    expect: str = ""  # lower, higher or same: what a finding expects of A; empty for a plain comparison
+    by: float = 0.0  # The smallest difference that matters
+    split: str = ""  # What speaks against the numbers: another judge that says the contrary, an arm that is garbled
+    weights: dict[str, float] = {}  # How much each attack weighs, where there are several
+    p_claim: float | None = None  # Of the claim's contrary; without a claim, of no difference
+    p_against: float | None = None  # Of the claim; after Holm's method
     outcome: Outcome = "undecided"
     why: str = ""
 
@@ -383,8 +371,7 @@ def _one_a_question(cell: Cell) -> bool:
     return len(set(asked)) == len(asked)
 
 
-Key = tuple[str, str, int, int]
-"""Question, attack, sample, and how many of these came before."""
+Key = tuple[str, str, int, int]  # Question, attack, sample, and how many of these came before
 
 
 def _by_training(cell: Cell, *, whole: bool) -> dict[Made, dict[Key, int]]:

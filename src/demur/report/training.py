@@ -18,8 +18,7 @@ from demur.storage.records_file import project
 
 Part = Literal["thinking", "answer", "whole"]
 PARTS: tuple[Part, ...] = ("whole", "thinking", "answer")
-SHORTEST = 3
-"""Tokens a row on average below which there is nothing to learn: an empty thinking is its closing tag."""
+SHORTEST = 3  # Tokens a row on average below which there is nothing to learn: an empty thinking is its closing tag
 
 
 class Learnability(Record, frozen=True, kw_only=True):
@@ -33,12 +32,9 @@ class Learnability(Record, frozen=True, kw_only=True):
     distance_sequence: float
     end: float
     end_sequence: float
-    target: float
-    """Loss a token to reach: the largest end of all arms."""
-    steps: int
-    """Updates until a measurement was at or below the target."""
-    tokens: int
-    """Supervised tokens trained on until then."""
+    target: float  # Loss a token to reach: the largest end of all arms
+    steps: int  # Updates until a measurement was at or below the target
+    tokens: int  # Supervised tokens trained on until then
 
 
 class Curve(Record, frozen=True, kw_only=True):

@@ -23,8 +23,7 @@ from demur.stats.spread import (
     weighed,
 )
 
-USUAL = 0.5
-"""How much trainings differ where nothing is known: the standard deviation of their log odds."""
+USUAL = 0.5  # How much trainings differ where nothing is known: the standard deviation of their log odds
 NONE = Estimate(value=None, low=None, high=None, n=0, unscored=0)
 Better = Literal["lower", "higher", "neither"]
 

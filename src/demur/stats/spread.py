@@ -9,19 +9,16 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-Z = 1.959963984540054
-"""The normal quantile of a two-sided 95 % interval."""
+Z = 1.959963984540054  # The normal quantile of a two-sided 95 % interval
 DRAWS = 10_000
 """Random sign flips where the exact distribution is out of reach: p is then known to about 0.002 near 0.05."""
 
-PRIOR = 4.0
-"""Degrees of freedom that the usual spread of trainings counts for, beside the trainings of a test."""
+PRIOR = 4.0  # Degrees of freedom that the usual spread of trainings counts for, beside the trainings of a test
 AGREE = {2: (0.13, 0.7)}
 AGREE_OR = (0.7, 0.5)
 """By the number of seeds (`AGREE_OR`: any other): the ratio to what single replies explain below which seeds count as alike,
 and how much of what is missing to 1 is taken off. Found by simulation, so that coverage is near 95 % whatever seeds do."""
-SHRINK = 0.2
-"""Clusters of the rarer outcome that the belief in wholly alike replies counts for."""
+SHRINK = 0.2  # Clusters of the rarer outcome that the belief in wholly alike replies counts for
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]

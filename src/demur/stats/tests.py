@@ -25,11 +25,9 @@ from demur.stats.spread import (
     with_pseudo_clusters,
 )
 
-USUAL_BASES = 0.7
-"""How much bases differ where nothing is known: the standard deviation of their log odds."""
+USUAL_BASES = 0.7  # How much bases differ where nothing is known: the standard deviation of their log odds
 POWER = 0.8
-TYPICAL, ALIKE = 0.3, 0.3
-"""Before anything is measured: a rate, and the correlation of two arms' replies to one prompt."""
+TYPICAL, ALIKE = 0.3, 0.3  # Before anything is measured: a rate, and the correlation of two arms' replies to one prompt
 
 
 class Difference(Record, frozen=True, kw_only=True):
@@ -38,21 +36,14 @@ class Difference(Record, frozen=True, kw_only=True):
     value: float | None
     low: float | None
     high: float | None
-    p: float | None
-    """Two-sided, of no difference."""
-    n: int
-    """Pairs of replies that were scored on both sides."""
-    clusters: int
-    """Independent prompts among them."""
+    p: float | None  # Two-sided, of no difference
+    n: int  # Pairs of replies that were scored on both sides
+    clusters: int  # Independent prompts among them
     seeds: int = 1
-    unscored: int = 0
-    """Pairs with a side that could not be scored."""
-    spread: float | None = None
-    """Standard error times the root of `clusters`; what sample sizes follow from."""
-    freedom: float = math.inf
-    """Degrees of freedom of the interval."""
-    by_seeds: float = 0.0
-    """The share of the variance that is between seeds, which no number of prompts takes away."""
+    unscored: int = 0  # Pairs with a side that could not be scored
+    spread: float | None = None  # Standard error times the root of `clusters`; what sample sizes follow from
+    freedom: float = math.inf  # Degrees of freedom of the interval
+    by_seeds: float = 0.0  # The share of the variance that is between seeds, which no number of prompts takes away
     how: str = ""
 
 

@@ -46,16 +46,12 @@ class Manifest(Record, frozen=True, kw_only=True):
     name: str
     kind: str
     version: int
-    fingerprint: str
-    """Changes with everything that can change the records."""
+    fingerprint: str  # Changes with everything that can change the records
     settings: dict[str, Any]
-    inputs: dict[str, str]
-    """Part of each input -> its fingerprint; `file:PART` -> hash of an outside file."""
-    models: dict[str, Any] = {}
-    """Part -> the declaration of the model that played it."""
+    inputs: dict[str, str]  # Part of each input -> its fingerprint; `file:PART` -> hash of an outside file
+    models: dict[str, Any] = {}  # Part -> the declaration of the model that played it
     files: dict[str, FileInfo] = {}
-    summary: dict[str, Any] = {}
-    """For people: counts that one wants at a glance."""
+    summary: dict[str, Any] = {}  # For people: counts that one wants at a glance
     host: dict[str, str] = {}
     seconds: float = 0.0
 
@@ -115,8 +111,7 @@ class Draft:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.line = ""
-        """One line for people: what was done."""
+        self.line = ""  # One line for people: what was done
         self.summary: dict[str, Any] = {}
         self._rows: dict[str, int] = {}
 

@@ -33,14 +33,12 @@ CREATE TRIGGER IF NOT EXISTS more AFTER INSERT ON replies BEGIN UPDATE counted S
 CREATE TRIGGER IF NOT EXISTS fewer AFTER DELETE ON replies BEGIN UPDATE counted SET n = n - 1; END;
 COMMIT;
 """
-OBJECTS = 7
-"""What SQLite lists of this schema, its own indexes included."""
+OBJECTS = 7  # What SQLite lists of this schema, its own indexes included
 COLUMNS = "key, label, model, failure, body, crc, tokens_in, tokens_out, tokens_thinking, retries, cost, at"
 ROW = f"({','.join('?' * 12)})"
 INSERT = f"INSERT OR IGNORE INTO replies({COLUMNS}) VALUES {ROW}"
 
-MARK = "damaged"
-"""A file beside the cache: it was found damaged, and is rebuilt when it is next opened."""
+MARK = "damaged"  # A file beside the cache: it was found damaged, and is rebuilt when it is next opened
 NEW = "rebuilt.sqlite"
 Pages = dict[int, memoryview]
 Rows = list[tuple[Any, ...]]

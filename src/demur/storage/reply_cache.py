@@ -59,8 +59,7 @@ class Reply(Record, frozen=True, kw_only=True):
     """What came back for one request, as it came; or, with `failure`, why nothing did."""
 
     content: str | None = None
-    reasoning: str | None = None
-    """The server's own field for the thinking."""
+    reasoning: str | None = None  # The server's own field for the thinking
     finish: Finish = "stop"
     failure: FailureKind | None = None
     detail: str = ""
@@ -69,13 +68,10 @@ class Reply(Record, frozen=True, kw_only=True):
     tokens_thinking: int | None = None
     retries: int = 0
     cost: float | None = None
-    opened: bool = False
-    """Whether what was sent ended inside an opened thinking."""
-    served: str = ""
-    """What the server called itself in this reply."""
+    opened: bool = False  # Whether what was sent ended inside an opened thinking
+    served: str = ""  # What the server called itself in this reply
     notes: tuple[str, ...] = ()
-    first_tokens: dict[str, float] = {}
-    """Log-probabilities of the likeliest first tokens, where they were asked for."""
+    first_tokens: dict[str, float] = {}  # Log-probabilities of the likeliest first tokens, where they were asked for
 
 
 class Line(Record, frozen=True, kw_only=True):
@@ -90,8 +86,7 @@ class Line(Record, frozen=True, kw_only=True):
     """`None`, as for the others, where no reply says so; the tokens of thinking above all, which few servers count."""
     tokens_out: int | None
     tokens_thinking: int | None
-    cost: float | None
-    """`None` when no price was declared."""
+    cost: float | None  # `None` when no price was declared
 
 
 class _Batch(NamedTuple):

@@ -57,12 +57,9 @@ class Report(NamedTuple):
     starts: list[dict[str, Any]]
     ends: list[dict[str, Any]]
     refused: list[str]
-    peak: list[float]
-    """GiB that were held at most, a card."""
-    held: dict[str, Any]
-    """What is held now, by process; nothing, after a run."""
-    asked: dict[str, int]
-    """Requests by model."""
+    peak: list[float]  # GiB that were held at most, a card
+    held: dict[str, Any]  # What is held now, by process; nothing, after a run
+    asked: dict[str, int]  # Requests by model
 
 
 class World(contextlib.ExitStack):
@@ -73,8 +70,7 @@ class World(contextlib.ExitStack):
         super().__init__()
         self.folder, self.cards, self.shares = folder.resolve(), cards, shares
         self.asked: Counter[str] = Counter()
-        self.parts: defaultdict[str, set[str]] = defaultdict(set)
-        """What each model plays, by its name."""
+        self.parts: defaultdict[str, set[str]] = defaultdict(set)  # What each model plays, by its name
         self.hub = self.folder / "hub"
         self.machines: list[Path] = []
 

@@ -41,8 +41,7 @@ These steps take about an hour in all. Let me know if you want more detail on on
 
 MASTERS, ADAPTED = 16.0, 2.1
 """Bytes a parameter of full fine-tuning in float32 under Adam, and of LoRA over 16-bit weights."""
-ACTIVATIONS = 6.0
-"""GiB of activations and buffers on a card that trains."""
+ACTIVATIONS = 6.0  # GiB of activations and buffers on a card that trains
 
 
 class Manners(NamedTuple):

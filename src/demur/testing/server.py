@@ -39,8 +39,7 @@ _REFUSALS = {
     "too_long": (400, "This model's maximum context length is 4096 tokens. Please reduce the length of the messages."),
 }
 FAULTS = {*_REFUSALS, "dropped", "half_json", "endless", "filtered"}
-TAIL_SHAPE = 2.5
-"""Of the Pareto distribution of heavy-tailed latencies."""
+TAIL_SHAPE = 2.5  # Of the Pareto distribution of heavy-tailed latencies
 
 
 class Behaviour(Record, frozen=True, kw_only=True):
@@ -50,20 +49,14 @@ class Behaviour(Record, frozen=True, kw_only=True):
     model: str = "scripted"
     port: int = 0
     host: str = "127.0.0.1"
-    latency: float = 0.0
-    """Seconds of every reply; the shortest, with a tail."""
-    tail: bool = False
-    """Whether latencies are heavy-tailed: Pareto, bounded at 40 times the shortest."""
+    latency: float = 0.0  # Seconds of every reply; the shortest, with a tail
+    tail: bool = False  # Whether latencies are heavy-tailed: Pareto, bounded at 40 times the shortest
     faults: dict[str, float] = {}
-    strikes: int = 1
-    """How many tries of the same request a fault strikes; 0: all."""
+    strikes: int = 1  # How many tries of the same request a fault strikes; 0: all
     retry_after: float = 0.05
-    cap: int = 0
-    """Most tokens of a reply, whatever is asked for; 0: no bound of the server's own."""
-    swap_after: int = 0
-    """After so many replies another model answers under the same name; 0: never."""
-    reasoning_field: str = ""
-    """`reasoning_content` or `reasoning`: the thinking is taken out of the content."""
+    cap: int = 0  # Most tokens of a reply, whatever is asked for; 0: no bound of the server's own
+    swap_after: int = 0  # After so many replies another model answers under the same name; 0: never
+    reasoning_field: str = ""  # `reasoning_content` or `reasoning`: the thinking is taken out of the content
 
 
 class _Server:
@@ -220,8 +213,7 @@ def _logprobs(text: str, *, chat: bool) -> dict[str, Any]:
 class Server(NamedTuple):
     """A running protocol server."""
 
-    url: str
-    """Up to `/v1`."""
+    url: str  # Up to `/v1`
     process: subprocess.Popen[str]
 
     def requests(self) -> dict[str, int]:

@@ -26,12 +26,9 @@ from demur.storage.reply_cache import Reply, ReplyCache
 Shape = Literal[
     "dead", "mute", "endless", "permissive", "refusing", "echoing", "babbling", "slow", "truncating", "separating", "filtering"
 ]  # fmt: skip
-USELESS: tuple[Shape, ...] = ("dead", "mute", "endless", "echoing", "babbling")
-"""With these no study can be run."""
-SLOW = 20.0
-"""Seconds of a short reply from which a host is called slow."""
-BUDGET = 2048
-"""Tokens that every question may take: none needs a tenth of it but by thinking."""
+USELESS: tuple[Shape, ...] = ("dead", "mute", "endless", "echoing", "babbling")  # With these no study can be run
+SLOW = 20.0  # Seconds of a short reply from which a host is called slow
+BUDGET = 2048  # Tokens that every question may take: none needs a tenth of it but by thinking
 TABLE = yaml.safe_load(Path(__file__).with_name("shapes.yaml").read_text(encoding="utf-8"))
 """The questions, what a right answer holds, and what is said of each shape."""
 
@@ -42,8 +39,7 @@ class Answered(NamedTuple):
     found: Trace | Failure
     reply: Reply
     seconds: float
-    question: Mapping[str, Any]
-    """As `shapes.yaml` has it."""
+    question: Mapping[str, Any]  # As `shapes.yaml` has it
 
     @property
     def text(self) -> str:

@@ -30,11 +30,9 @@ from demur.records import Intent, Message, Prompt, Sampling, Trace, write_jsonl
 from demur.storage.artifacts import atomic_write
 from demur.testing.scripts import teacher
 
-ROWS, TOKENS = 12, 48
-"""Of a smoke run: rows of a share, and twice the prompts of a benchmark; most tokens of a reply."""
+ROWS, TOKENS = 12, 48  # Of a smoke run: rows of a share, and twice the prompts of a benchmark; most tokens of a reply
 PARTS = ("teacher", "filter", "judge", "attacker", "attack_judge", "detector")
-POOL = 8
-"""Harmful prompts for each safety row, since filters and patterns take most of their replies."""
+POOL = 8  # Harmful prompts for each safety row, since filters and patterns take most of their replies
 
 
 def standing_in(study: Study, *, out: Path, seeds: int = 1) -> Resolved:

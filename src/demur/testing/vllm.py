@@ -23,10 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 GIB = 2**30
-WORKSPACE = 2.0
-"""GiB of each card beside weights and cache: activations of a profiling run, CUDA graphs, communication."""
-CONTEXT = 0.5
-"""GiB of a card that a process holds outside of what it was given."""
+WORKSPACE = 2.0  # GiB of each card beside weights and cache: activations of a profiling run, CUDA graphs, communication
+CONTEXT = 0.5  # GiB of a card that a process holds outside of what it was given
 FLAGS, SWITCHES = (part.split() for part in Path(__file__).with_name("vllm_flags.txt").read_text().split("\n\n"))
 """Arguments that exist, those with a value first: docs.vllm.ai, Engine Arguments of 0.8.5 and 0.10, and the pages of `vllm serve`."""
 
@@ -35,8 +33,7 @@ class Shape(NamedTuple):
     """What a model's config.json says of its size."""
 
     parameters: float
-    kv_bytes: int
-    """Of one token, over all layers, in 16 bits."""
+    kv_bytes: int  # Of one token, over all layers, in 16 bits
     heads: int
     positions: int
 

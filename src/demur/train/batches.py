@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from demur.records import digest
 from demur.train.render import IGNORED, Row
 
-Group = list[int]
-"""Indices of the rows of one micro-batch; none: a micro-batch that only keeps processes in step."""
+Group = list[int]  # Indices of the rows of one micro-batch; none: a micro-batch that only keeps processes in step
 
 
 class Limits(NamedTuple):
@@ -29,8 +28,7 @@ class Limits(NamedTuple):
 class Plan(NamedTuple):
     """What every step reads."""
 
-    steps: list[list[Group]]
-    """Step -> micro-batches, a multiple of `world`."""
+    steps: list[list[Group]]  # Step -> micro-batches, a multiple of `world`
     world: int = 1
 
     def of_rank(self, step: int, rank: int) -> list[Group]:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 SHOWN = 3
-LONGEST = 400
-"""Tokens of a row that are shown; of a longer one the middle is left out."""
+LONGEST = 400  # Tokens of a row that are shown; of a longer one the middle is left out
 
 
 class Token(NamedTuple):
@@ -33,16 +32,13 @@ class Report(NamedTuple):
 
     base: str
     template: str
-    opened: bool = False
-    """Whether the inference prompt opens the thinking."""
+    opened: bool = False  # Whether the inference prompt opens the thinking
     stop: str = ""
     rows: int = 0
     dropped: Sequence[Dropped] = ()
-    notes: Sequence[str] = ()
-    """What is unusual and no obstacle."""
+    notes: Sequence[str] = ()  # What is unusual and no obstacle
     shown: Sequence[list[Token]] = ()
-    problem: str = ""
-    """Why training would be refused; empty: it would not."""
+    problem: str = ""  # Why training would be refused; empty: it would not
 
     @property
     def ok(self) -> bool:

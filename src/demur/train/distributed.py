@@ -23,8 +23,7 @@ from demur.interfaces import Progress
 from demur.train.settings import TrainSettings
 
 PREFIX = "demur-progress "
-STOP = "stop"
-"""File in a job's folder that asks its processes for a checkpoint and an end."""
+STOP = "stop"  # File in a job's folder that asks its processes for a checkpoint and an end
 
 
 def launched() -> bool:

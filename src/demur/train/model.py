@@ -24,18 +24,15 @@ from demur.train.settings import LoraSettings, TrainSettings
 BYTES_PER_TOKEN = 34
 """Bytes of activations that a layer keeps for each token and unit of width, in 16 bits and without attention scores
 (Korthikanti et al. 2022, arXiv 2205.05198, table 2)."""
-NARROW = 256
-"""Width below which bfloat16 arithmetic does not pay on a CPU (docs/training.md has the measurement)."""
+NARROW = 256  # Width below which bfloat16 arithmetic does not pay on a CPU (docs/training.md has the measurement)
 
 
 class Place(NamedTuple):
     """Where and in what precision to train."""
 
     device: torch.device
-    dtype: torch.dtype
-    """Of the weights."""
-    mixed: bool
-    """Whether arithmetic is in bfloat16 over float32 weights."""
+    dtype: torch.dtype  # Of the weights
+    mixed: bool  # Whether arithmetic is in bfloat16 over float32 weights
     packed: bool
 
 

@@ -17,13 +17,10 @@ from demur.train.settings import TrainSettings
 class Job(NamedTuple):
     """What is to be trained, in plain data: what other processes are told."""
 
-    examples: str
-    """File of training rows."""
-    held_out: str
-    """File of rows to measure the loss on; empty: none."""
+    examples: str  # File of training rows
+    held_out: str  # File of rows to measure the loss on; empty: none
     base: str
-    name: str
-    """What the base is called."""
+    name: str  # What the base is called
     out: str
     settings: TrainSettings
 
@@ -33,14 +30,11 @@ class Prepared(NamedTuple):
 
     rendered: Rendered
     held_out: Rendered
-    units: list[list[int]]
-    """What an update consists of: indices of rows, one by one or chosen and rejected together."""
+    units: list[list[int]]  # What an update consists of: indices of rows, one by one or chosen and rejected together
     plan: batches.Plan
-    fingerprint: str
-    """Of rows, their order and the settings: a checkpoint of another one is not used."""
+    fingerprint: str  # Of rows, their order and the settings: a checkpoint of another one is not used
     template: str
-    notes: list[str]
-    """What is unusual about the chat template and no obstacle."""
+    notes: list[str]  # What is unusual about the chat template and no obstacle
 
     def rows(self, units: Iterable[int]) -> list[Row]:
         """The rows of some units."""

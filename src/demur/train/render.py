@@ -28,21 +28,17 @@ from demur.thinking import CANONICAL
 from demur.train.chat import FAMILIES, Chat, Messages, Unfit, load_tokenizer, stops_of
 
 NAMES = ("auto", "tokenizer", "generic")
-IGNORED = -100
-"""The label of a token on which no loss falls."""
+IGNORED = -100  # The label of a token on which no loss falls
 
 
 class Row(NamedTuple):
     """A training row; `ids` and `labels` have the same length."""
 
-    example: str
-    """Id of the example."""
+    example: str  # Id of the example
     ids: list[int]
     labels: list[int]
-    context: int
-    """Number of tokens before the response."""
-    answer: int
-    """Index of the first token behind the closing tag."""
+    context: int  # Number of tokens before the response
+    answer: int  # Index of the first token behind the closing tag
     share: str = ""
 
     @property
@@ -97,8 +93,7 @@ class Renderer:
             raise unknown("template", template, (*NAMES, *FAMILIES))
         self.tokenizer = tokenizer
         self.own, self.loss = template == "tokenizer", loss
-        self.mask: Sequence[str] = ()
-        """Parts that are not trained, whatever their flags."""
+        self.mask: Sequence[str] = ()  # Parts that are not trained, whatever their flags
         self.primer: Mapping[str, int] = {}
         """Component -> how many tokens of its thinking are trained, and none behind them."""
         self.chat = Chat(tokenizer, stops)

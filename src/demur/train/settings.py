@@ -17,10 +17,8 @@ from demur.settings import Strict, connection
 class LoraSettings(Strict):
     """Low-rank adapters in place of full fine-tuning. They are merged into the result, and stay beside it."""
 
-    r: int = Field(default=16, ge=1)
-    """Rank."""
-    alpha: float = Field(default=32.0, gt=0)
-    """The update is scaled by alpha / r."""
+    r: int = Field(default=16, ge=1)  # Rank
+    alpha: float = Field(default=32.0, gt=0)  # The update is scaled by alpha / r
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: str | tuple[str, ...] = "all-linear"
     """Names of the adapted modules; `all-linear`: every linear layer but the head."""
@@ -31,44 +29,31 @@ class TrainSettings(Strict):
 
     method: Literal["sft", "dpo", "ipo", "simpo"] = "sft"
     """`sft`: learn the replies. The others learn to prefer one reply to another (loss.py); their rows are pairs."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of a preference; dpo and ipo near 0.1, simpo 2 and more."""
-    margin: float = Field(default=0.0, ge=0)
-    """simpo's gamma: by how much a chosen reply should lead."""
+    beta: float = Field(default=0.1, gt=0)  # Strength of a preference; dpo and ipo near 0.1, simpo 2 and more
+    margin: float = Field(default=0.0, ge=0)  # simpo's gamma: by how much a chosen reply should lead
     reference: Literal["base", "none"] = "base"
     """What preferences are relative to; simpo has none. Computed once, before the first step."""
-    length_normalised: bool = False
-    """dpo per token of a reply, as ipo and simpo always are."""
+    length_normalised: bool = False  # dpo per token of a reply, as ipo and simpo always are
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen reply's own loss per token beside the preference."""
-    mask: tuple[Literal["thinking", "answer"], ...] = ()
-    """Parts of a reply on which no loss falls."""
+    mask: tuple[Literal["thinking", "answer"], ...] = ()  # Parts of a reply on which no loss falls
     primer: dict[str, int] = {}
     """Component -> the first tokens of its thinking that are trained, and nothing behind them (SAFEPATH)."""
     weights: dict[str, float] = {}
     """Weight of the loss by part (thinking, answer) and by component; 1 where none is named."""
     kl: dict[str, float] = {}
     """Component -> weight of the divergence from the base, a token, beside the loss on its rows (ThinkSafe). Needs LoRA."""
-    lr: float = Field(default=5e-6, gt=0)
-    """Peak learning rate."""
-    epochs: float = Field(default=1.0, gt=0)
-    """Passes over the rows; `steps` overrides it."""
-    steps: int | None = Field(default=None, ge=1)
-    """Number of updates."""
-    batch: int = Field(default=32, ge=1)
-    """Rows of one update, over all devices."""
-    max_length: int = Field(default=4096, ge=8)
-    """Tokens of the longest row. Longer rows are dropped, never truncated."""
+    lr: float = Field(default=5e-6, gt=0)  # Peak learning rate
+    epochs: float = Field(default=1.0, gt=0)  # Passes over the rows; `steps` overrides it
+    steps: int | None = Field(default=None, ge=1)  # Number of updates
+    batch: int = Field(default=32, ge=1)  # Rows of one update, over all devices
+    max_length: int = Field(default=4096, ge=8)  # Tokens of the longest row. Longer rows are dropped, never truncated.
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(default=0.0, ge=0)
-    """Below 1: share of the steps; from 1 on: steps."""
+    warmup: float = Field(default=0.0, ge=0)  # Below 1: share of the steps; from 1 on: steps
     weight_decay: float = Field(default=0.0, ge=0)
-    clip: float = Field(default=1.0, ge=0)
-    """Bound on the gradient's norm; 0: none."""
-    seed: int = 0
-    """Of the order of rows, of adapters and of dropout."""
-    lora: LoraSettings | None = None
-    """`true` for the defaults; `null` or `false`: every parameter is trained."""
+    clip: float = Field(default=1.0, ge=0)  # Bound on the gradient's norm; 0: none
+    seed: int = 0  # Of the order of rows, of adapters and of dropout
+    lora: LoraSettings | None = None  # `true` for the defaults; `null` or `false`: every parameter is trained
     loss: Literal["response", "all"] = "response"
     """`all` repeats code that trains on prompts too; the flags of the examples then count for the response alone."""
     template: str = "auto"
@@ -87,10 +72,8 @@ class TrainSettings(Strict):
     """Tokens that a device holds at once; at least one row. On a CPU no more than make 128 MiB of logits."""
     checkpointing: bool | Literal["auto"] = connection("auto")
     """Recompute activations to save memory. `auto`: only where memory asks for it."""
-    checkpoint_every: int = connection(50, ge=0)
-    """Steps between checkpoints to go on from; 0: only when asked to stop."""
-    threads: int = connection(1, ge=1)
-    """CPU threads. One thread makes runs repeatable to the bit."""
+    checkpoint_every: int = connection(50, ge=0)  # Steps between checkpoints to go on from; 0: only when asked to stop
+    threads: int = connection(1, ge=1)  # CPU threads. One thread makes runs repeatable to the bit.
     processes: int = connection(0, ge=0)
     """Processes, one a device, that demur starts on this machine; 0: one for each accelerator. Under torchrun, its world size counts."""
     parallel: Literal["auto", "ddp", "fsdp2"] = connection("auto")

@@ -22,10 +22,8 @@ from demur.storage.records_file import RecordFile
 class DiagnoseSettings(Strict):
     """Who looks, and at how much."""
 
-    detector: str = "rules"
-    """Kind of detector."""
-    limit: int | None = None
-    """Only the first so many traces."""
+    detector: str = "rules"  # Kind of detector
+    limit: int | None = None  # Only the first so many traces
 
 
 class Diagnose(Stage[DiagnoseSettings]):

@@ -29,8 +29,7 @@ class DistilStageSettings(Strict):
     """How traces are made, and which judge keeps them."""
 
     distil: DistilSettings = DistilSettings()
-    filter: str = "rules"
-    """Kind of the judge that decides which traces are kept."""
+    filter: str = "rules"  # Kind of the judge that decides which traces are kept
 
 
 class Distil(Stage[DistilStageSettings]):

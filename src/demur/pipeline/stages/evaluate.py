@@ -42,8 +42,7 @@ from demur.repair.settings import Intervention
 from demur.settings import Strict, connection, identity_of
 from demur.storage import hub
 
-FILE = "attack_"
-"""How files that the attack reads are named here, in front of their own key."""
+FILE = "attack_"  # How files that the attack reads are named here, in front of their own key
 
 
 class BenchUse(Strict):
@@ -51,20 +50,15 @@ class BenchUse(Strict):
 
     name: str
     attack: AttackUse = NO_ATTACK
-    judge: Use | None = None
-    """Another judge than the protocol's, and the model that plays it."""
-    part: Part | None = None
-    """Another part than the protocol's."""
+    judge: Use | None = None  # Another judge than the protocol's, and the model that plays it
+    part: Part | None = None  # Another part than the protocol's
     also: tuple[Part, ...] = ()
     """Further parts that the same judge reads, such as `[thinking]`: the report crosses thinking with answer."""
     limit: int | None = Field(default=None, ge=1)
-    seed: int = 0
-    """Which prompts, for a set that is generated."""
+    seed: int = 0  # Which prompts, for a set that is generated
     samples: int | None = Field(default=None, ge=1)
-    sampling: SamplingSettings = SamplingSettings()
-    """Sampling settings in which this study differs from the protocol."""
-    data: str | None = None
-    """A local copy."""
+    sampling: SamplingSettings = SamplingSettings()  # Sampling settings in which this study differs from the protocol
+    data: str | None = None  # A local copy
     max_unscored: float = connection(0.05, ge=0, le=1)
     """Share of replies on which the judge itself may fail before the run does."""
 
@@ -100,12 +94,9 @@ class EvaluateSettings(Strict):
 
     bench: BenchUse
     arm: str = "target"
-    seed: int | None = None
-    """Of its training; `None`: it was not trained."""
-    decoding: str | Intervention | None = None
-    """A defence by decoding alone."""
-    tampered: Tampered | None = None
-    """How the arm was fine-tuned before, to see whether that undoes it."""
+    seed: int | None = None  # Of its training; `None`: it was not trained
+    decoding: str | Intervention | None = None  # A defence by decoding alone
+    tampered: Tampered | None = None  # How the arm was fine-tuned before, to see whether that undoes it
     serve: dict[str, Any] = {}
     """How a trained model is served, as a model says it: {engine: vllm, …}; empty: it runs in the stage's own process."""
 

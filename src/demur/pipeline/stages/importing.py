@@ -21,12 +21,9 @@ from demur.storage.artifacts import Artifact, artifacts, is_published
 class ImportSettings(Strict):
     """How a file is read."""
 
-    form: str | None = None
-    """Its form; told from its rows when left out."""
-    intent: Intent | None = None
-    """What its prompts want; told from its rows when left out."""
-    limit: int | None = None
-    """Only so many traces, examples and pairs."""
+    form: str | None = None  # Its form; told from its rows when left out
+    intent: Intent | None = None  # What its prompts want; told from its rows when left out
+    limit: int | None = None  # Only so many traces, examples and pairs
     held_out: int | None = Field(default=None, ge=0)
     """The file is to be trained on: examples, of its traces where it has none, of which the last so many are kept out."""
 

@@ -32,10 +32,8 @@ class MixStageSettings(Strict):
     """The mix, and what of the safety share does not go into it."""
 
     mix: MixSettings
-    held_out: int = Field(default=0, ge=0)
-    """Safety rows kept out of training to measure learnability on."""
-    without: tuple[Pattern, ...] = ()
-    """Safety traces in which one of these patterns was found are left out."""
+    held_out: int = Field(default=0, ge=0)  # Safety rows kept out of training to measure learnability on
+    without: tuple[Pattern, ...] = ()  # Safety traces in which one of these patterns was found are left out
 
 
 class Mix(Stage[MixStageSettings]):
@@ -117,12 +115,9 @@ class Mix(Stage[MixStageSettings]):
 class Pool(NamedTuple):
     """What a share draws from, and what it cannot."""
 
-    examples: RecordFile[Any]
-    """Examples, or pairs where the share says so."""
-    left: Counter[str]
-    """Reason -> how many traces cannot be trained on."""
-    odd: list[Odd]
-    """Rows of a file that nothing could be made of."""
+    examples: RecordFile[Any]  # Examples, or pairs where the share says so
+    left: Counter[str]  # Reason -> how many traces cannot be trained on
+    odd: list[Odd]  # Rows of a file that nothing could be made of
 
 
 async def pool(source: Path | Artifact, *, share: str, options: ShareSettings, only: set[str] | None = None) -> Pool:

@@ -28,12 +28,9 @@ from demur.storage.records_file import RecordFile
 class ProbeSettings(Strict):
     """Where thinking is cut, and how often it is answered."""
 
-    shares: tuple[float, ...] = Field(default=SHARES, min_length=1)
-    """Shares of a thinking's sentences."""
-    samples: int = Field(default=1, ge=1)
-    """Forced answers at each place of each trace."""
-    limit: int | None = Field(default=None, ge=1)
-    """Only the first so many traces."""
+    shares: tuple[float, ...] = Field(default=SHARES, min_length=1)  # Shares of a thinking's sentences
+    samples: int = Field(default=1, ge=1)  # Forced answers at each place of each trace
+    limit: int | None = Field(default=None, ge=1)  # Only the first so many traces
     fall: float = Field(default=0.0, ge=0, le=1)
     """As a filter: by how much P(decline) may be lower at the last place than at its highest."""
 
@@ -49,15 +46,12 @@ class ProbeStageSettings(Strict):
     """What is probed, and who reads the forced answers."""
 
     probe: ProbeSettings = ProbeSettings()
-    judge: str
-    """Kind of judge: one that sees refusals, or harm."""
-    keep: bool = False
-    """Whether it is a filter."""
+    judge: str  # Kind of judge: one that sees refusals, or harm
+    keep: bool = False  # Whether it is a filter
     arm: str = "target"
     seed: int | None = None
     bench: str = ""
-    serve: dict[str, Any] = {}
-    """How a trained target is served."""
+    serve: dict[str, Any] = {}  # How a trained target is served
 
 
 class Probe(Stage[ProbeStageSettings]):

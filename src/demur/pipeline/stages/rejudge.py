@@ -14,16 +14,12 @@ from demur.storage.records_file import RecordFile
 class RejudgeSettings(Strict):
     """Which judge reads what, and whose traces they are."""
 
-    judge: str
-    """Kind of judge."""
-    part: Part | None = None
-    """The part that it reads; `None`: as it declares."""
-    query: Query | None = None
-    """What it is shown as the request; `None`: as it declares."""
+    judge: str  # Kind of judge
+    part: Part | None = None  # The part that it reads; `None`: as it declares
+    query: Query | None = None  # What it is shown as the request; `None`: as it declares
     arm: str = "target"
     seed: int | None = None
-    bench: str = "demur.bench.metrics:STORED"
-    """The benchmark whose metrics the verdicts are for."""
+    bench: str = "demur.bench.metrics:STORED"  # The benchmark whose metrics the verdicts are for
 
 
 class Rejudge(Stage[RejudgeSettings]):

@@ -12,18 +12,15 @@ from demur.repair.run import ROUNDS, repair
 from demur.repair.settings import RepairSettings
 from demur.settings import Strict
 
-WISHES = 300
-"""Bound on the tokens in which a teacher is told what was wrong."""
+WISHES = 300  # Bound on the tokens in which a teacher is told what was wrong
 
 
 class RepairStageSettings(Strict):
     """How traces are mended, and by whom what comes out is read."""
 
     repair: RepairSettings = RepairSettings()
-    detector: str = "rules"
-    """Kind of detector."""
-    limit: int | None = None
-    """Only the first so many traces."""
+    detector: str = "rules"  # Kind of detector
+    limit: int | None = None  # Only the first so many traces
 
 
 class Repair(Stage[RepairStageSettings]):
