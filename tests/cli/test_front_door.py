@@ -34,6 +34,13 @@ def test_every_command_shows_examples(verb: str, capsys: pytest.CaptureFixture[s
     assert f"demur {verb}" in capsys.readouterr().out
 
 
+def test_examples_stay_commands_to_copy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("distil", "--help") == 0
+    examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    demur ")]
+    assert len(examples) == 3
+    assert all(line.endswith(("8001/v1", "nocot", "./guard")) for line in examples), "an example was wrapped"
+
+
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("--help") == 0
     shown = capsys.readouterr().out

@@ -78,6 +78,8 @@ def _call(verb: str, args: list[str]) -> int:
     import typer.main
 
     command = typer.main.get_command(importlib.import_module(f"demur.cli.{MODULES.get(verb, verb)}").app)
+    for one in (command, *getattr(command, "commands", {}).values()):  # examples are commands to copy: one a line
+        one.help = (one.help or "").replace("\nExamples:", "\n\b\nExamples:")
     # Typer carries its own copy of click and names only some of its errors: usage errors are the base of one it names.
     usage: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:

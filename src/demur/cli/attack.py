@@ -47,13 +47,9 @@ def attack(
     """Attack a model: attacked prompts, the target's replies, verdicts, and for a search every turn of it.
 
     Examples:
-
       demur attack pair --data advbench50.jsonl --target URL --attacker URL --judge llama_guard3=URL --attack-judge URL
-
       demur attack pap --bench advbench --data-dir data --target ./model
-
       demur attack tap --data goals.csv --target URL --attacker URL --set bench.0.attack.width=5
-
       demur attack replay runs/attack --target ./other-model
     """
     use: dict[str, Any] = common.given({"name": bench, "limit": limit, "samples": samples}) | {"attack": kind}

@@ -21,26 +21,12 @@ ASKED = {
 """Groups of the list, by whether attack success and over-refusal are counted."""
 
 
-@app.callback()
-def benches() -> None:
-    """What benchmarks there are. `demur check bench NAME` verifies a copy.
-
-    Examples:
-
-      demur bench list --data-dir data
-
-      demur bench show xstest@paper-v2
-    """
-
-
 @app.command("list")
 def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None:
     """All benchmarks by what they ask; with --data-dir, which copy is there. `demur bench show NAME` tells the rest.
 
     Examples:
-
       demur bench list
-
       demur bench list --data-dir data --json
     """
     found = {name: get_bench(name) for name in names()}
@@ -79,7 +65,6 @@ def show(
     """One benchmark's whole protocol: source, sampling, judge, query and part, metrics, version.
 
     Examples:
-
       demur bench show advbench@paper-v2 --json
     """
     bench = get_bench(name)

@@ -41,9 +41,7 @@ def refusal(
     """The offline refusal judge against people's labels, beside other judges whose labels the file has.
 
     Examples:
-
       demur calibrate refusal --data xstest_annotated_gpt4.csv
-
       demur calibrate refusal --data labels.jsonl --json
     """
     report = against(data, limit=limit)
@@ -72,9 +70,7 @@ def guard(
     The reports of runs beside --out show them wherever the same judge reads: the same text, part and model.
 
     Examples:
-
       demur calibrate guard --detector llama_guard3=http://127.0.0.1:8001/v1 --data wildguardtest.csv
-
       demur calibrate guard --detector wildguard=URL --set models.judge.api=completions --data labels.jsonl --part thinking
     """
     name, equals, model = detector.partition("=")
@@ -105,9 +101,7 @@ def patterns(
     """A detector of failure patterns against labels.
 
     Examples:
-
       demur calibrate patterns
-
       demur calibrate patterns --detector http://127.0.0.1:8000/v1 --data labels.jsonl --json
     """
 

@@ -40,9 +40,7 @@ def study(
     """Validate study files: every key, every name, and the graph of stages that they mean. Asks no model.
 
     Examples:
-
       demur check study studies/*.yaml
-
       demur check study mine.yaml --data-dir data --json
     """
     rows: list[dict[str, Any]] = []
@@ -75,9 +73,7 @@ def template(
     """Show three training rows with what is trained and what is not, and verify every row token by token.
 
     Examples:
-
       demur check template --base mini-lrm-a
-
       demur check template --base ./R1-Distill-Qwen-7B --examples runs/m
     """
     loaded = load_file(examples) if examples else None
@@ -106,9 +102,7 @@ def contamination(
     In a study's run each arm's rows are compared with what the arm was scored on.
 
     Examples:
-
       demur check contamination --examples runs/m --data-dir data
-
       demur check contamination advbench --examples rows.jsonl --data advbench50.jsonl --remove --out runs/clean
     """
     arms = mixes(examples) if examples.is_dir() and not is_published(examples) else {}
@@ -154,9 +148,7 @@ def bench(
     """Verify a copy of a benchmark: count, columns, hash, golds; show three masked rows.
 
     Examples:
-
       demur check bench safebench --data safebench.csv
-
       demur check bench math500 --data-dir data --json
     """
     bench, wrong, counts = get_bench(name), list[str](), dict[str, int]()
@@ -187,7 +179,6 @@ def isolation(json: common.Json = False) -> None:
     """Try to break the isolation of model-written code on this machine.
 
     Examples:
-
       demur check isolation
     """
     from demur.judge.escapes import check
@@ -216,9 +207,7 @@ def shapes(
     """Ask a host five short questions and say what is odd about it, before money is spent.
 
     Examples:
-
       demur check shapes http://127.0.0.1:8000/v1
-
       demur check shapes https://api.example.com/v1 --model NAME --key-env API_KEY --json
     """
     from demur.models.config import Remote, as_model

@@ -6,6 +6,7 @@ import errno
 import socket
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,53 +26,36 @@ console = Console(stderr=True, highlight=False, markup=False, width=None if sys.
 
 stdout = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 156)
 
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; default: runs/VERB or runs/STUDY.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="A setting, by the same path as in a study file. Repeatable."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N prompts or rows.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random here.")]
-Data = Annotated[Path | None, typer.Option("--data", exists=True, help="Local copy of a benchmark or source.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir", exists=True, file_okay=False, help="Folder with copies of benchmarks and sources, found by name."
-    ),
-]
-Target = Annotated[
-    str, typer.Option("--target", help="Model under test: URL, folder, hub id, .gguf, or script:stand_in to try it.")
-]
-Intent = Annotated[
-    str | None,
-    typer.Option("--intent", help="What the prompts of the file want: harmful, borderline, benign, maths, code."),
-]
-Teacher = Annotated[
-    str | None, typer.Option("--teacher", help="Model that writes traces: URL, folder, hub id or script:NAME.")
-]
-AttackName = Annotated[str, typer.Option("--attack", help="Attack, for benchmarks of harmful requests.")]
-ServedName = Annotated[str | None, typer.Option("--model", help="Name that the server knows the target by.")]
-KeyEnv = Annotated[str | None, typer.Option("--key-env", help="Environment variable that holds the target's key.")]
-Concurrency = Annotated[
-    int | None, typer.Option("--concurrency", min=1, help="Most requests to the target at the same time.")
-]
-Temperature = Annotated[float | None, typer.Option("--temperature", min=0, help="Instead of the protocol's.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Bound on a reply, thinking included.")]
-PartName = Annotated[
-    str | None, typer.Option("--part", help="thinking, answer or whole; default: the protocol's or the judge's.")
-]
-Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Replies a prompt.")]
-Attacker = Annotated[
-    str | None, typer.Option("--attacker", help="Model that attacks: URL, folder, hub id or script:NAME.")
-]
-JudgeModel = Annotated[
-    str | None, typer.Option("--judge", help="Judge by name, a model, or NAME=MODEL such as llama_guard3=URL.")
-]
-Examples = Annotated[Path | None, typer.Option("--examples", help="Rows to train on: a file or a finished stage.")]
-CacheDir = Annotated[
-    Path | None, typer.Option("--cache", help="Reply cache to share between runs; default: RUN/replies.")
-]
+FLAGS: dict[str, str] = tomllib.loads(Path(__file__).with_name("flags.toml").read_text())
+
+
+def _flag(name: str, **how: Any) -> Any:
+    """A flag with its help."""
+    return typer.Option(f"--{name}", help=FLAGS[name], **how)
+
+
+Out = Annotated[Path | None, _flag("out")]
+Set = Annotated[list[str] | None, _flag("set", metavar="KEY.PATH=VALUE")]
+Json = Annotated[bool, _flag("json")]
+Limit = Annotated[int | None, _flag("limit", min=1)]
+Seed = Annotated[int, _flag("seed")]
+Data = Annotated[Path | None, _flag("data", exists=True)]
+DataDir = Annotated[Path | None, _flag("data-dir", exists=True, file_okay=False)]
+Target = Annotated[str, _flag("target")]
+Intent = Annotated[str | None, _flag("intent")]
+Teacher = Annotated[str | None, _flag("teacher")]
+AttackName = Annotated[str, _flag("attack")]
+ServedName = Annotated[str | None, _flag("model")]
+KeyEnv = Annotated[str | None, _flag("key-env")]
+Concurrency = Annotated[int | None, _flag("concurrency", min=1)]
+Temperature = Annotated[float | None, _flag("temperature", min=0)]
+MaxTokens = Annotated[int | None, _flag("max-tokens", min=1)]
+PartName = Annotated[str | None, _flag("part")]
+Samples = Annotated[int | None, _flag("samples", min=1)]
+Attacker = Annotated[str | None, _flag("attacker")]
+JudgeModel = Annotated[str | None, _flag("judge")]
+Examples = Annotated[Path | None, _flag("examples")]
+CacheDir = Annotated[Path | None, _flag("cache")]
 
 
 def app(help: str) -> typer.Typer:

@@ -30,11 +30,8 @@ def compare(
     """Two arms on the same prompts: differences with intervals, p after Holm, the verdict in words, prompts needed.
 
     Examples:
-
       demur compare runs/mini:improved runs/mini:short
-
       demur compare runs/eval:my-model runs/eval:other-model --margin 0.02
-
       demur compare runs/mini:improved/0 runs/mini:improved/1 --json
     """
     claims = compared(a, b, margin=margin)

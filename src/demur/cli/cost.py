@@ -28,9 +28,7 @@ def cost(
     Each request counts once, under the stage that asked it first; replies found in the cache cost nothing again.
 
     Examples:
-
       demur cost runs/mini
-
       demur cost runs/paper --json
     """
     with ReplyCache(folder_of(run, cache)) as kept:

@@ -38,11 +38,8 @@ def diagnose(
     """Find the failure patterns in traces: findings with evidence, and rates with intervals per pattern and class.
 
     Examples:
-
       demur diagnose star1.json --out runs/d
-
       demur diagnose runs/a/stages/distil-default-1a2b --detector http://127.0.0.1:8000/v1
-
       demur diagnose traces.jsonl --limit 100 --json
     """
     kind, models = detecting(detector, file)

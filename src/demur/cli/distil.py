@@ -44,11 +44,8 @@ def distil(
     """Make traces: ask a teacher under a strategy, judge, keep what the rule keeps. Every drop has a reason.
 
     Examples:
-
       demur distil harmful.jsonl --set strategy=improved --teacher http://127.0.0.1:8000/v1 --judge llama_guard3=http://127.0.0.1:8001/v1
-
       demur distil nocot.json --set strategy=nocot
-
       demur distil harmful.jsonl --set strategy=./mine.md --set until_safe=1 --set keep='answer safe' --teacher ./model --judge llama_guard3=./guard
     """
     if (source := file or data) is None:

@@ -59,15 +59,10 @@ def evaluate(
     folder by its weights. --set takes the paths of a study file: models.target.timeout=60, bench.0.sampling.top_p=0.9.
 
     Examples:
-
       demur eval xstest --target http://127.0.0.1:8000/v1 --data-dir data --limit 20
-
       demur eval xstest advbench --target https://api.example.com/v1 --model some-model --key-env API_KEY --data-dir data
-
       demur eval advbench --attack pap --target ./model --data-dir data --judge llama_guard3=http://127.0.0.1:8001/v1
-
       demur eval --bench harmful=requests.csv --bench benign=instructions.jsonl --target ./model
-
       demur eval math500 --target script:stand_in --data math500.jsonl --samples 4
     """
     if not (benches := [*(named or ()), *(bench or ())]):

@@ -27,9 +27,7 @@ def export(
     """Write the traces and verdicts of a run (inspect, csv) or its training rows (hf) in another form.
 
     Examples:
-
       demur export runs/mini --to inspect && inspect view --log-dir runs/mini/export-inspect
-
       demur export runs/mini --to hf --out shared
     """
     forms: dict[str, Callable[[Path, Path], Path | list[Path]]] = {"inspect": exports.to_inspect, "csv": exports.to_csv}

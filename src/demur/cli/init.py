@@ -22,7 +22,6 @@ def init(
     """Write a commented study file: every key with what it means, ready to run on the miniature world.
 
     Examples:
-
       demur init first && demur run first.yaml --quick
     """
     path = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")

@@ -45,11 +45,8 @@ def judge(
     Several judges are compared with each other, and with those of the run.
 
     Examples:
-
       demur judge runs/e --judge rules --part thinking --out runs/e2
-
       demur judge runs/e --judge rules --judge wildguard=http://127.0.0.1:8001/v1
-
       demur judge star1.json --judge llama_guard3=./Llama-Guard-3-8B --part whole --json
     """
     where = out or Path("runs/judge")

@@ -34,11 +34,8 @@ def mix(
     """Draw a training set from named shares. Files are recognised: see docs/data-forms.md.
 
     Examples:
-
       demur mix --share safety=star1.json:200 --share maths=math500.jsonl:300 --out runs/m
-
       demur mix --share safety=runs/d:1000 --share benign=chat.jsonl:10% --set shares.safety.cap=5
-
       demur mix --set 'shares.safety={file: a.jsonl, n: 1000, balance: category}' --set dedupe=exact
     """
     plain = common.apply_sets({"shares": shares(share or []), "seed": seed}, sets)

@@ -34,9 +34,7 @@ def plan(
     """List the stages of a study, what is there already, what is missing, and an estimate of what would be asked.
 
     Examples:
-
       demur plan studies/mini.yaml
-
       demur plan studies/paper_v2.yaml --data-dir data --json
     """
     loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)

@@ -41,11 +41,8 @@ def push(
     """Publish a data set or a model on the Hugging Face hub. The token comes from HF_TOKEN or the hub's own login.
 
     Examples:
-
       demur push runs/m/export-hf --to me/refusals            shows what would be sent
-
       demur push runs/m/export-hf --to me/refusals --yes      private, gated
-
       demur push runs/study/stages/train-short-s0-1a2b3c4d/model --to me/safer-7b --yes --public
     """
     if to.count("/") != 1 or not all(to.split("/")):

@@ -34,9 +34,7 @@ def repair(
     """Repair traces; originals stay beside them, with what was done to each.
 
     Examples:
-
       demur repair traces.jsonl --set with=trim,align,drop --out runs/r
-
       demur repair runs/a/stages/distil-default-1a2b --teacher http://127.0.0.1:8000/v1 --set with=reask,drop
     """
     plain = common.apply_sets({}, sets)

@@ -24,9 +24,7 @@ def report(
     """Write results.json, results.csv, summary.md and report.html, and print the table.
 
     Examples:
-
       demur report runs/mini
-
       demur report runs/a runs/b --out runs/both
     """
     tell(*runs, out=out or (None if len(runs) == 1 else Path("runs/report")), json=json)

@@ -28,7 +28,6 @@ def retry(
     """Forget failed requests and the stages that were made without their replies, then go on with the run.
 
     Examples:
-
       demur retry runs/mini
     """
     with ReplyCache(folder_of(run, cache)) as kept, locked(run):

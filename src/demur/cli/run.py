@@ -34,11 +34,8 @@ def run(
     has changed.
 
     Examples:
-
       demur run studies/mini.yaml --out runs/mini
-
       demur run studies/mini.yaml --quick --set train.lr=5e-4
-
       demur run studies/paper_v2.yaml --stand-in --data-dir data
     """
     loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)

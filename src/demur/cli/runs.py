@@ -30,9 +30,7 @@ def runs(
     """Date, study, arm, model and headline numbers of every run under a folder, the newest last.
 
     Examples:
-
       demur runs
-
       demur runs /data/runs --json
     """
     begun = [path for path in folder.rglob(GRAPH) if not path.with_name("results.json").exists()]

@@ -31,9 +31,7 @@ def serve(
     script, how the server behaves (latency, tail, faults.NAME=SHARE, reasoning_field, swap_after).
 
     Examples:
-
       demur serve ./Qwen3-8B --set devices=[0,1]
-
       demur serve script:stand_in --port 8001 --set latency=0.05 --set faults.rate_limited=0.1
     """
     config = parse_model(model)

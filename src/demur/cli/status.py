@@ -19,9 +19,7 @@ def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], js
     """Which stages of a run are done and which are not.
 
     Examples:
-
       demur status runs/mini
-
       demur status runs/mini --json
     """
     if not present(run):

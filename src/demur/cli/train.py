@@ -34,15 +34,10 @@ def train(
     Safe to stop: the same command goes on from the last checkpoint. The model is OUT/stages/train-…/model.
 
     Examples:
-
       demur train --base mini-lrm-a --examples runs/m --out runs/t --set train.lr=1e-3 --set train.epochs=3
-
       demur train --base ./R1-Distill-Qwen-7B --examples runs/m --set train.lora=true --set train.lr=1e-4
-
       demur train --base ./base --examples pairs.jsonl --set train.method=dpo --set train.lora=true
-
       demur train --base ./base --examples rows.jsonl --set train.processes=8 --set train.parallel=fsdp2
-
       torchrun --nproc-per-node 8 -m demur train --base ./base --examples runs/m
     """
     from demur.train import distributed

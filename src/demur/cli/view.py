@@ -27,9 +27,7 @@ def view(
     Labels go to RUN/labels/refusal.jsonl, harm.jsonl and patterns.jsonl, which `demur calibrate` reads.
 
     Examples:
-
       demur view runs/mini
-
       demur view runs/mini --no-browser --port 8765
     """
     from demur.report.viewer import serve
