@@ -152,6 +152,10 @@ def test_a_server_is_one_row_with_and_without_its_models_name_and_two_servers_of
         assert exit_code(*words, one.url, "--model", "scripted") == 0
         assert "1 of 1 stages were there already" in capfd.readouterr().err
         assert exit_code(*words, other.url) == 0
+        assert "from the cache" not in capfd.readouterr().err, "the other server's replies are its own"
+        assert exit_code(*words, one.url, "--samples", "2") == 0
+        assert "4 traces; 2 replies from the cache" in capfd.readouterr().err
+        assert exit_code(*words, one.url) == 0
     rates = {arm: rate for (arm, _, metric), rate in _rows(tmp_path).items() if metric == "thinking_tokens"}
     names = [
         f"scripted-at-{url.removeprefix('http://').removesuffix('/v1').replace(':', '-')}"

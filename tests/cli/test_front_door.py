@@ -90,6 +90,8 @@ def test_init_writes_a_study_that_holds(tmp_path: Path, capsys: pytest.CaptureFi
     path = tmp_path / "first.yaml"
     assert exit_code("init", str(path)) == 0
     assert exit_code("check", "study", str(path)) == 0
+    assert f"name: {path.stem}\n" in path.read_text()
+    assert "script:NAME" in path.read_text(), "a placeholder of the comments is no study's name"
     capsys.readouterr()
     for more, trained in ((), 2), (("--quick",), 1):
         assert exit_code("plan", str(path), "--json", *more) == 0

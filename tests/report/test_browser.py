@@ -135,6 +135,9 @@ def test_the_report_in_a_browser(chromium: Any, hostile: Path, scheme: str) -> N
     page.keyboard.press("j")
     page.keyboard.press("j")
     assert page.evaluate("document.activeElement.className") == "sample"
+    for open_now in (False, True):
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.querySelector('details.mask').open") is open_now
     text = page.locator("#samples").inner_text()
     assert "<script>" in text, "what a model wrote is shown as it is"
     assert page.locator("#samples script, #samples img").count() == 0
@@ -264,12 +267,25 @@ def test_counts_of_filters_follow_the_other_filters(chromium: Any, served: Serve
 @browser_needed
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_viewer_on_a_telephone(chromium: Any, served: Served, scheme: str) -> None:
+    from playwright.sync_api import expect
+
     page, trouble = opened(chromium, served.url, viewport={"width": 390, "height": 800}, color_scheme=scheme)
     settled(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     box = page.locator("#left .thinking").bounding_box()
     assert box["width"] > 300, "there is room to read"
     assert page.locator("#left table td >> nth=0").bounding_box()["width"] > 60
+    assert page.locator("header").bounding_box()["height"] < 100, "the controls leave the screen to the traces"
+    assert page.locator("#left h2").bounding_box()["y"] < 500
+    assert not page.locator("#filters").is_visible()
+    page.click("#fold")
+    page.select_option("select[data-kind=arm]", "short")
+    expect(page.locator("#fold")).to_have_text("filters (1)")
+    page.click("#fold")
+    assert not page.locator("#filters").is_visible()
+    page.click("#left .labels button >> nth=0")
+    expect(page.locator("#by")).to_be_focused()  # who labels is asked for, so the field is unfolded
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert trouble == []
     page.close()
 
@@ -327,7 +343,9 @@ def test_labels_are_given_blind_and_can_be_taken_back(chromium: Any, tmp_path: P
         page.keyboard.press("s")
         expect(page.locator("#left button[aria-pressed=true]")).to_have_count(1)
         assert (run / "labels" / "harm.jsonl").read_text().count("\n") == 1
+        expect(page.locator("#rows li >> nth=0")).to_contain_text("✎")
         page.keyboard.press("?")
+        expect(page.locator("#agreement")).to_contain_text("harm: 1 label by 1 person;")
         expect(page.locator("#agreement")).to_contain_text(
             f"demur calibrate guard --detector NAME=MODEL --data {run}/labels/harm.jsonl"
         )
@@ -340,6 +358,7 @@ def test_labels_are_given_blind_and_can_be_taken_back(chromium: Any, tmp_path: P
         page.click("#left button:has-text('take back')")
         expect(page.locator("#left button[aria-pressed=true]")).to_have_count(0)
         assert (run / "labels" / "harm.jsonl").read_text() == ""
+        expect(page.locator("#rows li >> nth=0")).not_to_contain_text("✎")
         assert trouble == []
         page.close()
     finally:
@@ -407,6 +426,11 @@ def test_numbers_of_the_page_lead_to_their_traces(chromium: Any, served: Served,
     page.locator("figure details.values summary").first.focus()
     page.keyboard.press("Enter")
     assert page.locator("figure details.values table").first.is_visible()
+    page.locator("#results td a.to").nth(0).focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Shift+Tab")  # as who goes by keys gets there
+    told = page.evaluate("getComputedStyle(document.activeElement, '::after').content")
+    assert "n=12" in told, "what a number rests on is told without a mouse"
     page.click("#results td a.to >> nth=0")
     expect(page.locator("#count")).to_contain_text("of")
     assert "arm=raw" in page.url

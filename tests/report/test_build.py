@@ -386,6 +386,7 @@ def test_numbers_as_people_read_them() -> None:
     )
     assert format.spread(stats.paired([True] * 10 + [False] * 10, [False] * 5 + [True] * 15)).startswith("−25 [−")
     assert format.p_value(0.0001) == "< 0.001"
+    assert [format.number(loss, "nats") for loss in (0.0, 0.0001, 0.1)] == ["0.000", "<0.001", "0.100"]
     assert format.signed(0.0) == "0"
     assert [format.number(share) for share in (0.0, 0.0003, 211 / 212, 0.9997, 1.0)] == [
         "0",
@@ -547,6 +548,24 @@ def test_several_judges_get_a_column_each_and_their_agreement(tmp_path: Path) ->
     assert "agree on the answer" in text
     assert "rules: offline" in text
     assert "of served or refused" in text, "what the offline judge is worth on models that it was not fitted to"
+
+
+def test_a_judge_without_a_column_is_told_with_the_reason(tmp_path: Path) -> None:
+    """mini_harm counts partial refusals apart from full ones, which rules do not."""
+    traces = [trace_of(prompt) for prompt in prompts_of("harm", "harmful", 20)]
+    for judge, part in (("mini", "answer"), ("rules", "answer"), ("rules", "thinking")):
+        where = tmp_path / ("alone" if part == "thinking" else "both")
+        verdicts = [Verdict(trace=t.id, judge=judge, query="question", part=part, label="full_refusal") for t in traces]  # type: ignore[arg-type]
+        settings = {"arm": "target", "bench": "mini_harm", "judge": judge}
+        publish(where, f"judge-{judge}", "judge", {"traces": traces, "verdicts": verdicts}, settings=settings)
+    both, alone = (" ".join(text_of(tmp_path / name, 400).split()) for name in ("both", "alone"))
+    assert "judge: mini (answer)" in both
+    assert (
+        "rules (answer) read mini_harm and has no column: its labels do not tell apart what the columns count" in both
+    )
+    assert "mini (answer) read" not in both
+    assert "rules (thinking) read mini_harm and has no column" in alone
+    assert "judges: none" not in alone
 
 
 def judged(

@@ -29,5 +29,5 @@ def init(
         raise UserError(f"{path} is there already: choose another name.")
     text = (resources.files("demur.cli") / "init.yaml").read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, text.replace("NAME", path.stem))
+    atomic_write(path, text.replace("name: NAME", f"name: {path.stem}", 1))
     common.stdout.print(f"{path} is written. Next: demur check study {path} && demur plan {path} && demur run {path}")

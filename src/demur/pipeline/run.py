@@ -147,6 +147,8 @@ def do(job: Job, progress: Progress) -> float:
         seconds = time.monotonic() - began
         if generating:
             return seconds
+        if context.cache and context.cache.found:
+            draft.line += f"; {context.cache.found:,} repl{'y' if context.cache.found == 1 else 'ies'} from the cache"
         draft.publish(
             Manifest(
                 name=stage.name,

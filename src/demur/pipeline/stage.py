@@ -198,7 +198,7 @@ class Context(AsyncExitStack):
         self.reach: Callable[[ModelConfig], ModelConfig] = lambda model: model
         """A model as it is asked now, such as by the URL of a server that is up."""
         self._played = stage.played({part: artifact.folder for part, artifact in inputs.items()})
-        self._cache: ReplyCache | None = None
+        self.cache: ReplyCache | None = None
         self._models: dict[str, Model] = {}
 
     async def model(self, part: str) -> Model | None:
@@ -208,11 +208,11 @@ class Context(AsyncExitStack):
         """
         config = self._played.get(part)
         if part not in self._models and config is not None:
-            if self._cache is None:
-                self._cache = self.enter_context(ReplyCache(self._cache_folder))
+            if self.cache is None:
+                self.cache = self.enter_context(ReplyCache(self._cache_folder))
             if config.weights_at:
                 self.progress(0, None, f"loading {config.where}")
-            opened = open_model(self.reach(config), cache=self._cache, label=f"{part}/{self.stage.name}")
+            opened = open_model(self.reach(config), cache=self.cache, label=f"{part}/{self.stage.name}")
             self._models[part] = await self.enter_async_context(opened)
         return self._models.get(part)
 

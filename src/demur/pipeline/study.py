@@ -128,7 +128,7 @@ class TamperUse(Strict):
 
 
 class Finding(Strict):
-    """A claim that the study puts to the test: seen when all of its evidence is, not seen when some is shown to fail."""
+    """A claim that the study puts to the test: supported when all of its evidence is, refuted when some is."""
 
     claim: str
     evidence: tuple[Evidence, ...] = Field(min_length=1)

@@ -25,7 +25,7 @@ from demur.report.tables import Cell, Table, estimate, table, templates
 
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa8800", "#2299bb", "#aa3377", "#777777", "#ee7733")
 """A palette that colour-blind readers can tell apart, on light and dark ground (after Paul Tol): an arm has one everywhere."""
-WIDTH, HEIGHT, LEFT, BELOW = 480, 300, 46, 42
+WIDTH, HEIGHT, LEFT, BELOW = 480, 300, 58, 42
 POINTS = 24  # Up to so many points each tells its value; a longer curve tells its end, and its table has every so many
 
 

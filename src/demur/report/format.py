@@ -42,7 +42,7 @@ def metric(name: str) -> str:
 def number(value: float | None, unit: str = "share", *, digits: int = 1) -> str:
     """One number: per cent without sign for shares, one digit behind the point below ten; 0 and 100 are of none and of all."""
     if value is None or unit == "nats":
-        return NONE if value is None else f"{value:.3f}"
+        return NONE if value is None else "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
     scaled = 100 * value if unit == "share" else value
     text = f"{scaled:.{digits}f}" if abs(scaled) < 10 and round(scaled, digits) != round(scaled) else f"{scaled:.0f}"
     if unit == "share" and 0 < value < 1 and text in ("0", "100"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from msgspec.structs import replace
 
 from demur.records import Estimate
-from demur.report.metrics import Cells
+from demur.report.metrics import Cells, Column
 from demur.report.read import Evaluation
 from demur.report.tests import PairedTest
 
@@ -34,9 +34,13 @@ def doubted(tests: Iterable[PairedTest], broken: Mapping[str, Estimate]) -> Iter
         yield replace(test, split="; ".join(filter(None, (test.split, said.get(test.a), said.get(test.b)))))
 
 
-def remarks(evaluations: Iterable[Evaluation]) -> Iterator[str]:
-    """What is said of servers: that all samples of a prompt are the same, or that a hidden template opens the thinking."""
+def remarks(evaluations: Iterable[Evaluation], columns: Collection[Column]) -> Iterator[str]:
+    """What is said of servers (all samples of a prompt are the same, a hidden template opens the thinking), and of judges without a column."""
+    shown = {(c.bench, c.judge, c.part) for c in columns}
     for e in evaluations:
+        for judge, part in e.judges:
+            if part == e.judges[0][1] and (e.bench, judge, part) not in shown:
+                yield f"{judge} ({part}) read {e.bench} and has no column: its labels do not tell apart what the columns count"
         at = f"{e.arm}, {e.bench}" + ("" if e.attack == "none" else f" under {e.attack}")
         texts: dict[str, list[int]] = {}
         for row in e.rows:

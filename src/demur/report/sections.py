@@ -178,7 +178,7 @@ def _small(report: Report) -> Iterator[Part]:
     yield "learnability", [table(
         ("part", "arm", "#rows", "#before training", "#at the end", "#target", "#steps to it", "#tokens to it"),
         [(r.part, r.arm if r.seed is None else f"{r.arm}/{r.seed}", str(r.rows), f"{r.distance:.2f} ({r.distance_sequence:.1f})",
-          f"{r.end:.3f} ({r.end_sequence:.2f})", f"{r.target:.3f}", f"{r.steps:,}", f"{r.tokens:,}") for r in report.learnt],
+          f"{format.number(r.end, 'nats')} ({format.number(r.end_sequence, 'nats')})", f"{r.target:.3f}", f"{r.steps:,}", f"{r.tokens:,}") for r in report.learnt],
     )], {}  # fmt: skip
     yield "crossing", [table(
         ("arm", "benchmark", "judge", "thinking", "answer", "called", "#share, %"),

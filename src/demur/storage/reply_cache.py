@@ -127,6 +127,7 @@ class ReplyCache:
             raise cache_care.trouble(self.path, error) from error
         except OSError as error:
             raise WorkError(f"{self.folder}: the reply cache cannot be opened: {error.strerror}.") from error
+        self.found = 0  # replies that were there already
         self._asked: dict[bytes, asyncio.Future[Reply]] = {}
         self._writer = ThreadPoolExecutor(1, "reply cache")
         self._commits = self._connect()
@@ -188,6 +189,7 @@ class ReplyCache:
         """The stored reply of a request; `None` also for a row that no longer is what was written."""
         for body, crc in self._rows("SELECT body, crc FROM replies WHERE key = ?", key):
             if zlib.crc32(body) == crc:
+                self.found += 1
                 return msgspec.json.decode(body, type=Reply)
             log.warning("%s: a stored reply is damaged, and is asked again", self.path)
             self._delete("key = ?", key)

@@ -11,6 +11,7 @@ const el = (tag, attributes = {}, ...children) => {
   node.append(...children.filter(child => child != null));
   return node;
 };
+const many = (count, one, more) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
 const words = name => String(name).replaceAll("_", " ");
 const ask = async (path, options) => {
   const answer = await fetch(path, options);
@@ -78,6 +79,10 @@ function write(asked) {
   state.address = location.hash;
 }
 
+// On a narrow screen the controls are folded away; the button says how many filters are set.
+const fold = open => $("fold").setAttribute("aria-expanded", open);
+$("fold").addEventListener("click", () => fold($("fold").getAttribute("aria-expanded") === "false"));
+
 // Whoever labels sees no verdict, neither beside the trace nor in the list, before the label is given.
 const blind = () => state.blind && ($("by").value.trim() !== "" || state.asked.order === "random");
 const about = row => [row.arm + (row.seed == null ? "" : `/${row.seed}`), row.bench, row.attack === "none" ? "" : row.attack, ...(blind() ? [] : row.tags.map(words)), row.labelled.length ? "✎" : ""].filter(Boolean).join(" · ");
@@ -93,7 +98,8 @@ async function load(offset, at = 0) {
     const n = found.facets[option.parentElement.dataset.kind][option.value] ?? 0;
     option.textContent = `${words(option.value) || "none"} (${n.toLocaleString("en")})`;
   }
-  const last = offset + found.rows.length;
+  const last = offset + found.rows.length, set = Object.keys(state.asked).length;
+  $("fold").textContent = set ? `filters (${set})` : "filters";
   const partly = found.indexed < 1 && $("q").value ? `; ${Math.floor(100 * found.indexed)} % of the text is indexed so far` : "";
   $("count").textContent = found.total ? `${(offset + 1).toLocaleString("en")}–${last.toLocaleString("en")} of ${found.total.toLocaleString("en")}${partly}` : `nothing matches${partly}`;
   $("rows").replaceChildren(...found.rows.map((row, place) => el("li", { on: () => queued(() => show(place)), "data-row": row.row },
@@ -201,7 +207,7 @@ function draw(box, trace, row, more) {
 
 async function label(trace, box, row, kind, value) {
   const by = $("by").value.trim();
-  if (!by) { $("by").focus(); $("count").textContent = "say who labels first"; return; }
+  if (!by) { fold(true); $("by").focus(); $("count").textContent = "say who labels first"; return; }
   const given = trace.labels[kind]?.[by];
   let next = value;
   if (value === undefined) next = null;
@@ -210,7 +216,8 @@ async function label(trace, box, row, kind, value) {
     if (value !== null && !next.length) next = null;
   } else if (given === value) next = null;
   trace.labels = await ask(`api/label/${trace.row}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ kind, value: next, by, asked: box === $("left") ? String(new URLSearchParams(state.asked)) : "" }) });
-  draw(box, trace, row, box === $("left") ? () => queued(() => show(state.at, "?all=1")) : null);
+  if (box === $("left")) { row.labelled = Object.keys(trace.labels); return redraw(); }
+  draw(box, trace, row, null);
 }
 function redraw() {
   [...$("rows").children].forEach((item, i) => { item.firstChild.textContent = head(state.rows[i]); item.lastChild.textContent = about(state.rows[i]); });
@@ -236,7 +243,7 @@ async function mask() {
 
 async function help() {
   const { agreement } = await ask("api/about");
-  const lines = Object.entries(agreement).flatMap(([kind, a]) => [`${kind}: ${a.labels} labels by ${a.people.length} people`, ...a.pairs.map(p => `${p.a} and ${p.b} agree on ${Math.round(100 * (p.same.value ?? 0))} % of ${p.n}${p.kappa == null ? "" : `, kappa ${p.kappa.toFixed(2)}`}`)]);
+  const lines = Object.entries(agreement).flatMap(([kind, a]) => [`${kind}: ${many(a.labels, "label", "labels")} by ${many(a.people.length, "person", "people")}`, ...a.pairs.map(p => `${p.a} and ${p.b} agree on ${Math.round(100 * (p.same.value ?? 0))} % of ${p.n}${p.kappa == null ? "" : `, kappa ${p.kappa.toFixed(2)}`}`)]);
   $("agreement").textContent = [...lines, ...Object.values(state.calibrate)].join("; ");
   $("keys").showModal();
 }
