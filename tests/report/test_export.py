@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.made import publish
-from tests.report.made import HOSTILE, make_run
+from tests.report.made import HOSTILE, evaluation, make_run, prompts_of
 
 from demur.errors import UserError
 from demur.records import Trace, Verdict
@@ -34,6 +34,21 @@ def test_inspect_reads_its_logs(small: Path, tmp_path: Path) -> None:
     assert [part.type for part in sample.messages[-1].content] == ["reasoning", "text"]
     assert sample.messages[-1].content[0].reasoning.startswith("=1+1")
     assert read.results.scores[0].scored_samples == 6
+
+
+def test_an_inspect_log_keeps_the_sides_of_a_benchmark_apart(tmp_path: Path) -> None:
+    """A refusal of a harmful prompt and one of a harmless prompt are not one number."""
+    log = pytest.importorskip("inspect_ai.log", reason="the group 'inspect' is not installed")
+    asked = [*prompts_of("bad", "harmful", 4), *prompts_of("kind", "borderline", 4)]
+    evaluation(
+        tmp_path, "a", 0, "xstest", "", asked,
+        lambda _, p: "full_refusal" if p.intent == "harmful" else "full_compliance",
+    )  # fmt: skip
+    (path,) = export.to_inspect(tmp_path, tmp_path / "out")
+    found = {one.name: one.metrics for one in log.read_eval_log(str(path)).results.scores}
+    assert set(found) == {"mini/answer of harmful", "mini/answer of borderline"}
+    assert found["mini/answer of harmful"]["full_refusal"].value == 1.0
+    assert "full_refusal" not in found["mini/answer of borderline"]
 
 
 def test_judging_again_makes_a_log_of_its_own(tmp_path: Path) -> None:

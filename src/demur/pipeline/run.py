@@ -149,18 +149,12 @@ def do(job: Job, progress: Progress) -> float:
             return seconds
         if context.cache and context.cache.found:
             draft.line += f"; {context.cache.found:,} repl{'y' if context.cache.found == 1 else 'ies'} from the cache"
-        draft.publish(
-            Manifest(
-                name=stage.name,
-                kind=stage.kind,
-                version=stage.version,
-                fingerprint=mark,
-                settings=stage.settings.model_dump(mode="json", by_alias=True),
-                inputs=marks,
-                models={part: one.model_dump(mode="json", exclude_defaults=True) for part, one in stage.models.items()},
-                seconds=round(seconds, 3),
-            )
-        )
+        manifest = Manifest(
+            name=stage.name, kind=stage.kind, version=stage.version, fingerprint=mark, inputs=marks,
+            settings=stage.settings.model_dump(mode="json", by_alias=True), seconds=round(seconds, 3),
+            models={part: one.model_dump(mode="json", exclude_defaults=True) for part, one in stage.models.items()},
+        )  # fmt: skip
+        draft.publish(manifest)
     return seconds
 
 

@@ -123,22 +123,29 @@ def _log(stage: Artifact, items: Sequence[JudgedTrace]) -> Any:
 
 
 def _results(items: Sequence[JudgedTrace]) -> Any:
-    """The share of each label by judge and part; undecided verdicts are unscored. Intervals are the report's to give."""
+    """The shares of labels; of harmful and harmless prompts apart. Intervals are the report's to give."""
+    from inspect_ai import log
+
+    sides: dict[str, list[JudgedTrace]] = {}
+    for item in items:
+        sides.setdefault(item.trace.prompt.intent, []).append(item)
+    scores = [one for side, own in sides.items() for one in _scores(own, f" of {side}" if len(sides) > 1 else "")]
+    return log.EvalResults(total_samples=len(items), completed_samples=len(items), scores=scores)
+
+
+def _scores(items: Sequence[JudgedTrace], side: str) -> Iterator[Any]:
+    """The share of each label by judge and part; undecided verdicts are unscored."""
     from inspect_ai import log
 
     labels: dict[tuple[str, str], list[str | None]] = {}
     for verdict in (v for item in items for v in item.verdicts):
         labels.setdefault((verdict.judge, verdict.part), []).append(verdict.label)
-    scores = []
     for (judge, part), own in labels.items():
         decided = Counter(label for label in own if label is not None)
-        shares = {label: log.EvalMetric(name=label, value=n / decided.total()) for label, n in decided.items()}
-        unscored = len(items) - decided.total()
-        name, n = f"{judge}/{part}", decided.total()
-        scores.append(
-            log.EvalScore(name=name, scorer=judge, scored_samples=n, unscored_samples=unscored, metrics=shares)
-        )
-    return log.EvalResults(total_samples=len(items), completed_samples=len(items), scores=scores)
+        n = decided.total()
+        shares = {label: log.EvalMetric(name=label, value=count / n) for label, count in decided.items()}
+        counts = {"scored_samples": n, "unscored_samples": len(items) - n}
+        yield log.EvalScore(name=f"{judge}/{part}{side}", scorer=judge, metrics=shares, **counts)
 
 
 def _sample(item: JudgedTrace) -> Any:

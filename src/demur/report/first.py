@@ -99,9 +99,7 @@ def notes(report: Report) -> list[str]:
     seeds, bases = max((p.seeds for p in report.protocols), default=1), len(report.bases)
     levels = ", seeds as their own level" * (seeds > 1) + f", and {bases} bases as theirs" * (bases > 1)
     counts = f"truncated {cut}, unscored {unscored}" if replies else "no reply is scored"
-    judges = dict.fromkeys(
-        [f"{c.judge} ({c.part})" for c in report.columns] or [j for p in report.protocols for j in p.judges]
-    )
+    judges = {f"{c.judge} ({c.part})": 0 for c in report.columns} or {j: 0 for p in report.protocols for j in p.judges}
     text = [
         f"{format.plural(seeds, 'seed')}; 95 % intervals, clustered by prompt{levels}, each of one number alone; n counts replies{of_pairs}; "
         f"{counts}; judge{'' if len(judges) == 1 else 's'}: {', '.join(judges) or 'none'}"

@@ -159,21 +159,11 @@ class Viewer:
         }
         left = sum(max(0, len(text or "") - SHOWN) for text in (trace.thinking, trace.answer)) if limit else 0
         return {
-            "row": row,
-            "id": trace.id,
-            "model": trace.model,
-            "outcome": trace.outcome,
-            "intent": trace.prompt.intent,
-            "category": trace.prompt.category,
-            "source": trace.prompt.source,
-            "attack": trace.prompt.attack,
+            "row": row, "id": trace.id, "model": trace.model, "outcome": trace.outcome, "intent": trace.prompt.intent,
+            "category": trace.prompt.category, "source": trace.prompt.source, "attack": trace.prompt.attack,
             "prompt": visible(trace.prompt.text),
             "question": visible(trace.prompt.question) if trace.prompt.question != trace.prompt.text else "",
-            "gold": trace.prompt.gold,
-            "tokens": trace.tokens_out,
-            "notes": trace.notes,
-            "texts": texts,
-            "more": left,
+            "gold": trace.prompt.gold, "tokens": trace.tokens_out, "notes": trace.notes, "texts": texts, "more": left,
             "verdicts": [
                 {"judge": v.judge, "part": v.part, "query": v.query, "label": v.label, "score": v.score,
                  "reason": visible(v.reason), "raw": visible(v.raw or "")[:4_000]}
@@ -183,8 +173,7 @@ class Viewer:
                 {"pattern": f.pattern, "present": f.present, "detector": f.detector, "reason": visible(f.reason)}
                 for f in sorted(findings, key=lambda f: PATTERNS.index(f.pattern))
             ],
-            "siblings": self.index.siblings(row),
-            "labels": self.labels.of(trace.id),
+            "siblings": self.index.siblings(row), "labels": self.labels.of(trace.id),
         }  # fmt: skip
 
     async def _label(self, request: web.Request) -> web.Response:

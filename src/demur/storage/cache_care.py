@@ -104,12 +104,10 @@ def swapped(path: Path) -> Path:
 
 def _rows(pages: Pages, usable: int) -> Rows:
     """Every reply's row in these pages, the newest of each."""
-    rows: dict[bytes, tuple[Any, ...]] = {}
+    rows, width = dict[bytes, tuple[Any, ...]](), ROW.count("?")
     for page in pages.values():
         for record in _records(page, pages, usable):
-            whole = (
-                len(record) == ROW.count("?") and isinstance(record[4], bytes) and zlib.crc32(record[4]) == record[5]
-            )
+            whole = len(record) == width and isinstance(record[4], bytes) and zlib.crc32(record[4]) == record[5]
             if whole and (record[0] not in rows or rows[record[0]][-1] < record[-1]):
                 rows[record[0]] = tuple(record)
     return list(rows.values())
