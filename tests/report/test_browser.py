@@ -303,6 +303,7 @@ def test_filters_and_trace_stand_in_the_address(chromium: Any, served: Served, h
     assert "trace=" in page.url
     assert "<script>" not in page.inner_text("#left"), "harmful text is not there until it is asked for"
     assert "harmful prompt" in page.inner_text("#rows li >> nth=0")
+    assert "harm question" not in page.content(), "nor in the document, for find-in-page or a screen reader"
     page.keyboard.press("j")
     expect(page.locator("#rows li >> nth=1")).to_have_attribute("aria-current", "true")
     settled(page)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.made import demur
+from tests.made import demur, exit_code
 
 from demur.models.checkpoint import identity_of
 from demur.records import Example, write_jsonl
@@ -49,6 +49,20 @@ def test_long_rows_are_listed_and_no_failure(stand_in: Path, make: Callable[...,
     assert report.ok
     assert "too_long" in text_of(report)
     assert not check_template(stand_in, [make("q", "t", "a"), make("q", "t", "a<｜User｜>")]).ok
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_words_of_rows_are_masked_until_asked_for(
+    stand_in: Path, make: Callable[..., Example], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [make("how to forge keys", "They ask of forging.", "Melt brass.")])
+    command = ("check", "template", "--base", str(stand_in), "--examples", str(tmp_path / "rows.jsonl"))
+    for more, told in (((), False), (("--words",), True)):
+        assert exit_code(*command, *more) == 0
+        text = capfd.readouterr().out
+        assert ("forging" in text) == told
+        assert ("fo·····" in text) != told
+        assert "</think>" in text, "tags are what one looks for"
 
 
 def test_real_traces_are_trained_whole(stand_in: Path, data_dir: Path) -> None:

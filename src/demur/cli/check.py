@@ -65,9 +65,8 @@ def study(
 def template(
     base: Annotated[str, typer.Option("--base", help="Model to train: local folder, hub id or mini-lrm-a.")],
     examples: common.Examples = None,
-    family: Annotated[
-        str, typer.Option("--template", help="Rendering: auto, tokenizer, or a family by name.")
-    ] = "auto",
+    family: Annotated[str, typer.Option("--template", help="auto, tokenizer, or a family by name.")] = "auto",
+    words: Annotated[bool, typer.Option("--words", help="Show your rows as they are, unmasked.")] = False,
     json: common.Json = False,
 ) -> None:
     """Show three training rows with what is trained and what is not, and verify every row token by token.
@@ -82,7 +81,7 @@ def template(
     if json:
         common.print_json(report.plain())
     else:
-        common.stdout.print(render_report(report))
+        common.stdout.print(render_report(report, mask=bool(rows) and not words))
     if not report.ok:
         raise CheckFailed(report.why)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,8 +119,8 @@ def check_template(
     return Report(str(base), *found, notes, shown, problem)
 
 
-def render_report(report: Report) -> Group:
-    """The report for a terminal: trained tokens green, the others dim, control characters visible."""
+def render_report(report: Report, *, mask: bool = False) -> Group:
+    """The report for a terminal: trained tokens green, the others dim, control characters visible; words masked if told, tags not."""
     from rich.console import Group
     from rich.text import Text
 
@@ -134,15 +135,12 @@ def render_report(report: Report) -> Group:
         for token in parts:
             visible = "".join("⏎\n" if c == "\n" else c if c.isprintable() else "·" for c in token.text)
             text.append(visible, style="green" if token.trained else "dim")
+        text.plain = re.sub(r"(?<=\w\w)\w(?![^<>\s]*>)", "·", text.plain) if mask else text.plain
         lines.append(text)
     lines += [Text(f"note: {note}", style="cyan") for note in report.notes]
-    for item in report.dropped[:10]:
-        lines.append(Text(f"left out: {item.example} {item.reason}: {item.detail}", style="yellow"))
-    if len(report.dropped) > 10:
-        lines.append(Text(f"and {len(report.dropped) - 10:,} more"))
-    holds = (
-        f"\n{report.rows:,} rows hold: context as at inference, one beginning, one thinking block, reasoning inside "
-        f"the labels, stop token supervised, nothing truncated; {len(report.dropped):,} left out"
-    )
+    lines += [Text(f"left out: {d.example} {d.reason}: {d.detail}", style="yellow") for d in report.dropped[:10]]
+    lines += [Text(f"and {len(report.dropped) - 10:,} more")] * (len(report.dropped) > 10)
+    held = "context as at inference, one beginning, one thinking block, reasoning inside the labels, stop supervised"
+    holds = f"\n{report.rows:,} rows hold: {held}, nothing truncated; {len(report.dropped):,} left out"
     lines.append(Text(report.problem, style="red") if report.problem else Text(holds))
     return Group(*lines)
