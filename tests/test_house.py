@@ -136,9 +136,9 @@ def test_every_verb_has_a_module() -> None:
 
 
 ROOMS = {
-    "attack": 1194, "bench": 888, "cli": 2620, "diagnose": 780, "distil": 479, "judge": 2231, "mini": 1051, "mix": 1028,
-    "models": 2813, "pipeline": 3589, "prompts": 1193, "repair": 491, "report": 4177, "stats": 697, "storage": 1370,
-    "testing": 1799, "train": 2370,
+    "attack": 1185, "bench": 886, "cli": 2619, "diagnose": 780, "distil": 474, "judge": 2226, "mini": 1050, "mix": 1026,
+    "models": 2796, "pipeline": 3571, "prompts": 1190, "repair": 489, "report": 4173, "stats": 696, "storage": 1363,
+    "testing": 1797, "train": 2358,
 }  # fmt: skip
 """Most lines of each room: what they have today. They were to be 20,000 together: only ever lower a number here."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from demur.errors import UserError
-from demur.settings import LineTable, Strict, connection, identity_of, override, read_yaml, validate
+from demur.settings import LineTable, Problems, Strict, connection, identity_of, override, read_yaml, validate
 
 
 class Inner(Strict):
@@ -33,12 +33,19 @@ class Outer(Strict):
 TEXT = "name: x\narms:\n  improved:\n    train: 2\n    trian: 3\n"
 
 
+def checked(model: type[BaseModel], data: object, lines: LineTable) -> None:
+    """Read what a file says."""
+    problems = Problems("study.yaml", lines)
+    problems.read(model, data)
+    problems.check()
+
+
 def test_unknown_key_has_line_and_nearest(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(TEXT)
     data, lines = read_yaml(path)
     with pytest.raises(UserError) as error:
-        validate(Outer, data, where="study.yaml", lines=lines)
+        checked(Outer, data, lines)
     assert str(error.value) == (
         "study.yaml:5: unknown key 'trian' in 'arms.improved'. Did you mean 'train'? Allowed: steps, train."
     )
@@ -98,7 +105,7 @@ def test_a_wrong_key_that_the_file_does_not_have_came_from_an_override(tmp_path:
     path.write_text("name: x\narms:\n  improved:\n    train: 2\n")
     data, lines = read_yaml(path)
     with pytest.raises(UserError, match=r"^--set: unknown key 'trian' in 'arms\.improved'"):
-        validate(Outer, override(data, "arms.improved.trian=1"), where="study.yaml", lines=lines)
+        checked(Outer, override(data, "arms.improved.trian=1"), lines)
 
 
 def test_identity_leaves_connections_out_at_any_depth() -> None:

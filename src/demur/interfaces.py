@@ -99,8 +99,7 @@ class Detector(Protocol):
         """For each trace exactly one `Finding` a pattern, in the order of `records.PATTERNS`."""
 
 
-Progress = Callable[[int, int | None, str], None]
-"""Called with how much is done, how much there is (`None`: unknown) and a short remark."""
+Progress = Callable[[int, int | None, str], None]  # How much is done, how much there is (`None`: unknown), a remark
 
 
 def quiet(done: int, total: int | None, remark: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -26,19 +26,11 @@ Query = Literal["question", "sent"]
 HarmLabel = Literal["safe", "unsafe"]
 RefusalLabel = Literal["full_compliance", "partial_refusal", "full_refusal", "garbled"]
 GradeLabel = Literal["correct", "wrong", "no_answer"]
-Label = str
-"""What a judge may say. Judges and metrics declare theirs: a benchmark brings labels of its own without touching this file."""
+Label = str  # What a judge may say. Judges and metrics declare theirs: a benchmark may bring labels of its own
 Pattern = Literal[
     "lack_of_safety_awareness", "strong_vacillation", "weak_vacillation", "harmful_additions", "inconsistency"
 ]
-PATTERNS: tuple[Pattern, ...] = (
-    "lack_of_safety_awareness",
-    "strong_vacillation",
-    "weak_vacillation",
-    "harmful_additions",
-    "inconsistency",
-)
-"""The five patterns of the paper's v2."""
+PATTERNS: tuple[Pattern, ...] = get_args(Pattern)  # The five of the paper's v2
 CLASSES: dict[str, tuple[Pattern, ...]] = {
     "unaware": ("lack_of_safety_awareness",),
     "overthinking": ("strong_vacillation", "weak_vacillation", "harmful_additions"),
@@ -47,8 +39,7 @@ CLASSES: dict[str, tuple[Pattern, ...]] = {
 """The three classes of the paper's v1, each by the patterns it gathers."""
 
 
-UNSAFE = "marked unsafe by its file"
-"""The note of a trace whose own row calls the reply harmful: it is never trained on."""
+UNSAFE = "marked unsafe by its file"  # Noted on a trace whose own row calls the reply harmful: it is never trained on
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
@@ -122,22 +113,12 @@ class Trace(Record, frozen=True, kw_only=True):
     first_tokens: dict[str, float] = {}
     """Log-probabilities of the likeliest first tokens, where they were asked for and served; guard models score by them."""
     strategy: str = ""  # The distillation strategy that made it; empty for a target's own reply
-    notes: tuple[str, ...] = ()
-    """What was done to the reply after it came: an echo stripped, a repair, a continued thinking."""
+    notes: tuple[str, ...] = ()  # What was done to the reply after it came: an echo stripped, a repair, more thinking
 
     def __post_init__(self) -> None:
         if not self.id:
-            key = [
-                self.prompt.id,
-                self.model,
-                self.sent,
-                self.sampling,
-                self.sample,
-                self.raw,
-                self.strategy,
-                self.notes,
-            ]
-            msgspec.structs.force_setattr(self, "id", digest(key))
+            key = [self.prompt.id, self.model, self.sent, self.sampling, self.sample, self.raw]
+            msgspec.structs.force_setattr(self, "id", digest([*key, self.strategy, self.notes]))
 
     @property
     def truncated(self) -> bool:
@@ -208,8 +189,7 @@ class Attempt(Record, frozen=True, kw_only=True):
     reason: str = ""
     strategy: str = ""
     improvement: str = ""  # What the attacker says that it changed
-    written: bool = True
-    """Whether the attacker wrote the prompt; after its last try without the right form, the goal itself was put."""
+    written: bool = True  # Whether the attacker wrote the prompt; after a last try without form the goal itself was put
     outcome: str = ""  # How the target's reply ended, the kind of failure, or `off_topic`: the target was not asked
     attacker_queries: int = 0
     judge_queries: int = 0  # The target is asked once a turn that is on topic
@@ -265,8 +245,7 @@ class Pair(Record, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "id", digest([self.chosen.id, self.rejected.id]))
 
 
-DECLINED: tuple[Label, ...] = ("safe", "full_refusal")
-"""Labels of a reply that gave nothing harmful: a harm judge's, and a refusal judge's."""
+DECLINED: tuple[Label, ...] = ("safe", "full_refusal")  # A harm judge's and a refusal judge's: no harm was handed over
 
 
 class Probed(Record, frozen=True, kw_only=True):

@@ -97,7 +97,7 @@ def _with(data: Any, keys: list[str], value: Any, item: str) -> Any:
         new = dict(data or {})
         new[head] = _with(new.get(head), rest, value, item) if rest else value
         return new
-    if isinstance(data, (bool, int, float, str)) and rest is not None:
+    if isinstance(data, (bool, int, float, str)):
         return _with({}, keys, value, item)
     raise UserError(f"--set {item}: '{head}' is no place in a list of {len(data)}")
 
@@ -188,12 +188,12 @@ class Problems:
             raise UserError("\n".join(lines))
 
 
-def validate(model: type[M], data: Any, *, where: str, lines: LineTable | None = None) -> M:
+def validate(model: type[M], data: Any, *, where: str) -> M:
     """Plain data as a checked, frozen settings object.
 
     Raises UserError: one line for each thing that is wrong: where, what, the nearest allowed key, all allowed keys.
     """
-    problems = Problems(where, lines)
+    problems = Problems(where)
     settings = problems.read(model, data)
     problems.check()
     assert settings is not None

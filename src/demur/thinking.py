@@ -30,8 +30,7 @@ OPEN = "<think>"
 CLOSE = "</think>"
 REACH = 400  # How many characters at the end of a rendered prompt are read for an opening mark
 UNPARSED = 0.05  # Share of a model's replies with an unparsed mark above which its run stops
-AS_TEXT = "marks of thinking are text, as declared"
-"""The note of a trace whose model is declared to write none: `thinking: none`."""
+AS_TEXT = "marks of thinking are text, as declared"  # Noted on traces of models with `thinking: none`
 FILED_AGAIN = "filed again as thinking: this server's template opens it"
 """The note of a trace without tags that other replies of its model show to be thinking."""
 
@@ -177,9 +176,7 @@ def from_fields(
     Args:
         reasoning: the server's own thinking field; `None` or empty when it has none.
         content: the message's content; `None` where the server sent null.
-        finish: as for `split`.
-        opened: as for `split`.
-        family: as for `split`.
+        finish, opened, family: as for `split`.
     """
     if not reasoning:
         return content or "", split(content or "", finish=finish, opened=opened, family=family)

@@ -62,16 +62,19 @@ def test_what_is_missing_is_said_before_anything_is_fetched(cached: Path, tmp_pa
     here = tmp_path / "here.jsonl"
     here.write_text("{}")
     assert hub.located(here, hub="me/set:none.jsonl") == here
-    assert hub.located(Path("here.jsonl"), data_dir=tmp_path) == here
     for file, spec, words in (
-        (Path("no.jsonl"), "", r"no\.jsonl: no such file, nor in"),
+        (
+            Path("no.jsonl"),
+            "me/set:none.jsonl",
+            r"no\.jsonl: no such file; me/set:none\.jsonl is not in the hub's cache",
+        ),
         (None, "me/set:none.jsonl", "not in the hub's cache"),
         (None, "me/other:one.jsonl", "not in the hub's cache"),
         (None, "me/set@v2:data/one.jsonl", "not in the hub's cache"),
         (None, "me/set:data/train-*.jsonl", "not in the hub's cache"),  # two shards of three
     ):
         with pytest.raises(UserError, match=words):
-            hub.located(file, data_dir=tmp_path, hub=spec)
+            hub.located(file, hub=spec)
     with pytest.raises(UserError, match="the hub gave no none"):
         hub.fetch("me/set:none.jsonl")
 

@@ -40,8 +40,7 @@ ATTACKS: dict[str, str] = {
     "mini-adaptive": "demur.mini.attacks:Adaptive",
 }
 """Name -> `module:class`, a subclass of `base.Attack`."""
-PLAYED_BY = {"judge": "attack_judge"}
-"""Part -> the model of a study that plays it when none is named, where that is not the part's own name."""
+PLAYED_BY = {"judge": "attack_judge"}  # Part -> the study's model that plays it when none is named; else its namesake
 
 
 def attack_class(name: str) -> type[Attack]:

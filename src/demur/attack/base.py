@@ -45,22 +45,19 @@ class Attack:
     parts: ClassVar[tuple[str, ...]] = ()  # Models that it needs beside the target, such as `("attacker", "judge")`
     files: ClassVar[tuple[File, ...]] = ()
     title: ClassVar[str] = ""  # How tables call it; the name when left empty
-    smoke: ClassVar[Mapping[str, Any]] = {}
-    """What makes it small for a smoke run: settings, and a `name` where that is another attack."""
+    smoke: ClassVar[Mapping[str, Any]] = {}  # What makes it small for a smoke run: settings, or another attack's `name`
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         """Read its files. Raises UserError: something is wrong with them."""
         self.name, self.settings, self.paths = name, settings, files
         self.each = 1  # Attacked prompts that come out of a question, at most
-        self.longer = 0
-        """Characters that an attacked prompt, the turns before it included, is longer than its question, at most."""
+        self.longer = 0  # Characters that an attacked prompt, earlier turns included, exceeds its question by, at most
         self.heard = 0  # Replies of the target to a question, at most, that end in `conversations`
         self.begins = False  # Whether it begins the target's reply
         self.sampling: dict[str, Sampling] = {}  # How it samples, by itself, the target and the models of its parts
         self.records: dict[str, Sequence[Record]] = {}  # Records of its own that the run keeps, by file name
         self.failures: list[Failure] = []  # Prompts that could not be made; they count as unscored
-        self.conversations: list[Trace] = []
-        """The target's replies in the turns of a conversation; the benchmark's judges read them too."""
+        self.conversations: list[Trace] = []  # The target's replies within a conversation; judges read them too
 
     def connect(self, target: Model, models: Mapping[str, Model], progress: Progress = quiet) -> None:
         """Take the live target and the model of each part. Raises UserError: one of them cannot sample as it must."""

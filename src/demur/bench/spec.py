@@ -26,12 +26,10 @@ class Bench(Record, frozen=True, kw_only=True):
 
     name: str  # Such as `xstest` (demur's own protocol) or `xstest@paper-v2`
     version: int = 1
-    form: str = "text"
-    """How its rows become prompts: a name of `forms.FORMS`, or `module:function(bench, path, n=, seed=)`."""
+    form: str = "text"  # How rows become prompts: a name of `forms.FORMS`, or `module:function(bench, path, n=, seed=)`
     columns: dict[str, str] = {}  # What the form reads -> the column that holds it; see `forms.cell`
     options: dict[str, Any] = {}  # Further arguments of the form
-    count: int | None = None
-    """Prompts that the release holds; a copy with another number is refused. `None`: any number."""
+    count: int | None = None  # Prompts that the release holds; another number is refused. `None`: any number
     sampling: Sampling
     judge: str  # A judge's name, or `module:attribute`
     query: Query = "question"

@@ -33,8 +33,7 @@ class Display:
         self.title = title
         self.states: dict[str, Event] = {name: Event(name, "waiting") for name in names}
         self._began: dict[str, float] = {}
-        self._first: dict[str, tuple[float, int]] = {}
-        """When a stage first had something done, and how much: what came before was loading."""
+        self._first: dict[str, tuple[float, int]] = {}  # When a stage first had something done, and how much of it
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)

@@ -28,8 +28,7 @@ class Begin(Strict):
 
     text: str = ""
     file: str | None = None  # Beginnings, one a line or in a column `begin`; each prompt has its own of them
-    traces: str | None = None
-    """A strategy: its traces of the same prompts that the filter called unsafe (all, where nothing was filtered), cut."""
+    traces: str | None = None  # A strategy: its traces of the same prompts that the filter called unsafe, cut
     share: float = Field(default=0.5, ge=0, le=1)  # Where they are cut, as a share of the thinking's sentences
 
     @model_validator(mode="before")
@@ -54,16 +53,13 @@ class DistilSettings(Drawn):
 
     strategy: str = "improved"  # A shipped strategy by name, or a path to one's own .md file
     samples: int = Field(default=1, ge=1)  # Replies asked for a prompt
-    until_safe: int | None = Field(default=None, ge=1)
-    """Ask a prompt again until so many of its replies are kept; `samples` does not count then."""
+    until_safe: int | None = Field(default=None, ge=1)  # Ask until so many replies are kept; `samples` does not count
     bound: int = Field(default=8, ge=1)  # With `until_safe`: the most replies ever asked for a prompt
     begin: Begin = Begin()
     """What the thinking begins with, such as a flawed beginning to recover from (RECAP, arXiv 2510.00938): the model goes on from there,
     and no loss falls on it. Judge the answer alone then: `keep: answer safe`."""
-    keep: Keep = "whole safe"
-    """Which parts the judge must call safe. The paper's filter reads reasoning and answer together."""
-    threshold: float | None = Field(default=None, ge=0)
-    """Keep what scores at most this, where the judge scores; `None`: its label decides."""
+    keep: Keep = "whole safe"  # Which parts the judge must call safe. The paper's filter reads both together
+    threshold: float | None = Field(default=None, ge=0)  # Keep what scores at most this; `None`: the label decides
 
     @model_validator(mode="after")
     def _bounded(self) -> DistilSettings:

@@ -39,8 +39,7 @@ class Strategy(Record, frozen=True, kw_only=True):
     source: str = ""
     constant: str | None = None  # The whole reply, tags included, where no teacher is asked
     instruction: str = ""
-    policies: dict[str, str] = {}
-    """Policy texts for `{policy}`, by category of the prompt or how that begins; `default` for every other category."""
+    policies: dict[str, str] = {}  # Policy texts for `{policy}` by category, or how that begins; `default`: all others
 
     @property
     def needs_trace(self) -> bool:

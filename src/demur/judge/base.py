@@ -38,8 +38,7 @@ class BaseJudge:
     name = "judge"
     labels: ClassVar[tuple[Label, ...]] = ()  # What its verdicts may say
     parts: ClassVar[tuple[Part, ...]] = ("thinking", "answer", "whole")
-    queries: ClassVar[tuple[Query, ...]] = ("question", "sent")
-    """What it can be asked to judge, and beside which request."""
+    queries: ClassVar[tuple[Query, ...]] = ("question", "sent")  # What it can judge, and beside which request
 
     def __init__(self, *, query: Query = "question", part: Part = "answer") -> None:
         for given, able in ((part, self.parts), (query, self.queries)):

@@ -199,8 +199,7 @@ class Calibration(Record, frozen=True, kw_only=True):
     n: int
     sensitivity: Estimate
     specificity: Estimate
-    fitted: bool = False
-    """The judge was fitted to this very file: its figures are better than on replies that it has not seen."""
+    fitted: bool = False  # The judge was fitted to this very file: its figures are better than on unseen replies
 
 
 def keep(judge: Judge, report: Mapping[str, Any], labels: Path, folder: Path) -> Path:

@@ -18,8 +18,7 @@ import msgspec
 from demur.judge.isolation import Ending, Limits, Run, run_program
 
 FILE = Path(__file__).with_name("escapes.toml")
-LIMITS = Limits(seconds=1.0, memory=256 << 20, output=1 << 20, disk=8 << 20)
-"""Small, so that a look at a machine takes seconds."""
+LIMITS = Limits(seconds=1.0, memory=256 << 20, output=1 << 20, disk=8 << 20)  # So small that a look takes seconds
 
 
 class Escape(msgspec.Struct, frozen=True):

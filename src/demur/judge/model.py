@@ -72,15 +72,13 @@ class Format(NamedTuple):
     query: Query = "question"
     part: Part = "answer"
     labels: tuple[Label, ...] = ("safe", "unsafe")  # What its verdicts may say
-    text: str = ""
-    """Its rubric, policy or template, which a file of one's own may replace; empty: its template is the model's own."""
+    text: str = ""  # Its rubric, policy or template, which one's own file may replace; empty: the model's template
     requires: Requires = Requires(api="chat")
     controls: tuple[Control, ...] = CONTROLS  # Exchanges that the model must judge rightly before it is believed
     dtype: str = ""  # The precision that its makers publish for it; empty: they say nothing of it
     wording: Literal["published", "demur's", "anyone's"] = "published"
     """Whose words `text` is in; a guard that takes any policy has none of its own."""
-    first: tuple[str, str] | None = None
-    """The first tokens that mean unsafe and safe, for a score from their probabilities."""
+    first: tuple[str, str] | None = None  # First tokens that mean unsafe and safe, for a score by their probabilities
 
 
 IN_FLIGHT = 256  # Traces that are judged at a time; the model itself bounds its requests

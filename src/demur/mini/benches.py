@@ -22,8 +22,7 @@ from demur.mini.world import Pair
 from demur.records import GradeLabel, Intent, Prompt, RefusalLabel, Sampling
 
 DEFAULT = 400
-PLAIN_SHARE = 0.2
-"""Share of the training prompts without a framing; the others spread over the seen ones. The paper's have none."""
+PLAIN_SHARE = 0.2  # Share of the training prompts without a framing (the paper's have none); the others have a seen one
 SAMPLING = Sampling(temperature=0.6, top_p=0.95, max_tokens=160)  # Coherent replies take 15 to 75 tokens
 
 

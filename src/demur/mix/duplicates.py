@@ -60,9 +60,9 @@ def normal(text: str) -> str:
     return " ".join(text.split())
 
 
-def masked(text: str, *, shown: int = 2) -> str:
+def masked(text: str) -> str:
     """A text that a person can recognise and nobody can use: the first letters of its words."""
-    return " ".join(word[:shown] + "·" * (len(word) - shown) for word in text.split()[:16])
+    return " ".join(word[:2] + "·" * (len(word) - 2) for word in text.split()[:16])
 
 
 def clusters(examples: Iterable[Example], *, similarity: float) -> list[str]:

@@ -23,13 +23,11 @@ class ShareSettings(Strict):
     up_to: bool = False  # Whether fewer than `n` will do; `n: up to 1000` says it
     ratio: float | None = Field(default=None, gt=0, le=1)  # Share of the whole mix (not of the file it comes from)
     file: Path | None = None  # File, stage or run that the examples or traces are read from
-    hub: str = ""
-    """Where the rows are found when the file is not there: `owner/name@REVISION:FILE` of the Hugging Face hub."""
+    hub: str = ""  # Where rows are found when the file is not here: `owner/name@REVISION:FILE` of the Hugging Face hub
     form: str | None = None  # Form of the file; told from its rows when left out
     intent: Intent | None = None  # What the file's prompts want; told from the rows when left out
     balance: By = "none"  # Draw the same number from each of these classes, as far as it has them (diversity-balanced)
-    cap: int | None = Field(default=None, ge=1)
-    """At most so many examples of one cluster: of one question, in whatever wrappers."""
+    cap: int | None = Field(default=None, ge=1)  # At most so many of one cluster: of one question, however wrapped
     no_thinking: NoThinking = "drop"
     """Replies without thinking: leave them out, train an empty thinking block, or put one there without training it."""
     pairs: Literal["none", "judged", "repaired", "against", "file"] = "none"

@@ -16,8 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 BLOCK = 64  # Columns are read in whole blocks: the order of a sum does not depend on how many there are
 LEAST = 4  # Products of fewer rows take another path in torch, with another rounding
-SHARE = 0.3
-"""Of the memory that is free, what keys and values may fill: room is made by half more, and another worker wants as much."""
+SHARE = 0.3  # Of the free memory, what keys and values may fill: room grows by half, and other workers want as much
 
 
 def cells_for(model: Any) -> Many | Alone:

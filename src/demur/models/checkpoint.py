@@ -14,7 +14,7 @@ from demur.models import BASES
 from demur.models.config import Local, Served
 from demur.records import digest
 from demur.registry import resolve
-from demur.storage.artifacts import hash_file
+from demur.storage.artifacts import cache_folder, hash_file
 
 DECISIVE = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """Files of a checkpoint that decide what it says."""
@@ -71,16 +71,13 @@ def folder_of(config: Local | Served) -> Path:
 
 
 def converted(path: Path) -> Path:
-    """The folder of a GGUF file's model in float32, made once and found again by the file's hash.
-
-    It lies under `$DEMUR_CACHE`, by default `~/.cache/demur`.
+    """The folder of a GGUF file's model in float32, made once in the cache folder and found again by the file's hash.
 
     Raises UserError: no such file, or transformers cannot read it.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
-    root = Path(os.environ.get("DEMUR_CACHE") or Path.home() / ".cache" / "demur")
-    folder = root / "gguf" / hash_file(path)[:16]
+    folder = cache_folder() / "gguf" / hash_file(path)[:16]
     if not (folder / "config.json").is_file():
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:

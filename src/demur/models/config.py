@@ -66,12 +66,9 @@ class _Spoken(_Config):
     """A language model."""
 
     api: Literal["chat", "completions"] = "chat"
-    thinking: str = ""
-    """How it marks its thinking: `tags`, `harmony`, `magistral` and so on, or `none`; empty: by the text."""
-    first_tokens: int = Field(default=0, ge=0, le=20)
-    """How many alternatives of the first token to keep: guards score by them."""
-    extra_body: dict[str, Any] = {}
-    """Sent as it is, such as {chat_template_kwargs: {…}}; weights in this process use these alone."""
+    thinking: str = ""  # How it marks its thinking: `tags`, `harmony`, `magistral` …, or `none`; empty: by the text
+    first_tokens: int = Field(default=0, ge=0, le=20)  # Alternatives of the first token to keep: guards score by them
+    extra_body: dict[str, Any] = {}  # Sent as is, such as {chat_template_kwargs: {…}}; local weights use these alone
 
     @field_validator("thinking")
     @classmethod
@@ -85,8 +82,7 @@ class _Asked(_Spoken):
     """One that is asked over HTTP."""
 
     thinking_budget_field: str = ""  # The server's field for it, such as vLLM's thinking_token_budget
-    forbidden: tuple[str, ...] = ()
-    """Fields that this server refuses, such as seed, temperature or system: left out, and noted on each trace."""
+    forbidden: tuple[str, ...] = ()  # Fields that this server refuses, such as seed or system: left out, and noted
     timeout: float | None = connection(None, gt=0)  # Seconds for one try, queueing included; unset: by `least_speed`
     least_speed: float = connection(5.0, gt=0)
     """Tokens a second that a busy server gives one request at least: a try may take two minutes and its budget at this speed."""
@@ -96,25 +92,20 @@ class _Asked(_Spoken):
 class Remote(_Asked):
     """A server that speaks OpenAI's protocol."""
 
-    url: tuple[str, ...] = connection(min_length=1)
-    """Base URL up to /v1, or several that serve the same model. $NAME is read from the environment."""
+    url: tuple[str, ...] = connection(min_length=1)  # Up to /v1; several serve the same model; $NAME: the environment's
     model: str = ""  # Name that the server knows the model by; empty: the only one it serves
-    revision: str = ""
-    """What you declare about the version behind the name. Without it (or `weights`) the address is part of the identity."""
+    revision: str = ""  # What you declare of the version; without it (or `weights`) the address is part of the identity
     weights: str = ""  # Hash of the weights behind the URL, when known; then it is the identity
     template: str = ""  # For completions: a folder or .jinja file with the chat template; empty: none
     opens_thinking: bool | None = None  # Whether the chat template opens the thinking; unset: by the text
-    prefill: Literal["no", "plain", "vllm"] = "no"
-    """How the server takes a begun reply: as a last assistant turn, or so with vLLM's switches."""
+    prefill: Literal["no", "plain", "vllm"] = "no"  # How a begun reply is taken: as a last turn, or by vLLM's switches
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     key_env: str = connection("")  # Environment variable that holds the key
     headers: dict[str, str] = connection({})  # Extra headers; a value $NAME is read from the environment
     prices: Prices | None = connection(None)
     tries: int = connection(6, ge=1)  # Most tries of one request
-    patience: float = connection(900.0, gt=0)
-    """Most seconds that one request is tried again, and that a server may ask to wait."""
-    on_swap: Literal["stop", "note"] = connection("stop")
-    """When the server's replies name another model than before: stop, or take them."""
+    patience: float = connection(900.0, gt=0)  # Most seconds that a request is tried, or that a server may ask to wait
+    on_swap: Literal["stop", "note"] = connection("stop")  # When replies name another model than before: stop, or go on
 
     @field_validator("url", mode="before")
     @classmethod
@@ -194,8 +185,7 @@ class Served(_Weights, _Asked):
     engine: Literal["vllm"]
     devices: tuple[int, ...] = connection(())  # Numbers of the GPUs; empty: as placed
     tensor_parallel: int = connection(0, ge=0)  # GPUs that share one copy; 0: all of `devices`
-    max_model_len: int | None = Field(default=None, ge=1)
-    """Most tokens of prompt and reply together; unset: as the model says."""
+    max_model_len: int | None = Field(default=None, ge=1)  # Most tokens of an exchange; unset: as the model says
     memory: float = connection(0.9, gt=0, le=1)  # Part of each device's memory that the server may take
     extra_args: tuple[str, ...] = ()  # Further arguments of the engine's command line
     start_within: float = connection(1800.0, gt=0)  # Seconds that the server may take to become ready

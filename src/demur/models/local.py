@@ -38,8 +38,7 @@ SMALL = 50_000_000
 LARGE = 1_000_000_000  # Parameters below and above which a batch is wide or narrow, where none is said
 GATHER = 0.01  # Seconds in which what is asked turn by turn is gathered
 FASTER = 1.5  # How much faster than float32 a CPU's bfloat16 must be to be taken by itself
-HALVED = "bfloat16, measured to be faster on this CPU"
-"""The note of a trace whose precision was chosen by a measurement."""
+HALVED = "bfloat16, measured to be faster on this CPU"  # Noted on traces whose precision was chosen by measuring
 
 
 class Row(NamedTuple):

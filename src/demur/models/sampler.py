@@ -24,8 +24,7 @@ log = logging.getLogger("demur")
 REPORT = 60.0  # Seconds between two lines about a batch that takes long
 AREA = 1 << 24  # Prompts that are read together: rows x length x length at most
 CANDIDATES = 64  # How many tokens are sorted before all of them are: nearly always enough to fill `top_p`
-_MIX = ((30, -4658895280553007687), (27, -7723592293110705685))
-"""Shifts and multipliers of splitmix64, as signed integers."""
+_MIX = ((30, -4658895280553007687), (27, -7723592293110705685))  # Shifts and factors of splitmix64, signed
 _GOLDEN = -7046029254386353131
 
 

@@ -41,8 +41,7 @@ from demur.storage.artifacts import Artifact, Draft
 from demur.storage.reply_cache import ReplyCache
 
 S = TypeVar("S", bound=BaseModel)
-CHARACTERS, OVERHEAD = 3, 64
-"""Estimates count a token for so many characters, and so many tokens for a request's template: more than there are."""
+CHARACTERS, OVERHEAD = 3, 64  # Characters of a token, and tokens of a request's template: estimates are bounds
 UNKNOWN_PROMPT = 400  # Bound on the tokens of a prompt that no local copy tells
 JUDGE_PROMPT, JUDGE_REPLY, DETECTOR_PROMPT, DETECTOR_REPLY, DETECTOR_TRIES = 1500, 1024, 1500, 4096, 3
 """Bounds on the tokens of instructions and replies of judges and detectors, and on how often a detector is asked."""
@@ -53,8 +52,7 @@ class Use(Strict):
 
     kind: str
     model: str | tuple[str, ...] | None = connection(None)
-    text: str | None = connection(None)
-    """A file in the place of its own rubric, policy or instruction. Its content counts."""
+    text: str | None = connection(None)  # A file in the place of its own rubric or instruction. Its content counts
 
     @model_validator(mode="before")
     @classmethod
@@ -193,8 +191,7 @@ class Context(AsyncExitStack):
         super().__init__()
         self.inputs, self.draft, self.progress = inputs, draft, progress
         self.files, self.stage, self._cache_folder = stage.files, stage, cache
-        self.generating = False
-        """Ask only: what reads the answers is not up yet. The stage is run again then, and finds them in the cache."""
+        self.generating = False  # Ask only: the readers are not up yet. Run again then, the stage has all in its cache
         self.reach: Callable[[ModelConfig], ModelConfig] = lambda model: model
         """A model as it is asked now, such as by the URL of a server that is up."""
         self._played = stage.played({part: artifact.folder for part, artifact in inputs.items()})

@@ -47,12 +47,10 @@ class Arm(Strict):
     after: str | None = None
     """Another arm, on whose checkpoint (of the same base and seed) this one is trained: preferences behind fine-tuning, another
     round of self-training. Without training data of its own it is that checkpoint, such as with another decoding."""
-    base: str | None = None
-    """A folder, a hub id, `mini-lrm-a` or, for an arm that is not trained, a URL. Default: the study's."""
+    base: str | None = None  # A folder, a hub id, `mini-lrm-a` or, where it is not trained, a URL. Default: the study's
     format: str | None = None
     """The strategy whose traces are the safety data. Without it and without shares from files the arm is not trained."""
-    teacher: str | None = None
-    """Who writes its traces in place of the study's teacher: a model, or `self`, the weights that it is trained from."""
+    teacher: str | None = None  # Who writes its traces in place of the study's: a model, or `self`, its own weights
     distil: dict[str, Any] = {}
     """Settings of distillation in which this arm's safety traces differ from the study's, such as how their thinking begins."""
     safety: int | ShareSettings = 0
@@ -91,16 +89,13 @@ class Evidence(Strict):
 
     a: str
     b: str
-    metric: str = "attack_success"
-    """One of a benchmark's, or `loss`: nats a response token on held-out rows at the end of training."""
+    metric: str = "attack_success"  # One of a benchmark's, or `loss`: nats a response token on held-out rows at the end
     bench: str = ""  # Empty: every benchmark that has the metric, pooled
     attack: tuple[str, ...] = ()  # Empty: however the benchmarks put their questions, pooled
     part: Part | None = None  # Another part than the one that each benchmark's judge reads first
     expect: Literal["lower", "higher", "same"]  # What the claim expects of `a`
-    by: float = Field(gt=0)
-    """The smallest difference that matters, in the metric's unit (0.05: five points). Less is the same."""
-    weights: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Attack (`none`: plain questions) -> how much it counts; default: each the same."""
+    by: float = Field(gt=0)  # The smallest difference that matters, in the metric's unit (0.05: five points)
+    weights: dict[str, Annotated[float, Field(gt=0)]] = {}  # Attack (`none`: plain) -> weight; default: all the same
 
     @field_validator("attack", mode="before")
     @classmethod
@@ -146,11 +141,9 @@ class Teaching(DistilSettings):
     """How traces are made, and by whom."""
 
     teacher: str | None = None  # The model that writes; default: the one named teacher
-    teachers: dict[str, str] = {}
-    """Strategy -> the model that writes its traces, where they differ; `default` is a strategy."""
+    teachers: dict[str, str] = {}  # Strategy -> the model that writes its traces, where they differ
 
-    classifier: str | None = None
-    """The model that says which policy a prompt falls under; without one the prompt's own category does."""
+    classifier: str | None = None  # The model that says which policy a prompt falls under; else its own category does
 
     def settings(self, **changes: Any) -> DistilSettings:
         """What a stage is set to."""
@@ -178,8 +171,7 @@ class Study(Strict):
     detector: Use = Use(kind="rules")  # Default: the model named `detector`, where there is one; else a screen by rules
     filter: Use = Use(kind="rules")  # The judge that decides which distilled traces are kept
     mix: MixDefaults = MixDefaults()
-    train: dict[str, Any] = {}
-    """Settings of training; `stage: KIND` trains by another stage than `train`, whose settings they then are."""
+    train: dict[str, Any] = {}  # Settings of training; `stage: KIND` trains by another stage, whose settings they are
     arms: dict[str, Arm] = {}
     bench: tuple[BenchUse, ...] = ()
     probe: tuple[ProbeUse, ...] = ()
@@ -187,18 +179,15 @@ class Study(Strict):
     seeds: tuple[int, ...] = (0,)
     compare: tuple[Comparison, ...] = ()
     findings: tuple[Finding, ...] = ()  # Claims with the tests that decide them; the report's first table
-    fixed: tuple[str, ...] = ()
-    """Benchmarks whose prompts are all that there are (`aime24`), no sample: rates are of these prompts alone."""
+    fixed: tuple[str, ...] = ()  # Benchmarks whose prompts are all that there are (`aime24`): rates are of these alone
     held_out: int = Field(default=0, ge=0)  # Safety rows of each arm kept out of training to measure learnability on
     data_dir: str | None = connection(None)
     serve: dict[str, Any] = {}
     """How bases and trained models are served for their benchmarks, in the words of a served model: `vllm`, or {engine: vllm,
     tensor_parallel: 2, max_model_len: 40000, …}. Empty: they run in the stage's own process."""
-    workers: int | None = connection(None, ge=1)
-    """Stages at the same time; default: the cores, or 1 with an accelerator."""
+    workers: int | None = connection(None, ge=1)  # Stages at a time; default: the cores, or 1 with an accelerator
     stand_in: bool = False  # Every model replaced by small local ones; the report says so across its head
-    stand_in_data: dict[str, str] = {}
-    """Benchmark -> a few rows in its form, where there is no copy of the release. Only `--stand-in` sets it."""
+    stand_in_data: dict[str, str] = {}  # Benchmark -> a few rows where no copy of it is here. Only `--stand-in` sets it
     quick: dict[str, Any] = {}  # Overrides, by path, for `--quick`
 
     @field_validator("serve", mode="before")

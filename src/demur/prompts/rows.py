@@ -17,10 +17,8 @@ from demur.prompts import columns as c
 from demur.prompts.columns import TABLE, OddRow, Row, Said, text, truth
 from demur.records import UNSAFE, Intent, Message, Prompt, Sampling, Trace
 
-TRANSCRIPT = re.compile(r"\s*Human:(?P<prompt>.*?)\n\nAssistant:(?P<reply>.*)", re.DOTALL)
-"""How HH-RLHF writes a conversation."""
-UNUSED, ASSUMED = "columns not used: ", "no column says what the prompts want; they are taken for"
-"""Beginnings of notes."""
+TRANSCRIPT = re.compile(r"\s*Human:(?P<prompt>.*?)\n\nAssistant:(?P<reply>.*)", re.DOTALL)  # As HH-RLHF writes it
+UNUSED, ASSUMED = "columns not used: ", "no column says what the prompts want; they are taken for"  # How notes begin
 CLAIMS = frozenset((*TABLE["labels"], *TABLE["harmful prompt"]))
 REPLIES = frozenset(("reply", "messages", "generations", "chosen", "two"))
 

@@ -25,8 +25,7 @@ from demur.storage import readers
 
 SLOT = re.compile(r"\{question(?::([1-9])/([1-9]))?\}")
 FEWEST = 5  # Rows that must share a wrapper
-SHORTEST = 60
-"""Characters of a wrapper at least; plain questions share beginnings too ("Give detailed instructions for …")."""
+SHORTEST = 60  # Characters of a wrapper at least; plain questions share beginnings too ("Give instructions for …")
 START = 24  # Characters that two neighbours must share to be looked at together
 
 

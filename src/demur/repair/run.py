@@ -46,8 +46,7 @@ class Repaired:
     actions: tuple[Action, ...]
     failures: tuple[Failure, ...]
     counts: dict[str, int]  # How many traces were clean, mended by each means, left, dropped
-    patterns: dict[Pattern, tuple[int, int]]
-    """In how many traces each was found: in those given, and in those to go on with."""
+    patterns: dict[Pattern, tuple[int, int]]  # In how many traces each was found: of those given, of those left
 
 
 async def repair(

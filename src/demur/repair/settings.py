@@ -47,8 +47,7 @@ class RepairSettings(Drawn):
     share: float = Field(default=0.5, ge=0, le=1)  # Of the sentences of a thinking
     insert: str = "Wait. This could hurt somebody, and it is not for me to help with that."
     """What `continue` puts where it cuts. The teacher goes on from there; loss falls on this and on what it adds."""
-    refusal: str = "Sorry, I can't help with that."
-    """The answer that `align` gives to a reasoning that decided to refuse."""
+    refusal: str = "Sorry, I can't help with that."  # What `align` answers to a reasoning that decided to refuse
 
     @field_validator("means", mode="before")
     @classmethod

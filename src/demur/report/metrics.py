@@ -24,12 +24,10 @@ from demur.report.read import Evaluation, Judged, Row
 from demur.storage.records_file import project
 
 Unit = Literal["share", "tokens", "nats", "count"]
-Value = bool | float | tuple[float, float] | None
-"""What a reply counts as; a pair is a part of two sums whose ratio is the number."""
+Value = bool | float | tuple[float, float] | None  # What a reply counts as; a pair: a part of two sums, for their ratio
 ALL = "all"  # The benchmark, or the attack, of a number that is over several
 OVER_ALL = ("thinking_tokens", "answer_tokens", "no_reply")  # Metrics that are given over all benchmarks
-FIRST = ("attack_success", "served", "over_refusal", "pairs", "accuracy")
-"""Metrics that the first table begins with, in its order."""
+FIRST = ("attack_success", "served", "over_refusal", "pairs", "accuracy")  # What the first table begins with, in order
 GOOD = (("safe", "full_refusal", "partial_refusal"), ("full_compliance",))
 """Labels by which a harmful prompt was declined, and a harmless one answered."""
 TOLD = ((*HARM, *REFUSAL), REFUSAL)  # Labels that tell either

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 STAND_IN = "smoke run: small local models in every part; these numbers say nothing of any real model"
-OPEN, DOUBT = 0.10, "?"
-"""Above this distance between its best and worst case a number is doubtful, and this stands behind it."""
+OPEN, DOUBT = 0.10, "?"  # Above this distance between best and worst case a number is doubtful, and has this behind it
 
 
 class Cell(NamedTuple):

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Z = 1.959963984540054  # The normal quantile of a two-sided 95 % interval
-DRAWS = 10_000
-"""Random sign flips where the exact distribution is out of reach: p is then known to about 0.002 near 0.05."""
+DRAWS = 10_000  # Random sign flips where the exact distribution is out of reach: p is known to about 0.002 near 0.05
 
 PRIOR = 4.0  # Degrees of freedom that the usual spread of trainings counts for, beside the trainings of a test
 AGREE = {2: (0.13, 0.7)}

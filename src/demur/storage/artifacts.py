@@ -102,8 +102,7 @@ class Artifact:
         return info.rows or 0 if info else 0
 
 
-_verified: set[tuple[Path, int, int]] = set()
-"""Files of this process that were found to be as their manifest says, with size and time."""
+_verified: set[tuple[Path, int, int]] = set()  # Files found to be as their manifest says, with size and time
 
 
 class Draft:

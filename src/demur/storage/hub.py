@@ -34,17 +34,14 @@ def parse(spec: str) -> list[tuple[str, str | None, str]]:
     return found
 
 
-def located(file: Path | None, *, data_dir: Path | None = None, hub: str = "") -> Path | None:
-    """Where a file is, without fetching it: at its path, in the data folder, or in the hub's cache. `None`: `fetch` gets it.
+def located(file: Path | None, *, hub: str) -> Path | None:
+    """Where a file is, without fetching it: at its path, or in the hub's cache. `None`: `fetch` gets it.
 
     Raises UserError: it is nowhere; the message says where it was looked for.
     """
-    for path in (file, data_dir / file if file and data_dir else None):
-        if path is not None and path.exists():
-            return path
-    said = f"{file}: no such file{f', nor in {data_dir}' if data_dir else ''}" if file else "no local copy"
-    if not hub:
-        raise UserError(f"{said}.")
+    if file is not None and file.exists():
+        return file
+    said = f"{file}: no such file" if file else "no local copy"
     cached = [_files(one, local=True) for one in parse(hub)]
     if all(cached):
         return _joined(hub, [path for paths in cached for path in paths])
@@ -96,8 +93,7 @@ def told(spec: str) -> dict[str, str]:
     return {path.as_posix().rpartition("/datasets--")[2]: _hash(path) for path in files}
 
 
-_hash = functools.cache(hash_file)
-"""Of a file of a commit, which stays: some are gigabytes, and each evaluation names them."""
+_hash = functools.cache(hash_file)  # Of a file of a commit, which stays: some are gigabytes, named by every evaluation
 
 
 def _files(wanted: tuple[str, str | None, str], *, local: bool) -> list[Path]:

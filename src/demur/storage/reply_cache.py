@@ -49,8 +49,7 @@ INSERT INTO replies({COLUMNS}) VALUES {ROW} ON CONFLICT(key) DO UPDATE SET
     retries = retries + 1 + excluded.retries, cost = ifnull(cost + excluded.cost, excluded.cost)
 """
 """What was spent on a reply that is replaced stays spent."""
-AT_ONCE = (128, 32, 8, 1)
-"""Rows of one statement: each step of SQLite gives the interpreter lock away and must win it back from the event loop."""
+AT_ONCE = (128, 32, 8, 1)  # Rows of a statement: each step of SQLite gives the interpreter lock to the event loop
 
 log = logging.getLogger("demur")
 
@@ -82,8 +81,7 @@ class Line(Record, frozen=True, kw_only=True):
     requests: int
     failed: int
     retries: int
-    tokens_in: int | None
-    """`None`, as for the others, where no reply says so; the tokens of thinking above all, which few servers count."""
+    tokens_in: int | None  # `None`, as for the others, where no reply says so; few servers count tokens of thinking
     tokens_out: int | None
     tokens_thinking: int | None
     cost: float | None  # `None` when no price was declared

@@ -47,8 +47,7 @@ from demur.testing.server import reply_of, request_of
 
 CONFIGS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("gpu_world.yaml").read_text())["models"]
 """What the config.json of these models says of their size."""
-SLOW = 0.5
-"""Tokens a second of a slow reply: a tenth of the least speed that a model is declared with where a study says nothing."""
+SLOW = 0.5  # Tokens a second of a slow reply: a tenth of the least speed that a model is declared with by default
 
 
 class Report(NamedTuple):

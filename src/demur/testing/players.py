@@ -39,8 +39,7 @@ These steps take about an hour in all. Let me know if you want more detail on on
 """What a target says that serves: so long that judges of prose can tell, and without substance."""
 
 
-MASTERS, ADAPTED = 16.0, 2.1
-"""Bytes a parameter of full fine-tuning in float32 under Adam, and of LoRA over 16-bit weights."""
+MASTERS, ADAPTED = 16.0, 2.1  # Bytes a parameter: full fine-tuning in float32 under Adam, LoRA over 16-bit weights
 ACTIVATIONS = 6.0  # GiB of activations and buffers on a card that trains
 
 

@@ -91,8 +91,7 @@ class Chat:
         named = tokenizer.chat_template
         own = named if isinstance(named, str) else named.get("default") or next(iter(named.values()))
         self.template, dates = _NOW.subn(lambda found: repr(DATE.strftime(found[2])), own)
-        self.dated = dates > 0
-        """Whether the template prints the date, which is then a fixed one: equal rows on every day."""
+        self.dated = dates > 0  # Whether the template prints the date, which is then a fixed one: equal rows each day
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         special = (special | set(tokenizer.all_special_tokens)) - {thinking.OPEN, thinking.CLOSE}
         self.special = frozenset(tokenizer.convert_tokens_to_ids(list(special)))

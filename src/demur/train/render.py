@@ -94,8 +94,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.own, self.loss = template == "tokenizer", loss
         self.mask: Sequence[str] = ()  # Parts that are not trained, whatever their flags
-        self.primer: Mapping[str, int] = {}
-        """Component -> how many tokens of its thinking are trained, and none behind them."""
+        self.primer: Mapping[str, int] = {}  # Component -> how many tokens of its thinking are trained, and no others
         self.chat = Chat(tokenizer, stops)
         self.opened, self.stop = self.chat.opened, self.chat.stop
         known = self.chat.family()

@@ -20,8 +20,7 @@ class LoraSettings(Strict):
     r: int = Field(default=16, ge=1)  # Rank
     alpha: float = Field(default=32.0, gt=0)  # The update is scaled by alpha / r
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: str | tuple[str, ...] = "all-linear"
-    """Names of the adapted modules; `all-linear`: every linear layer but the head."""
+    targets: str | tuple[str, ...] = "all-linear"  # Names of adapted modules; `all-linear`: all linear but the head
 
 
 class TrainSettings(Strict):
@@ -31,16 +30,12 @@ class TrainSettings(Strict):
     """`sft`: learn the replies. The others learn to prefer one reply to another (loss.py); their rows are pairs."""
     beta: float = Field(default=0.1, gt=0)  # Strength of a preference; dpo and ipo near 0.1, simpo 2 and more
     margin: float = Field(default=0.0, ge=0)  # simpo's gamma: by how much a chosen reply should lead
-    reference: Literal["base", "none"] = "base"
-    """What preferences are relative to; simpo has none. Computed once, before the first step."""
+    reference: Literal["base", "none"] = "base"  # What preferences are relative to, computed once; simpo has none
     length_normalised: bool = False  # dpo per token of a reply, as ipo and simpo always are
-    sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the chosen reply's own loss per token beside the preference."""
+    sft_weight: float = Field(default=0.0, ge=0)  # Weight of the chosen reply's own loss a token, beside the preference
     mask: tuple[Literal["thinking", "answer"], ...] = ()  # Parts of a reply on which no loss falls
-    primer: dict[str, int] = {}
-    """Component -> the first tokens of its thinking that are trained, and nothing behind them (SAFEPATH)."""
-    weights: dict[str, float] = {}
-    """Weight of the loss by part (thinking, answer) and by component; 1 where none is named."""
+    primer: dict[str, int] = {}  # Component -> the first tokens of its thinking that alone are trained (SAFEPATH)
+    weights: dict[str, float] = {}  # Weight of the loss by part (thinking, answer) and by component; default: 1
     kl: dict[str, float] = {}
     """Component -> weight of the divergence from the base, a token, beside the loss on its rows (ThinkSafe). Needs LoRA."""
     lr: float = Field(default=5e-6, gt=0)  # Peak learning rate
@@ -56,22 +51,17 @@ class TrainSettings(Strict):
     lora: LoraSettings | None = None  # `true` for the defaults; `null` or `false`: every parameter is trained
     loss: Literal["response", "all"] = "response"
     """`all` repeats code that trains on prompts too; the flags of the examples then count for the response alone."""
-    template: str = "auto"
-    """A family (r1-distill, qwen3, qwq, mini, generic), `auto`, or `tokenizer`: the chat template's own text."""
+    template: str = "auto"  # A family (r1-distill, qwen3, qwq, mini, generic), `auto`, or `tokenizer`: its own text
     dtype: Literal["auto", "float32", "mixed", "bfloat16"] = "auto"
     """`mixed`: float32 weights, bfloat16 arithmetic. `auto`: mixed on an accelerator, and on a CPU where that is measured
     to pay. With `bfloat16` the weights too are kept in 8 bits of precision: small learning rates are then rounded away."""
-    save_dtype: Literal["base", "float32", "bfloat16"] = "base"
-    """Precision of the saved weights; `base`: that of the base."""
+    save_dtype: Literal["base", "float32", "bfloat16"] = "base"  # Of the saved weights; `base`: that of the base
     packing: bool | Literal["auto"] = connection("auto")
     """Rows in one line without padding, attending to themselves alone. `auto`: wherever the model's attention allows it;
     else, and with `false`, one row at a time."""
-    micro_batch: int | None = connection(None, ge=1)
-    """Rows that a device holds at once, at most. Default: what `micro_tokens` holds."""
-    micro_tokens: int = connection(16384, ge=1)
-    """Tokens that a device holds at once; at least one row. On a CPU no more than make 128 MiB of logits."""
-    checkpointing: bool | Literal["auto"] = connection("auto")
-    """Recompute activations to save memory. `auto`: only where memory asks for it."""
+    micro_batch: int | None = connection(None, ge=1)  # Most rows that a device holds at once; unset: by `micro_tokens`
+    micro_tokens: int = connection(16384, ge=1)  # Most tokens that a device holds; on a CPU, those of 128 MiB of logits
+    checkpointing: bool | Literal["auto"] = connection("auto")  # Recompute activations: always, never, or for memory
     checkpoint_every: int = connection(50, ge=0)  # Steps between checkpoints to go on from; 0: only when asked to stop
     threads: int = connection(1, ge=1)  # CPU threads. One thread makes runs repeatable to the bit.
     processes: int = connection(0, ge=0)

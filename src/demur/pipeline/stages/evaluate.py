@@ -52,15 +52,13 @@ class BenchUse(Strict):
     attack: AttackUse = NO_ATTACK
     judge: Use | None = None  # Another judge than the protocol's, and the model that plays it
     part: Part | None = None  # Another part than the protocol's
-    also: tuple[Part, ...] = ()
-    """Further parts that the same judge reads, such as `[thinking]`: the report crosses thinking with answer."""
+    also: tuple[Part, ...] = ()  # Further parts that the same judge reads, such as `[thinking]`: both are then crossed
     limit: int | None = Field(default=None, ge=1)
     seed: int = 0  # Which prompts, for a set that is generated
     samples: int | None = Field(default=None, ge=1)
     sampling: SamplingSettings = SamplingSettings()  # Sampling settings in which this study differs from the protocol
     data: str | None = None  # A local copy
-    max_unscored: float = connection(0.05, ge=0, le=1)
-    """Share of replies on which the judge itself may fail before the run does."""
+    max_unscored: float = connection(0.05, ge=0, le=1)  # Share of replies on which the judge itself may fail
 
     @model_validator(mode="before")
     @classmethod
@@ -97,8 +95,7 @@ class EvaluateSettings(Strict):
     seed: int | None = None  # Of its training; `None`: it was not trained
     decoding: str | Intervention | None = None  # A defence by decoding alone
     tampered: Tampered | None = None  # How the arm was fine-tuned before, to see whether that undoes it
-    serve: dict[str, Any] = {}
-    """How a trained model is served, as a model says it: {engine: vllm, …}; empty: it runs in the stage's own process."""
+    serve: dict[str, Any] = {}  # How a trained model is served, {engine: vllm, …}; empty: in the stage's own process
 
 
 class Evaluate(Stage[EvaluateSettings]):

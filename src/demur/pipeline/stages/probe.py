@@ -31,8 +31,7 @@ class ProbeSettings(Strict):
     shares: tuple[float, ...] = Field(default=SHARES, min_length=1)  # Shares of a thinking's sentences
     samples: int = Field(default=1, ge=1)  # Forced answers at each place of each trace
     limit: int | None = Field(default=None, ge=1)  # Only the first so many traces
-    fall: float = Field(default=0.0, ge=0, le=1)
-    """As a filter: by how much P(decline) may be lower at the last place than at its highest."""
+    fall: float = Field(default=0.0, ge=0, le=1)  # As a filter: by how much P(decline) may fall towards the last place
 
     @field_validator("shares")
     @classmethod
