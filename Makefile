@@ -37,12 +37,12 @@ $(USER_STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "1 of 2: torch into $(VENV), most of what is fetched: a minute, or several where the network is slow"
 	$(BIN)/pip install $(QUIET) --constraint constraints.txt torch
 	@echo "2 of 2: demur with what training needs: half a minute"
-	$(BIN)/pip install $(QUIET) --constraint constraints.txt --editable '.[train,gguf]'
+	$(BIN)/pip install $(QUIET) --constraint constraints.txt --editable '.[train]'
 	@touch $(USER_STAMP)
 
 $(DEV_STAMP): $(USER_STAMP)
 	@echo "what the tests need, 1.3 GB on disk: a minute or two"
-	$(BIN)/pip install $(QUIET) --constraint constraints.txt --editable '.[train,gguf,data,ray,inspect,dev]'
+	$(BIN)/pip install $(QUIET) --constraint constraints.txt --editable '.[train,data,ray,inspect,dev]'
 	@touch $(DEV_STAMP)
 
 demo: setup

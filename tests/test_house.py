@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from demur.registry import GROUPS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "demur"
@@ -133,6 +137,18 @@ def test_every_verb_has_a_module() -> None:
     for group in VERBS.values():
         for verb in group:
             assert (SOURCE / "cli" / f"{NAMES.get(verb, verb)}.py").is_file(), f"no module for the verb {verb}"
+
+
+def test_an_optional_package_has_one_group_which_the_message_for_a_missing_one_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = {
+        group: {re.split(r"[\[><=]", one)[0].replace("-", "_") for one in packages}
+        for group, packages in project["optional-dependencies"].items()
+    }
+    users = [package for group, packages in groups.items() if group != "dev" for package in packages]
+    assert len(users) == len(set(users)), "a package of two groups is changed in one of them"
+    told = {group: set(modules) for group, modules in GROUPS.items()}
+    assert told | {"dev": set()} == groups | {"dev": set()}, "registry.GROUPS"
 
 
 ROOMS = {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from demur.errors import UserError
 from demur.settings import LineTable, Problems, Strict, connection, identity_of, override, read_yaml, validate
@@ -61,6 +62,38 @@ def test_wrong_value_in_a_list_and_in_a_union() -> None:
         validate(Outer, {"name": "x", "items": [{"steps": "many"}]}, where="f")
     with pytest.raises(UserError, match=r"unknown key 'stpes' in 'share'. Did you mean 'steps'"):
         validate(Outer, {"name": "x", "share": {"stpes": 1}}, where="f")
+
+
+class Listed(Strict):
+    """A list of words, under another name than the field's."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    means: tuple[Literal["trim", "drop"], ...] = Field(default=("trim",), alias="with", min_length=1)
+    dtype: Literal[8, 16] = 8
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("with: []", "study.yaml:1: 'with' is empty: at least one is wanted. Allowed: drop, trim."),
+        ("with:", "study.yaml:1: 'with' is empty: a list is wanted, such as [drop]. Allowed: drop, trim."),
+        ("with: {}", "study.yaml:1: 'with' is empty: a list is wanted, such as [drop]. Allowed: drop, trim."),
+        (
+            "with:\n- trimm",
+            "study.yaml:2: 'with.0' = 'trimm': no such value. Did you mean 'trim'? Allowed: drop, trim.",
+        ),
+        ("wiht: [trim]", "study.yaml:1: unknown key 'wiht'. Did you mean 'with'? Allowed: dtype, with."),
+        ("dtype: 9", "study.yaml:1: 'dtype' = 9: Input should be 8 or 16"),
+    ],
+)
+def test_an_empty_or_wrong_word_of_a_list_is_said_with_the_words_that_are_allowed(
+    written: str, said: str, tmp_path: Path
+) -> None:
+    (path := tmp_path / "study.yaml").write_text(written)
+    data, lines = read_yaml(path)
+    with pytest.raises(UserError) as error:
+        checked(Listed, data, lines)
+    assert str(error.value) == said
 
 
 def test_missing_and_unreadable(tmp_path: Path) -> None:

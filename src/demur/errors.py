@@ -57,6 +57,11 @@ class CheckFailed(DemurError):
     """A `demur check` did not hold."""
 
 
+def plural(count: int, word: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def unknown(kind: str, name: str, allowed: Iterable[str], *, where: str = "") -> UserError:
     """An error for a name outside a closed set, with the nearest allowed name and the whole list."""
     names = sorted(allowed)

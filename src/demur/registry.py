@@ -62,10 +62,11 @@ def code_in(data: Any, place: str = "") -> Iterator[str]:
 
 
 GROUPS = {
-    "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers"),
+    "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "gguf", "psutil"),
     "ray": ("ray",),
     "inspect": ("inspect_ai",),
     "dev": ("datasets",),
+    "curves": ("tensorboard",),
     "data": ("huggingface_hub", "pyarrow", "zstandard"),
     "bench": ("if_verifiable", "langdetect"),
 }

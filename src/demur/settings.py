@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import yaml
@@ -107,6 +107,8 @@ WANTED = {
     "list_type": "a list is wanted, such as [{value}]",
     "dict_type": "a mapping of keys to values is wanted",
     "model_type": "a mapping of keys to values is wanted",
+    "too_short": "at least one is wanted",
+    "literal_error": "no such value",
 }
 """pydantic's kinds of errors that it says in words of Python."""
 
@@ -160,6 +162,8 @@ class Problems:
                 for problem in problems:
                     absent = problem["loc"][-1:] if problem["type"] == "missing" else ()
                     location = self._original((*place, *_pruned_at(data, problem), *absent))
+                    if problem["type"] == "too_short" and self.within(*location):
+                        continue  # its wrong entries were left out
                     self._wrong.append(location)
                     self._take(*_explain(model, problem, location, self._where, self._lines))
                 places = {_pruned_at(data, problem) for problem in problems}
@@ -238,29 +242,54 @@ def _explain(
     inside = f" in '{'.'.join(map(str, location[:-1]))}'" if location[:-1] else ""
     key = str(location[-1]) if location else ""
     if problem["type"] == "extra_forbidden":
-        allowed = sorted(fields_at(model, tuple(problem["loc"][:-1])))
-        near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        return f"unknown key '{key}'{inside}.{hint} Allowed: {', '.join(allowed)}.", place
+        allowed = fields_at(model, tuple(problem["loc"][:-1]))
+        return f"unknown key '{key}'{inside}.{_nearest(key, allowed)}", place
     if problem["type"] == "missing":
         return f"'{key}' is missing{inside}.", place
-    message = WANTED.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ")
-    message = message.format(value=problem["input"])
-    return f"'{'.'.join(str(k) for k in location)}' = {problem['input']!r}: {message}", place
+    value, message = problem["input"], WANTED.get(problem["type"], "")
+    said = "is empty" if value in (None, (), [], {}) else f"= {value!r}"
+    words = (_words_at(model, (*problem["loc"], 0)) or _words_at(model, problem["loc"])) if message else set()
+    if not message or (problem["type"] == "literal_error" and not words):
+        message = str(problem["msg"]).removeprefix("Value error, ")
+    elif said == "is empty":
+        message, value = (message, min(words)) if words else (message.partition(", such as")[0], value)
+    hint = f".{_nearest(str(problem['input']), words)}" if words else ""
+    return f"'{'.'.join(str(k) for k in location)}' {said}: {message.format(value=value)}{hint}", place
+
+
+def _nearest(key: str, allowed: Iterable[str]) -> str:
+    """The nearest of what is allowed, and all of it."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"{hint} Allowed: {', '.join(names)}."
 
 
 def fields_at(model: type[BaseModel], location: Location) -> set[str]:
     """The keys that are allowed at a place of a settings model."""
+    fields = [getattr(kind, "model_fields", {}) for kind in _kinds_at(model, location)]
+    return {field.alias or name for own in fields for name, field in own.items()}
+
+
+def _words_at(model: type[BaseModel], location: Location) -> set[str]:
+    """The words that are allowed at a place, where it takes words of a list."""
+    literals = [kind for kind in _kinds_at(model, location) if typing.get_origin(kind) is Literal]
+    return {word for kind in literals for word in typing.get_args(kind) if isinstance(word, str)}
+
+
+def _kinds_at(model: type[BaseModel], location: Location) -> list[Any]:
+    """The types that a place of a settings model may have."""
     kinds: list[Any] = [model]
     for key in location:
         kinds = [step for kind in kinds for step in _step(kind, key)]
-    return {name for kind in kinds for name in getattr(kind, "model_fields", {})}
+    return kinds
 
 
 def _step(kind: Any, key: int | str) -> list[Any]:
     """The types behind one key of a type: a field's, a mapping's values', a list's items'."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        field = kind.model_fields.get(str(key))
+        named = {field.alias: field for field in kind.model_fields.values()}
+        field = kind.model_fields.get(str(key)) or named.get(str(key))
         if field is None:
             # Pydantic names the member of a union in the location; it leads nowhere.
             return [kind] if str(key) == kind.__name__ else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,28 @@ def test_missing_columns_and_copies_are_told(tmp_path: Path) -> None:
         find(get_bench("safebench"), data_dir=tmp_path / "nowhere")
     with pytest.raises(UserError, match="no such file"):
         find(get_bench("safebench"), data=tmp_path / "none.csv")
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("xstest", r"no column prompt; there are: .*\. xstest reads: prompt, type\. The file holds the prompts of advbench\."),
+        ("harmful", ""),
+        ("strongreject", r"no column forbidden_prompt or prompt; .* strongreject reads: forbidden_prompt or prompt, category\. The file"),
+    ],
+)  # fmt: skip
+def test_of_another_benchmarks_file_it_is_said_which_it_is(name: str, said: str, tmp_path: Path) -> None:
+    shutil.copy(SHARED / "advbench50.jsonl", tmp_path / "unknown.jsonl")
+    if not said:
+        assert len(load_prompts(get_bench(name), data=tmp_path / "unknown.jsonl")) == 50
+        return
+    with pytest.raises(UserError, match=said):
+        load_prompts(get_bench(name), data=tmp_path / "unknown.jsonl")
+    with pytest.raises(UserError, match=r"holds 50 prompts, the release 655.*The file holds the prompts of advbench"):
+        load_prompts(
+            replace(get_bench("advbench"), name="other", count=655, sha256=""), data=tmp_path / "unknown.jsonl"
+        )
 
 
 @needs_shared

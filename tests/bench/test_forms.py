@@ -20,6 +20,7 @@ from demur.bench.ifeval import FollowsJudge
 from demur.bench.load import read_prompts, unread
 from demur.errors import UserError
 from demur.judge.code import CodeJudge
+from demur.prompts.columns import TABLE
 from demur.records import Prompt, Trace, Verdict
 from demur.thinking import join, traced
 
@@ -228,6 +229,16 @@ def test_a_file_of_ones_own_says_what_is_not_read(tmp_path: Path) -> None:
         "3 of 4 rows are left out: no prompt, or one that stands there already"
     )
     assert [prompt.text for prompt in read_prompts(get_bench("harmful=gaps"), gaps)] == ["a"], "nothing empty is asked"
+
+
+@pytest.mark.parametrize("side", ["harmful", "benign"])
+def test_a_category_is_found_under_the_names_that_files_to_train_on_have(side: str, tmp_path: Path) -> None:
+    for name in ("category_name", "SemanticCategory", "harm_category"):
+        mine = written(tmp_path / f"{name}.csv", [{"prompt": "a", name: "x"}, {"prompt": "b", name: "y"}])
+        assert [p.category for p in read_prompts(get_bench(side), mine)] == ["x", "y"]
+        assert unread(side, mine) == ""
+    names = get_bench(side).columns["category"].removeprefix("?").split("|")
+    assert [name.lower() for name in names] == TABLE["classes"]
 
 
 def test_what_a_form_keeps(tmp_path: Path) -> None:

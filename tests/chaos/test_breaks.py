@@ -169,7 +169,7 @@ def test_judging_a_file_shows_each_number_once(tmp_path: Path, capfd: pytest.Cap
             for i in range(12)
         )
     )
-    assert exit_code("judge", str(path), "--out", str(tmp_path / "run")) == 0
+    assert exit_code("judge", str(path), "--intent", "harmful", "--out", str(tmp_path / "run")) == 0
     table = capfd.readouterr().out
     assert table.count("[0–24]") == 2, "served and no answer"
 

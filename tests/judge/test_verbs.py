@@ -258,11 +258,16 @@ def test_judge_a_file_again(tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
     write_jsonl(path, rows)
     out = tmp_path / "again"
-    first = called(judge.app, str(path), "--judge", "rules", "--out", str(out))
+    with pytest.raises(
+        UserError, match="no column says what the prompts want, and that decides how replies are counted"
+    ):
+        called(judge.app, str(path), "--out", str(out))
+    words = [str(path), "--intent", "harmful"]
+    first = called(judge.app, *words, "--judge", "rules", "--out", str(out))
     assert first["n"] == 3
-    assert called(judge.app, str(path), "--limit", "2", "--out", str(tmp_path / "two"))["n"] == 2
+    assert called(judge.app, *words, "--limit", "2", "--out", str(tmp_path / "two"))["n"] == 2
     assert first["crossed"] == {}
-    both = called(judge.app, str(path), "--judge", "rules", "--part", "thinking", "--out", str(out))
+    both = called(judge.app, *words, "--judge", "rules", "--part", "thinking", "--out", str(out))
     cells = both["crossed"]["rules"]
     shares = {name: round(3 * cell["share"]["value"]) for name, cell in cells.items()}
     assert shares == {"serves": 1, "held_back": 1, "refuses_unannounced": 0, "refuses": 1}
@@ -280,6 +285,6 @@ def test_judge_a_file_again(tmp_path: Path) -> None:
 def test_wrong_usage_is_told(args: list[str], said: str, tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
     reply = {} if "--intent" in args else {"response": "<think>\nt\n</think>\n\na"}
-    path.write_text(json.dumps({"prompt": "q"} | reply) + "\n")
+    path.write_text(json.dumps({"prompt": "q", "intent": "benign"} | reply) + "\n")
     with pytest.raises(UserError, match=said):
         called(judge.app, str(path), *args, "--out", str(tmp_path / "o"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,7 +183,7 @@ def test_a_server_that_is_down_stops_the_run_and_the_run_goes_on_later(tmp_path:
     with serving("echo") as server:
         port = int(server.url.split(":")[2].partition("/")[0])
         assert answers(ask(server, 10, cache=tmp_path)) == RIGHT[:10]
-    with pytest.raises(WorkError, match=r"is down.*run the same command"):
+    with pytest.raises(WorkError, match=r"cannot be reached: .*run the same command"):
         ask(server.url, 40, cache=tmp_path, model="scripted", tries=2)
     with serving("echo", port=port) as server:
         assert answers(ask(server, 40, cache=tmp_path)) == RIGHT
@@ -315,6 +316,22 @@ def test_a_url_that_serves_nothing_is_a_clear_error() -> None:
         ask("http://127.0.0.1:9/v1", 1)
     with serving("echo") as server, pytest.raises(UserError, match="does not say which model"):
         ask(server.url.removesuffix("/v1") + "/v2", 1)
+
+
+@pytest.mark.parametrize("named", [{}, {"model": "m", "tries": 2}])
+def test_a_host_that_does_not_resolve_is_said_with_its_setting_and_what_to_look_at(
+    named: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setenv("MY_HOST", "http://nosuch.example/v1")
+    said = r"\$MY_HOST.* cannot be reached: the host name nosuch.example does not resolve \(.*look at its spelling .*network"
+    with pytest.raises((UserError, WorkError), match=said):
+        ask("$MY_HOST", 1, **named)
+    with pytest.raises((UserError, WorkError), match=r"http://nosuch.example/v1 cannot be reached: the host name"):
+        ask("http://nosuch.example/v1", 1, **named)
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])

@@ -92,7 +92,7 @@ def test_a_killed_server_ends_the_run_and_the_same_run_goes_on_with_another(tmp_
     with llama_server(MODEL, port=port) as (process, _):
         killer = threading.Thread(target=_kill_after_one, args=(cache, process))
         killer.start()
-        with pytest.raises(WorkError, match=r"is down.*run the same command when the server is back"):
+        with pytest.raises(WorkError, match=r"cannot be reached: .*run the same command when the server is back"):
             replies(config, wanted, cache=cache)
         killer.join()
     with ReplyCache(cache) as kept:

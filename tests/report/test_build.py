@@ -339,6 +339,17 @@ def test_compare_one_seed_and_whole_arms(run: Path) -> None:
     assert any("more prompts would show" in format.verdict(claim) for claim in one)
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_of_arms_that_are_alike_on_every_prompt_the_interval_says_how_far_apart_they_can_be(always: bool) -> None:
+    same = [always] * 40
+    rate, gap = stats.rate(same), stats.paired(same, same)
+    test = PairedTest(a="a", b="b", metric="m", difference=gap, estimate_a=rate, estimate_b=rate, comparisons=1)
+    room = format.distance(gap.high or 0, "share")
+    assert format.verdict(test) == (
+        f"no difference is shown; alike on all 40 prompts, which leaves room for at most {room}"
+    )
+
+
 @pytest.mark.parametrize(
     ("a", "message"), [("{run}:improvd", "Did you mean 'improved'"), ("{run}", "has 4 arms"), ("{run}:short/9", "no seed 9"),
                        ("{run}:short/x", "is no seed"), ("/nowhere:short", "/nowhere does not exist"), ("{run}:raw", "are the same")],

@@ -14,6 +14,7 @@ from tests.report.made import evaluation, of_records, prompts_of
 from demur import stats
 from demur.bench import get_bench
 from demur.records import Failure, Label, Outcome, Prompt, Result, Trace, Verdict
+from demur.report.format import directed
 from demur.report.metrics import cells
 from demur.report.metrics import results as numbers
 from demur.report.read import read
@@ -140,7 +141,22 @@ def test_a_dead_judge_gives_no_number() -> None:
 def test_scores_are_averaged() -> None:
     traces = [made(i) for i in range(4)]
     verdicts = [says(t, "safe", score=s) for t, s in zip(traces, (0.0, 0.5, 1.0, 0.5), strict=True)]
-    assert by_metric(results("strongreject", traces, verdicts))["score"].estimate.value == 0.5
+    found = by_metric(results("strongreject", traces, verdicts))["score"]
+    assert (found.estimate.value, found.better) == (0.5, "lower")
+
+
+@pytest.mark.parametrize(
+    ("label", "judge", "better"),
+    [(None, "llama_guard3", "lower"), ("correct", "choice", "higher"), ("full_refusal", "rules", "neither")],
+)
+def test_a_score_says_which_way_is_better(label: Label | None, judge: str, better: str) -> None:
+    traces = [made(i) for i in range(4)]
+    (score,) = (
+        r for r in results("advbench", traces, [says(t, label, judge, 0.5) for t in traces]) if r.metric == "score"
+    )
+    assert score.better == better
+    said = f"({better} is better)"
+    assert (said in directed(score.metric, score.better)) == (better != "neither")
 
 
 def test_categories() -> None:

@@ -21,6 +21,7 @@ from demur.bench.spec import Bench
 from demur.errors import UserError, unknown
 from demur.records import Sampling
 from demur.registry import resolve
+from demur.storage.readers import READERS
 
 TABLE = Path(__file__).parent / "table.yaml"
 FILES: dict[str, str] = {
@@ -96,6 +97,8 @@ def get_bench(name: str) -> Bench:
         return _table()[name]
     if name in left_out():
         raise UserError(left_out()[name])
+    if Path(name).suffix in READERS:
+        raise UserError(f"{name} is a file: say what its prompts want, as harmful={name} or as benign={name}.")
     if name not in FILES and ":" not in name:
         raise unknown("benchmark", name, names())
     bench: Bench = resolve("benchmark", name, FILES)

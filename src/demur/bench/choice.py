@@ -15,7 +15,7 @@ from pathlib import Path
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
-from demur.bench.forms import pick, raw_rows
+from demur.bench.forms import cell, pick, raw_rows
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.judge.base import BaseJudge
@@ -41,37 +41,31 @@ def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> li
     """
     made, reply = [], bench.options.get("reply", "letter")
     for number, row in enumerate(raw_rows(path), 1):
-        question = _text(pick(row, bench.columns["question"], path))
+        question = cell(pick(row, bench.columns["question"], path))
         options, right = _options(bench, row, f"{path}:{number}")
         order = list(range(len(options)))
         if bench.options.get("shuffle"):
             random.Random(f"options {seed} {question}").shuffle(order)
         lines = "\n".join(f"{LETTERS[place]}. {options[index]}" for place, index in enumerate(order))
         gold = {"answer": LETTERS[order.index(right)], "options": [options[index] for index in order], "reply": reply}
-        prompt = Prompt(
-            text=f"{question}\n\n{lines}\n\n{WISH[reply]}",
-            question=question,
-            intent="benign",
-            source=bench.name.partition("@")[0],
-            category=_text(pick(row, bench.columns.get("category", "?"), path)),
-            gold=json.dumps(gold, ensure_ascii=False),
-        )
-        made.append(prompt)
+        text, known = f"{question}\n\n{lines}\n\n{WISH[reply]}", json.dumps(gold, ensure_ascii=False)
+        source, kind = bench.name.partition("@")[0], cell(pick(row, bench.columns.get("category", "?"), path))
+        made.append(Prompt(text=text, question=question, intent="benign", source=source, category=kind, gold=known))
     return made
 
 
 def _options(bench: Bench, row: dict[str, Any], where: str) -> tuple[list[str], int]:
     """The options of a row, and the place of the right one."""
-    if correct := _text(row.get("correct") or pick(row, bench.columns.get("correct", "?"), where)):
-        wrong = [_text(pick(row, name, where)) for name in bench.options.get("wrong", ())]
+    if correct := cell(row.get("correct") or pick(row, bench.columns.get("correct", "?"), where)):
+        wrong = [cell(pick(row, name, where)) for name in bench.options.get("wrong", ())]
         return [correct, *filter(None, wrong)], 0
     found = pick(row, bench.columns.get("options", "?options|choices"), where)
     if isinstance(found, str):
         found = json.loads(found) if found.lstrip().startswith("[") else found.split("\n")
     if isinstance(found, dict):  # {"text": […], "label": […]}
         found = found.get("text")
-    options = [_text(option) for option in found or [row[letter] for letter in LETTERS if _text(row.get(letter))]]
-    answer = _text(pick(row, bench.columns.get("answer", "answer|label|gold"), where))
+    options = [cell(option) for option in found or [row[letter] for letter in LETTERS if cell(row.get(letter))]]
+    answer = cell(pick(row, bench.columns.get("answer", "answer|label|gold"), where))
     places = [options.index(answer)] if answer in options else []
     places += [LETTERS.index(answer.upper())] if len(answer) == 1 and answer.upper() in LETTERS else []
     places += [int(answer)] if answer.isdigit() else []
@@ -116,7 +110,3 @@ def chosen_of(answer: str, options: Sequence[str], *, by_text: bool = False) -> 
 
 def _plain(text: str) -> str:
     return re.sub(r"[\W_]+", " ", text.lower()).strip()
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()

@@ -31,13 +31,17 @@ FORMS = {
 BOXED = "Please think it through step by step, and give the final answer in \\boxed{}."
 
 
+class NoColumn(UserError):
+    """A copy lacks a column."""
+
+
 def rows(path: Path, columns: Mapping[str, str], where: Mapping[str, Sequence[str]] | None = None) -> Iterator[Row]:
     """The rows of a copy under the names of `columns`, as text; those alone whose cells are among the values of `where`.
 
     Raises UserError: an empty file, or a column that is missing.
     """
     for row in raw_rows(path):
-        asked = {name: _text(pick(row, f"?{name}", path)).lower() for name in where or {}}
+        asked = {name: cell(pick(row, f"?{name}", path)).lower() for name in where or {}}
         if all(asked[name] in map(str.lower, allowed) for name, allowed in (where or {}).items()):
             yield {name: _joined(row, said, path) for name, said in columns.items()}
 
@@ -56,7 +60,7 @@ def raw_rows(path: Path) -> Iterator[dict[str, Any]]:
 def pick(row: Mapping[str, Any], said: str, where: object) -> Any:
     """The cell of the first of some columns `a|b` that a row has, whatever its case; `None` where a `?` allows none.
 
-    Raises UserError: there is none.
+    Raises NoColumn: there is none.
     """
     column = column_of(row, said.removeprefix("?"))
     if column is not None:
@@ -64,7 +68,7 @@ def pick(row: Mapping[str, Any], said: str, where: object) -> Any:
     if said.startswith("?"):
         return None
     shown = ", ".join(str(key) for key in row if key != "_file")
-    raise UserError(f"{where}: no column {' or '.join(said.split('|'))}; there are: {shown}.")
+    raise NoColumn(f"{where}: no column {' or '.join(said.split('|'))}; there are: {shown}.")
 
 
 def column_of(row: Mapping[str, Any], said: str) -> str | None:
@@ -140,13 +144,13 @@ def _intent(bench: Bench, row: Row, path: Path) -> Intent:
 
 def _joined(row: Mapping[str, Any], said: str, where: object) -> str:
     optional = "?" if said.startswith("?") else ""
-    cells = [_text(pick(row, optional + part, where)) for part in said.removeprefix("?").split("&")]
+    cells = [cell(pick(row, optional + part, where)) for part in said.removeprefix("?").split("&")]
     return ", ".join(dict.fromkeys(filter(None, cells)))
 
 
-def _text(value: Any) -> str:
+def cell(value: Any) -> str:
     """A cell as text; nothing is the empty text, a conversation its first turn."""
     if isinstance(value, list):
         turn = value[0] if value else ""
-        return _text(turn.get("content") or turn.get("value")) if isinstance(turn, dict) else _text(turn)
+        return cell(turn.get("content") or turn.get("value")) if isinstance(turn, dict) else cell(turn)
     return "" if value is None else str(value).strip()

@@ -123,13 +123,6 @@ def humaneval(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) 
         before = code[: code.rfind(f"def {name}(")]
         check = CHECK.format(before=before, test=row["test"], name=name, done=done)
         gold = {"func_name": None, "tests": [{"input": "", "output": done}], "check": check}
-        made.append(
-            Prompt(
-                text=COMPLETE.format(prompt=code),
-                question=code,
-                intent="code",
-                source="humaneval",
-                gold=json.dumps(gold),
-            )
-        )
+        text, known = COMPLETE.format(prompt=code), json.dumps(gold)
+        made.append(Prompt(text=text, question=code, intent="code", source="humaneval", gold=known))
     return made

@@ -7,14 +7,15 @@ Lines copy and the hub's table count as the same.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from demur.bench import get_bench
-from demur.bench.forms import FORMS, Form, column_of, raw_rows
+from demur.bench import get_bench, names
+from demur.bench.forms import FORMS, Form, NoColumn, column_of, raw_rows
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.records import Intent, Prompt
@@ -23,12 +24,7 @@ from demur.storage import hub
 
 
 def load_prompts(
-    bench: Bench,
-    *,
-    data: Path | None = None,
-    data_dir: Path | None = None,
-    limit: int | None = None,
-    seed: int = 0,
+    bench: Bench, *, data: Path | None = None, data_dir: Path | None = None, limit: int | None = None, seed: int = 0
 ) -> list[Prompt]:
     """The prompts of a benchmark, checked, in the order of the release.
 
@@ -44,7 +40,7 @@ def load_prompts(
     if wrong := faults(bench, prompts):
         raise UserError(
             f"{path} is not {bench.name} as released: {'; '.join(wrong)}. "
-            f"`demur check bench {bench.name} --data {path}` shows more."
+            f"`demur check bench {bench.name} --data {path}` shows more.{_whose(path)}"
         )
     return prompts if limit is None else in_turn(prompts, limit)
 
@@ -60,8 +56,8 @@ def find(bench: Bench, *, data: Path | None = None, data_dir: Path | None = None
         return data
     if here := local(bench, data_dir):
         return here
-    where = f" in {data_dir}" if data_dir else ""
-    told = f"{bench.name}: no local copy: looked for {' or '.join(bench.files) or 'none'}{where or ' (no --data-dir given)'}"
+    where = f"in {data_dir}" if data_dir else "(no --data-dir given)"
+    told = f"{bench.name}: no local copy: looked for {' or '.join(bench.files) or 'none'} {where}"
     if not bench.hub:
         raise UserError(f"{told}. Give the file with --data, or its folder with --data-dir.")
     try:
@@ -93,10 +89,10 @@ def unread(name: str, path: Path | None) -> str:
     if path is None or not path.exists() or bench.count is not None or bench.hub or not bench.columns:
         return ""
     there, read, total = dict[str, None](), dict[str, None](), 0
-    names = [one for said in bench.columns.values() for one in said.removeprefix("?").split("&")]
+    wanted = [one for said in bench.columns.values() for one in said.removeprefix("?").split("&")]
     for total, row in enumerate(raw_rows(path), 1):  # noqa: B007
         there |= dict.fromkeys(row)
-        read |= dict.fromkeys(column for one in names if (column := column_of(row, one)) is not None)
+        read |= dict.fromkeys(column for one in wanted if (column := column_of(row, one)) is not None)
     left = [column for column in there if column not in read and column != "_file"]
     asked = len({prompt.id for prompt in read_prompts(bench, path)})
     said = [f"read: {', '.join(read)}; not read: {', '.join(left)}"] if left else []
@@ -122,9 +118,23 @@ def in_turn(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
 
 
 def read_prompts(bench: Bench, path: Path | None, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """What a benchmark's form makes of a copy, or generates; unchecked."""
+    """What a benchmark's form makes of a copy, or generates; unchecked. Raises UserError: a column is missing."""
     form: Form = resolve("form of a benchmark", bench.form, FORMS)
-    return form(bench, path, n=n, seed=seed)
+    try:
+        return form(bench, path, n=n, seed=seed)
+    except NoColumn as error:
+        needs = [said.replace("|", " or ").replace("&", " and ") for said in bench.columns.values() if said[0] != "?"]
+        raise UserError(f"{error} {bench.name} reads: {', '.join(needs)}.{_whose(path)}") from None
+
+
+def _whose(path: Path | None) -> str:
+    """Of which benchmark a file holds the prompts; empty: of none whose texts are known."""
+    for bench in map(get_bench, names()):
+        with contextlib.suppress(UserError):
+            form: Form = resolve("form of a benchmark", bench.form, FORMS)
+            if bench.sha256 and text_hash(form(bench, path)) == bench.sha256:
+                return f" The file holds the prompts of {bench.name}."
+    return ""
 
 
 def _source(name: str) -> Callable[..., list[Prompt]]:

@@ -59,8 +59,7 @@ def _verified(bench: Bench) -> str:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A benchmark: `demur bench list` shows them.")],
-    json: common.Json = False,
+    name: Annotated[str, typer.Argument(help="A benchmark: `demur bench list` shows them.")], json: common.Json = False
 ) -> None:
     """One benchmark's whole protocol: source, sampling, judge, query and part, metrics, version.
 

@@ -23,8 +23,7 @@ Named = Annotated[
     list[str] | None, typer.Argument(metavar="BENCH", help="Benchmarks by name: `demur bench list` shows them.")
 ]
 Benches = Annotated[
-    list[str] | None,
-    typer.Option("--bench", help="The same; harmful=FILE and benign=FILE take any table of prompts."),
+    list[str] | None, typer.Option("--bench", help="The same; harmful=FILE and benign=FILE take any table of prompts.")
 ]
 app = common.app("Run benchmarks against a model.")
 

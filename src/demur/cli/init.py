@@ -16,9 +16,7 @@ app = common.app("Write a commented study file to start from.")
 
 
 @app.command()
-def init(
-    name: Annotated[str, typer.Argument(help="Name of the study, or path of the file (.yaml).")],
-) -> None:
+def init(name: Annotated[str, typer.Argument(help="Name of the study, or path of the file (.yaml).")]) -> None:
     """Write a commented study file: every key with what it means, ready to run on the miniature world.
 
     Examples:

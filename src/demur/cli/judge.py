@@ -14,6 +14,7 @@ from demur.judge import requires_model
 from demur.models.config import parse_model
 from demur.pipeline.stages.importing import Import
 from demur.pipeline.stages.rejudge import Rejudge, RejudgeSettings
+from demur.prompts.forms import certain
 from demur.records import Part, Query
 from demur.report.agreement import agreement, crossing
 from demur.report.format import number
@@ -47,7 +48,7 @@ def judge(
     Examples:
       demur judge runs/e --judge rules --part thinking --out runs/e2
       demur judge runs/e --judge rules --judge wildguard=http://127.0.0.1:8001/v1
-      demur judge star1.json --judge llama_guard3=./Llama-Guard-3-8B --part whole --json
+      demur judge star1.json --intent harmful --judge llama_guard3=./Llama-Guard-3-8B --part whole
     """
     where = out or Path("runs/judge")
     for flag, value, allowed in (("--part", part, get_args(Part)), ("--query", query, get_args(Query))):
@@ -100,6 +101,7 @@ def _sources(source: Path, read: Import, where: Path, cache: Path | None) -> lis
     done = run_stages([read], out=where, cache=cache, title="read")["import"]
     if not done.rows("traces"):
         raise UserError(f"nothing to judge in {source}: no replies.")
+    certain(done.manifest.summary["notes"])
     about = {"arm": source.stem, "seed": None, "bench": "demur.bench.metrics:STORED", "of": source.stem}
     return [(about, done.folder / "traces.jsonl")]
 

@@ -11,8 +11,7 @@ import typer
 from demur.cli import common
 from demur.cli.cost import folder_of
 from demur.cli.runner import run_study
-from demur.errors import UserError
-from demur.report.format import plural
+from demur.errors import UserError, plural
 from demur.storage.artifacts import artifacts, locked
 from demur.storage.reply_cache import ReplyCache
 

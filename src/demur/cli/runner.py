@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from demur import report
 from demur.cli import common
 from demur.cli.progress import Display
-from demur.errors import UserError
+from demur.errors import UserError, plural
 from demur.pipeline import study as studies
 from demur.pipeline.dag import ordered
 from demur.pipeline.resolve import Resolved, make, needs
 from demur.pipeline.run import CACHE, execute
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.prompts.forms import Odd
-from demur.report.format import plural
 from demur.settings import Problems, validate
 from demur.storage.artifacts import GRAPH, LOCK, Artifact, artifacts, locked
 

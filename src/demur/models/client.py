@@ -82,10 +82,8 @@ class RemoteModel(Answering):
                 f"{where}: thinking_budget={sampling.thinking_budget} is wanted; name this server's field with "
                 "thinking_budget_field (vLLM: thinking_token_budget), or leave the budget out."
             )
-        if sampling.thinking_budget >= sampling.max_tokens:
-            raise UserError(
-                f"thinking_budget {sampling.thinking_budget} leaves nothing of max_tokens {sampling.max_tokens}."
-            )
+        if (budget := sampling.thinking_budget) >= (most := sampling.max_tokens):
+            raise UserError(f"thinking_budget {budget} leaves nothing of max_tokens {most}.")
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply to one request."""
@@ -137,9 +135,8 @@ class RemoteModel(Answering):
         turn = (Message(role="user", content="What is one and one?"),)
         drawn = cut[0].sampling
         sampling = Sampling(temperature=drawn.temperature, max_tokens=max(2048, drawn.max_tokens))
-        await self._answer(
-            Request(messages=turn, sampling=sampling, prompt=Prompt(text=turn[0].content, intent="benign"))
-        )
+        prompt = Prompt(text=turn[0].content, intent="benign")
+        await self._answer(Request(messages=turn, sampling=sampling, prompt=prompt))
 
     def _filed(self, found: Trace) -> Trace:
         """A text without tags by what the model's other replies show."""
@@ -177,14 +174,9 @@ class RemoteModel(Answering):
     def _body(self, request: Request, begun: str) -> dict[str, Any]:
         """Exactly what is sent."""
         config, sampling = self._config, request.sampling
-        fields: dict[str, Any] = {
-            "model": self._name,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "seed": (sampling.seed + 1_000_003 * request.sample) % (1 << 31),
-            config.max_tokens_field: sampling.max_tokens,
-        }
+        fields: dict[str, Any] = {"model": self._name} | {key: getattr(sampling, key) for key in SAMPLED}
+        fields["seed"] = (sampling.seed + 1_000_003 * request.sample) % (1 << 31)
+        fields[config.max_tokens_field] = sampling.max_tokens
         if config.thinking_budget_field:
             fields[config.thinking_budget_field] = sampling.thinking_budget
         if config.first_tokens:
@@ -250,8 +242,10 @@ class RemoteModel(Answering):
         """A typed failure while others succeed; an end of the run when nobody does."""
         known = self._health.replies > 0 or self._cache.answered(self.identity)
         if self._health.dead(started, unreached=last.unreached, known=known):
+            down = "cannot be reached" if last.unreached else "is down"
+            down = "answers, but not as a model does" if last.kind == "unreadable" else down
             raise WorkError(
-                f"{self._config.where} {'answers, but not as a model does' if last.kind == 'unreadable' else 'is down'}: {last.detail} ({tries} tries in {time.monotonic() - started:.0f} s, none of any "
+                f"{self._config.where} {down}: {last.detail} ({tries} tries in {time.monotonic() - started:.0f} s, none of any "
                 "request succeeded). All replies so far are kept; run the same command when the server is back."
             )
         return Reply(failure=last.kind, detail=f"{last.detail} ({tries} tries)", retries=tries - 1)
@@ -317,5 +311,6 @@ async def open_remote(config: Remote, *, cache: ReplyCache, label: str = "") -> 
     headers = user | headers_of(config)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
-        name = config.model or await only_model(urls[0], session, key_env=config.key_env)
+        setting = config.where if config.where.startswith("$") else ""
+        name = config.model or await only_model(urls[0], session, key_env=config.key_env, setting=setting)
         yield RemoteModel(config, session, name=name, cache=cache, label=label)

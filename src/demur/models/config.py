@@ -138,9 +138,8 @@ class Remote(_Asked):
         """Variables of the environment that are not set."""
         named = [self.key_env] if self.key_env else []
         named += [value[1:] for value in (*self.headers.values(), *self.url) if value.startswith("$")]
-        return [
-            f"{name} is not set: export it, or name another with key_env" for name in named if not os.environ.get(name)
-        ]
+        unset = [name for name in named if not os.environ.get(name)]
+        return [f"{name} is not set: export it, or name another with key_env" for name in unset]
 
 
 class _Weights(_Spoken):

@@ -62,7 +62,7 @@ async def post(
         trouble.idle = True
         raise trouble from None
     except (aiohttp.ClientConnectionError, aiohttp.ClientOSError) as error:
-        raise Trouble("unavailable", f"{type(error).__name__}: {wire.excerpt(str(error).encode())}") from None
+        raise Trouble("unavailable", _unreached(error)) from None
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
         raise Trouble("unreadable", f"the reply broke off: {wire.excerpt(str(error).encode())}") from None
 
@@ -127,9 +127,7 @@ def headers_of(config: Remote) -> dict[str, str]:
     for text in (key, *secrets.values()):
         keep_secret(text)
         if any(ord(sign) < 32 or ord(sign) > 255 for sign in text):
-            raise UserError(
-                f"{config.where}: a key or header from the environment holds a line end or an odd character."
-            )
+            raise UserError(f"{config.where}: a key or header of the environment holds a line end or an odd character.")
     bearer = {"Authorization": f"Bearer {key}"} if key else {}
     return headers | bearer | config.headers | secrets
 
@@ -149,7 +147,15 @@ def addresses_of(config: Remote) -> tuple[list[str], dict[str, str]]:
     return plain, header
 
 
-async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str = "") -> str:
+def _unreached(error: Exception) -> str:
+    """Why no connection could be made, and what to look at."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        look = "its spelling (--target, --judge … of a verb, models.NAME.url of a study) and this machine's network"
+        return f"the host name {error.host} does not resolve ({error.os_error.strerror}): look at {look}"
+    return f"{type(error).__name__}: {wire.excerpt(str(error).encode())}"
+
+
+async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str = "", setting: str = "") -> str:
     """The name of the one model that a server says it serves. Raises UserError: it says none, or several."""
     hint = "name it: --model NAME, or model: NAME in a study file."
     try:
@@ -161,9 +167,8 @@ async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str =
     except UserError:
         raise
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
-        raise UserError(
-            f"{url} cannot be reached ({type(error).__name__}: {error}). Is the server up, and the URL right up to /v1?"
-        ) from error
+        named, ask = f"{setting} = {url}" if setting else url, "Is the server up, and the URL right up to /v1?"
+        raise UserError(f"{named} cannot be reached: {_unreached(error)}. {ask}") from error
     except wire.Unreadable as error:
         raise UserError(f"{url} does not say which model it serves: {error}; {hint}") from error
     if status in (401, 403):

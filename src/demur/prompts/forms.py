@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from demur.errors import UserError, unknown
 from demur.prompts.columns import TABLE, OddRow, filling, keyed, slots, text
-from demur.prompts.rows import UNUSED, Cells, File, LeftOut, Preference, filled, misfit, read
+from demur.prompts.rows import ASSUMED, UNUSED, Cells, File, LeftOut, Preference, filled, misfit, read
 from demur.prompts.wrappers import unwrap
 from demur.records import Example, Intent, Origin, Prompt, Record, Trace
 from demur.storage import readers
@@ -78,6 +78,15 @@ def load_file(path: Path, *, form: str | None = None, intent: Intent | None = No
     return Loaded(parts[0].form, *merged)  # type: ignore[arg-type]
 
 
+def certain(notes: Iterable[str]) -> None:
+    """See that a file says what its prompts want, where replies are counted by it. Raises UserError: it was assumed."""
+    for said, _, assumed in (note.partition(f"; {ASSUMED.partition('; ')[2]}") for note in notes if ASSUMED in note):
+        raise UserError(
+            f"{said}{''.join(assumed.partition(' (')[1:])}, and that decides how replies are counted. Say it of all by --intent harmful "
+            "(or benign …; in a study intent: harmful), or of each in a column intent."
+        )
+
+
 def _files(folder: Path, form: str | None) -> Iterator[Path]:
     """The tables of a folder: of a stage or of a run's one stage that has some, or of a data set's folder."""
     wanted = [form] if form in OWN else ["examples", "traces", "prompts"]
@@ -131,9 +140,8 @@ def _load(path: Path, form: str | None, wish: Intent | None, *, glance: bool) ->
         raise UserError(f"{path}: no row could be read as '{file.form}'. The first: {odd[0].where}: {odd[0].reason}")
     told = {note: "" if n == count else f" ({n:,} of {count:,} rows)" for note, n in notes.items()}
     unused = sorted(note.removeprefix(UNUSED) for note in told if UNUSED in note)
-    said = [note + rows for note, rows in told.items() if UNUSED not in note] + [UNUSED + ", ".join(unused)] * bool(
-        unused
-    )
+    said = [note + rows for note, rows in told.items() if UNUSED not in note]
+    said += [UNUSED + ", ".join(unused)] * bool(unused)
     return _sorted_out(path, file, made, odd, [f"{path.name}: {note}" for note in said])
 
 
@@ -193,9 +201,8 @@ def _sorted_out(path: Path, file: File, made: list[tuple[int, Any]], odd: list[O
         rows = [(at, replace(t, prompt=moved[t.prompt.id], id="") if t.prompt.id in moved else t) for at, t in rows]
     traces, examples = _once(path, file, rows, odd), _once(path, file, sorts[Example], odd)
     every = {prompt.id: prompt for prompt in (*prompts, *(trace.prompt for trace in traces))}
-    return Loaded(
-        file.form, list(every.values()), traces, examples, [pair for _, pair in sorts[Preference]], odd, notes
-    )
+    pairs = [pair for _, pair in sorts[Preference]]
+    return Loaded(file.form, list(every.values()), traces, examples, pairs, odd, notes)
 
 
 def _once(path: Path, file: File, things: list[tuple[int, Any]], odd: list[Odd]) -> list[Any]:

@@ -9,8 +9,7 @@ import msgspec
 
 from demur.errors import UserError, unknown
 from demur.prompts import GENERATED, SOURCES, PromptsSettings
-from demur.prompts.forms import load_file
-from demur.prompts.rows import ASSUMED
+from demur.prompts.forms import certain, load_file
 from demur.prompts.wrappers import read_templates, wrap
 from demur.records import Prompt
 from demur.registry import resolve
@@ -49,10 +48,7 @@ def _read(settings: PromptsSettings) -> list[Prompt]:
         if settings.data is not None:
             raise UserError(f"{settings.source} is a file itself; data is for a named source.")
         loaded = load_file(path, form=settings.form, intent=settings.intent)
-        if said := next((note for note in loaded.notes if ASSUMED in note), ""):
-            raise UserError(
-                f"{said}. What they want decides how replies are counted: say intent: harmful, benign … (of a verb: --intent)"
-            )
+        certain(loaded.notes)
         return loaded.prompts
     if settings.form is not None:
         raise UserError(f"form says how a file is read, and '{settings.source}' is no file.")

@@ -124,13 +124,8 @@ def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace |
     talk = _talk(row, cells, file)
     prompt = _prompt(row, talk.question, cells, file, said, notes)
     yield prompt
-    marks = (
-        (UNSAFE,)
-        if said and c.unsafe(said)
-        else ("the worked solution stands as thinking",)
-        if "maths" in file.form
-        else ()
-    )
+    marks = ("the worked solution stands as thinking",) if "maths" in file.form else ()
+    marks = (UNSAFE,) if said and c.unsafe(said) else marks
     for at in range(len(talk.replies)):
         if said and (reason := c.flaw(said, at)):
             yield LeftOut(f"generation {at} {reason}" if "generations" in cells else f"its reply {reason}")

@@ -113,13 +113,8 @@ def _log(stage: Artifact, items: Sequence[JudgedTrace]) -> Any:
         packages={"demur": __version__},
         metadata={"demur_stage": stage.manifest.name, "demur_fingerprint": stage.manifest.fingerprint},
     )
-    return log.EvalLog(
-        status="success",
-        eval=spec,
-        results=_results(items),
-        stats=log.EvalStats(started_at=moment, completed_at=moment),
-        samples=[_sample(item) for item in items],
-    )
+    times, samples = log.EvalStats(started_at=moment, completed_at=moment), [_sample(item) for item in items]
+    return log.EvalLog(status="success", eval=spec, results=_results(items), stats=times, samples=samples)
 
 
 def _results(items: Sequence[JudgedTrace]) -> Any:
@@ -161,29 +156,15 @@ def _sample(item: JudgedTrace) -> Any:
     stop = {"length": "max_tokens", "timeout": "unknown"}.get(trace.finish, trace.finish)
     scores = {
         f"{v.judge}/{v.part}": scorer.Score(
-            value="unscored" if v.label is None else v.label,
-            answer=trace.part(v.part),
-            explanation=v.reason or v.raw,
+            value="unscored" if v.label is None else v.label, answer=trace.part(v.part), explanation=v.reason or v.raw,
             metadata={"query": v.query, "score": v.score},
         )
         for v in item.verdicts
-    }
+    }  # fmt: skip
+    output = model.ModelOutput(model=trace.model, choices=[model.ChatCompletionChoice(message=reply, stop_reason=stop)])
+    asked = {name: getattr(trace.prompt, name) for name in ("intent", "category", "question")}
+    told = {"trace": trace.id, "outcome": trace.outcome, **asked, "attack": trace.prompt.attack or "none"}
     return log.EvalSample(
-        id=trace.prompt.id,
-        epoch=trace.sample + 1,
-        input=sent or trace.prompt.text,
-        target=trace.prompt.gold or "",
-        messages=[*sent, reply],
-        output=model.ModelOutput(
-            model=trace.model, choices=[model.ChatCompletionChoice(message=reply, stop_reason=stop)]
-        ),
-        scores=scores,
-        metadata={
-            "trace": trace.id,
-            "outcome": trace.outcome,
-            "intent": trace.prompt.intent,
-            "category": trace.prompt.category,
-            "question": trace.prompt.question,
-            "attack": trace.prompt.attack or "none",
-        },
-    )
+        id=trace.prompt.id, epoch=trace.sample + 1, input=sent or trace.prompt.text, target=trace.prompt.gold or "",
+        messages=[*sent, reply], output=output, scores=scores, metadata=told,
+    )  # fmt: skip

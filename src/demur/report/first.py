@@ -75,8 +75,7 @@ def _most(report: Report, column: Column) -> Estimate:
 def _head(column: Column, shown: dict[Column, Estimate]) -> Head:
     """A heading: the metric over all its columns, each with benchmark or attack, judge where several, and replies."""
     same = [other for other in shown if other.metric == column.metric and other.bench != ALL]
-    better = f" ({column.better} is better)" if column.better != "neither" else ""
-    group = f"{format.metric(column.metric)}{', %' if column.unit == 'share' else ''}{better}"
+    group = format.directed(column.metric, column.better, ", %" if column.unit == "share" else "")
     if column.bench == ALL:
         return Head("mean" if same else "all benchmarks", group)
     one = len({other[:2] for other in same}) == 1
@@ -121,7 +120,7 @@ def notes(report: Report) -> list[str]:
     shown = [claim for claim in report.claims if claim.winner or claim.margin is not None]
     text += [format.sentence(claim) for claim in shown]
     if left := len(report.claims) - len(shown):
-        others = f"{left} other comparison{'' if left == 1 else 's'}" if shown else format.plural(left, "comparison")
+        others = format.plural(left, "other comparison" if shown else "comparison")
         text.append(f"no difference is shown in {others}; the report says how many prompts would show one")
     return text
 

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from demur import stats
 from demur.attack import title
 from demur.bench.metrics import METRICS
+from demur.errors import plural as plural
 from demur.records import Estimate, Span
 from demur.report.metrics import ALL
 from demur.report.tests import ALPHA, Finding, PairedTest
@@ -37,6 +38,11 @@ def metric(name: str) -> str:
     known = METRICS.get(head)
     text = NAMES.get(head) or (known.title if known else "") or head.replace("_", " ")
     return f"{text} · {category.replace('_', ' ')}" if slash else text
+
+
+def directed(name: str, better: stats.Better, unit: str = "") -> str:
+    """A metric in words, with the way that is better."""
+    return f"{metric(name)}{unit}{f' ({better} is better)' if better != 'neither' else ''}"
 
 
 def number(value: float | None, unit: str = "share", *, digits: int = 1) -> str:
@@ -104,11 +110,6 @@ def distance(value: float, unit: str) -> str:
     return f"{value:g} nats" if unit == "nats" else f"{number(value, unit)} {'points' if unit == 'share' else unit}"
 
 
-def plural(count: int, word: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
-
-
 def place(bench: str, attacks: str | Sequence[str], name: str = "") -> str:
     """What a number is of: the benchmark, its attack, and the metric where it has several."""
     under = ", ".join(title(one) for one in ([attacks] if isinstance(attacks, str) else attacks) if one != "none")
@@ -143,6 +144,9 @@ def _needed(test: PairedTest) -> str:
     d, share = test.difference, test.unit == "share"
     if d.value is None or not d.spread:
         return ""
+    if share and test.estimate_a.value == test.estimate_b.value and test.estimate_a.value in (0, 1):
+        most = max(-(d.low or 0), d.high or 0)  # where nothing differed, nothing says how much differences scatter
+        return f"; alike on all {d.clusters} prompts, which leaves room for at most {distance(most, test.unit)}"
     trained = max(0.0, d.by_seeds)  # of the variance, what stays however many prompts there are
     fixed, count = trained * d.spread**2 / d.clusters, max(1, test.comparisons)
     spread = d.spread * (1 - trained) ** 0.5

@@ -238,7 +238,8 @@ def _values(evaluation: Evaluation) -> Values:
             if metric.labels == ("correct",):
                 yield from _graded(column, [(row, _outcome(metric, verdict)) for row, verdict in those])
         if any(verdict and verdict.score is not None for _, verdict in judged):
-            yield from ((own._replace(metric="score"), row, v.score if v else None) for row, v in judged)
+            own = own._replace(metric="score", better=_scored(judge, judged))
+            yield from ((own, row, v.score if v else None) for row, v in judged)
     yield from _about(evaluation, blank)
     yield from _searched(evaluation, blank)
 
@@ -283,6 +284,12 @@ def _metrics(evaluation: Evaluation, judge: str, judged: Judgements) -> Iterator
     for metric in evaluation.protocol.metrics if evaluation.protocol else ():
         if (not seen or seen.intersection(metric.family)) and len(mixed & set(metric.labels)) in (0, len(mixed)):
             yield metric, [(r, v) for r, v in judged if not metric.intents or r.intent in metric.intents]
+
+
+def _scored(judge: str, judged: Judgements) -> stats.Better:
+    """Which way a judge's score is better: that of harm falls, that of right answers rises; one of refusals depends on the prompt."""
+    said = {verdict.label for _, verdict in judged if verdict} | set(labels(judge) if judge in JUDGES else ())
+    return "lower" if said & {*HARM} else "higher" if "correct" in said else "neither"
 
 
 def _outcome(metric: Metric, verdict: Judged | None) -> bool | None:

@@ -62,12 +62,7 @@ class Distil(Stage[DistilStageSettings]):
         judges = [await context.judge(self.settings.filter, player="filter", part=part) for part in read]
         teacher = await context.model("teacher")
         made = await distil(
-            asked,
-            settings=settings,
-            teacher=teacher,
-            judges=judges,
-            given=given or begun,
-            progress=context.progress,
+            asked, settings=settings, teacher=teacher, judges=judges, given=given or begun, progress=context.progress
         )
         for name in ("traces", "verdicts", "drops", "failures"):
             draft.write(name, getattr(made, name))

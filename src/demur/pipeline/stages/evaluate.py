@@ -16,7 +16,7 @@ from demur.attack.base import Attack
 from demur.bench import get_bench, parse
 from demur.bench.load import load_prompts, read_prompts
 from demur.bench.spec import Bench
-from demur.errors import UserError
+from demur.errors import UserError, plural
 from demur.generate import ask_and_judge, in_order
 from demur.interfaces import Ask, Model
 from demur.judge.base import require, setup_of
@@ -146,7 +146,7 @@ class Evaluate(Stage[EvaluateSettings]):
             records["turn_verdicts"] = [v for reader in readers async for v in reader.verdicts(attack.conversations)]
         for name, rows in records.items():
             context.draft.write(name, rows)
-        context.draft.line = f"{len(flow.traces):,} trace{'s' * (len(flow.traces) != 1)}"
+        context.draft.line = plural(len(flow.traces), "trace")
         require(flow.verdicts, max_unscored=use.max_unscored, who=f"{bench.name}: the judge")
 
     def _sampling(self) -> Sampling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from demur.errors import plural
 from demur.generate import Flow, in_order
 from demur.interfaces import Ask
 from demur.judge.base import require, setup_of
@@ -43,7 +44,7 @@ class Rejudge(Stage[RejudgeSettings]):
         context.draft.write("traces", found.traces)
         context.draft.write("verdicts", found.verdicts)
         context.draft.write("judges", [setup_of(judge)])
-        context.draft.line = f"{len(traces):,} trace{'s' * (len(traces) != 1)}"
+        context.draft.line = plural(len(traces), "trace")
         require(verdicts, who=f"judge '{settings.judge}'")
 
     def needs(self) -> list[Lack]:
