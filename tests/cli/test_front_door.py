@@ -93,6 +93,8 @@ def test_init_writes_a_study_that_holds(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"name: {path.stem}\n" in path.read_text()
     assert "script:NAME" in path.read_text(), "a placeholder of the comments is no study's name"
     capsys.readouterr()
+    assert exit_code("plan", str(path)) == 0
+    assert "without declared prices, so without a cost: target, teacher" in capsys.readouterr().out
     for more, trained in ((), 2), (("--quick",), 1):
         assert exit_code("plan", str(path), "--json", *more) == 0
         (train,) = (row for row in json.loads(capsys.readouterr().out)["stages"] if row["kind"] == "train")

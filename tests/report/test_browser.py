@@ -27,6 +27,7 @@ from demur.report.format import pieces, visible
 from demur.report.index import Index
 from demur.report.labels import Labels
 from demur.report.page import page as whole
+from demur.report.read import read
 from demur.report.viewer import serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -142,6 +143,12 @@ def test_the_report_in_a_browser(chromium: Any, hostile: Path, scheme: str) -> N
     assert "<script>" in text, "what a model wrote is shown as it is"
     assert page.locator("#samples script, #samples img").count() == 0
     assert page.evaluate("document.title.includes('owned')") is False
+    page.click(
+        "#results td a.to >> nth=0"
+    )  # from a file there is no viewer to lead to: a trace of the kind, and how to see all
+    assert "demur view RUN, then open its address with #arm=raw" in page.inner_text("#wanted")
+    where = page.evaluate("document.activeElement.dataset.where")
+    assert where.startswith("arm=raw&bench=mini_harm&attack=none")
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()
     assert trouble == []
@@ -544,6 +551,14 @@ def test_the_index_finds_and_filters(hostile: Path) -> None:
     assert [other.prompt.parent for other in others if other] == [parent] * 3, (
         "attacked variants of one question, arm by arm"
     )
+    against = {"harmful": {"full_compliance"}, "benign": {"full_refusal", "partial_refusal"}, "maths": {"wrong"}}
+    failed: dict[str, dict[tuple[str, ...], bool]] = {}
+    for e in read(hostile).evaluations:
+        for row in e.rows:
+            labels = {judged.label for judged in row.verdicts.values()}
+            failed.setdefault(e.arm, {})[e.bench, e.attack, row.question] = bool(labels & against[row.intent])
+    one_alone = [at for at, bad in failed["raw"].items() if bad and not failed["improved"][at]]
+    assert index.search({"arm": "raw", "versus": "improved"})["total"] == len(one_alone) > 10
     patterned = index.search({"pattern": "inconsistency", "arm": "teacher: default"})
     row = patterned["rows"][0]["row"]
     trace = index.trace(row)

@@ -92,12 +92,16 @@ def test_equal_stages_give_equal_bytes(tmp_path: Path) -> None:
     assert report.write(one)["html"].read_bytes() == second["html"].read_bytes(), "a second time gives the same"
 
 
-def test_a_page_that_demur_did_not_write_is_left_alone(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text("<title>mine</title>")
-    with pytest.raises(UserError, match=r"report\.html is not demur's"):
+@pytest.mark.parametrize("name", ["report.html", "summary.md", "results.csv", "results.json"])
+def test_a_file_that_demur_did_not_write_is_left_alone(name: str, run: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("# mine")
+    with pytest.raises(UserError, match=rf"{name} is not demur's"):
         report.write(run, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-    assert (tmp_path / "report.html").read_text() == "<title>mine</title>"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "# mine"
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        report.write(run, tmp_path)  # over its own files it writes
 
 
 def test_csv_and_json_hold_every_number(run: Path) -> None:
@@ -629,6 +633,13 @@ def test_attack_success_is_said_of_a_harm_judge_alone(
     metrics = {row["metric"] for row in csv.DictReader(io.StringIO(report.csv(report.build(tmp_path))))}
     assert told[1] in metrics
     assert not_told[1] not in metrics
+
+
+def test_a_page_without_a_question_is_named_after_what_was_measured(run: Path, tmp_path: Path) -> None:
+    for folder, title in ((run, "fixture"), (judged(tmp_path, "advbench", ["safe"] * 12, "guard"), "run: target")):
+        page = report.write(folder, tmp_path / title.partition(":")[0])["html"].read_text()
+        assert f"<title>{title} · demur</title>" in page
+    assert "<h1>run: target</h1>" in page
 
 
 def test_a_model_judge_that_nobody_calibrated_is_marked(tmp_path: Path) -> None:

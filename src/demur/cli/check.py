@@ -162,7 +162,7 @@ def bench(
     if json:
         common.print_json(about | {"licence": bench.licence, "golds": counts, "faults": wrong})
     else:
-        for what, value in (about | {"licence": bench.licence} | counts).items():
+        for what, value in (about | {"licence": bench.licence or "–"} | counts).items():
             common.stdout.print(f"{what.replace('_', ' ')}: {value}")
         for prompt in prompts[:3]:
             shown = prompt.question if prompt.intent in ("maths", "code", "benign") else masked(prompt.question)

@@ -47,7 +47,8 @@ def plan(
     if (folder / CACHE).is_dir():
         with ReplyCache(folder / CACHE) as cache:
             notes.append(f"{cache.count():,} replies are stored already; what is stored is not asked again")
-    notes += forecast(plain)
+    unpriced = ", ".join(row["part"] for row in seen["parts"] if row["requests"] and row["cost"] is None)
+    notes += [*forecast(plain), *([f"without declared prices, so without a cost: {unpriced}"] if unpriced else [])]
     seen |= {"study": loaded.study.name, "missing": loaded.missing, "notes": notes}
     common.print_json(seen) if json else _show(seen)
     if loaded.missing:

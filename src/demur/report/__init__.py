@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 VERBS = ("patterns", "data", "learnability", "measured")  # Sections that stand for a run without evaluations
+MARKS = {"results.json": '"stages"', "report.html": "· demur</title>"}  # What a file of ours has in it
 SUMMARY = ("measured", "findings", "results", "changes", "comparisons", "patterns", "data", "protocol")
 
 
@@ -44,9 +45,12 @@ def write(run: Path | Sequence[Path], out: Path | None = None, *, built: Report 
         "markdown": ("summary.md", markdown(report)),
         "html": ("report.html", page(report, folders)),
     }
-    mark, before = "· demur</title>", place / "report.html"
-    if before.is_file() and mark not in before.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{before} is not demur's, and would be overwritten. Move it away, or give another --out.")
+    there = [place / name for name, _ in contents.values() if (place / name).is_file()]
+    theirs = [
+        path for path in there if MARKS.get(path.name, "") not in path.read_text(encoding="utf-8", errors="replace")
+    ]
+    if theirs := theirs or there * (there[:1] != [place / "results.json"]):  # which is the first that is written
+        raise UserError(f"{theirs[0]} is not demur's, and would be overwritten. Move it away, or give another --out.")
     for name, content in contents.values():
         atomic_write(place / name, content)
     return {kind: place / name for kind, (name, _) in contents.items()}

@@ -119,16 +119,11 @@ class Viewer:
     def about(self) -> dict[str, Any]:
         """What there is to filter by and to label."""
         return {
-            "name": self.run.resolve().name,
-            "facets": self.index.facets({}),
+            "name": self.run.resolve().name, "report": (self.run / "report.html").is_file(),
+            "facets": self.index.facets({}), "agreement": self.labels.agreement(),
             "kinds": {kind: list(values) for kind, values in KINDS.items()},
-            "agreement": self.labels.agreement(),
-            "report": (self.run / "report.html").is_file(),
-            "calibrate": {
-                kind: f"demur calibrate {verb} --data {self.run}/labels/{kind}.jsonl"
-                for kind, verb in CALIBRATES.items()
-            },
-        }
+            "calibrate": {kind: f"demur calibrate {verb} --data {self.run}/labels/{kind}.jsonl" for kind, verb in CALIBRATES.items()},
+        }  # fmt: skip
 
     def _traces(self, request: web.Request) -> dict[str, Any]:
         ask = request.query
