@@ -38,15 +38,9 @@ async def ask_and_judge(
     judged: Callable[[Trace], bool] = lambda trace: True,
     progress: Progress = quiet,
 ) -> Flow:
-    """Ask a model and have every judge read what comes back.
+    """Ask a model and have every judge read what comes back, each with a queue of its own.
 
-    Args:
-        model: who answers.
-        requests: what is asked.
-        judges: each gets every trace for which `judged` holds, and has its own queue.
-        mark: changes a trace as it comes in, such as to name its strategy.
-        judged: which traces the judges see.
-        progress: called with replies so far.
+    `mark` changes a trace as it comes in, such as to name its strategy; judges see those for which `judged` holds.
 
     Raises WorkError: too many answers hold a mark of thinking that was not read as one.
     """

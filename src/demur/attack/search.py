@@ -200,9 +200,10 @@ class Search(Attack):
             return pruned, stream, stream
         sent = (*stream.before, Message(role="user", content=attempt.prompt))
         reply = await self.ask("target", goal, own, sent, stream.place)
-        outcome, shown = (reply.kind, "") if isinstance(reply, Failure) else (reply.outcome, self._shown(reply))
+        outcome: str = reply.kind if isinstance(reply, Failure) else reply.outcome
+        read = "" if isinstance(reply, Failure) else reply.raw if self.how.show_thinking else reply.answer
         score, reason = None, f"nothing to judge: {outcome}"
-        if shown:
+        if shown := (read or "").strip():
             verdict = await self.ask("judge", goal, own, self.judged(goal, attempt.prompt, shown), stream.place)
             score, reason = score_of(verdict)
         attempt = replace(
@@ -261,9 +262,6 @@ class Search(Attack):
             said = (reply.answer or "") if isinstance(reply, Trace) else ""
             tries += 1
         return said, tries
-
-    def _shown(self, reply: Trace) -> str:
-        return reply.raw.strip() if self.how.show_thinking else (reply.answer or "").strip()
 
     def _note(self, attempt: Attempt, unread: int = 0) -> None:
         """Keep a turn, and stop where going on would measure nothing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from demur import report
 from demur.cli import common
@@ -15,17 +15,14 @@ from demur.pipeline import study as studies
 from demur.pipeline.dag import ordered
 from demur.pipeline.resolve import Resolved, make, needs
 from demur.pipeline.run import CACHE, execute
+from demur.pipeline.stage import Stage
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.prompts.forms import Odd
 from demur.settings import Problems, validate
 from demur.storage.artifacts import GRAPH, LOCK, Artifact, artifacts, locked
 
-if TYPE_CHECKING:
-    from demur.pipeline.stage import Stage
-
 STUDY = "study.yaml"
-ODD = 5
-"""Rows kept aside that are shown."""
+ODD = 5  # Rows kept aside that are shown
 
 
 def run_stages(

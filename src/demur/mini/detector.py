@@ -43,7 +43,8 @@ class MiniDetector:
 
     def find(self, trace: Trace) -> tuple[Finding, ...]:
         """The findings on one trace."""
-        thought, aware = trace.thinking or "", _aware(trace.thinking or "")
+        thought = trace.thinking or ""
+        aware = _AWARE.search(world.spaced(thought))
         spans: dict[Pattern, tuple[Span, ...]] = {
             "lack_of_safety_awareness": () if aware else (_whole(thought, "thinking"),),
             "strong_vacillation": _spans(_WEIGHS, thought),
@@ -78,10 +79,6 @@ def _spans(pattern: re.Pattern[str], text: str) -> tuple[Span, ...]:
 
 def _whole(text: str, part: Part) -> Span:
     return Span(part=part, start=0, end=len(text), text=text)
-
-
-def _aware(text: str) -> bool:
-    return bool(_AWARE.search(world.spaced(text)))
 
 
 def _contradiction(text: str, answer: str) -> tuple[Span, ...]:

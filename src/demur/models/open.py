@@ -5,20 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from demur import registry
 from demur.errors import UserError
-from demur.interfaces import Request, Requests, stream
+from demur.interfaces import Model, Request, Requests, stream
 from demur.models.config import Custom, ModelConfig
 from demur.models.sampling import Defaults
 from demur.records import Failure, Sampling, Trace
-
-if TYPE_CHECKING:
-    from demur.interfaces import Model
-    from demur.storage.reply_cache import ReplyCache
+from demur.storage.reply_cache import ReplyCache
 
 BACKENDS: dict[str, str] = {
     "Remote": "demur.models.client:open_remote",
@@ -40,8 +36,6 @@ async def open_model(config: ModelConfig, *, cache: ReplyCache | None = None, la
     """
     if lines := config.missing():
         raise UserError("\n".join(f"{config.where}: {line}" for line in lines))
-    from demur.storage.reply_cache import ReplyCache
-
     opener = registry.resolve("backend", type(config).__name__, BACKENDS)
     with contextlib.nullcontext(cache) if cache is not None else ReplyCache(None) as replies:
         async with opener(config, cache=replies, label=label) as model:

@@ -23,17 +23,14 @@ import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from demur.errors import UserError, WorkError
+from demur.interfaces import Model
 from demur.models.chat_format import template_opens_thinking
 from demur.models.checkpoint import folder_of, identity_of
 from demur.models.client import open_remote
 from demur.models.config import Remote, Served
-
-if TYPE_CHECKING:
-    from demur.interfaces import Model
-    from demur.storage.reply_cache import ReplyCache
+from demur.storage.reply_cache import ReplyCache
 
 LOG_LINES = 40  # Last lines of a failed server's log that the error shows
 VLLM_ENV = "DEMUR_VLLM"  # Environment variable: vLLM's executable, or the virtual environment that holds it

@@ -22,8 +22,7 @@ from demur.settings import identity_of
 ANSWER_BYTES, FULL_REPLIES, OVERHEAD_GB, USABLE = 2.1, 4, 2.0, 0.92
 """Bytes a parameter to answer in bfloat16; replies of full length that a cache must hold at least; what a server needs besides; the part of a card
 that is given out."""
-WORTH = 32
-"""Requests that make another server of the same model worth its start."""
+WORTH = 32  # Requests that make another server of the same model worth its start
 
 
 class Need(NamedTuple):
@@ -32,10 +31,8 @@ class Need(NamedTuple):
     part: str
     model: Served | Local
     gigabytes: float
-    length: int
-    """Tokens of the longest exchange."""
-    requests: int = 1
-    """Of the stage that asks most, and the tokens of all their replies."""
+    length: int  # Tokens of the longest exchange
+    requests: int = 1  # Of the stage that asks most, and the tokens of all their replies
     tokens: int = 1
 
     @property
@@ -49,10 +46,8 @@ class Place(NamedTuple):
 
     need: Need
     devices: tuple[int, ...]
-    share: float
-    """Of each of these cards."""
-    copies: int = 1
-    """Servers of the same, each on its part of the devices, where cards are free."""
+    share: float  # Of each of these cards
+    copies: int = 1  # Servers of the same, each on its part of the devices, where cards are free
 
 
 class Phase(NamedTuple):
@@ -60,11 +55,9 @@ class Phase(NamedTuple):
 
     stages: tuple[Planned, ...]
     places: tuple[Place, ...] = ()
-    problem: str = ""
-    """Why this does not fit, with the smallest change that would; empty: it does."""
+    problem: str = ""  # Why this does not fit, with the smallest change that would; empty: it does
     training: bool = False
-    generating: bool = False
-    """The stages only ask: what reads the answers follows in the next phase."""
+    generating: bool = False  # The stages only ask: what reads the answers follows in the next phase
 
 
 def need_of(part: str, model: ModelConfig, ask: Ask, *, like: ModelConfig) -> Need | None:

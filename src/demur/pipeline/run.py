@@ -33,16 +33,14 @@ from demur.pipeline.stage import Context, Stage
 from demur.storage import artifacts
 from demur.storage.artifacts import Artifact, Manifest
 
-CACHE = "replies"
-"""The folder of a run's replies."""
+CACHE = "replies"  # The folder of a run's replies
 
 
 class Event(NamedTuple):
     """What a running stage reports."""
 
     name: str
-    state: str
-    """reused, started, progress, done or failed."""
+    state: str  # reused, started, progress, done or failed
     done: int = 0
     total: int | None = None
     remark: str = ""
@@ -128,8 +126,7 @@ class Job(NamedTuple):
     cache: Path
     reach: Callable[[ModelConfig], ModelConfig] | None = None
     """What a model is asked by, where servers of this process are up."""
-    generating: bool = False
-    """Only ask; nothing is published."""
+    generating: bool = False  # Only ask; nothing is published
 
 
 def do(job: Job, progress: Progress) -> float:
@@ -315,8 +312,7 @@ class _Workers:
             process.kill()
 
 
-GRACE = 5.0
-"""Seconds that workers have to end when a run is stopped."""
+GRACE = 5.0  # Seconds that workers have to end when a run is stopped
 
 
 @contextlib.contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
+from rich.console import Group
+from rich.text import Text
 
 from demur.errors import UserError
 from demur.records import Estimate, encode
@@ -19,9 +20,6 @@ from demur.report.tables import STAND_IN, as_csv
 from demur.report.tables import markdown as table_markdown
 from demur.report.tables import terminal as table_terminal
 from demur.storage.artifacts import atomic_write
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 VERBS = ("patterns", "data", "learnability", "measured")  # Sections that stand for a run without evaluations
 MARKS = {"results.json": '"stages"', "report.html": "· demur</title>"}  # What a file of ours has in it
@@ -58,9 +56,6 @@ def write(run: Path | Sequence[Path], out: Path | None = None, *, built: Report 
 
 def terminal(report: Report) -> Group:
     """What a terminal shows: the first table with its notes, or what else the run made."""
-    from rich.console import Group
-    from rich.text import Text
-
     banner = [Text(STAND_IN, style="bold red")] if report.stand_in else []
     if not report.arms:
         shown = [section for section in sections(report) if section.id in VERBS and section.tables]

@@ -36,8 +36,7 @@ class Subject(Record, frozen=True, kw_only=True):
     models: tuple[str, ...]
     """Identities of the models that answered: hashes of weights, or names with declared revisions or addresses."""
     base: str = ""
-    made: str = ""
-    """What it was trained on."""
+    made: str = ""  # What it was trained on
     seeds: tuple[int, ...] = ()
 
 
@@ -70,34 +69,27 @@ class Report(Record, frozen=True, kw_only=True):
     columns: tuple[Column, ...] = ()
     """What the first table shows: each benchmark's headline metrics, of every judge that read the protocol's part."""
     claims: tuple[PairedTest, ...] = ()
-    changes: tuple[PairedTest, ...] = ()
-    """Every trained arm against the one that is not."""
+    changes: tuple[PairedTest, ...] = ()  # Every trained arm against the one that is not
     best: tuple[Best, ...] = ()
     findings: tuple[Finding, ...] = ()
     bases: tuple[str, ...] = ()
     """Several bases that every arm was made from; numbers are over all, and of each under `ARM@BASE`."""
-    incoherent: dict[str, Estimate] = {}
-    """Arms whose replies are garbled more often than `GARBLED`."""
+    incoherent: dict[str, Estimate] = {}  # Arms whose replies are garbled more often than `GARBLED`
     protocols: tuple[Protocol, ...] = ()
     patterns: tuple[PatternRate, ...] = ()
-    measures: dict[str, dict[str, Estimate]] = {}
-    """What detectors count a trace besides the patterns, by set of traces."""
+    measures: dict[str, dict[str, Estimate]] = {}  # What detectors count a trace besides the patterns, by set of traces
     funnels: dict[str, dict[str, int]] = {}
     repairs: dict[str, dict[str, int]] = {}
     learnability: tuple[training.Curve, ...] = ()
     learnt: tuple[training.Learnability, ...] = ()
     crossing: tuple[Crossing, ...] = ()
     agreement: tuple[Agreement, ...] = ()
-    judges: dict[str, str] = {}
-    """What has to be said beside the rates of a judge."""
+    judges: dict[str, str] = {}  # What has to be said beside the rates of a judge
     corrected: tuple[Correction, ...] = ()
-    remarks: tuple[str, ...] = ()
-    """What servers do that has to be known beside the numbers."""
+    remarks: tuple[str, ...] = ()  # What servers do that has to be known beside the numbers
     mixes: dict[str, list[dict[str, Any]]] = {}
-    published: dict[str, float] = {}
-    """The paper's numbers: `ARM|BENCH|ATTACK|METRIC` -> share."""
-    stages: dict[str, str] = {}
-    """Every stage with its fingerprint."""
+    published: dict[str, float] = {}  # The paper's numbers: `ARM|BENCH|ATTACK|METRIC` -> share
+    stages: dict[str, str] = {}  # Every stage with its fingerprint
 
     def table(self) -> dict[tuple[str, ...], Estimate]:
         """Every number over all seeds, by arm, benchmark, attack, metric, judge and part."""
@@ -145,7 +137,10 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
     single, run = run, run.pooled()
     found = cells(run.evaluations)
     columns = headlines(run.evaluations, found)
-    numbers = [*results(found), *averages(found, _of_study(run, columns))]
+    # What an earlier command left in the folder is averaged with nothing.
+    places = {(e.bench, e.attack) for e in run.evaluations if run.asked(e)}
+    asked = [column for column in columns if column[:2] in places or column.metric == "pairs"]
+    numbers = [*results(found), *averages(found, asked)]
     numbers += [*results(cells(run.evaluations, by_category=True)), *results(cells(copies)), *details(single)]
     broken, taken = incoherent(found), tuple(training.learnability(single))
     corrected = tuple(corrections(labels, found, columns)) if labels else ()
@@ -179,12 +174,6 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
         published=published(run.study, found),
         stages={stage.manifest.name: stage.manifest.fingerprint for stage in run.stages},
     )
-
-
-def _of_study(run: Run, columns: Sequence[Column]) -> list[Column]:
-    """The columns that the study asks for: what an earlier command left in the folder is averaged with nothing."""
-    places = {(e.bench, e.attack) for e in run.evaluations if run.asked(e)}
-    return [c for c in columns if (c.bench, c.attack) in places or c.metric == "pairs"]
 
 
 def _untrained(run: Run) -> str:

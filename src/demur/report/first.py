@@ -13,8 +13,7 @@ from demur.report.tables import DOUBT, Cell, Head, Section, Table, doubtful, est
 
 BESIDE = "n in a heading: replies, scored or not; n beside a number: the scored ones, where they are fewer than 10 or than 90 % of those"
 MEAN = "mean, all benchmarks: the average over benchmarks and attacks, each of the same weight"
-COLLAPSED = 0.5
-"""Below this share of the untrained arm's answer length answers have collapsed."""
+COLLAPSED = 0.5  # Below this share of the untrained arm's answer length answers have collapsed
 
 
 def columns(report: Report) -> list[Column]:

@@ -34,8 +34,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
-ASSUMED = 0.1
-"""How often a judge without probabilities is taken to err before there are labels."""
+ASSUMED = 0.1  # How often a judge without probabilities is taken to err before there are labels
 UNKNOWN = (
     "uncalibrated: no labels of people are known for it with this text and model (demur calibrate, demur view RUN)"
 )

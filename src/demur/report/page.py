@@ -23,14 +23,11 @@ from demur.report.tables import STAND_IN, Cell, table, templates
 from demur.storage.artifacts import Artifact, artifacts
 from demur.storage.records_file import project
 
-SAMPLES = 3
-"""Traces shown of each kind: enough to see what the numbers are about; the viewer has them all."""
-LIMIT = 6_000
-"""Characters of a text on the page."""
+SAMPLES = 3  # Traces shown of each kind: enough to see what the numbers are about; the viewer has them all
+LIMIT = 6_000  # Characters of a text on the page
 
 
-Sample = dict[str, Any]
-"""A trace as the page shows it."""
+Sample = dict[str, Any]  # A trace as the page shows it
 
 
 def page(report: Report, runs: Sequence[Path]) -> str:

@@ -18,8 +18,7 @@ from demur.settings import read_yaml
 from demur.storage.artifacts import Artifact, artifacts
 from demur.storage.records_file import project
 
-SHARED = 10_000
-"""Different verdicts with scores that are looked for among later ones."""
+SHARED = 10_000  # Different verdicts with scores that are looked for among later ones
 ENOUGH, AGREED = 30, 0.8
 """Labels of an arm's replies, and the share on which a judge must agree with them, for rates of classes that it often mixes up."""
 PROMPT = tuple(f"prompt.{name}" for name in ("id", "parent", "cluster", "intent", "category", "attack", "pair"))
@@ -33,24 +32,20 @@ class Judged(NamedTuple):
     score: float | None = None
 
 
-By = tuple[str, Part]
-"""A judge, and the part that it read."""
+By = tuple[str, Part]  # A judge, and the part that it read
 Verdicts = dict[By, Judged]
 
 
 class Row(msgspec.Struct, gc=False):
     """What numbers need of a reply, or of a request that got none (`outcome` is then `None`)."""
 
-    prompt: str
-    """Id of the prompt that was sent."""
-    question: str
-    """Id of the question behind it: two arms that were asked the same have it in common."""
+    prompt: str  # Id of the prompt that was sent
+    question: str  # Id of the question behind it: two arms that were asked the same have it in common
     cluster: str
     intent: Intent
     category: str = ""
     attack: str = ""
-    pair: str = ""
-    """What a harmful prompt has in common with its harmless twin."""
+    pair: str = ""  # What a harmful prompt has in common with its harmless twin
     id: str = ""
     sample: int = 0
     outcome: Outcome | None = None
@@ -58,8 +53,7 @@ class Row(msgspec.Struct, gc=False):
     tokens_thinking: int | None = None
     lost: str = ""
     """Why there is no reply, or it holds no answer; empty: it holds one. Of a pair: that one side lost it, whatever the other held."""
-    text: int = 0
-    """Hash of the reply, where several were drawn for a prompt."""
+    text: int = 0  # Hash of the reply, where several were drawn for a prompt
     verdicts: Verdicts = {}
 
     @property
@@ -133,15 +127,11 @@ class Evaluation(NamedTuple):
     bench: str
     attack: str
     rows: list[Row]
-    judges: tuple[By, ...]
-    """The protocol's own comes first."""
-    protocol: Bench | None = None
-    """`None`: the benchmark is not known here any more."""
+    judges: tuple[By, ...]  # The protocol's own comes first
+    protocol: Bench | None = None  # `None`: the benchmark is not known here any more
     stage: Artifact | None = None
-    base: str = ""
-    """Which of a study's several bases, where the arms on them are taken together."""
-    fixed: bool = False
-    """Whether the study takes the benchmark's prompts for all that there are."""
+    base: str = ""  # Which of a study's several bases, where the arms on them are taken together
+    fixed: bool = False  # Whether the study takes the benchmark's prompts for all that there are
     calibrated: frozenset[str] = frozenset()
     """Judges that people's labels of this arm's replies show to tell all their classes apart."""
 

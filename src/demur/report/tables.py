@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from demur.records import Estimate
 from demur.report import format
 from demur.storage import readers
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
 STAND_IN = "smoke run: small local models in every part; these numbers say nothing of any real model"
 OPEN, DOUBT = 0.10, "?"  # Above this distance between best and worst case a number is doubtful, and has this behind it
@@ -98,9 +98,6 @@ def plain(cell: Cell | str) -> str:
 
 def terminal(table: Table) -> RichTable:
     """A table for a terminal, markup in it without effect."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
     grouped = any(head.group for head in table.heads)
     made = RichTable(box=None, pad_edge=False, title=Text(table.name) if table.name else None, title_justify="left")
     for place, head in enumerate(table.heads):

@@ -7,12 +7,16 @@ text reaches it as text.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import threading
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from demur.errors import UserError
 from demur.records import PATTERNS, encode
@@ -20,14 +24,8 @@ from demur.report.format import pieces, visible
 from demur.report.index import Index
 from demur.report.labels import KINDS, Labels, widths
 
-if TYPE_CHECKING:
-    from aiohttp import web
-    from aiohttp.typedefs import Handler
-
-PAGE = 200
-"""Most traces in one answer."""
-SHOWN = 100_000
-"""Characters of one text that are sent unless all is asked for."""
+PAGE = 200  # Most traces in one answer
+SHOWN = 100_000  # Characters of one text that are sent unless all is asked for
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -59,7 +57,6 @@ class Viewer:
 
     def app(self) -> web.Application:
         """The web application; `hosts` must be set before it is asked anything."""
-        from aiohttp import web
 
         @web.middleware
         async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -94,8 +91,6 @@ class Viewer:
         return application
 
     def _answer(self, make: Any) -> Any:
-        from aiohttp import web
-
         async def handler(request: web.Request) -> web.Response:
             body = make(request)
             if body is None:
@@ -105,8 +100,6 @@ class Viewer:
         return handler
 
     async def _file(self, request: web.Request) -> web.Response:
-        from aiohttp import web
-
         name = request.match_info["name"]
         if name in OF_RUN and (self.run / name).is_file():
             return web.Response(body=(self.run / name).read_bytes(), content_type=OF_RUN[name])
@@ -172,8 +165,6 @@ class Viewer:
         }  # fmt: skip
 
     async def _label(self, request: web.Request) -> web.Response:
-        from aiohttp import web
-
         if request.content_type != "application/json" or "Origin" not in request.headers:
             return web.Response(status=403, text="")
         row = int(request.match_info["row"])
@@ -195,10 +186,6 @@ class Viewer:
 
 async def serve(run: Path, *, port: int = 0, ready: Any = None) -> None:
     """Serve a run's viewer on the loopback interface until cancelled; `ready` is called with the URL."""
-    import asyncio
-
-    from aiohttp import web
-
     viewer = Viewer(run)
     runner = web.AppRunner(viewer.app(), access_log=None)
     await runner.setup()

@@ -135,13 +135,7 @@ def wilson(p: float, n: float, quantile: float = Z) -> tuple[float, float]:
 
 
 def corrected(observed: Estimate, sensitivity: Estimate, specificity: Estimate) -> Estimate:
-    """What a rate would be under the labels against which its judge was calibrated, with all three uncertainties.
-
-    Args:
-        observed: the judge's rate.
-        sensitivity: the share of true positives that the judge finds.
-        specificity: the share of true negatives that it leaves alone.
-    """
+    """What a rate would be under the labels against which its judge was calibrated, with all three uncertainties."""
     blank = replace(observed, value=None, low=None, high=None, best=None, worst=None)
     parts = [_worth_of(estimate) for estimate in (observed, sensitivity, specificity)]
     if any(part is None for part in parts):
@@ -165,8 +159,7 @@ def corrected(observed: Estimate, sensitivity: Estimate, specificity: Estimate) 
 def drawn(observations: Iterable[tuple[bool | None, float, float]]) -> Estimate:
     """A share of what was drawn with unequal chances: Wilson's interval on Kish's effective number.
 
-    Args:
-        observations: of each what it is, how many it stands for, and as how many it counts (a second label of it: half).
+    Of each observation: what it is, how many it stands for, and as how many it counts (a second label of it: half).
     """
     every = list(observations)
     rows = [row for row in every if row[0] is not None and row[1] > 0]
@@ -181,11 +174,7 @@ def drawn(observations: Iterable[tuple[bool | None, float, float]]) -> Estimate:
 
 
 def stratified(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
-    """A rate over strata of known size, from a rate of a random draw of each (Zou and Donner 2008, MOVER).
-
-    Args:
-        parts: of each stratum its size, and the rate among those of it that were looked at.
-    """
+    """A rate over strata, from the size of each and the rate of a random draw of it (Zou and Donner 2008, MOVER)."""
     parts = [(size, rate) for size, rate in parts if size]
     n, looked = sum(size for size, _ in parts), sum(rate.n for _, rate in parts)
     blank = replace(NONE, n=looked, unscored=sum(rate.unscored for _, rate in parts))

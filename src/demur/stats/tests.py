@@ -161,11 +161,7 @@ def prompts_needed(difference: float, spread: float, **ways: Any) -> int | None:
 def settles(*, prompts: int, seeds: int, bases: int = 1, tests: int = 1) -> float:
     """The smallest difference of two rates that a design shows with 80 % power, before anything is measured; over 1: none.
 
-    Args:
-        prompts: of a column.
-        seeds: trainings of each arm on each base.
-        bases: that every arm is made from.
-        tests: in the family that Holm's method adjusts for.
+    `seeds` are trainings of each arm on each base, `tests` those of the family that Holm's method adjusts for.
     """
     each = TYPICAL * (1 - TYPICAL)
     trained = USUAL**2 / (seeds * bases) if seeds > 1 else 0.0

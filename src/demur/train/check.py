@@ -6,16 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from rich.console import Group
+from rich.text import Text
 
 from demur.errors import CheckFailed
 from demur.models.checkpoint import converted
 from demur.records import Example, ExamplePart, Origin
 from demur.train.render import IGNORED, Dropped, Rendered, Renderer
 from demur.train.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 SHOWN = 3
 LONGEST = 400  # Tokens of a row that are shown; of a longer one the middle is left out
@@ -121,9 +121,6 @@ def check_template(
 
 def render_report(report: Report, *, mask: bool = False) -> Group:
     """The report for a terminal: trained tokens green, the others dim, control characters visible; words masked if told, tags not."""
-    from rich.console import Group
-    from rich.text import Text
-
     opened = "the inference prompt opens the thinking" if report.opened else "the model opens the thinking"
     lines = [Text(f"{report.base}: format {report.template}; {opened}; replies end with {report.stop!r}")]
     for number, tokens in enumerate(report.shown, 1):

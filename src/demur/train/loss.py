@@ -16,14 +16,13 @@ h is the difference of the log-probabilities of chosen and rejected reply, each 
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from demur.train.settings import TrainSettings
+from demur.train.settings import TrainSettings
 
 LARGE = {"cuda": 1 << 28, "cpu": 1 << 25}
 """Logits (positions x vocabulary) above which they are made in chunks: 1 GiB in float32, on a CPU 128 MiB. Much smaller
