@@ -18,10 +18,7 @@ from demur.storage.artifacts import artifacts
 app = common.app("Attack a model and keep what was found.")
 Kind = Annotated[str, typer.Argument(help="pap, template=FILE, prefill=FILE, pair, tap, crescendo, hijack, replay …")]
 Run = Annotated[Path | None, typer.Argument(help="replay: the run whose prompts are sent again.")]
-Scorer = Annotated[
-    str | None,
-    typer.Option("--attack-judge", help="The model that rates the attacker's progress; default: --judge's, else it."),
-]
+Scorer = Annotated[str | None, common.flag("attack-judge")]
 Questions = Annotated[str, typer.Option("--bench", help="Whose questions; default: those of --data.")]
 
 

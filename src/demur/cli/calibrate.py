@@ -56,9 +56,7 @@ def guard(
     ],
     data: Annotated[Path, typer.Option("--data", help="Labelled replies: prompt, response, label (safe or unsafe).")],
     part: common.PartName = None,
-    text: Annotated[
-        Path | None, typer.Option("--text", help="A file in the place of its own rubric or policy.")
-    ] = None,
+    text: Annotated[Path | None, common.flag("text")] = None,
     limit: common.Limit = None,
     cache: common.CacheDir = None,
     out: Kept = KEPT,

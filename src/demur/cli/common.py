@@ -29,33 +29,33 @@ stdout = Console(highlight=False, markup=False, width=None if sys.stdout.isatty(
 FLAGS: dict[str, str] = tomllib.loads(Path(__file__).with_name("flags.toml").read_text())
 
 
-def _flag(name: str, **how: Any) -> Any:
+def flag(name: str, **how: Any) -> Any:
     """A flag with its help."""
     return typer.Option(f"--{name}", help=FLAGS[name], **how)
 
 
-Out = Annotated[Path | None, _flag("out")]
-Set = Annotated[list[str] | None, _flag("set", metavar="KEY.PATH=VALUE")]
-Json = Annotated[bool, _flag("json")]
-Limit = Annotated[int | None, _flag("limit", min=1)]
-Seed = Annotated[int, _flag("seed")]
-Data = Annotated[Path | None, _flag("data", exists=True)]
-DataDir = Annotated[Path | None, _flag("data-dir", exists=True, file_okay=False)]
-Target = Annotated[str, _flag("target")]
-Intent = Annotated[str | None, _flag("intent")]
-Teacher = Annotated[str | None, _flag("teacher")]
-AttackName = Annotated[str, _flag("attack")]
-ServedName = Annotated[str | None, _flag("model")]
-KeyEnv = Annotated[str | None, _flag("key-env")]
-Concurrency = Annotated[int | None, _flag("concurrency", min=1)]
-Temperature = Annotated[float | None, _flag("temperature", min=0)]
-MaxTokens = Annotated[int | None, _flag("max-tokens", min=1)]
-PartName = Annotated[str | None, _flag("part")]
-Samples = Annotated[int | None, _flag("samples", min=1)]
-Attacker = Annotated[str | None, _flag("attacker")]
-JudgeModel = Annotated[str | None, _flag("judge")]
-Examples = Annotated[Path | None, _flag("examples")]
-CacheDir = Annotated[Path | None, _flag("cache")]
+Out = Annotated[Path | None, flag("out")]
+Set = Annotated[list[str] | None, flag("set", metavar="KEY.PATH=VALUE")]
+Json = Annotated[bool, flag("json")]
+Limit = Annotated[int | None, flag("limit", min=1)]
+Seed = Annotated[int, flag("seed")]
+Data = Annotated[Path | None, flag("data", exists=True)]
+DataDir = Annotated[Path | None, flag("data-dir", exists=True, file_okay=False)]
+Target = Annotated[str, flag("target")]
+Intent = Annotated[str | None, flag("intent")]
+Teacher = Annotated[str | None, flag("teacher")]
+AttackName = Annotated[str, flag("attack")]
+ServedName = Annotated[str | None, flag("model")]
+KeyEnv = Annotated[str | None, flag("key-env")]
+Concurrency = Annotated[int | None, flag("concurrency", min=1)]
+Temperature = Annotated[float | None, flag("temperature", min=0)]
+MaxTokens = Annotated[int | None, flag("max-tokens", min=1)]
+PartName = Annotated[str | None, flag("part")]
+Samples = Annotated[int | None, flag("samples", min=1)]
+Attacker = Annotated[str | None, flag("attacker")]
+JudgeModel = Annotated[str | None, flag("judge")]
+Examples = Annotated[Path | None, flag("examples")]
+CacheDir = Annotated[Path | None, flag("cache")]
 
 
 def app(help: str) -> typer.Typer:

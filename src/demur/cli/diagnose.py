@@ -15,14 +15,7 @@ from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
 from demur.settings import read_yaml
 
 app = common.app("Find the failure patterns in traces.")
-DETECTOR = Annotated[
-    str | None,
-    typer.Option(
-        "--detector",
-        help="A model that judges (URL, folder, hub id, script:NAME), rules or mini. Default: the detector of the run that "
-        "the file is from, else rules.",
-    ),
-]
+DETECTOR = Annotated[str | None, common.flag("detector")]
 
 
 @app.command()

@@ -30,9 +30,7 @@ def distil(
     data: Annotated[Path | None, typer.Option("--data", help="The same.")] = None,
     teacher: common.Teacher = None,
     judge: common.JudgeModel = None,
-    given: Annotated[
-        Path | None, typer.Option("--given", help="Safe traces of the same prompts, for strategy rewrite.")
-    ] = None,
+    given: Annotated[Path | None, common.flag("given")] = None,
     intent: common.Intent = None,
     limit: common.Limit = None,
     seed: common.Seed = 0,

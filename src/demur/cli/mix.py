@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from demur.cli import common
 from demur.cli.runner import run_stage
 from demur.errors import UserError
@@ -22,10 +20,7 @@ SHARE = re.compile(r"(?P<name>[^=]+)=(?P<file>.+?)(?::(?P<n>\d+)|:(?P<percent>[\
 
 @app.command()
 def mix(
-    share: Annotated[
-        list[str] | None,
-        typer.Option("--share", metavar="NAME=FILE[:N|:P%]", help="A share: all of a file, N rows, or P % of the mix."),
-    ] = None,
+    share: Annotated[list[str] | None, common.flag("share", metavar="NAME=FILE[:N|:P%]")] = None,
     seed: common.Seed = 0,
     out: common.Out = None,
     sets: common.Set = None,

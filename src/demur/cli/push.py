@@ -33,9 +33,7 @@ def push(
     to: Annotated[str, typer.Option("--to", help="The repository: owner/name.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this nothing is sent.")] = False,
     public: Annotated[bool, typer.Option("--public", help="Visible to everybody; private otherwise.")] = False,
-    gate: Annotated[
-        Gate | None, typer.Option("--gate", help="Who gets at the files; default: manual for harmful content.")
-    ] = None,
+    gate: Annotated[Gate | None, common.flag("gate")] = None,
     json: common.Json = False,
 ) -> None:
     """Publish a data set or a model on the Hugging Face hub. The token comes from HF_TOKEN or the hub's own login.

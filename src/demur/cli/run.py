@@ -19,10 +19,7 @@ def run(
     out: common.Out = None,
     sets: common.Set = None,
     quick: Annotated[bool, typer.Option("--quick", help="The study's own small version.")] = False,
-    stand_in: Annotated[
-        bool,
-        typer.Option("--stand-in", help="Smoke run: every model replaced by a small local one; marked in the report."),
-    ] = False,
+    stand_in: Annotated[bool, common.flag("stand-in")] = False,
     on: Annotated[str, typer.Option("--on", help="local, or ray[://ADDRESS].")] = "local",
     data_dir: common.DataDir = None,
     cache: common.CacheDir = None,

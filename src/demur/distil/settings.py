@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from msgspec.structs import replace
 from pydantic import Field, model_validator
@@ -37,7 +37,7 @@ class Begin(Strict):
         return {"text": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _one(self) -> Begin:
+    def _one(self) -> Self:
         if sum(map(bool, (self.text, self.file, self.traces))) > 1:
             raise ValueError("text, file and traces exclude each other; give one")
         return self
@@ -62,7 +62,7 @@ class DistilSettings(Drawn):
     threshold: float | None = Field(default=None, ge=0)  # Keep what scores at most this; `None`: the label decides
 
     @model_validator(mode="after")
-    def _bounded(self) -> DistilSettings:
+    def _bounded(self) -> Self:
         if self.until_safe is not None and self.until_safe > self.bound:
             raise ValueError(f"until_safe={self.until_safe} cannot be reached within bound={self.bound} replies")
         return self

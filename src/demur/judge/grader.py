@@ -14,7 +14,7 @@ import signal
 from concurrent.futures import CancelledError, TimeoutError
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from demur.errors import WorkError
 
@@ -42,7 +42,7 @@ class Graders:
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPool(workers, initializer=_ready, initargs=(memory,), context=context)
 
-    def __enter__(self) -> Graders:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -46,7 +46,7 @@ class ShareSettings(Strict):
         return value | {"n": int(match[1]), "up_to": True} if match else value
 
     @model_validator(mode="after")
-    def _fits(self) -> ShareSettings:
+    def _fits(self) -> Self:
         if self.n is not None and self.ratio is not None:
             raise ValueError("n and ratio exclude each other; give one")
         if (self.pairs == "against") != bool(self.against):
@@ -74,7 +74,7 @@ class MixSettings(MixDefaults):
     shares: dict[str, ShareSettings] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _fits(self) -> MixSettings:
+    def _fits(self) -> Self:
         if len({share.pairs == "none" for share in self.shares.values()}) > 1:
             raise ValueError("a mix is of preference pairs or of examples; some shares say pairs and some do not")
         ratios = [share.ratio for share in self.shares.values() if share.ratio is not None]

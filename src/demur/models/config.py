@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
@@ -158,7 +158,7 @@ class _Weights(_Spoken):
         return value
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> _Weights:
+    def _exactly_one(self) -> Self:
         if bool(self.path) == bool(self.hub):
             raise ValueError("exactly one of path and hub is needed")
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -144,7 +144,7 @@ class Run(NamedTuple):
     stages: list[Artifact]
     evaluations: list[Evaluation]
 
-    def pooled(self) -> Run:
+    def pooled(self) -> Self:
         """The same with the copies of an arm on several bases, `ARM@BASE`, taken together as that arm."""
         named = [(e, *self.split(e.arm)) for e in self.evaluations]
         return self._replace(evaluations=[e._replace(arm=arm, base=base) for e, arm, base in named])

@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -133,7 +133,7 @@ class ReplyCache:
         self._flusher: asyncio.Task[None] | None = None
         self._closed = False
 
-    def __enter__(self) -> ReplyCache:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -24,7 +24,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from unittest import mock
 
 import yaml
@@ -73,7 +73,7 @@ class World(contextlib.ExitStack):
         self.hub = self.folder / "hub"
         self.machines: list[Path] = []
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         self.url = self.enter_context(_listening(self))
         own: dict[str, str | None] = {"DEMUR_WORLD_SPEAKER": f"{self.url}/speak", "DEMUR_VLLM": None}
         own |= self.machine(self.folder) | {"HF_HUB_CACHE": str(self.hub), "HF_HUB_OFFLINE": "1"}

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from demur import thinking
 from demur.errors import CheckFailed, unknown
@@ -113,7 +113,7 @@ class Renderer:
             )
 
     @classmethod
-    def of(cls, base: Path | str, *, template: str = "auto", loss: str = "response") -> Renderer:
+    def of(cls, base: Path | str, *, template: str = "auto", loss: str = "response") -> Self:
         """The renderer for a base: its tokenizer, and the tokens at which its generation settings stop."""
         return cls(load_tokenizer(base), template=template, stops=stops_of(base), loss=loss)
 

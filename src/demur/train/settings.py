@@ -7,7 +7,7 @@ they change no result but for the last digits of sums, and are in no fingerprint
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -81,7 +81,7 @@ class TrainSettings(Strict):
         return data
 
     @model_validator(mode="after")
-    def _fits(self) -> TrainSettings:
+    def _fits(self) -> Self:
         """A setting that the method does not use is an error, never dropped."""
         if self.kl and self.lora is None:
             raise ValueError(
