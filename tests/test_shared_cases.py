@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-import demur
+from tests.made import python
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 NAMES = sorted(path.parent.name for path in CASES.glob("*/cmd.sh"))
@@ -21,8 +19,7 @@ NAMES = sorted(path.parent.name for path in CASES.glob("*/cmd.sh"))
 def test_case(name: str, tmp_path: Path) -> None:
     for program, call in (("demur", "-m demur"), ("python", "")):
         wrapper = tmp_path / program
-        path = Path(demur.__file__).parents[1]
-        wrapper.write_text(f'#!/bin/sh\nPYTHONPATH="{path}:$PYTHONPATH" exec "{sys.executable}" {call} "$@"\n')
+        wrapper.write_text(f'#!/bin/sh\nexec "{python()}" {call} "$@"\n')
         wrapper.chmod(0o755)
     env = os.environ | {"DEMUR_BIN": str(tmp_path), "TMPDIR": str(tmp_path)}
     done = subprocess.run(

@@ -24,6 +24,7 @@ from demur.errors import UserError
 M = typing.TypeVar("M", bound=BaseModel)
 Location = tuple[int | str, ...]
 LARGEST = 100_000  # Values of a study file
+PLAIN = pydantic.TypeAdapter(Any)  # Made once: it takes longer than its work
 
 
 class Strict(BaseModel):
@@ -59,7 +60,7 @@ def _identity(value: Any) -> Any:
         return {key: _identity(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_identity(item) for item in value]
-    return pydantic.TypeAdapter(Any).dump_python(value, mode="json")
+    return PLAIN.dump_python(value, mode="json")
 
 
 def override(data: dict[str, Any], item: str) -> dict[str, Any]:

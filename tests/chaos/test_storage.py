@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.made import demur, exit_code
+from tests.made import demur, exit_code, python
 
 from demur.storage import records_file
 from demur.storage.artifacts import locked
@@ -123,7 +123,7 @@ def test_killed_at_any_of_twenty_events_it_goes_on_to_the_same_results(tmp_path:
         command = ["eval", "mini_harm", "--target", server.url, "--limit", "12", "--set", "workers=1"]
         command += ["--concurrency", "3", "--out"]
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, "-", ",".join(EVENTS), *command, str(tmp_path / "killed")],
+            [python(), "-c", CHILD, "-", ",".join(EVENTS), *command, str(tmp_path / "killed")],
             capture_output=True, text=True, timeout=600, check=True,
         )  # fmt: skip
         assert done.stdout.splitlines() == [f"{event} True" for event in EVENTS], "each event came, and killed"

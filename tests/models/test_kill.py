@@ -6,12 +6,11 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
 import pytest
-from tests.made import replies
+from tests.made import python, replies
 
 from demur.interfaces import requests_for
 from demur.models.config import Remote
@@ -59,7 +58,7 @@ def test_fifty_kills_in_a_row_lose_nothing_and_ask_nothing_twice(tmp_path: Path)
     with serving("echo", latency=0.01) as server:
         arguments = [server.url, str(tmp_path / "cache"), str(IN_FLIGHT), str(COUNT)]
         for _ in range(KILLS):
-            with subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE) as child:
+            with subprocess.Popen([python(), "-c", CHILD, *arguments], stdout=subprocess.PIPE) as child:
                 assert child.stdout is not None
                 assert child.stdout.readline() == b"up\n"
                 shown = [child.stdout.readline() for _ in range(kept + rng.randrange(20))]

@@ -8,7 +8,6 @@ import math
 import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.made import replies
+from tests.made import python, replies
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demur.errors import UserError
@@ -111,7 +110,7 @@ asyncio.run(main())
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_text(checkpoint: Path, tmp_path: Path) -> None:
     root = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, "-c", KILLED, str(checkpoint), str(tmp_path / "a"), root]
+    command = [python(), "-c", KILLED, str(checkpoint), str(tmp_path / "a"), root]
     assert (
         subprocess.run(
             command, timeout=120, check=False, env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root}/src"}

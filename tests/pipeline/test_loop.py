@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.made import demur
 
 from demur.records import Result, Trace, read_jsonl
 from demur.storage.artifacts import Artifact, artifacts
@@ -51,7 +53,8 @@ def _command(study: Path, out: Path) -> list[str]:
 
 
 def _run(study: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(_command(study, out), capture_output=True, text=True, check=False, timeout=400)
+    """A run to its end in one process. What is killed below has worker processes: results do not depend on that."""
+    return demur("run", str(study), "--out", str(out), "--set", "workers=1")
 
 
 def _content(out: Path) -> dict[str, str]:
@@ -172,6 +175,7 @@ def test_stopped_it_ends_at_once_and_says_how_to_go_on(
 ) -> None:
     study = tmp_path / "long.yaml"
     study.write_text(finished[0].read_text().replace("steps: 8", "steps: 100000"))
+    shutil.copytree(finished[1], tmp_path / "out")
     process = _until(study, tmp_path / "out", "train-default-s0: started")
     with process:
         process.send_signal(how)
@@ -181,8 +185,6 @@ def test_stopped_it_ends_at_once_and_says_how_to_go_on(
 
 
 def test_a_damaged_stage_is_not_taken_for_whole(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    import shutil
-
     study, whole = finished
     out = tmp_path / "copy"
     shutil.copytree(whole, out)

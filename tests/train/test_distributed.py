@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.made import python
 from tests.train.made import train
 
 from demur.errors import CheckFailed, WorkError
@@ -33,6 +34,13 @@ train(
     settings=TrainSettings.model_validate_json(sys.argv[4]), progress=progress,
 )
 """
+
+
+@pytest.fixture(autouse=True)
+def started_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers and what they launch, three processes a training, are forks of one that has imported torch."""
+    monkeypatch.setattr(sys, "executable", python())
+    monkeypatch.setenv("PYTHON_EXEC", python())
 
 
 def losses(out: Path) -> list[float]:
@@ -89,9 +97,9 @@ def test_two_processes_stop_together_and_go_on_together(
     data, out, single = tmp_path / "rows.jsonl", tmp_path / "out", tmp_path / "single"
     write_jsonl(data, byte_examples)
     # Many steps, so that the wish to stop arrives before the end.
-    settings = TWO.model_copy(update={"parallel": how, "steps": 80})
+    settings = TWO.model_copy(update={"parallel": how, "steps": 40})
     train(byte_examples, base=stand_in, out=single, settings=settings.model_copy(update={"processes": 1}))
-    command = [sys.executable, "-c", SCRIPT, str(out), str(stand_in), str(data), settings.model_dump_json()]
+    command = [python(), "-c", SCRIPT, str(out), str(stand_in), str(data), settings.model_dump_json()]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )
@@ -112,7 +120,7 @@ def test_a_training_goes_on_with_other_processes(stand_in: Path, byte_examples: 
     data, out = tmp_path / "rows.jsonl", tmp_path / "out"
     write_jsonl(data, byte_examples)
     settings = TWO.model_copy(update={"parallel": "fsdp2", "steps": 30})
-    command = [sys.executable, "-c", SCRIPT, str(out), str(stand_in), str(data), settings.model_dump_json()]
+    command = [python(), "-c", SCRIPT, str(out), str(stand_in), str(data), settings.model_dump_json()]
     done = subprocess.run(command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == 143
     seen: list[int] = []
@@ -128,7 +136,7 @@ def test_the_verb_under_torchrun(mini_base: Path, mini_examples: list[Example], 
     """One entry: the first process runs the verb, the second follows it; nothing is trained twice, and both end."""
     data, out = tmp_path / "rows.jsonl", tmp_path / "t"
     write_jsonl(data, mini_examples)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--local-addr=127.0.0.1"]
+    torchrun = [python(), "-m", "torch.distributed.run", "--nproc-per-node=2", "--local-addr=127.0.0.1"]
     torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     verb = ["-m", "demur", "train", "--base", "mini-lrm-a", "--examples", str(data), "--out", str(out)]
     verb += ["--set", "train.steps=3", "--json"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from benchmarks.local import GGUF
 from tests.chaos.test_storage import CHILD
-from tests.made import demur, replies
+from tests.made import demur, python, replies
 
 from demur.interfaces import requests_for
 from demur.models.config import Local, Remote
@@ -30,10 +30,10 @@ pytestmark = [
     pytest.mark.skipif(not MODEL.is_file(), reason=f"{MODEL} is not here: `make {GGUF.relative_to(GGUF.parents[2])}`"),
 ]
 SMALLER = (
-    "workers=1", "prompts.harmful.n=12", "prompts.benign.n=8", "held_out=2", "seeds=[11]",
+    "workers=1", "prompts.harmful.n=6", "prompts.benign.n=4", "held_out=2", "seeds=[11]", "distil.max_tokens=48",
     "train.batch=2", "train.micro_tokens=512", "train.checkpoint_every=1",
-    "arms={raw: {}, short-benign: {format: short, safety: 4, benign: 4}}", "compare=[]",
-    "bench=[{name: advbench, limit: 3, sampling: {max_tokens: 12}}, {name: xstest, limit: 3, sampling: {max_tokens: 12}}]",
+    "arms={raw: {}, short-benign: {format: short, safety: 2, benign: 2}}", "compare=[]",
+    "bench=[{name: advbench, limit: 2, sampling: {max_tokens: 8}}, {name: xstest, limit: 2, sampling: {max_tokens: 8}}]",
 )  # fmt: skip
 EVENTS = ("after a commit", "rename complete.json", "before a commit", "rename results.json")
 
@@ -57,12 +57,12 @@ def test_killed_at_named_events_it_ends_in_the_same_bytes(data_dir: Path, tmp_pa
         command += ["--set", change]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, "-", ",".join(EVENTS), *command, "--out", str(killed)],
+        [python(), "-c", CHILD, "-", ",".join(EVENTS), *command, "--out", str(killed)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.splitlines() == [f"{event} True" for event in EVENTS], "each event came, and killed"
-    for out in (killed, whole):
-        subprocess.run([sys.executable, "-m", "demur", *command, "--out", str(out)], check=True)
+    for program, out in ((python(), killed), (sys.executable, whole)):
+        subprocess.run([program, "-m", "demur", *command, "--out", str(out)], check=True)
     assert kept(killed) == kept(whole)
 
 
@@ -72,7 +72,7 @@ def served(folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--device", "cpu"]
+    command = [python(), str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--device", "cpu"]
     command += ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

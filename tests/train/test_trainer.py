@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.made import ASSETS
+from tests.made import ASSETS, python
 from tests.train.made import job_of, train
 
 from demur.errors import CheckFailed, UserError, WorkError
@@ -61,7 +60,7 @@ def run_and_kill(
     """Train in a process of its own that gets a signal after a step; gives its exit code."""
     data = tmp_path / "rows.jsonl"
     write_jsonl(data, examples)
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "out"), str(base), str(data), str(at)]
+    command = [python(), "-c", SCRIPT, str(tmp_path / "out"), str(base), str(data), str(at)]
     command += [settings.model_dump_json(), str(int(by))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
