@@ -65,8 +65,9 @@ def _attend(conversation: socket.socket) -> int:
     for file in (*files, 0, 1, 2):
         os.close(file)
     ended = os.pidfd_open(child)
+    watched: list[Any] = [conversation, ended]
     while True:
-        ready, _, _ = select.select([conversation, ended], [], [])
+        ready, _, _ = select.select(watched, [], [])
         if ended in ready:
             status = os.waitpid(child, 0)[1]
             conversation.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
@@ -118,9 +119,9 @@ def _run(told: dict[str, Any], files: list[int]) -> int:
         traceback.print_exc()
         code = 1
     atexit._run_exitfuncs()
-    for file in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
-            file.flush()
+            stream.flush()
     return (code if isinstance(code, int) else int(code is not None)) & 0xFF
 
 
