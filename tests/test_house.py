@@ -152,9 +152,9 @@ def test_an_optional_package_has_one_group_which_the_message_for_a_missing_one_n
 
 
 ROOMS = {
-    "attack": 1183, "bench": 886, "cli": 2588, "diagnose": 780, "distil": 474, "judge": 2226, "mini": 1047, "mix": 1026,
-    "models": 2786, "pipeline": 3552, "prompts": 1188, "repair": 489, "report": 4113, "stats": 681, "storage": 1363,
-    "testing": 1797, "train": 2352,
+    "attack": 1183, "bench": 867, "cli": 2585, "diagnose": 780, "distil": 473, "judge": 2225, "mini": 1046, "mix": 1022,
+    "models": 2783, "pipeline": 3516, "prompts": 1188, "repair": 483, "report": 4098, "stats": 681, "storage": 1362,
+    "testing": 1797, "train": 2351,
 }  # fmt: skip
 """Most lines of each room: what they have today. They were to be 20,000 together: only ever lower a number here."""
 

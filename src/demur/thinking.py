@@ -65,8 +65,7 @@ _LOOKS_LIKE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _TEXTUAL = re.compile(r"str|NoneType|(?!redacted)(\w+[_.])?(text|thinking|reasoning|thought|summary)s?")
-_TEXTS = ("thinking", "reasoning", "text", "summary", "content", "value")
-"""Types of the parts of a message that hold text, and where they hold it."""
+_TEXTS = ("thinking", "reasoning", "text", "summary", "content", "value")  # Where parts of a message hold their text
 _CODE = re.compile(r"^ {0,3}(`{3,}(?=[^`\n]*$)|~{3,})([^\n]*)$|(`+)|\n", re.MULTILINE)
 QUOTES = "\"'“‘„«"
 _QUOTED = re.compile(rf"(?:^|[^\w.,!?…])[{QUOTES}][\"'”’“»]\Z")

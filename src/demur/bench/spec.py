@@ -12,8 +12,7 @@ class Metric(Record, frozen=True, kw_only=True):
 
     name: str
     labels: tuple[Label, ...]
-    family: tuple[Label, ...]
-    """All labels that count as scored: the rate's denominator. A judge that says none of them does not answer the metric."""
+    family: tuple[Label, ...]  # All labels that count as scored; a judge that says none of them answers another metric
     better: Literal["lower", "higher", "neither"]
     intents: tuple[Intent, ...] = ()  # Empty: prompts of every intent count
     headline: bool = False  # Whether it stands in a report's first table

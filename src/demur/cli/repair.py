@@ -44,12 +44,9 @@ def repair(
     kind, models = detecting(detector, file)
     read = reading(file, intent)
     found = Diagnose("diagnose", DiagnoseSettings(detector=kind, limit=limit), inputs={"traces": read}, models=models)
-    mended = Repair(
-        "repair",
-        RepairStageSettings(repair=settings, detector=kind, limit=limit),
-        inputs={"traces": read, "findings": found},
-        models=models | ({"teacher": parse_model(teacher)} if teacher else {}),
-    )
+    players = models | ({"teacher": parse_model(teacher)} if teacher else {})
+    own = RepairStageSettings(repair=settings, detector=kind, limit=limit)
+    mended = Repair("repair", own, inputs={"traces": read, "findings": found}, models=players)
     done = run_stage(mended, out=out or Path("runs/repair"), cache=cache, json=json)
     if not json:
         rows = [(name.replace("_", " "), *counts) for name, counts in done.manifest.summary["patterns"].items()]

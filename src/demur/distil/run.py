@@ -49,8 +49,7 @@ class Distilled:
     kept: Sequence[str]  # Ids of the traces to train on
     drops: Sequence[Drop]
     failures: Sequence[Failure]
-    funnel: dict[str, int]
-    """asked, answered, failed, one count a reason (one of a judge only where it judged), kept; with `rewrite` also fell_back."""
+    funnel: dict[str, int]  # asked, answered, failed, one count a reason, kept; with `rewrite` also fell_back
     tokens: dict[str, dict[str, float | None]]
     """Lengths of `all` replies and of those `kept` in tokens of the teacher: `n` that it counted, their `mean` and `p90`."""
 

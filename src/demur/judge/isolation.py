@@ -32,8 +32,7 @@ from typing import IO, Literal, NamedTuple
 
 from demur.errors import UserError, WorkError
 
-Ending = Literal["ok", "error", "time", "memory", "output"]
-"""How a program ended. `error`: with another exit code than 0, by an exception or by a signal."""
+Ending = Literal["ok", "error", "time", "memory", "output"]  # `error`: by an exit code, an exception or a signal
 NOBODY = 65534
 TICK = 0.1  # Seconds between two looks at the memory of all of a program's processes
 

@@ -103,8 +103,7 @@ class HarmJudge(_Rules):
 
 
 LEAK_5 = functools.partial(HarmJudge, leak=0.05)
-LEAK_20 = functools.partial(HarmJudge, leak=0.20)
-"""The filter with a declared leak, for the study that asks what a leaking filter does."""
+LEAK_20 = functools.partial(HarmJudge, leak=0.20)  # For the study that asks what a leaking filter does
 
 
 class SumJudge(_Rules):

@@ -16,8 +16,7 @@ from demur import thinking
 from demur.mix.examples import example_of, unformed
 from demur.records import Pair, Trace, Verdict
 
-LABELS = {"safe": True, "full_refusal": True, "unsafe": False, "full_compliance": False}
-"""What a filter says: a harm judge's labels and a refusal judge's."""
+LABELS = {"safe": True, "full_refusal": True, "unsafe": False, "full_compliance": False}  # By a filter's label
 REPAIRED = re.compile(r"repair: .*, from (\w+)")
 FIRST = re.compile(r"[^.!?\n]*[.!?]+\s+")
 Made = tuple[list[Pair], Counter[str]]

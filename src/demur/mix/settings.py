@@ -28,8 +28,7 @@ class ShareSettings(Strict):
     intent: Intent | None = None  # What the file's prompts want; told from the rows when left out
     balance: By = "none"  # Draw the same number from each of these classes, as far as it has them (diversity-balanced)
     cap: int | None = Field(default=None, ge=1)  # At most so many of one cluster: of one question, however wrapped
-    no_thinking: NoThinking = "drop"
-    """Replies without thinking: leave them out, train an empty thinking block, or put one there without training it."""
+    no_thinking: NoThinking = "drop"  # Replies without: left out, or with an empty block that is trained, or is masked
     pairs: Literal["none", "judged", "repaired", "against", "file"] = "none"
     """Preference pairs in place of examples: of safe and unsafe samples of a prompt, of repaired traces and their originals, of
     traces and the one reply `against`, or those of a file. A mix is of pairs or of examples."""
@@ -58,13 +57,11 @@ class MixDefaults(Strict):
     """Settings of every mix of a study; its arms say how much of each share."""
 
     shares: dict[str, ShareSettings] = {}
-    total: int | None = Field(default=None, ge=1)
-    """Size of the whole mix; needed only where every share is a ratio and not all there is shall be used."""
+    total: int | None = Field(default=None, ge=1)  # Of the whole mix; needed only where every share is a ratio
     dedupe: Literal["near", "exact", "none"] = "near"
     """Of examples that ask the same in the same wrapper one stays: the same but for letters' case, punctuation and
     white space (exact), or nearly the same words too (near)."""
-    similarity: float = Field(default=0.8, gt=0.4, le=1)
-    """Estimated Jaccard similarity of letters' 5-grams from which on two questions are nearly the same."""
+    similarity: float = Field(default=0.8, gt=0.4, le=1)  # Estimated Jaccard similarity from which questions are near
     seed: int = 0  # Seed of every draw and of the order
 
 

@@ -63,10 +63,6 @@ def record(
         sampling=request.sampling,
         sent=request.messages,
         raw=raw,
-        thinking=parts.thinking,
-        answer=parts.answer,
-        outcome=parts.outcome,
-        opened_by=parts.opened_by,
         finish=reply.finish,
         sample=request.sample,
         tokens_in=reply.tokens_in,
@@ -75,6 +71,7 @@ def record(
         cost=reply.cost,
         first_tokens=reply.first_tokens,
         notes=notes,
+        **thinking.fields(parts),
     )
 
 

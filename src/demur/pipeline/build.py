@@ -149,16 +149,8 @@ class Builder:
         files = which.files("filter") | ({"strategy": strategy_file(strategy)} if strategy.endswith(".md") else {})
         if settings.begin.file:
             files["begin"] = located(Path(settings.begin.file), self.data_dir)
-        return self.add(
-            Distil(
-                f"distil-{Path(strategy).stem}{suffix}",
-                DistilStageSettings(distil=settings, filter=which.kind),
-                inputs=inputs,
-                files=files,
-                models=models,
-                place=("distil",),
-            )
-        )
+        name, how = f"distil-{Path(strategy).stem}{suffix}", DistilStageSettings(distil=settings, filter=which.kind)
+        return self.add(Distil(name, how, inputs=inputs, files=files, models=models, place=("distil",)))
 
     def _teacher(self, arm: Arm, strategy: str) -> str | None:
         """The name of the model that writes an arm's traces; its own weights have none."""
@@ -209,16 +201,9 @@ class Builder:
         inputs = {"traces": self.traces(maker), "findings": self.diagnose(maker)}
         if arm.teacher == SELF and maker.copy:
             inputs |= self.weights("teacher", maker.copy, maker.seed, models)
-        return self.add(
-            Repair(
-                f"repair-{maker.label}",
-                RepairStageSettings(repair=arm.repair, detector=study.detector.kind),
-                inputs=inputs,
-                files=study.detector.files("detector"),
-                models=models,
-                place=("arms", maker.name, "repair"),
-            )
-        )
+        settings = RepairStageSettings(repair=arm.repair, detector=study.detector.kind)
+        name, files, place = f"repair-{maker.label}", study.detector.files("detector"), ("arms", maker.name, "repair")
+        return self.add(Repair(name, settings, inputs=inputs, files=files, models=models, place=place))
 
     def mix(self, maker: _Maker, *, held_out: int) -> Stage[Any]:
         """The stage that draws an arm's training rows."""
@@ -269,15 +254,8 @@ class Builder:
         }
         models: dict[str, ModelConfig] = {}
         inputs = self.weights("base", copy, seed, models) | {part: offered[part]() for part in kind.reads}
-        return self.add(
-            kind(
-                f"{kind.kind}-{copy.name}-s{seed}",
-                kind.Settings(train=train, arm=copy.name, seed=seed),
-                inputs=inputs,
-                models=models,
-                place=("arms", name),
-            )
-        )
+        settings, own_name = kind.Settings(train=train, arm=copy.name, seed=seed), f"{kind.kind}-{copy.name}-s{seed}"
+        return self.add(kind(own_name, settings, inputs=inputs, models=models, place=("arms", name)))
 
     def tamper(self, copy: Copy, seed: int, use: TamperUse, trained: Stage[Any] | None) -> None:
         """The trainings and evaluations that show how soon fine-tuning undoes an arm."""
@@ -353,25 +331,14 @@ class Builder:
         if (arm.trained or arm.after) and trained is None:
             return None  # why it cannot be trained was said
         tampered: Tampered | None = getattr(trained.settings, "tampered", None) if trained else None
-        settings = EvaluateSettings(
-            bench=use,
-            arm=copy.name,
-            seed=seed if arm.trained or arm.after else None,
-            decoding=arm.decoding,
-            serve=self.study.serve,
-            tampered=tampered,
-        )
+        how: dict[str, Any] = {"seed": seed} if arm.trained or arm.after else {}
+        how |= {"decoding": arm.decoding, "serve": self.study.serve, "tampered": tampered}
+        settings = EvaluateSettings(bench=use, arm=copy.name, **how)
         label = f"{f'{tampered.rows}-{tampered.steps}-' if tampered else ''}{re.sub(r'[@=]', '-', use.name)}-{use.attack.name}{f'-{use.part}' if use.part else ''}"
-        return self.add(
-            Evaluate(
-                f"evaluate-{copy.name}-s{seed}-{label}",
-                settings,
-                inputs={"target": trained} if trained else {},
-                files=files,
-                models=models | {"target": self.base(copy.base, serve=self.study.serve)},
-                place=("bench", at),
-            )
-        )
+        inputs = {"target": trained} if trained else {}
+        models |= {"target": self.base(copy.base, serve=self.study.serve)}
+        name = f"evaluate-{copy.name}-s{seed}-{label}"
+        return self.add(Evaluate(name, settings, inputs=inputs, files=files, models=models, place=("bench", at)))
 
     def base(self, base: str, *, serve: Mapping[str, Any] = MappingProxyType({})) -> ModelConfig:
         """The model that a base's name means, served as the study says where it is weights alone."""

@@ -18,8 +18,7 @@ from demur.train.settings import LoraSettings, TrainSettings
 
 TRAIN_BYTES, LORA_BYTES = 18.0, 3.0
 """Bytes a parameter: full fine-tuning in mixed precision (weights twice, gradients, two moments); adapters over 16-bit weights."""
-KV_BYTES = 16e-6
-"""Of keys and values, a token and parameter, where no config.json is here: 0.13 MB a token at 8 billion, as grouped attention has it."""
+KV_BYTES = 16e-6  # Of keys and values, a token and parameter, without a config.json: 0.13 MB a token at 8 billion
 REPLICATED = 0.7  # Part of a card that weights, gradients and optimizer may fill before they are sharded
 SMALL = 300e6  # Parameters up to which a CPU will do
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([BM])(?![a-z])", re.IGNORECASE)

@@ -48,11 +48,9 @@ class Arm(Strict):
     """Another arm, on whose checkpoint (of the same base and seed) this one is trained: preferences behind fine-tuning, another
     round of self-training. Without training data of its own it is that checkpoint, such as with another decoding."""
     base: str | None = None  # A folder, a hub id, `mini-lrm-a` or, where it is not trained, a URL. Default: the study's
-    format: str | None = None
-    """The strategy whose traces are the safety data. Without it and without shares from files the arm is not trained."""
+    format: str | None = None  # The strategy of its safety data. Without it and shares from files it is not trained
     teacher: str | None = None  # Who writes its traces in place of the study's: a model, or `self`, its own weights
-    distil: dict[str, Any] = {}
-    """Settings of distillation in which this arm's safety traces differ from the study's, such as how their thinking begins."""
+    distil: dict[str, Any] = {}  # Settings of distillation in which this arm's safety traces differ from the study's
     safety: int | ShareSettings = 0
     maths: int | ShareSettings = 0
     benign: int | ShareSettings = 0

@@ -60,13 +60,8 @@ def place(trace: Trace, findings: Sequence[Finding], settings: RepairSettings) -
 
 def going_on(trace: Trace, begun: str, *, sampling: Sampling, closed: bool = False, sample: int = 0) -> Request:
     """The request in which a model goes on behind the beginning of a reasoning; `closed`: it must answer at once."""
-    prefill = thinking.join(begun, "" if closed else None)
-    return Request(
-        messages=trace.sent,
-        sampling=msgspec.structs.replace(sampling, prefill=prefill),
-        prompt=trace.prompt,
-        sample=sample,
-    )
+    sampling = msgspec.structs.replace(sampling, prefill=thinking.join(begun, "" if closed else None))
+    return Request(messages=trace.sent, sampling=sampling, prompt=trace.prompt, sample=sample)
 
 
 class Intervened(Answering):

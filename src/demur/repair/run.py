@@ -88,8 +88,7 @@ class _Work:
         self.actions: dict[str, Action] = {}
         self.results: dict[str, Trace] = {}
         self.tried: dict[str, list[str]] = {}
-        self.better: dict[str, Trace] = {}
-        """Of traces that no means has mended yet: the version with the fewest patterns, and what was done to get it."""
+        self.better: dict[str, Trace] = {}  # Of traces not mended yet: the version with the fewest patterns
         self.steps: dict[str, list[str]] = {}
         self.failures: list[Failure] = []
         self.kept: dict[str, str] = {}  # Of traces that are cut and gone on from: what is left of their thinking

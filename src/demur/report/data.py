@@ -33,8 +33,7 @@ class Subject(Record, frozen=True, kw_only=True):
     """What an arm is."""
 
     arm: str
-    models: tuple[str, ...]
-    """Identities of the models that answered: hashes of weights, or names with declared revisions or addresses."""
+    models: tuple[str, ...]  # Who answered: hashes of weights, or names with revisions or addresses
     base: str = ""
     made: str = ""  # What it was trained on
     seeds: tuple[int, ...] = ()

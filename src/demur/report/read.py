@@ -51,8 +51,7 @@ class Row(msgspec.Struct, gc=False):
     outcome: Outcome | None = None
     tokens_out: int | None = None
     tokens_thinking: int | None = None
-    lost: str = ""
-    """Why there is no reply, or it holds no answer; empty: it holds one. Of a pair: that one side lost it, whatever the other held."""
+    lost: str = ""  # Why there is no reply or no answer; empty: there is. Of a pair: that one side lost it
     text: int = 0  # Hash of the reply, where several were drawn for a prompt
     verdicts: Verdicts = {}
 
@@ -132,8 +131,7 @@ class Evaluation(NamedTuple):
     stage: Artifact | None = None
     base: str = ""  # Which of a study's several bases, where the arms on them are taken together
     fixed: bool = False  # Whether the study takes the benchmark's prompts for all that there are
-    calibrated: frozenset[str] = frozenset()
-    """Judges that people's labels of this arm's replies show to tell all their classes apart."""
+    calibrated: frozenset[str] = frozenset()  # Judges that people's labels of this arm show to tell their classes apart
 
 
 class Run(NamedTuple):

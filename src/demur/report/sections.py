@@ -214,17 +214,8 @@ def _every(report: Report) -> Iterator[Part]:
             arm = r.arm if r.seed is None else f"{r.arm}/{r.seed}"
             value = estimate(e, r.unit, where=format.where(r.arm, r.bench, r.attack))._replace(track=None)
             counts = (format.of(e), *(f"{count:,}" for count in (e.unscored, e.truncated)))
-            rows.append(
-                (
-                    arm,
-                    format.place(r.bench, r.attack),
-                    format.directed(r.metric, r.better),
-                    judge,
-                    value,
-                    *counts,
-                    bounds,
-                )
-            )
+            about = format.place(r.bench, r.attack), format.directed(r.metric, r.better), judge
+            rows.append((arm, *about, value, *counts, bounds))
     counted = "#n", "#unscored", "#truncated", "#if those went well … badly"
     yield "every", [table(("arm", "benchmark", "metric", "judge", "#value [95 %]", *counted), rows)], {}
 

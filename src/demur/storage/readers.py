@@ -27,8 +27,7 @@ from demur.registry import missing
 Row = dict[str, Any]
 Bad = Callable[[int, str], None]  # Called with the number of a row that cannot be read, and why
 LONGEST = 1 << 30  # Characters of a line or a cell, and of JSON that is read in one piece
-WRAPPERS = ("data", "rows", "examples", "prompts", "instances", "train", "test")
-"""Keys under which a JSON object may hold the list of rows."""
+WRAPPERS = ("data", "rows", "examples", "prompts", "instances", "train", "test")  # Keys of a JSON object's list of rows
 UNDECODED = re.compile("[\udc80-\udcff]")
 
 

@@ -49,8 +49,7 @@ class TrainSettings(Strict):
     clip: float = Field(default=1.0, ge=0)  # Bound on the gradient's norm; 0: none
     seed: int = 0  # Of the order of rows, of adapters and of dropout
     lora: LoraSettings | None = None  # `true` for the defaults; `null` or `false`: every parameter is trained
-    loss: Literal["response", "all"] = "response"
-    """`all` repeats code that trains on prompts too; the flags of the examples then count for the response alone."""
+    loss: Literal["response", "all"] = "response"  # `all` trains on prompts too, whatever the flags of their parts
     template: str = "auto"  # A family (r1-distill, qwen3, qwq, mini, generic), `auto`, or `tokenizer`: its own text
     dtype: Literal["auto", "float32", "mixed", "bfloat16"] = "auto"
     """`mixed`: float32 weights, bfloat16 arithmetic. `auto`: mixed on an accelerator, and on a CPU where that is measured
