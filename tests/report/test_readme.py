@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from demur import report, stats
-from demur.report.first import columns
+from demur.report.first import columns, first
+from demur.report.tables import plain
 
 ROOT = Path(__file__).parents[2]
 WIDTH = 156
@@ -41,6 +42,22 @@ def test_the_readmes_table_is_what_the_program_prints(mini: report.Report) -> No
     for line in filter(None, block[end:]):
         start = line.rstrip("… ")
         assert any(note == line or (line != start and note.startswith(start)) for note in notes), line
+
+
+@pytest.mark.parametrize("width", [40, 80, 110])
+def test_no_number_and_no_word_is_broken_in_a_narrow_terminal(mini: report.Report, width: int) -> None:
+    """What a line is too short for stands below, behind the arms' names again."""
+    lines = printed(mini, width)
+    table = lines[: next(place for place, line in enumerate(lines) if line.startswith("1 seed"))]
+    assert max(map(len, table)) <= width
+    own = [line for line in table if line.startswith("improved ")]
+    (section,) = first(mini)
+    (row,) = [row for row in section.tables[0].rows if row[0].text == "improved"]  # type: ignore[union-attr]
+    assert len(own) > 1
+    assert " ".join(" ".join(own).replace("improved", "").split()) == " ".join(plain(cell) for cell in row[1:])
+    assert all(
+        word in " ".join(table).split() for word in ("mini_arithmetic", "over-refusal,", "benchmarks", "adaptive")
+    )
 
 
 def test_its_intervals_are_those_of_its_counts(mini: report.Report) -> None:

@@ -160,10 +160,10 @@ def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_
 
 def show(titles: Sequence[str], rows: Sequence[tuple[Any, ...]], name: str = "") -> None:
     """A table on standard output, as a report has it: a title that begins with # is of numbers."""
-    from demur.report.tables import Cell, table, terminal
+    from demur.report.tables import Cell, table
 
     cells = [tuple(cell if isinstance(cell, Cell) else _cell(cell) for cell in row) for row in rows]
-    stdout.print(terminal(table(titles, cells, name)))
+    stdout.print(table(titles, cells, name))
 
 
 def _cell(value: Any) -> str:

@@ -15,7 +15,6 @@ from demur.report.first import doubts
 from demur.report.labels import notes
 from demur.report.read import present
 from demur.report.sections import comparison
-from demur.report.tables import terminal
 
 app = common.app("Compare two arms by paired tests.")
 
@@ -39,7 +38,7 @@ def compare(
         rows = [plain(claim) | {"winner": claim.winner, "words": format.verdict(claim)} for claim in claims]
         common.print_json({"a": claims[0].a, "b": claims[0].b, "comparisons": rows})
         return
-    common.stdout.print(terminal(comparison(claims)))
+    common.stdout.print(comparison(claims))
     both = [(t, *side) for t in claims for side in ((t.a, t.estimate_a), (t.b, t.estimate_b))]
     for line in doubts((arm, (t.bench, t.attack[0], t.metric), e) for t, arm, e in both):
         common.stdout.print(line)

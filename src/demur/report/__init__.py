@@ -18,7 +18,6 @@ from demur.report.format import conclusion
 from demur.report.sections import sections
 from demur.report.tables import STAND_IN, as_csv
 from demur.report.tables import markdown as table_markdown
-from demur.report.tables import terminal as table_terminal
 from demur.storage.artifacts import atomic_write
 
 VERBS = ("patterns", "data", "learnability", "measured")  # Sections that stand for a run without evaluations
@@ -44,9 +43,7 @@ def write(run: Path | Sequence[Path], out: Path | None = None, *, built: Report 
         "html": ("report.html", page(report, folders)),
     }
     there = [place / name for name, _ in contents.values() if (place / name).is_file()]
-    theirs = [
-        path for path in there if MARKS.get(path.name, "") not in path.read_text(encoding="utf-8", errors="replace")
-    ]
+    theirs = [path for path in there if MARKS.get(path.name, "").encode() not in path.read_bytes()]
     if theirs := theirs or there * (there[:1] != [place / "results.json"]):  # which is the first that is written
         raise UserError(f"{theirs[0]} is not demur's, and would be overwritten. Move it away, or give another --out.")
     for name, content in contents.values():
@@ -59,11 +56,11 @@ def terminal(report: Report) -> Group:
     banner = [Text(STAND_IN, style="bold red")] if report.stand_in else []
     if not report.arms:
         shown = [section for section in sections(report) if section.id in VERBS and section.tables]
-        return Group(*banner, *(table_terminal(table) for section in shown for table in section.tables))
+        return Group(*banner, *(table for section in shown for table in section.tables))
     claims = [Text(conclusion(one), style="bold" if one.outcome == "supported" else "") for one in report.findings]
     (results,) = first(report)
     lines = [Text(note, style="yellow" if "garbled" in note else "dim") for note in results.notes]
-    return Group(*banner, *map(table_terminal, results.tables), *claims, *lines)
+    return Group(*banner, *results.tables, *claims, *lines)
 
 
 def markdown(report: Report) -> str:

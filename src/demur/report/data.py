@@ -237,17 +237,14 @@ def _protocols(run: Run) -> list[Protocol]:
         use = stage.manifest.settings.get("bench") if stage else None
         sampling = (use.get("sampling") if isinstance(use, dict) else None) or {}
         changed = {key: value for key, value in sampling.items() if value is not None}
-        rows.append(
-            Protocol(
-                bench=name, version=bench.version if bench else None, attack=attack,
-                judges=tuple(dict.fromkeys(f"{j} ({p})" for m in members for j, p in m.judges)),
-                prompts=max(len({row.prompt for row in m.rows}) for m in members),
-                replies=sum(len(m.rows) for m in members),
-                seeds=len({m.seed for m in members if m.seed is not None}) or 1,
-                sampling=plain(bench.sampling) | changed if bench else {},
-                paper=bench.paper if bench else "", sha256=bench.sha256 if bench else "", licence=bench.licence if bench else "", file=stage.manifest.inputs.get("file:data", "") if stage else "",
-            )
-        )  # fmt: skip
+        rows.append(Protocol(
+            bench=name, version=bench.version if bench else None, attack=attack,
+            judges=tuple(dict.fromkeys(f"{j} ({p})" for m in members for j, p in m.judges)),
+            prompts=max(len({row.prompt for row in m.rows}) for m in members),
+            replies=sum(len(m.rows) for m in members), seeds=len({m.seed for m in members if m.seed is not None}) or 1,
+            sampling=plain(bench.sampling) | changed if bench else {},
+            paper=bench.paper if bench else "", sha256=bench.sha256 if bench else "", licence=bench.licence if bench else "", file=stage.manifest.inputs.get("file:data", "") if stage else "",
+        ))  # fmt: skip
     return rows
 
 

@@ -101,18 +101,15 @@ def _log(stage: Artifact, items: Sequence[JudgedTrace]) -> Any:
     first, sampling = items[0], items[0].trace.sampling
     moment = datetime.fromtimestamp((stage.folder / "manifest.json").stat().st_mtime, UTC).isoformat()
     spec = log.EvalSpec(
-        created=moment,
+        created=moment, model=f"{first.arm}/{first.trace.model}", packages={"demur": __version__},
         task=f"{first.bench} under {first.attack}" if first.attack != "none" else first.bench,
         task_args={"arm": first.arm, "seed": first.seed, "attack": first.attack},
-        dataset=log.EvalDataset(name=first.bench, samples=len(items)),
-        model=f"{first.arm}/{first.trace.model}",
+        dataset=log.EvalDataset(name=first.bench, samples=len(items)), config=log.EvalConfig(epochs=sampling.n),
         model_generate_config=GenerateConfig(
             temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens, seed=sampling.seed
         ),
-        config=log.EvalConfig(epochs=sampling.n),
-        packages={"demur": __version__},
         metadata={"demur_stage": stage.manifest.name, "demur_fingerprint": stage.manifest.fingerprint},
-    )
+    )  # fmt: skip
     times, samples = log.EvalStats(started_at=moment, completed_at=moment), [_sample(item) for item in items]
     return log.EvalLog(status="success", eval=spec, results=_results(items), stats=times, samples=samples)
 
@@ -121,9 +118,8 @@ def _results(items: Sequence[JudgedTrace]) -> Any:
     """The shares of labels; of harmful and harmless prompts apart. Intervals are the report's to give."""
     from inspect_ai import log
 
-    sides: dict[str, list[JudgedTrace]] = {}
-    for item in items:
-        sides.setdefault(item.trace.prompt.intent, []).append(item)
+    intents = dict.fromkeys(item.trace.prompt.intent for item in items)
+    sides = {intent: [item for item in items if item.trace.prompt.intent == intent] for intent in intents}
     scores = [one for side, own in sides.items() for one in _scores(own, f" of {side}" if len(sides) > 1 else "")]
     return log.EvalResults(total_samples=len(items), completed_samples=len(items), scores=scores)
 

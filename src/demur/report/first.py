@@ -113,9 +113,8 @@ def notes(report: Report) -> list[str]:
         kappa = format.number(a.kappa, "count", digits=2)
         text.append(f"{a.a} and {a.b} agree on the {a.part} of {format.interval(a.same)} % of replies, kappa {kappa}")
     text += ["in brackets: what the paper printed (arXiv 2505.15404 v2), without intervals"] if report.published else []
-    text += [
-        f"* better than every other arm{' that is not garbled' * bool(report.incoherent)}, paired, p after Holm and interval agree"
-    ] * bool(report.best)
+    others = " that is not garbled" * bool(report.incoherent)
+    text += [f"* better than every other arm{others}, paired, p after Holm and interval agree"] * bool(report.best)
     shown = [claim for claim in report.claims if claim.winner or claim.margin is not None]
     text += [format.sentence(claim) for claim in shown]
     if left := len(report.claims) - len(shown):

@@ -35,9 +35,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 ASSUMED = 0.1  # How often a judge without probabilities is taken to err before there are labels
-UNKNOWN = (
-    "uncalibrated: no labels of people are known for it with this text and model (demur calibrate, demur view RUN)"
-)
+UNKNOWN = "uncalibrated: no labels of people are known for it with this text and model (demur calibrate, demur view)"
 
 
 class Labels:

@@ -39,14 +39,12 @@ def page(report: Report, runs: Sequence[Path]) -> str:
     script = environment.loader.get_source(environment, "report.js")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     every = [stage for own in stages for stage in own]
-    shown = sections(report, [_certified(runs)])
-    return str(
-        environment.get_template("report.html").render(
-            report=report, sections=shown,
-            samples=[group for run, own in zip(runs, stages, strict=True) for group in samples(own, _prefix(report, run, runs))],
-            banner=STAND_IN if report.stand_in else "", script=script, script_hash=digest, about=_about(every),
-        )
-    )  # fmt: skip
+    render = environment.get_template("report.html").render
+    return str(render(
+        report=report, sections=sections(report, [_certified(runs)]),
+        samples=[group for run, own in zip(runs, stages, strict=True) for group in samples(own, _prefix(report, run, runs))],
+        banner=STAND_IN if report.stand_in else "", script=script, script_hash=digest, about=_about(every),
+    ))  # fmt: skip
 
 
 def _prefix(report: Report, run: Path, runs: Sequence[Path]) -> str:
@@ -124,14 +122,12 @@ def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, .
     marks = [(f.pattern.replace("_", " "), span) for f in findings for span in f.spans]
     thinking, answer = trace.thinking or "", trace.answer or ""
     return {
-        "where": where or f"trace={trace.id}",
-        "tags": (*tags, trace.outcome.replace("_", " ")),
-        "prompt": visible(trace.prompt.text[:LIMIT]),
+        "where": where or f"trace={trace.id}", "tags": (*tags, trace.outcome.replace("_", " ")),
+        "prompt": visible(trace.prompt.text[:LIMIT]), "masked": trace.prompt.intent == "harmful",
         "thinking": pieces(thinking, [m for m in marks if m[1].part == "thinking"], limit=LIMIT),
         "answer": pieces(answer, [m for m in marks if m[1].part == "answer"], limit=LIMIT),
-        "masked": trace.prompt.intent == "harmful",
         "more": max(0, len(thinking) - LIMIT) + max(0, len(answer) - LIMIT),
-    }
+    }  # fmt: skip
 
 
 def _certified(runs: Sequence[Path]) -> Part:

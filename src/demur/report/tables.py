@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from rich.console import Console, ConsoleOptions
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -43,6 +44,16 @@ class Table(NamedTuple):
     rows: list[tuple[Cell | str, ...]]
     name: str = ""
 
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable | str]:
+        """For a terminal, markup in it without effect. Columns that it is too narrow for stand below, behind the first again."""
+        own = (every := [(at, *_widths(self, at)) for at in range(len(self.heads))])[:1]
+        for one in every[1:]:
+            if own[1:] and sum(least + 2 for _, least, _ in (*own, one)) > options.max_width + 2:
+                yield from (_block(self, own, options.max_width), "")
+                own = every[:1]
+            own = [*own, one]
+        yield _block(self, own, options.max_width)
+
 
 class Section(NamedTuple):
     """A part of a report: a table or a drawing, with what has to be said about it."""
@@ -56,6 +67,7 @@ class Section(NamedTuple):
     fold: bool = False  # Closed until it is wanted
 
 
+UNBROKEN = 24  # Characters up to which a cell stays on one line
 FEW = 10  # Below so many scored replies their number stands beside the rate
 
 
@@ -96,17 +108,30 @@ def plain(cell: Cell | str) -> str:
     return cell if isinstance(cell, str) else cell.text
 
 
-def terminal(table: Table) -> RichTable:
-    """A table for a terminal, markup in it without effect."""
-    grouped = any(head.group for head in table.heads)
+def _widths(table: Table, at: int) -> tuple[int, int]:
+    """The least that a column needs, so that no number and no word is broken, and the most that it has a use for."""
+    head, cells = table.heads[at], [plain(row[at]) for row in table.rows]
+    leads = at == 0 or table.heads[at - 1].group != head.group
+    lines = [*f"{head.group * leads}\n{head.title}".split("\n"), *cells]
+    whole = [cell for cell in cells if len(cell) <= UNBROKEN]
+    return max(len(text) for text in (*" ".join(lines).split(), *whole, "")), max(map(len, lines))
+
+
+def _block(table: Table, shown: Sequence[tuple[int, int, int]], width: int) -> RichTable:
+    """Some columns: what is left of the width goes to small wants first."""
+    wide, spare = dict[int, int](), max(0, width + 2 - sum(least + 2 for _, least, _ in shown))
+    for done, (want, at, least) in enumerate(sorted((most - least, at, least) for at, least, most in shown)):
+        wide[at] = least + min(want, spare // (len(shown) - done))
+        spare -= wide[at] - least
     made = RichTable(box=None, pad_edge=False, title=Text(table.name) if table.name else None, title_justify="left")
-    for place, head in enumerate(table.heads):
-        first = place == 0 or table.heads[place - 1].group != head.group
-        title = f"{head.group if first else ''}\n{head.title}" if grouped else head.title
-        made.add_column(Text(title), justify="right" if head.number else "left", overflow="fold")
+    for place, (at, *_) in enumerate(shown):
+        head = table.heads[at]
+        group = head.group if place == 0 or table.heads[shown[place - 1][0]].group != head.group else ""
+        title = f"{group}\n{head.title}" if any(one.group for one in table.heads) else head.title
+        made.add_column(Text(title), justify="right" if head.number else "left", overflow="fold", width=wide[at])
     styles = {"best": "bold", "warn": "yellow", "soft": "dim", "": ""}
     for row in table.rows:
-        made.add_row(*(Text(plain(c), style="" if isinstance(c, str) else styles.get(c.tone, "")) for c in row))
+        made.add_row(*(Text(plain(row[at]), style=styles[getattr(row[at], "tone", "")]) for at, *_ in shown))
     return made
 
 
@@ -123,11 +148,8 @@ def templates() -> Any:
 def markdown(table: Table) -> list[str]:
     """A table as lines of Markdown; nothing in it can leave its cell or become markup."""
     titles = [": ".join(part for part in (head.group, head.title) if part) for head in table.heads]
-    rows = [
-        titles,
-        ["---:" if head.number else "---" for head in table.heads],
-        *([plain(c) for c in r] for r in table.rows),
-    ]
+    ruler = ["---:" if head.number else "---" for head in table.heads]
+    rows = [titles, ruler, *([plain(c) for c in r] for r in table.rows)]
     body = ["| " + " | ".join(_escaped(cell, place) for cell in row) + " |" for place, row in enumerate(rows)]
     return [f"**{table.name}**", "", *body] if table.name else body
 

@@ -29,19 +29,14 @@ SHOWN = 100_000  # Characters of one text that are sent unless all is asked for
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
+}  # fmt: skip
 CALIBRATES = {"refusal": "refusal", "harm": "guard --detector NAME=MODEL", "patterns": "patterns"}
 """Kind of label -> what it calibrates."""
 FILES = {
-    "": ("viewer.html", "text/html"),
-    "viewer.js": ("viewer.js", "text/javascript"),
-    "viewer.css": ("viewer.css", "text/css"),
-}
+    "": ("viewer.html", "text/html"), "viewer.js": ("viewer.js", "text/javascript"), "viewer.css": ("viewer.css", "text/css"),
+}  # fmt: skip
 OF_RUN = {"report.html": "text/html", "results.csv": "text/csv"}
 
 
