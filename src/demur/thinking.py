@@ -211,9 +211,7 @@ def from_parts(content: Sequence[Any]) -> tuple[str | None, str | None, list[str
             found["think" in kind or "reason" in kind].append(_text(part))
         else:
             others.append(kind)
-    thinking, answer = (
-        between.join(found[key]) if found[key] else None for key, between in ((True, "\n"), (False, ""))
-    )
+    thinking, answer = (by.join(found[key]) if found[key] else None for key, by in ((True, "\n"), (False, "")))
     return thinking, answer, others
 
 

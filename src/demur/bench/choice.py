@@ -70,9 +70,7 @@ def _options(bench: Bench, row: dict[str, Any], where: str) -> tuple[list[str], 
     places += [LETTERS.index(answer.upper())] if len(answer) == 1 and answer.upper() in LETTERS else []
     places += [int(answer)] if answer.isdigit() else []
     if len(options) < 2 or not places or places[0] >= len(options):
-        raise UserError(
-            f"{where}: {len(options)} options, and '{answer}' names none of them by its text, letter or place."
-        )
+        raise UserError(f"{where}: {len(options)} options, and '{answer}' names none by its text, letter or place.")
     return options, places[0]
 
 

@@ -77,9 +77,7 @@ def _tests(row: Row, where: str) -> dict[str, Any]:
     kinds = {str(case.get("testtype")) for case in cases}
     func = (_json(row["metadata"] or "{}", where) or {}).get("func_name")
     if not cases or not kinds <= {"stdin", "functional"} or len(kinds) != 1 or ("functional" in kinds) != bool(func):
-        raise UserError(
-            f"{where}: its tests are of kinds {sorted(kinds)} with func_name {func!r}; one kind was expected."
-        )
+        raise UserError(f"{where}: its tests are of kinds {sorted(kinds)} with func_name {func!r}; one was expected.")
     return {"func_name": func, "tests": [{"input": str(c["input"]), "output": str(c["output"])} for c in cases]}
 
 

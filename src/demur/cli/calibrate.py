@@ -89,9 +89,7 @@ def guard(
 @app.command()
 def patterns(
     data: Annotated[Path | None, typer.Option("--data", help="Labelled traces; default: demur's own exam.")] = None,
-    detector: Annotated[
-        str, typer.Option("--detector", help="rules, mini, or a model: URL, folder, hub id.")
-    ] = "rules",
+    detector: Annotated[str, typer.Option("--detector", help="rules, mini or a model: URL, folder, hub id.")] = "rules",
     limit: common.Limit = None,
     cache: common.CacheDir = None,
     json: common.Json = False,

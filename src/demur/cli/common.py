@@ -107,9 +107,7 @@ def base(text: str) -> Local:
 
     folder = base_folder(text)
     if folder is None and not is_hub_id(text):
-        raise UserError(
-            f"--base {text}: no such folder, and no hub id (owner/name). Shipped bases: {', '.join(BASES)}."
-        )
+        raise UserError(f"--base {text}: no such folder, and no hub id (owner/name). Shipped: {', '.join(BASES)}.")
     return Local(path=str(folder)) if folder else Local(hub=text)
 
 

@@ -19,9 +19,7 @@ from demur.models.open import open_model
 from demur.pipeline.study import LONGEST
 from demur.records import digest
 
-Named = Annotated[
-    list[str] | None, typer.Argument(metavar="BENCH", help="Benchmarks by name: `demur bench list` shows them.")
-]
+Named = Annotated[list[str] | None, typer.Argument(metavar="BENCH", help="Benchmarks: `demur bench list` shows them.")]
 Benches = Annotated[
     list[str] | None, typer.Option("--bench", help="The same; harmful=FILE and benign=FILE take any table of prompts.")
 ]

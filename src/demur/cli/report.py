@@ -16,9 +16,7 @@ app = common.app("Tables and the HTML page of a run.")
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs; several are laid side by side.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Where to write; default: the run, or runs/report for several.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: the run, or runs/report for several.")] = None,
     json: common.Json = False,
 ) -> None:
     """Write results.json, results.csv, summary.md and report.html, and print the table.

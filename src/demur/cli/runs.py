@@ -72,9 +72,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         common.console.print(f"{path} is not read: {error}")
         return
     named = {one.arm: (one.base, *one.models[:1]) for one in report.subjects}
-    models = {
-        arm: ", ".join(m for m in own if m and not {*m.split()} < {*own[-1].split()}) for arm, own in named.items()
-    }
+    models = {a: ", ".join(m for m in own if m and not {*m.split()} < {*own[-1].split()}) for a, own in named.items()}
     study = report.name if (path.parent / STUDY).is_file() else path.parent.name
     kinds = ", ".join(dict.fromkeys(name.partition("-")[0] for name in report.stages))
     unmeasured = "no judge scored enough" if report.arms else f"no benchmark was run (stages: {kinds})"

@@ -17,9 +17,7 @@ app = common.app("Look through traces in the browser.")
 @app.command()
 def view(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Open the page; its URL is printed anyway.")
-    ] = True,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it; its URL is printed anyway.")] = True,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 0,
 ) -> None:
     """Page, search, filter, compare and label the traces of a run. Only this machine can see the page, with its URL.

@@ -81,9 +81,7 @@ def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
     given = {name: _items(name, share, sources[name]) for name, share in shares.items()}
     _cluster(given, sources, settings)
     drops = RecordFile(Drop)
-    usable = {
-        name: _capped(items, settings, _unlike(items, settings.dedupe, drops), drops) for name, items in given.items()
-    }
+    usable = {name: _capped(own, settings, _unlike(own, settings.dedupe, drops), drops) for name, own in given.items()}
     drawn: dict[str, list[Item]] = {}
     taken: dict[int, str] = {}
     short: list[str] = []

@@ -86,9 +86,7 @@ def _made(found: Iterable[tuple[Trace, Trace, str]], left: Counter[str], *, shar
             continue
         # What was sent beside the prompt must be the same on both sides; a strategy's instruction is on neither.
         # What both have in common is preferred to nothing, and no loss falls on it.
-        same = takewhile(
-            lambda both: both[0] == both[1], zip(chosen.thinking or "", rejected.thinking or "", strict=False)
-        )
+        same = takewhile(lambda ab: ab[0] == ab[1], zip(chosen.thinking or "", rejected.thinking or "", strict=False))
         common = "".join(letter for letter, _ in same).rpartition(" ")[0]
         good, bad = (example_of(trace, share=share, begun=common) for trace in (chosen, rejected))
         pairs.append(Pair(chosen=good, rejected=bad, reason=reason))

@@ -75,7 +75,5 @@ def _read(where: Path) -> tuple[str, dict[str, str]]:
     if isinstance(text, list):  # several, by name
         text = next((one["template"] for one in text if one.get("name") == "default"), None)
     if not isinstance(text, str):
-        raise UserError(
-            f"{where} holds no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)."
-        )
+        raise UserError(f"{where} holds no chat template (chat_template.jinja, or one in tokenizer_config.json).")
     return text, names

@@ -67,9 +67,7 @@ def read(data: bytes, *, limit: int = MOST) -> Reply:
         notes.append("the server repeated the thinking as content")
     if finish == "content_filter":
         partial = f" after {len(content)} characters" if content else ""
-        return Reply(
-            failure="filtered", detail=f"the provider's filter ended the reply{partial}", tokens_out=tokens_out
-        )
+        return Reply(failure="filtered", detail=f"the provider's filter ended a reply{partial}", tokens_out=tokens_out)
     return Reply(
         content=content,
         reasoning=reasoning or None,

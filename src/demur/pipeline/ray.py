@@ -80,9 +80,7 @@ class RayPool:
         most = max(int(node["Resources"].get("GPU", 0)) for node in self._ray.nodes() if node["Alive"])
         wanted = stage.gpus() if most else 0
         if wanted > most and not stage.trains:
-            raise UserError(
-                f"{stage.name} takes {wanted} GPUs of one node, and no node of the cluster has more than {most}."
-            )
+            raise UserError(f"{stage.name} takes {wanted} GPUs of one node, and no node has more than {most}.")
         return min(wanted, most)
 
     def wait(self, handles: Sequence[Any]) -> Sequence[Any]:

@@ -136,9 +136,7 @@ def _names(study: Study) -> Iterator[Name]:
     for at, tamper in enumerate(study.tamper):
         yield from _names_of_arm(("tamper", at, "rows"), tamper.rows, model)
         yield from ((("tamper", at, "arms"), arm, name) for name in tamper.arms)
-    yield from (
-        (("compare", at, side), arm, getattr(one, side)) for at, one in enumerate(study.compare) for side in "ab"
-    )
+    yield from ((("compare", at, side), arm, getattr(c, side)) for at, c in enumerate(study.compare) for side in "ab")
 
 
 def _names_of_arm(place: Location, arm: Arm, model: Callable[[str], object]) -> Iterator[Name]:
@@ -238,12 +236,8 @@ def _check_rounds(study: Study, name: str, problems: Problems) -> None:
         problems.add(place, f"{' goes on from '.join([*chain, str(after)])}: that has no beginning.")
     for later, earlier in itertools.pairwise(chain):
         mine, its = ({copy.base for copy in study.copies(one)} for one in (later, earlier))
-        if not mine <= its or (
-            study.arms[earlier].trained and not {*study.seeds_of(later)} <= {*study.seeds_of(earlier)}
-        ):
-            problems.add(
-                place, f"'{later}' goes on from '{earlier}', which is not made of the same bases with the same seeds."
-            )
+        if not mine <= its or (study.arms[earlier].trained and {*study.seeds_of(later)} - {*study.seeds_of(earlier)}):
+            problems.add(place, f"'{later}' goes on from '{earlier}', which has other bases or seeds.")
 
 
 def _check_depth(study: Study, problems: Problems) -> None:
@@ -258,6 +252,4 @@ def _check_depth(study: Study, problems: Problems) -> None:
             )
     for at, tamper in enumerate(study.tamper):
         if tamper.rows.after or tamper.rows.teacher == SELF or (not tamper.rows.trained and not tamper.rows.benign):
-            problems.add(
-                ("tamper", at, "rows"), "tampering trains every arm on the same rows: no 'after', no teacher 'self'."
-            )
+            problems.add(("tamper", at, "rows"), "every arm trains on the same rows: no 'after', no teacher 'self'.")

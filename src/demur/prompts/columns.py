@@ -136,9 +136,7 @@ def intent(said: Said, *, replied: bool) -> Intent | None:
     flagged: Intent | None = (
         "harmful" if True in flags or False in safe else "benign" if {False, True} & {*flags, *safe} else None
     )
-    benign: list[Intent] = [
-        "benign" for cell in said.get("classes", ()) if str(cell).lower() in TABLE["words"]["benign"]
-    ]
+    benign: list[Intent] = ["benign" for one in said.get("classes", ()) if str(one).lower() in TABLE["words"]["benign"]]
     return next(filter(None, [*map(meant, said.get("labels", ())), flagged, *benign]), None)
 
 

@@ -92,9 +92,7 @@ def unwrap(texts: Iterable[str]) -> dict[str, Unwrapped]:
         if number == 3 and not changed:
             break
         # A question that several templates end with looks like a wrapper itself: endings are for what has none yet.
-        asked = [
-            (text, found[text].question if text in found else text) for text in every if not (behind and text in found)
-        ]
+        asked = [(t, found[t].question if t in found else t) for t in every if not (behind and t in found)]
         questions = {question for _, question in asked}
         inner = _repetitions(questions) if behind is None else _alike(questions, behind=behind)
         changed += number * len(inner)

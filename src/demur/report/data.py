@@ -115,9 +115,7 @@ def build(run: Path | Sequence[Path]) -> Report:
 def merged(runs: Sequence[Run]) -> Run:
     """Several runs as one."""
     names = named(runs)
-    evaluations = [
-        e._replace(arm=f"{name}:{e.arm}") for name, run in zip(names, runs, strict=True) for e in run.evaluations
-    ]
+    evaluations = [e._replace(arm=f"{n}:{e.arm}") for n, run in zip(names, runs, strict=True) for e in run.evaluations]
     study = {"name": " and ".join(names), "stand_in": any(run.study.get("stand_in") for run in runs)}
     return Run(runs[0].folder, study, [stage for run in runs for stage in run.stages], evaluations)
 

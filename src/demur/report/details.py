@@ -44,9 +44,7 @@ def _options(e: Evaluation) -> Values:
     if e.stage is None or by not in e.judges:
         return
     chosen = dict(project(e.stage.path("verdicts"), Verdict, "trace", "raw"))
-    golds = {
-        name: json.loads(gold) for name, gold in project(e.stage.path("traces"), Trace, "id", "prompt.gold") if gold
-    }
+    golds = {of: json.loads(gold) for of, gold in project(e.stage.path("traces"), Trace, "id", "prompt.gold") if gold}
     letters = sorted({chr(ord("A") + place) for gold in golds.values() for place in range(len(gold["options"]))})
     blank = Column(e.bench, e.attack, "", *by)
     for row in e.rows:

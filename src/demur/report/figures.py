@@ -179,9 +179,7 @@ def along(report: Report, name: str, *, x: str, sign: str = "/", first: float | 
             found.setdefault(column, {}).setdefault(r.arm, []).append((place, r.estimate))
     for column, own in found.items():
         y = f"{format.place(*column[:3])}{', %' if column.unit == 'share' else ''}"
-        curves = [
-            Line(arm, sorted(points, key=lambda point: point[0])) for arm, points in own.items() if len(points) > 1
-        ]
+        curves = [Line(arm, sorted(points, key=lambda p: p[0])) for arm, points in own.items() if len(points) > 1]
         yield from lines(report, curves, x=x, y=y, unit=column.unit)
 
 

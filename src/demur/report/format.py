@@ -199,9 +199,7 @@ def because(test: PairedTest) -> str:
 
 def conclusion(found: Finding) -> str:
     """A claim with its outcome and the numbers behind it, as one line."""
-    numbers = "; ".join(
-        f"{test.a} − {test.b} {spread(test.difference, test.unit)}: {because(test)}" for test in found.evidence
-    )
+    numbers = "; ".join(f"{t.a} − {t.b} {spread(t.difference, t.unit)}: {because(t)}" for t in found.evidence)
     return f"{found.claim}: {found.outcome} ({numbers})"
 
 

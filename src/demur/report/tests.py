@@ -96,9 +96,7 @@ def adjusted(tests: Sequence[PairedTest]) -> list[PairedTest]:
     """Tests with Holm's p over all of them, for and against."""
     ps, against = (stats.holm([getattr(test, name) for test in tests]) for name in ("p_claim", "p_against"))
     count = sum(p is not None for p in ps)
-    return [
-        replace(test, p_holm=p, p_against=q, comparisons=count) for test, p, q in zip(tests, ps, against, strict=True)
-    ]
+    return [replace(t, p_holm=p, p_against=q, comparisons=count) for t, p, q in zip(tests, ps, against, strict=True)]
 
 
 def declared(found: Cells, columns: Sequence[Column], wanted: Sequence[dict[str, Any]]) -> list[PairedTest]:
@@ -124,9 +122,7 @@ def best(found: Cells, columns: Sequence[Column]) -> Iterator[Best]:
     """The arms that beat every other arm, column by column."""
     for column in columns:
         values = {arm: found[arm][column].estimate(column).value for arm in found if column in found[arm]}
-        known = {
-            arm: value if column.better == "lower" else -value for arm, value in values.items() if value is not None
-        }
+        known = {arm: v if column.better == "lower" else -v for arm, v in values.items() if v is not None}
         if len(values) > 1 and known and column.better != "neither":
             first = min(known, key=known.__getitem__)
             rivals = [test for arm in values if arm != first for test in _in_column(found, column, (first, arm), None)]
@@ -208,9 +204,7 @@ def _split(found: Cells, columns: Sequence[Column], arms: tuple[str, str], d: st
                 other = difference(one[c], two[c]).value
                 gaps.setdefault(c.judge, []).extend([] if other is None else [other])
     contrary = {judge: sum(own) / len(own) for judge, own in gaps.items() if len(own) == len(columns)}
-    told = [
-        f"{judge} finds the contrary ({100 * gap:+.0f})" for judge, gap in contrary.items() if gap * (d.value or 0) < 0
-    ]
+    told = [f"{who} finds the contrary ({100 * gap:+.0f})" for who, gap in contrary.items() if gap * (d.value or 0) < 0]
     return "judges disagree: " + ", ".join(told) if told else ""
 
 

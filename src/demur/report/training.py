@@ -89,9 +89,7 @@ def learnability(run: Run) -> Iterator[Learnability]:
     held_out = {(arm, seed): sorted(lines, key=lambda line: line.step) for arm, seed, _, lines in _trainings(run)}
     for part in PARTS:
         own = {key: [line for line in lines if line.part == part] for key, lines in held_out.items()}
-        own = {
-            key: lines for key, lines in own.items() if lines and lines[0].loss_per_sequence >= SHORTEST * lines[0].loss
-        }
+        own = {key: rows for key, rows in own.items() if rows and rows[0].loss_per_sequence >= SHORTEST * rows[0].loss}
         target = max((lines[-1].loss for lines in own.values()), default=0.0)
         for (arm, seed), lines in own.items():
             first, last = lines[0], lines[-1]

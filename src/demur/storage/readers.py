@@ -45,9 +45,7 @@ def rows(path: Path, *, bad: Bad | None = None) -> Iterator[tuple[int, Row]]:
         raise UserError(f"{path}: {reason}.")
     reader = READERS.get(ending(path))
     if reader is None:
-        raise UserError(
-            f"{path}: cannot tell what it holds. Allowed: {', '.join(READERS)}, packed also as .gz or .zst."
-        )
+        raise UserError(f"{path}: cannot tell what it holds. Allowed: {', '.join(READERS)}, also as .gz or .zst.")
 
     def refuse(number: int, reason: str) -> None:
         raise UserError(f"{path}:{number}: {reason}")

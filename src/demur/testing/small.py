@@ -188,9 +188,7 @@ def _row(bench: Bench, number: int) -> dict[str, Any]:
     if bench.form == "humaneval":
         known |= {"name": "same", "prompt": "def same(x):\n", "test": "def check(f):\n    assert f(1) == 1\n"}
     for key, said in bench.columns.items():
-        row |= {
-            part.removeprefix("?").partition("|")[0]: known.get(key, text) for part in said.removeprefix("?").split("&")
-        }
+        row |= {p.removeprefix("?").partition("|")[0]: known.get(key, text) for p in said.removeprefix("?").split("&")}
     row |= {name: values[-1] for name, values in bench.options.get("where", {}).items()}
     return row
 

@@ -141,9 +141,7 @@ class Chat:
         """
         for message in messages:
             if found := self.control(message["content"]):
-                raise Unfit(
-                    "control_token", f"the {message['role']}'s turn holds {found!r}, which begins or ends turns"
-                )
+                raise Unfit("control_token", f"the {message['role']}'s turn holds {found!r}, which bounds turns")
         prompt = self.prompt(messages)
         ids, _ = self.tokens(prompt)
         begin = self.tokenizer.bos_token_id

@@ -77,9 +77,7 @@ def prepare(job: Job) -> Prepared:
         room = min(room, LARGE["cpu"] // config.get_text_config().vocab_size)
     limits = batches.Limits(room, settings.micro_batch if packed else 1)
     if pairs and not packed:
-        raise UserError(
-            f"train.method={settings.method} needs rows that can be packed; this model or train.packing forbids it."
-        )
+        raise UserError(f"train.method={settings.method} needs packed rows; this model or train.packing forbids it.")
     plan = batches.plan(lengths, rows=rows, batch=settings.batch, limits=limits, world=distributed.world_size())
     read = digest([identity_of(settings), rows, [[row.ids, row.labels] for row in rendered.rows]])
     return Prepared(rendered, held_out, units, plan, read, renderer.family, renderer.chat.notes())

@@ -231,9 +231,7 @@ class Renderer:
     def _check_response(self, text: str, response: Sequence[ExamplePart], ids: list[int]) -> None:
         """One thinking block with the given thinking, no control token, a stop token at the end."""
         parts = thinking.split(text, opened=self.opened)
-        meant = [
-            "".join(part.text for part in response if part.role == role).strip() for role in ("thinking", "answer")
-        ]
+        meant = ["".join(p.text for p in response if p.role == role).strip() for role in ("thinking", "answer")]
         blocks = text.count(thinking.CLOSE), text.count(thinking.OPEN) + self.opened
         if blocks != (1, 1) or parts.outcome != "complete" or [parts.thinking, parts.answer] != meant:
             raise Unfit("thinking_blocks", f"{blocks[1]} opening and {blocks[0]} closing tags in one response")

@@ -83,9 +83,7 @@ class TrainSettings(Strict):
     def _fits(self) -> Self:
         """A setting that the method does not use is an error, never dropped."""
         if self.kl and self.lora is None:
-            raise ValueError(
-                "train.kl needs train.lora: without its adapters the model is the base that is compared with"
-            )
+            raise ValueError("train.kl needs train.lora: without adapters the model is the base that is compared with")
         pairs = {"beta", "margin", "reference", "length_normalised", "sft_weight"}
         rows = {"weights", "kl"}
         unused = {"sft": pairs, "dpo": {"margin", *rows}, "ipo": {"margin", "length_normalised", *rows}}

@@ -95,9 +95,7 @@ class Mix(Stage[MixStageSettings]):
         lacks = super().needs()
         for name, share in self.settings.mix.shares.items():
             if name not in self.inputs and name not in self.files and not share.hub:
-                lacks.append(
-                    Lack(name, f"share '{name}' has no rows: no stage makes them, and no file is given.", True)
-                )
+                lacks.append(Lack(name, f"share '{name}' has no rows: no stage makes them and no file is given.", True))
             elif name in self.files:
                 lacks += file_needs(name, self.files[name], share.form)
             elif share.hub:
