@@ -185,7 +185,7 @@ def test_parts_add_up_and_none_exceeds_its_fair_share_by_one(total: int, weights
         ({"a": {"ratio": 0.7}, "b": {"ratio": 0.7}}, "add up to 1.4"),
         ({"a": {"ratio": 1.0}, "b": {"n": 3}}, "nothing is left"),
         ({"a": {"nn": 1}}, "Did you mean 'n'"),
-        ({}, "at least 1"),
+        ({}, "at least one"),
     ],
 )
 def test_settings_that_contradict_themselves_are_refused(shares: dict[str, Any], words: str) -> None:

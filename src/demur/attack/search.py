@@ -182,16 +182,10 @@ class Search(Attack):
         said, tries = await self._written(goal, own, stream)
         prompt = named_text(said, "prompt")
         attempt = Attempt(
-            goal=goal.id,
-            stream=stream.place,
-            iteration=iteration,
-            strategy=stream.strategy,
-            prompt=prompt or goal.question,
-            written=prompt is not None,
+            goal=goal.id, stream=stream.place, iteration=iteration, strategy=stream.strategy, score=None,
+            prompt=prompt or goal.question, written=prompt is not None, attacker_queries=tries,
             improvement=named_text(said, "improvement") or "",
-            score=None,
-            attacker_queries=tries,
-        )
+        )  # fmt: skip
         checked = bool(self.topic and prompt)
         stays, doubt = await self._on_topic(goal, own, attempt) if checked else (True, "")
         if stays is False:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -38,7 +39,7 @@ class Display:
         self._lock = threading.Lock()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         SHOWN.set()
         if self.title:
             self.console.print(self.title)

@@ -223,16 +223,9 @@ def kept(run: Path) -> dict[str, Calibration]:
 def as_trace(question: str, reply: str, sample: int = 0, *, thinking: str | None = None) -> Trace:
     """A labelled reply as a trace without a model."""
     prompt = Prompt(text=question, intent="harmful", source="labels")
+    sent, raw = (Message(role="user", content=question),), reply if thinking is None else join(thinking, reply)
     return Trace(
-        prompt=prompt,
-        model="labels",
-        sampling=Sampling(),
-        sent=(Message(role="user", content=question),),
-        raw=reply if thinking is None else join(thinking, reply),
-        thinking=thinking,
-        answer=reply,
-        outcome="no_thinking" if thinking is None else "complete",
+        prompt=prompt, model="labels", sampling=Sampling(), sent=sent, raw=raw, thinking=thinking, answer=reply,
+        outcome="complete" if thinking is not None else "no_thinking", finish="stop", sample=sample,
         opened_by=None if thinking is None else "model",
-        finish="stop",
-        sample=sample,
-    )
+    )  # fmt: skip

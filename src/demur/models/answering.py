@@ -58,21 +58,10 @@ def record(
         share = len(parts.thinking) / max(1, len(parts.thinking) + len(parts.answer or ""))
         tokens_thinking, notes = round(reply.tokens_out * share), (*notes, ESTIMATED)
     return Trace(
-        prompt=request.prompt,
-        model=model,
-        sampling=request.sampling,
-        sent=request.messages,
-        raw=raw,
-        finish=reply.finish,
-        sample=request.sample,
-        tokens_in=reply.tokens_in,
-        tokens_out=reply.tokens_out,
-        tokens_thinking=tokens_thinking,
-        cost=reply.cost,
-        first_tokens=reply.first_tokens,
-        notes=notes,
-        **thinking.fields(parts),
-    )
+        prompt=request.prompt, model=model, sampling=request.sampling, sent=request.messages, sample=request.sample,
+        raw=raw, finish=reply.finish, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out, cost=reply.cost,
+        tokens_thinking=tokens_thinking, first_tokens=reply.first_tokens, notes=notes, **thinking.fields(parts),
+    )  # fmt: skip
 
 
 def seed_of(request: Request) -> int:

@@ -215,16 +215,12 @@ class LocalModel(Answering):
         text = _begun(row.request, row.opened) + self.decode(written.tokens)
         parts = self._split(text, row, written.finish)
         count = len(self._tokenizer.encode(parts.thinking, add_special_tokens=False)) if parts.thinking else 0
+        first = {self._tokenizer.decode([token]): chance for token, chance in written.first.items()}
+        notes = (*self._notes, *["thinking ended at its budget"] * written.forced)
         return Reply(
-            content=text,
-            finish=written.finish,
-            tokens_in=len(row.prompt),
-            tokens_out=len(written.tokens),
-            tokens_thinking=count,
-            opened=row.opened,
-            first_tokens={self._tokenizer.decode([token]): chance for token, chance in written.first.items()},
-            notes=(*self._notes, *["thinking ended at its budget"] * written.forced),
-        )
+            content=text, finish=written.finish, tokens_in=len(row.prompt), tokens_out=len(written.tokens),
+            tokens_thinking=count, opened=row.opened, first_tokens=first, notes=notes,
+        )  # fmt: skip
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of new tokens, with every special token but the final stop shown."""

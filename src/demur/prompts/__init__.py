@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -41,7 +42,7 @@ class PromptsSettings(Strict):
     per_question: int = Field(default=1, ge=1)  # In how many different templates each question is put
 
     @model_validator(mode="after")
-    def _fits(self) -> PromptsSettings:
+    def _fits(self) -> Self:
         if self.per_question > 1 and self.templates is None:
             raise ValueError("per_question says in how many templates a question is put; give templates too")
         return self

@@ -72,13 +72,6 @@ def asked_again(trace: Trace, findings: Iterable[Finding]) -> tuple[Message, ...
 
 def _with(trace: Trace, thought: str | None, answer: str | None, means: str) -> Trace:
     """A changed trace. Its tokens were never counted by a model, so they are unknown."""
-    return msgspec.structs.replace(
-        trace,
-        id="",
-        raw=thinking.join(thought, answer, opened_by=trace.opened_by),
-        thinking=thought,
-        answer=answer,
-        tokens_out=None,
-        tokens_thinking=None,
-        notes=(*trace.notes, f"repair: {means}, from {trace.id}"),
-    )
+    raw, notes = thinking.join(thought, answer, opened_by=trace.opened_by), f"repair: {means}, from {trace.id}"
+    own = {"raw": raw, "thinking": thought, "answer": answer, "notes": (*trace.notes, notes)}
+    return msgspec.structs.replace(trace, id="", tokens_out=None, tokens_thinking=None, **own)

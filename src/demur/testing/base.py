@@ -41,21 +41,11 @@ def make_base(out: Path, *, arch: str = "qwen2", seed: int = 0, hidden: int = 64
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer()
-    config = AutoConfig.for_model(
-        arch,
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=hidden * 3,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 16,
-        num_key_value_heads=max(1, hidden // 32),
-        head_dim=16,
-        max_position_embeddings=32768,
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    heads = {"num_attention_heads": hidden // 16, "num_key_value_heads": max(1, hidden // 32), "head_dim": 16}
+    sizes = {"hidden_size": hidden, "intermediate_size": hidden * 3, "num_hidden_layers": layers} | heads
+    named = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    usual = {"max_position_embeddings": 32768, "tie_word_embeddings": False}
+    config = AutoConfig.for_model(arch, vocab_size=len(tokenizer), **sizes, **named, **usual)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

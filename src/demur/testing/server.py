@@ -154,12 +154,8 @@ def request_of(body: dict[str, Any], *, begun: bool, cap: int = 0) -> tuple[Requ
     messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
     start = messages[-1].content if begun and messages[-1].role == "assistant" else ""
     most = body.get("max_tokens") or body.get("max_completion_tokens") or 4096
-    sampling = Sampling(
-        temperature=body.get("temperature", 1.0),
-        top_p=body.get("top_p", 1.0),
-        seed=body.get("seed", 0),
-        max_tokens=min(cap or most, most),
-    )
+    drawn = {name: body.get(name, usual) for name, usual in (("temperature", 1.0), ("top_p", 1.0), ("seed", 0))}
+    sampling = Sampling(**drawn, max_tokens=min(cap or most, most))
     asked = messages[:-1] if start else messages
     prompt = Prompt(text=asked[-1].content, intent="benign")
     return Request(messages=asked, sampling=sampling, prompt=prompt), start
