@@ -28,6 +28,7 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
 def serve(path: str) -> None:
     """Fork for whoever connects, until nobody holds the other end of standard input."""
+    import gc
     import importlib
     import shutil
 
@@ -37,6 +38,7 @@ def serve(path: str) -> None:
     print("listening", flush=True)
     for name in IMPORTS:
         importlib.import_module(name)
+    gc.freeze()  # or every fork would look through all that was imported
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if sys.stdin in ready:
