@@ -12,6 +12,9 @@ from tests.made import python
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 NAMES = sorted(path.parent.name for path in CASES.glob("*/cmd.sh"))
 
+# The scripts are older than the rule that whose prompts' intent is a guess is not judged.
+INTENT = 'case "$*" in "judge "*"--judge rules"*) set -- "$@" --intent harmful;; esac\n'
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not NAMES, reason="../shared/cases is not here")
@@ -19,7 +22,7 @@ NAMES = sorted(path.parent.name for path in CASES.glob("*/cmd.sh"))
 def test_case(name: str, tmp_path: Path) -> None:
     for program, call in (("demur", "-m demur"), ("python", "")):
         wrapper = tmp_path / program
-        wrapper.write_text(f'#!/bin/sh\nexec "{python()}" {call} "$@"\n')
+        wrapper.write_text(f'#!/bin/sh\n{INTENT}exec "{python()}" {call} "$@"\n')
         wrapper.chmod(0o755)
     env = os.environ | {"DEMUR_BIN": str(tmp_path), "TMPDIR": str(tmp_path)}
     done = subprocess.run(
