@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.made import exit_code
 
 from demur.cli import progress
 from demur.pipeline.run import Event
@@ -43,3 +46,27 @@ def test_plain_lines_say_once_a_minute_how_far_it_is_and_that_it_lives(monkeypat
     assert lines[:2] == ["study", "  train-a: started"]
     assert "  train-a: done  120.0 s  120 steps  [1/2]" in lines
     assert "1 of 2 stages were there already" in lines[-1]
+
+
+def test_status_says_how_far_a_training_is_and_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    graph = {name: {"folder": f"{name}-0", "kind": "train", "fingerprint": "f"} for name in ("train-a", "train-b")}
+    (tmp_path / "stages.json").write_text(json.dumps(graph))
+    with progress.Display(Console(file=io.StringIO()), graph, out=tmp_path) as show:
+        show(Event("train-a", "started"))
+        for seconds, step in ((5, 1), (60, 61)):
+            clock[0] += seconds
+            show(Event("train-a", "progress", step, 400, "loss 0.21"))
+        assert exit_code("status", str(tmp_path)) == 0
+        shown = capfd.readouterr().out
+        assert "at work: train-a: 61/400  0:05:39 left  loss 0.21  (0:00:0" in shown
+        assert "waiting: train-b\n" in shown
+        assert exit_code("status", str(tmp_path), "--json") == 0
+        told = json.loads(capfd.readouterr().out)
+        assert (told["running"], told["waiting"]) == ({"train-a": "61/400  0:05:39 left  loss 0.21"}, ["train-b"])
+        show(Event("train-a", "done"))
+    assert exit_code("status", str(tmp_path)) == 0
+    assert "at work" not in capfd.readouterr().out

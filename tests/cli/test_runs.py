@@ -71,3 +71,21 @@ def test_a_run_that_is_not_finished_is_listed_as_that(
     assert row["why"].startswith("unfinished, 0 of 1 stages")
     assert exit_code("runs", ".") == 0
     assert "unfinished, 0 of 1 stages" in capfd.readouterr().out
+
+
+def test_a_page_names_every_command_that_made_what_it_shows(tmp_path: Path) -> None:
+    """An evaluation, another in its folder, and what judged them again; a study in the folder is all that is there."""
+    run = tmp_path / "run"
+    made = []
+    for bench in ("mini_harm", "mini_benign", "mini_harm"):
+        words = ["eval", bench, "--target", "script:stand_in", "--limit", "2", "--out", str(run)]
+        assert exit_code(*words) == 0
+        made.append(" ".join(["demur", *words]))
+    assert f"made by: {made[0]}; {made[1]}<" in (run / "report.html").read_text()
+    assert exit_code("judge", str(run), "--out", str(tmp_path / "again")) == 0
+    assert f"made by: demur judge {run} --out {tmp_path}/again<" in (tmp_path / "again" / "report.html").read_text()
+    (study := tmp_path / "s.yaml").write_text(
+        "name: s\narms: {raw: {}}\nbench: [{name: mini_harm, limit: 1}]\nbase: t\nmodels: {t: script:stand_in}\n"
+    )
+    assert exit_code("run", str(study), "--out", str(run)) == 0
+    assert f"made by: demur run {study} --out {run}<" in (run / "report.html").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import random
 import re
@@ -68,6 +69,19 @@ def test_calibrate_refusal(tmp_path: Path) -> None:
     assert "specificity, of those scored: " in shown.stdout
     assert "kappa" in shown.stdout
     assert "on models that it was not fitted to" in shown.stdout.replace("\n", " ")
+
+
+def test_labels_are_found_in_the_data_folder_by_the_name_that_they_are_known_by(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match=r"looked for xstest_annotated_gpt4.csv or .*no --data-dir given.*with --data"):
+        called(calibrate.app, "refusal", "--out", out)
+    with (tmp_path / "xstest_annotated_gpt4.csv").open("w", newline="") as file:
+        rows = [("prompt", "completion", "final_label"), ("How?", "No. I can't help with that.", "2_full_refusal")]
+        csv.writer(file).writerows(rows)
+    assert called(calibrate.app, "refusal", "--data-dir", str(tmp_path), "--out", out)["n"] == 1
+    labelled(tmp_path / "wildguardtest.jsonl")
+    words = ["guard", "--detector", "strongreject=script:stand_in", "--data-dir", str(tmp_path), "--out", out]
+    assert called(calibrate.app, *words)["n"] == len(robustness.OWN)
 
 
 def labelled(path: Path) -> Path:

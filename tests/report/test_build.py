@@ -584,8 +584,9 @@ def test_a_judge_without_a_column_is_told_with_the_reason(tmp_path: Path) -> Non
 
 
 def judged(
-    folder: Path, bench: str, labels: Sequence[str | None], judge: str, *, cut: int = 0, intent: Intent = "harmful"
-) -> Path:
+    folder: Path, bench: str, labels: Sequence[str | None], judge: str, *, cut: int = 0, intent: Intent = "harmful",
+    arm: str = "target",
+) -> Path:  # fmt: skip
     """A run of one arm with these verdicts; the first so many replies are truncated."""
     prompts = prompts_of("h", intent, len(labels))
     traces = [trace_of(p, outcome="cut_in_answer" if i < cut else "complete") for i, p in enumerate(prompts)]
@@ -593,9 +594,23 @@ def judged(
         Verdict(trace=t.id, judge=judge, query="question", part="answer", label=label)
         for t, label in zip(traces, labels, strict=True)
     ]
-    settings = {"arm": "target", "seed": None, "bench": {"name": bench}}
-    publish(folder, f"evaluate-{bench}", "evaluate", {"traces": traces, "verdicts": verdicts}, settings=settings)
+    settings = {"arm": arm, "seed": None, "bench": {"name": bench}}
+    publish(folder, f"evaluate-{arm}-{bench}", "evaluate", {"traces": traces, "verdicts": verdicts}, settings=settings)
     return folder
+
+
+def test_what_was_truncated_unscored_or_empty_is_said_of_each_model(tmp_path: Path) -> None:
+    half: list[str | None] = ["full_refusal"] * 10 + [None] * 10
+    one = text_of(judged(tmp_path / "one", "advbench", half, "rules", cut=4), 600)
+    assert "truncated 20.0 %, unscored 50.0 %; judge" in one
+    two = judged(tmp_path / "two", "advbench", half, "rules", cut=4, arm="a")
+    judged(two, "advbench", ["full_refusal"] * 20, "rules", arm="b")
+    judged(two, "harmbench", [None] * 20, "rules", cut=5, arm="a")
+    judged(two, "harmbench", ["full_refusal", *[None] * 19], "rules", arm="b")
+    text = text_of(two, 600)
+    assert "truncated 11.2 % (a 22.5 %, others 0), unscored 61.2 % (a 75.0 %, b 47.5 %); judge" in text
+    note = "not shown, harmbench: served (no harm judge): rules scored of a none of 20 replies, 5 of them truncated; "
+    assert f"{note}of b 1 of 20 replies, 0 of them truncated: too few for a number" in text
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from demur.registry import missing
 VERBS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("verbs.json").read_text())
 """Every verb with its line of help, by group. The module is `demur.cli.VERB`, or `VERB_` where Python reserves the word."""
 
+COMMAND: list[str] = []  # What was typed
 MODULES = {"eval": "evaluate"}
 SLOW = ("run", "plan", "eval", "attack", "judge", "distil", "diagnose", "train")
 """Verbs that import much, and read files and models, before they can show anything."""
@@ -28,6 +29,7 @@ SHOWN = threading.Event()  # A verb has shown something, or has ended
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code: 0 done, 1 failed, 2 wrong usage, 130 and 143 by a signal."""
     args = sys.argv[1:] if argv is None else argv
+    COMMAND[:] = ["demur", *args]
     signal.signal(signal.SIGTERM, _terminated)
     if "" not in sys.path:
         sys.path.insert(0, "")  # `your_module:thing` of the current folder, as `python -m` has it

@@ -59,11 +59,8 @@ def attack(
     name, model = common.judge_of(judge) if judge else ("", "")
     use |= {"judge": name} if name else {}
     # A model without a judge's name rates the attacker's progress, and is the benchmark's judge where that is a model.
-    players = {
-        "attacker": attacker,
-        "judge": model,
-        "attack_judge": attack_judge or ("" if name else model) or attacker,
-    }
+    rates = attack_judge or ("" if name else model) or attacker
+    players = {"attacker": attacker, "judge": model, "attack_judge": rates}
     arm, tested_model = tested(target, {}, sets)
     models = {part: common.model(text) for part, text in players.items() if text} | {"target": tested_model}
     study = {"name": "attack", "models": models, "arms": {arm: {}}, "bench": [use]}

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from msgspec.structs import replace
 
+from demur.bench import get_bench
+from demur.bench.load import find
 from demur.cli import common
 from demur.diagnose import DETECTORS, open_detector
 from demur.diagnose.exam import calibrated
@@ -27,23 +30,29 @@ from demur.storage.reply_cache import ReplyCache
 app = common.app("A judge or a detector against labels.")
 Kept = Annotated[Path, typer.Option("--out", help="Folder for the calibration: reports of runs beside it show it.")]
 KEPT = Path("runs") / FOLDER
+XSTEST = replace(get_bench("xstest"), name="replies with labels of people", hub="", files=(
+    "xstest_annotated_gpt4.csv", "xstest_annotated_mistralguard.csv",
+))  # fmt: skip
 
 
 @app.command()
 def refusal(
-    data: Annotated[
-        Path, typer.Option("--data", help="Labelled replies: prompt, completion, final_label (XSTest's form).")
-    ],
+    data: common.Data = None,
+    data_dir: common.DataDir = None,
     limit: common.Limit = None,
     out: Kept = KEPT,
     json: common.Json = False,
 ) -> None:
     """The offline refusal judge against people's labels, beside other judges whose labels the file has.
 
+    Columns: prompt, completion, label (XSTest's final_label: full_compliance, partial_refusal, full_refusal). XSTest's own
+    annotations are found in --data-dir; the judge was fitted to them.
+
     Examples:
-      demur calibrate refusal --data xstest_annotated_gpt4.csv
+      demur calibrate refusal --data-dir data
       demur calibrate refusal --data labels.jsonl --json
     """
+    data = find(XSTEST, data=data, data_dir=data_dir)
     report = against(data, limit=limit)
     _show(report, keep(open_judge("rules"), report, data, out), json=json, title=f"rules against {data.name}")
 
@@ -54,7 +63,8 @@ def guard(
         str,
         typer.Option("--detector", help="NAME=MODEL such as wildguard=URL; a model alone is a llama_guard3; rules."),
     ],
-    data: Annotated[Path, typer.Option("--data", help="Labelled replies: prompt, response, label (safe or unsafe).")],
+    data: common.Data = None,
+    data_dir: common.DataDir = None,
     part: common.PartName = None,
     text: Annotated[Path | None, common.flag("text")] = None,
     limit: common.Limit = None,
@@ -65,7 +75,7 @@ def guard(
 ) -> None:
     """A harm judge against labels: sensitivity and specificity with intervals, false alarms by the guard's categories.
 
-    The reports of runs beside --out show them wherever the same judge reads: the same text, part and model.
+    Columns: prompt, response, label (safe or unsafe). WildGuardTest is found in --data-dir. The reports of runs beside --out show them wherever the same judge reads: the same text, part and model.
 
     Examples:
       demur calibrate guard --detector llama_guard3=http://127.0.0.1:8001/v1 --data wildguardtest.csv
@@ -74,13 +84,14 @@ def guard(
     name, equals, model = detector.partition("=")
     if name not in JUDGES and not (equals and "/" not in name):
         name, model = "llama_guard3", detector
+    labels = find(get_bench("wildguardtest"), data=data, data_dir=data_dir)
     models = common.apply_sets({"models": {"judge": common.model(model)} if model else {}}, sets)["models"]
 
     async def work() -> tuple[dict[str, Any], Path]:
         async with _models([as_model(models["judge"])] if requires_model(name) and models else [], cache) as played:
             judge = open_judge(name, model=played[0] if played else None, part=part, text=text)  # type: ignore[arg-type]
-            report = await guarded(judge, read(data, limit=limit))
-            return report, keep(judge, report, data, out)
+            report = await guarded(judge, read(labels, limit=limit))
+            return report, keep(judge, report, labels, out)
 
     report, path = asyncio.run(work())
     _show(report, path, json=json, title=detector)

@@ -276,17 +276,15 @@ def read_rows(path: Path) -> list[Example]:
     return rows
 
 
-def gather(
-    benches: Sequence[str], *, data: Path | None = None, data_dir: Path | None = None
-) -> dict[str, list[Prompt]]:
+def gather(named: Sequence[str], *, data: Path | None = None, data_dir: Path | None = None) -> dict[str, list[Prompt]]:
     """Prompts of benchmarks by name: those asked for, or all with a copy in the folder.
 
     Raises UserError: none was named and none has a copy.
     """
-    if data is not None and len(benches) != 1:
+    if data is not None and len(named) != 1:
         raise UserError("--data is the copy of one benchmark; name that one, or use --data-dir.")
-    if benches:
-        return {name: load_prompts(get_bench(name), data=data, data_dir=data_dir) for name in benches}
+    if named:
+        return {name: load_prompts(get_bench(name), data=data, data_dir=data_dir) for name in named}
     if data_dir is None:
         raise UserError("against what? Name benchmarks, or give --data-dir with copies of them.")
     plain = [get_bench(name) for name in names() if "@" not in name]

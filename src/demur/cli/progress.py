@@ -6,10 +6,13 @@ Without a terminal every stage says when it starts and ends, and once a minute w
 
 from __future__ import annotations
 
+import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterable
 from datetime import timedelta
+from pathlib import Path
 from typing import Self
 
 from rich.console import Console, Group
@@ -20,7 +23,10 @@ from rich.text import Text
 
 from demur.cli import SHOWN
 from demur.pipeline.run import Event
+from demur.storage.artifacts import atomic_write
 
+RUNNING = "running.json"  # How far the stages are that run, for `demur status`
+NOTED = 5.0  # Seconds between two notes of it
 EVERY = 60.0  # Seconds between two plain lines about running stages
 STEADY = 10.0  # Seconds of work from which the time that is left is estimated
 ENDED = ("done", "reused")
@@ -29,9 +35,9 @@ ENDED = ("done", "reused")
 class Display:
     """Shows events of `execute`; use it as a context manager around the run."""
 
-    def __init__(self, console: Console, names: Iterable[str], *, title: str = "") -> None:
-        self.console = console
-        self.title = title
+    def __init__(self, console: Console, names: Iterable[str], *, title: str = "", out: Path | None = None) -> None:
+        self.console, self.title, self._out = console, title, out
+        self._noted = 0.0
         self.states: dict[str, Event] = {name: Event(name, "waiting") for name in names}
         self._began: dict[str, float] = {}
         self._first: dict[str, tuple[float, int]] = {}  # When a stage first had something done, and how much of it
@@ -52,6 +58,7 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._live.stop()
+        self._note()
         if reused := self._count("reused"):
             self.console.print(f"  {reused} of {len(self.states)} stages were there already and were reused")
 
@@ -64,8 +71,18 @@ class Display:
             self._began.setdefault(event.name, time.monotonic())
             if event.done:
                 self._first.setdefault(event.name, (time.monotonic(), event.done))
+            if time.monotonic() - self._noted >= NOTED:
+                self._note()
         if not self.console.is_terminal:
             self._print(event)
+
+    def _note(self) -> None:
+        """Write down how far the stages are that run; that is no result, so a full disk is no matter."""
+        if self._out is not None:
+            self._noted, path = time.monotonic(), self._out / RUNNING
+            far = {one.name: self._far(one) for one in self.states.values() if one.state in ("started", "progress")}
+            with contextlib.suppress(OSError):
+                atomic_write(path, json.dumps(far, ensure_ascii=False)) if far else path.unlink(missing_ok=True)
 
     def _count(self, *states: str) -> int:
         return sum(event.state in states for event in self.states.values())
@@ -90,9 +107,8 @@ class Display:
         """How far a running stage is: `120/400  0:03:10 left  loss 0.21`."""
         now = time.monotonic()
         if not event.done:
-            return (
-                f"began {timedelta(seconds=round(now - self._began.get(event.name, now)))} ago  {event.remark}".rstrip()
-            )
+            began = self._began.get(event.name, now)
+            return f"began {timedelta(seconds=round(now - began))} ago  {event.remark}".rstrip()
         words = [f"{event.done:,}/{event.total:,}" if event.total else f"{event.done:,}"]
         since, first = self._first.get(event.name, (now, event.done))
         if event.total and event.done > first and now - since >= STEADY:

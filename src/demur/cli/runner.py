@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from demur import report
-from demur.cli import common
+from demur.cli import COMMAND, common
 from demur.cli.progress import Display
-from demur.errors import UserError, plural
+from demur.errors import UserError, plural, scrubbed
 from demur.pipeline import study as studies
 from demur.pipeline.dag import ordered
 from demur.pipeline.resolve import Resolved, make, needs
@@ -19,7 +20,7 @@ from demur.pipeline.stage import Stage
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.prompts.forms import Odd
 from demur.settings import Problems, validate
-from demur.storage.artifacts import GRAPH, LOCK, Artifact, artifacts, locked
+from demur.storage.artifacts import COMMANDS, GRAPH, LOCK, Artifact, artifacts, atomic_write, locked
 
 STUDY = "study.yaml"
 ODD = 5  # Rows kept aside that are shown
@@ -37,8 +38,18 @@ def run_stages(
     problems.check()
     require(missing)
     common.writable(out)
-    with Display(common.console, [stage.name for stage in ordered(stages)], title=title) as display:
-        return execute(stages, out=out, cache=cache, workers=workers or default_workers(), watch=display)
+    with Display(common.console, [stage.name for stage in ordered(stages)], title=title, out=out) as display:
+        done = execute(stages, out=out, cache=cache, workers=workers or default_workers(), watch=display)
+    _recorded(out)
+    return done
+
+
+def _recorded(out: Path, *, add: bool = True) -> None:
+    """Write the command down beside those whose stages stay in the folder's graph."""
+    line, path = scrubbed(shlex.join(COMMAND)), out / COMMANDS
+    before = path.read_text().splitlines() if add and path.is_file() else []
+    if line:
+        atomic_write(path, "".join(f"{one}\n" for one in dict.fromkeys((*before, line))))
 
 
 def run_stage(
@@ -82,15 +93,9 @@ def require(missing: Sequence[str], *, hint: str = "") -> None:
 
 
 def run_study(
-    resolved: Resolved,
-    *,
-    out: Path,
-    cache: Path | None = None,
-    on: str = "local",
-    json: bool = False,
-    add: bool = False,
+    resolved: Resolved, *, out: Path, cache: Path | None = None, on: str = "local", json: bool = False, add: bool = False,
     hint: str = "",
-) -> None:
+) -> None:  # fmt: skip
     """Run a study, write its report and print its table; `add` keeps what the folder's report shows already.
 
     Raises UserError: something is missing, or the folder holds a study file that demur did not write.
@@ -107,7 +112,7 @@ def run_study(
     workers = study.workers or default_workers()
     size = f"{plural(len(study.arms), 'arm')} x {plural(len(study.seeds), 'seed')}"
     title = f"{study.name} · {size} · base {', '.join(study.bases) or study.base} · {plural(workers, 'worker')}"
-    with Display(common.console, [stage.name for stage in ordered(stages)], title=title) as display:
+    with Display(common.console, [stage.name for stage in ordered(stages)], title=title, out=out) as display:
         if on == "local":
             execute(stages, out=out, cache=cache, workers=workers, watch=display, add=add)
         else:
@@ -116,18 +121,13 @@ def run_study(
             shared = (cache or out / CACHE).resolve()
             with ray_pool(on, cache=shared, say=display) as pool:
                 execute(stages, out=out.resolve(), cache=shared, workers=pool, watch=display, add=add)
+    _recorded(out, add=add)
     tell(out, json=json)
 
 
 def run_measuring(
-    study: dict[str, Any],
-    *,
-    sets: list[str] | None,
-    data_dir: Path | None,
-    out: Path | None,
-    cache: Path | None,
-    json: bool,
-) -> None:
+    study: dict[str, Any], *, sets: list[str] | None, data_dir: Path | None, out: Path | None, cache: Path | None, json: bool
+) -> None:  # fmt: skip
     """Run a study of one arm, the model `target` as it is; other models that were measured in the folder stay in its table."""
     plain = study | {"base": "target"} | ({"data_dir": str(data_dir)} if data_dir else {})
     resolved = make(common.apply_sets(plain, sets), where=f"demur {study['name']}")

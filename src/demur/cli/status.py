@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from demur.cli import common
+from demur.cli.progress import RUNNING
 from demur.errors import UserError
 from demur.storage.artifacts import is_whole, present
 
@@ -16,7 +20,7 @@ app = common.app("Where a run stands.")
 
 @app.command()
 def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], json: common.Json = False) -> None:
-    """Which stages of a run are done and which are not.
+    """Which stages of a run are done, how far those are that run (12/120: steps, replies), and which are not done.
 
     Examples:
       demur status runs/mini
@@ -28,14 +32,17 @@ def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], js
     groups: dict[str, list[bool]] = {}
     for kind, done in stages.values():
         groups.setdefault(kind, []).append(done)
-    waiting = [name for name, (_, done) in stages.items() if not done]
+    path = run / RUNNING
+    far: dict[str, str] = msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
+    waiting = [name for name, (_, done) in stages.items() if not done and name not in far]
     if json:
         counts = {kind: {"done": sum(done), "of": len(done)} for kind, done in groups.items()}
-        common.print_json({"run": str(run), "stages": counts, "waiting": waiting})
+        common.print_json({"run": str(run), "stages": counts, "running": far, "waiting": waiting})
         return
     common.show(("stage", "#done", "#of"), [(kind, sum(ended), len(ended)) for kind, ended in groups.items()])
+    for name, text in far.items():
+        ago = timedelta(seconds=round(time.time() - path.stat().st_mtime))
+        common.stdout.print(f"at work: {name}: {text}  ({ago} ago)")
     if waiting:
         common.stdout.print(f"waiting: {', '.join(waiting[:8])}{' …' if len(waiting) > 8 else ''}")
-        common.stdout.print(f"go on:   demur run {run}/study.yaml --out {run}")
-    else:
-        common.stdout.print("everything is done")
+    common.stdout.print(f"go on:   demur run {run}/study.yaml --out {run}" if waiting or far else "everything is done")

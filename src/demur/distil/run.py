@@ -77,9 +77,7 @@ async def distil(
     if strategy.constant is not None:
         return _constant(asked, strategy, settings)
     if teacher is None:
-        raise UserError(
-            f"strategy '{strategy.name}' needs a model that writes: give --teacher (or a model named teacher)."
-        )
+        raise UserError(f"strategy '{strategy.name}' needs a model: give --teacher (or a model named teacher).")
     work = _Work(asked, settings, (strategy, teacher), tuple(judges), given or {})
     work.check()
     if settings.until_safe is None:

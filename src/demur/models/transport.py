@@ -85,9 +85,7 @@ def _refused(url: URL, response: aiohttp.ClientResponse, text: str, key_env: str
         raise WorkError(f"{url}: {said}. Is the URL right up to /v1, and does it serve this model?")
     if status < 400:
         where = wire.excerpt(headers.get("Location", "").encode("utf-8", "replace"))
-        raise WorkError(
-            f"{url} sends us elsewhere (HTTP {status}, {where}). demur follows no redirect: give that address."
-        )
+        raise WorkError(f"{url} sends us to {where} (HTTP {status}). demur follows no redirect: give that address.")
     return Reply(failure=failure, detail=said)
 
 

@@ -227,9 +227,7 @@ class Servers:
                 stack.close()
                 self._gone[key] = self._up.pop(key)[2]
         self._local = {key: place for key, place in wanted.items() if isinstance(place.need.model, Local)}
-        new = {
-            key: place for key, place in wanted.items() if isinstance(place.need.model, Served) and key not in self._up
-        }
+        new = {k: place for k, place in wanted.items() if isinstance(place.need.model, Served) and k not in self._up}
         opened = {key: contextlib.ExitStack() for key in new}
         with contextlib.ExitStack() as all_of_them:  # what has started is stopped when another does not
             for stack in opened.values():

@@ -44,9 +44,7 @@ def ray_pool(address: str, *, cache: Path, say: Watch) -> Iterator[RayPool]:
             environment = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
             ray.init(where, runtime_env=environment, log_to_driver=False, include_dashboard=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"--on {address}: {error}. Start a cluster with `ray start --head`, or use --on ray."
-            ) from None
+            raise UserError(f"--on {address}: {error}. Start one with `ray start --head`, or use --on ray.") from None
     try:
         yield RayPool(ray, cache, say)
     finally:

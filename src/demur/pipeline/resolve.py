@@ -89,9 +89,7 @@ def needs(stages: Iterable[Stage[Any]], problems: Problems) -> list[str]:
 def check_study(study: Study, problems: Problems) -> None:
     """Add everything that is wrong with a study, each at its place."""
     if study.stand_in_data and not study.stand_in:
-        problems.add(
-            ("stand_in_data",), "stand_in_data is for smoke runs alone: a benchmark's copy goes under its 'data'."
-        )
+        problems.add(("stand_in_data",), "stand_in_data is for smoke runs alone: a benchmark's copy is its 'data'.")
     for place, look_up, name in _names(study):
         with problems.at(*place):
             look_up(name)

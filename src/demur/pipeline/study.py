@@ -28,16 +28,14 @@ from demur.storage.artifacts import atomic_write
 SELF = "self"  # The teacher that is the weights under training
 CLIFF = "cliff"  # The filter that probes where traces decide
 STUDENT = ("self", "structured", "rewrite")  # Strategies whose traces the model under training writes itself
-LONGEST = 64  # Letters of a name of an arm or a study: folders are named by it
+LONGEST = 64  # Letters of a name of an arm or a study: it names folders
 LOSS = "loss"  # The metric of a finding that is no benchmark's
 
 
 def named(name: str) -> str:
     """A name of an arm or a study as it is. Raises ValueError: it is a path, or else no name of a folder."""
     if not re.fullmatch(rf"\w[\w.-]{{0,{LONGEST - 1}}}", name):
-        raise ValueError(
-            f"'{name}' is no name: up to {LONGEST} letters, digits, '_', '-' and '.': folders are named by it"
-        )
+        raise ValueError(f"'{name}' is no name: up to {LONGEST} letters, digits, '_', '-' and '.': it names folders")
     return name
 
 

@@ -90,9 +90,9 @@ def notes(report: Report) -> list[str]:
     """What stands under the table."""
     numbers = report.table()
     found = [(arm, c, numbers[arm, *c[:5]]) for arm in report.arms for c in report.columns if (arm, *c[:5]) in numbers]
-    once = [e for _, column, e in found if column.metric != "pairs"]  # which are of replies that others count
-    replies = sum(e.n + e.unscored for e in once)
-    cut, unscored = (_share(sum(getattr(e, key) for e in once), replies) for key in ("truncated", "unscored"))
+    once = [(arm, e) for arm, column, e in found if column.metric != "pairs"]  # which are of replies that others count
+    replies = sum(e.n + e.unscored for _, e in once)
+    cut, unscored = (_shares(once, key) for key in ("truncated", "unscored"))
     of_pairs = " (pairs for pairs told apart)" * (len(once) < len(found))
     seeds, bases = max((p.seeds for p in report.protocols), default=1), len(report.bases)
     levels = ", seeds as their own level" * (seeds > 1) + f", and {bases} bases as theirs" * (bases > 1)
@@ -123,8 +123,17 @@ def notes(report: Report) -> list[str]:
     return text
 
 
-def _share(part: int, whole: int) -> str:
-    return "0" if not part or not whole else f"{max(0.1, 100 * part / whole):.1f} %"
+def _shares(found: Iterable[tuple[str, Estimate]], key: str) -> str:
+    """What share of the replies was truncated, or could not be scored; of several arms that of each too, the largest first."""
+    counts: dict[str, tuple[int, int]] = {"": (0, 0)}  # replies of that kind, and all, of all arms and of each
+    for at, e in ((at, e) for arm, e in found for at in ("", arm)):
+        part, whole = counts.get(at, (0, 0))
+        counts[at] = part + getattr(e, key), whole + e.n + e.unscored
+    shares = {arm: 100 * part / whole for arm, (part, whole) in counts.items() if part}
+    order = sorted(shares, key=lambda arm: (arm != "", -shares[arm]))
+    every, *each = [f"{arm} {max(0.1, shares[arm]):.1f} %".lstrip() for arm in order] or ["0"]
+    each += ["others 0"] * (len(each) + 1 < len(counts))
+    return every + f" ({', '.join(each)})" * (every != "0" and len(counts) > 2)
 
 
 def _missing(report: Report) -> Iterator[str]:
@@ -132,22 +141,25 @@ def _missing(report: Report) -> Iterator[str]:
     shown, numbers = columns(report), report.table()
     for column in report.columns:
         if column not in shown:
-            own = [e for arm in report.arms if (e := numbers.get((arm, *column[:5]))) is not None]
-            cut, scored, unscored = (sum(getattr(e, key) for e in own) for key in ("truncated", "n", "unscored"))
-            why = f"{column.judge or 'no judge'} scored {scored or 'none'} of {scored + unscored:,} replies, {cut:,} of them truncated"
-            why += ": too few for a number" if scored else ""
-            yield f"not shown, {format.place(*column[:3])}: {why}"
+            own = {arm: e for arm in report.arms if (e := numbers.get((arm, *column[:5]))) is not None}
+            said = "{} of {:,} replies, {:,} of them truncated"
+            each = {arm: said.format(e.n or "none", e.n + e.unscored, e.truncated) for arm, e in own.items()}
+            scored = "; ".join(f"of {arm} {text}" if len(own) > 1 else text for arm, text in each.items())
+            few = ": too few for a number" if any(e.n for e in own.values()) else ""
+            yield f"not shown, {format.place(*column[:3])}: {column.judge or 'no judge'} scored {scored}{few}"
 
 
 def _no_answer(report: Report) -> Iterator[str]:
-    """Why replies held no answer, over all arms."""
-    why: dict[str, int] = {}
-    for (_, _, _, metric, *_), e in report.table().items():
+    """Why replies held no answer, arm by arm."""
+    why: dict[str, dict[str, int]] = {}
+    for (arm, _, _, metric, *_), e in report.table().items():
         head, _, reason = metric.partition("/")
-        if head == "no_reply" and reason:
-            why[reason] = why.get(reason, 0) + round((e.value or 0) * e.n)
+        if head == "no_reply" and reason and e.value and arm in report.arms:
+            own = why.setdefault(arm if len(report.arms) > 1 else "", {})
+            own[reason] = own.get(reason, 0) + round(e.value * e.n)
+    each = (f"{arm} {', '.join(f'{n:,} {reason}' for reason, n in sorted(own.items()))}" for arm, own in why.items())
     if why:
-        yield "replies without an answer: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(why.items()))
+        yield "replies without an answer: " + "; ".join(map(str.lstrip, each))
 
 
 def doubts(found: Iterable[tuple[str, Sequence[str], Estimate]]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from demur.report.patterns import label
 from demur.report.read import bench_name, family
 from demur.report.sections import Part, sections
 from demur.report.tables import STAND_IN, Cell, table, templates
-from demur.storage.artifacts import Artifact, artifacts
+from demur.storage.artifacts import COMMANDS, Artifact, artifacts
 from demur.storage.records_file import project
 
 SAMPLES = 3  # Traces shown of each kind: enough to see what the numbers are about; the viewer has them all
@@ -43,7 +43,7 @@ def page(report: Report, runs: Sequence[Path]) -> str:
     return str(render(
         report=report, sections=sections(report, [_certified(runs)]),
         samples=[group for run, own in zip(runs, stages, strict=True) for group in samples(own, _prefix(report, run, runs))],
-        banner=STAND_IN if report.stand_in else "", script=script, script_hash=digest, about=_about(every),
+        banner=STAND_IN if report.stand_in else "", script=script, script_hash=digest, about=_about(every, runs),
     ))  # fmt: skip
 
 
@@ -55,12 +55,14 @@ def _prefix(report: Report, run: Path, runs: Sequence[Path]) -> str:
     return f"{heads[min(runs.index(run), len(heads) - 1)]}:" if heads else ""
 
 
-def _about(stages: Sequence[Artifact]) -> str:
-    """Version, day and how to make it again."""
+def _about(stages: Sequence[Artifact], runs: Sequence[Path]) -> str:
+    """Version, day and how to make it again: every command whose stages are shown."""
     versions = sorted({stage.manifest.host.get("demur", "") for stage in stages} - {""})
     last = max(((stage.folder / "manifest.json").stat().st_mtime for stage in stages), default=0.0)
     day = datetime.fromtimestamp(last, UTC).date().isoformat()
-    return f"demur {', '.join(versions)} · finished {day} · its last command again: demur run RUN/study.yaml --out RUN"
+    typed = [line for run in runs if (run / COMMANDS).is_file() for line in (run / COMMANDS).read_text().splitlines()]
+    typed = typed or ["demur run RUN/study.yaml --out RUN"]
+    return f"demur {', '.join(versions)} · finished {day} · made by: {'; '.join(typed)}"
 
 
 def samples(stages: Sequence[Artifact], prefix: str) -> Iterator[tuple[str, list[Sample]]]:

@@ -20,14 +20,11 @@ from demur.storage.records_file import project
 TRUNCATED = ("cut_in_thinking", "cut_in_answer")
 NO, YES, UNKNOWN, ABSENT = range(4)  # What findings say of a pattern in a trace; the last: nothing
 MEASURES: dict[str, tuple[str, Callable[[Any], float | bool | None]]] = {
-    "sentences": ("sentences", float),
-    "first_awareness": ("first_awareness", lambda place: place),
-    "key_sentence": ("key_sentence", lambda place: place),
-    "after_decision": ("after_decision", float),
-    "reopenings": ("reopenings", float),
-    "loop": ("loop", bool),
+    "sentences": ("sentences", float), "first_awareness": ("first_awareness", lambda place: place),
+    "key_sentence": ("key_sentence", lambda place: place), "after_decision": ("after_decision", float),
+    "reopenings": ("reopenings", float), "loop": ("loop", bool),
     "language_switch": ("language_switches", lambda count: count > 0),
-}
+}  # fmt: skip
 """Name -> field of a trace's measures, and what it counts as; a place that does not exist is unscored."""
 
 

@@ -80,13 +80,11 @@ def _rests(test: PairedTest) -> str:
 
 def comparison(tests: Sequence[PairedTest]) -> Table:
     """Comparisons as rows."""
-    judges = {
-        t.metric for t in tests if len({o.judge for o in tests if (o.bench, o.metric) == (t.bench, t.metric)}) > 1
-    }
+    apart = {t.metric for t in tests if len({o.judge for o in tests if (o.bench, o.metric) == (t.bench, t.metric)}) > 1}
     rows: list[Row] = []
     for t in tests:
         at = format.place(t.bench, t.attack, t.metric)
-        at += f" by {t.judge}" if t.metric in judges else ""
+        at += f" by {t.judge}" if t.metric in apart else ""
         a, b = (format.counted(e, t.unit) for e in (t.estimate_a, t.estimate_b))
         sides = (f"{arm} {estimate(e, t.unit).text}" for arm, e in ((t.a, t.estimate_a), (t.b, t.estimate_b)))
         gap = Cell(format.spread(t.difference, t.unit), about=f"{t.difference.how}; A {a}; B {b}")

@@ -28,7 +28,7 @@ from demur.errors import UserError, WorkError
 from demur.records import Record, digest, encode, read_jsonl, write_jsonl
 from demur.storage.records_file import RecordFile
 
-MANIFEST, GRAPH, LOCK = "manifest.json", "stages.json", ".lock"
+MANIFEST, GRAPH, LOCK, COMMANDS = "manifest.json", "stages.json", ".lock", "commands.txt"
 T = TypeVar("T")
 
 
@@ -210,9 +210,7 @@ def locked(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise WorkError(
-                f"{run} is in use by another demur process. Wait for it, or choose another --out."
-            ) from None
+            raise WorkError(f"{run} is in use by another demur process. Wait for it, or take another --out.") from None
         yield
 
 
