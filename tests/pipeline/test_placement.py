@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from demur.errors import UserError
 from demur.models.config import Remote, Scripted, Served
 from demur.pipeline import placement, sizes
 from demur.pipeline.dag import plan
@@ -72,6 +73,66 @@ def test_models_share_phases_and_cards_are_never_given_out_twice(tmp_path: Path,
     copies = {place.need.part: place.copies for place in found[0].places}
     assert sum(copies.values()) == max(2, len(cards)), "no card is idle while there is work"
     assert copies["target"] >= copies["judge"], "who writes most gets most"
+
+
+ARMS: dict[str, Any] = {"arms": {name: {"base": f"owner/{name}-7B"} for name in "ABC"}}
+
+
+def cards_of(phase: Phase, part: str = "target") -> list[int]:
+    return sorted(card for place in phase.places if place.need.part == part for card in place.devices)
+
+
+@pytest.mark.parametrize(("cards", "together"), [(8, [6]), (3, [6]), (2, [4, 2]), (1, [2, 2, 2])])
+def test_arms_are_evaluated_side_by_side_where_each_has_cards_of_its_own(
+    cards: int, together: list[int], tmp_path: Path
+) -> None:
+    found = phases(tmp_path, BIG[:cards], **ARMS)
+    assert [len(phase.stages) for phase in found] == together
+    for phase in found:
+        assert len(set(cards_of(phase))) == len(cards_of(phase)), "no two targets on a card"
+    assert len(cards_of(found[0])) >= together[0] // 2
+    used = {card for place in found[0].places for card in place.devices}
+    assert used == set(range(cards)), "no card is idle"
+
+
+def test_what_each_process_would_load_for_itself_is_not_shared(tmp_path: Path) -> None:
+    """A target of a stage's own process has its card; a judge of each of three processes would be there three times."""
+    served = phases(tmp_path, BIG, **ARMS, serve={})
+    assert [len(phase.stages) for phase in served] == [6]
+    assert len(set(cards_of(served[0]))) == 3
+    models = LARGE["models"] | {"guard": {"hub": "meta-llama/Llama-Guard-3-8B"}}
+    assert [len(phase.stages) for phase in phases(tmp_path, BIG, **ARMS, serve={}, models=models)] == [2, 2, 2]
+    # Under test, and the attacker of another arm's stage: two processes would load it.
+    judge = {"kind": "llama_guard3", "model": "guard"}
+    uses = [{"name": "mini_harm", "judge": judge, "attack": {"name": "pap-written", "attacker": "again"}}]
+    both = LARGE["models"] | {"again": {"hub": "owner/A-7B"}}
+    twice = phases(tmp_path, BIG, **ARMS, serve={}, models=both, bench=[*LARGE["bench"], *uses])
+    assert [len(phase.stages) for phase in twice] == [3, 3, 3]
+
+
+def test_targets_that_fit_beside_no_judge_are_asked_side_by_side(tmp_path: Path) -> None:
+    """A judge that takes both cards reads what two targets wrote, each on one."""
+    models = LARGE["models"] | {"guard": {"hub": "owner/Llama-Guard-3-20B", "engine": "vllm"}}
+    two = {name: arm for name, arm in ARMS["arms"].items() if name != "C"}
+    cards = tuple(Device("middling", 32.0, number) for number in range(2))
+    asked, read = phases(tmp_path, cards, arms=two, models=models, bench=LARGE["bench"][:1])
+    assert (asked.generating, cards_of(asked), len(asked.stages)) == (True, [0, 1], 2)
+    assert (cards_of(read), cards_of(read, "judge")) == ([], [0, 1])
+    assert read.stages == asked.stages
+
+
+def test_what_is_done_side_by_side_takes_as_long_as_the_longest(tmp_path: Path) -> None:
+    def seen(cards: tuple[Device, ...], arms: str) -> dict[str, Any]:
+        slow = {"engine": "vllm", "least_speed": 0.1}
+        plain = LARGE | {"serve": slow, "arms": {name: ARMS["arms"][name] for name in arms}}
+        planned = plan(make(plain, where="test").stages, tmp_path)
+        return outlook(planned, schedule(planned, there=cards))
+
+    alone, three = seen(BIG[:1], "A"), seen(BIG[:3], "ABC")
+    assert len(alone["phases"]) == len(three["phases"]) == 1
+    assert alone["total"]["hours"] == three["total"]["hours"] > 0
+    [minutes] = {row["minutes"] for row in three["phases"][0]["models"] if row["part"] == "target"}
+    assert minutes == next(row["minutes"] for row in alone["phases"][0]["models"] if row["part"] == "target")
 
 
 def test_a_plan_says_how_a_training_is_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +233,31 @@ def test_servers_live_as_long_as_they_are_needed_and_never_beyond(
     assert sorted(log[:2]) == ["start Llama-Guard-3-8B", "start a"], "one judge for both parts"
     assert log[2:] == ["stop a", "start b", *log[4:]]
     assert sorted(log[4:]) == ["stop Llama-Guard-3-8B", "stop b"], "the judge is kept for both arms"
+
+
+def test_a_target_that_fails_leaves_the_others_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from demur.pipeline.run import Event
+    from demur.testing.server import serving
+
+    events: list[Event] = []
+
+    @contextmanager
+    def started(model: Served) -> Iterator[tuple[Healthy, Remote]]:
+        with serving("stand_in") as server:
+            key = "NO_SUCH_KEY" if "B-7B" in model.weights_at else ""
+            yield Healthy(), Remote(url=(server.url,), model="scripted", weights=model.weights_at, key_env=key)
+
+    monkeypatch.setattr("demur.models.vllm.started", started)
+    monkeypatch.setattr(Served, "missing", lambda self: [])
+    monkeypatch.setattr(placement, "devices", lambda: BIG)
+    uses = [{"name": "mini_harm", "limit": 3}, {"name": "mini_harm", "attack": "mini-seen", "limit": 3}]
+    stages = make({"name": "failing", "serve": "vllm", "bench": uses} | ARMS, where="test").stages
+    with pytest.raises(UserError, match="NO_SUCH_KEY"):
+        execute(stages, out=tmp_path, watch=events.append)
+    assert {event.name for event in events if event.state == "failed"} == {"evaluate-B-s0-mini_harm-none"}
+    done = {item.name for item in plan(stages, tmp_path) if item.done}
+    assert {"evaluate-A-s0-mini_harm-none", "evaluate-C-s0-mini_harm-none"} <= done
+    assert not any("-B-" in name for name in done)
 
 
 def test_a_server_is_started_anew_for_exchanges_that_it_is_too_short_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from aiohttp import web
 
 from demur.attack import attack_class
 from demur.bench import get_bench
@@ -32,7 +38,7 @@ from demur.pipeline.placement import Phase, Place, schedule
 from demur.pipeline.resolve import Resolved, resolve
 from demur.pipeline.run import execute
 from demur.pipeline.stages.evaluate import BenchUse, Evaluate, EvaluateSettings
-from demur.pipeline.study import Study, read
+from demur.pipeline.study import Study, read, save
 from demur.records import PATTERNS, Failure, Message, Prompt, Sampling, Trace
 from demur.report import build
 from demur.storage.artifacts import artifacts
@@ -133,7 +139,7 @@ def run(path: Path, gpus: str, tmp_path: Path, *sets: str) -> World:
         assert [phase["stages"] for phase in printed] == [[item.name for item in phase.stages] for phase in phases]
         run_study(resolved, out=tmp_path / "run")
         seen = world.report()
-        follows(phases, [json.loads(line) for line in (world.folder / "log.jsonl").read_text().splitlines()])
+        follows(phases, log_of(world))
     assert seen.held == {}, "no server is alive, and no training"
     assert len(seen.starts) == len(seen.ends)
     assert seen.refused == []
@@ -238,6 +244,73 @@ SMALL: dict[str, Any] = {
         {"name": "math500@paper-v2", "limit": 12},
     ],
 }  # fmt: skip
+
+
+class Meeting(World):
+    """Who is under test answers when another is asked, too; `late`: never."""
+
+    def __init__(self, folder: Path, *, late: bool) -> None:
+        super().__init__(folder, cards_of("2x80"))
+        self.late, self.asking, self.alone = late, set[str](), False
+
+    async def spoke(self, http: web.Request) -> web.Response:
+        folder = (await http.json())["folder"]
+        if "Guard" not in folder:
+            self.asking.add(folder)
+            for _ in range(2400):
+                if len(self.asking) > 1 and not self.late:
+                    break
+                await asyncio.sleep(0.05)
+            else:
+                self.alone = True
+        return await super().spoke(http)
+
+
+ABREAST: dict[str, Any] = SMALL | {
+    "serve": "vllm",  # no reply is late
+    "arms": {"raw": {}, "star1": {"base": "UCSC-VLAA/STAR1-R1-Distill-7B"}},
+}
+
+
+def log_of(world: World) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (world.folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_arms_are_asked_at_the_same_time(tmp_path: Path) -> None:
+    with Meeting(tmp_path / "world", late=False) as world:
+        resolved = world.furnished(Study(**ABREAST), rows=4)
+        phases = schedule(plan(resolved.stages, tmp_path / "run"))
+        run_study(resolved, out=tmp_path / "run")
+        seen = world.report()
+        follows(phases, log_of(world))
+    assert (len(world.asking), world.alone) == (2, False), "a target's first reply waited for the other's first request"
+    assert [line["event"] for line in log_of(world)] == [*["start"] * 3, *["end"] * 3]
+    assert (seen.held, seen.refused) == ({}, [])
+    assert all(0 < most <= card for most, card in zip(seen.peak, world.cards, strict=True))
+    whole(resolved, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_no_server_and_no_worker_stays(how: signal.Signals, code: int, tmp_path: Path) -> None:
+    """While two targets, each in a process of its own, wait for replies that are long in coming."""
+    with Meeting(tmp_path / "world", late=True) as world:
+        save(world.furnished(Study(**ABREAST), rows=4).study, tmp_path / "study.yaml")
+        command = [sys.executable, "-m", "demur", "run", "study.yaml", "--out", "run"]
+        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
+            while len(world.asking) < 2:
+                assert process.poll() is None, process.communicate()[1]
+                time.sleep(0.1)
+            begun = psutil.Process(process.pid).children(recursive=True)
+            os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+            process.communicate(timeout=60)
+        assert process.returncode == code
+        assert world.report().held == {}
+        assert len(begun) >= 3 + 2, "servers and workers"
+        _, left = psutil.wait_procs(begun, timeout=10)
+        assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
+    assert [line["event"] for line in log_of(world)] == [*["start"] * 3, *["end"] * 3]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 
 from demur.models.config import Local, Served
 from demur.pipeline.dag import Planned
-from demur.pipeline.placement import Phase, Place
+from demur.pipeline.placement import Phase
 from demur.pipeline.sizes import training
 from demur.train.settings import TrainSettings
 
@@ -55,7 +55,9 @@ def _shown(number: int, phase: Phase) -> dict[str, Any]:
             "gigabytes": round(place.need.gigabytes, 1),
             "share": place.share,
             "max_model_len": place.need.length,
-            "minutes": _minutes(place, sum(a.tokens_out for a in asks if a.part == place.need.part)),
+            "minutes": round(place.need.tokens / model.least_speed / model.in_flight / place.copies / 60, 1)
+            if isinstance(model := place.need.model, Served)
+            else None,  # At the speed that is declared for a busy server
         }
         for place in phase.places
     ]
@@ -82,11 +84,3 @@ def _training(item: Planned) -> list[dict[str, Any]]:
     row = {"part": f"train ({found.wrapper})", "model": base.where, "devices": [card.number for card in found.cards]}
     size = {"gigabytes": round(found.gigabytes, 1), "max_model_len": settings.max_length}
     return [row | size | {"share": 1.0, "minutes": None}]
-
-
-def _minutes(place: Place, tokens: int) -> float | None:
-    """At the speed that is declared for a busy server."""
-    model = place.need.model
-    if not isinstance(model, Served):
-        return None
-    return round(tokens / model.least_speed / model.in_flight / place.copies / 60, 1)

@@ -1,6 +1,6 @@
 """Which models are up when, on which accelerators: a schedule of phases, which `plan` prints and `run` follows.
 
-Stages keep their order. Consecutive stages share a phase as long as all models that they need fit side by side; a server
+Consecutive stages share a phase as long as all models that they need fit side by side, and targets have cards of their own; a server
 is started once for its phases and stopped before the first that does not need it. Training has the machine for itself.
 A model takes its weights and the cache of keys and values. Real use depends on lengths; what is said here is what is out of the question.
 """
@@ -8,7 +8,9 @@ A model takes its weights and the cache of keys and values. Real use depends on 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +34,13 @@ class Need(NamedTuple):
     model: Served | Local
     gigabytes: float
     length: int  # Tokens of the longest exchange
-    requests: int = 1  # Of the stage that asks most, and the tokens of all their replies
+    requests: int = 1  # Of the stage that asks most, and the tokens of all stages' replies
     tokens: int = 1
 
     @property
     def key(self) -> str:
         """Equal for two needs that one server meets."""
-        return digest([type(self.model).__name__, self.model.weights_at, identity_of(self.model)])
+        return key_of(self.model)
 
 
 class Place(NamedTuple):
@@ -60,6 +62,11 @@ class Phase(NamedTuple):
     generating: bool = False  # The stages only ask: what reads the answers follows in the next phase
 
 
+def key_of(model: ModelConfig) -> str:
+    """Equal for two models that are played by the same weights."""
+    return digest([type(model).__name__, model.weights_at, identity_of(model)])
+
+
 def need_of(part: str, model: ModelConfig, ask: Ask, *, like: ModelConfig) -> Need | None:
     """What a model takes to answer; `None` where it answers elsewhere or is small. `like` has its size: it may yet be trained."""
     if not isinstance(model, (Served, Local)):
@@ -71,17 +78,16 @@ def need_of(part: str, model: ModelConfig, ask: Ask, *, like: ModelConfig) -> Ne
     length = max(length, getattr(model, "max_model_len", None) or 0)
     length = min(length, size.positions or length)
     cache = size.token * length * FULL_REPLIES
-    return Need(
-        part, model, (size.parameters * ANSWER_BYTES + cache) / 1e9 + OVERHEAD_GB, length, ask.requests, ask.tokens_out
-    )
+    gigabytes = (size.parameters * ANSWER_BYTES + cache) / 1e9 + OVERHEAD_GB
+    return Need(part, model, gigabytes, length, ask.requests, ask.tokens_out)
 
 
 def needs_of(item: Planned, folders: Mapping[str, Path]) -> list[Need]:
-    """The models that must be up on this machine for a stage."""
-    asks = {ask.part: ask for ask in item.stage.estimate()}
-    played = item.stage.played(folders).items()
-    found = (need_of(part, model, asks[part], like=item.stage.models[part]) for part, model in played if part in asks)
-    return [need for need in found if need is not None]
+    """The models that must be up on this machine for a stage, each once."""
+    played, models = item.stage.played(folders), item.stage.models
+    asks = [ask for ask in item.stage.estimate() if ask.part in played]
+    found = (need_of(ask.part, played[ask.part], ask, like=models[ask.part]) for ask in asks)
+    return list(_merged({}, (need for need in found if need is not None)).values())
 
 
 def schedule(planned: Sequence[Planned], *, there: Sequence[Device] | None = None) -> list[Phase]:
@@ -90,9 +96,7 @@ def schedule(planned: Sequence[Planned], *, there: Sequence[Device] | None = Non
     by_name = {item.name: item for item in planned}
     phases: list[Phase] = []
     wanted: dict[str, Need] = {}
-    for item in planned:
-        if item.done:
-            continue
+    for item in [item for item in planned if not item.done]:
         folders = {part: by_name[one.name].folder for part, one in item.stage.inputs.items()}
         if item.stage.trains:
             lack = next((lack.message for lack in item.stage.needs() if lack.what == "train"), "")
@@ -100,13 +104,12 @@ def schedule(planned: Sequence[Planned], *, there: Sequence[Device] | None = Non
             wanted = {}
             continue
         # Without accelerators a model of this process needs no place.
-        found = [need for need in needs_of(item, folders) if cards or isinstance(need.model, Served)]
-        needs = _merged({}, found)
+        needs = {need.key: need for need in needs_of(item, folders) if cards or isinstance(need.model, Served)}
         both = _merged(wanted, needs.values())
         places, problem = place(both.values(), cards)
-        target = {key for key, need in needs.items() if need.part == "target"}
-        alike = not needs or not wanted or needs.keys() <= wanted.keys() or bool(target and target <= wanted.keys())
-        if phases and not phases[-1].training and alike and not problem:
+        targets = [{key for key, need in some.items() if need.part == "target"} for some in (needs, wanted)]
+        alike = not wanted or needs.keys() <= wanted.keys() or all(targets)
+        if phases and not phases[-1].training and alike and not problem and _apart(places):
             phases[-1], wanted = Phase((*phases[-1].stages, item), places), both
         else:
             _append(phases, item, needs, cards)
@@ -114,11 +117,16 @@ def schedule(planned: Sequence[Planned], *, there: Sequence[Device] | None = Non
     return phases
 
 
-def _append(phases: list[Phase], item: Planned, needs: Mapping[str, Need], cards: Sequence[Device]) -> None:
-    """A phase for a stage; or two where its models do not fit side by side: one that asks, one that reads.
+def _apart(places: Sequence[Place]) -> bool:
+    """Whether several targets may be asked at once: on cards of their own, and of others only servers, which they can share."""
+    targets = [place for place in places if place.need.part == "target"]
+    cards = [card for place in targets for card in place.devices or (-1,)]
+    shared = all(isinstance(place.need.model, Served) for place in places if place not in targets)
+    return len(targets) < 2 or (shared and len(cards) == len(set(cards)))
 
-    Stages in a row that are split alike share both.
-    """
+
+def _append(phases: list[Phase], item: Planned, needs: Mapping[str, Need], cards: Sequence[Device]) -> None:
+    """A phase for a stage; or two where its models do not fit side by side: one asks, one reads. Those split alike share both."""
     places, problem = place(needs.values(), cards)
     last = [need for need in needs.values() if need.part in item.stage.readers()]
     first = [need for need in needs.values() if need not in last]
@@ -127,11 +135,11 @@ def _append(phases: list[Phase], item: Planned, needs: Mapping[str, Need], cards
         if not asking[1] and not reading[1]:
             # The longest exchange of all that share the two counts.
             both = [{one.need.key: one.need for one in phase.places} for phase in phases[-2:]]
-            same = len(phases) > 1 and phases[-2].generating
-            same = same and [both[0].keys(), both[1].keys()] == [{n.key for n in first}, {n.key for n in last}]
+            same = len(phases) > 1 and phases[-2].generating and both[1].keys() == {need.key for need in last}
             if same:
                 wider = [place(_merged(b, more).values(), cards) for b, more in zip(both, (first, last), strict=True)]
-                same = not any(lack for _, lack in wider)
+                alike = both[0].keys() == {n.key for n in first} or any(n.part == "target" for n in first)
+                same = alike and not any(lack for _, lack in wider) and _apart(wider[0][0])
                 asking, reading = wider if same else (asking, reading)
             before = (phases.pop(-2).stages, phases.pop().stages) if same else ((), ())
             phases.append(Phase((*before[0], item), *asking, generating=True))
@@ -141,18 +149,19 @@ def _append(phases: list[Phase], item: Planned, needs: Mapping[str, Need], cards
 
 
 def _merged(wanted: Mapping[str, Need], more: Iterable[Need]) -> dict[str, Need]:
-    """Needs by server; the longest exchange counts, and the stage that asks most."""
+    """Needs by server; the longest exchange counts, the stage that asks most, all tokens, and another part than target."""
     found = dict(wanted)
     for need in more:
-        known = found.get(need.key)
-        longer = need if known is None or known.length < need.length else known
-        most = max(need, known or need, key=lambda one: one.tokens)
-        found[need.key] = longer._replace(requests=most.requests, tokens=most.tokens)
+        if (known := found.get(need.key)) is not None:
+            part = known.part if known.part != "target" else need.part
+            most, tokens = max(known.requests, need.requests), known.tokens + need.tokens
+            need = max(known, need, key=lambda one: one.length)._replace(part=part, requests=most, tokens=tokens)
+        found[need.key] = need
     return found
 
 
 def place(needs: Iterable[Need], cards: Sequence[Device]) -> tuple[tuple[Place, ...], str]:
-    """Where models are put, the largest first, each on the card with most room; or why they do not fit.
+    """Where models are put, the largest first, each on the card with most room, a target on one without; or why they do not fit.
 
     One that no card holds is spread over two, four, eight. What a card has left is shared by those on it.
     """
@@ -164,7 +173,8 @@ def place(needs: Iterable[Need], cards: Sequence[Device]) -> tuple[tuple[Place, 
     for need in needs:
         widths = [len(_fixed(need))] if _fixed(need) else [n for n in (1, 2, 4, 8) if n <= len(cards)]
         for width in widths:
-            most = _fixed(need) or tuple(sorted(room, key=lambda number: -room[number])[:width])
+            used = {number for other, on in chosen if need.part == other.part == "target" for number in on}
+            most = _fixed(need) or tuple(sorted(room, key=lambda number: (number in used, -room[number]))[:width])
             if all(room.get(number, 0.0) >= need.gigabytes / width for number in most):
                 break
         else:
@@ -191,12 +201,11 @@ def place(needs: Iterable[Need], cards: Sequence[Device]) -> tuple[tuple[Place, 
 
 def _copies(chosen: Sequence[tuple[Need, tuple[int, ...]]], free: Iterable[int]) -> dict[str, list[int]]:
     """Free cards, one after the other to the server that has most to write, where another is worth its start."""
-    copies: dict[str, list[int]] = {
-        need.key: [] for need, on in chosen if isinstance(need.model, Served) and len(on) == 1 and not _fixed(need)
-    }
+    alone = [need for need, on in chosen if isinstance(need.model, Served) and len(on) == 1 and not _fixed(need)]
+    copies: dict[str, list[int]] = {need.key: [] for need in alone}
     for card in free:
         servers = {key: 1 + len(cards) for key, cards in copies.items()}
-        busy = [need for need, _ in chosen if need.key in servers and need.requests > WORTH * servers[need.key]]
+        busy = [need for need in alone if need.requests > WORTH * servers[need.key]]
         if busy:
             copies[max(busy, key=lambda need: need.tokens / servers[need.key]).key].append(card)
     return copies
@@ -212,22 +221,23 @@ class Servers:
 
     def __init__(self) -> None:
         self._up: dict[str, tuple[Place, contextlib.ExitStack, Remote]] = {}
-        self._gone: dict[str, Remote] = {}
-        """How models were asked whose servers are stopped: what they answered is in the cache."""
-        self._local: dict[str, Place] = {}
+        self._gone: dict[str, ModelConfig] = {}  # How to ask what was stopped: its answers are in the cache
 
-    def move_to(self, phase: Phase) -> None:
+    def move_to(self, phase: Phase) -> Callable[[ModelConfig], ModelConfig]:
         """Stop what the phase does not need, or needs elsewhere or for longer exchanges, then start what it needs and is not up.
 
-        Raises WorkError: a server does not start; its log says why.
+        Returns how models are asked then, to be sent to workers. Raises WorkError: a server does not start; its log says why.
         """
         wanted = {place.need.key: place for place in phase.places}
-        for key, (place, stack, _) in list(self._up.items()):
-            if key not in wanted or wanted[key][1:] != place[1:] or wanted[key].need.length > place.need.length:
-                stack.close()
-                self._gone[key] = self._up.pop(key)[2]
-        self._local = {key: place for key, place in wanted.items() if isinstance(place.need.model, Local)}
-        new = {k: place for k, place in wanted.items() if isinstance(place.need.model, Served) and k not in self._up}
+        gone = [
+            key
+            for key, (place, _, _) in self._up.items()
+            if key not in wanted or wanted[key][1:] != place[1:] or wanted[key].need.length > place.need.length
+        ]
+        with ThreadPoolExecutor(len(gone) + 1) as ending:  # at once: a server may take seconds
+            list(ending.map(lambda key: self._up[key][1].close(), gone))
+        self._gone |= {key: self._up.pop(key)[2] for key in gone}
+        new = {key: one for key, one in wanted.items() if isinstance(one.need.model, Served) and key not in self._up}
         opened = {key: contextlib.ExitStack() for key in new}
         with contextlib.ExitStack() as all_of_them:  # what has started is stopped when another does not
             for stack in opened.values():
@@ -236,19 +246,18 @@ class Servers:
                 several = {"url": tuple(url for one in remotes for url in one.url)} if len(remotes) > 1 else {}
                 self._up[key] = (new[key], opened[key], remotes[0].model_copy(update=several))
             all_of_them.pop_all()
-
-    def reach(self, model: ModelConfig) -> ModelConfig:
-        """A model as it is asked now: behind its server, or on its card."""
-        if not isinstance(model, (Served, Local)):
-            return model
-        key = Need("", model, 0.0, 0).key
-        if isinstance(model, Local) and model.device == "auto" and key in self._local:
-            return model.model_copy(update={"device": f"cuda:{self._local[key].devices[0]}"})
-        return self._up[key][2] if key in self._up else self._gone.get(key, model)
+        local = [(key, one) for key, one in wanted.items() if key not in self._up and one.devices]
+        here = {key: one.need.model.model_copy(update={"device": f"cuda:{one.devices[0]}"}) for key, one in local}
+        return partial(_asked, self._gone | here | {key: remote for key, (_, _, remote) in self._up.items()})
 
     def close(self) -> None:
         """End all servers."""
         self.move_to(Phase(()))
+
+
+def _asked(ways: Mapping[str, ModelConfig], model: ModelConfig) -> ModelConfig:
+    """A model behind its server, or on its card."""
+    return ways.get(key_of(model), model) if getattr(model, "device", "auto") == "auto" else model
 
 
 def _together(new: Mapping[str, Place], opened: Mapping[str, contextlib.ExitStack]) -> dict[str, list[Remote]]:

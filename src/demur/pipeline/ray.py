@@ -117,7 +117,6 @@ def _task(job: Job) -> tuple[float, str]:
         if problem:
             return 0.0, problem
         with contextlib.closing(Servers()) as running:
-            running.move_to(Phase((), places))
-            return do(job._replace(reach=running.reach), quiet), ""
+            return do(job._replace(reach=running.move_to(Phase((), places))), quiet), ""
     except DemurError as error:
         return 0.0, str(error)

@@ -54,12 +54,8 @@ def resolve(loaded: Loaded) -> Resolved:
     problems.check()
     measured = [stage for stage in stages if isinstance(stage, Evaluate)]
     notes = dict.fromkeys(unread(stage.use.name, stage.files.get("data")) for stage in measured if not missing)
-    notes |= dict.fromkeys(
-        f"{s.use.attack.name}: from {path}"
-        for s in measured
-        for path in s.attack_files().values()
-        if path.parent != TEXTS
-    )
+    texts = [(stage.use.attack.name, path) for stage in measured for path in stage.attack_files().values()]
+    notes |= dict.fromkeys(f"{name}: from {path}" for name, path in texts if path.parent != TEXTS)
     return Resolved(study, stages, list(missing), [*loaded.notes, *filter(None, notes)])
 
 
@@ -245,9 +241,8 @@ def _check_depth(study: Study, problems: Problems) -> None:
     uses += [(("tamper", at), use) for at, use in enumerate(study.tamper)]
     for place, use in uses:
         if (use.bench, use.attack) not in asked:
-            problems.add(
-                place, f"'{use.bench}' with attack '{use.attack}' is not under 'bench', where its replies come from."
-            )
+            told = f"'{use.bench}' with attack '{use.attack}' is not under 'bench', where its replies come from."
+            problems.add(place, told)
     for at, tamper in enumerate(study.tamper):
         if tamper.rows.after or tamper.rows.teacher == SELF or (not tamper.rows.trained and not tamper.rows.benign):
             problems.add(("tamper", at, "rows"), "every arm trains on the same rows: no 'after', no teacher 'self'.")

@@ -28,7 +28,7 @@ from demur.errors import UserError, WorkError
 from demur.interfaces import Progress
 from demur.models.config import ModelConfig
 from demur.pipeline.dag import Planned, plan, write_graph
-from demur.pipeline.placement import Phase, Servers, schedule
+from demur.pipeline.placement import Phase, Servers, key_of, schedule
 from demur.pipeline.stage import Context, Stage
 from demur.storage import artifacts
 from demur.storage.artifacts import Artifact, Manifest
@@ -61,8 +61,8 @@ def execute(
 ) -> dict[str, Artifact]:
     """Do what is not done yet of some stages and all that they read; returns all artifacts by stage name.
 
-    `workers` are so many processes of this machine (1: this one), or a pool elsewhere. Replies are kept in `cache`, by default in
-    the run's folder `out`. With `add` the run's other stages stay in its graph; else these are the whole of it.
+    `workers` are so many processes of this machine (1: this one) where no model has cards, or a pool elsewhere. Replies are kept in
+    `cache`, by default in the run's folder `out`. With `add` the run's other stages stay in its graph; else these are the whole of it.
 
     Raises WorkError: a stage failed; what was finished is kept and the same call goes on from there.
     """
@@ -80,8 +80,6 @@ def execute(
             _in_phases(phases, context, say)
         elif not isinstance(workers, int):
             _drive(todo, context, workers, say)
-        elif workers <= 1 or len(todo) <= 1:
-            _drive(todo, context, _Here(say), say)
         else:
             with local_pool(min(workers, len(todo)), say) as pool:
                 _drive(todo, context, pool, say)
@@ -89,18 +87,15 @@ def execute(
 
 
 def _in_phases(phases: Sequence[Phase], graph: _Graph, say: Watch) -> None:
-    """Follow a schedule in this process, each phase with its models up."""
+    """Follow a schedule, each phase with its models up and a process for each target, this one where there are no two."""
     if problems := [phase.problem for phase in phases if phase.problem]:
         raise UserError("\n".join(dict.fromkeys(problems)))
     with contextlib.closing(Servers()) as running:
         for phase in phases:
-            running.move_to(phase)
-            here = graph._replace(reach=running.reach)
-            if phase.generating:
-                for item in phase.stages:
-                    do(here.job(item)._replace(generating=True), reported(item.name, say))
-            else:
-                _drive(list(phase.stages), here, _Here(say), say)
+            done = set(graph.done) if phase.generating else graph.done  # who only asks publishes nothing
+            here = graph._replace(done=done, reach=running.move_to(phase), generating=phase.generating)
+            with local_pool(sum(place.need.part == "target" for place in phase.places), say) as pool:
+                _drive(list(phase.stages), here, pool, say)
 
 
 class _Graph(NamedTuple):
@@ -108,6 +103,7 @@ class _Graph(NamedTuple):
     done: set[str]
     cache: Path
     reach: Callable[[ModelConfig], ModelConfig] | None = None
+    generating: bool = False
 
     def ready(self, item: Planned) -> bool:
         """Whether all inputs of a stage are published."""
@@ -115,7 +111,12 @@ class _Graph(NamedTuple):
 
     def job(self, item: Planned) -> Job:
         folders = {part: self.planned[stage.name].folder for part, stage in item.stage.inputs.items()}
-        return Job(item, folders, self.cache, self.reach)
+        return Job(item, folders, self.cache, self.reach, self.generating)
+
+    def lane(self, item: Planned) -> str:
+        """Of stages with the same, one is at work at a time: their target, where a schedule gives it its cards."""
+        target = item.stage.played(self.job(item).inputs).get("target") if self.reach is not None else None
+        return key_of(target) if target is not None else item.name
 
 
 class Job(NamedTuple):
@@ -124,8 +125,7 @@ class Job(NamedTuple):
     planned: Planned
     inputs: dict[str, Path]
     cache: Path
-    reach: Callable[[ModelConfig], ModelConfig] | None = None
-    """What a model is asked by, where servers of this process are up."""
+    reach: Callable[[ModelConfig], ModelConfig] | None = None  # What a model is asked by, where servers are up
     generating: bool = False  # Only ask; nothing is published
 
 
@@ -219,32 +219,28 @@ def _drive(todo: list[Planned], graph: _Graph, pool: Pool, say: Watch) -> None:
     running: dict[Any, Planned] = {}
     failure: BaseException | None = None
     while waiting or running:
-        ready = [] if failure else [item for item in waiting.values() if graph.ready(item)]
-        for item in ready[: pool.slots - len(running)]:
-            running[pool.submit(graph.job(item))] = waiting.pop(item.name)
+        slots = 0 if failure else pool.slots
+        for item in list(waiting.values()):
+            free = len(running) < slots and graph.lane(item) not in map(graph.lane, running.values())
+            if free and graph.ready(item):
+                running[pool.submit(graph.job(item))] = waiting.pop(item.name)
         if not running:
             break
         for handle in pool.wait(list(running)):
             item = running.pop(handle)
-            error = _settle(pool, handle, item, say)
-            failure = failure or error
-            if error is None:
-                graph.done.add(item.name)
+            try:
+                seconds = pool.seconds(handle)
+            except BaseException as error:
+                say(Event(item.name, "failed"))
+                error.add_note(f"in stage {item.name}")
+                failure = failure or error
+                continue
+            graph.done.add(item.name)
+            if not graph.generating:
+                line = str(Artifact(item.folder).manifest.summary.get("line", ""))
+                say(Event(item.name, "done", remark=line, seconds=seconds))
     if failure is not None:
         raise failure
-
-
-def _settle(pool: Pool, handle: Any, item: Planned, say: Watch) -> BaseException | None:
-    """Say how a stage ended; returns its error, with the stage's name."""
-    try:
-        seconds = pool.seconds(handle)
-    except BaseException as error:
-        say(Event(item.name, "failed"))
-        error.add_note(f"in stage {item.name}")
-        return error
-    line = str(Artifact(item.folder).manifest.summary.get("line", ""))
-    say(Event(item.name, "done", remark=line, seconds=seconds))
-    return None
 
 
 class _Workers:
@@ -284,7 +280,7 @@ class _Workers:
         except (EOFError, OSError):
             message = WorkError(
                 "a worker process was killed (out of memory, or a signal). What was finished is kept; run the same "
-                "command to go on, with --set workers=1 if memory was short."
+                "command to go on, with fewer workers (--set workers=1) or cards (CUDA_VISIBLE_DEVICES) if memory was short."
             )
             self._processes.pop(here).join(1)
         if isinstance(message, Event):
@@ -317,7 +313,10 @@ GRACE = 5.0  # Seconds that workers have to end when a run is stopped
 
 @contextlib.contextmanager
 def local_pool(slots: int, say: Watch) -> Iterator[Pool]:
-    """Worker processes on this machine, ended with the block."""
+    """Worker processes on this machine, ended with the block; this process where one is enough."""
+    if slots <= 1:
+        yield _Here(say)
+        return
     pool = _Workers(slots, say)
     try:
         with one_thread():
