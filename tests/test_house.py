@@ -152,8 +152,8 @@ def test_an_optional_package_has_one_group_which_the_message_for_a_missing_one_n
 
 
 ROOMS = {
-    "attack": 1177, "bench": 863, "cli": 2604, "diagnose": 780, "distil": 471, "judge": 2218, "mini": 1046, "mix": 1018,
-    "models": 2762, "pipeline": 3496, "prompts": 1185, "repair": 476, "report": 4082, "stats": 681, "storage": 1358,
+    "attack": 1174, "bench": 861, "cli": 2602, "diagnose": 778, "distil": 470, "judge": 2214, "mini": 1045, "mix": 1018,
+    "models": 2759, "pipeline": 3494, "prompts": 1185, "repair": 460, "report": 4080, "stats": 681, "storage": 1358,
     "testing": 1781, "train": 2343,
 }  # fmt: skip
 """Most lines of each room: what they have today. They were to be 20,000 together: only ever lower a number here."""

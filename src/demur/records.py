@@ -31,12 +31,11 @@ Pattern = Literal[
     "lack_of_safety_awareness", "strong_vacillation", "weak_vacillation", "harmful_additions", "inconsistency"
 ]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)  # The five of the paper's v2
-CLASSES: dict[str, tuple[Pattern, ...]] = {
+CLASSES: dict[str, tuple[Pattern, ...]] = {  # The three classes of the paper's v1, each by the patterns it gathers
     "unaware": ("lack_of_safety_awareness",),
     "overthinking": ("strong_vacillation", "weak_vacillation", "harmful_additions"),
     "inconsistent": ("inconsistency",),
 }
-"""The three classes of the paper's v1, each by the patterns it gathers."""
 
 
 UNSAFE = "marked unsafe by its file"  # Noted on a trace whose own row calls the reply harmful: it is never trained on

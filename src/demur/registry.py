@@ -61,7 +61,7 @@ def code_in(data: Any, place: str = "") -> Iterator[str]:
                 yield f"{place}: {named[1]}{named[2]}"
 
 
-GROUPS = {
+GROUPS = {  # Optional groups of dependencies, with the modules that they bring
     "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "gguf", "psutil"),
     "ray": ("ray",),
     "inspect": ("inspect_ai",),
@@ -70,7 +70,6 @@ GROUPS = {
     "data": ("huggingface_hub", "pyarrow", "zstandard"),
     "bench": ("if_verifiable", "langdetect"),
 }
-"""Optional groups of dependencies, with the modules that they bring."""
 
 
 def missing(error: ModuleNotFoundError, what: str) -> UserError:

@@ -103,7 +103,7 @@ def _with(data: Any, keys: list[str], value: Any, item: str) -> Any:
     raise UserError(f"--set {item}: '{head}' is no place in a list of {len(data)}")
 
 
-WANTED = {
+WANTED = {  # pydantic's kinds of errors that it says in words of Python
     "tuple_type": "a list is wanted, such as [{value}]",
     "list_type": "a list is wanted, such as [{value}]",
     "dict_type": "a mapping of keys to values is wanted",
@@ -111,7 +111,6 @@ WANTED = {
     "too_short": "at least one is wanted",
     "literal_error": "no such value",
 }
-"""pydantic's kinds of errors that it says in words of Python."""
 
 
 class Problems:

@@ -44,11 +44,10 @@ class Marks(NamedTuple):
 
 
 _TAG = r"(?:[a-z]{1,8}:)?(?:think|thinking|thoughts?|reasoning)"
-FAMILIES = {
+FAMILIES = {  # Marks by family, of `thinking.toml`
     name: Marks(**{part: pattern.replace("TAG", _TAG) for part, pattern in own.items()})
     for name, own in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()
 }
-"""Marks by family, of `thinking.toml`."""
 ALL = tuple(FAMILIES)
 _OPENS = {name: re.compile(marks.open, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}
 _CLOSES = {name: re.compile(marks.close, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}

@@ -173,7 +173,7 @@ RUNS: list[dict[str, Any]] = [
 READ_IN = {
     "models.config": "models/client models/transport models/answering models/wire models/vllm models/config models/local pipeline/placement",
     "models.sampling": "models/answering models/wire models/local models/client interfaces", "attack.static": "attack/static", "attack.pap": "attack/pap", "distil.settings": "distil/run pipeline/stages/distil",
-    "mix.settings": "mix/settings mix/draw pipeline/stages/mix prompts/publish", "repair.settings": "repair/run repair/means repair/cut repair/settings",
+    "mix.settings": "mix/settings mix/draw pipeline/stages/mix prompts/publish", "repair.settings": "repair/run repair/cut repair/settings",
     "pipeline.stages.evaluate": "report/read pipeline/stages/evaluate", "pipeline.stages.probe": "report/details pipeline/stages/probe",
     "pipeline.stages.train": "report/training report/read", "pipeline.stages.rejudge": "pipeline/stages/rejudge report/read",
     "pipeline.stages.importing": "pipeline/stages/importing", "train.settings": "train/model train/prepare train/batches",

@@ -17,8 +17,7 @@ from demur.interfaces import Request
 from demur.mix.examples import example_of
 from demur.records import Failure, Finding, Message, Prompt, Sampling, Span, Trace
 from demur.repair.cut import SENTENCE, Intervened, cut_at_cue, cut_at_findings, cut_at_share, probe
-from demur.repair.means import WANTED
-from demur.repair.run import Repaired, repair
+from demur.repair.run import WANTED, Repaired, repair
 from demur.repair.settings import Intervention, RepairSettings
 
 REFUSED = "Sorry, I can't help with that."

@@ -20,7 +20,7 @@ from demur.records import Message, Prompt, Sampling
 from demur.registry import resolve
 from demur.settings import Strict, validate
 
-ATTACKS: dict[str, str] = {
+ATTACKS: dict[str, str] = {  # Name -> `module:class`, a subclass of `base.Attack`
     "none": "demur.attack.static:NoAttack",
     "pap": "demur.attack.pap:FrozenPap",
     "pap-written": "demur.attack.pap:WrittenPap",
@@ -39,7 +39,6 @@ ATTACKS: dict[str, str] = {
     "mini-heldout": "demur.mini.attacks:HeldOut",
     "mini-adaptive": "demur.mini.attacks:Adaptive",
 }
-"""Name -> `module:class`, a subclass of `base.Attack`."""
 PLAYED_BY = {"judge": "attack_judge"}  # Part -> the study's model that plays it when none is named; else its namesake
 
 

@@ -68,14 +68,13 @@ class FrozenPap(Attack):
 class WrittenSettings(AttackSettings):
     """Which techniques, and how the attacker writes."""
 
-    techniques: tuple[str, ...] = (
+    techniques: tuple[str, ...] = (  # Default: the five that are commonly used together (HarmBench's PAP-top5)
         "logical appeal",
         "authority endorsement",
         "misrepresentation",
         "evidence-based persuasion",
         "expert endorsement",
     )
-    """Default: the five that are commonly used together (HarmBench's PAP-top5)."""
     tries: int = Field(default=3, ge=1)  # Times that the attacker is asked for a rewrite in the right form
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=0.9, gt=0, le=1)

@@ -148,13 +148,12 @@ class HijackAttack(PrefillAttack):
         return filled(self.FRAME, puzzles=lines, request=prompt.text)
 
 
-ASSISTANT = {
+ASSISTANT = {  # Chat family -> what ends the user's turn and opens the assistant's
     "chatml": "<|im_end|>\n<|im_start|>assistant\n",
     "r1": "<｜Assistant｜>",
     "llama3": "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     "gemma": "<end_of_turn>\n<start_of_turn>model\n",
 }
-"""Chat family -> what ends the user's turn and opens the assistant's."""
 
 
 class TokensSettings(AttackSettings):

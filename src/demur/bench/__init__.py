@@ -24,12 +24,11 @@ from demur.registry import resolve
 from demur.storage.readers import READERS
 
 TABLE = Path(__file__).parent / "table.yaml"
-FILES: dict[str, str] = {
+FILES: dict[str, str] = {  # Name -> `module:attribute`, a `spec.Bench`
     "mini_harm": "demur.mini.benches:MINI_HARM",
     "mini_benign": "demur.mini.benches:MINI_BENIGN",
     "mini_arithmetic": "demur.mini.benches:MINI_ARITHMETIC",
 }
-"""Name -> `module:attribute`, a `spec.Bench`."""
 SAMPLINGS = {"thinking": THINKING, "reasoning": REASONING}
 GROUPS = {"serving": SERVING, "over": OVER, "both": (*SERVING, *OVER), "graded": GRADED}
 

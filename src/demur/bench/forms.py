@@ -19,7 +19,7 @@ from demur.storage import readers
 
 Row = dict[str, str]
 Form = Callable[..., list[Prompt]]
-FORMS = {
+FORMS = {  # Name -> `module:function(bench, path, *, n, seed)`, which returns prompts
     "text": "demur.bench.forms:text",
     "maths": "demur.bench.forms:maths",
     "choice": "demur.bench.choice:read",
@@ -27,7 +27,6 @@ FORMS = {
     "humaneval": "demur.bench.livecodebench:humaneval",
     "ifeval": "demur.bench.ifeval:read",
 }
-"""Name -> `module:function(bench, path, *, n, seed)`, which returns prompts."""
 BOXED = "Please think it through step by step, and give the final answer in \\boxed{}."
 
 

@@ -12,13 +12,12 @@ from demur.bench.spec import Bench
 from demur.cli import common
 
 app = common.app("What benchmarks there are.")
-ASKED = {
+ASKED = {  # Groups of the list, by whether attack success and over-refusal are counted
     (True, False): "harmful requests: are they declined?",
     (False, True): "harmless requests: are they answered?",
     (True, True): "both: are they told apart?",
     (False, False): "problems: are they solved?",
 }
-"""Groups of the list, by whether attack success and over-refusal are counted."""
 
 
 @app.command("list")

@@ -13,7 +13,7 @@ from demur.errors import UserError, WorkError
 from demur.registry import missing
 
 app = common.app("Publish a data set or a model. Shows what it would do; --yes does it.")
-FILES = {
+FILES = {  # What of a folder is uploaded: never reply caches, optimizer states, logs or dot files
     "dataset": ["README.md", "LICENSE*", "data/*", "contamination.json"],
     "model": [
         "README.md", "LICENSE*", "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
@@ -21,7 +21,6 @@ FILES = {
         "chat_template*",
     ],
 }  # fmt: skip
-"""What of a folder is uploaded: never reply caches, optimizer states, logs or dot files."""
 
 
 Gate = Literal["none", "auto", "manual"]

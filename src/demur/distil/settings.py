@@ -13,13 +13,12 @@ from demur.records import Part, Sampling
 from demur.settings import Strict
 
 Keep = Literal["everything", "answer safe", "thinking and answer safe", "whole safe"]
-PARTS: dict[Keep, tuple[Part, ...]] = {
+PARTS: dict[Keep, tuple[Part, ...]] = {  # The parts of a trace that a keep rule has judged
     "everything": (),
     "answer safe": ("answer",),
     "thinking and answer safe": ("thinking", "answer"),
     "whole safe": ("whole",),
 }
-"""The parts of a trace that a keep rule has judged."""
 
 
 class Begin(Strict):

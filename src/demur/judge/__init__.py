@@ -21,7 +21,7 @@ from demur.judge.model import Format, ModelJudge, Requires, departures
 from demur.records import Label, Part, Query
 from demur.registry import resolve
 
-JUDGES: dict[str, str] = {
+JUDGES: dict[str, str] = {  # Name -> `module:attribute`; what lives elsewhere is named so itself
     "rules": "demur.judge.refusal:RulesJudge",
     "maths": "demur.judge.maths:MathsJudge",
     "code": "demur.judge.code:CodeJudge",
@@ -40,7 +40,6 @@ JUDGES: dict[str, str] = {
     "strongreject": "demur.judge.guards:STRONGREJECT",
     "xstest_llm": "demur.judge.guards:XSTEST",
 }
-"""Name -> `module:attribute`; what lives elsewhere is named so itself."""
 
 
 def requires(name: str) -> Requires | None:

@@ -33,12 +33,11 @@ _FENCE = re.compile(r"(?:^[ \t]*(?:[-*+] |\d+[.)] )?|[:.] *)(?P<fence>`{3,}|~{3,
 _PROGRAM = re.compile(r"(?:import|from|def|class|#|for|print\(|[a-zA-Z_][\w, ]*? ?=(?!=) ?|@)")
 _FUTURE = re.compile(r"^from __future__ import [^\n]+$", re.MULTILINE)
 _NAMES = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json builtins typing"
-HEADER = (
+HEADER = (  # What contest programs take for granted
     "".join(f"from {name} import *\n" for name in _NAMES.split())
     + "".join(f"import {name}\n" for name in _NAMES.split())
     + "sys.setrecursionlimit(50000)\nsys.set_int_max_str_digits(0)\n"
 )
-"""What contest programs take for granted."""
 DRIVER = """
 
 def _demur_drive():

@@ -154,7 +154,7 @@ def _under(form: str) -> Callable[[Case], tuple[Message, ...]]:
 
 
 SHOWN = {"turns": _turns, "filled": lambda case: _in(case.rubric, case), "harmbench": _harmbench}
-READ: dict[str, Callable[[str], Reading]] = {
+READ: dict[str, Callable[[str], Reading]] = {  # What is shown and how a reply is read, by the names of `guards.yaml`
     "llama_guard": parse_llama_guard3,
     "wildguard": parse_wildguard,
     "harmbench": parse_harmbench,
@@ -166,7 +166,6 @@ READ: dict[str, Callable[[str], Reading]] = {
     "strongreject": parse_strongreject,
     "xstest": parse_xstest,
 }
-"""What is shown and how a reply is read, by the names of `guards.yaml`."""
 
 
 def _format(name: str, entry: dict[str, Any]) -> Format:

@@ -4,13 +4,12 @@
 it is. Replies go through the cache before anyone sees them.
 """
 
-SCRIPTS: dict[str, str] = {
+SCRIPTS: dict[str, str] = {  # Scripts by name; any other is named `module:function`
     "stand_in": "demur.testing.scripts:stand_in",
     "echo": "demur.testing.scripts:echo",
     "target": "demur.testing.scripts:target",
     "teacher": "demur.testing.scripts:teacher",
     "filler": "demur.testing.scripts:filler",
 }
-"""Scripts by name; any other is named `module:function`."""
 BASES: dict[str, str] = dict.fromkeys(("mini-lrm-a", "mini-lrm-b", "mini-lrm-c"), "demur.mini.base:folder")
 """Bases that ship: name -> `module:function` that returns the folder of the name."""

@@ -257,7 +257,7 @@ def _kind(value: Any) -> str:
     return next((kind for key, kind in KINDS.items() if key in keys), "none")
 
 
-ModelConfig = Annotated[
+ModelConfig = Annotated[  # A model, as a field of settings: a mapping, or the short text that `parse_model` reads
     Annotated[Remote, Tag("Remote")]
     | Annotated[Served, Tag("Served")]
     | Annotated[Local, Tag("Local")]
@@ -270,7 +270,6 @@ ModelConfig = Annotated[
     ),
     BeforeValidator(lambda value: parse_model(value) if isinstance(value, str) else value),
 ]
-"""A model, as a field of settings: a mapping, or the short text that `parse_model` reads."""
 
 
 class _Holder(BaseModel):

@@ -23,10 +23,9 @@ GUARDS: dict[str, str] = {
 REASONS = re.compile(r"(?<![a-z0-9])(r1|reasoner|qwq|o[134]|gpt-5)(?![a-z0-9])", re.IGNORECASE)
 """Models that think by themselves whatever they are told, by name."""
 NO_TEMPERATURE = re.compile(r"(o[134]|gpt-5)(?![a-z0-9])", re.IGNORECASE)  # OpenAI's, which refuse a temperature
-RETIRED = {
+RETIRED = {  # Names behind which the model is no longer the one that they are known for
     "deepseek-reasoner": "has been V3.1 and later models since August 2025, and is no longer served: name open weights"
 }
-"""Names behind which the model is no longer the one that they are known for."""
 
 
 class Requires(NamedTuple):

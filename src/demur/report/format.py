@@ -19,12 +19,11 @@ from demur.report.metrics import ALL
 from demur.report.tests import ALPHA, Finding, PairedTest
 from demur.stats import Difference
 
-NAMES = {
+NAMES = {  # Metrics whose heading is not their name, beside those that declare one
     "accuracy": "reasoning", "pairs": "pairs told apart", "full_over_refusal": "full refusals alone",
     "no_reply": "no answer", "no_answer": "no final answer", "cut": "truncated",
     "score": "the judge's own score (by rules: the chance that a reply refuses)",
 }  # fmt: skip
-"""Metrics whose heading is not their name, beside those that declare one."""
 NONE = "–"
 
 

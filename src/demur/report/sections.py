@@ -15,11 +15,10 @@ from demur.report.tests import PairedTest
 
 Row = tuple[Cell | str, ...]
 Part = tuple[str, Sequence[Table], dict[str, object]]  # Id of a section, its tables, and what its text has to say
-DRAWN: dict[str, Callable[[Report], Iterator[figures.Figure]]] = {
+DRAWN: dict[str, Callable[[Report], Iterator[figures.Figure]]] = {  # Sections with drawings
     "pareto": figures.pareto, "learnability": figures.losses, "tries": figures.attempts,
     "depth": figures.depth,
 }  # fmt: skip
-"""Sections with drawings."""
 
 
 def sections(report: Report, more: Iterable[Part] = ()) -> list[Section]:
