@@ -4,8 +4,6 @@
 None of them is shown with a traceback.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable

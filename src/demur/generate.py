@@ -3,8 +3,6 @@
 What comes goes to the disk; in memory are the requests in flight, and the traces for which a judge has yet to find time.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple

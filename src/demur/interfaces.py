@@ -4,8 +4,6 @@ Everything streams: a judge starts on the first trace while the model still writ
 whatever order results become ready; whoever publishes an artifact sorts.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import NamedTuple, Protocol, TypeVar
 

@@ -4,8 +4,6 @@ They are msgspec structs: JSON Lines in, JSON Lines out, checked as they are rea
 An undecided value is `None` with a reason, never a number. A missing text is `None`, an empty one is `""`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 What lives elsewhere is named the same way: `--judge my_package.my_judge:Judge` needs no registration.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import re

@@ -4,8 +4,6 @@ Whatever is wrong is said with file, line, the nearest allowed key and all allow
 loaded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import difflib
@@ -116,7 +114,7 @@ WANTED = {  # pydantic's kinds of errors that it says in words of Python
 class Problems:
     """Everything that is wrong with some plain data, each with its places, gathered to be said at once."""
 
-    def __init__(self, where: str, lines: LineTable | None = None) -> None:
+    def __init__(self, where: str, lines: "LineTable | None" = None) -> None:
         self._where, self._lines = where, lines
         self._left_out: list[Location] = []
         self._wrong: list[Location] = []
@@ -231,7 +229,7 @@ def _most_specific(error: pydantic.ValidationError) -> Iterable[Any]:
 
 
 def _explain(
-    model: type[BaseModel], problem: Any, location: Location, where: str, lines: LineTable | None
+    model: type[BaseModel], problem: Any, location: Location, where: str, lines: "LineTable | None"
 ) -> tuple[str, str]:
     """One complaint in our own words, and its place in the file."""
     line = lines.line(location) if lines else None

@@ -14,8 +14,6 @@ A mark that stands in code or between quotation marks is text. Nothing is thrown
 again, to the byte. Time is linear in the length of the text.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections import Counter

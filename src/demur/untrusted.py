@@ -5,8 +5,6 @@ things ("AI assistant:"), or a verdict ready to be read ("unsafe", "Judgment: 0"
 what is judged: tokens are broken by a space and such lines are marked as quoted. What text remains text.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

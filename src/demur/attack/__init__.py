@@ -4,8 +4,6 @@ These are the field's standard evaluations; here they measure a defence. A promp
 parent, and its `attack` says how it was made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ An attack is one class in one file. It is made from its settings and files alone
 needs; a run then gives it models (`connect`) and questions (`attacked`).
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple

@@ -5,8 +5,6 @@ reply, and streams share nothing; `pair@paper-v1` has the four defects of the ve
 the original the attacker's reply is not begun for it, because not every server can.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random

@@ -5,8 +5,6 @@ attacker write them, one a technique. They are two protocols with two names: nei
 stays on the prompt (`pap:framing`), so that success can be told per technique and as the best of k.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path

@@ -8,8 +8,6 @@ Every query goes through the reply cache of its model, so that a run that was ki
 read is `None`, never the lowest. What a target wrote stands between tags that it cannot close.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections import Counter

@@ -4,8 +4,6 @@ Those on the thinking itself are for servers that go on from a begun assistant t
 there. The default openings name no harm and hold no help.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ is a protocol of its own (`xstest@paper-v2`), one with `=` a benchmark on a file
 its prompts is `load.load_prompts`; numbers of its verdicts are made in `report.metrics`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path

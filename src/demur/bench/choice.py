@@ -5,8 +5,6 @@ the thinking before it is not read. The score of a verdict is accuracy beyond ch
 right, whatever the number of options. A verdict's own words are the letter that was chosen.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re

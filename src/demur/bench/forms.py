@@ -4,8 +4,6 @@ A column is named by what releases call it: `a|b` is the first of these that the
 joined by a comma, and a leading `?` says that a file may lack it. A cell that holds a conversation stands for its first turn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ The checks are those of the release, from the package `if-verifiable`, in their 
 all of a prompt's instructions; its score is the share that it follows.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

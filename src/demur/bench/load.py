@@ -5,8 +5,6 @@ are not those of the release. The hash is over the texts, one a line, white spac
 Lines copy and the hub's table count as the same.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

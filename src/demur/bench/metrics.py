@@ -1,7 +1,5 @@
 """The metrics that several benchmarks share, so that one name means one thing, and the samplings they are used with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import get_args
 

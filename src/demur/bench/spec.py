@@ -1,7 +1,5 @@
 """What a benchmark is: prompts, attacks, sampling, judge, metrics and a version, in one place and under one name."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from demur.records import Intent, Label, Part, Query, Record, Sampling

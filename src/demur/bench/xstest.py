@@ -8,8 +8,6 @@ The paper's second version trains on 100 safe prompts and tests on the other 150
 drawn once and for all by `split`; `docs/protocols.md` lists the ids.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command line: one file for each verb, imported only when it is called, so that `demur --help` stays quick."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

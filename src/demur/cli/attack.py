@@ -1,7 +1,5 @@
 """`demur attack KIND`: attack a model with your own questions, and keep what was found. It runs as a study with one arm."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

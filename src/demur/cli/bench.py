@@ -1,7 +1,5 @@
 """`demur bench list`: what benchmarks there are, and which of them lie here."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import msgspec

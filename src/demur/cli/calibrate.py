@@ -1,7 +1,5 @@
 """`demur calibrate …`: a judge or a detector against labels that people gave."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager

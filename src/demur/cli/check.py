@@ -1,7 +1,5 @@
 """`demur check …`: is this sound? Exits 1 when it is not."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`demur compare A B`: two arms by paired tests."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

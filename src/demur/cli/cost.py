@@ -1,7 +1,5 @@
 """`demur cost RUN`: what a run asked, and what it cost."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """`demur diagnose FILE`: find the failure patterns in traces, with evidence, and how often they occur."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`demur distil`: a teacher's traces for prompts under a strategy, filtered by a judge."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

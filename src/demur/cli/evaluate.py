@@ -1,7 +1,5 @@
 """`demur eval BENCH…`: run benchmarks against a model. It runs as a study with one arm, named after the model."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`demur export RUN`: a run for other tools."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated

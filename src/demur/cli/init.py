@@ -1,7 +1,5 @@
 """`demur init NAME`: a commented study file to start from."""
 
-from __future__ import annotations
-
 from importlib import resources
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`demur judge RUN_OR_FILE`: judge stored traces again, without asking the model that wrote them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, get_args
 

@@ -1,7 +1,5 @@
 """`demur mix`: draw a training set from named shares."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """`demur plan STUDY`: what a study would do and ask, without asking anyone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any

@@ -4,8 +4,6 @@ Stages are grouped by the first word of their name (`train-improved-s0` belongs 
 Without a terminal every stage says when it starts and ends, and once a minute what is running says how far it is.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading

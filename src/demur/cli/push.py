@@ -1,7 +1,5 @@
 """`demur push DIR`: publish a data set or a model on the Hugging Face hub, by huggingface_hub."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """`demur repair FILE`: mend or drop traces with failure patterns, and say what became of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`demur report RUN…`: tables and the page of a run, or of several side by side."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`demur retry RUN`: ask failed requests again, and redo what was made without them."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Annotated

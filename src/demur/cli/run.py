@@ -1,7 +1,5 @@
 """`demur run STUDY`: do all that a study says; go on where it stopped."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

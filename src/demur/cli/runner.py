@@ -1,7 +1,5 @@
 """Runs a study or a few stages for the verbs, shows it, and reports the result."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`demur runs FOLDER`: a history of what was run, from each run's own results."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`demur serve MODEL`: start a server for weights or for a script, and stop it at the end."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import sys

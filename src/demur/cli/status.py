@@ -1,7 +1,5 @@
 """`demur status RUN`: where a run stands."""
 
-from __future__ import annotations
-
 import time
 from datetime import timedelta
 from pathlib import Path

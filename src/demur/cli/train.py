@@ -1,7 +1,5 @@
 """`demur train`: fine-tuning, checked row by row."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

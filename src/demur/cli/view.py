@@ -1,7 +1,5 @@
 """`demur view RUN`: look through traces in the browser."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 from pathlib import Path

@@ -5,8 +5,6 @@ labelled table works in its place: columns `prompt`, `response`, and the five pa
 harmful.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path

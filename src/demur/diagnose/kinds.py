@@ -5,8 +5,6 @@ sentence, fitted to sentences that authors wrote and labelled (`tools/refit_patt
 each. A placeholder such as `[STEP]`, which redacted traces have in place of substance, is a word too.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re

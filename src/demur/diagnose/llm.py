@@ -9,8 +9,6 @@ and a reply counts only when it is exactly the object that was asked for. Otherw
 number of times; after that the finding is `None`, with the reason, and too many of these fail the run.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What can be measured of a reasoning beside the patterns: where it sees, where it decides, what it does afterwards."""
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections import Counter

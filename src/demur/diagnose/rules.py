@@ -9,8 +9,6 @@ strictly: a trace that lacks awareness cannot overthink, and of a harmless reque
 The rules know ways of saying things, not meaning. How often patterns occur is not theirs to say: see docs/patterns.md.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import AsyncIterator

@@ -1,7 +1,5 @@
 """What can be said about a distillation: who is asked how often, and what is kept."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, Self
 
 from msgspec.structs import replace

@@ -6,8 +6,6 @@ the request, `{thinking}` and `{answer}` for a given trace that is to be rewritt
 prompt and the reply: the instruction is never part of it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import itertools

@@ -9,8 +9,6 @@ verdicts (`labels`) and, where it needs a model, what that model must offer (`re
 `model=`, too. What it cannot tell is a verdict without a label and with a reason; it never raises for what a model wrote.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ counted beside the rate. A judge that is down, refuses or babbles is the judge's
 numbers mean nothing, and the run fails.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable

@@ -1,7 +1,5 @@
 """How good is a judge? Its labels against those of people, and beside those that other judges gave to the same replies."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

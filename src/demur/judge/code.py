@@ -5,8 +5,6 @@ is the last fenced block of the answer that is marked as Python, else its last f
 begins like a program. Fences inside the thinking are not looked at, and a heading such as `### Answer` ends nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

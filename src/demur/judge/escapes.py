@@ -4,8 +4,6 @@ None of them can do harm where isolation holds; where it does not, the worst is 
 seconds.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import tomllib

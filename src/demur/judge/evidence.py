@@ -5,8 +5,6 @@ the refusal, at its end) and *what* (declines, withholds, moralises, rejects a p
 adds what kind of question it is, and which of its words an answer would have to use.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import tomllib

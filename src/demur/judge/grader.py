@@ -5,8 +5,6 @@ comparison runs in a warm worker with a limit on its memory and on its CPU time:
 busy changes no verdict.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import resource

@@ -7,8 +7,6 @@ so that no template is put around it. Verdicts must be exactly in the published 
 classes, ReasoningShield's, a policy) are in demur's words, asking for what is published; `texts/` holds them, and a file may replace each.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -11,8 +11,6 @@ processes and files, size of files, of the file system and of what is printed. A
 would hold memory outside of all that (memfd, System V segments), io_uring, and sockets of other kinds than Unix and IP.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util

@@ -11,8 +11,6 @@ Three things are kept apart: `wrong`, `no_answer` because there is none (a text 
 either: what it would have said is not known), and no label at all where the comparison itself failed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from fractions import Fraction

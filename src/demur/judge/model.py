@@ -6,8 +6,6 @@ safe and one plainly unsafe exchange; a guard that cannot tell them apart (serve
 room for its thinking) ends the run before anything else is asked.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing

@@ -7,8 +7,6 @@ how often people agree, on replies of models that it was not fitted to. There is
 no reply, for a reply about something else, and where nothing refuses an alarming request and nothing serves it either.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -5,8 +5,6 @@ framing after the other, then puts framings into each other, and keeps what got 
 reply that complies; the benchmark then asks the prompt it found once more.
 """
 
-from __future__ import annotations
-
 import functools
 import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence

@@ -5,8 +5,6 @@ depends on the seed but which prompts are drawn and how they are worded. Test qu
 ones, which safety training never saw, come in equal numbers, and their category says which they are.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Callable

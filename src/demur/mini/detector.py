@@ -5,8 +5,6 @@ rules are those of the paper's v2: lack of awareness and the three kinds of over
 additions are looked for in all of the thinking, inconsistency compares what was concluded with what was answered.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import AsyncIterator

@@ -6,8 +6,6 @@ the safety filter: code words about a harmful pair are unsafe. It can be told to
 grades arithmetic.
 """
 
-from __future__ import annotations
-
 import functools
 import random
 import re

@@ -5,8 +5,6 @@ patterns of the paper at the rates of `RATES`; told how, it shows fewer or none.
 in, so that a detector can be held against the truth. Nothing else in demur uses that knowledge.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Sequence

@@ -16,8 +16,6 @@ A certificate says what rows were compared with, what was found and what was don
 can be published beside the data: whoever doubts a score can count again, or take the score over the prompts that no row holds.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ every component has a random stream of its own, so that the same seed gives the 
 changing one component leaves the others as they were. A pair is drawn as its chosen side.
 """
 
-from __future__ import annotations
-
 import random
 import sys
 from collections import Counter, defaultdict

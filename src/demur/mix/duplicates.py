@@ -9,8 +9,6 @@ Compared are bare questions. Wrapped prompts of one jailbreak template are nearl
 things; one question in twenty templates is one cluster.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -3,8 +3,6 @@
 Each way returns the pairs and, by reason, how many traces or candidates made none. Replies without thinking get an empty block.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable

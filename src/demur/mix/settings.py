@@ -1,7 +1,5 @@
 """What a study says of its training mix."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any, Literal, Self

@@ -1,7 +1,5 @@
 """What all backends share: from a stored reply to the record that travels on, and many requests over one `answer`."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress

@@ -5,8 +5,6 @@ columns so have the same order in every batch, and a row has the same logits, bi
 written (as far as the machine's matrix product computes each row alike: torch's on x86 does, from four rows on).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import psutil
@@ -19,7 +17,7 @@ LEAST = 4  # Products of fewer rows take another path in torch, with another rou
 SHARE = 0.3  # Of the free memory, what keys and values may fill: room grows by half, and other workers want as much
 
 
-def cells_for(model: Any) -> Many | Alone:
+def cells_for(model: Any) -> "Many | Alone":
     """What suits a model: many rows where all its layers are attention, else one at a time."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
     attends = kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)

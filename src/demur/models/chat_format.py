@@ -1,7 +1,5 @@
 """Chat templates, read from a file or a tokenizer's folder and rendered in a sandbox. Needs neither torch nor transformers."""
 
-from __future__ import annotations
-
 import json
 import re
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Checkpoint folders: where a model's lies and what makes its identity. A GGUF file becomes one, dequantised once. Needs no torch."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -5,8 +5,6 @@ tries again what is worth trying, and tells apart a request that fails (a typed 
 stops, and says how to go on). A reply is in the cache before anyone sees it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import time

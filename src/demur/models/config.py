@@ -5,8 +5,6 @@ reached (`connection`) does not: changing a timeout repeats no work. Secrets are
 environment.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -4,8 +4,6 @@ The width of an address starts small and grows while latency holds; after the fi
 is halved by trouble, at most once a round. A request that is tried again goes before those that wait for their first try.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

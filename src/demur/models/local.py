@@ -4,8 +4,6 @@ Requests of one sampling are written together (see `sampler`): a row is in the c
 to the next. Its text depends neither on its neighbours nor on how often the run was stopped.
 """
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import contextlib

@@ -1,7 +1,5 @@
 """From a model's configuration to the model. A new backend is a class in `config.py` and a line here."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

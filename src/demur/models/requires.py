@@ -1,7 +1,5 @@
 """What a part (teacher, judge, attacker …) requires of the model that plays it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple

@@ -5,8 +5,6 @@ step is a hash of (seed, step, token id), made Gumbel; the token with the greate
 draw from the softmax (Gumbel-max). Nothing is kept between steps. Logits do not depend on neighbours either: see `cells`.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

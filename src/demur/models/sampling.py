@@ -1,7 +1,5 @@
 """What a benchmark or a model may say of how replies are drawn, and defences by decoding alone."""
 
-from __future__ import annotations
-
 import msgspec
 from pydantic import Field
 

@@ -4,8 +4,6 @@ A script is `def script(messages, sampling, rng) -> str`: raw text, tags include
 words as tokens, so that budgets bind.
 """
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import random

@@ -1,7 +1,5 @@
 """One try over HTTP: secrets in headers, bodies with a bound, waits that a server asks for, and what each failure means."""
 
-from __future__ import annotations
-
 import base64
 import os
 import re

@@ -4,8 +4,6 @@ vLLM is a process of its own, known by a command line and spoken to over HTTP. A
 weights, so that nobody who asks the URL can take one checkpoint for another.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ctypes

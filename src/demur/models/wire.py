@@ -5,8 +5,6 @@ A server may send anything. Every field is checked where it enters: what is need
 raises anything else, and takes time linear in what came.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

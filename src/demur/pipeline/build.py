@@ -7,8 +7,6 @@ Arms share what they have in common: one distillation serves every arm of its fo
 every study that asks for it in the same folder.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -5,8 +5,6 @@ its inputs and the content of the outside files that it reads. So the whole grap
 same question is never worked out twice, and a changed one never finds an old answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

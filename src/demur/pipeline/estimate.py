@@ -3,8 +3,6 @@
 Bounds: every reply as long as its budget lets it; an adaptive attack as if no goal were ever reached.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

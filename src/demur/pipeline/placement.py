@@ -5,8 +5,6 @@ is started once for its phases and stopped before the first that does not need i
 A model takes its weights and the cache of keys and values. Real use depends on lengths; what is said here is what is out of the question.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

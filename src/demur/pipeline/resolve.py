@@ -4,8 +4,6 @@
 must be there, claims that must be measured, arms that fit.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What models take: their sizes, the accelerators of this machine, and how a training is spread over them."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

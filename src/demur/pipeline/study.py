@@ -4,8 +4,6 @@ The settings of each stage are defined where that stage lives; a study is compos
 `Study` are the same thing.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """Where prompts and traces come from: sources by name, and one loader for the files that people have."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Self
 

@@ -3,8 +3,6 @@
 A cell that is empty, NaN, a list or a mapping never becomes a text in silence, and a label that means nothing is no label.
 """
 
-from __future__ import annotations
-
 import ast
 import itertools
 import json

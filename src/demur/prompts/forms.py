@@ -5,8 +5,6 @@ folder with tables in it. Prompts that a file has put into shared wrappers get t
 one question in twenty jailbreak templates is one cluster, and two questions in one template are not alike.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Settings to prompts: a source is read, drawn from by its seed, and put into wrappers."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

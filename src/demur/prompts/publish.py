@@ -5,8 +5,6 @@ OUT/data/CONFIG/SPLIT.jsonl    flat rows, which demur reads back as they were
 OUT/contamination.json         the certificates of exactly these rows, where the run has some
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterable, Mapping

@@ -4,8 +4,6 @@ What cannot be read raises `OddRow`; a part that its own flags call cut or wrong
 counted in `notes`. A trace made from a file has the model `file:NAME`, and what was sent is the prompt behind the row's system text.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

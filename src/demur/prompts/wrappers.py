@@ -8,8 +8,6 @@ all rows of one template look alike, and one question in twenty templates looks 
 what several rows share at their beginning and end, word for word and at length; what differs between them is the question.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence

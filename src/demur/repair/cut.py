@@ -4,8 +4,6 @@ After Chain-of-Guardrails, IPO (arXiv 2509.24393), SafeRemind (arXiv 2601.03662)
 2510.06036), all without hidden states: the model is given what it thought so far and goes on from there.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing

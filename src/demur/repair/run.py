@@ -5,8 +5,6 @@ originals stay beside the repaired traces, each with what was done to it and why
 the outcome, read afresh; it is a count and no rate, since what it finds nothing in is what was accepted.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

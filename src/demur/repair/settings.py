@@ -1,7 +1,5 @@
 """What can be said about a repair."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal
 

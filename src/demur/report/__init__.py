@@ -1,7 +1,5 @@
 """The report of a run: numbers first (`build`), then how they are shown (`write`, `terminal`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A reply is more than its answer. With both parts judged by one judge, it falls i
 verdict missing is unscored in all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from itertools import combinations, product
 

@@ -1,7 +1,5 @@
 """Two arms, of one run or of two, on what both were asked."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

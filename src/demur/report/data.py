@@ -3,8 +3,6 @@
 Times, hosts and places are no part of it, so equal stages give equal bytes.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Sequence
 from importlib.resources import files

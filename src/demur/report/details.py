@@ -6,8 +6,6 @@ are apart is a bias. `turn/N` is the share of replies at turn N that an attack g
 arm decides to decline, and `METRIC/after/ROWS/STEPS` how much fine-tuning undoes it; step 0 is the arm as it was, of the same seeds.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from itertools import product

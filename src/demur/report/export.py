@@ -1,7 +1,5 @@
 """A run's evaluations for other tools: logs of inspect-ai, and CSV, one sample or row a trace."""
 
-from __future__ import annotations
-
 import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence

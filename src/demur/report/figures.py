@@ -8,8 +8,6 @@ are named `NAME/X` (or `NAME/best_of_X`), with X a number, `along` finds and dra
 What draws stands in `DRAWN` of sections.py under an id of sections.json, and is a section of the page.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The first table, arms down and headline metrics across, and the notes under it: how far it can be trusted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 from demur.attack import title

@@ -3,8 +3,6 @@
 A model's text is cut into pieces by findings, with nothing in it that acts on whoever looks; escaping is the template's work.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 The traces stay in their stages; the index is made anew whenever the viewer starts.
 """
 
-from __future__ import annotations
-
 import re
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping

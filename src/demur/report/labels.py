@@ -6,8 +6,6 @@
 Of judges they say what they are worth: how far people agree with them, and rates without their errors. Each row says who gave it, and of a trace that was drawn at random from which band of how many (`band`, `of`). The same trace may be labelled by several people; how far they agree is part of the answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path

@@ -5,8 +5,6 @@ and stands beside it, and the best and worst values say how much it could have m
 judged as far as it goes; its bounds count it for and against the model. A request that got no reply is unscored everywhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import inf
@@ -82,7 +80,7 @@ class Cell:
         found = stats.mean(numbers, clusters=clusters, seeds=level, truncated=sum(cut))
         return clipped(found, numbers, column.unit)
 
-    def part(self, places: Iterable[int]) -> Cell:
+    def part(self, places: Iterable[int]) -> "Cell":
         """What stands at some places."""
         part = Cell(fixed=self.fixed)
         for at in places:

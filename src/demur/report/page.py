@@ -1,7 +1,5 @@
 """report.html: one file that needs nothing else, from a report's sections and a few of the run's traces."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence

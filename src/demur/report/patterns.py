@@ -1,7 +1,5 @@
 """How often the failure patterns occur in traces, before and after the filter, and what else is measured of a reasoning."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

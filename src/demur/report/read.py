@@ -1,7 +1,5 @@
 """Reads a run: which stages are part of the present study, and of each reply what numbers need, without its text."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What has to be known beside numbers: arms that do not speak coherently, what servers do, requests without a reply."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 

@@ -1,7 +1,5 @@
 """What a report shows, in the order of sections.json: tables and drawings, the same for a terminal, a summary and a page."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files

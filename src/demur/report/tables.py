@@ -1,7 +1,5 @@
 """One table, four writers: for a terminal, Markdown, a page, CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence

@@ -12,8 +12,6 @@ difference that matters, `by`:
 All else is undecided, and so is whatever rests on an arm that does not speak coherently.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 

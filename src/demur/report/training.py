@@ -4,8 +4,6 @@ The distance of a data set from the student is the untrained student's loss on i
 arm ended with, so that every arm gets there and the question is only when.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal

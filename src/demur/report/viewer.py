@@ -5,8 +5,6 @@ path begins with a random token, a foreign Host or Origin gets no answer, the pa
 text reaches it as text.
 """
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 import threading

@@ -1,7 +1,5 @@
 """One number with its interval: a share, a mean, a ratio, a rate without its judge's errors."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The arithmetic underneath: values with their prompts and seeds, variances between them, and resampling."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar

@@ -1,7 +1,5 @@
 """Two of something: paired differences with their p, Holm's method, what so many prompts and trainings can show, agreement."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any

@@ -7,8 +7,6 @@ A stage whose files are no longer what its manifest says is never counted: anoth
 when a file is first read. Times and hosts stand in the manifest alone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

@@ -5,8 +5,6 @@ it), and never through the tables that may be broken: time is linear in its size
 checksum. Format: https://sqlite.org/fileformat2.html.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

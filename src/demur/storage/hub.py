@@ -1,7 +1,5 @@
 """Files of data sets on the Hugging Face hub, by name: `owner/name@REVISION:FILE`, with `*` in FILE where there are several."""
 
-from __future__ import annotations
-
 import fnmatch
 import functools
 import re

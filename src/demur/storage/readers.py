@@ -5,8 +5,6 @@ where lines mean nothing (JSON in one piece, Parquet). What a row's keys mean is
 is wrong with one is a `UserError`, or is passed to `bad` where only a row is wrong, and nothing is read without a bound.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io

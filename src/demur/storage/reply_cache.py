@@ -11,8 +11,6 @@ A damaged file is detected, and rebuilt from the rows that can be read when it i
 were committed: SQLite reads a log up to its first damaged frame, or to where it was cut, and says nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import fcntl

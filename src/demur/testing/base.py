@@ -4,8 +4,6 @@ It can say nothing of sense. What it is good for is the path: any text of any la
 loss, and its template has the R1 family's documented behaviour, reasoning deleted from past turns included.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -8,8 +8,6 @@ programs on PATH; weights are configurations in a hub cache; every URL leads her
 of such cards, as docs/cluster.md says; `--slow target=0.1` and `--cut 0.05` make shares of the replies slow or truncated, of a part or of all.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib

@@ -4,8 +4,6 @@ A guard answers guard words whatever it is asked, an API that reasons keeps its 
 a target's manners follow from the rows that it was trained on. The texts are those of `scripts`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -6,8 +6,6 @@ exact format, a grader), so that one server can play them all. Its verdicts foll
 whole pipeline runs on it and every number of it means: made by a stand-in.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

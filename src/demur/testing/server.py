@@ -8,8 +8,6 @@ they strike the same requests in every run; `GET /requests` says what was seen.
         ... server.url ...
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hashlib

@@ -5,8 +5,6 @@ model that tells its part from what it is asked. Rows get few, one base and one 
 that is not here is made in its public form. The report says "smoke run" across its head: its numbers mean nothing.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import pickle

@@ -5,8 +5,6 @@ alone, so that a start costs a twentieth of a second; what a model says comes fr
 Every rule names where the real one was read.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import fcntl

@@ -5,8 +5,6 @@ On CUDA in half precision it is torch's variable-length kernel; elsewhere the sa
 forgotten one lets rows see each other while the loss looks fine.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ nor its loss (which is a mean over its tokens). Since nothing is drawn while tra
 where the killed one stopped, also with other memory or another number of processes.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Nothing is guessed from names where it can be found out by rendering: a template
 token (ChatML), the next role's mark may be what ends a turn (GLM), a system turn may be added, refused or left out.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """`demur check template`: what of each row would be trained, shown token by token and verified."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ and the data that a checkpoint belongs to. All checkpoints have one form, shards
 (`torch.distributed.checkpoint`), so that a training may go on with another number of processes or another wrapper.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import warnings

@@ -5,8 +5,6 @@ So whoever started the processes, each asserts before the first step that the wo
 model is wrapped as asked, and that all hold the same data.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -13,8 +13,6 @@ Preferences are losses of pairs of replies:
 h is the difference of the log-probabilities of chosen and rejected reply, each relative to the reference where there is one.
 """
 
-from __future__ import annotations
-
 import types
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The model that learns: loaded in the right precision, adapted, sharded or not, and saved so that everybody can load it."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

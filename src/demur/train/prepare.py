@@ -1,7 +1,5 @@
 """What is known before the first step: rows, checked; their order; what each micro-batch holds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple

@@ -13,8 +13,6 @@ before the first step:
     whole           nothing is truncated: a longer row is dropped, counted and listed
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest

@@ -5,8 +5,6 @@ truncated: what is longer than `max_length` is dropped, counted and listed. Conn
 they change no result but for the last digits of sums, and are in no fingerprint.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator

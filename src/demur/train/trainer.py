@@ -5,8 +5,6 @@
 On one CPU thread a training that was killed and goes on ends in the same bits as one that was not.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import math

@@ -1,7 +1,5 @@
 """One of several training processes: `torchrun … -m demur.train.worker FOLDER`. The first one reports."""
 
-from __future__ import annotations
-
 import json
 import signal
 import sys

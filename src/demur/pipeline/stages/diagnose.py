@@ -3,8 +3,6 @@
 It streams: of a trace nothing stays in memory, so that millions fit.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import islice

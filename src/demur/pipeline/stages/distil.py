@@ -1,7 +1,5 @@
 """A teacher answers a pool of prompts under a strategy, a judge filters: traces, verdicts, drops, failures, kept."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable
 

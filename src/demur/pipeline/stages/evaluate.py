@@ -1,7 +1,5 @@
 """Runs one benchmark under one attack against one model: traces, verdicts, failures, and the attack's own records."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable
 from pathlib import Path

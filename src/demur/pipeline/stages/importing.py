@@ -1,7 +1,5 @@
 """Reads a file of any known form: traces, examples, preference pairs, prompts and odd rows, each in a file of its own."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Draws a training set from named shares: examples.jsonl, drops.jsonl, held_out.jsonl, odd.jsonl."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Whether a reply declines, place by place, shows where a model decides and whethe
 refusal cliff, arXiv 2510.06036). As a filter (`keep`) it also leaves the traces and, in kept.jsonl, those that do not fall.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice

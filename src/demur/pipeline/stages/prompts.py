@@ -1,7 +1,5 @@
 """Draws a pool of prompts: prompts.jsonl."""
 
-from __future__ import annotations
-
 import functools
 
 from demur.errors import UserError

@@ -1,7 +1,5 @@
 """Judges stored traces again without asking the model: traces (as they were), verdicts."""
 
-from __future__ import annotations
-
 from demur.errors import plural
 from demur.generate import Flow, in_order
 from demur.interfaces import Ask

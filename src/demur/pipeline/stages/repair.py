@@ -1,7 +1,5 @@
 """Mends traces with failure patterns: traces.jsonl to go on with, originals, findings, actions, failures."""
 
-from __future__ import annotations
-
 from itertools import islice
 
 from demur.interfaces import Ask

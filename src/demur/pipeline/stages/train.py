@@ -1,7 +1,5 @@
 """Fine-tunes a base on a mix: model/ (a checkpoint), metrics.jsonl, learnability.jsonl."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 
