@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from demur.errors import UserError
-from demur.models.config import Remote, Scripted, Served
+from demur.models.config import Local, Remote, Scripted, Served
 from demur.pipeline import placement, sizes
 from demur.pipeline.dag import plan
 from demur.pipeline.estimate import outlook
@@ -119,6 +120,46 @@ def test_targets_that_fit_beside_no_judge_are_asked_side_by_side(tmp_path: Path)
     assert (asked.generating, cards_of(asked), len(asked.stages)) == (True, [0, 1], 2)
     assert (cards_of(read), cards_of(read, "judge")) == ([], [0, 1])
     assert read.stages == asked.stages
+
+
+def test_what_is_read_later_is_written_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each target is asked by a process of its own, which publishes nothing; the judge reads what is in the cache."""
+    from demur.records import Verdict
+    from demur.testing.server import serving
+
+    log: list[str] = []
+
+    @contextmanager
+    def started(model: Served) -> Iterator[tuple[Healthy, Remote]]:
+        name = Path(model.weights_at).name
+        log.append(f"start {name}")
+        with serving("stand_in") as server:
+            yield Healthy(), Remote(url=(server.url,), model="scripted", weights=name)
+        log.append(f"stop {name}")
+
+    monkeypatch.setattr("demur.models.vllm.started", started)
+    monkeypatch.setattr(Served, "missing", lambda self: [])
+    monkeypatch.setattr(placement, "devices", lambda: tuple(Device("middling", 32.0, number) for number in range(2)))
+    uses = [{"name": "mini_harm", "limit": 3, "judge": {"kind": "llama_guard3", "model": "guard"}}]
+    models = {"guard": {"hub": "owner/Llama-Guard-3-20B", "engine": "vllm"}}
+    two = {name: arm for name, arm in ARMS["arms"].items() if name != "C"}
+    plain = {"name": "apart", "serve": "vllm", "models": models, "arms": two, "bench": uses}
+    done = execute(make(plain, where="test").stages, out=tmp_path)
+    assert log[:2] == ["start A-7B", "start B-7B"]
+    assert sorted(log[2:4]) == ["stop A-7B", "stop B-7B"]
+    assert log[4:] == ["start Llama-Guard-3-20B", "stop Llama-Guard-3-20B"]
+    for stage in done.values():
+        assert stage.rows("traces") == stage.rows("verdicts") == 3
+        assert {verdict.label for verdict in stage.read("verdicts", Verdict)} <= {"safe", "unsafe"}
+
+
+def test_how_a_model_of_a_card_is_reached_can_be_sent(tmp_path: Path) -> None:
+    mine, other = Local(hub="owner/A-7B"), Local(hub="owner/B-7B")
+    places = (placement.Place(placement.Need("target", mine, 20.0, 100), (3,), 0.9),)
+    reach = pickle.loads(pickle.dumps(placement.Servers().move_to(Phase((), places))))
+    assert (reach(mine).device, reach(other).device) == ("cuda:3", "auto")
+    said = mine.model_copy(update={"device": "cuda:0"})
+    assert reach(said) == said
 
 
 def test_what_is_done_side_by_side_takes_as_long_as_the_longest(tmp_path: Path) -> None:
