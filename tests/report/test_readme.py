@@ -11,7 +11,7 @@ from rich.console import Console
 
 from demur import report, stats
 from demur.report.first import columns, first
-from demur.report.tables import plain
+from demur.report.tables import plain, table
 
 ROOT = Path(__file__).parents[2]
 WIDTH = 156
@@ -58,6 +58,17 @@ def test_no_number_and_no_word_is_broken_in_a_narrow_terminal(mini: report.Repor
     assert all(
         word in " ".join(table).split() for word in ("mini_arithmetic", "over-refusal,", "benchmarks", "adaptive")
     )
+
+
+def test_what_tells_rows_apart_stands_before_every_block_of_a_narrow_table() -> None:
+    rows = [("target", "one", "20", "240"), ("target", "two", "20", "164")]
+    console = Console(width=30, record=True, file=io.StringIO())
+    console.print(table(("part", "stage", "#requests", "#tokens"), rows))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert lines == [
+        ["part", "stage", "requests"], ["target", "one", "20"], ["target", "two", "20"], [],
+        ["part", "stage", "tokens"], ["target", "one", "240"], ["target", "two", "164"],
+    ]  # fmt: skip
 
 
 def test_its_intervals_are_those_of_its_counts(mini: report.Report) -> None:

@@ -33,17 +33,16 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
         rows = [{"bench": bench, "here": here[name]} for name, bench in found.items()]
         common.print_json({"benches": rows, "left_out": left_out()})
         return
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[tuple[str, ...]]] = {}
     for name, bench in found.items():
         if "@" not in name:
             count = "any" if bench.count is None else f"{bench.count:,}"
-            copy = f"{here[name] or '–':<34}" if data_dir else ""
+            copy = (here[name] or "–",) if data_dir else ()
             counted = {metric.name for metric in bench.metrics if metric.headline}
-            line = f"  {name:<20} {count:>6}  {copy}{bench.about}"
-            groups.setdefault(ASKED["attack_success" in counted, "over_refusal" in counted], []).append(line)
+            asked = ASKED["attack_success" in counted, "over_refusal" in counted]
+            groups.setdefault(asked, []).append((name, count, *copy, bench.about))
     for asked in sorted(groups, key=[*ASKED.values()].index):
-        for line in (asked, *groups[asked]):
-            common.stdout.print(line, no_wrap=True, overflow="ellipsis")
+        common.show(("benchmark", "#prompts", *(("here",) if data_dir else ()), "about"), groups[asked], name=asked)
     common.stdout.print(f"left out, as `demur bench show NAME` explains: {', '.join(left_out())}")
 
 

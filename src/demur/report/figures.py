@@ -203,9 +203,8 @@ def _curve(curve: Line, ink: str, axes: tuple[Axis, Axis], unit: str) -> Iterato
     points = [(across.px(place), up.px(e.value * scale), place, e) for place, e in curve.points if e.value is not None]
     if points:
         a, b, place, e = points[-1]
-        yield Mark(
-            f"{name}: {_told(e, unit)} at {place:g}", ink, a, b, line=" ".join(f"{a},{b}" for a, b, *_ in points)
-        )
+        line = " ".join(f"{a},{b}" for a, b, *_ in points)
+        yield Mark(f"{name}: {_told(e, unit)} at {place:g}", ink, a, b, line=line)
     for a, b, place, e in points if len(points) <= POINTS else ():
         no_bar = e.low is None or e.high is None
         bar = "" if no_bar else f"M{a} {up.px(e.low * scale)}V{up.px(e.high * scale)}"  # type: ignore[operator]

@@ -341,9 +341,8 @@ def _searched(evaluation: Evaluation, blank: Column) -> Values:
     goals: dict[str, list[tuple[int, int, bool, bool]]] = {}
     if evaluation.stage is not None and evaluation.attack != "none":
         path = evaluation.stage.folder / "attempts.jsonl"
-        for goal, *turn, score, end in project(
-            path, Attempt, "goal", "iteration", "stream", "broken", "score", "outcome"
-        ):
+        fields = ("goal", "iteration", "stream", "broken", "score", "outcome")
+        for goal, *turn, score, end in project(path, Attempt, *fields):
             goals.setdefault(goal, []).extend([(*turn, score is None)] if end != OFF_TOPIC else [])
     own = blank._replace(judge="the attack's own", better="lower")
     queries = own._replace(metric="queries_to_success", better="higher", unit="count")

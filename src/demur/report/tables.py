@@ -43,12 +43,14 @@ class Table(NamedTuple):
     name: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable | str]:
-        """For a terminal, markup in it without effect. Columns that it is too narrow for stand below, behind the first again."""
-        own = (every := [(at, *_widths(self, at)) for at in range(len(self.heads))])[:1]
-        for one in every[1:]:
-            if own[1:] and sum(least + 2 for _, least, _ in (*own, one)) > options.max_width + 2:
+        """For a terminal, markup in it without effect. Columns that it is too narrow for stand below, behind what names rows."""
+        every = [(at, *_widths(self, at)) for at in range(len(self.heads))]
+        alike = len({plain(row[0]) for row in self.rows}) < len(self.rows)
+        own = every[: (names := 1 + (alike and sum(least for _, least, _ in every[:2]) < options.max_width // 2))]
+        for one in every[names:]:
+            if own[names:] and sum(least + 2 for _, least, _ in (*own, one)) > options.max_width + 2:
                 yield from (_block(self, own, options.max_width), "")
-                own = every[:1]
+                own = every[:names]
             own = [*own, one]
         yield _block(self, own, options.max_width)
 
