@@ -46,7 +46,7 @@ class Table(NamedTuple):
         """For a terminal, markup in it without effect. Columns that it is too narrow for stand below, behind what names rows."""
         every = [(at, *_widths(self, at)) for at in range(len(self.heads))]
         alike = len({plain(row[0]) for row in self.rows}) < len(self.rows)
-        own = every[: (names := 1 + (alike and sum(least for _, least, _ in every[:2]) < options.max_width // 2))]
+        own = every[: (names := 1 + (alike and sum(least for _, least, _ in every[:2]) < 0.6 * options.max_width))]
         for one in every[names:]:
             if own[names:] and sum(least + 2 for _, least, _ in (*own, one)) > options.max_width + 2:
                 yield from (_block(self, own, options.max_width), "")
