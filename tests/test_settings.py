@@ -141,6 +141,17 @@ def test_a_wrong_key_that_the_file_does_not_have_came_from_an_override(tmp_path:
         checked(Outer, override(data, "arms.improved.trian=1"), lines)
 
 
+def test_what_a_file_says_nothing_of_is_an_overrides_only_where_one_speaks_of_it(tmp_path: Path) -> None:
+    (path := tmp_path / "study.yaml").write_text("name: x\n")
+    _, lines = read_yaml(path)
+    for where in ("study.yaml:1", "--set"):
+        problems = Problems("study.yaml", lines)
+        problems.add(("distil", "teacher"), "no model writes")
+        with pytest.raises(UserError, match=f"^{where}: no model writes"):
+            problems.check()
+        lines.overridden.append(["distil", "n"])
+
+
 def test_identity_leaves_connections_out_at_any_depth() -> None:
     class Inner(BaseModel):
         lr: float = 0.1

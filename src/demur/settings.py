@@ -126,8 +126,8 @@ class Problems:
         self._wrong.append(place)
         line = self._lines.line(place) if self._lines and place else None
         where = f"{self._where}:{line}" if line else self._where
-        if self._lines and place and not self._lines.has(place[:1]):
-            where = "--set"  # the file does not speak of it, so an override did
+        if self._lines and place and not self._lines.has(place[:1]):  # the file does not speak of it
+            where = "--set" if place[0] in [path[0] for path in self._lines.overridden] else where
         for text in message.splitlines():
             self._take(text, where)
 

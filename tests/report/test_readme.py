@@ -71,6 +71,15 @@ def test_what_tells_rows_apart_stands_before_every_block_of_a_narrow_table() -> 
     ]  # fmt: skip
 
 
+def test_a_tables_name_stands_above_it_once_and_on_one_line() -> None:
+    console = Console(width=50, record=True, file=io.StringIO())
+    name = "replies that people labelled, judge by judge"
+    console.print(table(("judge", *(f"#column {at}" for at in range(9))), [("rules", *map(str, range(9)))], name))
+    lines = console.export_text().splitlines()
+    assert (lines[0].rstrip(), sum("people" in line for line in lines)) == (name, 1)
+    assert sum(line.startswith("judge") for line in lines) > 1, "columns that find no room stand below"
+
+
 def test_its_intervals_are_those_of_its_counts(mini: report.Report) -> None:
     """With one seed and one reply a prompt nothing else enters; so the file cannot be older than the statistics."""
     shares = [c for c in mini.columns if c.unit == "share"]

@@ -59,8 +59,7 @@ def _about(stages: Sequence[Artifact], runs: Sequence[Path]) -> str:
     last = max(((stage.folder / "manifest.json").stat().st_mtime for stage in stages), default=0.0)
     day = datetime.fromtimestamp(last, UTC).date().isoformat()
     typed = [line for run in runs if (run / COMMANDS).is_file() for line in (run / COMMANDS).read_text().splitlines()]
-    typed = typed or ["demur run RUN/study.yaml --out RUN"]
-    return f"demur {', '.join(versions)} · finished {day} · made by: {'; '.join(typed)}"
+    return f"demur {', '.join(versions)} · finished {day} · made by: {'; '.join(typed) or 'demur run RUN/study.yaml --out RUN'}"
 
 
 def samples(stages: Sequence[Artifact], prefix: str) -> Iterator[tuple[str, list[Sample]]]:

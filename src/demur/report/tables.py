@@ -42,8 +42,9 @@ class Table(NamedTuple):
     rows: list[tuple[Cell | str, ...]]
     name: str = ""
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable | str]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable | Text | str]:
         """For a terminal, markup in it without effect. Columns that it is too narrow for stand below, behind what names rows."""
+        yield from [Text(self.name, style="table.title")] * bool(self.name)
         every = [(at, *_widths(self, at)) for at in range(len(self.heads))]
         alike = len({plain(row[0]) for row in self.rows}) < len(self.rows)
         own = every[: (names := 1 + (alike and sum(least for _, least, _ in every[:2]) < 0.6 * options.max_width))]
@@ -123,7 +124,7 @@ def _block(table: Table, shown: Sequence[tuple[int, int, int]], width: int) -> R
     for done, (want, at, least) in enumerate(sorted((most - least, at, least) for at, least, most in shown)):
         wide[at] = least + min(want, spare // (len(shown) - done))
         spare -= wide[at] - least
-    made = RichTable(box=None, pad_edge=False, title=Text(table.name) if table.name else None, title_justify="left")
+    made = RichTable(box=None, pad_edge=False)
     for place, (at, *_) in enumerate(shown):
         head = table.heads[at]
         group = head.group if place == 0 or table.heads[shown[place - 1][0]].group != head.group else ""
