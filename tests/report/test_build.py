@@ -504,7 +504,7 @@ def test_a_stage_of_other_settings_is_no_part_of_the_report(tmp_path: Path) -> N
     """A folder used for other settings, then for the first again: the report is of the graph, not of the newest folder."""
     run = make_run(tmp_path / "run", prompts=6, seeds=(0,))
     stages = {s.manifest.name: s for s in artifacts(run)}
-    other = evaluation_of(run, "raw", "safe", prompts=4)
+    other = evaluation_of(run, "raw", "full_refusal", prompts=4)
     graph = {
         name: {"folder": stage.folder.name, "kind": stage.manifest.kind, "fingerprint": stage.manifest.fingerprint}
         for name, stage in stages.items()
