@@ -298,13 +298,23 @@ def test_stopped_no_server_and_no_worker_stays(how: signal.Signals, code: int, t
     with Meeting(tmp_path / "world", late=True) as world:
         save(world.furnished(Study(**ABREAST), rows=4).study, tmp_path / "study.yaml")
         command = [sys.executable, "-m", "demur", "run", "study.yaml", "--out", "run"]
-        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
+        with subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            # Python heeds SIGINT only where its parent does, and a shell's background jobs do not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process:
             while len(world.asking) < 2:
                 assert process.poll() is None, process.communicate()[1]
                 time.sleep(0.1)
             begun = psutil.Process(process.pid).children(recursive=True)
             os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
-            process.communicate(timeout=60)
+            try:
+                process.communicate(timeout=60)
+            finally:
+                process.kill()
         assert process.returncode == code
         assert world.report().held == {}
         assert len(begun) >= 3 + 2, "servers and workers"
