@@ -60,7 +60,8 @@ def code_in(data: Any, place: str = "") -> Iterator[str]:
 
 
 GROUPS = {  # Optional groups of dependencies, with the modules that they bring
-    "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "gguf", "psutil"),
+    "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "psutil"),
+    "gguf": ("gguf",),
     "ray": ("ray",),
     "inspect": ("inspect_ai",),
     "dev": ("datasets",),

@@ -100,7 +100,7 @@ def _convert(path: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **file)
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **file)
     except ImportError:
-        raise UserError(f"{path}: reading it needs the package gguf: pip install 'demur[train]'.") from None
+        raise UserError(f"{path}: reading it needs the package gguf: pip install 'demur[gguf]'.") from None
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: no GGUF that transformers can read: {str(error).splitlines()[0]}") from None
     # What is saved is plain: the weights are no longer quantised.
