@@ -77,6 +77,11 @@ def override(data: dict[str, Any], item: str) -> dict[str, Any]:
     return changed
 
 
+def from_yaml(text: str) -> Any:
+    """What a YAML text says, by libyaml where it is there: ten times as fast."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def _value(text: str) -> Any:
     """A value as YAML reads it, with `1e-3` read as a number too."""
     value = yaml.safe_load(text)

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 from urllib.request import Request, urlopen
@@ -33,7 +33,12 @@ from demur.report.viewer import serve
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 120_000
 """Milliseconds that a busy machine may take."""
-browser_needed = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+def browser_needed(test: Callable[..., None]) -> Callable[..., None]:
+    """Pages are drawn by the processor here: seconds each."""
+    found: Callable[..., None] = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")(test)
+    return pytest.mark.slow(found)
 
 
 @pytest.fixture(scope="module")

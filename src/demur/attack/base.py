@@ -15,7 +15,7 @@ from demur.errors import UserError
 from demur.interfaces import Ask, Model, Progress, quiet
 from demur.models.requires import Requires
 from demur.records import Failure, Message, Prompt, Record, Sampling, Trace
-from demur.settings import Strict
+from demur.settings import Strict, from_yaml
 from demur.storage import readers
 from demur.untrusted import json_object
 
@@ -105,7 +105,7 @@ def read_texts(path: Path, own: str) -> dict[str, Any]:
     import yaml
 
     try:
-        found, keys = (yaml.safe_load(file.read_text("utf-8")) for file in (path, TEXTS / f"{own}.yaml"))
+        found, keys = (from_yaml(file.read_text("utf-8")) for file in (path, TEXTS / f"{own}.yaml"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(found, dict) or set(found) != set(keys):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 from msgspec.structs import replace
 
 from demur.bench.metrics import GRADED, OVER, REASONING, SERVING, THINKING, metrics
@@ -19,6 +18,7 @@ from demur.bench.spec import Bench
 from demur.errors import UserError, unknown
 from demur.records import Sampling
 from demur.registry import resolve
+from demur.settings import from_yaml
 from demur.storage.readers import READERS
 
 TABLE = Path(__file__).parent / "table.yaml"
@@ -33,7 +33,7 @@ GROUPS = {"serving": SERVING, "over": OVER, "both": (*SERVING, *OVER), "graded":
 
 @cache
 def _data() -> Any:
-    return yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return from_yaml(TABLE.read_text(encoding="utf-8"))
 
 
 def left_out() -> dict[str, str]:

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from demur.judge.base import ABSTAINS
 from demur.judge.model import CONTROLS, Case, Control, Format, Reading, Requires, text, unread, user
 from demur.records import Label, Message
+from demur.settings import from_yaml
 from demur.untrusted import clip, filled, unfenced
 
 CLIP = 512  # Tokens of a generation that HarmBench's classifier is shown
@@ -178,7 +177,7 @@ def _format(name: str, entry: dict[str, Any]) -> Format:
     return Format(name=name, render=_under(under) if under else SHOWN[shown], parse=READ[read], **made)
 
 
-_TABLE: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("guards.yaml").read_text(encoding="utf-8"))
+_TABLE: dict[str, dict[str, Any]] = from_yaml(Path(__file__).with_name("guards.yaml").read_text(encoding="utf-8"))
 (
     LLAMA_GUARD3, LLAMA_GUARD4, WILDGUARD, HARMBENCH, QWEN3GUARD, QWEN3GUARD_STRICT, QWEN3GUARD_LOOSE, SAFEGUARD,
     REASONING_SHIELD, STRONGREJECT, XSTEST,

@@ -13,12 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from demur import thinking
 from demur.records import Intent
+from demur.settings import from_yaml
 
-TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("forms.yaml").read_text(encoding="utf-8"))
+TABLE: dict[str, Any] = from_yaml(Path(__file__).with_name("forms.yaml").read_text(encoding="utf-8"))
 SLOT = {name: (slot, at) for slot, names in TABLE["columns"].items() for at, name in enumerate(names)}
 WORDS: dict[str, Intent] = {word: intent for intent, words in TABLE["words"].items() for word in words}
 ROLES = {name: role for role, names in TABLE["roles"].items() for name in names}
