@@ -33,12 +33,12 @@ from demur.report.viewer import serve
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 120_000
 """Milliseconds that a busy machine may take."""
+NEEDED = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
-def browser_needed(test: Callable[..., None]) -> Callable[..., None]:
+def browser_needed(test: Any) -> Any:
     """Pages are drawn by the processor here: seconds each."""
-    found: Callable[..., None] = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")(test)
-    return pytest.mark.slow(found)
+    return pytest.mark.slow(NEEDED(test))
 
 
 @pytest.fixture(scope="module")
