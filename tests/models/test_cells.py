@@ -73,6 +73,7 @@ def test_every_kind_of_model_writes_what_transformers_writes(kind: str) -> None:
     assert isinstance(cells_for(model), Alone) == (kind == "lfm2")
 
 
+@pytest.mark.slow
 def test_a_rows_logits_are_the_same_bits_in_every_batch() -> None:
     model = model_of("llama", torch.bfloat16)
     drawn = Rule(temperature=1.0, top_p=0.95, top_k=None)
@@ -94,6 +95,7 @@ def test_a_rows_logits_are_the_same_bits_in_every_batch() -> None:
     assert torch.equal(logits([[5, 6, 7]])[0], logits(neighbours)[2])
 
 
+@pytest.mark.slow
 def test_where_memory_is_short_fewer_rows_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that grow beyond it are begun anew, one by one, when others have ended; one alone is always written."""
     model, asked = model_of("llama"), [row._replace(limit=60) for row in rows(8)]

@@ -120,6 +120,7 @@ def test_unicode_comes_through() -> None:
     assert found.raw == ODD
 
 
+@pytest.mark.slow
 def test_a_very_large_reply_is_kept(tmp_path: Path) -> None:
     with serving(f"{__name__}:long_reply") as server:
         (found,) = ask(server, 1, cache=tmp_path)

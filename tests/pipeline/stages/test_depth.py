@@ -130,6 +130,7 @@ def test_a_round_goes_on_from_another_arms_weights_which_write_its_rows(tmp_path
     assert "base_model: train-first-s0\n" in (done["train-second-s0"].folder / "model" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_tampering_is_measured_after_so_many_steps_and_before(tmp_path: Path) -> None:
     arms = {"first": rounds()["arms"]["first"], "raw": {}}
     plain = rounds(
