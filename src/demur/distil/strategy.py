@@ -22,7 +22,6 @@ from demur.distil import STRATEGIES
 from demur.errors import UserError, unknown
 from demur.interfaces import Model, Request
 from demur.records import Message, Pattern, Prompt, Record, Sampling, Trace
-from demur.settings import from_yaml
 from demur.untrusted import filled
 
 SHIPPED = Path(__file__).with_name("strategies")
@@ -121,7 +120,7 @@ def parse(text: str, *, name: str, where: str) -> Strategy:
     if not closed:
         raise UserError(f"{where}: the front matter opens with --- and never closes.")
     try:
-        head = {"name": name, **(from_yaml(front) or {})}
+        head = {"name": name, **(yaml.safe_load(front) or {})}
         strategy = msgspec.convert({**head, "instruction": body.strip()}, Strategy)
     except (yaml.YAMLError, msgspec.ValidationError, TypeError) as error:
         allowed = "name, place (user, system, none), targets, source, constant"
