@@ -67,7 +67,7 @@ def test_a_file_is_found_in_the_data_folder(questions: Path) -> None:
 
 
 def test_mistakes_are_said(questions: Path) -> None:
-    with pytest.raises(UserError, match="say intent: harmful, benign"):
+    with pytest.raises(UserError, match="in a study intent: harmful"):
         load(PromptsSettings(source=str(questions)))
     with pytest.raises(UserError, match="Did you mean 'mini-harmful'"):
         load(PromptsSettings(source="mini-harmfull"))
