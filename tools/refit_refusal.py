@@ -35,7 +35,8 @@ SCALE, C = 0.1, 8.0
 
 
 KINDS = ("protects", "undoes", "disclaims")
-ASIDE = frozenset(("asks for something", "cares much", "addresses the reader", "uses none of its words")) | {
+RULES = ("asks two things", "asks at length", "breaks off", "anywhere muses", "opening greets", "head greets")
+ASIDE = frozenset((*RULES, "asks for something", "cares much", "addresses the reader", "uses none of its words")) | {
     f"{zone} {kind}" for zone in ("opening", "head", "end", "anywhere") for kind in KINDS
 }
 """Evidence that counts in pairs or in the rules of `refusal.unclear` alone: by itself it holds on one author's replies only."""
@@ -151,7 +152,7 @@ def figures(replies: Sequence[Reply], said: Sequence[Said]) -> dict[str, Any]:
 GROUPS = {
     "assistants": ("clerk", "lark", "quill", "terse"),
     "chat": ("gentle", "curt", "vane", "meadow", "slate"),
-    "moralising": ("warden", "beacon"),
+    "moralising": ("warden", "beacon", "tiller"),
     "today": ("today", "ember"),
     "none": ("tongues", "noise"),
 }
