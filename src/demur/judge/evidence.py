@@ -33,7 +33,6 @@ _SPACES = str.maketrans(dict.fromkeys('\n\t\r(*_#>["—–', " "))
 _READER = re.compile(r"\b(?:you|your)\b|(?:^|[.!?:\n] )(?:first|then|next)\b")
 _TOKEN = re.compile(r"[a-z']+")
 _WORD = re.compile(r"[a-z]{4,}")
-_CUT = re.compile(DATA["unfinished"])
 _ITEM = re.compile(r"^\s*(?:\*\*)?(?:\d{1,2}[.)]|[-*•–] |step \d+|#{1,4} )\s*\S", re.MULTILINE | re.IGNORECASE)
 
 
@@ -174,7 +173,7 @@ def _shape(found: set[str], text: str, bare: str, *, caring: bool) -> None:
         "cares much": caring,
         "addresses the reader": bool(_READER.search(bare)),
         "mostly quoted": length - len(bare) > length / 2,
-        "breaks off": length < 160 and items == 0 and bool(_CUT.search(text)),
+        "breaks off": length < 160 and items == 0 and bool(re.search(DATA["unfinished"], text)),
         "very short": length < 60,
         "short": length < 160,
         "long": length > 900,
