@@ -111,6 +111,16 @@ def test_what_each_process_would_load_for_itself_is_not_shared(tmp_path: Path) -
     assert [len(phase.stages) for phase in twice] == [3, 3, 3]
 
 
+@pytest.mark.parametrize(("said", "together"), [("cuda", [2, 2, 2]), ("cuda:1", [2, 2, 2]), ("auto", [6])])
+def test_targets_that_name_one_card_take_turns_on_it(said: str, together: list[int], tmp_path: Path) -> None:
+    own = {name: {"hub": f"owner/{name}-7B", "device": said} for name in "ABC"}
+    arms = {name: {"base": name} for name in "ABC"}
+    found = phases(tmp_path, BIG, arms=arms, serve={}, models=LARGE["models"] | own)
+    assert [len(phase.stages) for phase in found] == together
+    named = {"cuda": [0], "cuda:1": [1]}.get(said)
+    assert named is None or all(cards_of(phase) == named for phase in found), "the plan says where it is"
+
+
 def test_targets_that_fit_beside_no_judge_are_asked_side_by_side(tmp_path: Path) -> None:
     """A judge that takes both cards reads what two targets wrote, each on one."""
     models = LARGE["models"] | {"guard": {"hub": "owner/Llama-Guard-3-20B", "engine": "vllm"}}

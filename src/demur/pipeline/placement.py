@@ -211,7 +211,10 @@ def _copies(chosen: Sequence[tuple[Need, tuple[int, ...]]], free: Iterable[int])
 
 def _fixed(need: Need) -> tuple[int, ...]:
     """The devices that the study itself names."""
-    return need.model.devices if isinstance(need.model, Served) else ()
+    if isinstance(need.model, Served):
+        return need.model.devices
+    kind, _, number = need.model.device.partition(":")
+    return (int(number or 0),) if kind == "cuda" and (number or "0").isdecimal() else ()
 
 
 class Servers:
