@@ -366,5 +366,6 @@ def test_what_does_not_fit_together_is_asked_first_and_read_after(
     done = execute(make(plain, where="test").stages, out=tmp_path)
     assert log == ["start Target-7B", "stop Target-7B", "start Llama-Guard-3-8B", "stop Llama-Guard-3-8B"]
     for stage in done.values():
+        assert stage.manifest.summary["line"] == "3 traces", "what this run asked itself was not there already"
         assert {verdict.label for verdict in stage.read("verdicts", Verdict)} <= {"safe", "unsafe"}
         assert stage.rows("traces") == stage.rows("verdicts") == 3

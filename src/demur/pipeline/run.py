@@ -51,14 +51,9 @@ Watch = Callable[[Event], None]
 
 
 def execute(
-    stages: Sequence[Stage[Any]],
-    *,
-    out: Path,
-    cache: Path | None = None,
-    workers: int | Pool = 1,
-    watch: Watch | None = None,
-    add: bool = True,
-) -> dict[str, Artifact]:
+    stages: Sequence[Stage[Any]], *, out: Path, cache: Path | None = None, workers: int | Pool = 1,
+    watch: Watch | None = None, add: bool = True,
+) -> dict[str, Artifact]:  # fmt: skip
     """Do what is not done yet of some stages and all that they read; returns all artifacts by stage name.
 
     `workers` are so many processes of this machine (1: this one) where no model has cards, or a pool elsewhere. Replies are kept in
@@ -74,7 +69,7 @@ def execute(
         todo = [item for item in planned if item.name not in done]
         for name in (item.name for item in planned if item.name in done):
             say(Event(name, "reused"))
-        context = _Graph({item.name: item for item in planned}, done, cache or out / CACHE)
+        context = _Graph({item.name: item for item in planned}, done, cache or out / CACHE, time.time())
         phases = schedule(planned) if isinstance(workers, int) else []
         if any(phase.places for phase in phases):
             _in_phases(phases, context, say)
@@ -102,6 +97,7 @@ class _Graph(NamedTuple):
     planned: dict[str, Planned]
     done: set[str]
     cache: Path
+    began: float
     reach: Callable[[ModelConfig], ModelConfig] | None = None
     generating: bool = False
 
@@ -111,7 +107,7 @@ class _Graph(NamedTuple):
 
     def job(self, item: Planned) -> Job:
         folders = {part: self.planned[stage.name].folder for part, stage in item.stage.inputs.items()}
-        return Job(item, folders, self.cache, self.reach, self.generating)
+        return Job(item, folders, self.cache, self.began, self.reach, self.generating)
 
     def lane(self, item: Planned) -> str:
         """Of stages with the same, one is at work at a time: their target, where a schedule gives it its cards."""
@@ -125,17 +121,18 @@ class Job(NamedTuple):
     planned: Planned
     inputs: dict[str, Path]
     cache: Path
+    began: float  # When the run did: what is in the cache since is its own
     reach: Callable[[ModelConfig], ModelConfig] | None = None  # What a model is asked by, where servers are up
     generating: bool = False  # Only ask; nothing is published
 
 
 def do(job: Job, progress: Progress) -> float:
     """Run one stage and publish it; returns the seconds it took."""
-    (stage, mark, folder, marks), inputs, cache, reach, generating = job
+    (stage, mark, folder, marks), inputs, cache, since, reach, generating = job
     with artifacts.drafted(folder, fresh=not stage.resumable) as (draft, began):
         there = {part: Artifact(path) for part, path in inputs.items()}
         context = Context(stage, inputs=there, draft=draft, cache=cache, progress=progress)
-        context.reach, context.generating = reach or context.reach, generating
+        context.since, context.reach, context.generating = since, reach or context.reach, generating
         try:
             if (work := stage.run(context)) is not None:
                 asyncio.run(_finished(context, work))

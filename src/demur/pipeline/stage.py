@@ -191,6 +191,7 @@ class Context(AsyncExitStack):
         super().__init__()
         self.inputs, self.draft, self.progress = inputs, draft, progress
         self.files, self.stage, self._cache_folder = stage.files, stage, cache
+        self.since = float("inf")  # When the run began: what the cache had before is counted as found
         self.generating = False  # Ask only: the readers are not up yet. Run again then, the stage has all in its cache
         self.reach: Callable[[ModelConfig], ModelConfig] = lambda model: model
         """A model as it is asked now, such as by the URL of a server that is up."""
@@ -206,7 +207,7 @@ class Context(AsyncExitStack):
         config = self._played.get(part)
         if part not in self._models and config is not None:
             if self.cache is None:
-                self.cache = self.enter_context(ReplyCache(self._cache_folder))
+                self.cache = self.enter_context(ReplyCache(self._cache_folder, since=self.since))
             if config.weights_at:
                 self.progress(0, None, f"loading {config.where}")
             opened = open_model(self.reach(config), cache=self.cache, label=f"{part}/{self.stage.name}")

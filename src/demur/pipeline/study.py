@@ -136,7 +136,6 @@ class Teaching(DistilSettings):
 
     teacher: str | None = None  # The model that writes; default: the one named teacher
     teachers: dict[str, str] = {}  # Strategy -> the model that writes its traces, where they differ
-
     classifier: str | None = None  # The model that says which policy a prompt falls under; else its own category does
 
     def settings(self, **changes: Any) -> DistilSettings:

@@ -101,7 +101,7 @@ def key_of(request: Any, body: bytes = b"") -> bytes:
 class ReplyCache:
     """A folder's replies. Any number of processes on one host may have it open; close it, or use it in a `with`."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, *, since: float = float("inf")) -> None:
         """Open the cache of a folder, or make it; `None`: one that is forgotten when closed.
 
         Raises WorkError: what is there cannot be used; the message says what to do.
@@ -123,7 +123,7 @@ class ReplyCache:
             raise cache_care.trouble(self.path, error) from error
         except OSError as error:
             raise WorkError(f"{self.folder}: the reply cache cannot be opened: {error.strerror}.") from error
-        self.found = 0  # replies that were there already
+        self.found, self._since = 0, since  # Replies that were there already, before this time
         self._asked: dict[bytes, asyncio.Future[Reply]] = {}
         self._writer = ThreadPoolExecutor(1, "reply cache")
         self._commits = self._connect()
@@ -183,9 +183,9 @@ class ReplyCache:
 
     def get(self, key: bytes) -> Reply | None:
         """The stored reply of a request; `None` also for a row that no longer is what was written."""
-        for body, crc in self._rows("SELECT body, crc FROM replies WHERE key = ?", key):
+        for body, crc, at in self._rows("SELECT body, crc, at FROM replies WHERE key = ?", key):
             if zlib.crc32(body) == crc:
-                self.found += 1
+                self.found += at < self._since
                 return msgspec.json.decode(body, type=Reply)
             log.warning("%s: a stored reply is damaged, and is asked again", self.path)
             self._delete("key = ?", key)
