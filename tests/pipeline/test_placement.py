@@ -172,6 +172,33 @@ def test_how_a_model_of_a_card_is_reached_can_be_sent(tmp_path: Path) -> None:
     assert reach(said) == said
 
 
+@pytest.mark.parametrize(("targets", "most"), [(1, 8), (3, 2), (12, 1)])
+def test_what_several_targets_processes_ask_gets_no_more_requests_than_declared(targets: int, most: int) -> None:
+    own = [Local(hub=f"owner/T{at}-7B") for at in range(targets)]
+    places = [placement.Place(placement.Need("target", one, 20.0, 9), (at,), 0.9) for at, one in enumerate(own)]
+    reach = placement.Servers().move_to(Phase((), tuple(places)))
+    api = Remote(url=("http://judge.invalid/v1",), in_flight=8)
+    found = reach(api)
+    assert found == api.model_copy(update={"in_flight": most})
+    assert reach(own[0]) == own[0].model_copy(update={"device": "cuda:0"})
+
+
+def test_a_target_that_answers_elsewhere_is_asked_by_one_process(tmp_path: Path) -> None:
+    api = {"url": "http://target.invalid/v1", "in_flight": 8}
+    arms = ARMS["arms"] | {"elsewhere": {"base": "api"}}
+    [phase] = phases(
+        tmp_path, BIG, arms=arms, serve={}, models=LARGE["models"] | {"api": api}, bench=LARGE["bench"][1:]
+    )
+    [model] = {
+        one.stage.models["target"].where: one.stage.models["target"]
+        for one in phase.stages
+        if "-elsewhere-" in one.name
+    }.values()
+    found = placement.Servers().move_to(phase)(model)
+    assert isinstance(found, Remote)
+    assert found.in_flight == 8
+
+
 def test_what_is_done_side_by_side_takes_as_long_as_the_longest(tmp_path: Path) -> None:
     def seen(cards: tuple[Device, ...], arms: str) -> dict[str, Any]:
         slow = {"engine": "vllm", "least_speed": 0.1}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur.interfaces import Ask
-from demur.models.config import Local, ModelConfig, Remote, Served
+from demur.models.config import Custom, Local, ModelConfig, Remote, Served
 from demur.pipeline.dag import Planned
 from demur.pipeline.sizes import SMALL, Device, Shape, devices, shape
 from demur.records import digest
@@ -249,16 +249,22 @@ class Servers:
             all_of_them.pop_all()
         local = [(key, one) for key, one in wanted.items() if key not in self._up and one.devices]
         here = {key: one.need.model.model_copy(update={"device": f"cuda:{one.devices[0]}"}) for key, one in local}
-        return partial(_asked, self._gone | here | {key: remote for key, (_, _, remote) in self._up.items()})
+        ways = self._gone | here | {key: remote for key, (_, _, remote) in self._up.items()}
+        lanes = {key for key, one in wanted.items() if one.need.part == "target"}
+        own = {key_of(model) for item in phase.stages for part, model in item.stage.models.items() if part == "target"}
+        return partial(_asked, ways, lanes | own, max(1, len(lanes)))
 
     def close(self) -> None:
         """End all servers."""
         self.move_to(Phase(()))
 
 
-def _asked(ways: Mapping[str, ModelConfig], model: ModelConfig) -> ModelConfig:
-    """A model behind its server, or on its card."""
-    return ways.get(key_of(model), model) if getattr(model, "device", "auto") == "auto" else model
+def _asked(ways: Mapping[str, ModelConfig], own: set[str], lanes: int, model: ModelConfig) -> ModelConfig:
+    """A model behind its server, or on its card; the requests in flight to one that several processes ask are divided among them."""
+    way = ways.get(key_of(model), model) if getattr(model, "device", "auto") == "auto" else model
+    if lanes == 1 or key_of(model) in own or isinstance(way, (Local, Served, Custom)):
+        return way
+    return way.model_copy(update={"in_flight": max(1, way.in_flight // lanes)})
 
 
 def _together(new: Mapping[str, Place], opened: Mapping[str, contextlib.ExitStack]) -> dict[str, list[Remote]]:

@@ -140,9 +140,8 @@ class Teaching(DistilSettings):
 
     def settings(self, **changes: Any) -> DistilSettings:
         """What a stage is set to."""
-        return validate(
-            DistilSettings, self.model_dump(exclude={"teacher", "teachers", "classifier"}) | changes, where="distil"
-        )
+        own = self.model_dump(exclude={"teacher", "teachers", "classifier"})
+        return validate(DistilSettings, own | changes, where="distil")
 
 
 class Study(Strict):
@@ -178,9 +177,7 @@ class Study(Strict):
     serve: dict[str, Any] = {}
     """How bases and trained models are served for their benchmarks, in the words of a served model: `vllm`, or {engine: vllm,
     tensor_parallel: 2, max_model_len: 40000, …}. Empty: they run in the stage's own process."""
-    workers: int | None = connection(
-        None, ge=1
-    )  # Stages at a time where no model has cards; default: the cores, or 1 with an accelerator
+    workers: int | None = connection(None, ge=1)  # Stages at a time without cards; default: the cores, or 1 with cards
     stand_in: bool = False  # Every model replaced by small local ones; the report says so across its head
     stand_in_data: dict[str, str] = {}  # Benchmark -> a few rows where no copy of it is here. Only `--stand-in` sets it
     quick: dict[str, Any] = {}  # Overrides, by path, for `--quick`

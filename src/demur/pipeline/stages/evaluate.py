@@ -160,12 +160,9 @@ class Evaluate(Stage[EvaluateSettings]):
 
     async def _attack(self, context: Context, target: Model) -> Attack:
         models = {part: await context.model(player(part)) for part in self.use.attack.parts}
+        played = {part: model for part, model in models.items() if model is not None}
         return attacks.open_attack(
-            self.use.attack,
-            files=self.attack_files(),
-            target=target,
-            models={part: model for part, model in models.items() if model is not None},
-            progress=context.progress,
+            self.use.attack, files=self.attack_files(), target=target, models=played, progress=context.progress
         )
 
     def attack_files(self) -> dict[str, Path]:
