@@ -356,6 +356,35 @@ def test_a_server_is_started_anew_for_exchanges_that_it_is_too_short_for(monkeyp
     assert log == [1000, "stop", 2000, "stop"]
 
 
+def test_what_begins_with_traces_of_another_distillation_is_asked_after_those_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teacher and filter take turns on one card: what the first distillation made is there when both have had theirs."""
+    from demur.testing.server import serving
+
+    @contextmanager
+    def started(model: Served) -> Iterator[tuple[Healthy, Remote]]:
+        with serving("stand_in") as server:
+            yield Healthy(), Remote(url=(server.url,), model="scripted", weights=model.weights_at, prefill="plain")
+
+    monkeypatch.setattr("demur.models.vllm.started", started)
+    monkeypatch.setattr(Served, "missing", lambda self: [])
+    monkeypatch.setattr(placement, "devices", lambda: (Device("one", 62.0, 0),))
+    large = {name: {"hub": f"owner/{name}-20B", "engine": "vllm"} for name in ("teacher", "guard")}
+    begun = {"begin": {"traces": "default"}, "keep": "answer safe"}
+    plain: dict[str, Any] = {
+        "name": "begun", "models": large, "filter": {"kind": "llama_guard3", "model": "guard"},
+        "prompts": {"harmful": {"source": "mini-harmful", "n": 24}},
+        "arms": {"a": {"format": "improved", "safety": 8, "distil": begun}},
+    }  # fmt: skip
+    trained = next(stage for stage in make(plain, where="test").stages if stage.kind == "train")
+    mixed = trained.inputs["mix"]
+    found = schedule(plan([mixed], tmp_path))
+    asked = [[one.name for one in phase.stages] for phase in found if phase.generating]
+    assert asked == [["distil-default"], ["distil-improved-a"]]
+    assert execute([mixed], out=tmp_path)["distil-improved-a"].rows("traces")
+
+
 def test_what_does_not_fit_together_is_asked_first_and_read_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

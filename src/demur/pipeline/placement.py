@@ -131,10 +131,10 @@ def _append(phases: list[Phase], item: Planned, needs: Mapping[str, Need], cards
     if problem and last and first and all(isinstance(need.model, Served) for need in first):
         asking, reading = place(first, cards), place(last, cards)
         if not asking[1] and not reading[1]:
-            # The longest exchange of all that share the two counts.
             both = [{one.need.key: one.need for one in phase.places} for phase in phases[-2:]]
             same = len(phases) > 1 and phases[-2].generating and both[1].keys() == {need.key for need in last}
-            if same:
+            # What another of them makes is not there before both are over.
+            if same := same and not {s.name for s in item.stage.inputs.values()} & {s.name for s in phases[-1].stages}:
                 wider = [place(_merged(b, more).values(), cards) for b, more in zip(both, (first, last), strict=True)]
                 alike = both[0].keys() == {n.key for n in first} or any(n.part == "target" for n in first)
                 same = alike and not any(lack for _, lack in wider) and _apart(wider[0][0])
