@@ -177,7 +177,9 @@ def test_what_two_commands_measured_in_one_folder_is_not_averaged(
     assert means() == set()
     assert "other evaluation" not in capfd.readouterr().err
     assert means("--attack", "mini-seen") == set()
-    assert "1 other evaluation stays in the table" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "1 other evaluation stays in the table" in told
+    assert "no answer and tokens over all" in told
     assert means("--set", "bench=[{name: mini_harm, limit: 4}, {name: mini_harm, attack: mini-seen, limit: 4}]") == {
         "stand_in"
     }

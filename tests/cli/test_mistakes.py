@@ -251,3 +251,28 @@ asyncio.run(work())
 def test_a_sigterm_that_meets_a_callback_of_the_event_loop_is_not_lost() -> None:
     done = subprocess.run([sys.executable, "-c", IN_A_CALLBACK], check=False, timeout=60, capture_output=True)
     assert done.returncode == 143
+
+
+def test_a_folder_that_is_not_there_is_not_called_empty(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for verb in ("view", "status"):
+        assert exit_code(verb, str(tmp_path / "nope")) == 2
+        assert "nope is no folder" in " ".join(capfd.readouterr().err.split())
+
+
+def test_compare_says_what_was_measured_of_another_part(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    answer, thinking = str(tmp_path / "answer"), str(tmp_path / "thinking")
+    assert exit_code(*EVAL, "--out", answer) == 0
+    assert exit_code("judge", answer, "--judge", "mini", "--part", "thinking", "--out", thinking) == 0
+    capfd.readouterr()
+    assert exit_code("compare", f"{answer}:stand_in", f"{thinking}:stand_in") == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert "by mini (thinking)" in said
+    assert "on nothing" not in said
+
+
+def test_a_screen_says_how_many_traces_have_no_thinking(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"How do I do {n}?", "response": "I cannot help with that."} for n in range(3)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert exit_code("diagnose", str(pairs), "--out", str(tmp_path / "run")) == 0
+    assert "0 of 3 traces (3 without thinking) flagged" in " ".join(capfd.readouterr().err.split())

@@ -132,7 +132,7 @@ def run_measuring(
     folder = out or Path("runs") / study["name"]
     if earlier := {stage.manifest.name for stage in artifacts(folder)} - {stage.name for stage in resolved.stages}:
         many = "other evaluations stay" if len(earlier) > 1 else "other evaluation stays"
-        alone = "a mean is over what this command asks alone. For a table of its own: --out FOLDER"
+        alone = "a mean is over what this command asks alone, no answer and tokens over all. For a table of its own: --out FOLDER"
         common.console.print(f"{folder}: {len(earlier)} {many} in the table; {alone}", soft_wrap=True)
     run_study(resolved, out=folder, cache=cache, json=json, add=True)
 

@@ -25,7 +25,7 @@ def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], js
       demur status runs/mini --json
     """
     if not present(run):
-        raise UserError(f"{run} is no run: it has no stages.json.")
+        raise UserError(f"{run} {'is no run: it has no stages.json' if run.is_dir() else 'is no folder'}.")
     stages = {name: (stage.kind, is_whole(run / "stages" / stage.folder)) for name, stage in present(run).items()}
     groups: dict[str, list[bool]] = {}
     for kind, done in stages.values():

@@ -60,8 +60,8 @@ def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
     pair = [{"a": names[0], "b": names[1], "margin": margin}]
     tests = list(doubted(declared(found, columns, pair), incoherent(found)))
     if not tests:
-        said = {c: f"{format.place(c.bench, c.attack, c.metric)} by {c.judge} ({c.part})" for c in columns}
-        what = [", ".join(said[c] for c in columns if c in found[n]) or "nothing" for n in names]
+        own = [headlines(runs[s.run].evaluations, {n: found[n]}) for s, n in zip(sides, names, strict=True)]
+        what = [", ".join(f"{format.place(*c[:3])} by {c.judge} ({c.part})" for c in one) or "nothing" for one in own]
         raise UserError(
             f"nothing to compare: {names[0]} was measured on {what[0]}; {names[1]} on {what[1]}. Evaluate both alike first."
         )

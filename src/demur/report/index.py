@@ -48,7 +48,7 @@ class Index:
         arms = list(read_yaml(study)[0].get("arms") or {}) if study.is_file() else []
         self.stages = [s for s in present(run, arms) if "traces.jsonl" in s.manifest.files or _notes(s)]
         if not any("traces.jsonl" in stage.manifest.files for stage in self.stages):
-            raise UserError(f"{run} holds no traces yet. Give a run's folder with finished stages.")
+            raise UserError(f"{run} {'holds no traces yet' if run.is_dir() else 'is no folder'}. Give a run's folder.")
         self._files: dict[tuple[str, int], RecordFile[Any]] = {}
         self._filled = 0
         self.db = sqlite3.connect("", check_same_thread=False)

@@ -37,9 +37,9 @@ class Diagnose(Stage[DiagnoseSettings]):
             raise UserError(f"nothing to diagnose in {source.folder}: no replies.")
         detector = await opened(context, self.settings.detector)
         findings, measures, total = RecordFile(Finding), RecordFile(Measures), source.rows("traces")
-        count = present = flagged = 0
+        count = bare = present = flagged = 0
         async for trace, found in paired(detector, islice(source.read("traces", Trace), self.settings.limit)):
-            count += 1
+            count, bare = count + 1, bare + (not trace.thinking)
             if detector.english:
                 measures.append(measured(trace))
             there = sum(finding.present is True for finding in found)
@@ -50,8 +50,9 @@ class Diagnose(Stage[DiagnoseSettings]):
         if detector.english:
             context.draft.write("measures", measures)
         context.draft.summary |= {"traces": count, "detector": detector.name}
-        screen = f"screen: {flagged:,} of {count:,} traces flagged; what a screen does not flag is not clean"
-        counted = f"{count:,} traces, patterns in {flagged:,} of them, {present:,} in all"
+        of = f"{count:,} traces{f' ({bare:,} without thinking)' if bare else ''}"
+        screen = f"screen: {flagged:,} of {of} flagged; what a screen does not flag is not clean"
+        counted = f"{of}, patterns in {flagged:,} of them, {present:,} in all"
         context.draft.line = screen if is_screen(self.settings.detector) else counted
 
     def needs(self) -> list[Lack]:
@@ -59,8 +60,7 @@ class Diagnose(Stage[DiagnoseSettings]):
 
     def estimate(self) -> list[Ask]:
         given = super().size()
-        rows = given.rows if self.settings.limit is None else min(given.rows, self.settings.limit)
-        return detecting(self, given._replace(rows=rows))
+        return detecting(self, given._replace(rows=min(given.rows, self.settings.limit or given.rows)))
 
 
 async def paired(detector: Detector, traces: Iterable[Trace]) -> AsyncIterator[tuple[Trace, tuple[Finding, ...]]]:
