@@ -36,7 +36,9 @@ def test_a_history_of_two_runs_and_a_file_of_somebody_else(tmp_path: Path, capfd
     assert rows[0]["date"].startswith("20")
     assert "other/results.json is not read" in shown.err
     assert exit_code("runs", str(tmp_path)) == 0
-    assert "0 [0–56]" in capfd.readouterr().out
+    table = capfd.readouterr().out
+    assert f"under {tmp_path}" in table
+    assert "0 [0–56]" in table, "however long the path, no number is broken"
     assert exit_code("runs", str(tmp_path / "other")) == 2
 
 

@@ -40,8 +40,9 @@ def runs(
         common.print_json({"runs": rows})
         return
     for row in rows:
-        row[TITLES[-1]] = "; ".join(row["numbers"].values()) or f"{format.NONE} {row['why']}"
-    common.show(TITLES, [tuple(row[key] or format.NONE for key in TITLES) for row in rows])
+        row[TITLES[-1]] = "\n".join(row["numbers"].values()) or f"{format.NONE} {row['why']}"
+        row["run"] = str(Path(row["run"]).relative_to(folder))
+    common.show(TITLES, [tuple(row[key] or format.NONE for key in TITLES) for row in rows], f"under {folder}")
 
 
 def _row(path: Path, **own: Any) -> dict[str, Any]:
