@@ -188,3 +188,12 @@ def test_tags_and_bombs_of_yaml_are_refused_at_once(tmp_path: Path, text: str, w
 def test_aliases_within_reason_are_read(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("a: &a {n: 1}\nb: *a\n")
     assert read_yaml(tmp_path / "study.yaml")[0] == {"a": {"n": 1}, "b": {"n": 1}}
+
+
+def test_a_brace_in_a_wrong_value_is_text() -> None:
+    from demur.pipeline.study import Study
+
+    for wrong, said in (({"name": "{x}"}, "'{x}' is no name"), ({"name": "x", "seeds": "{0}"}, "such as [{0}]")):
+        with pytest.raises(UserError) as error:
+            validate(Study, wrong, where="s.yaml")
+        assert said in str(error.value)

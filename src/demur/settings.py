@@ -257,7 +257,7 @@ def _explain(
     elif said == "is empty":
         message, value = (message, min(words)) if words else (message.partition(", such as")[0], value)
     hint = f".{_nearest(str(problem['input']), words)}" if words else ""
-    return f"'{'.'.join(str(k) for k in location)}' {said}: {message.format(value=value)}{hint}", place
+    return f"'{'.'.join(str(k) for k in location)}' {said}: {message.replace('{value}', str(value))}{hint}", place
 
 
 def _nearest(key: str, allowed: Iterable[str]) -> str:

@@ -70,3 +70,19 @@ def test_status_says_how_far_a_training_is_and_how_long_it_takes(
         show(Event("train-a", "done"))
     assert exit_code("status", str(tmp_path)) == 0
     assert "at work" not in capfd.readouterr().out
+
+
+def test_a_stage_that_has_ended_since_the_last_note_is_not_said_to_be_at_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A note is a few seconds old, and stays for good where a run was killed."""
+    graph = {name: {"folder": f"{name}-0", "kind": "train", "fingerprint": "f"} for name in ("train-a", "train-b")}
+    (tmp_path / "stages.json").write_text(json.dumps(graph))
+    (tmp_path / progress.RUNNING).write_text(json.dumps(dict.fromkeys((*graph, "train-gone"), "9/10")))
+    monkeypatch.setattr("demur.cli.status.is_whole", lambda folder: folder.name == "train-a-0")
+    assert exit_code("status", str(tmp_path), "--json") == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (told["running"], told["waiting"]) == ({"train-b": "9/10"}, [])
+    monkeypatch.setattr("demur.cli.status.is_whole", lambda folder: True)
+    assert exit_code("status", str(tmp_path)) == 0
+    assert "everything is done" in capfd.readouterr().out

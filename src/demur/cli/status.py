@@ -30,8 +30,8 @@ def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], js
     groups: dict[str, list[bool]] = {}
     for kind, done in stages.values():
         groups.setdefault(kind, []).append(done)
-    path = run / RUNNING
-    far: dict[str, str] = msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
+    noted: dict[str, str] = msgspec.json.decode(path.read_bytes()) if (path := run / RUNNING).is_file() else {}
+    far = {name: text for name, text in noted.items() if not stages.get(name, ("", True))[1]}  # some may have ended
     waiting = [name for name, (_, done) in stages.items() if not done and name not in far]
     if json:
         counts = {kind: {"done": sum(done), "of": len(done)} for kind, done in groups.items()}
