@@ -197,3 +197,11 @@ def test_a_brace_in_a_wrong_value_is_text() -> None:
         with pytest.raises(UserError) as error:
             validate(Study, wrong, where="s.yaml")
         assert said in str(error.value)
+
+
+def test_what_was_said_to_be_wrong_is_not_said_to_be_missing_too() -> None:
+    from demur.pipeline.study import Study
+
+    with pytest.raises(UserError) as error:
+        validate(Study, {"name": "x", "findings": [{"claim": "c", "evidence": []}]}, where="s.yaml")
+    assert str(error.value) == "s.yaml: 'findings.0.evidence' is empty: at least one is wanted"

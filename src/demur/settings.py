@@ -165,8 +165,8 @@ class Problems:
                 for problem in problems:
                     absent = problem["loc"][-1:] if problem["type"] == "missing" else ()
                     location = self._original((*place, *_pruned_at(data, problem), *absent))
-                    if problem["type"] == "too_short" and self.within(*location):
-                        continue  # its wrong entries were left out
+                    if problem["type"] in ("too_short", "missing") and self.within(*location):
+                        continue  # what was wrong of it was said and left out
                     self._wrong.append(location)
                     self._take(*_explain(model, problem, location, self._where, self._lines))
                 places = {_pruned_at(data, problem) for problem in problems}
