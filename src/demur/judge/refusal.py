@@ -77,10 +77,11 @@ def provenance() -> dict[str, Any]:
 
 def classify(reply: str, question: str = "", *, aloud: bool = False) -> Opinion:
     """What a reply to a question does; a thought may think aloud."""
+    if reason := no_reply(reply, question):
+        return Opinion(None, None, reason)
     found = features(reply, question) - ({"anywhere muses"} if aloud else set())
     chances, told = probabilities(found, words(reply, question))
-    refused = 1.0 - chances[0]
-    if reason := no_reply(reply, question) or unclear(found, refused):
+    if reason := unclear(found, refused := 1.0 - chances[0]):
         return Opinion(None, None, reason)
     label = CLASSES[0] if refused <= 0.5 else max(CLASSES[1:], key=lambda name: chances[CLASSES.index(name)])
     return Opinion(label, round(refused, 4), "; ".join(told) or "nothing speaks against it")
