@@ -276,3 +276,15 @@ def test_a_screen_says_how_many_traces_have_no_thinking(tmp_path: Path, capfd: p
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert exit_code("diagnose", str(pairs), "--out", str(tmp_path / "run")) == 0
     assert "0 of 3 traces (3 without thinking) flagged" in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize("verb", [("check", "study"), ("plan",), ("run",)])
+def test_a_study_of_no_stages_is_told_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], verb: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.yaml").write_text("name: x\narms: {raw: {}}\n")
+    assert exit_code(*verb, "empty.yaml") == 2
+    told = capfd.readouterr()
+    assert "there is nothing to do" in " ".join((told.out + told.err).split())
+    assert not Path("runs").exists()

@@ -147,13 +147,14 @@ def free_port(port: int, host: str = "127.0.0.1") -> None:
 
 def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_dir: Path | None = None) -> Resolved:
     """A study file with its overrides, everything about it looked up."""
-    from demur.pipeline import study
-    from demur.pipeline.resolve import resolve
+    from demur.pipeline import resolve, study
 
     loaded = study.read(path, sets=[*(sets or []), *([f"data_dir={data_dir}"] if data_dir else [])], quick=quick)
     if loaded.study and not loaded.study.arms:
         loaded.problems.add(("arms",), "this study has no arms. Write arms: {raw: {}} for the base as it is.")
-    return resolve(loaded)
+    if not (resolved := resolve.resolve(loaded)).stages:
+        raise UserError(f"{path}: there is nothing to do: bench is empty, and no arm is trained.")
+    return resolved
 
 
 def show(titles: Sequence[str], rows: Sequence[tuple[Any, ...]], name: str = "") -> None:
