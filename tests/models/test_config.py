@@ -166,6 +166,8 @@ def test_settings_of_a_plug_in_are_checked_by_its_class() -> None:
     assert "Did you mean 'word'" in line
     (line,) = Custom(plugin="tests.models.plugged:Nothing").missing()
     assert "has no 'Nothing'" in line
+    (line,) = Scripted(script="demur.mini.teacher:scrip").missing()
+    assert "has no 'scrip'" in line, "a module of demur's own may run"
 
 
 def test_a_models_own_sampling_holds_where_the_protocol_leaves_it_open() -> None:

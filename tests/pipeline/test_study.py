@@ -116,6 +116,11 @@ def test_overrides_go_before_the_quick_version_and_that_before_the_file(small: P
         ({"arms": {"short": {"format": "short", "safety": 8, "maths": 5}}, "compare": []}, "no pool of that name"),
         ({"arms": {"short": {"format": "short"}}, "compare": []}, "has a format and no safety rows"),
         ({"armz": {}}, "armz"),
+        ({"seeds": []}, "'seeds' is empty: at least one is wanted"),
+        (
+            {"arms": {"raw": {}, "short": {"format": "short", "safety": 8, "seeds": []}}, "compare": []},
+            "short.seeds' is empty",
+        ),
         ({"train": {"learning_rate": 1}}, "learning_rate"),
         ({"arms": {"short": {"format": "short", "safety": 8, "train": {"lrr": 1}}}, "compare": []}, "lrr"),
         ({"stand_in_data": {"advbench": "x"}}, "stand_in_data is for smoke runs alone"),

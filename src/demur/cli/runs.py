@@ -46,8 +46,7 @@ def runs(
 
 
 def _row(path: Path, **own: Any) -> dict[str, Any]:
-    date = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-    return {"date": date, "run": str(path.parent)} | own
+    return {"date": f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}", "run": str(path.parent)} | own
 
 
 def _unfinished(path: Path) -> Iterator[dict[str, Any]]:

@@ -213,7 +213,7 @@ class Scripted(_Config):
         module, own, _ = self.script.partition(":")
         top = module.partition(".")[0]
         try:
-            if not own or (top not in sys.modules and importlib.util.find_spec(top) is None):
+            if not own or top == "demur" or (top not in sys.modules and importlib.util.find_spec(top) is None):
                 load_script(self.script)
         except UserError as error:
             return [str(error)]

@@ -60,7 +60,7 @@ class Arm(Strict):
     decoding: str | Intervention | None = None
     """A defence by decoding alone: zero, less or primer (`models/sampling.py`), or {cue, insert}: a reminder in mid-thinking."""
     train: dict[str, Any] = {}  # Training settings in which this arm differs from the study's
-    seeds: tuple[int, ...] | None = None  # Seeds of this arm; default: the study's
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)  # Seeds of this arm; default: the study's
 
     @property
     def trained(self) -> bool:
@@ -168,7 +168,7 @@ class Study(Strict):
     bench: tuple[BenchUse, ...] = ()
     probe: tuple[ProbeUse, ...] = ()
     tamper: tuple[TamperUse, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     compare: tuple[Comparison, ...] = ()
     findings: tuple[Finding, ...] = ()  # Claims with the tests that decide them; the report's first table
     fixed: tuple[str, ...] = ()  # Benchmarks whose prompts are all that there are (`aime24`): rates are of these alone
