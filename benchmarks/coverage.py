@@ -1,6 +1,6 @@
 """What demur's intervals and tests promise, measured by simulation: coverage of 95 %, and false claims of a family of tests.
 
-    python benchmarks/coverage.py                twelve minutes on two hyperthreads of a CPU of 2017, less on newer ones
+    python benchmarks/coverage.py                twelve minutes on two hyperthreads of a CPU of 2017
     python benchmarks/coverage.py --draws 300    a look: the draws themselves then scatter by 1.3 points a cell
 
 Replies are drawn from a probit model: every prompt has its own difficulty (standard deviation 1), every training and every

@@ -132,9 +132,9 @@ def test_targets_that_fit_beside_no_judge_are_asked_side_by_side(tmp_path: Path)
     assert read.stages == asked.stages
 
 
-def test_what_is_read_later_is_written_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each target is asked by a process of its own, which publishes nothing; the judge reads what is in the cache."""
-    from demur.records import Verdict
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Starts and stops of servers, each of which is the scripted stand-in."""
     from demur.testing.server import serving
 
     log: list[str] = []
@@ -149,6 +149,15 @@ def test_what_is_read_later_is_written_side_by_side(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("demur.models.vllm.started", started)
     monkeypatch.setattr(Served, "missing", lambda self: [])
+    return log
+
+
+def test_what_is_read_later_is_written_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    """Each target is asked by a process of its own, which publishes nothing; the judge reads what is in the cache."""
+    from demur.records import Verdict
+
     monkeypatch.setattr(placement, "devices", lambda: tuple(Device("middling", 32.0, number) for number in range(2)))
     uses = [{"name": "mini_harm", "limit": 3, "judge": {"kind": "llama_guard3", "model": "guard"}}]
     models = {"guard": {"hub": "owner/Llama-Guard-3-20B", "engine": "vllm"}}
@@ -386,24 +395,11 @@ def test_what_begins_with_traces_of_another_distillation_is_asked_after_those_ar
 
 
 def test_what_does_not_fit_together_is_asked_first_and_read_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
 ) -> None:
     """One small card: the target answers and is stopped, then the judge reads what is in the cache."""
     from demur.records import Verdict
-    from demur.testing.server import serving
 
-    log: list[str] = []
-
-    @contextmanager
-    def started(model: Served) -> Iterator[tuple[Healthy, Remote]]:
-        name = Path(model.weights_at).name
-        log.append(f"start {name}")
-        with serving("stand_in") as server:
-            yield Healthy(), Remote(url=(server.url,), model="scripted", weights=name)
-        log.append(f"stop {name}")
-
-    monkeypatch.setattr("demur.models.vllm.started", started)
-    monkeypatch.setattr(Served, "missing", lambda self: [])
     monkeypatch.setattr(placement, "devices", lambda: (Device("small", 24.0, 0),))
     monkeypatch.setattr(placement, "FULL_REPLIES", 1)
     judge = {"kind": "llama_guard3", "model": "guard"}

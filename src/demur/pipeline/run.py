@@ -216,11 +216,11 @@ def _drive(todo: list[Planned], graph: _Graph, pool: Pool, say: Watch) -> None:
     running: dict[Any, Planned] = {}
     failure: BaseException | None = None
     while waiting or running:
-        slots = 0 if failure else pool.slots
-        for item in list(waiting.values()):
-            free = len(running) < slots and graph.lane(item) not in map(graph.lane, running.values())
-            if free and graph.ready(item):
+        busy = {graph.lane(item) for item in running.values()}
+        for item in [item for item in waiting.values() if graph.ready(item)]:
+            if not failure and len(running) < pool.slots and (lane := graph.lane(item)) not in busy:
                 running[pool.submit(graph.job(item))] = waiting.pop(item.name)
+                busy.add(lane)
         if not running:
             break
         for handle in pool.wait(list(running)):
