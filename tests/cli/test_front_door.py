@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 from tests.made import exit_code
 
-from demur.cli import MODULES, VERBS
+from demur.cli import VERBS, command_of
 
 VERB_NAMES = [verb for group in VERBS.values() for verb in group]
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,8 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def commands(verb: str) -> list[Any]:
     """The command of a verb, or its sub-commands."""
-    module = importlib.import_module(f"demur.cli.{MODULES.get(verb, verb)}")
-    command: Any = typer.main.get_command(module.app)
+    command = command_of(verb)
     return list(getattr(command, "commands", {}).values()) or [command]
 
 

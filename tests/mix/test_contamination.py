@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from demur.cli.check import contamination as check_contamination
 from demur.cli.check import read_rows
+from demur.cli.common import Flags
 from demur.errors import CheckFailed, UserError
 from demur.mix.contamination import RUN, Index, Limits, certify, hash_of, without
 from demur.mix.duplicates import normal
@@ -131,10 +132,10 @@ def test_the_check_fails_says_what_to_do_and_can_take_rows_out(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = data_dir / "lrm_safety_study_nocot.json"
-    options = {"benches": ["advbench", "harmbench"], "data_dir": data_dir, "out": tmp_path}
+    benches, flags = ["advbench", "harmbench"], Flags(data_dir=data_dir, out=tmp_path, json=True)
     with pytest.raises(CheckFailed, match=r"of 1,000 training rows .* --remove"):
-        check_contamination(source, **options)  # type: ignore[arg-type]
-    check_contamination(source, **options, remove=True, json=True)  # type: ignore[arg-type]
+        check_contamination(source, flags, benches)
+    check_contamination(source, flags, benches, remove=True)
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     left = load_file(tmp_path / "examples.jsonl").examples
     certificate = said["certificates"]["rows"]
@@ -149,4 +150,4 @@ def test_rows_come_from_whatever_there_is(data_dir: Path) -> None:
     assert len(read_rows(data_dir / "advbench50.jsonl")) == 50
     assert len(read_rows(data_dir / "star1_first300.json")) == 300
     with pytest.raises(UserError, match="against what"):
-        check_contamination(data_dir / "advbench50.jsonl")
+        check_contamination(data_dir / "advbench50.jsonl", Flags())

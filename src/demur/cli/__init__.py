@@ -1,12 +1,13 @@
 """The command line: one file for each verb, imported only when it is called, so that `demur --help` stays quick."""
 
 import importlib
-import json
 import os
 import resource
 import signal
 import sys
+import textwrap
 import threading
+import tomllib
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -14,8 +15,8 @@ from typing import Any, NoReturn
 from demur.errors import DemurError, UserError, unknown
 from demur.registry import missing
 
-VERBS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("verbs.json").read_text())
-"""Every verb with its line of help, by group. The module is `demur.cli.VERB`, or `VERB_` where Python reserves the word."""
+VERBS: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("verbs.toml").read_text())
+"""Every verb with its line of help and examples, by group. The module is `demur.cli.VERB`, or `VERB_` where Python reserves the word."""
 
 COMMAND: list[str] = []  # What was typed
 MODULES = {"eval": "evaluate"}
@@ -65,21 +66,34 @@ def _leave(code: int, why: str) -> NoReturn:
     sys.exit(code)
 
 
-def _call(verb: str, args: list[str]) -> int:
-    """Import the verb's module and hand it the rest of the line."""
-    known = [name for group in VERBS.values() for name in group]
+def command_of(verb: str) -> Any:
+    """The command of a verb, or the group of its commands; its module is imported. Raises UserError: there is none."""
+    known = {name: words for group in VERBS.values() for name, words in group.items()}
     if verb not in known:
         raise unknown("verb", verb, known)
+    import typer.main
+
+    words = known[verb]
+    command: Any = typer.main.get_command(importlib.import_module(f"demur.cli.{MODULES.get(verb, verb)}").app)
+    if commands := getattr(command, "commands", None):
+        command.help = f"{words['about'].capitalize()}."
+    for name, one in (commands or {"": command}).items():
+        examples = words["examples"][name] if name else words["examples"]
+        # Commands to copy stay one a line.
+        one.help = f"{one.help}\n\n\b\nExamples:\n{textwrap.indent(examples, '  ')}"
+    return command
+
+
+def _call(verb: str, args: list[str]) -> int:
+    """Import the verb's module and hand it the rest of the line."""
     if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < 512 << 20:  # with less, OpenBLAS loops for ever
         raise UserError("demur needs 512 MB of address space, and is allowed less: ulimit -v unlimited, or 524288.")
     SHOWN.clear()
     if verb in SLOW and "--help" not in args:
         threading.Thread(target=_loading, daemon=True).start()
-    import typer.main
+    command = command_of(verb)
+    import typer
 
-    command = typer.main.get_command(importlib.import_module(f"demur.cli.{MODULES.get(verb, verb)}").app)
-    for one in (command, *getattr(command, "commands", {}).values()):  # examples are commands to copy: one a line
-        one.help = (one.help or "").replace("\nExamples:", "\n\b\nExamples:")
     # Typer carries its own copy of click and names only some of its errors: usage errors are the base of one it names.
     usage: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
@@ -118,7 +132,7 @@ def _print_help() -> None:
     lines += [" Usage: demur VERB [--help] …", ""]
     for group, verbs in VERBS.items():
         lines.append(f" {group}")
-        lines += [f"   {name:<10} {text}" for name, text in verbs.items()]
+        lines += [f"   {name:<10} {words['about']}" for name, words in verbs.items()]
         lines.append("")
     lines += [" Start here:   demur run studies/mini.yaml --out runs/mini", " One verb:     demur eval --help", ""]
     print("\n".join(lines))  # noqa: T201

@@ -1,15 +1,12 @@
 """`demur bench list`: what benchmarks there are, and which of them lie here."""
 
-from typing import Annotated
-
 import msgspec
-import typer
 
 from demur.bench import get_bench, left_out, names
 from demur.bench.spec import Bench
 from demur.cli import common
 
-app = common.app("What benchmarks there are.")
+app = common.App()
 ASKED = {  # Groups of the list, by whether attack success and over-refusal are counted
     (True, False): "harmful requests: are they declined?",
     (False, True): "harmless requests: are they answered?",
@@ -18,18 +15,15 @@ ASKED = {  # Groups of the list, by whether attack success and over-refusal are 
 }
 
 
-@app.command("list")
-def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None:
-    """All benchmarks by what they ask; with --data-dir, which copy is there. `demur bench show NAME` tells the rest.
-
-    Examples:
-      demur bench list
-      demur bench list --data-dir data --json
-    """
+@app.verb("data_dir json", name="list")
+def show_all(flags: common.Flags) -> None:
+    """All benchmarks by what they ask; with --data-dir, which copy is there. `demur bench show NAME` tells the rest."""
     found = {name: get_bench(name) for name in names()}
-    copies = {file for bench in found.values() for file in bench.files if data_dir and (data_dir / file).exists()}
+    copies = {
+        file for bench in found.values() for file in bench.files if flags.data_dir and (flags.data_dir / file).exists()
+    }
     here = {name: next(filter(copies.__contains__, bench.files), None) for name, bench in found.items()}
-    if json:
+    if flags.json:
         rows = [{"bench": bench, "here": here[name]} for name, bench in found.items()]
         common.print_json({"benches": rows, "left_out": left_out()})
         return
@@ -37,12 +31,14 @@ def show_all(data_dir: common.DataDir = None, json: common.Json = False) -> None
     for name, bench in found.items():
         if "@" not in name:
             count = "any" if bench.count is None else f"{bench.count:,}"
-            copy = (here[name] or "–",) if data_dir else ()
+            copy = (here[name] or "–",) if flags.data_dir else ()
             counted = {metric.name for metric in bench.metrics if metric.headline}
             asked = ASKED["attack_success" in counted, "over_refusal" in counted]
             groups.setdefault(asked, []).append((name, count, *copy, bench.about))
     for asked in sorted(groups, key=[*ASKED.values()].index):
-        common.show(("benchmark", "#prompts", *(("here",) if data_dir else ()), "about"), groups[asked], name=asked)
+        common.show(
+            ("benchmark", "#prompts", *(("here",) if flags.data_dir else ()), "about"), groups[asked], name=asked
+        )
     common.stdout.print(f"left out, as `demur bench show NAME` explains: {', '.join(left_out())}")
 
 
@@ -53,17 +49,11 @@ def _verified(bench: Bench) -> str:
     return "texts, count" if bench.sha256 else "count"
 
 
-@app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="A benchmark: `demur bench list` shows them.")], json: common.Json = False
-) -> None:
-    """One benchmark's whole protocol: source, sampling, judge, query and part, metrics, version.
-
-    Examples:
-      demur bench show advbench@paper-v2 --json
-    """
+@app.verb("json")
+def show(name: common.BenchName, flags: common.Flags) -> None:
+    """One benchmark's whole protocol: source, sampling, judge, query and part, metrics, version."""
     bench = get_bench(name)
-    if json:
+    if flags.json:
         common.print_json(bench)
         return
     for key, value in (msgspec.to_builtins(bench) | {"verified": _verified(bench)}).items():

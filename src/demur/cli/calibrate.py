@@ -25,7 +25,7 @@ from demur.report.format import counted, number
 from demur.report.tables import estimate
 from demur.storage.reply_cache import ReplyCache
 
-app = common.app("A judge or a detector against labels.")
+app = common.App()
 Kept = Annotated[Path, typer.Option("--out", help="Folder for the calibration: reports of runs beside it show it.")]
 KEPT = Path("runs") / FOLDER
 XSTEST = replace(get_bench("xstest"), name="replies with labels of people", hub="", files=(
@@ -33,91 +33,64 @@ XSTEST = replace(get_bench("xstest"), name="replies with labels of people", hub=
 ))  # fmt: skip
 
 
-@app.command()
-def refusal(
-    data: common.Data = None,
-    data_dir: common.DataDir = None,
-    limit: common.Limit = None,
-    out: Kept = KEPT,
-    json: common.Json = False,
-) -> None:
+@app.verb("data data_dir limit json")
+def refusal(flags: common.Flags, out: Kept = KEPT) -> None:
     """The offline refusal judge against people's labels, beside other judges whose labels the file has.
 
     Columns: prompt, completion, label (XSTest's final_label: full_compliance, partial_refusal, full_refusal). XSTest's own
-    annotations are found in --data-dir; the judge was fitted to them.
-
-    Examples:
-      demur calibrate refusal --data-dir data
-      demur calibrate refusal --data labels.jsonl --json
-    """
-    data = find(XSTEST, data=data, data_dir=data_dir)
-    report = against(data, limit=limit)
-    _show(report, keep(open_judge("rules"), report, data, out), json=json, title=f"rules against {data.name}")
+    annotations are found in --data-dir; the judge was fitted to them."""
+    data = find(XSTEST, data=flags.data, data_dir=flags.data_dir)
+    report = against(data, limit=flags.limit)
+    _show(report, keep(open_judge("rules"), report, data, out), json=flags.json, title=f"rules against {data.name}")
 
 
-@app.command()
+@app.verb("data data_dir part limit cache sets json")
 def guard(
     detector: Annotated[
         str,
         typer.Option("--detector", help="NAME=MODEL such as wildguard=URL; a model alone is a llama_guard3; rules."),
     ],
-    data: common.Data = None,
-    data_dir: common.DataDir = None,
-    part: common.PartName = None,
+    flags: common.Flags,
     text: Annotated[Path | None, common.flag("text")] = None,
-    limit: common.Limit = None,
-    cache: common.CacheDir = None,
     out: Kept = KEPT,
-    sets: common.Set = None,
-    json: common.Json = False,
 ) -> None:
     """A harm judge against labels: sensitivity and specificity with intervals, false alarms by the guard's categories.
 
-    Columns: prompt, response, label (safe or unsafe). WildGuardTest is found in --data-dir. The reports of runs beside --out show them wherever the same judge reads: the same text, part and model.
-
-    Examples:
-      demur calibrate guard --detector llama_guard3=http://127.0.0.1:8001/v1 --data wildguardtest.csv
-      demur calibrate guard --detector wildguard=URL --set models.judge.api=completions --data labels.jsonl --part thinking
-    """
+    Columns: prompt, response, label (safe or unsafe). WildGuardTest is found in --data-dir. The reports of runs beside --out show them wherever the same judge reads: the same text, part and model."""
     name, equals, model = detector.partition("=")
     if name not in JUDGES and not (equals and "/" not in name):
         name, model = "llama_guard3", detector
-    labels = find(get_bench("wildguardtest"), data=data, data_dir=data_dir)
-    models = common.apply_sets({"models": {"judge": common.model(model)} if model else {}}, sets)["models"]
+    labels = find(get_bench("wildguardtest"), data=flags.data, data_dir=flags.data_dir)
+    models = common.apply_sets({"models": {"judge": common.model(model)} if model else {}}, flags.sets)["models"]
 
     async def work() -> tuple[dict[str, Any], Path]:
-        async with _models([as_model(models["judge"])] if requires_model(name) and models else [], cache) as played:
-            judge = open_judge(name, model=played[0] if played else None, part=part, text=text)  # type: ignore[arg-type]
-            report = await guarded(judge, read(labels, limit=limit))
+        async with _models(
+            [as_model(models["judge"])] if requires_model(name) and models else [], flags.cache
+        ) as played:
+            judge = open_judge(name, model=played[0] if played else None, part=flags.part, text=text)  # type: ignore[arg-type]
+            report = await guarded(judge, read(labels, limit=flags.limit))
             return report, keep(judge, report, labels, out)
 
     report, path = asyncio.run(work())
-    _show(report, path, json=json, title=detector)
+    _show(report, path, json=flags.json, title=detector)
 
 
-@app.command()
+@app.verb("limit cache json")
 def patterns(
+    flags: common.Flags,
     data: Annotated[Path | None, typer.Option("--data", help="Labelled traces; default: demur's own exam.")] = None,
     detector: Annotated[str, typer.Option("--detector", help="rules, mini or a model: URL, folder, hub id.")] = "rules",
-    limit: common.Limit = None,
-    cache: common.CacheDir = None,
-    json: common.Json = False,
 ) -> None:
-    """A detector of failure patterns against labels.
-
-    Examples:
-      demur calibrate patterns
-      demur calibrate patterns --detector http://127.0.0.1:8000/v1 --data labels.jsonl --json
-    """
+    """A detector of failure patterns against labels."""
 
     async def work() -> dict[str, Any]:
         if detector in DETECTORS:
-            return await calibrated(open_detector(detector), data, limit=limit)
-        async with _models([parse_model(one) for one in detector.split("+")], cache) as played:
-            return await calibrated(open_detector("llm", models=played), data, limit=limit)
+            return await calibrated(open_detector(detector), data, limit=flags.limit)
+        async with _models([parse_model(one) for one in detector.split("+")], flags.cache) as played:
+            return await calibrated(open_detector("llm", models=played), data, limit=flags.limit)
 
     report = asyncio.run(work())
-    if json:
+    if flags.json:
         common.print_json(report)
         return
     rows = [

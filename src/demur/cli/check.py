@@ -26,57 +26,43 @@ from demur.train.check import render_report
 from demur.train.settings import TrainSettings
 
 SHOWN = 8  # Masked pairs shown at most
-app = common.app("Is this sound? Exits 1 when it is not.")
+app = common.App()
 
 
-@app.command()
-def study(
-    files: Annotated[list[Path], typer.Argument(help="Study files (.yaml).")],
-    data_dir: common.DataDir = None,
-    json: common.Json = False,
-) -> None:
-    """Validate study files: every key, every name, and the graph of stages that they mean. Asks no model.
-
-    Examples:
-      demur check study studies/*.yaml
-      demur check study mine.yaml --data-dir data --json
-    """
+@app.verb("data_dir json")
+def study(files: Annotated[list[Path], typer.Argument(help="Study files (.yaml).")], flags: common.Flags) -> None:
+    """Validate study files: every key, every name, and the graph of stages that they mean. Asks no model."""
     rows: list[dict[str, Any]] = []
     for path in files:
         try:
-            study, stages, missing, _ = common.load_study(path, None, data_dir=data_dir)
+            study, stages, missing, _ = common.load_study(path, flags)
             about, lines = f"✓ {path}: {len(study.arms)} arms, {len(stages)} stages", missing
             found = {"sound": True, "stages": len(stages), "arms": len(study.arms), "missing": missing}
         except UserError as error:
             about, lines = f"✗ {error}" if str(error).startswith(str(path)) else f"✗ {path}: {error}", []
             found = {"sound": False, "error": str(error)}
         rows.append({"file": str(path)} | found)
-        for line in () if json else (about, *(f"    missing here: {line}" for line in lines)):
+        for line in () if flags.json else (about, *(f"    missing here: {line}" for line in lines)):
             common.stdout.print(line, soft_wrap=True)  # a place that is broken in two cannot be clicked
-    if json:
+    if flags.json:
         common.print_json({"studies": rows})
     if wrong := sum(not row["sound"] for row in rows):
         raise UserError(f"{wrong} of {len(rows)} studies are not sound.")
 
 
-@app.command()
+@app.verb("json")
 def template(
-    base: Annotated[str, typer.Option("--base", help="Model to train: local folder, hub id or mini-lrm-a.")],
-    examples: common.Examples = None,
+    base: common.Base,
+    flags: common.Flags,
+    examples: Annotated[Path | None, common.flag("examples")] = None,
     family: Annotated[str, typer.Option("--template", help="auto, tokenizer, or a family by name.")] = "auto",
     words: Annotated[bool, typer.Option("--words", help="Show your rows as they are, unmasked.")] = False,
-    json: common.Json = False,
 ) -> None:
-    """Show three training rows with what is trained and what is not, and verify every row token by token.
-
-    Examples:
-      demur check template --base mini-lrm-a
-      demur check template --base ./R1-Distill-Qwen-7B --examples runs/m
-    """
+    """Show three training rows with what is trained and what is not, and verify every row token by token."""
     loaded = load_file(examples) if examples else None
     rows = loaded and [*loaded.examples, *examples_of(loaded.traces, share="file")[0]]
     report = check(common.base(base).weights_at, rows, settings=TrainSettings(template=family))
-    if json:
+    if flags.json:
         common.print_json(report.plain())
     else:
         common.stdout.print(render_report(report, mask=bool(rows) and not words))
@@ -84,35 +70,27 @@ def template(
         raise CheckFailed(report.why)
 
 
-@app.command()
+@app.verb("data data_dir out json")
 def contamination(
     examples: Annotated[Path, typer.Option("--examples", help="Training rows: a file, a finished stage or a run.")],
+    flags: common.Flags,
     benches: Annotated[list[str] | None, typer.Argument(help="Benchmarks; default: all with a copy here.")] = None,
-    data: common.Data = None,
-    data_dir: common.DataDir = None,
     remove: Annotated[bool, typer.Option("--remove", help="Write the clean rows beside the certificate.")] = False,
-    out: common.Out = None,
-    json: common.Json = False,
 ) -> None:
     """Compare training rows with benchmarks: equal, covered and nearly equal prompts; writes a certificate.
 
-    In a study's run each arm's rows are compared with what the arm was scored on.
-
-    Examples:
-      demur check contamination --examples runs/m --data-dir data
-      demur check contamination advbench --examples rows.jsonl --data advbench50.jsonl --remove --out runs/clean
-    """
+    In a study's run each arm's rows are compared with what the arm was scored on."""
     arms = mixes(examples) if examples.is_dir() and not is_published(examples) else {}
     sets = arms or {"rows": read_rows(examples)}
     if remove and len(sets) > 1:
         raise UserError(f"{examples} holds the rows of {len(sets)} arms; give the stage of one with --remove.")
     # A finished stage is as its manifest says; what is found about it goes to its run.
     beside_it = examples.parent.parent if is_published(examples) else examples
-    where = out or (beside_it if examples.is_dir() else Path("runs/contamination"))
+    where = flags.out or (beside_it if examples.is_dir() else Path("runs/contamination"))
     common.writable(where)
     scored = {name: scored_on(examples, name) for name in arms}
-    named = bool(benches or data or data_dir or not any(scored.values()))
-    given = gather(benches or (), data=data, data_dir=data_dir) if named else {}
+    named = bool(benches or flags.data or flags.data_dir or not any(scored.values()))
+    given = gather(benches or (), data=flags.data, data_dir=flags.data_dir) if named else {}
     compared = {name: certify(rows, scored.get(name, {}) | given) for name, rows in sets.items()}
     certificates = {name: certificate for name, (certificate, _) in compared.items()}
     pairs = [one for _, found in compared.values() for one in found]
@@ -123,7 +101,7 @@ def contamination(
         common.console.print(f"{certificates[name].removed:,} rows taken out: {where / 'examples.jsonl'}")
     atomic_write(where / "contamination.json", encode({"certificates": certificates}))
     sound = all(certificate.clean for certificate in certificates.values())
-    if json:
+    if flags.json:
         common.print_json({"clean": sound, "out": str(where), "certificates": certificates})
     else:
         _show(certificates, pairs)
@@ -135,21 +113,11 @@ def contamination(
         )
 
 
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(help="A benchmark: `demur bench list` shows them.")],
-    data: common.Data = None,
-    data_dir: common.DataDir = None,
-    json: common.Json = False,
-) -> None:
-    """Verify a copy of a benchmark: count, columns, hash, golds; show three masked rows.
-
-    Examples:
-      demur check bench safebench --data safebench.csv
-      demur check bench math500 --data-dir data --json
-    """
+@app.verb("data data_dir json")
+def bench(name: common.BenchName, flags: common.Flags) -> None:
+    """Verify a copy of a benchmark: count, columns, hash, golds; show three masked rows."""
     bench, wrong, counts = get_bench(name), list[str](), dict[str, int]()
-    path = None if bench.generated else find(bench, data=data, data_dir=data_dir)
+    path = None if bench.generated else find(bench, data=flags.data, data_dir=flags.data_dir)
     prompts = read_prompts(bench, path)
     if path is not None:
         wrong = faults(bench, prompts)
@@ -157,7 +125,7 @@ def bench(
             found, counts = check_golds(prompts, solutions(bench, path))
             wrong += [f"{fault.kind} of {fault.prompt}: {fault.detail}" for fault in found]
     about = {"bench": bench.name, "version": bench.version, "count": len(prompts), "sha256": text_hash(prompts)}
-    if json:
+    if flags.json:
         common.print_json(about | {"licence": bench.licence, "golds": counts, "faults": wrong})
     else:
         for what, value in (about | {"licence": bench.licence or "–"} | counts).items():
@@ -171,13 +139,9 @@ def bench(
         raise CheckFailed(f"{name}: {len(wrong)} faults: {'; '.join(wrong[:3])}")
 
 
-@app.command()
-def isolation(json: common.Json = False) -> None:
-    """Try to break the isolation of model-written code on this machine.
-
-    Examples:
-      demur check isolation
-    """
+@app.verb("json")
+def isolation(flags: common.Flags) -> None:
+    """Try to break the isolation of model-written code on this machine."""
     from demur.judge.escapes import check
 
     done = []
@@ -186,7 +150,7 @@ def isolation(json: common.Json = False) -> None:
         mark = "✓" if tried.held else "✗"
         common.console.print(f"  {mark} {tried.name:<28} {tried.ending:<8} {tried.seconds:5.1f} s  {tried.detail}")
     broken = [tried.name for tried in done if not tried.held]
-    if json:
+    if flags.json:
         common.print_json({"held": len(done) - len(broken), "of": len(done), "broken": broken})
     else:
         common.stdout.print(f"isolation held against {len(done) - len(broken)} of {len(done)} programs")
@@ -194,36 +158,26 @@ def isolation(json: common.Json = False) -> None:
         raise CheckFailed(f"isolation did not hold against: {', '.join(broken)}.")
 
 
-@app.command()
-def shapes(
-    url: Annotated[str, typer.Argument(help="Base URL up to /v1.")],
-    model: common.ServedName = None,
-    key_env: common.KeyEnv = None,
-    json: common.Json = False,
-) -> None:
-    """Ask a host five short questions and say what is odd about it, before money is spent.
-
-    Examples:
-      demur check shapes http://127.0.0.1:8000/v1
-      demur check shapes https://api.example.com/v1 --model NAME --key-env API_KEY --json
-    """
+@app.verb("model key_env json")
+def shapes(url: Annotated[str, typer.Argument(help="Base URL up to /v1.")], flags: common.Flags) -> None:
+    """Ask a host five short questions and say what is odd about it, before money is spent."""
     from demur.models.config import Remote, as_model
     from demur.testing.shapes import USELESS
     from demur.testing.shapes import shapes as seen
 
     if "://" not in url and not url.startswith("$"):
         raise UserError(f"check shapes asks servers: name a URL, such as http://127.0.0.1:8000/v1, not {url}.")
-    host = as_model({"url": url} | common.given({"model": model, "key_env": key_env}), where=url)
+    host = as_model({"url": url} | flags.given("model", "key_env"), where=url)
     assert isinstance(host, Remote)
     require(host.missing())
     found = asyncio.run(seen(host))
-    if json:
+    if flags.json:
         common.print_json({"url": url, "shapes": found})
-    for shape, sentence in () if json else found.items():
+    for shape, sentence in () if flags.json else found.items():
         common.stdout.print(f"{shape}: {sentence}", soft_wrap=True)
     if bad := [shape for shape in USELESS if shape in found]:
         raise CheckFailed(f"{url} is {' and '.join(bad)}: nothing can be measured with it as it is.")
-    if not found and not json:
+    if not found and not flags.json:
         common.stdout.print("sound: it answers harmless questions rightly, and declines a harmful one.")
 
 

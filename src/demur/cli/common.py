@@ -7,7 +7,9 @@ import socket
 import sys
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,35 +36,68 @@ def flag(name: str, **how: Any) -> Any:
     return typer.Option(f"--{name}", help=FLAGS[name], **how)
 
 
-Out = Annotated[Path | None, flag("out")]
-Set = Annotated[list[str] | None, flag("set", metavar="KEY.PATH=VALUE")]
-Json = Annotated[bool, flag("json")]
-Limit = Annotated[int | None, flag("limit", min=1)]
-Seed = Annotated[int, flag("seed")]
-Data = Annotated[Path | None, flag("data", exists=True)]
-DataDir = Annotated[Path | None, flag("data-dir", exists=True, file_okay=False)]
+@dataclass(frozen=True)
+class Flags:
+    """The flags, which mean the same everywhere. A verb names those that it takes; the others are as they are here."""
+
+    out: Annotated[Path | None, flag("out")] = None
+    sets: Annotated[list[str] | None, flag("set", metavar="KEY.PATH=VALUE")] = None
+    json: Annotated[bool, flag("json")] = False
+    limit: Annotated[int | None, flag("limit", min=1)] = None
+    seed: Annotated[int, flag("seed")] = 0
+    quick: Annotated[bool, flag("quick")] = False
+    data: Annotated[Path | None, flag("data", exists=True)] = None
+    data_dir: Annotated[Path | None, flag("data-dir", exists=True, file_okay=False)] = None
+    cache: Annotated[Path | None, flag("cache")] = None
+    intent: Annotated[str | None, flag("intent")] = None
+    detector: Annotated[str | None, flag("detector")] = None
+    teacher: Annotated[str | None, flag("teacher")] = None
+    attacker: Annotated[str | None, flag("attacker")] = None
+    judge: Annotated[str | None, flag("judge")] = None
+    model: Annotated[str | None, flag("model")] = None
+    key_env: Annotated[str | None, flag("key-env")] = None
+    concurrency: Annotated[int | None, flag("concurrency", min=1)] = None
+    temperature: Annotated[float | None, flag("temperature", min=0)] = None
+    max_tokens: Annotated[int | None, flag("max-tokens", min=1)] = None
+    part: Annotated[str | None, flag("part")] = None
+    samples: Annotated[int | None, flag("samples", min=1)] = None
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of some flags that were given, by name."""
+        return given({name: getattr(self, name) for name in names})
+
+
 Target = Annotated[str, flag("target")]
-Intent = Annotated[str | None, flag("intent")]
-Teacher = Annotated[str | None, flag("teacher")]
-AttackName = Annotated[str, flag("attack")]
-ServedName = Annotated[str | None, flag("model")]
-KeyEnv = Annotated[str | None, flag("key-env")]
-Concurrency = Annotated[int | None, flag("concurrency", min=1)]
-Temperature = Annotated[float | None, flag("temperature", min=0)]
-MaxTokens = Annotated[int | None, flag("max-tokens", min=1)]
-PartName = Annotated[str | None, flag("part")]
-Samples = Annotated[int | None, flag("samples", min=1)]
-Attacker = Annotated[str | None, flag("attacker")]
-JudgeModel = Annotated[str | None, flag("judge")]
-Examples = Annotated[Path | None, flag("examples")]
-CacheDir = Annotated[Path | None, flag("cache")]
+Base = Annotated[str, flag("base")]
+Traces = Annotated[Path, typer.Argument(help="Traces in any known form, or a run's stage folder.")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+BenchName = Annotated[str, typer.Argument(metavar="NAME", help="A benchmark: `demur bench list` shows them.")]
+StudyFile = Annotated[Path, typer.Argument(help="A study file (.yaml).")]
 
 
-def app(help: str) -> typer.Typer:
+class App(typer.Typer):
     """A typer application as all verbs have it: examples kept as written, no completion flags, no pretty tracebacks."""
-    return typer.Typer(
-        help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=False
-    )
+
+    def __init__(self) -> None:
+        super().__init__(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+    def verb(self, flags: str, *, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """Make a function a command: it takes its own parameters and these of the shared flags, which come as `Flags`."""
+        shared = signature(Flags, eval_str=True).parameters
+
+        def made(work: Callable[..., None]) -> Callable[..., None]:
+            own = [one for one in signature(work, eval_str=True).parameters.values() if one.name != "flags"]
+
+            def command(**values: Any) -> None:
+                work(**{one.name: values.pop(one.name) for one in own}, flags=Flags(**values))
+
+            taken = [*own, *(shared[one] for one in flags.split())]
+            command.__signature__ = Signature([one.replace(kind=one.KEYWORD_ONLY) for one in taken])  # type: ignore[attr-defined]
+            command.__name__, command.__doc__ = work.__name__, work.__doc__
+            self.command(name)(command)
+            return work
+
+        return made
 
 
 def print_json(value: Any) -> None:
@@ -145,11 +180,12 @@ def free_port(port: int, host: str = "127.0.0.1") -> None:
         raise UserError(f"port {port} {why}; name another by --port, or 0 for any that is free.") from None
 
 
-def load_study(path: Path, sets: list[str] | None, *, quick: bool = False, data_dir: Path | None = None) -> Resolved:
+def load_study(path: Path, flags: Flags) -> Resolved:
     """A study file with its overrides, everything about it looked up."""
     from demur.pipeline import resolve, study
 
-    loaded = study.read(path, sets=[*(sets or []), *([f"data_dir={data_dir}"] if data_dir else [])], quick=quick)
+    sets = [*(flags.sets or []), *([f"data_dir={flags.data_dir}"] if flags.data_dir else [])]
+    loaded = study.read(path, sets=sets, quick=flags.quick)
     if loaded.study and not loaded.study.arms:
         loaded.problems.add(("arms",), "this study has no arms. Write arms: {raw: {}} for the base as it is.")
     if not (resolved := resolve.resolve(loaded)).stages:

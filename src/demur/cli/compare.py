@@ -14,25 +14,19 @@ from demur.report.labels import notes
 from demur.report.read import present
 from demur.report.sections import comparison
 
-app = common.app("Compare two arms by paired tests.")
+app = common.App()
 
 
-@app.command()
+@app.verb("json")
 def compare(
     a: Annotated[str, typer.Argument(help="RUN:arm, or RUN:arm/seed; RUN alone where it has one arm.")],
     b: Annotated[str, typer.Argument(help="The other, of the same run or of another.")],
+    flags: common.Flags,
     margin: Annotated[float | None, typer.Option(min=0, max=1, help="How much reasoning A may lose: 0.02.")] = None,
-    json: common.Json = False,
 ) -> None:
-    """Two arms on the same prompts: differences with intervals, p after Holm, the verdict in words, prompts needed.
-
-    Examples:
-      demur compare runs/mini:improved runs/mini:short
-      demur compare runs/eval:my-model runs/eval:other-model --margin 0.02
-      demur compare runs/mini:improved/0 runs/mini:improved/1 --json
-    """
+    """Two arms on the same prompts: differences with intervals, p after Holm, the verdict in words, prompts needed."""
     claims = compared(a, b, margin=margin)
-    if json:
+    if flags.json:
         rows = [plain(claim) | {"winner": claim.winner, "words": format.verdict(claim)} for claim in claims]
         common.print_json({"a": claims[0].a, "b": claims[0].b, "comparisons": rows})
         return

@@ -11,27 +11,20 @@ from demur.errors import UserError
 from demur.pipeline.run import CACHE
 from demur.storage.reply_cache import FILE, ReplyCache
 
-app = common.app("What a run asked, and what it cost.")
+app = common.App()
 COUNTS = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_thinking")
 
 
-@app.command()
+@app.verb("cache json")
 def cost(
-    run: Annotated[Path, typer.Argument(help="The folder of a run, or of a reply cache.")],
-    cache: common.CacheDir = None,
-    json: common.Json = False,
+    run: Annotated[Path, typer.Argument(help="The folder of a run, or of a reply cache.")], flags: common.Flags
 ) -> None:
     """Requests, tokens and money by part and stage, summed up from the stored replies.
 
-    Each request counts once, under the stage that asked it first; replies found in the cache cost nothing again.
-
-    Examples:
-      demur cost runs/mini
-      demur cost runs/paper --json
-    """
-    with ReplyCache(folder_of(run, cache)) as kept:
+    Each request counts once, under the stage that asked it first; replies found in the cache cost nothing again."""
+    with ReplyCache(folder_of(run, flags.cache)) as kept:
         lines, failures = kept.ledger(), kept.failures()
-    if json:
+    if flags.json:
         common.print_json({"lines": lines, "total": _total(lines), "failures": failures})
         return
     titles = ("part", "stage", *(f"#{name.replace('_', ' ')}" for name in COUNTS), "#money")

@@ -1,9 +1,6 @@
 """`demur diagnose FILE`: find the failure patterns in traces, with evidence, and how often they occur."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from demur.cli import common
 from demur.cli.runner import reading, run_stage
@@ -12,31 +9,15 @@ from demur.models.config import ModelConfig, as_model, parse_model
 from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
 from demur.settings import read_yaml
 
-app = common.app("Find the failure patterns in traces.")
-DETECTOR = Annotated[str | None, common.flag("detector")]
+app = common.App()
 
 
-@app.command()
-def diagnose(
-    file: Annotated[Path, typer.Argument(help="Traces in any known form, or a run's stage folder.")],
-    detector: DETECTOR = None,
-    intent: common.Intent = None,
-    limit: common.Limit = None,
-    out: common.Out = None,
-    cache: common.CacheDir = None,
-    json: common.Json = False,
-) -> None:
-    """Find the failure patterns in traces: findings with evidence, and rates with intervals per pattern and class.
-
-    Examples:
-      demur diagnose star1.json --out runs/d
-      demur diagnose runs/a/stages/distil-default-1a2b --detector http://127.0.0.1:8000/v1
-      demur diagnose traces.jsonl --limit 100 --json
-    """
-    kind, models = detecting(detector, file)
-    source = reading(file, intent)
-    stage = Diagnose("diagnose", DiagnoseSettings(detector=kind, limit=limit), inputs={"traces": source}, models=models)
-    run_stage(stage, out=out or Path("runs/diagnose"), cache=cache, json=json)
+@app.verb("detector intent limit out cache json")
+def diagnose(file: common.Traces, flags: common.Flags) -> None:
+    """Find the failure patterns in traces: findings with evidence, and rates with intervals per pattern and class."""
+    kind, models = detecting(flags.detector, file)
+    settings, source = DiagnoseSettings(detector=kind, limit=flags.limit), reading(file, flags.intent)
+    run_stage(Diagnose("diagnose", settings, inputs={"traces": source}, models=models), flags)
     if kind == "rules":
         common.console.print("rules are a screen: a model, by --detector, or labels (demur view) make rates")
 

@@ -19,51 +19,37 @@ from demur.prompts import PromptsSettings
 from demur.report.format import number
 from demur.settings import validate
 
-app = common.app("A teacher's traces for prompts, filtered.")
+app = common.App()
 
 
-@app.command()
+@app.verb("teacher judge intent limit seed out cache sets json")
 def distil(
+    flags: common.Flags,
     file: Annotated[Path | None, typer.Argument(help="Prompts in any known form.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="The same.")] = None,
-    teacher: common.Teacher = None,
-    judge: common.JudgeModel = None,
     given: Annotated[Path | None, common.flag("given")] = None,
-    intent: common.Intent = None,
-    limit: common.Limit = None,
-    seed: common.Seed = 0,
-    out: common.Out = None,
-    cache: common.CacheDir = None,
-    sets: common.Set = None,
-    json: common.Json = False,
 ) -> None:
-    """Make traces: ask a teacher under a strategy, judge, keep what the rule keeps. Every drop has a reason.
-
-    Examples:
-      demur distil harmful.jsonl --set strategy=improved --teacher http://127.0.0.1:8000/v1 --judge llama_guard3=http://127.0.0.1:8001/v1
-      demur distil nocot.json --set strategy=nocot
-      demur distil harmful.jsonl --set strategy=./mine.md --set until_safe=1 --set keep='answer safe' --teacher ./model --judge llama_guard3=./guard
-    """
+    """Make traces: ask a teacher under a strategy, judge, keep what the rule keeps. Every drop has a reason."""
     if (source := file or data) is None:
         raise UserError("which prompts? Name a file of them: demur distil FILE --teacher MODEL.")
-    settings = validate(DistilSettings, common.apply_sets({"seed": seed}, sets), where="demur distil")
-    drawn = common.given({"source": str(source), "n": limit, "intent": intent})
+    settings = validate(DistilSettings, common.apply_sets({"seed": flags.seed}, flags.sets), where="demur distil")
+    drawn = common.given({"source": str(source), "n": flags.limit, "intent": flags.intent})
     prompts = Prompts("prompts", validate(PromptsSettings, drawn, where="demur distil"), files={"source": source})
     inputs: dict[str, Prompts | Import] = {"prompts": prompts}
     if given:
         inputs["given"] = reading(given, name="import-given")
     # A constant reply needs no filter, whatever the keep rule says.
     filters = settings.parts and load(settings.strategy).constant is None
-    kind, models = _filter(judge) if filters else ("rules", dict[str, ModelConfig]())
-    if teacher:
-        models["teacher"] = parse_model(teacher)
+    kind, models = _filter(flags.judge) if filters else ("rules", dict[str, ModelConfig]())
+    if flags.teacher:
+        models["teacher"] = parse_model(flags.teacher)
     files = {"strategy": Path(settings.strategy)} if settings.strategy.endswith(".md") else {}
     if settings.begin.file:
         files["begin"] = Path(settings.begin.file)
     own = DistilStageSettings(distil=settings, filter=kind)
     stage = Distil(f"distil-{Path(settings.strategy).stem}", own, inputs=inputs, files=files, models=models)
-    done = run_stage(stage, out=out or Path("runs/distil"), cache=cache, json=json)
-    found = [] if json else done.manifest.summary["tokens"].items()
+    done = run_stage(stage, flags)
+    found = [] if flags.json else done.manifest.summary["tokens"].items()
     # A teacher that counts no tokens, as a constant reply does not, leaves nothing to show.
     if rows := [(name, s["n"], *(number(s[key], "tokens") for key in ("mean", "p90"))) for name, s in found if s["n"]]:
         common.show(("tokens of", "#n", "#mean", "#90th percentile"), rows)

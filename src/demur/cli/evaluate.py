@@ -21,70 +21,54 @@ Named = Annotated[list[str] | None, typer.Argument(metavar="BENCH", help="Benchm
 Benches = Annotated[
     list[str] | None, typer.Option("--bench", help="The same; harmful=FILE and benign=FILE take any table of prompts.")
 ]
-app = common.app("Run benchmarks against a model.")
+app = common.App()
 
 
-@app.command()
+@app.verb(
+    "judge attacker model key_env concurrency temperature max_tokens part samples limit seed data data_dir out cache sets json"
+)
 def evaluate(
     target: common.Target,
+    flags: common.Flags,
     named: Named = None,
     bench: Benches = None,
-    attack: common.AttackName = "none",
-    judge: common.JudgeModel = None,
-    attacker: common.Attacker = None,
-    model: common.ServedName = None,
-    key_env: common.KeyEnv = None,
-    concurrency: common.Concurrency = None,
-    temperature: common.Temperature = None,
-    max_tokens: common.MaxTokens = None,
-    part: common.PartName = None,
-    samples: common.Samples = None,
-    limit: common.Limit = None,
-    seed: common.Seed = 0,
-    data: common.Data = None,
-    data_dir: common.DataDir = None,
-    out: common.Out = None,
-    cache: common.CacheDir = None,
-    sets: common.Set = None,
-    json: common.Json = False,
+    attack: Annotated[str, common.flag("attack")] = "none",
 ) -> None:
     """Run benchmarks against a model: traces, verdicts and a table with intervals.
 
     The table has a row for every model that was measured in the folder; a model is known by its name and address, a
-    folder by its weights. --set takes the paths of a study file: models.target.timeout=60, bench.0.sampling.top_p=0.9.
-
-    Examples:
-      demur eval xstest --target http://127.0.0.1:8000/v1 --data-dir data --limit 20
-      demur eval xstest advbench --target https://api.example.com/v1 --model some-model --key-env API_KEY --data-dir data
-      demur eval advbench --attack pap --target ./model --data-dir data --judge llama_guard3=http://127.0.0.1:8001/v1
-      demur eval --bench harmful=requests.csv --bench benign=instructions.jsonl --target ./model
-      demur eval math500 --target script:stand_in --data math500.jsonl --samples 4
-    """
+    folder by its weights. --set takes the paths of a study file: models.target.timeout=60, bench.0.sampling.top_p=0.9."""
     if not (benches := [*(named or ()), *(bench or ())]):
         raise UserError("which benchmarks? `demur bench list` shows them; harmful=FILE takes a file of yours.")
-    own = {"model": model, "key_env": key_env, "in_flight": concurrency}
-    arm, tested_model = tested(target, common.given(own), sets)
-    models = {"target": tested_model} | ({"attacker": common.model(attacker)} if attacker else {})
-    sampling = common.given({"seed": seed or None, "temperature": temperature, "max_tokens": max_tokens})
-    use = {"attack": attack, "judge": _judge(judge, models, benches), "part": part, "limit": limit, "samples": samples}
-    use |= {"data": str(data) if data else None, "sampling": sampling or None}
-    uses = [{"name": name} | common.given(use) for name in benches]
-    study = {"name": "eval", "models": models, "arms": {arm: {}}, "bench": uses}
-    run_measuring(study, sets=sets, data_dir=data_dir, out=out, cache=cache, json=json)
+    own = flags.given("model", "key_env") | common.given({"in_flight": flags.concurrency})
+    arm, models = tested(target, own, flags, "attacker")
+    sampling = common.given({"seed": flags.seed or None}) | flags.given("temperature", "max_tokens")
+    use = {"attack": attack, "judge": _judge(flags.judge, models, benches), "sampling": sampling or None}
+    use = (
+        common.given(use) | flags.given("part", "limit", "samples") | ({"data": str(flags.data)} if flags.data else {})
+    )
+    uses = [{"name": name} | use for name in benches]
+    run_measuring({"name": "eval", "models": models, "arms": {arm: {}}, "bench": uses}, flags)
 
 
-def tested(target: str, own: dict[str, Any], sets: list[str] | None) -> tuple[str, dict[str, Any]]:
-    """What the measured model is called in tables, and the model; a server says what its only model is called."""
+def tested(
+    target: str, own: dict[str, Any], flags: common.Flags, *others: str
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """What the measured model is called in tables, and the models: the target, and those of `others` that a flag names.
+
+    A server says what its only model is called.
+    """
     model = common.model(target) | own
 
     async def served() -> str:
         async with open_model(as_model(model)) as opened:
             return opened.identity.partition(" at ")[0]
 
-    said = "model" in model or any(item.startswith("models.target.model=") for item in sets or ())
+    said = "model" in model or any(item.startswith("models.target.model=") for item in flags.sets or ())
     if "url" in model and not said:
         model["model"] = asyncio.run(served())
-    return name_of(target, model.get("model")), model
+    players = {part: common.model(text) for part, text in flags.given(*others).items()}
+    return name_of(target, model.get("model")), {"target": model} | players
 
 
 def name_of(target: str, model: str | None = None) -> str:

@@ -12,22 +12,17 @@ from demur.errors import UserError, unknown
 from demur.prompts.publish import export_hf
 from demur.report import export as exports
 
-app = common.app("A run for other tools: hf, inspect, csv.")
+app = common.App()
 
 
-@app.command()
+@app.verb("json")
 def export(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    run: common.RunFolder,
     to: Annotated[str, typer.Option("--to", help="inspect, hf or csv.")],
+    flags: common.Flags,
     out: Annotated[Path | None, typer.Option("--out", help="Where to; default: RUN/export-FORM.")] = None,
-    json: common.Json = False,
 ) -> None:
-    """Write the traces and verdicts of a run (inspect, csv) or its training rows (hf) in another form.
-
-    Examples:
-      demur export runs/mini --to inspect && inspect view --log-dir runs/mini/export-inspect
-      demur export runs/mini --to hf --out shared
-    """
+    """Write the traces and verdicts of a run (inspect, csv) or its training rows (hf) in another form."""
     forms: dict[str, Callable[[Path, Path], Path | list[Path]]] = {"inspect": exports.to_inspect, "csv": exports.to_csv}
     if to not in ("hf", *forms):
         raise unknown("form", to, ("hf", *forms))
@@ -43,7 +38,7 @@ def export(
         common.writable(place)
         made = forms[to](run, place)
     paths = [str(path) for path in (made if isinstance(made, list) else [made])]
-    if json:
+    if flags.json:
         common.print_json({"run": str(run), "to": to, "paths": paths})
     else:
         typer.echo("\n".join(paths))

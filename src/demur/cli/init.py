@@ -10,16 +10,14 @@ from demur.cli import common
 from demur.errors import UserError
 from demur.storage.artifacts import atomic_write
 
-app = common.app("Write a commented study file to start from.")
+app = common.App()
 
 
-@app.command()
-def init(name: Annotated[str, typer.Argument(help="Name of the study, or path of the file (.yaml).")]) -> None:
-    """Write a commented study file: every key with what it means, ready to run on the miniature world.
-
-    Examples:
-      demur init first && demur run first.yaml --quick
-    """
+@app.verb("")
+def init(
+    name: Annotated[str, typer.Argument(help="Name of the study, or path of the file (.yaml).")], flags: common.Flags
+) -> None:
+    """Write a commented study file: every key with what it means, ready to run on the miniature world."""
     path = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if path.exists():
         raise UserError(f"{path} is there already: choose another name.")

@@ -21,49 +21,39 @@ from demur.report.read import Evaluation, VerdictIndex, evaluations
 from demur.report.tables import estimate
 from demur.storage.artifacts import Artifact, artifacts
 
-app = common.app("Judge stored traces again, without asking the model.")
+app = common.App()
 
 
-@app.command()
+@app.verb("intent part out cache json")
 def judge(
     source: Annotated[Path, typer.Argument(help="A run's folder, or a file of traces in any known form.")],
+    flags: common.Flags,
     judges: Annotated[
         list[str] | None,
         typer.Option("--judge", help="Judge by name, or NAME=MODEL such as llama_guard3=URL. Repeatable."),
     ] = None,
-    intent: common.Intent = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Of a file, only the first N traces.")] = None,
-    part: common.PartName = None,
     query: Annotated[str | None, typer.Option("--query", help="question or sent; default: the judge's.")] = None,
-    out: common.Out = None,
-    cache: common.CacheDir = None,
-    json: common.Json = False,
 ) -> None:
     """Judge stored traces again: verdicts, a table, and thinking crossed with answer where both were judged.
 
-    Several judges are compared with each other, and with those of the run.
-
-    Examples:
-      demur judge runs/e --judge rules --part thinking --out runs/e2
-      demur judge runs/e --judge rules --judge wildguard=http://127.0.0.1:8001/v1
-      demur judge star1.json --intent harmful --judge llama_guard3=./Llama-Guard-3-8B --part whole
-    """
-    where = out or Path("runs/judge")
-    for flag, value, allowed in (("--part", part, get_args(Part)), ("--query", query, get_args(Query))):
+    Several judges are compared with each other, and with those of the run."""
+    where = flags.out or Path("runs/judge")
+    for flag, value, allowed in (("--part", flags.part, get_args(Part)), ("--query", query, get_args(Query))):
         if value is not None and value not in allowed:
             raise unknown(flag, value, allowed)
-    sources = _sources(source, reading(source, intent, limit=limit), where, cache)
+    sources = _sources(source, reading(source, flags.intent, limit=limit), where, flags.cache)
     stages = [
-        _stage(text, {"part": part, "query": query}, settings, path)
+        _stage(text, {"part": flags.part, "query": query}, settings, path)
         for text in dict.fromkeys(judges or ["rules"])
         for settings, path in sources
     ]
-    done = run_stages(stages, out=where, cache=cache, title="judge")
+    done = run_stages(stages, out=where, cache=flags.cache, title="judge")
     judged = [done[stage.name] for stage in stages[: len(sources)]]
     found = _evaluations(_measured(source) or judged, where)
     crossed = list(crossing(e._replace(arm="", bench="", attack="") for e in found))
     agree = list(agreement(found))
-    if json:
+    if flags.json:
         apart: dict[str, dict[str, Any]] = {}
         for cell in crossed:
             apart.setdefault(cell.judge, {})[cell.name] = {"share": cell.estimate}

@@ -12,26 +12,16 @@ from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.mix import Mix, MixStageSettings
 from demur.settings import validate
 
-app = common.app("Draw a training set from named shares.")
+app = common.App()
 SHARE = re.compile(r"(?P<name>[^=]+)=(?P<file>.+?)(?::(?P<n>\d+)|:(?P<percent>[\d.]+)%)?")
 
 
-@app.command()
+@app.verb("seed out sets json")
 def mix(
-    share: Annotated[list[str] | None, common.flag("share", metavar="NAME=FILE[:N|:P%]")] = None,
-    seed: common.Seed = 0,
-    out: common.Out = None,
-    sets: common.Set = None,
-    json: common.Json = False,
+    flags: common.Flags, share: Annotated[list[str] | None, common.flag("share", metavar="NAME=FILE[:N|:P%]")] = None
 ) -> None:
-    """Draw a training set from named shares. Files are recognised: see docs/data-forms.md.
-
-    Examples:
-      demur mix --share safety=star1.json:200 --share maths=math500.jsonl:300 --out runs/m
-      demur mix --share safety=runs/d:1000 --share benign=chat.jsonl:10% --set shares.safety.cap=5
-      demur mix --set 'shares.safety={file: a.jsonl, n: 1000, balance: category}' --set dedupe=exact
-    """
-    plain = common.apply_sets({"shares": shares(share or []), "seed": seed}, sets)
+    """Draw a training set from named shares. Files are recognised: see docs/data-forms.md."""
+    plain = common.apply_sets({"shares": shares(share or []), "seed": flags.seed}, flags.sets)
     if not plain["shares"]:
         raise UserError("a mix of what? --share NAME=FILE names a share; see demur mix --help.")
     settings = validate(MixSettings, plain, where="demur mix")
@@ -41,7 +31,7 @@ def mix(
             raise UserError(f"share '{name}' has no file: --share {name}=FILE or --set shares.{name}.file=FILE")
         how = ImportSettings(form=one.form, intent=one.intent)
         inputs[name] = Import(f"import-{name}", how, files={"file": Path(one.file)})
-    run_stage(Mix("mix", MixStageSettings(mix=settings), inputs=inputs), out=out or Path("runs/mix"), json=json)
+    run_stage(Mix("mix", MixStageSettings(mix=settings), inputs=inputs), flags)
 
 
 def shares(given: list[str]) -> dict[str, Any]:

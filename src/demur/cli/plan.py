@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -17,26 +17,14 @@ from demur.report.compare import forecast
 from demur.report.format import number
 from demur.storage.reply_cache import ReplyCache
 
-app = common.app("What a study would do, without doing it.")
+app = common.App()
 
 
-@app.command()
-def plan(
-    study: Annotated[Path, typer.Argument(help="A study file (.yaml).")],
-    out: common.Out = None,
-    sets: common.Set = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The study's own small version.")] = False,
-    data_dir: common.DataDir = None,
-    json: common.Json = False,
-) -> None:
-    """List the stages of a study, what is there already, what is missing, and an estimate of what would be asked.
-
-    Examples:
-      demur plan studies/mini.yaml
-      demur plan studies/paper_v2.yaml --data-dir data --json
-    """
-    loaded = common.load_study(study, sets, quick=quick, data_dir=data_dir)
-    folder = out or Path("runs") / loaded.study.name
+@app.verb("out sets quick data_dir json")
+def plan(study: common.StudyFile, flags: common.Flags) -> None:
+    """List the stages of a study, what is there already, what is missing, and an estimate of what would be asked."""
+    loaded = common.load_study(study, flags)
+    folder = flags.out or Path("runs") / loaded.study.name
     plain = loaded.study.model_dump(mode="json")
     notes = [*loaded.notes, *(f"code that this study runs: {named}" for named in code_in(plain))]
     files = {path for stage in ordered(loaded.stages) for path in stage.files.values() if not path.exists()}
@@ -48,7 +36,7 @@ def plan(
     unpriced = ", ".join(row["part"] for row in seen["parts"] if row["requests"] and row["cost"] is None)
     notes += [*forecast(plain), *([f"without declared prices, so without a cost: {unpriced}"] if unpriced else [])]
     seen |= {"study": loaded.study.name, "missing": loaded.missing, "notes": notes}
-    common.print_json(seen) if json else _show(seen)
+    common.print_json(seen) if flags.json else _show(seen)
     if loaded.missing:
         raise typer.Exit(2)
 

@@ -10,7 +10,7 @@ from demur.cli import common
 from demur.errors import UserError, WorkError
 from demur.registry import missing
 
-app = common.app("Publish a data set or a model. Shows what it would do; --yes does it.")
+app = common.App()
 FILES = {  # What of a folder is uploaded: never reply caches, optimizer states, logs or dot files
     "dataset": ["README.md", "LICENSE*", "data/*", "contamination.json"],
     "model": [
@@ -24,22 +24,16 @@ FILES = {  # What of a folder is uploaded: never reply caches, optimizer states,
 Gate = Literal["none", "auto", "manual"]
 
 
-@app.command()
+@app.verb("json")
 def push(
     folder: Annotated[Path, typer.Argument(help="A data set of `demur export --to hf`, or a model's folder.")],
     to: Annotated[str, typer.Option("--to", help="The repository: owner/name.")],
+    flags: common.Flags,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this nothing is sent.")] = False,
     public: Annotated[bool, typer.Option("--public", help="Visible to everybody; private otherwise.")] = False,
     gate: Annotated[Gate | None, common.flag("gate")] = None,
-    json: common.Json = False,
 ) -> None:
-    """Publish a data set or a model on the Hugging Face hub. The token comes from HF_TOKEN or the hub's own login.
-
-    Examples:
-      demur push runs/m/export-hf --to me/refusals            shows what would be sent
-      demur push runs/m/export-hf --to me/refusals --yes      private, gated
-      demur push runs/study/stages/train-short-s0-1a2b3c4d/model --to me/safer-7b --yes --public
-    """
+    """Publish a data set or a model on the Hugging Face hub. The token comes from HF_TOKEN or the hub's own login."""
     if to.count("/") != 1 or not all(to.split("/")):
         raise UserError(f"'{to}' is no repository; write owner/name.")
     kind, files, harmful = _contents(folder)
@@ -48,7 +42,7 @@ def push(
         raise UserError("this holds harmful content: public without a gate is refused. Use --gate manual or auto.")
     url = _send(folder, to, kind=kind, files=files, public=public, gate=closed) if yes else None
     sizes = {name: (folder / name).stat().st_size for name in files}
-    if json:
+    if flags.json:
         plan = {"repo": to, "kind": kind, "files": sizes, "private": not public, "gate": closed}
         common.print_json(plan | {"sent": yes, "url": url})
         return

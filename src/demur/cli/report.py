@@ -8,19 +8,14 @@ import typer
 from demur.cli import common
 from demur.cli.runner import tell
 
-app = common.app("Tables and the HTML page of a run.")
+app = common.App()
 
 
-@app.command()
+@app.verb("json")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs; several are laid side by side.")],
+    flags: common.Flags,
     out: Annotated[Path | None, typer.Option("--out", help="Default: the run, or runs/report for several.")] = None,
-    json: common.Json = False,
 ) -> None:
-    """Write results.json, results.csv, summary.md and report.html, and print the table.
-
-    Examples:
-      demur report runs/mini
-      demur report runs/a runs/b --out runs/both
-    """
-    tell(*runs, out=out or (None if len(runs) == 1 else Path("runs/report")), json=json)
+    """Write results.json, results.csv, summary.md and report.html, and print the table."""
+    tell(*runs, out=out or (None if len(runs) == 1 else Path("runs/report")), json=flags.json)

@@ -2,9 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from demur.cli import common
 from demur.cli.cost import folder_of
@@ -13,30 +10,22 @@ from demur.errors import UserError, plural
 from demur.storage.artifacts import artifacts, locked
 from demur.storage.reply_cache import ReplyCache
 
-app = common.app("Ask failed requests again.")
+app = common.App()
 
 
-@app.command()
-def retry(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    cache: common.CacheDir = None,
-    json: common.Json = False,
-) -> None:
-    """Forget failed requests and the stages that were made without their replies, then go on with the run.
-
-    Examples:
-      demur retry runs/mini
-    """
-    with ReplyCache(folder_of(run, cache)) as kept, locked(run):
+@app.verb("cache json")
+def retry(run: common.RunFolder, flags: common.Flags) -> None:
+    """Forget failed requests and the stages that were made without their replies, then go on with the run."""
+    with ReplyCache(folder_of(run, flags.cache)) as kept, locked(run):
         removed = forget_stages(run, {line.stage for line in kept.ledger() if line.failed})
         forgotten, stages = plural(kept.forget_failures(), "failed request"), plural(len(removed), "stage")
     common.console.print(f"{forgotten} will be asked again; {stages} will be made again")
     try:
-        study = common.load_study(run / "study.yaml", None)
+        study = common.load_study(run / "study.yaml", common.Flags())
     except UserError as error:
         common.console.print(f"now run the command that made {run} again ({error})")
         return
-    run_study(study, out=run, cache=cache, json=json)
+    run_study(study, out=run, cache=flags.cache, json=flags.json)
 
 
 def forget_stages(run: Path, names: set[str]) -> list[str]:

@@ -36,35 +36,44 @@ def run_stages(
     problems.check()
     require(missing)
     common.writable(out)
+    return _executed(stages, out=out, title=title, workers=workers or default_workers(), cache=cache)
+
+
+def _executed(
+    stages: Sequence[Stage[Any]], *, out: Path, title: str, workers: int, cache: Path | None, on: str = "local", add: bool = True
+) -> dict[str, Artifact]:  # fmt: skip
+    """Do stages with their progress shown, and write the command down beside those whose stages stay in the folder's graph."""
     with Display(common.console, [stage.name for stage in ordered(stages)], title=title, out=out) as display:
-        done = execute(stages, out=out, cache=cache, workers=workers or default_workers(), watch=display)
-    _recorded(out)
-    return done
+        if on == "local":
+            done = execute(stages, out=out, cache=cache, workers=workers, watch=display, add=add)
+        else:
+            from demur.pipeline.ray import ray_pool
 
-
-def _recorded(out: Path, *, add: bool = True) -> None:
-    """Write the command down beside those whose stages stay in the folder's graph."""
+            shared = (cache or out / CACHE).resolve()
+            with ray_pool(on, cache=shared, say=display) as pool:
+                done = execute(stages, out=out.resolve(), cache=shared, workers=pool, watch=display, add=add)
     line, path = scrubbed(shlex.join(COMMAND)), out / COMMANDS
     before = path.read_text().splitlines() if add and path.is_file() else []
     if line:
         atomic_write(path, "".join(f"{one}\n" for one in dict.fromkeys((*before, line))))
+    return done
 
 
-def run_stage(
-    stage: Stage[Any], *, out: Path, cache: Path | None = None, workers: int | None = None, json: bool = False
-) -> Artifact:
+def run_stage(stage: Stage[Any], flags: common.Flags, *, workers: int | None = None) -> Artifact:
     """Do a stage and what it reads, and show the report's tables of it, or its summary and the report as JSON."""
-    done = run_stages([stage], out=out, cache=cache, workers=workers, title=stage.kind)
+    out = flags.out or Path("runs") / stage.kind
+    done = run_stages([stage], out=out, cache=flags.cache, workers=workers, title=stage.kind)
     made = done[stage.name]
     odd = {name: list(one.read("odd", Odd)) for name, one in done.items() if one.has("odd")}
-    for name, one in done.items():
-        rows = [f"kept aside: {row.where}: {row.reason}" for row in odd.get(name, ())]
-        more = [f"{len(rows) - ODD:,} rows more are kept aside: {one.folder / 'odd.jsonl'}"] if len(rows) > ODD else []
-        for line in (*rows[:ODD], *more):
+    for name, rows in odd.items():
+        lines = [f"kept aside: {row.where}: {row.reason}" for row in rows[:ODD]]
+        if len(rows) > ODD:
+            lines.append(f"{len(rows) - ODD:,} rows more are kept aside: {done[name].folder / 'odd.jsonl'}")
+        for line in lines:
             common.console.print(f"{name}: {line}", soft_wrap=True)
     built = report.build(out)
     report.write(out, built=built)
-    if json:
+    if flags.json:
         counts = {"odd": {name: len(rows) for name, rows in odd.items()}, "report": report.as_json(built)}
         common.print_json({"out": str(out), "stage": str(made.folder)} | made.manifest.summary | counts)
     else:
@@ -110,31 +119,20 @@ def run_study(
     workers = study.workers or default_workers()
     size = f"{plural(len(study.arms), 'arm')} x {plural(len(study.seeds), 'seed')}"
     title = f"{study.name} · {size} · base {', '.join(study.bases) or study.base} · {plural(workers, 'worker')}"
-    with Display(common.console, [stage.name for stage in ordered(stages)], title=title, out=out) as display:
-        if on == "local":
-            execute(stages, out=out, cache=cache, workers=workers, watch=display, add=add)
-        else:
-            from demur.pipeline.ray import ray_pool
-
-            shared = (cache or out / CACHE).resolve()
-            with ray_pool(on, cache=shared, say=display) as pool:
-                execute(stages, out=out.resolve(), cache=shared, workers=pool, watch=display, add=add)
-    _recorded(out, add=add)
+    _executed(stages, out=out, title=title, workers=workers, cache=cache, on=on, add=add)
     tell(out, json=json)
 
 
-def run_measuring(
-    study: dict[str, Any], *, sets: list[str] | None, data_dir: Path | None, out: Path | None, cache: Path | None, json: bool
-) -> None:  # fmt: skip
+def run_measuring(study: dict[str, Any], flags: common.Flags) -> None:
     """Run a study of one arm, the model `target` as it is; other models that were measured in the folder stay in its table."""
-    plain = study | {"base": "target"} | ({"data_dir": str(data_dir)} if data_dir else {})
-    resolved = make(common.apply_sets(plain, sets), where=f"demur {study['name']}")
-    folder = out or Path("runs") / study["name"]
+    plain = study | {"base": "target"} | ({"data_dir": str(flags.data_dir)} if flags.data_dir else {})
+    resolved = make(common.apply_sets(plain, flags.sets), where=f"demur {study['name']}")
+    folder = flags.out or Path("runs") / study["name"]
     if earlier := {stage.manifest.name for stage in artifacts(folder)} - {stage.name for stage in resolved.stages}:
         many = "other evaluations stay" if len(earlier) > 1 else "other evaluation stays"
         alone = "a mean is over what this command asks alone, no answer and tokens over all. For a table of its own: --out FOLDER"
         common.console.print(f"{folder}: {len(earlier)} {many} in the table; {alone}", soft_wrap=True)
-    run_study(resolved, out=folder, cache=cache, json=json, add=True)
+    run_study(resolved, out=folder, cache=flags.cache, json=flags.json, add=True)
 
 
 def tell(*runs: Path, out: Path | None = None, json: bool = False) -> None:

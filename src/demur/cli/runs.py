@@ -17,26 +17,21 @@ from demur.storage.artifacts import GRAPH, is_whole, present
 
 TITLES = ("date", "run", "study", "arm", "model", "headline numbers")
 MODEL = ("model", "path", "hub", "script", "plugin", "url")  # What a model of a study is called by, the best name first
-app = common.app("All runs under a folder with their headline numbers.")
+app = common.App()
 
 
-@app.command()
+@app.verb("json")
 def runs(
+    flags: common.Flags,
     folder: Annotated[Path, typer.Argument(help="Where to look, sub-folders included.")] = Path("runs"),
-    json: common.Json = False,
 ) -> None:
-    """Date, study, arm, model and headline numbers of every run under a folder, the newest last.
-
-    Examples:
-      demur runs
-      demur runs /data/runs --json
-    """
+    """Date, study, arm, model and headline numbers of every run under a folder, the newest last."""
     begun = [path for path in folder.rglob(GRAPH) if not path.with_name("results.json").exists()]
     found = sorted([*folder.rglob("results.json"), *begun], key=lambda path: path.stat().st_mtime)
     rows = [row for path in found for row in (_unfinished if path in begun else _rows)(path)]
     if not rows:
         raise UserError(f"{folder} holds no results of a run.")
-    if json:
+    if flags.json:
         common.print_json({"runs": rows})
         return
     for row in rows:

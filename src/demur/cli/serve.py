@@ -12,64 +12,58 @@ from demur.cli import common
 from demur.errors import UserError
 from demur.models.config import Local, ModelConfig, Scripted, Served, as_model, parse_model
 
-app = common.app("Start a server for a model or a script.")
+app = common.App()
 
 
-@app.command()
+@app.verb("sets json")
 def serve(
     model: Annotated[str, typer.Argument(help="A folder with weights, a hub id, or script:NAME.")],
+    flags: common.Flags,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8000,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    sets: common.Set = None,
-    json: common.Json = False,
 ) -> None:
     """Serve until Ctrl-C. Prints the URL once requests are taken; give it to --target, --teacher or --judge.
 
     For weights, vLLM serves, and --set takes what a served model takes (devices, dtype, memory, max_model_len); for a
-    script, how the server behaves (latency, tail, faults.NAME=SHARE, reasoning_field, swap_after).
-
-    Examples:
-      demur serve ./Qwen3-8B --set devices=[0,1]
-      demur serve script:stand_in --port 8001 --set latency=0.05 --set faults.rate_limited=0.1
-    """
+    script, how the server behaves (latency, tail, faults.NAME=SHARE, reasoning_field, swap_after)."""
     config = parse_model(model)
     common.free_port(port, host)
     if isinstance(config, Scripted):
-        _serve_script(config.script, host, port, sets, json)
+        _serve_script(config.script, host, port, flags)
     else:
-        _serve_weights(config, host, port, sets, json)
+        _serve_weights(config, host, port, flags)
 
 
-def _serve_script(script: str, host: str, port: int, sets: list[str] | None, json: bool) -> None:
+def _serve_script(script: str, host: str, port: int, flags: common.Flags) -> None:
     from demur.testing.server import Behaviour, run
 
-    data = common.apply_sets({"script": script, "host": host, "port": port}, sets)
+    data = common.apply_sets({"script": script, "host": host, "port": port}, flags.sets)
     try:
         behaviour = msgspec.convert(data, Behaviour)
     except msgspec.ValidationError as error:
         fields = ", ".join(field.name for field in msgspec.structs.fields(Behaviour))
         raise UserError(f"--set: {error}. Allowed: {fields}.") from None
-    asyncio.run(run(behaviour, announce=lambda url: _announce(url, behaviour.model, json)))
+    asyncio.run(run(behaviour, announce=lambda url: _announce(url, behaviour.model, flags)))
 
 
-def _serve_weights(config: ModelConfig, host: str, port: int, sets: list[str] | None, json: bool) -> None:
+def _serve_weights(config: ModelConfig, host: str, port: int, flags: common.Flags) -> None:
     from demur.models.vllm import served
 
     if not isinstance(config, Local):
         raise UserError(f"{config.where}: only weights and scripts are served; this is a model that answers already.")
     plain = {"engine": "vllm", **config.model_dump(exclude_unset=True)}
-    weights = as_model(common.apply_sets(plain, sets), where="--set")
+    weights = as_model(common.apply_sets(plain, flags.sets), where="--set")
     assert isinstance(weights, Served)
     if lines := weights.missing():
         raise UserError("\n".join(lines))
     common.console.print(f"starting {weights.engine} for {weights.where} …")
     with served(weights, host=host, port=port) as remote:
-        _announce(remote.url[0], remote.model, json)
+        _announce(remote.url[0], remote.model, flags)
         signal.pause()
 
 
-def _announce(url: str, name: str, json: bool) -> None:
-    if json:
+def _announce(url: str, name: str, flags: common.Flags) -> None:
+    if flags.json:
         common.print_json({"url": url, "model": name})
     else:
         common.stdout.print(f"serving {name} at {url}   (--target {url}; Ctrl-C stops it)", soft_wrap=True)

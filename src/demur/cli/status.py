@@ -2,28 +2,20 @@
 
 import time
 from datetime import timedelta
-from pathlib import Path
-from typing import Annotated
 
 import msgspec
-import typer
 
 from demur.cli import common
 from demur.cli.progress import RUNNING
 from demur.errors import UserError
 from demur.storage.artifacts import is_whole, present
 
-app = common.app("Where a run stands.")
+app = common.App()
 
 
-@app.command()
-def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], json: common.Json = False) -> None:
-    """Which stages of a run are done, how far those are that run (12/120: steps, replies), and which are not done.
-
-    Examples:
-      demur status runs/mini
-      demur status runs/mini --json
-    """
+@app.verb("json")
+def status(run: common.RunFolder, flags: common.Flags) -> None:
+    """Which stages of a run are done, how far those are that run (12/120: steps, replies), and which are not done."""
     if not present(run):
         raise UserError(f"{run} {'is no run: it has no stages.json' if run.is_dir() else 'is no folder'}.")
     stages = {name: (stage.kind, is_whole(run / "stages" / stage.folder)) for name, stage in present(run).items()}
@@ -33,7 +25,7 @@ def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], js
     noted: dict[str, str] = msgspec.json.decode(path.read_bytes()) if (path := run / RUNNING).is_file() else {}
     far = {name: text for name, text in noted.items() if not stages.get(name, ("", True))[1]}  # some may have ended
     waiting = [name for name, (_, done) in stages.items() if not done and name not in far]
-    if json:
+    if flags.json:
         counts = {kind: {"done": sum(done), "of": len(done)} for kind, done in groups.items()}
         common.print_json({"run": str(run), "stages": counts, "running": far, "waiting": waiting})
         return

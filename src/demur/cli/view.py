@@ -2,30 +2,25 @@
 
 import asyncio
 import signal
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from demur.cli import common
 
-app = common.app("Look through traces in the browser.")
+app = common.App()
 
 
-@app.command()
+@app.verb("")
 def view(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    run: common.RunFolder,
+    flags: common.Flags,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it; its URL is printed anyway.")] = True,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 0,
 ) -> None:
     """Page, search, filter, compare and label the traces of a run. Only this machine can see the page, with its URL.
 
-    Labels go to RUN/labels/refusal.jsonl, harm.jsonl and patterns.jsonl, which `demur calibrate` reads.
-
-    Examples:
-      demur view runs/mini
-      demur view runs/mini --no-browser --port 8765
-    """
+    Labels go to RUN/labels/refusal.jsonl, harm.jsonl and patterns.jsonl, which `demur calibrate` reads."""
     from demur.report.viewer import serve
 
     def ready(url: str) -> None:
