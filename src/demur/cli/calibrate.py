@@ -15,7 +15,7 @@ from demur.cli import common
 from demur.diagnose import DETECTORS, open_detector
 from demur.diagnose.exam import calibrated
 from demur.interfaces import Model
-from demur.judge import JUDGES, note, open_judge, requires_model
+from demur.judge import note, open_judge, requires_model
 from demur.judge.calibrate import FOLDER, keep, read
 from demur.judge.calibrate import guard as guarded
 from demur.judge.calibrate import refusal as against
@@ -57,9 +57,8 @@ def guard(
     """A harm judge against labels: sensitivity and specificity with intervals, false alarms by the guard's categories.
 
     Columns: prompt, response, label (safe or unsafe). WildGuardTest is found in --data-dir. The reports of runs beside --out show them wherever the same judge reads: the same text, part and model."""
-    name, equals, model = detector.partition("=")
-    if name not in JUDGES and not (equals and "/" not in name):
-        name, model = "llama_guard3", detector
+    name, model = common.judge_of(detector)
+    name = name or "llama_guard3"
     labels = find(get_bench("wildguardtest"), data=flags.data, data_dir=flags.data_dir)
     models = common.apply_sets({"models": {"judge": common.model(model)} if model else {}}, flags.sets)["models"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from demur.errors import UserError
+from demur.errors import UserError, unknown
 from demur.records import encode
 
 if TYPE_CHECKING:
@@ -151,15 +152,25 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def judge_of(text: str) -> tuple[str, str]:
-    """Name and model in `--judge TEXT`: a judge alone has no model, a model alone (a URL, a folder, a hub id) no name."""
-    from demur.judge import JUDGES
+def judge_of(text: str, *, unnamed: str = "") -> tuple[str, str]:
+    """Name and model in `--judge TEXT`: a judge alone has no model, a model alone (a URL, a folder, a hub id) no name.
 
-    name, _, model = text.partition("=")
+    Raises UserError: an unknown name, or a model alone where `unnamed` says why a name is wanted.
+    """
+    from demur.judge import JUDGES, requires_model
+
+    name, equals, model = text.partition("=")
+    alone = "/" in name or name.startswith(("script:", ".", "$")) or Path(text).is_dir()
     if name in JUDGES:
         return name, model
-    alone = "/" in text or text.startswith(("script:", ".", "$")) or Path(text).is_dir()
-    return ("", text) if alone else (text, "")
+    if re.fullmatch(r"[\w-]+", name) and (equals or not alone):
+        raise unknown("judge", name, JUDGES)
+    if alone and unnamed:
+        raise UserError(
+            f"--judge {text}: {unnamed}, so say as what this model judges: "
+            f"--judge NAME={text}, with NAME one of {', '.join(filter(requires_model, JUDGES))}."
+        )
+    return ("", text) if alone else (name, model)
 
 
 def writable(out: Path) -> None:

@@ -10,7 +10,6 @@ from demur.cli.runner import reading, run_stage
 from demur.distil.settings import DistilSettings
 from demur.distil.strategy import load
 from demur.errors import UserError
-from demur.judge import JUDGES
 from demur.models.config import ModelConfig, parse_model
 from demur.pipeline.stages.distil import Distil, DistilStageSettings
 from demur.pipeline.stages.importing import Import
@@ -40,7 +39,12 @@ def distil(
         inputs["given"] = reading(given, name="import-given")
     # A constant reply needs no filter, whatever the keep rule says.
     filters = settings.parts and load(settings.strategy).constant is None
-    kind, models = _filter(flags.judge) if filters else ("rules", dict[str, ModelConfig]())
+    kind, models = "rules", dict[str, ModelConfig]()
+    if filters:
+        if flags.judge is None:
+            raise UserError("the keep rule needs a judge: --judge NAME or NAME=MODEL, or --set keep=everything.")
+        kind, player = common.judge_of(flags.judge, unnamed="a filter is a judge by name")
+        models |= {"filter": parse_model(player)} if player else {}
     if flags.teacher:
         models["teacher"] = parse_model(flags.teacher)
     files = {"strategy": Path(settings.strategy)} if settings.strategy.endswith(".md") else {}
@@ -53,13 +57,3 @@ def distil(
     # A teacher that counts no tokens, as a constant reply does not, leaves nothing to show.
     if rows := [(name, s["n"], *(number(s[key], "tokens") for key in ("mean", "p90"))) for name, s in found if s["n"]]:
         common.show(("tokens of", "#n", "#mean", "#90th percentile"), rows)
-
-
-def _filter(text: str | None) -> tuple[str, dict[str, ModelConfig]]:
-    """The filter's kind, and its model where it has one: NAME, NAME=MODEL."""
-    if text is None:
-        raise UserError("the keep rule needs a judge: --judge NAME or NAME=MODEL, or --set keep=everything.")
-    name, model = common.judge_of(text)
-    if name in JUDGES:
-        return name, {"filter": parse_model(model)} if model else {}
-    raise UserError(f"--judge {text}: no judge of that name. Allowed: {', '.join(sorted(JUDGES))}, or NAME=MODEL.")

@@ -10,8 +10,8 @@ import typer
 from demur.bench import get_bench
 from demur.cli import common
 from demur.cli.runner import run_measuring
-from demur.errors import UserError, unknown
-from demur.judge import JUDGES, requires_model
+from demur.errors import UserError
+from demur.judge import requires_model
 from demur.models.config import as_model
 from demur.models.open import open_model
 from demur.pipeline.study import LONGEST
@@ -93,15 +93,8 @@ def _judge(text: str | None, models: dict[str, Any], names: list[str]) -> dict[s
     """
     if text is None:
         return None
-    kind, model = common.judge_of(text)
-    if "=" in text and not kind and re.fullmatch(r"[\w-]+", text.partition("=")[0]):
-        raise unknown("judge", text.partition("=")[0], JUDGES)
-    plain = [name for name in names if not kind and not requires_model(get_bench(name).judge)]
-    if plain:
-        raise UserError(
-            f"--judge {text}: {', '.join(plain)} is judged offline, so say as what this model judges: "
-            f"--judge NAME={text}, with NAME one of {', '.join(filter(requires_model, JUDGES))}."
-        )
+    plain = [name for name in names if not requires_model(get_bench(name).judge)]
+    kind, model = common.judge_of(text, unnamed=f"{', '.join(plain)} is judged offline" if plain else "")
     if model:
         models["judge"] = common.model(model)
     return {"kind": kind} if kind else None

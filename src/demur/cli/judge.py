@@ -99,7 +99,7 @@ def _stage(text: str, how: dict[str, Any], about: dict[str, Any], path: Path) ->
 
     Raises UserError: an unknown judge, or one that needs a model and has none.
     """
-    name, _, model = text.partition("=")
+    name, model = common.judge_of(text, unnamed="traces are judged by a name")
     settings = RejudgeSettings(judge=name, **how, **{key: about[key] for key in ("arm", "seed", "bench")})
     models = {"judge": parse_model(model)} if model else {}
     if requires_model(name):
