@@ -21,7 +21,7 @@ from demur.errors import UserError
 
 M = typing.TypeVar("M", bound=BaseModel)
 Location = tuple[int | str, ...]
-LARGEST = 100_000  # Values of a study file
+LARGEST, DEEPEST = 100_000, 50  # Values of a study file, and how deep they may be nested
 PLAIN = pydantic.TypeAdapter(Any)  # Made once: it takes longer than its work
 
 
@@ -161,7 +161,9 @@ class Problems:
             try:
                 return model.model_validate(data)
             except pydantic.ValidationError as error:
-                problems = list(_most_specific(error))
+                every = error.errors(include_url=False, include_context=True)
+                # Of the complaints about a union's members, only those about the member that fits best.
+                problems = [p for p in every if p["type"] == "extra_forbidden"] or every
                 for problem in problems:
                     absent = problem["loc"][-1:] if problem["type"] == "missing" else ()
                     location = self._original((*place, *_pruned_at(data, problem), *absent))
@@ -226,13 +228,6 @@ def _without(data: Any, place: Location) -> Any:
     return whole
 
 
-def _most_specific(error: pydantic.ValidationError) -> Iterable[Any]:
-    """Of the complaints about a union's members, only those about the member that fits best."""
-    problems = error.errors(include_url=False, include_context=True)
-    extra = [p for p in problems if p["type"] == "extra_forbidden"]
-    return extra or problems
-
-
 def _explain(
     model: type[BaseModel], problem: Any, location: Location, where: str, lines: "LineTable | None"
 ) -> tuple[str, str]:
@@ -245,7 +240,8 @@ def _explain(
     inside = f" in '{'.'.join(map(str, location[:-1]))}'" if location[:-1] else ""
     key = str(location[-1]) if location else ""
     if problem["type"] == "extra_forbidden":
-        allowed = fields_at(model, tuple(problem["loc"][:-1]))
+        fields = [getattr(kind, "model_fields", {}) for kind in _kinds_at(model, problem["loc"][:-1])]
+        allowed = {field.alias or name for own in fields for name, field in own.items()}
         return f"unknown key '{key}'{inside}.{_nearest(key, allowed)}", place
     if problem["type"] == "missing":
         return f"'{key}' is missing{inside}.", place
@@ -268,12 +264,6 @@ def _nearest(key: str, allowed: Iterable[str]) -> str:
     return f"{hint} Allowed: {', '.join(names)}."
 
 
-def fields_at(model: type[BaseModel], location: Location) -> set[str]:
-    """The keys that are allowed at a place of a settings model."""
-    fields = [getattr(kind, "model_fields", {}) for kind in _kinds_at(model, location)]
-    return {field.alias or name for own in fields for name, field in own.items()}
-
-
 def _words_at(model: type[BaseModel], location: Location) -> set[str]:
     """The words that are allowed at a place, where it takes words of a list."""
     literals = [kind for kind in _kinds_at(model, location) if typing.get_origin(kind) is Literal]
@@ -291,14 +281,11 @@ def _kinds_at(model: type[BaseModel], location: Location) -> list[Any]:
 def _step(kind: Any, key: int | str) -> list[Any]:
     """The types behind one key of a type: a field's, a mapping's values', a list's items'."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        named = {field.alias: field for field in kind.model_fields.values()}
-        field = kind.model_fields.get(str(key)) or named.get(str(key))
-        if field is None:
-            # Pydantic names the member of a union in the location; it leads nowhere.
-            return [kind] if str(key) == kind.__name__ else []
-        return _members(field.annotation)
-    origin = typing.get_origin(kind)
-    arguments = typing.get_args(kind)
+        fields = kind.model_fields | {field.alias: field for field in kind.model_fields.values() if field.alias}
+        if str(key) in fields:
+            return _members(fields[str(key)].annotation)
+        return [kind] if str(key) == kind.__name__ else []  # pydantic names the member of a union; that leads nowhere
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (dict, list, tuple, set, frozenset) or (origin and isinstance(key, int)):
         return _members(arguments[-1] if arguments[-1] is not Ellipsis else arguments[0])
     return []
@@ -317,39 +304,45 @@ class LineTable:
     """Line numbers of a YAML text by place."""
 
     def __init__(self, text: str) -> None:
-        self.root = yaml.compose(text, Loader=yaml.SafeLoader)
+        """Raises YAMLError: it is none, or stands for too much, aliases written out: a few lines of them can stand for billions."""
         self.overridden: list[list[str]] = []  # Places that something else than the text speaks of now
+        self._lines: dict[tuple[str, ...], int] = {}
+        self._count = 0
+        if (root := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
+            self._note((), root, root)
+
+    def _note(self, place: tuple[str, ...], named: yaml.Node, value: yaml.Node) -> None:
+        """Take in a value, which stands where it is named, and all that is in it."""
+        self._lines[place] = named.start_mark.line + 1
+        self._count += 1
+        if len(place) > DEEPEST:
+            raise yaml.YAMLError("values are nested too deeply")
+        if self._count > LARGEST:
+            raise yaml.YAMLError(f"more than {LARGEST:,} values, aliases written out")
+        if isinstance(value, yaml.MappingNode):
+            for key, inner in value.value:
+                self._note((*place, key.value if isinstance(key, yaml.ScalarNode) else ""), key, inner)
+        elif isinstance(value, yaml.SequenceNode):
+            for at, inner in enumerate(value.value):
+                self._note((*place, str(at)), inner, inner)
+
+    def _known(self, location: Location) -> tuple[str, ...]:
+        """What of a place the text has; names of a union's members, which pydantic adds, are in no text."""
+        known: tuple[str, ...] = ()
+        for key in map(str, location):
+            known = (*known, key) if (*known, key) in self._lines else known
+        return known
 
     def line(self, location: Location) -> int | None:
         """The line, from 1, of a key; of its nearest parent when it is not in the file."""
-        node = self.root
-        found = node.start_mark.line + 1 if node else None
-        for key in location:
-            node, mark = self._child(node, key)
-            if mark is None:
-                continue
-            found = mark
-        return found
+        return self._lines.get(self._known(location))
 
     def has(self, location: Location) -> bool:
-        """Whether the text itself has a key at this place; names of a union's members, which pydantic adds, do not count."""
+        """Whether the text itself has a key at this place, and nothing has overridden it."""
         keys = [str(key) for key in location]
         if any(keys[: len(path)] == path for path in self.overridden):
             return False
-        node = self.root
-        for key in location[:-1]:
-            node, _ = self._child(node, key)
-        return self._child(node, location[-1])[1] is not None
-
-    @staticmethod
-    def _child(node: Any, key: int | str) -> tuple[Any, int | None]:
-        if isinstance(node, yaml.MappingNode):
-            for name, value in node.value:
-                if name.value == str(key):
-                    return value, name.start_mark.line + 1
-        if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            return node.value[key], node.value[key].start_mark.line + 1
-        return node, None
+        return (*self._known(location[:-1]), keys[-1]) in self._lines
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], LineTable]:
@@ -360,7 +353,6 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], LineTable]:
     try:
         text = path.read_text(encoding="utf-8")
         table = LineTable(text)
-        _bounded(table.root, {}, 0)
         data = yaml.safe_load(text)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.y*ml")], n=1)
@@ -371,17 +363,3 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], LineTable]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: a study is a mapping of keys to values.")
     return data, table
-
-
-def _bounded(node: Any, sizes: dict[int, int], depth: int) -> int:
-    """How many values a node stands for, aliases written out: a few lines of them can stand for billions."""
-    if depth > 50 or sizes.get(id(node)) == 0:
-        raise yaml.YAMLError("values are nested too deeply")
-    if id(node) not in sizes:
-        sizes[id(node)] = 0
-        parts = node.value if isinstance(node, yaml.CollectionNode) else []
-        children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
-        sizes[id(node)] = 1 + sum(_bounded(child, sizes, depth + 1) for child in children)
-    if sizes[id(node)] > LARGEST:
-        raise yaml.YAMLError(f"more than {LARGEST:,} values, aliases written out")
-    return sizes[id(node)]

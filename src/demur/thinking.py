@@ -42,9 +42,10 @@ class Marks(NamedTuple):
 
 
 _TAG = r"(?:[a-z]{1,8}:)?(?:think|thinking|thoughts?|reasoning)"
-FAMILIES = {  # Marks by family, of `thinking.toml`
+_TABLE: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+FAMILIES = {  # Marks by family
     name: Marks(**{part: pattern.replace("TAG", _TAG) for part, pattern in own.items()})
-    for name, own in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()
+    for name, own in _TABLE["families"].items()
 }
 ALL = tuple(FAMILIES)
 _OPENS = {name: re.compile(marks.open, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}
@@ -55,12 +56,7 @@ _LEAD = re.compile(r"(?:[\s\ufeff\u200b\u2060]|<s>|<\|im_start\|>assistant|<[|�
 """What servers leave in front of a reply."""
 FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
 """Where messages hold the thinking apart from the content."""
-_LOOKS_LIKE = re.compile(
-    r"(?:<|&lt;|＜|\\u003c)\|?\s?/?\s?(?:[a-z]{1,12}[:_.-]){0,3}(?:think|thinking|thoughts?|reason|reasoning|analysis|scratchpad|monologue|reflection|"
-    r"cot|思考)(?:_[a-z]{1,12})?\s?\|?(?:>|&gt;|＞|\\u003e)|<details type=.reasoning|\[/?THINK(?:ING)?\]|\[/?THOUGHTS?\]|◁/?think▷|<\|?channel\|?>|assistantfinal|"
-    rf"\AHere is my thought process:|^(?:`{{3,}}|~{{3,}}){_TAG}[ \t]*$",
-    re.IGNORECASE | re.MULTILINE,
-)
+_LOOKS_LIKE = re.compile(_TABLE["looks_like"].replace("TAG", _TAG), re.IGNORECASE | re.MULTILINE)
 _TEXTUAL = re.compile(r"str|NoneType|(?!redacted)(\w+[_.])?(text|thinking|reasoning|thought|summary)s?")
 _TEXTS = ("thinking", "reasoning", "text", "summary", "content", "value")  # Where parts of a message hold their text
 _CODE = re.compile(r"^ {0,3}(`{3,}(?=[^`\n]*$)|~{3,})([^\n]*)$|(`+)|\n", re.MULTILINE)

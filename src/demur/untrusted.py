@@ -7,38 +7,18 @@ what is judged: tokens are broken by a space and such lines are marked as quoted
 
 import json
 import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
-_WORDS = (  # Control tokens that are a word between angle brackets
-    r"s|bos|eos|pad|unk|mask|sep|cls|sop|eop|im_start|im_end|start_of_turn|end_of_turn|start_of_image|end_of_image|"
-    r"extra_id_\d+|unused_?\d+|reserved_?\d+|special_?\d+|seed:\w+|0x[0-9a-f]{2}|tool_(?:call|response|result)s?|function_calls?|"
-    r"(?:\w{1,12}[:_])?(?:think|thinking|thought|reasoning)(?: [^<>\n]{0,40})?"
-)
-TOKENS = re.compile(  # Where a control token of some chat family begins or ends
-    r"<(?=[|｜▁])|(?<=[|｜▁])>"  # Llama 3 and 4, ChatML, harmony, DeepSeek, Phi, Granite, Command, Kimi, Gemma 4, OpenThoughts
-    rf"|<(?=/?(?:{_WORDS})\s*/?>)"  # Llama 2, Gemma, T5, GLM, Nemotron, Seed, Qwen, byte tokens, thinking of any spelling
-    r"|<(?=<?/?SYS>)|<(?=/?(?:BEGIN|END)\b)"  # Llama 2's system turn, Llama Guard's sections
-    r"|\[(?=/?[A-Z][A-Z0-9_]{2,}\])|\[(?=[gs]MASK\])|\[(?=\|)|(?<=\|)\]"  # Mistral, GLM, InternLM, BERT; EXAONE
-    r"|\[(?=\[\s*(?:\d+|yes|no)\s*\])"  # a rating, or whether it is on topic
-    r"|(?<=\])~(?=!?[a-z][\[\]])|\[(?=[a-z]~\[)"  # MiniMax
-    r"|◁(?=/?\w)|(?<=\w)▷",  # Kimi-VL
-    re.IGNORECASE,
-)
+_TABLE: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+TOKENS = re.compile("|".join(_TABLE["tokens"]).replace("WORDS", "|".join(_TABLE["words"])), re.IGNORECASE)
 _INVISIBLE = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
 )
 _BREAKS = re.compile(r"\r\n?|[\u2028\u2029\x85]")
-_LINES = re.compile(  # How lines begin that would be read as a prompt's own or as a verdict
-    r"^(?:[ \t>|*]*+(?:[-=]{3,}[ \t]*$|[<>]{2,})|(?:[^\w\n{]|_)*+(?:"  # rules of a prompt; behind whatever is no word:
-    r"\{\s*\"|"  # a JSON object
-    r"(?:(?:un)?safe|s\d{1,2}(?:\s*,\s*s\d{1,2})*|yes|no|[01]|scores|behavior|generation|context)(?:[^\w\n]|_)*$|"
-    r"(?:human user|ai assistant|user|assistant|agent|system|answers?|behavior|generation|context|rules|query|thought|response|"
-    r"harmful request|response refusal|harmful response|safety|categories|refusal|analysis|judge?ment|rating|verdict|label|grade|"
-    r"violation)(?:[^\w\n:：]|_)*[:：]|"
-    r"[1-3]\.[ab]\b|[1-3]_(?:full|partial)_|overall_reasoning\b|"
-    r"(?:(?<=#)|(?<=# ))(?:scores|answer|verdict|rules|instructions?|task)\b|"
-    r"(?:ignore|disregard|forget)\b.{0,40}\b(?:instruction|rule|prompt|above|previous)))",
-    re.IGNORECASE | re.MULTILINE,
+_LINES = re.compile(
+    rf"^(?:{_TABLE['rules']}|(?:[^\w\n{{]|_)*+(?:{'|'.join(_TABLE['starts'])}))", re.IGNORECASE | re.MULTILINE
 )
 _PIECE = re.compile(r"[A-Za-z]{1,4}|\d|[^\sA-Za-z\d]|\n")
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL | re.IGNORECASE)

@@ -1,8 +1,8 @@
 """The reply cache's file: its tables, and what a damaged one still holds.
 
 A damaged file is read page by page, as sqlite3's `.recover` does (Python's module has none, nor has the program as Debian builds
-it), and never through the tables that may be broken: time is linear in its size. A row counts when its body matches its
-checksum. Format: https://sqlite.org/fileformat2.html.
+it), and never through the tree that may be broken: SQLite is shown one leaf of it after the other as a table. Time is linear in the
+size. A row counts when its body matches its checksum. Format: https://sqlite.org/fileformat2.html.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import sqlite3
 import struct
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ INSERT = f"INSERT OR IGNORE INTO replies({COLUMNS}) VALUES {ROW}"
 
 MARK = "damaged"  # A file beside the cache: it was found damaged, and is rebuilt when it is next opened
 NEW = "rebuilt.sqlite"
+LEAF = 0x0D  # How a page begins that holds rows of a table
 Pages = dict[int, memoryview]
 Rows = list[tuple[Any, ...]]
 log = logging.getLogger("demur")
@@ -100,19 +100,31 @@ def swapped(path: Path) -> Path:
     return aside
 
 
-def _rows(pages: Pages, usable: int) -> Rows:
-    """Every reply's row in these pages, the newest of each."""
-    rows, width = dict[bytes, tuple[Any, ...]](), ROW.count("?")
-    for page in pages.values():
-        for record in _records(page, pages, usable):
-            whole = len(record) == width and isinstance(record[4], bytes) and zlib.crc32(record[4]) == record[5]
-            if whole and (record[0] not in rows or rows[record[0]][-1] < record[-1]):
-                rows[record[0]] = tuple(record)
+def _rows(pages: Pages, size: int) -> Rows:
+    """Every reply's row in these pages, the newest of each: each leaf is read as if it were the whole of the table."""
+    rows = dict[bytes, tuple[Any, ...]]()
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as database:
+        database.text_factory = lambda text: text.decode("utf-8", "replace")
+        database.executescript(f"PRAGMA page_size={size}; CREATE TABLE replies({COLUMNS})")
+        first = bytearray(database.serialize()[:size])  # the table's description; in the header stands how many pages there are
+        first[28:32] = max(pages, default=1).to_bytes(4)
+        nothing = bytes(size)
+        database.deserialize(b"".join((first, *(pages.get(at, nothing) for at in range(2, max(pages, default=1) + 1)))))
+        database.execute("PRAGMA writable_schema=ON")
+        for leaf in (number for number, page in pages.items() if number > 1 and page[0] == LEAF):
+            database.execute("UPDATE sqlite_master SET rootpage = ?", (leaf,))
+            database.execute("PRAGMA writable_schema=RESET")
+            with contextlib.suppress(sqlite3.DatabaseError):
+                for row in database.execute(f"SELECT {COLUMNS} FROM replies"):
+                    whole = isinstance(row[4], bytes) and zlib.crc32(row[4]) == row[5]
+                    if whole and (row[0] not in rows or rows[row[0]][-1] < row[-1]):
+                        rows[row[0]] = row
+            database.execute("PRAGMA writable_schema=ON")
     return list(rows.values())
 
 
 def _pages(path: Path) -> tuple[Pages, int]:
-    """The whole pages of a file, those of its write-ahead log in the place of older ones."""
+    """The whole pages of a file, those of its write-ahead log in the place of older ones, and their size."""
     data = memoryview(path.read_bytes() if path.exists() else b"")
     size = int.from_bytes(data[16:18]) if len(data) > 18 else 0
     size = {1: 65536}.get(size, size)
@@ -122,69 +134,6 @@ def _pages(path: Path) -> tuple[Pages, int]:
     frames = memoryview(wal.read_bytes() if wal.exists() else b"")
     for at in range(32, len(frames) - size - 23, size + 24):
         number, _, *salts = struct.unpack_from(">4I", frames, at)
-        if salts == list(struct.unpack_from(">2I", frames, 16)):
+        if salts == list(struct.unpack_from(">2I", frames, 16)) and number * size <= len(data) + len(frames):
             pages[number] = frames[at + 24 : at + 24 + size]
     return pages, size
-
-
-def _records(page: memoryview, pages: Pages, usable: int) -> Iterator[list[Any]]:
-    """The records in the cells of a leaf of a table; of what is no such page nothing."""
-    for start in (0, 100):
-        if page[start] == 0x0D:
-            for i in range(min(int.from_bytes(page[start + 3 : start + 5]), (usable - start - 8) // 2)):
-                at = int.from_bytes(page[start + 8 + 2 * i : start + 10 + 2 * i])
-                with contextlib.suppress(IndexError, ValueError, struct.error, KeyError):
-                    yield _record(_payload(page, at, pages, usable))
-
-
-def _payload(page: memoryview, at: int, pages: Pages, usable: int) -> bytes:
-    """The bytes of a cell, with what overflows it."""
-    length, at = _varint(page, at)
-    _, at = _varint(page, at)
-    if length > len(pages) * usable:
-        raise ValueError("longer than the file")
-    most, least = usable - 35, (usable - 12) * 32 // 255 - 23
-    here = least + (length - least) % (usable - 4)
-    here = length if length <= most else here if here <= most else least
-    data, following = bytearray(page[at : at + here]), page[at + here : at + here + 4]
-    while len(data) < length:
-        more = pages[int.from_bytes(following)]
-        data += more[4 : 4 + length - len(data)]
-        following = more[:4]
-    return bytes(data)
-
-
-def _record(data: bytes) -> list[Any]:
-    """The values of a record."""
-    view = memoryview(data)
-    end, at = _varint(view, 0)
-    kinds = []
-    while at < end:
-        kind, at = _varint(view, at)
-        kinds.append(kind)
-    values: list[Any] = []
-    for kind in kinds:
-        size = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)[kind] if kind < 10 else (kind - 12) // 2
-        raw = bytes(view[at : at + size])
-        if len(raw) != size:
-            raise ValueError("a truncated record")
-        at += size
-        if kind in (0, 8, 9):
-            values.append({0: None, 8: 0, 9: 1}[kind])
-        elif kind < 7:
-            values.append(int.from_bytes(raw, signed=True))
-        elif kind == 7:
-            values.append(struct.unpack(">d", raw)[0])
-        else:
-            values.append(raw if kind % 2 == 0 else raw.decode("utf-8", "replace"))
-    return values
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of one to nine bytes, and where it ends."""
-    value = 0
-    for i in range(8):
-        value = value << 7 | data[at + i] & 0x7F
-        if data[at + i] < 0x80:
-            return value, at + i + 1
-    return value << 8 | data[at + 8], at + 9

@@ -48,8 +48,9 @@ class RecordFile(Sequence[T]):
         self._ends = array("q")
         self._order: Sequence[int] | I64 | None = None
         self._written = [0]
-        self._owner = _Owner(path.open("rb") if path else scratch())
-        self._file = self._owner.file
+        self._file = path.open("rb") if path else scratch()
+        # When the last list and view of these rows has gone. Not by __del__: of a circle of rubbish the file might go first, and complain.
+        weakref.finalize(self._ends, _closed, self._file)
         self.extend(records)
         end = 0
         for line in self._file if path else ():
@@ -153,15 +154,6 @@ def _reduced(kind: type, fields: tuple[str, ...]) -> type[Any]:
         default = {"default": own.default, "default_factory": own.default_factory}
         made.append((head, _reduced(own.type, tuple(inner)) if inner else own.type, msgspec.field(**default)))
     return msgspec.defstruct(kind.__name__, made, kw_only=True, gc=False)
-
-
-class _Owner:
-    """Closes a file when the last list and view of its rows has gone."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        # Not by __del__: of a circle of rubbish the file might be collected first, and complain.
-        weakref.finalize(self, _closed, file)
 
 
 def _closed(file: BinaryIO) -> None:
