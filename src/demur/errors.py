@@ -60,11 +60,15 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str], *, where: str = "") -> UserError:
-    """An error for a name outside a closed set, with the nearest allowed name and the whole list."""
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """What is allowed in the place of a name, the nearest first: ` Did you mean 'a' or 'b'? Allowed: a, b, c.`"""
     names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.55)
     like = [difflib.SequenceMatcher(None, one, name).ratio() for one in near]  # several may be as near as each other
     named = " or ".join(f"'{one}'" for one in sorted(near[: like.count(max(like, default=0))]))
-    hint = f" Did you mean {named}?" if near else ""
-    return UserError(f"unknown {kind} '{name}'{where}.{hint} Allowed: {', '.join(names)}.")
+    return (f" Did you mean {named}?" if near else "") + f" Allowed: {', '.join(names)}."
+
+
+def unknown(kind: str, name: str, allowed: Iterable[str], *, where: str = "") -> UserError:
+    """An error for a name outside a closed set, with the nearest allowed name and the whole list."""
+    return UserError(f"unknown {kind} '{name}'{where}.{nearest(name, allowed)}")

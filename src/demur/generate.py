@@ -72,8 +72,7 @@ async def ask_and_judge(
         for queue in queues:
             await queue.put(None)
 
-    reading = (_judge(who, queue, flow.verdicts) for who, queue in zip(judges, queues, strict=True))
-    await together(ask(), *reading)
+    await _together(ask(), *(_judge(who, queue, flow.verdicts) for who, queue in zip(judges, queues, strict=True)))
     parsed.require()
     return flow._replace(filed_again=parsed.filed_again)
 
@@ -138,15 +137,11 @@ def in_order(flow: Flow, asked: Iterable[str]) -> Flow:
     return Flow(traces, failures, flow.verdicts.taken(np.lexsort((who, place))), flow.filed_again)
 
 
-async def together(*work: Coroutine[Any, Any, None]) -> None:
+async def _together(*work: Coroutine[Any, Any, None]) -> None:
     """Run side by side; the first error ends the others and is raised as it is."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in tasks:
-            if task.done():
-                task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            for coroutine in work:
+                group.create_task(coroutine)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors.exceptions[0].__cause__

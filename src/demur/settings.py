@@ -9,7 +9,7 @@ import copy
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from demur.errors import UserError
+from demur.errors import UserError, nearest
 
 M = typing.TypeVar("M", bound=BaseModel)
 Location = tuple[int | str, ...]
@@ -242,7 +242,7 @@ def _explain(
     if problem["type"] == "extra_forbidden":
         fields = [getattr(kind, "model_fields", {}) for kind in _kinds_at(model, problem["loc"][:-1])]
         allowed = {field.alias or name for own in fields for name, field in own.items()}
-        return f"unknown key '{key}'{inside}.{_nearest(key, allowed)}", place
+        return f"unknown key '{key}'{inside}.{nearest(key, allowed)}", place
     if problem["type"] == "missing":
         return f"'{key}' is missing{inside}.", place
     value, message = problem["input"], WANTED.get(problem["type"], "")
@@ -252,16 +252,8 @@ def _explain(
         message = str(problem["msg"]).removeprefix("Value error, ")
     elif said == "is empty":
         message, value = (message, min(words)) if words else (message.partition(", such as")[0], value)
-    hint = f".{_nearest(str(problem['input']), words)}" if words else ""
+    hint = f".{nearest(str(problem['input']), words)}" if words else ""
     return f"'{'.'.join(str(k) for k in location)}' {said}: {message.replace('{value}', str(value))}{hint}", place
-
-
-def _nearest(key: str, allowed: Iterable[str]) -> str:
-    """The nearest of what is allowed, and all of it."""
-    names = sorted(allowed)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"{hint} Allowed: {', '.join(names)}."
 
 
 def _words_at(model: type[BaseModel], location: Location) -> set[str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from demur.cli.attack import app
+from demur.cli import attack
+from demur.cli.common import APPS
 from demur.errors import UserError
 from demur.records import Attempt, Message, Sampling, Trace, Verdict, read_jsonl, write_jsonl
 from demur.report import build
@@ -20,7 +21,7 @@ SCRIPT = "script:stand_in"
 
 
 def run(*words: str) -> None:
-    CliRunner().invoke(app, list(words), catch_exceptions=False, standalone_mode=False)
+    CliRunner().invoke(APPS[attack.__name__], list(words), catch_exceptions=False, standalone_mode=False)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from demur.cli import diagnose as diagnose_verb
 from demur.cli import distil as distil_verb
+from demur.cli.common import APPS
 from demur.testing.server import serving
 
 SCRIPT = """
@@ -44,8 +46,8 @@ def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def told(app: Any, arguments: list[str]) -> dict[str, Any]:
-    result = CliRunner().invoke(app, [*arguments, "--json"])
+def told(verb: ModuleType, arguments: list[str]) -> dict[str, Any]:
+    result = CliRunner().invoke(APPS[verb.__name__], [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     said: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return said
@@ -54,7 +56,7 @@ def told(app: Any, arguments: list[str]) -> dict[str, Any]:
 def made(prompts: Path, out: Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     with serving("played_here:plays", **options) as server:
         distilled = told(
-            distil_verb.app,
+            distil_verb,
             [
                 "--data",
                 str(prompts),
@@ -69,7 +71,7 @@ def made(prompts: Path, out: Path, **options: Any) -> tuple[dict[str, Any], dict
             ],
         )
         folder = next((out / "distil" / "stages").glob("distil-default-*"))
-        found = told(diagnose_verb.app, [str(folder), "--detector", server.url, "--out", str(out / "diagnose")])
+        found = told(diagnose_verb, [str(folder), "--detector", server.url, "--out", str(out / "diagnose")])
     return distilled, found
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from demur import thinking
 from demur.cli import diagnose as diagnose_verb
 from demur.cli import repair as repair_verb
+from demur.cli.common import APPS
 from demur.diagnose import exam
 from demur.diagnose.rules import findings_of
 from demur.interfaces import Traces, quiet, stream
@@ -77,7 +78,7 @@ def written(path: Path) -> Path:
 
 def test_the_verbs_diagnose_and_repair_a_file(tmp_path: Path) -> None:
     file = written(tmp_path / "pairs.jsonl")
-    told = CliRunner().invoke(diagnose_verb.app, [str(file), "--out", str(tmp_path / "d"), "--json"])
+    told = CliRunner().invoke(APPS[diagnose_verb.__name__], [str(file), "--out", str(tmp_path / "d"), "--json"])
     assert told.exit_code == 0, told.output
     said = json.loads(told.stdout.splitlines()[-1])
     assert said["traces"] == 6
@@ -85,7 +86,7 @@ def test_the_verbs_diagnose_and_repair_a_file(tmp_path: Path) -> None:
     assert "value" not in weak[0]["before"] or weak[0]["before"]["value"] is None
     assert "weak vacillation | screen: 3 flagged of 6, read them |" in (tmp_path / "d" / "summary.md").read_text()
     told = CliRunner().invoke(
-        repair_verb.app, [str(file), "--set", "with=[trim,drop]", "--out", str(tmp_path / "r"), "--json"]
+        APPS[repair_verb.__name__], [str(file), "--set", "with=[trim,drop]", "--out", str(tmp_path / "r"), "--json"]
     )
     assert told.exit_code == 0, told.output
     said = json.loads(told.stdout.splitlines()[-1])

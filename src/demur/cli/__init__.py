@@ -73,8 +73,11 @@ def command_of(verb: str) -> Any:
         raise unknown("verb", verb, known)
     import typer.main
 
-    words = known[verb]
-    command: Any = typer.main.get_command(importlib.import_module(f"demur.cli.{MODULES.get(verb, verb)}").app)
+    from demur.cli.common import APPS
+
+    words, module = known[verb], f"demur.cli.{MODULES.get(verb, verb)}"
+    importlib.import_module(module)
+    command: Any = typer.main.get_command(APPS[module])
     if commands := getattr(command, "commands", None):
         command.help = f"{words['about'].capitalize()}."
     for name, one in (commands or {"": command}).items():

@@ -13,13 +13,12 @@ from demur.cli.runner import run_measuring
 from demur.errors import UserError
 from demur.storage.artifacts import artifacts
 
-app = common.App()
 Kind = Annotated[str, typer.Argument(help="pap, template=FILE, prefill=FILE, pair, tap, crescendo, hijack, replay …")]
 Run = Annotated[Path | None, typer.Argument(help="replay: the run whose prompts are sent again.")]
 Questions = Annotated[str, typer.Option("--bench", help="Whose questions; default: those of --data.")]
 
 
-@app.verb("attacker judge samples limit seed data data_dir out cache sets json")
+@common.verb("attacker judge samples limit seed data data_dir out cache sets json")
 def attack(
     kind: Kind,
     target: common.Target,

@@ -6,7 +6,6 @@ from demur.bench import get_bench, left_out, names
 from demur.bench.spec import Bench
 from demur.cli import common
 
-app = common.App()
 ASKED = {  # Groups of the list, by whether attack success and over-refusal are counted
     (True, False): "harmful requests: are they declined?",
     (False, True): "harmless requests: are they answered?",
@@ -15,7 +14,7 @@ ASKED = {  # Groups of the list, by whether attack success and over-refusal are 
 }
 
 
-@app.verb("data_dir json", name="list")
+@common.verb("data_dir json", name="list")
 def show_all(flags: common.Flags) -> None:
     """All benchmarks by what they ask; with --data-dir, which copy is there. `demur bench show NAME` tells the rest."""
     found = {name: get_bench(name) for name in names()}
@@ -49,7 +48,7 @@ def _verified(bench: Bench) -> str:
     return "texts, count" if bench.sha256 else "count"
 
 
-@app.verb("json")
+@common.verb("json")
 def show(name: common.BenchName, flags: common.Flags) -> None:
     """One benchmark's whole protocol: source, sampling, judge, query and part, metrics, version."""
     bench = get_bench(name)

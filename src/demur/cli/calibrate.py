@@ -15,7 +15,7 @@ from demur.cli import common
 from demur.diagnose import DETECTORS, open_detector
 from demur.diagnose.exam import calibrated
 from demur.interfaces import Model
-from demur.judge import note, open_judge, requires_model
+from demur.judge import JUDGES, note, open_judge, requires_model
 from demur.judge.calibrate import FOLDER, keep, read
 from demur.judge.calibrate import guard as guarded
 from demur.judge.calibrate import refusal as against
@@ -25,7 +25,6 @@ from demur.report.format import counted, number
 from demur.report.tables import estimate
 from demur.storage.reply_cache import ReplyCache
 
-app = common.App()
 Kept = Annotated[Path, typer.Option("--out", help="Folder for the calibration: reports of runs beside it show it.")]
 KEPT = Path("runs") / FOLDER
 XSTEST = replace(get_bench("xstest"), name="replies with labels of people", hub="", files=(
@@ -33,18 +32,19 @@ XSTEST = replace(get_bench("xstest"), name="replies with labels of people", hub=
 ))  # fmt: skip
 
 
-@app.verb("data data_dir limit json")
+@common.verb("data data_dir limit json")
 def refusal(flags: common.Flags, out: Kept = KEPT) -> None:
     """The offline refusal judge against people's labels, beside other judges whose labels the file has.
 
     Columns: prompt, completion, label (XSTest's final_label: full_compliance, partial_refusal, full_refusal). XSTest's own
-    annotations are found in --data-dir; the judge was fitted to them."""
+    annotations are found in --data-dir; the judge was fitted to them.
+    """
     data = find(XSTEST, data=flags.data, data_dir=flags.data_dir)
     report = against(data, limit=flags.limit)
     _show(report, keep(open_judge("rules"), report, data, out), json=flags.json, title=f"rules against {data.name}")
 
 
-@app.verb("data data_dir part limit cache sets json")
+@common.verb("data data_dir part limit cache sets json")
 def guard(
     detector: Annotated[
         str,
@@ -56,9 +56,11 @@ def guard(
 ) -> None:
     """A harm judge against labels: sensitivity and specificity with intervals, false alarms by the guard's categories.
 
-    Columns: prompt, response, label (safe or unsafe). WildGuardTest is found in --data-dir. The reports of runs beside --out show them wherever the same judge reads: the same text, part and model."""
+    Columns: prompt, response, label (safe or unsafe). WildGuardTest is found in --data-dir. The reports of runs beside --out show them wherever the same judge reads: the same text, part and model.
+    """
     name, model = common.judge_of(detector)
-    name = name or "llama_guard3"
+    if not name or (not model and name not in JUDGES):
+        name, model = "llama_guard3", detector
     labels = find(get_bench("wildguardtest"), data=flags.data, data_dir=flags.data_dir)
     models = common.apply_sets({"models": {"judge": common.model(model)} if model else {}}, flags.sets)["models"]
 
@@ -74,7 +76,7 @@ def guard(
     _show(report, path, json=flags.json, title=detector)
 
 
-@app.verb("limit cache json")
+@common.verb("limit cache json")
 def patterns(
     flags: common.Flags,
     data: Annotated[Path | None, typer.Option("--data", help="Labelled traces; default: demur's own exam.")] = None,

@@ -26,10 +26,9 @@ from demur.train.check import render_report
 from demur.train.settings import TrainSettings
 
 SHOWN = 8  # Masked pairs shown at most
-app = common.App()
 
 
-@app.verb("data_dir json")
+@common.verb("data_dir json")
 def study(files: Annotated[list[Path], typer.Argument(help="Study files (.yaml).")], flags: common.Flags) -> None:
     """Validate study files: every key, every name, and the graph of stages that they mean. Asks no model."""
     rows: list[dict[str, Any]] = []
@@ -50,7 +49,7 @@ def study(files: Annotated[list[Path], typer.Argument(help="Study files (.yaml).
         raise UserError(f"{wrong} of {len(rows)} studies are not sound.")
 
 
-@app.verb("json")
+@common.verb("json")
 def template(
     base: common.Base,
     flags: common.Flags,
@@ -70,7 +69,7 @@ def template(
         raise CheckFailed(report.why)
 
 
-@app.verb("data data_dir out json")
+@common.verb("data data_dir out json")
 def contamination(
     examples: Annotated[Path, typer.Option("--examples", help="Training rows: a file, a finished stage or a run.")],
     flags: common.Flags,
@@ -79,7 +78,8 @@ def contamination(
 ) -> None:
     """Compare training rows with benchmarks: equal, covered and nearly equal prompts; writes a certificate.
 
-    In a study's run each arm's rows are compared with what the arm was scored on."""
+    In a study's run each arm's rows are compared with what the arm was scored on.
+    """
     arms = mixes(examples) if examples.is_dir() and not is_published(examples) else {}
     sets = arms or {"rows": read_rows(examples)}
     if remove and len(sets) > 1:
@@ -113,7 +113,7 @@ def contamination(
         )
 
 
-@app.verb("data data_dir json")
+@common.verb("data data_dir json")
 def bench(name: common.BenchName, flags: common.Flags) -> None:
     """Verify a copy of a benchmark: count, columns, hash, golds; show three masked rows."""
     bench, wrong, counts = get_bench(name), list[str](), dict[str, int]()
@@ -139,7 +139,7 @@ def bench(name: common.BenchName, flags: common.Flags) -> None:
         raise CheckFailed(f"{name}: {len(wrong)} faults: {'; '.join(wrong[:3])}")
 
 
-@app.verb("json")
+@common.verb("json")
 def isolation(flags: common.Flags) -> None:
     """Try to break the isolation of model-written code on this machine."""
     from demur.judge.escapes import check
@@ -158,7 +158,7 @@ def isolation(flags: common.Flags) -> None:
         raise CheckFailed(f"isolation did not hold against: {', '.join(broken)}.")
 
 
-@app.verb("model key_env json")
+@common.verb("model key_env json")
 def shapes(url: Annotated[str, typer.Argument(help="Base URL up to /v1.")], flags: common.Flags) -> None:
     """Ask a host five short questions and say what is odd about it, before money is spent."""
     from demur.models.config import Remote, as_model

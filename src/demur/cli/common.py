@@ -76,29 +76,28 @@ BenchName = Annotated[str, typer.Argument(metavar="NAME", help="A benchmark: `de
 StudyFile = Annotated[Path, typer.Argument(help="A study file (.yaml).")]
 
 
-class App(typer.Typer):
-    """A typer application as all verbs have it: examples kept as written, no completion flags, no pretty tracebacks."""
+APPS: dict[str, typer.Typer] = {}
+"""The commands of each module, examples kept as written, without completion flags and pretty tracebacks."""
 
-    def __init__(self) -> None:
-        super().__init__(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-    def verb(self, flags: str, *, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Make a function a command: it takes its own parameters and these of the shared flags, which come as `Flags`."""
-        shared = signature(Flags, eval_str=True).parameters
+def verb(flags: str, *, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command of its module: it takes its own parameters and these of the shared flags, which come as `Flags`."""
+    shared = signature(Flags, eval_str=True).parameters
 
-        def made(work: Callable[..., None]) -> Callable[..., None]:
-            own = [one for one in signature(work, eval_str=True).parameters.values() if one.name != "flags"]
+    def made(work: Callable[..., None]) -> Callable[..., None]:
+        own = [one for one in signature(work, eval_str=True).parameters.values() if one.name != "flags"]
 
-            def command(**values: Any) -> None:
-                work(**{one.name: values.pop(one.name) for one in own}, flags=Flags(**values))
+        def command(**values: Any) -> None:
+            work(**{one.name: values.pop(one.name) for one in own}, flags=Flags(**values))
 
-            taken = [*own, *(shared[one] for one in flags.split())]
-            command.__signature__ = Signature([one.replace(kind=one.KEYWORD_ONLY) for one in taken])  # type: ignore[attr-defined]
-            command.__name__, command.__doc__ = work.__name__, work.__doc__
-            self.command(name)(command)
-            return work
+        taken = [*own, *(shared[one] for one in flags.split())]
+        command.__signature__ = Signature([one.replace(kind=one.KEYWORD_ONLY) for one in taken])  # type: ignore[attr-defined]
+        command.__name__, command.__doc__ = work.__name__, work.__doc__
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        APPS.setdefault(work.__module__, app).command(name)(command)
+        return work
 
-        return made
+    return made
 
 
 def print_json(value: Any) -> None:

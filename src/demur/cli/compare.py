@@ -14,10 +14,8 @@ from demur.report.labels import notes
 from demur.report.read import present
 from demur.report.sections import comparison
 
-app = common.App()
 
-
-@app.verb("json")
+@common.verb("json")
 def compare(
     a: Annotated[str, typer.Argument(help="RUN:arm, or RUN:arm/seed; RUN alone where it has one arm.")],
     b: Annotated[str, typer.Argument(help="The other, of the same run or of another.")],

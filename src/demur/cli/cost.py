@@ -11,17 +11,17 @@ from demur.errors import UserError
 from demur.pipeline.run import CACHE
 from demur.storage.reply_cache import FILE, ReplyCache
 
-app = common.App()
 COUNTS = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_thinking")
 
 
-@app.verb("cache json")
+@common.verb("cache json")
 def cost(
     run: Annotated[Path, typer.Argument(help="The folder of a run, or of a reply cache.")], flags: common.Flags
 ) -> None:
     """Requests, tokens and money by part and stage, summed up from the stored replies.
 
-    Each request counts once, under the stage that asked it first; replies found in the cache cost nothing again."""
+    Each request counts once, under the stage that asked it first; replies found in the cache cost nothing again.
+    """
     with ReplyCache(folder_of(run, flags.cache)) as kept:
         lines, failures = kept.ledger(), kept.failures()
     if flags.json:

@@ -9,10 +9,8 @@ from demur.models.config import ModelConfig, as_model, parse_model
 from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
 from demur.settings import read_yaml
 
-app = common.App()
 
-
-@app.verb("detector intent limit out cache json")
+@common.verb("detector intent limit out cache json")
 def diagnose(file: common.Traces, flags: common.Flags) -> None:
     """Find the failure patterns in traces: findings with evidence, and rates with intervals per pattern and class."""
     kind, models = detecting(flags.detector, file)

@@ -18,10 +18,8 @@ from demur.prompts import PromptsSettings
 from demur.report.format import number
 from demur.settings import validate
 
-app = common.App()
 
-
-@app.verb("teacher judge intent limit seed out cache sets json")
+@common.verb("teacher judge intent limit seed out cache sets json")
 def distil(
     flags: common.Flags,
     file: Annotated[Path | None, typer.Argument(help="Prompts in any known form.")] = None,

@@ -21,10 +21,9 @@ Named = Annotated[list[str] | None, typer.Argument(metavar="BENCH", help="Benchm
 Benches = Annotated[
     list[str] | None, typer.Option("--bench", help="The same; harmful=FILE and benign=FILE take any table of prompts.")
 ]
-app = common.App()
 
 
-@app.verb(
+@common.verb(
     "judge attacker model key_env concurrency temperature max_tokens part samples limit seed data data_dir out cache sets json"
 )
 def evaluate(
@@ -37,7 +36,8 @@ def evaluate(
     """Run benchmarks against a model: traces, verdicts and a table with intervals.
 
     The table has a row for every model that was measured in the folder; a model is known by its name and address, a
-    folder by its weights. --set takes the paths of a study file: models.target.timeout=60, bench.0.sampling.top_p=0.9."""
+    folder by its weights. --set takes the paths of a study file: models.target.timeout=60, bench.0.sampling.top_p=0.9.
+    """
     if not (benches := [*(named or ()), *(bench or ())]):
         raise UserError("which benchmarks? `demur bench list` shows them; harmful=FILE takes a file of yours.")
     own = flags.given("model", "key_env") | common.given({"in_flight": flags.concurrency})

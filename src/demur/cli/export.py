@@ -12,10 +12,8 @@ from demur.errors import UserError, unknown
 from demur.prompts.publish import export_hf
 from demur.report import export as exports
 
-app = common.App()
 
-
-@app.verb("json")
+@common.verb("json")
 def export(
     run: common.RunFolder,
     to: Annotated[str, typer.Option("--to", help="inspect, hf or csv.")],

@@ -10,10 +10,8 @@ from demur.cli import common
 from demur.errors import UserError
 from demur.storage.artifacts import atomic_write
 
-app = common.App()
 
-
-@app.verb("")
+@common.verb("")
 def init(
     name: Annotated[str, typer.Argument(help="Name of the study, or path of the file (.yaml).")], flags: common.Flags
 ) -> None:

@@ -21,10 +21,8 @@ from demur.report.read import Evaluation, VerdictIndex, evaluations
 from demur.report.tables import estimate
 from demur.storage.artifacts import Artifact, artifacts
 
-app = common.App()
 
-
-@app.verb("intent part out cache json")
+@common.verb("intent part out cache json")
 def judge(
     source: Annotated[Path, typer.Argument(help="A run's folder, or a file of traces in any known form.")],
     flags: common.Flags,
@@ -37,7 +35,8 @@ def judge(
 ) -> None:
     """Judge stored traces again: verdicts, a table, and thinking crossed with answer where both were judged.
 
-    Several judges are compared with each other, and with those of the run."""
+    Several judges are compared with each other, and with those of the run.
+    """
     where = flags.out or Path("runs/judge")
     for flag, value, allowed in (("--part", flags.part, get_args(Part)), ("--query", query, get_args(Query))):
         if value is not None and value not in allowed:

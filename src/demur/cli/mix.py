@@ -12,11 +12,10 @@ from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.mix import Mix, MixStageSettings
 from demur.settings import validate
 
-app = common.App()
 SHARE = re.compile(r"(?P<name>[^=]+)=(?P<file>.+?)(?::(?P<n>\d+)|:(?P<percent>[\d.]+)%)?")
 
 
-@app.verb("seed out sets json")
+@common.verb("seed out sets json")
 def mix(
     flags: common.Flags, share: Annotated[list[str] | None, common.flag("share", metavar="NAME=FILE[:N|:P%]")] = None
 ) -> None:

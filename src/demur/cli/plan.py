@@ -17,10 +17,8 @@ from demur.report.compare import forecast
 from demur.report.format import number
 from demur.storage.reply_cache import ReplyCache
 
-app = common.App()
 
-
-@app.verb("out sets quick data_dir json")
+@common.verb("out sets quick data_dir json")
 def plan(study: common.StudyFile, flags: common.Flags) -> None:
     """List the stages of a study, what is there already, what is missing, and an estimate of what would be asked."""
     loaded = common.load_study(study, flags)

@@ -10,7 +10,6 @@ from demur.cli import common
 from demur.errors import UserError, WorkError
 from demur.registry import missing
 
-app = common.App()
 FILES = {  # What of a folder is uploaded: never reply caches, optimizer states, logs or dot files
     "dataset": ["README.md", "LICENSE*", "data/*", "contamination.json"],
     "model": [
@@ -24,7 +23,7 @@ FILES = {  # What of a folder is uploaded: never reply caches, optimizer states,
 Gate = Literal["none", "auto", "manual"]
 
 
-@app.verb("json")
+@common.verb("json")
 def push(
     folder: Annotated[Path, typer.Argument(help="A data set of `demur export --to hf`, or a model's folder.")],
     to: Annotated[str, typer.Option("--to", help="The repository: owner/name.")],

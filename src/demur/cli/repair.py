@@ -12,10 +12,8 @@ from demur.pipeline.stages.repair import Repair, RepairStageSettings
 from demur.repair.settings import RepairSettings
 from demur.settings import validate
 
-app = common.App()
 
-
-@app.verb("detector teacher intent limit out cache sets json")
+@common.verb("detector teacher intent limit out cache sets json")
 def repair(file: common.Traces, flags: common.Flags) -> None:
     """Repair traces; originals stay beside them, with what was done to each."""
     plain = common.apply_sets({}, flags.sets)

@@ -8,10 +8,8 @@ import typer
 from demur.cli import common
 from demur.cli.runner import tell
 
-app = common.App()
 
-
-@app.verb("json")
+@common.verb("json")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs; several are laid side by side.")],
     flags: common.Flags,

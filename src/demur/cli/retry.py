@@ -10,10 +10,8 @@ from demur.errors import UserError, plural
 from demur.storage.artifacts import artifacts, locked
 from demur.storage.reply_cache import ReplyCache
 
-app = common.App()
 
-
-@app.verb("cache json")
+@common.verb("cache json")
 def retry(run: common.RunFolder, flags: common.Flags) -> None:
     """Forget failed requests and the stages that were made without their replies, then go on with the run."""
     with ReplyCache(folder_of(run, flags.cache)) as kept, locked(run):

@@ -8,10 +8,8 @@ import typer
 from demur.cli import common
 from demur.cli.runner import run_study
 
-app = common.App()
 
-
-@app.verb("out sets quick data_dir cache json")
+@common.verb("out sets quick data_dir cache json")
 def run(
     study: common.StudyFile,
     flags: common.Flags,
@@ -21,7 +19,8 @@ def run(
     """Do all that a study file says: distil, diagnose, mix, train, evaluate, report.
 
     Safe to stop at any moment: the same command goes on. Finished stages are reused as long as nothing that made them
-    has changed."""
+    has changed.
+    """
     loaded = common.load_study(study, flags)
     folder = flags.out or Path("runs") / loaded.study.name
     if stand_in:

@@ -17,10 +17,9 @@ from demur.storage.artifacts import GRAPH, is_whole, present
 
 TITLES = ("date", "run", "study", "arm", "model", "headline numbers")
 MODEL = ("model", "path", "hub", "script", "plugin", "url")  # What a model of a study is called by, the best name first
-app = common.App()
 
 
-@app.verb("json")
+@common.verb("json")
 def runs(
     flags: common.Flags,
     folder: Annotated[Path, typer.Argument(help="Where to look, sub-folders included.")] = Path("runs"),

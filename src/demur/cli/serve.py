@@ -12,10 +12,8 @@ from demur.cli import common
 from demur.errors import UserError
 from demur.models.config import Local, ModelConfig, Scripted, Served, as_model, parse_model
 
-app = common.App()
 
-
-@app.verb("sets json")
+@common.verb("sets json")
 def serve(
     model: Annotated[str, typer.Argument(help="A folder with weights, a hub id, or script:NAME.")],
     flags: common.Flags,
@@ -25,7 +23,8 @@ def serve(
     """Serve until Ctrl-C. Prints the URL once requests are taken; give it to --target, --teacher or --judge.
 
     For weights, vLLM serves, and --set takes what a served model takes (devices, dtype, memory, max_model_len); for a
-    script, how the server behaves (latency, tail, faults.NAME=SHARE, reasoning_field, swap_after)."""
+    script, how the server behaves (latency, tail, faults.NAME=SHARE, reasoning_field, swap_after).
+    """
     config = parse_model(model)
     common.free_port(port, host)
     if isinstance(config, Scripted):

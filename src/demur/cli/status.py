@@ -10,10 +10,8 @@ from demur.cli.progress import RUNNING
 from demur.errors import UserError
 from demur.storage.artifacts import is_whole, present
 
-app = common.App()
 
-
-@app.verb("json")
+@common.verb("json")
 def status(run: common.RunFolder, flags: common.Flags) -> None:
     """Which stages of a run are done, how far those are that run (12/120: steps, replies), and which are not done."""
     if not present(run):

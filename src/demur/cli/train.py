@@ -13,10 +13,8 @@ from demur.pipeline.stages.train import Train, TrainStageSettings
 from demur.settings import validate
 from demur.train.settings import TrainSettings
 
-app = common.App()
 
-
-@app.verb("limit seed out sets json")
+@common.verb("limit seed out sets json")
 def train(
     base: common.Base,
     examples: Annotated[Path, typer.Option("--examples", help="Rows to train on: a run, a finished stage or a file.")],
@@ -25,7 +23,8 @@ def train(
 ) -> None:
     """Fine-tune a model on reasoning traces. Every row is checked before the first step.
 
-    Safe to stop: the same command goes on from the last checkpoint. The model is OUT/stages/train-…/model."""
+    Safe to stop: the same command goes on from the last checkpoint. The model is OUT/stages/train-…/model.
+    """
     from demur.train import distributed
 
     if distributed.rank() > 0:

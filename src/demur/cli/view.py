@@ -8,10 +8,8 @@ import typer
 
 from demur.cli import common
 
-app = common.App()
 
-
-@app.verb("")
+@common.verb("")
 def view(
     run: common.RunFolder,
     flags: common.Flags,
@@ -20,7 +18,8 @@ def view(
 ) -> None:
     """Page, search, filter, compare and label the traces of a run. Only this machine can see the page, with its URL.
 
-    Labels go to RUN/labels/refusal.jsonl, harm.jsonl and patterns.jsonl, which `demur calibrate` reads."""
+    Labels go to RUN/labels/refusal.jsonl, harm.jsonl and patterns.jsonl, which `demur calibrate` reads.
+    """
     from demur.report.viewer import serve
 
     def ready(url: str) -> None:

@@ -106,7 +106,9 @@ def _rows(pages: Pages, size: int) -> Rows:
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as database:
         database.text_factory = lambda text: text.decode("utf-8", "replace")
         database.executescript(f"PRAGMA page_size={size}; CREATE TABLE replies({COLUMNS})")
-        first = bytearray(database.serialize()[:size])  # the table's description; in the header stands how many pages there are
+        first = bytearray(
+            database.serialize()[:size]
+        )  # the table's description; in the header stands how many pages there are
         first[28:32] = max(pages, default=1).to_bytes(4)
         nothing = bytes(size)
         database.deserialize(b"".join((first, *(pages.get(at, nothing) for at in range(2, max(pages, default=1) + 1)))))
