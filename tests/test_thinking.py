@@ -197,7 +197,7 @@ def test_whatever_marks_stand_there_nothing_is_lost(
     ],
 )
 def test_long_texts_of_marks_and_space_end(text: str) -> None:
-    """A megabyte takes a fraction of a second; anything worse than linear would take minutes."""
+    """Linear in a megabyte; anything worse would take minutes."""
     parts = split(text)
     assert join(parts.thinking, parts.answer, opened_by=parts.opened_by, seams=parts.seams) == text
     unparsed(text)
