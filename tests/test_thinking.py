@@ -12,6 +12,7 @@ from demur.thinking import (
     CLOSE,
     FAMILIES,
     OPEN,
+    QUOTES,
     Parsed,
     from_fields,
     from_parts,
@@ -155,6 +156,8 @@ PROSE = st.text(alphabet=st.characters(exclude_characters="<>[]|◁▷`~", exclu
 def test_a_thought_is_never_in_the_answer(marks: tuple[str, str], thought: str, answer: str, finish: Finish) -> None:
     if "assistantfinal" in thought + answer or marks[0] == "analysis":
         thought = f"The {thought}"
+    if thought.endswith(tuple(QUOTES)):  # a mark between quotation marks is text
+        thought += "."
     raw = (
         f"{marks[0]}SECRET {thought}{marks[1]}{answer}"
         if marks[0] != "analysis"

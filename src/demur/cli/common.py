@@ -10,6 +10,7 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,9 +113,7 @@ def apply_sets(data: dict[str, Any], sets: list[str] | None) -> dict[str, Any]:
     """
     from demur.settings import override
 
-    for item in sets or []:
-        data = override(data, item)
-    return data
+    return reduce(override, sets or (), data)
 
 
 def model(text: str) -> dict[str, Any]:

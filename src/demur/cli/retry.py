@@ -30,10 +30,7 @@ def forget_stages(run: Path, names: set[str]) -> list[str]:
     """Remove the stages of these names, those that hold failures, and all that was made from them; returns the names."""
     there = artifacts(run)
     gone = {a.manifest.fingerprint for a in there if a.manifest.name in names or a.rows("failures")}
-    grew = True
-    while grew:
-        further = {a.manifest.fingerprint for a in there if gone.intersection(a.manifest.inputs.values())}
-        grew = not further <= gone
+    while further := {a.manifest.fingerprint for a in there if gone.intersection(a.manifest.inputs.values())} - gone:
         gone |= further
     removed = [artifact for artifact in there if artifact.manifest.fingerprint in gone]
     for artifact in removed:

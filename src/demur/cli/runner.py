@@ -71,15 +71,10 @@ def run_stage(stage: Stage[Any], flags: common.Flags, *, workers: int | None = N
             lines.append(f"{len(rows) - ODD:,} rows more are kept aside: {done[name].folder / 'odd.jsonl'}")
         for line in lines:
             common.console.print(f"{name}: {line}", soft_wrap=True)
-    built = report.build(out)
-    report.write(out, built=built)
-    if flags.json:
-        counts = {"odd": {name: len(rows) for name, rows in odd.items()}, "report": report.as_json(built)}
-        common.print_json({"out": str(out), "stage": str(made.folder)} | made.manifest.summary | counts)
-    else:
-        common.stdout.print(report.terminal(built))
+    counts = {"odd": {name: len(rows) for name, rows in odd.items()}}
+    tell(out, json=flags.json, more={"out": str(out), "stage": str(made.folder)} | made.manifest.summary | counts)
     files = (f"{path.stem}: {made.rows(path.stem):,}" for path in sorted(made.folder.glob("*.jsonl")))
-    common.console.print(f"{made.folder}: {', '.join(files)} · report: {out / 'report.html'}", soft_wrap=True)
+    common.console.print(f"{made.folder}: {', '.join(files)}", soft_wrap=True)
     return made
 
 
@@ -135,21 +130,21 @@ def run_measuring(study: dict[str, Any], flags: common.Flags) -> None:
     run_study(resolved, out=folder, cache=flags.cache, json=flags.json, add=True)
 
 
-def tell(*runs: Path, out: Path | None = None, json: bool = False) -> None:
-    """Write results, summary and page of a run, or of several side by side, and print their table."""
+def tell(*runs: Path, out: Path | None = None, json: bool = False, more: dict[str, Any] | None = None) -> None:
+    """Write results, summary and page of a run, or of several side by side, and print their table; as JSON in `more` where given."""
     if out:
         common.writable(out)
     built = report.build(runs)
     paths = report.write(runs, out, built=built)
     if json:
-        common.print_json(report.as_json(built))
+        plain = report.as_json(built)
+        common.print_json(more | {"report": plain} if more else plain)
     else:
         common.stdout.print(report.terminal(built))
-    common.console.print(f"report: {paths['html']} · look through the traces: demur view {runs[0]}")
+    common.console.print(f"report: {paths['html']} · look through the traces: demur view {runs[0]}", soft_wrap=True)
 
 
 def default_workers() -> int:
     """Stages at the same time: one where there is an accelerator, else as many as cores."""
-    if Path("/dev/nvidia0").exists() or os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    gpus = Path("/dev/nvidia0").exists() or os.environ.get("CUDA_VISIBLE_DEVICES")
+    return 1 if gpus else len(os.sched_getaffinity(0))

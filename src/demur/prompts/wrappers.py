@@ -11,7 +11,8 @@ what several rows share at their beginning and end, word for word and at length;
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import takewhile
+from itertools import groupby
+from os.path import commonprefix
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,10 @@ from demur.storage import readers
 SLOT = re.compile(r"\{question(?::([1-9])/([1-9]))?\}")
 FEWEST = 5  # Rows that must share a wrapper
 SHORTEST = 60  # Characters of a wrapper at least; plain questions share beginnings too ("Give instructions for …")
+LAST_WORD = re.compile(r"[^\W_]+\Z")  # Of what texts share: it may be the beginning of what differs
+LIKE = 8  # Letters by which a repetition is looked for
 START = 24  # Characters that two neighbours must share to be looked at together
+_shared = commonprefix  # What texts begin with, letter by letter
 
 
 def fill(template: str, question: str) -> str:
@@ -103,14 +107,7 @@ def unwrap(texts: Iterable[str]) -> dict[str, Unwrapped]:
 def _alike(asked: Iterable[str], *, behind: bool) -> dict[str, Unwrapped]:
     """Texts that begin alike, or end alike where templates begin with the question, without what they share."""
     turned = sorted(text[::-1] if behind else text for text in asked)
-    runs: list[list[str]] = []
-    last = None
-    for text in turned:
-        if len(text) > START and text[:START] == last:
-            runs[-1].append(text)
-        else:
-            runs.append([text])
-            last = text[:START]
+    runs = [list(run) for _, run in groupby(turned, key=lambda text: text[:START])]
     groups = [group for run in runs if len(run) >= FEWEST for group in _split(run)]
     whole = ([text[::-1] for text in group] if behind else group for group in groups)
     return {text: bare for group in whole for text, bare in _taken_apart(group).items()}
@@ -120,7 +117,7 @@ def _repetitions(asked: Iterable[str]) -> dict[str, Unwrapped]:
     """Texts that have one thing first, last and perhaps between, with the same words around it."""
     around: dict[str, dict[str, str]] = {}
     for text in asked:
-        question = _border(text) if len(text) > SHORTEST and text.rfind(text[:8]) > 0 else ""
+        question = _border(text) if len(text) > SHORTEST and text.rfind(text[:LIKE]) > 0 else ""
         frame = text.replace(question, "\0") if question else ""
         if len(frame) >= SHORTEST:
             around.setdefault(frame, {})[text] = question
@@ -130,12 +127,8 @@ def _repetitions(asked: Iterable[str]) -> dict[str, Unwrapped]:
 
 def _split(run: list[str]) -> list[list[str]]:
     """Part a run whose rows go on to share much more in parts: two templates that begin alike."""
-    common = len(_common(run))
-    finer: list[list[str]] = [[]]
-    for text in run:
-        if finer[-1] and finer[-1][-1][: common + SHORTEST] != text[: common + SHORTEST]:
-            finer.append([])
-        finer[-1].append(text)
+    common = len(_shared(run))
+    finer = [list(part) for _, part in groupby(run, key=lambda text: text[: common + SHORTEST])]
     parts = [part for part in finer if len(part) >= FEWEST]
     if len(parts) < 2 or sum(map(len, parts)) < 0.8 * len(run):
         return [run]
@@ -144,8 +137,8 @@ def _split(run: list[str]) -> list[list[str]]:
 
 def _taken_apart(group: list[str]) -> dict[str, Unwrapped]:
     """The question of each row of a group, if what they share is long enough to be a wrapper."""
-    before = _whole_words(_common(group))
-    after = _whole_words(_common([text[len(before) :][::-1] for text in group]))[::-1]
+    before = LAST_WORD.sub("", _shared(group))
+    after = LAST_WORD.sub("", _shared([text[len(before) :][::-1] for text in group]))[::-1]
     inner = {text: text[len(before) : len(text) - len(after)].strip() for text in group}
     if len(before) + len(after) < SHORTEST or not all(inner.values()):
         return {}
@@ -155,23 +148,7 @@ def _taken_apart(group: list[str]) -> dict[str, Unwrapped]:
 
 def _border(text: str) -> str:
     """The longest text that stands both at the beginning and at the end, without overlapping itself."""
-    lengths = [0] * len(text)
-    for i in range(1, len(text)):  # Knuth, Morris and Pratt's failure function
-        length = lengths[i - 1]
-        while length and text[i] != text[length]:
-            length = lengths[length - 1]
-        lengths[i] = length + (text[i] == text[length])
-    length = lengths[-1]
-    while length * 2 > len(text):
-        length = lengths[length - 1]
-    return text[:length].strip()
-
-
-def _common(texts: Sequence[str]) -> str:
-    """What all texts begin with; the first and the last in sorted order show it."""
-    return "".join(a for a, _ in takewhile(lambda ab: ab[0] == ab[1], zip(min(texts), max(texts), strict=False)))
-
-
-def _whole_words(shared: str) -> str:
-    """The shared text without the last word, which may be the beginning of what differs."""
-    return re.sub(r"[^\W_]+\Z", "", shared)
+    at = text.find(text[:LIKE], -(-len(text) // 2))
+    while at >= 0 and not text.startswith(text[at:]):
+        at = text.find(text[:LIKE], at + 1)
+    return text[at:].strip() if at >= 0 else ""
