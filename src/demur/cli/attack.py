@@ -28,8 +28,7 @@ def attack(
     bench: Questions = "harmful",
 ) -> None:
     """Attack a model: attacked prompts, the target's replies, verdicts, and for a search every turn of it."""
-    data = {"data": str(flags.data)} if flags.data else {}
-    use: dict[str, Any] = {"name": bench, "attack": kind} | flags.given("limit", "samples") | data
+    use: dict[str, Any] = {"name": bench, "attack": kind} | flags.given("limit", "samples", "data")
     if kind == "replay":
         use |= _as_then(run or flags.data)
     elif run is not None:

@@ -44,9 +44,7 @@ def evaluate(
     arm, models = tested(target, own, flags, "attacker")
     sampling = common.given({"seed": flags.seed or None}) | flags.given("temperature", "max_tokens")
     use = {"attack": attack, "judge": _judge(flags.judge, models, benches), "sampling": sampling or None}
-    use = (
-        common.given(use) | flags.given("part", "limit", "samples") | ({"data": str(flags.data)} if flags.data else {})
-    )
+    use = common.given(use) | flags.given("part", "limit", "samples", "data")
     uses = [{"name": name} | use for name in benches]
     run_measuring({"name": "eval", "models": models, "arms": {arm: {}}, "bench": uses}, flags)
 

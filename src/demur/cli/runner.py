@@ -120,7 +120,7 @@ def run_study(
 
 def run_measuring(study: dict[str, Any], flags: common.Flags) -> None:
     """Run a study of one arm, the model `target` as it is; other models that were measured in the folder stay in its table."""
-    plain = study | {"base": "target"} | ({"data_dir": str(flags.data_dir)} if flags.data_dir else {})
+    plain = study | {"base": "target"} | flags.given("data_dir")
     resolved = make(common.apply_sets(plain, flags.sets), where=f"demur {study['name']}")
     folder = flags.out or Path("runs") / study["name"]
     if earlier := {stage.manifest.name for stage in artifacts(folder)} - {stage.name for stage in resolved.stages}:
