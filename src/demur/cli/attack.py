@@ -1,10 +1,9 @@
 """`demur attack KIND`: attack a model with your own questions, and keep what was found. It runs as a study with one arm."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-import typer
 
 from demur.attack.static import stored
 from demur.cli import common
@@ -13,19 +12,15 @@ from demur.cli.runner import run_measuring
 from demur.errors import UserError
 from demur.storage.artifacts import artifacts
 
-Kind = Annotated[str, typer.Argument(help="pap, template=FILE, prefill=FILE, pair, tap, crescendo, hijack, replay …")]
-Run = Annotated[Path | None, typer.Argument(help="replay: the run whose prompts are sent again.")]
-Questions = Annotated[str, typer.Option("--bench", help="Whose questions; default: those of --data.")]
-
 
 @common.verb("attacker judge samples limit seed data data_dir out cache sets json")
 def attack(
-    kind: Kind,
-    target: common.Target,
+    kind: str,
+    target: str,
     flags: common.Flags,
-    run: Run = None,
-    attack_judge: Annotated[str | None, common.flag("attack-judge")] = None,
-    bench: Questions = "harmful",
+    run: Path | None = None,
+    attack_judge: str | None = None,
+    bench: str = "harmful",
 ) -> None:
     """Attack a model: attacked prompts, the target's replies, verdicts, and for a search every turn of it."""
     use: dict[str, Any] = {"name": bench, "attack": kind} | flags.given("limit", "samples", "data")

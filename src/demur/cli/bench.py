@@ -49,7 +49,7 @@ def _verified(bench: Bench) -> str:
 
 
 @common.verb("json")
-def show(name: common.BenchName, flags: common.Flags) -> None:
+def show(name: str, flags: common.Flags) -> None:
     """One benchmark's whole protocol: source, sampling, judge, query and part, metrics, version."""
     bench = get_bench(name)
     if flags.json:

@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from msgspec.structs import replace
 
 from demur.bench import get_bench
@@ -25,7 +24,7 @@ from demur.report.format import counted, number
 from demur.report.tables import estimate
 from demur.storage.reply_cache import ReplyCache
 
-Kept = Annotated[Path, typer.Option("--out", help="Folder for the calibration: reports of runs beside it show it.")]
+Kept = Annotated[Path, common.flag("out", "kept")]
 KEPT = Path("runs") / FOLDER
 XSTEST = replace(get_bench("xstest"), name="replies with labels of people", hub="", files=(
     "xstest_annotated_gpt4.csv", "xstest_annotated_mistralguard.csv",
@@ -45,15 +44,7 @@ def refusal(flags: common.Flags, out: Kept = KEPT) -> None:
 
 
 @common.verb("data data_dir part limit cache sets json")
-def guard(
-    detector: Annotated[
-        str,
-        typer.Option("--detector", help="NAME=MODEL such as wildguard=URL; a model alone is a llama_guard3; rules."),
-    ],
-    flags: common.Flags,
-    text: Annotated[Path | None, common.flag("text")] = None,
-    out: Kept = KEPT,
-) -> None:
+def guard(detector: str, flags: common.Flags, text: Path | None = None, out: Kept = KEPT) -> None:
     """A harm judge against labels: sensitivity and specificity with intervals, false alarms by the guard's categories.
 
     Columns: prompt, response, label (safe or unsafe). WildGuardTest is found in --data-dir. The reports of runs beside --out show them wherever the same judge reads: the same text, part and model.
@@ -77,11 +68,7 @@ def guard(
 
 
 @common.verb("limit cache json")
-def patterns(
-    flags: common.Flags,
-    data: Annotated[Path | None, typer.Option("--data", help="Labelled traces; default: demur's own exam.")] = None,
-    detector: Annotated[str, typer.Option("--detector", help="rules, mini or a model: URL, folder, hub id.")] = "rules",
-) -> None:
+def patterns(flags: common.Flags, data: Path | None = None, detector: str = "rules") -> None:
     """A detector of failure patterns against labels."""
 
     async def work() -> dict[str, Any]:

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from demur.bench import get_bench, names
 from demur.bench.forms import solutions
 from demur.bench.load import faults, find, load_prompts, read_prompts, text_hash, unread
@@ -29,7 +27,7 @@ SHOWN = 8  # Masked pairs shown at most
 
 
 @common.verb("data_dir json")
-def study(files: Annotated[list[Path], typer.Argument(help="Study files (.yaml).")], flags: common.Flags) -> None:
+def study(files: list[Path], flags: common.Flags) -> None:
     """Validate study files: every key, every name, and the graph of stages that they mean. Asks no model."""
     rows: list[dict[str, Any]] = []
     for path in files:
@@ -51,11 +49,11 @@ def study(files: Annotated[list[Path], typer.Argument(help="Study files (.yaml).
 
 @common.verb("json")
 def template(
-    base: common.Base,
+    base: str,
     flags: common.Flags,
-    examples: Annotated[Path | None, common.flag("examples")] = None,
-    family: Annotated[str, typer.Option("--template", help="auto, tokenizer, or a family by name.")] = "auto",
-    words: Annotated[bool, typer.Option("--words", help="Show your rows as they are, unmasked.")] = False,
+    examples: Path | None = None,
+    family: Annotated[str, common.flag("template")] = "auto",
+    words: bool = False,
 ) -> None:
     """Show three training rows with what is trained and what is not, and verify every row token by token."""
     loaded = load_file(examples) if examples else None
@@ -70,12 +68,7 @@ def template(
 
 
 @common.verb("data data_dir out json")
-def contamination(
-    examples: Annotated[Path, typer.Option("--examples", help="Training rows: a file, a finished stage or a run.")],
-    flags: common.Flags,
-    benches: Annotated[list[str] | None, typer.Argument(help="Benchmarks; default: all with a copy here.")] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Write the clean rows beside the certificate.")] = False,
-) -> None:
+def contamination(examples: Path, flags: common.Flags, benches: list[str] | None = None, remove: bool = False) -> None:
     """Compare training rows with benchmarks: equal, covered and nearly equal prompts; writes a certificate.
 
     In a study's run each arm's rows are compared with what the arm was scored on.
@@ -114,7 +107,7 @@ def contamination(
 
 
 @common.verb("data data_dir json")
-def bench(name: common.BenchName, flags: common.Flags) -> None:
+def bench(name: str, flags: common.Flags) -> None:
     """Verify a copy of a benchmark: count, columns, hash, golds; show three masked rows."""
     bench, wrong, counts = get_bench(name), list[str](), dict[str, int]()
     path = None if bench.generated else find(bench, data=flags.data, data_dir=flags.data_dir)
@@ -159,7 +152,7 @@ def isolation(flags: common.Flags) -> None:
 
 
 @common.verb("model key_env json")
-def shapes(url: Annotated[str, typer.Argument(help="Base URL up to /v1.")], flags: common.Flags) -> None:
+def shapes(url: str, flags: common.Flags) -> None:
     """Ask a host five short questions and say what is odd about it, before money is spent."""
     from demur.models.config import Remote, as_model
     from demur.testing.shapes import USELESS

@@ -8,12 +8,12 @@ import socket
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from inspect import Signature, signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import typer
 from rich.console import Console
@@ -30,12 +30,12 @@ console = Console(stderr=True, highlight=False, markup=False, width=None if sys.
 
 stdout = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 156)
 
-FLAGS: dict[str, str] = tomllib.loads(Path(__file__).with_name("flags.toml").read_text())
+FLAGS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("flags.toml").read_text())
 
 
-def flag(name: str, **how: Any) -> Any:
-    """A flag with its help."""
-    return typer.Option(f"--{name}", help=FLAGS[name], **how)
+def flag(name: str, words: str = "", **how: Any) -> Any:
+    """A flag with its help, that of `words` where several flags have one name."""
+    return typer.Option(f"--{name}", help=FLAGS[words or name], **how)
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,6 @@ class Flags:
         return given({name: getattr(self, name) for name in names})
 
 
-Target = Annotated[str, flag("target")]
-Base = Annotated[str, flag("base")]
-Traces = Annotated[Path, typer.Argument(help="Traces in any known form, or a run's stage folder.")]
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
-BenchName = Annotated[str, typer.Argument(metavar="NAME", help="A benchmark: `demur bench list` shows them.")]
-StudyFile = Annotated[Path, typer.Argument(help="A study file (.yaml).")]
-
-
 APPS: dict[str, typer.Typer] = {}
 """The commands of each module, examples kept as written, without completion flags and pretty tracebacks."""
 
@@ -91,7 +83,10 @@ def verb(flags: str, *, name: str | None = None) -> Callable[[Callable[..., None
         def command(**values: Any) -> None:
             work(**{one.name: values.pop(one.name) for one in own}, flags=Flags(**values))
 
-        taken = [*own, *(shared[one] for one in flags.split())]
+        taken = [
+            *(_worded(one, FLAGS["verbs"].get(work.__name__, {})) for one in own),
+            *(shared[one] for one in flags.split()),
+        ]
         command.__signature__ = Signature([one.replace(kind=one.KEYWORD_ONLY) for one in taken])  # type: ignore[attr-defined]
         command.__name__, command.__doc__ = work.__name__, work.__doc__
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -99,6 +94,20 @@ def verb(flags: str, *, name: str | None = None) -> Callable[[Callable[..., None
         return work
 
     return made
+
+
+def _worded(one: Parameter, words: Mapping[str, str]) -> Parameter:
+    """A parameter with its help: a flag or an argument, as flags.toml has it, unless the function says how it is given."""
+    if get_origin(one.annotation) is Annotated:
+        return one
+    option = one.name.replace("_", "-")
+    if f"--{option}" in words:
+        how = typer.Option(f"--{option}", help=words[f"--{option}"])
+    elif one.name in words or option not in FLAGS:
+        how = typer.Argument(help=words.get(one.name) or FLAGS["arguments"][one.name])
+    else:
+        how = flag(option)
+    return one.replace(annotation=Annotated[one.annotation, how])
 
 
 def print_json(value: Any) -> None:

@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-import typer
-
 from demur.cli import common
 from demur.report import format
 from demur.report.compare import compare as compared
@@ -17,10 +15,7 @@ from demur.report.sections import comparison
 
 @common.verb("json")
 def compare(
-    a: Annotated[str, typer.Argument(help="RUN:arm, or RUN:arm/seed; RUN alone where it has one arm.")],
-    b: Annotated[str, typer.Argument(help="The other, of the same run or of another.")],
-    flags: common.Flags,
-    margin: Annotated[float | None, typer.Option(min=0, max=1, help="How much reasoning A may lose: 0.02.")] = None,
+    a: str, b: str, flags: common.Flags, margin: Annotated[float | None, common.flag("margin", min=0, max=1)] = None
 ) -> None:
     """Two arms on the same prompts: differences with intervals, p after Holm, the verdict in words, prompts needed."""
     claims = compared(a, b, margin=margin)

@@ -1,10 +1,9 @@
 """`demur cost RUN`: what a run asked, and what it cost."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-import typer
 
 from demur.cli import common
 from demur.errors import UserError
@@ -15,9 +14,7 @@ COUNTS = ("requests", "failed", "retries", "tokens_in", "tokens_out", "tokens_th
 
 
 @common.verb("cache json")
-def cost(
-    run: Annotated[Path, typer.Argument(help="The folder of a run, or of a reply cache.")], flags: common.Flags
-) -> None:
+def cost(run: Path, flags: common.Flags) -> None:
     """Requests, tokens and money by part and stage, summed up from the stored replies.
 
     Each request counts once, under the stage that asked it first; replies found in the cache cost nothing again.

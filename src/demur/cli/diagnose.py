@@ -11,7 +11,7 @@ from demur.settings import read_yaml
 
 
 @common.verb("detector intent limit out cache json")
-def diagnose(file: common.Traces, flags: common.Flags) -> None:
+def diagnose(file: Path, flags: common.Flags) -> None:
     """Find the failure patterns in traces: findings with evidence, and rates with intervals per pattern and class."""
     kind, models = detecting(flags.detector, file)
     settings, source = DiagnoseSettings(detector=kind, limit=flags.limit), reading(file, flags.intent)

@@ -1,9 +1,6 @@
 """`demur distil`: a teacher's traces for prompts under a strategy, filtered by a judge."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from demur.cli import common
 from demur.cli.runner import reading, run_stage
@@ -22,9 +19,9 @@ from demur.settings import validate
 @common.verb("teacher judge intent limit seed out cache sets json")
 def distil(
     flags: common.Flags,
-    file: Annotated[Path | None, typer.Argument(help="Prompts in any known form.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="The same.")] = None,
-    given: Annotated[Path | None, common.flag("given")] = None,
+    file: Path | None = None,
+    data: Path | None = None,
+    given: Path | None = None,
 ) -> None:
     """Make traces: ask a teacher under a strategy, judge, keep what the rule keeps. Every drop has a reason."""
     if (source := file or data) is None:

@@ -5,8 +5,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from demur.bench import get_bench
 from demur.cli import common
 from demur.cli.runner import run_measuring
@@ -17,28 +15,23 @@ from demur.models.open import open_model
 from demur.pipeline.study import LONGEST
 from demur.records import digest
 
-Named = Annotated[list[str] | None, typer.Argument(metavar="BENCH", help="Benchmarks: `demur bench list` shows them.")]
-Benches = Annotated[
-    list[str] | None, typer.Option("--bench", help="The same; harmful=FILE and benign=FILE take any table of prompts.")
-]
-
 
 @common.verb(
     "judge attacker model key_env concurrency temperature max_tokens part samples limit seed data data_dir out cache sets json"
 )
 def evaluate(
-    target: common.Target,
+    target: str,
     flags: common.Flags,
-    named: Named = None,
-    bench: Benches = None,
-    attack: Annotated[str, common.flag("attack")] = "none",
+    bench: list[str] | None = None,
+    more: Annotated[list[str] | None, common.flag("bench", "tables")] = None,
+    attack: str = "none",
 ) -> None:
     """Run benchmarks against a model: traces, verdicts and a table with intervals.
 
     The table has a row for every model that was measured in the folder; a model is known by its name and address, a
     folder by its weights. --set takes the paths of a study file: models.target.timeout=60, bench.0.sampling.top_p=0.9.
     """
-    if not (benches := [*(named or ()), *(bench or ())]):
+    if not (benches := [*(bench or ()), *(more or ())]):
         raise UserError("which benchmarks? `demur bench list` shows them; harmful=FILE takes a file of yours.")
     own = flags.given("model", "key_env") | common.given({"in_flight": flags.concurrency})
     arm, models = tested(target, own, flags, "attacker")

@@ -2,9 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from demur import bench as benches
 from demur.cli import common
@@ -14,12 +11,7 @@ from demur.report import export as exports
 
 
 @common.verb("json")
-def export(
-    run: common.RunFolder,
-    to: Annotated[str, typer.Option("--to", help="inspect, hf or csv.")],
-    flags: common.Flags,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to; default: RUN/export-FORM.")] = None,
-) -> None:
+def export(run: Path, to: str, flags: common.Flags, out: Path | None = None) -> None:
     """Write the traces and verdicts of a run (inspect, csv) or its training rows (hf) in another form."""
     forms: dict[str, Callable[[Path, Path], Path | list[Path]]] = {"inspect": exports.to_inspect, "csv": exports.to_csv}
     if to not in ("hf", *forms):
@@ -39,4 +31,4 @@ def export(
     if flags.json:
         common.print_json({"run": str(run), "to": to, "paths": paths})
     else:
-        typer.echo("\n".join(paths))
+        common.stdout.print("\n".join(paths), soft_wrap=True)

@@ -2,9 +2,6 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from demur.cli import common
 from demur.errors import UserError
@@ -12,9 +9,7 @@ from demur.storage.artifacts import atomic_write
 
 
 @common.verb("")
-def init(
-    name: Annotated[str, typer.Argument(help="Name of the study, or path of the file (.yaml).")], flags: common.Flags
-) -> None:
+def init(name: str, flags: common.Flags) -> None:
     """Write a commented study file: every key with what it means, ready to run on the miniature world."""
     path = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if path.exists():

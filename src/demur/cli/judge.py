@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import typer
-
 from demur.cli import common
 from demur.cli.runner import reading, run_stages, tell
 from demur.errors import UserError, unknown
@@ -24,14 +22,11 @@ from demur.storage.artifacts import Artifact, artifacts
 
 @common.verb("intent part out cache json")
 def judge(
-    source: Annotated[Path, typer.Argument(help="A run's folder, or a file of traces in any known form.")],
+    source: Path,
     flags: common.Flags,
-    judges: Annotated[
-        list[str] | None,
-        typer.Option("--judge", help="Judge by name, or NAME=MODEL such as llama_guard3=URL. Repeatable."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Of a file, only the first N traces.")] = None,
-    query: Annotated[str | None, typer.Option("--query", help="question or sent; default: the judge's.")] = None,
+    judges: Annotated[list[str] | None, common.flag("judge", "judges")] = None,
+    limit: Annotated[int | None, common.flag("limit", "of-a-file", min=1)] = None,
+    query: str | None = None,
 ) -> None:
     """Judge stored traces again: verdicts, a table, and thinking crossed with answer where both were judged.
 

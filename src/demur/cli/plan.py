@@ -19,7 +19,7 @@ from demur.storage.reply_cache import ReplyCache
 
 
 @common.verb("out sets quick data_dir json")
-def plan(study: common.StudyFile, flags: common.Flags) -> None:
+def plan(study: Path, flags: common.Flags) -> None:
     """List the stages of a study, what is there already, what is missing, and an estimate of what would be asked."""
     loaded = common.load_study(study, flags)
     folder = flags.out or Path("runs") / loaded.study.name

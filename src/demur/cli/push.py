@@ -2,9 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import Any, Literal
 
 from demur.cli import common
 from demur.errors import UserError, WorkError
@@ -25,12 +23,7 @@ Gate = Literal["none", "auto", "manual"]
 
 @common.verb("json")
 def push(
-    folder: Annotated[Path, typer.Argument(help="A data set of `demur export --to hf`, or a model's folder.")],
-    to: Annotated[str, typer.Option("--to", help="The repository: owner/name.")],
-    flags: common.Flags,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this nothing is sent.")] = False,
-    public: Annotated[bool, typer.Option("--public", help="Visible to everybody; private otherwise.")] = False,
-    gate: Annotated[Gate | None, common.flag("gate")] = None,
+    folder: Path, to: str, flags: common.Flags, yes: bool = False, public: bool = False, gate: Gate | None = None
 ) -> None:
     """Publish a data set or a model on the Hugging Face hub. The token comes from HF_TOKEN or the hub's own login."""
     if to.count("/") != 1 or not all(to.split("/")):

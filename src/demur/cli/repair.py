@@ -1,5 +1,6 @@
 """`demur repair FILE`: mend or drop traces with failure patterns, and say what became of them."""
 
+from pathlib import Path
 from typing import Any
 
 from demur.cli import common
@@ -14,7 +15,7 @@ from demur.settings import validate
 
 
 @common.verb("detector teacher intent limit out cache sets json")
-def repair(file: common.Traces, flags: common.Flags) -> None:
+def repair(file: Path, flags: common.Flags) -> None:
     """Repair traces; originals stay beside them, with what was done to each."""
     plain = common.apply_sets({}, flags.sets)
     if not flags.teacher and not {"with", "means"} & set(plain):

@@ -12,7 +12,7 @@ from demur.storage.reply_cache import ReplyCache
 
 
 @common.verb("cache json")
-def retry(run: common.RunFolder, flags: common.Flags) -> None:
+def retry(run: Path, flags: common.Flags) -> None:
     """Forget failed requests and the stages that were made without their replies, then go on with the run."""
     with ReplyCache(folder_of(run, flags.cache)) as kept, locked(run):
         removed = forget_stages(run, {line.stage for line in kept.ledger() if line.failed})

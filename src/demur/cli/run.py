@@ -1,21 +1,13 @@
 """`demur run STUDY`: do all that a study says; go on where it stopped."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from demur.cli import common
 from demur.cli.runner import run_study
 
 
 @common.verb("out sets quick data_dir cache json")
-def run(
-    study: common.StudyFile,
-    flags: common.Flags,
-    stand_in: Annotated[bool, common.flag("stand-in")] = False,
-    on: Annotated[str, typer.Option("--on", help="local, or ray[://ADDRESS].")] = "local",
-) -> None:
+def run(study: Path, flags: common.Flags, stand_in: bool = False, on: str = "local") -> None:
     """Do all that a study file says: distil, diagnose, mix, train, evaluate, report.
 
     Safe to stop at any moment: the same command goes on. Finished stages are reused as long as nothing that made them

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-import typer
 
 from demur.cli import common
 from demur.cli.runner import STUDY
@@ -20,10 +19,7 @@ MODEL = ("model", "path", "hub", "script", "plugin", "url")  # What a model of a
 
 
 @common.verb("json")
-def runs(
-    flags: common.Flags,
-    folder: Annotated[Path, typer.Argument(help="Where to look, sub-folders included.")] = Path("runs"),
-) -> None:
+def runs(flags: common.Flags, folder: Path = Path("runs")) -> None:
     """Date, study, arm, model and headline numbers of every run under a folder, the newest last."""
     begun = [path for path in folder.rglob(GRAPH) if not path.with_name("results.json").exists()]
     found = sorted([*folder.rglob("results.json"), *begun], key=lambda path: path.stat().st_mtime)

@@ -6,7 +6,6 @@ import sys
 from typing import Annotated
 
 import msgspec
-import typer
 
 from demur.cli import common
 from demur.errors import UserError
@@ -15,10 +14,10 @@ from demur.models.config import Local, ModelConfig, Scripted, Served, as_model, 
 
 @common.verb("sets json")
 def serve(
-    model: Annotated[str, typer.Argument(help="A folder with weights, a hub id, or script:NAME.")],
+    model: str,
     flags: common.Flags,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8000,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, common.flag("port", min=0, max=65535)] = 8000,
+    host: str = "127.0.0.1",
 ) -> None:
     """Serve until Ctrl-C. Prints the URL once requests are taken; give it to --target, --teacher or --judge.
 

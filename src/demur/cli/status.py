@@ -2,6 +2,7 @@
 
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import msgspec
 
@@ -12,7 +13,7 @@ from demur.storage.artifacts import is_whole, present
 
 
 @common.verb("json")
-def status(run: common.RunFolder, flags: common.Flags) -> None:
+def status(run: Path, flags: common.Flags) -> None:
     """Which stages of a run are done, how far those are that run (12/120: steps, replies), and which are not done."""
     if not present(run):
         raise UserError(f"{run} {'is no run: it has no stages.json' if run.is_dir() else 'is no folder'}.")

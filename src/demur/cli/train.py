@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from demur.cli import common
 from demur.cli.runner import run_stage
 from demur.errors import UserError
@@ -16,10 +14,7 @@ from demur.train.settings import TrainSettings
 
 @common.verb("limit seed out sets json")
 def train(
-    base: common.Base,
-    examples: Annotated[Path, typer.Option("--examples", help="Rows to train on: a run, a finished stage or a file.")],
-    flags: common.Flags,
-    held_out: Annotated[int, typer.Option("--held-out", min=0, help="Last rows kept to measure learnability on.")] = 0,
+    base: str, examples: Path, flags: common.Flags, held_out: Annotated[int, common.flag("held-out", min=0)] = 0
 ) -> None:
     """Fine-tune a model on reasoning traces. Every row is checked before the first step.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,10 +12,10 @@ from demur.cli import common
 
 @common.verb("")
 def view(
-    run: common.RunFolder,
+    run: Path,
     flags: common.Flags,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it; its URL is printed anyway.")] = True,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 0,
+    browser: Annotated[bool, common.flag("browser/--no-browser", "browser")] = True,
+    port: Annotated[int, common.flag("port", min=0, max=65535)] = 0,
 ) -> None:
     """Page, search, filter, compare and label the traces of a run. Only this machine can see the page, with its URL.
 
@@ -23,7 +24,7 @@ def view(
     from demur.report.viewer import serve
 
     def ready(url: str) -> None:
-        typer.echo(url)
+        common.stdout.print(url, soft_wrap=True)
         common.console.print("Ctrl-C ends it. The URL holds a secret: whoever has it can see the traces.")
         if browser:
             import webbrowser
