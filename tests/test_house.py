@@ -152,7 +152,7 @@ def test_an_optional_package_has_one_group_which_the_message_for_a_missing_one_n
 
 
 ROOMS = {
-    "attack": 1162, "bench": 843, "cli": 2179, "diagnose": 768, "distil": 466, "judge": 2198, "mini": 1035, "mix": 1006,
+    "attack": 1162, "bench": 843, "cli": 2180, "diagnose": 768, "distil": 466, "judge": 2198, "mini": 1035, "mix": 1006,
     "models": 2727, "pipeline": 3460, "prompts": 1147, "repair": 454, "report": 4038, "stats": 675, "storage": 1291,
     "testing": 1767, "train": 2317,
 }  # fmt: skip

@@ -65,8 +65,9 @@ class Flags:
     samples: Annotated[int | None, flag("samples", min=1)] = None
 
     def given(self, *names: str) -> dict[str, Any]:
-        """Those of some flags that were given, by name."""
-        return given({name: getattr(self, name) for name in names})
+        """Those of some flags that were given, by name, as a study file says them."""
+        values = given({name: getattr(self, name) for name in names})
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 APPS: dict[str, typer.Typer] = {}
