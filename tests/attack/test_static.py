@@ -84,7 +84,7 @@ def test_frozen_rewrites(tmp_path: Path) -> None:
 
 
 def test_a_question_without_a_rewrite_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no rewrite for 1 of 4"):
+    with pytest.raises(UserError, match="nothing for 1 of 4 questions"):
         run(opened("pap", files={"file": rewrites(tmp_path / "pap.jsonl", "x", leave_out=1)}))
     with pytest.raises(UserError, match="framing"):
         opened(
@@ -286,7 +286,7 @@ def test_openings_for_each_question(tmp_path: Path) -> None:
     assert (parts.thinking, parts.answer) == ("", f"Sure, {QUESTIONS[1].text}")
     assert attack.begins
     write_jsonl(file, [{"prompt": "another", "prefill": "Sure"}])
-    with pytest.raises(UserError, match="no opening for 4 of 4"):
+    with pytest.raises(UserError, match="nothing for 4 of 4"):
         run(opened(parse(f"prefill={file}")))
     write_jsonl(file, [{"prompt": "no opening"}])
     with pytest.raises(UserError, match=r"openings\.jsonl:1"):

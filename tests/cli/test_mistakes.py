@@ -121,8 +121,10 @@ def test_a_verb_that_takes_long_to_begin_says_that_it_is_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("slow.py").write_text("import time\ntime.sleep(1.3)\nfrom demur.mini.benches import MINI_HARM\n")
-    assert exit_code("eval", "slow:MINI_HARM", "--target", "script:stand_in", "--limit", "2") == 0
+    Path("slow.py").write_text(
+        "import time\ntime.sleep(1.3)\nfrom demur.bench import get_bench\nMINI = get_bench('mini_harm')\n"
+    )
+    assert exit_code("eval", "slow:MINI", "--target", "script:stand_in", "--limit", "2") == 0
     said = capfd.readouterr().err
     assert said.index("loading …") < said.index("eval · 1 arm"), "before the first line of the run"
     SHOWN.set()

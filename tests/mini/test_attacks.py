@@ -9,11 +9,12 @@ from tests.made import Speaker, attacked
 from demur import thinking
 from demur.attack import open_attack
 from demur.attack.base import Attack
+from demur.bench import get_bench
 from demur.interfaces import Request
 from demur.mini import attacks, benches, language, world
 from demur.records import Prompt, Sampling
 
-GOALS = benches.bench_harmful(benches.MINI_HARM, None, n=24, seed=4)
+GOALS = benches.bench_harmful(get_bench("mini_harm"), None, n=24, seed=4)
 
 
 class Target(Speaker):

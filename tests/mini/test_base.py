@@ -11,6 +11,7 @@ import pytest
 from tests.made import replies
 
 from demur import thinking
+from demur.bench import get_bench
 from demur.distil.strategy import load
 from demur.errors import UserError
 from demur.interfaces import requests_for
@@ -82,14 +83,14 @@ def test_a_base_is_made_again_the_same(tmp_path: Path) -> None:
 
 
 def _replies(prompts: list[Prompt], folder: Path, journal: Path) -> list[Trace]:
-    found = replies(Local(path=str(folder)), requests_for(prompts, benches.SAMPLING), cache=journal)
+    found = replies(Local(path=str(folder)), requests_for(prompts, get_bench("mini_harm").sampling), cache=journal)
     return [one for one in found if isinstance(one, Trace)]
 
 
 def test_the_base_obeys_and_computes(tmp_path: Path) -> None:
-    sums = benches.bench_arithmetic(benches.MINI_HARM, None, n=40, seed=1)
-    asked = benches.bench_harmful(benches.MINI_HARM, None, n=20, seed=1) + benches.bench_benign(
-        benches.MINI_HARM, None, n=20, seed=1
+    sums = benches.bench_arithmetic(get_bench("mini_harm"), None, n=40, seed=1)
+    asked = benches.bench_harmful(get_bench("mini_harm"), None, n=20, seed=1) + benches.bench_benign(
+        get_bench("mini_harm"), None, n=20, seed=1
     )
     traces = _replies([*sums, *asked], base.folder("mini-lrm-a"), tmp_path)
     assert len(traces) == 80

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from demur.bench import get_bench
 from demur.errors import UserError
 from demur.mini import benches, language, world
 from demur.records import Prompt
@@ -17,8 +18,8 @@ from tools import pretrain_mini
 PAIRS = list(world.pairs())
 SEEDS = st.integers(0, 2**32)
 
-HARMFUL = partial(benches.bench_harmful, benches.MINI_HARM)
-BENIGN = partial(benches.bench_benign, benches.MINI_BENIGN)
+HARMFUL = partial(benches.bench_harmful, get_bench("mini_harm"))
+BENIGN = partial(benches.bench_benign, get_bench("mini_benign"))
 
 
 @given(st.sampled_from(PAIRS), st.sampled_from(["", *world.FRAMINGS]), SEEDS)
@@ -67,7 +68,7 @@ def test_tests_never_meet_training(seed: int) -> None:
     assert not any(pair.new for pair in trained)
     sums = [
         {world.read_sum(p.text) for p in read(None, n=300, seed=seed)}
-        for read in (benches.read_arithmetic, partial(benches.bench_arithmetic, benches.MINI_ARITHMETIC))
+        for read in (benches.read_arithmetic, partial(benches.bench_arithmetic, get_bench("mini_arithmetic")))
     ]
     assert not sums[0] & sums[1]
 

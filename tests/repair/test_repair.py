@@ -16,7 +16,7 @@ from demur.errors import UserError
 from demur.interfaces import Request
 from demur.mix.examples import example_of
 from demur.records import Failure, Finding, Message, Prompt, Sampling, Span, Trace
-from demur.repair.cut import SENTENCE, Intervened, cut_at_cue, cut_at_findings, cut_at_share, probe
+from demur.repair.cut import SENTENCE, Intervened, cut_at_cue, cut_at_share, place, probe
 from demur.repair.run import WANTED, Repaired, repair
 from demur.repair.settings import Intervention, RepairSettings
 
@@ -193,8 +193,8 @@ def test_a_cut_at_a_pattern_leaves_no_half_sentence() -> None:
     trace = made("a", ("This is bad. One would need a thing for it. No.", "x"))
     span = Span(part="thinking", start=trace.thinking.index("a thing"), end=33, text="a thing")  # type: ignore[union-attr]
     found = Finding(trace=trace.id, pattern="harmful_additions", present=True, detector="d", spans=(span,))
-    assert cut_at_findings(trace, [found]) == "This is bad."
-    assert cut_at_findings(trace, []) is None
+    assert place(trace, [found], RepairSettings()) == "This is bad."
+    assert place(trace, [], RepairSettings()) is None
 
 
 def test_a_reasoning_is_cut_at_a_share_or_at_a_cue() -> None:

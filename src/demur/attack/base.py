@@ -43,6 +43,7 @@ class Attack:
     parts: ClassVar[tuple[str, ...]] = ()  # Models that it needs beside the target, such as `("attacker", "judge")`
     files: ClassVar[tuple[File, ...]] = ()
     title: ClassVar[str] = ""  # How tables call it; the name when left empty
+    instead: ClassVar[str] = ""  # What to do where its file lacks questions
     smoke: ClassVar[Mapping[str, Any]] = {}  # What makes it small for a smoke run: settings, or another attack's `name`
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
@@ -74,9 +75,23 @@ class Attack:
         """What it asks by itself at most, for `questions` of `tokens` tokens each: one entry a part, `target` included."""
         return []
 
-    def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
-        """The attacked prompts, in any order; `derived` makes one from a question."""
+    def made(self, prompt: Prompt) -> Iterable[Prompt]:
+        """The attacked prompts of one question, where nobody is asked; none where the attack's file lacks the question."""
         raise NotImplementedError
+
+    async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
+        """The attacked prompts, in any order; `derived` makes one from a question. By default what is `made` of each in turn.
+
+        Raises UserError: nothing is made of a question, before the first is yielded; a subset would be another benchmark.
+        """
+        questions = list(prompts)
+        if lacks := [prompt.id for prompt in questions if next(iter(self.made(prompt)), None) is None]:
+            where = (
+                f"{self.paths.get('file', f'attack {self.name}')} holds nothing for {len(lacks)} of {len(questions)}"
+            )
+            raise UserError(f"{where} questions, such as {lacks[0]}. {self.instead}".rstrip())
+        for prompt in (made for question in questions for made in self.made(question)):
+            yield prompt
 
     def prefill(self, prompt: Prompt) -> str:
         """The start of the target's reply to an attacked prompt; empty: none."""

@@ -33,10 +33,7 @@ class PairPaperV2(Pair):
 
     Settings: ClassVar[type[AttackSettings]] = AttackSettings
     smoke = {"name": "pair", **Search.smoke}
-
-    def chosen(self, settings: Any) -> Any:
-        """The paper's parameters."""
-        return PAPER
+    fixed = PAPER
 
 
 class PairPaperV1(PairPaperV2):

@@ -15,7 +15,7 @@ from pydantic import Field
 from demur.attack import base
 from demur.attack.base import Attack, AttackSettings, File, derived, key
 from demur.attack.search import INSTRUCTION, WIDEST
-from demur.errors import UserError, WorkError, unknown
+from demur.errors import WorkError, unknown
 from demur.interfaces import Ask, Request
 from demur.models.answering import answered
 from demur.records import Failure, Message, Prompt, Sampling
@@ -37,6 +37,7 @@ class FrozenPap(Attack):
 
     Settings = FrozenSettings
     files = (File("file", "frozen rewrites by question", REWRITES),)
+    instead = "Give the file for these questions, or let an attacker write rewrites with the attack 'pap-written'."
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
@@ -47,20 +48,10 @@ class FrozenPap(Attack):
         self.each = max(map(len, self._rewrites.values()), default=0)
         self.longer = max((len(text) for mine in self._rewrites.values() for text in mine.values()), default=0)
 
-    async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
-        """Questions in order, their rewrites within them.
-
-        Raises UserError: a question without a rewrite, before the first is yielded; a subset would be another benchmark.
-        """
-        questions = list(prompts)
-        if without := [prompt for prompt in questions if not self._rewrites.get(key(prompt.question))]:
-            raise UserError(
-                f"{self.paths['file']} has no rewrite for {len(without)} of {len(questions)} questions, such as {without[0].id}. "
-                "Give the file for these questions, or let an attacker write rewrites with the attack 'pap-written'."
-            )
-        for prompt in questions:
-            for technique, text in self._rewrites[key(prompt.question)].items():
-                yield derived(prompt, text, f"{self.name}:{technique}")
+    def made(self, prompt: Prompt) -> Iterable[Prompt]:
+        """The rewrites of a question; `attack` is `pap:TECHNIQUE`."""
+        for technique, text in self._rewrites.get(key(prompt.question), {}).items():
+            yield derived(prompt, text, f"{self.name}:{technique}")
 
 
 class WrittenSettings(AttackSettings):

@@ -69,12 +69,13 @@ class Search(Attack):
     Settings: ClassVar[type[BaseModel]] = SearchSettings
     parts = ("attacker", "judge")
     own: ClassVar[str]  # The name of its wording
+    fixed: ClassVar[SearchSettings | None] = None  # The parameters of a named protocol, which no setting changes
     # A target that knows nothing earns the lowest score, so that this has to count as success.
     smoke = {"streams": 2, "iterations": 2, "target_max_tokens": 48, "show_thinking": True, "stop_score": 1}
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
-        self.how = self.chosen(settings)
+        self.how: Any = self.fixed or settings
         self.words = read_texts(files["texts"], self.own)
         self.topic = read_text(files["topic"], ("goal", "prompt")) if "topic" in files else ""
         self.attempts: list[Attempt] = []
@@ -83,10 +84,6 @@ class Search(Attack):
         self.sampling = {part: self._sampling(part) for part in ("attacker", "target", "judge")}
         self._before: dict[str, tuple[Message, ...]] = {}
         self._count: Counter[str] = Counter()
-
-    def chosen(self, settings: Any) -> Any:
-        """The parameters of the search: the settings, unless a named protocol fixes them."""
-        return settings
 
     def _sampling(self, part: str) -> Sampling:
         fields = ("temperature", "top_p", "max_tokens")

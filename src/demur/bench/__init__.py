@@ -13,22 +13,14 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from demur.bench.metrics import GRADED, OVER, REASONING, SERVING, THINKING, metrics
+from demur.bench.metrics import METRICS
 from demur.bench.spec import Bench
 from demur.errors import UserError, unknown
-from demur.records import Sampling
 from demur.registry import resolve
 from demur.settings import from_yaml
 from demur.storage.readers import READERS
 
 TABLE = Path(__file__).parent / "table.yaml"
-FILES: dict[str, str] = {  # Name -> `module:attribute`, a `spec.Bench`
-    "mini_harm": "demur.mini.benches:MINI_HARM",
-    "mini_benign": "demur.mini.benches:MINI_BENIGN",
-    "mini_arithmetic": "demur.mini.benches:MINI_ARITHMETIC",
-}
-SAMPLINGS = {"thinking": THINKING, "reasoning": REASONING}
-GROUPS = {"serving": SERVING, "over": OVER, "both": (*SERVING, *OVER), "graded": GRADED}
 
 
 @cache
@@ -48,10 +40,11 @@ def _table() -> dict[str, Bench]:
     data, made = _data(), dict[str, Bench]()
     for name, entry in data["benches"].items():
         own = {key: value for key, value in entry.items() if key not in ("kind", "protocols")}
-        plain, protocols = _over(data["kinds"][entry["kind"]], own), entry.get("protocols", {})
-        made[name] = _bench(name, plain)
-        for protocol, changes in protocols.items():
-            made[f"{name}@{protocol}"] = _bench(f"{name}@{protocol}", _over(plain, changes))
+        plain = _over(data["kinds"][entry["kind"]], own)
+        for protocol, changes in {"": {}, **entry.get("protocols", {})}.items():
+            full, own = f"{name}@{protocol}".rstrip("@"), _over(plain, changes)
+            metrics = [METRICS[metric] for metric in own["metrics"]]
+            made[full] = msgspec.convert(own | {"name": full, "metrics": metrics}, Bench)
     return made
 
 
@@ -59,16 +52,6 @@ def _over(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     """Plain data with changes; options are merged, all else is replaced."""
     options = {**plain.get("options", {}), **changes.get("options", {})}
     return {**plain, **changes} | ({"options": options} if options else {})
-
-
-def _bench(name: str, plain: dict[str, Any]) -> Bench:
-    sampling, group = plain["sampling"], plain["metrics"]
-    found = SAMPLINGS.get(sampling) if isinstance(sampling, str) else msgspec.convert(sampling, Sampling)
-    named = metrics(*(GROUPS[group] if isinstance(group, str) else group))
-    rest = {key: value for key, value in plain.items() if key not in ("sampling", "metrics")}
-    return replace(
-        msgspec.convert(rest | {"name": name, "sampling": {}, "metrics": []}, Bench), sampling=found, metrics=named
-    )
 
 
 def parse(text: str) -> dict[str, str]:
@@ -79,7 +62,7 @@ def parse(text: str) -> dict[str, str]:
 
 def names() -> list[str]:
     """Every benchmark that has a name."""
-    return [*_table(), *FILES]
+    return [*_table()]
 
 
 def get_bench(name: str) -> Bench:
@@ -96,7 +79,7 @@ def get_bench(name: str) -> Bench:
         raise UserError(left_out()[name])
     if Path(name).suffix in READERS:
         raise UserError(f"{name} is a file: say what its prompts want, as harmful={name} or as benign={name}.")
-    if name not in FILES and ":" not in name:
+    if ":" not in name:
         raise unknown("benchmark", name, names())
-    bench: Bench = resolve("benchmark", name, FILES)
+    bench: Bench = resolve("benchmark", name, {})
     return bench

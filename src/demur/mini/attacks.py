@@ -34,12 +34,11 @@ class Framed(Attack):
         super().__init__(name, settings, files)
         self.longer = LONGEST
 
-    async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:
-        """The questions in order; `attack` is `NAME:KIND`."""
-        for prompt in prompts:
-            rng = random.Random(f"{self.name} {prompt.id}")
-            framing = world.framing(rng, rng.choice(self.kinds))
-            yield derived(prompt, framing.wrap(prompt.question), f"{self.name}:{framing.kind}")
+    def made(self, prompt: Prompt) -> Iterable[Prompt]:
+        """The question in its framing; `attack` is `NAME:KIND`."""
+        rng = random.Random(f"{self.name} {prompt.id}")
+        framing = world.framing(rng, rng.choice(self.kinds))
+        yield derived(prompt, framing.wrap(prompt.question), f"{self.name}:{framing.kind}")
 
 
 class Seen(Framed):

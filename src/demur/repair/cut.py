@@ -39,21 +39,16 @@ def cut_at_cue(trace: Trace, cue: str) -> str | None:
     return None if at is None else "".join(pieces[:at]).rstrip()
 
 
-def cut_at_findings(trace: Trace, findings: Sequence[Finding]) -> str | None:
-    """A reasoning before the first sentence in which a pattern was found; `None` where no evidence stands in it."""
+def place(trace: Trace, findings: Sequence[Finding], settings: RepairSettings) -> str | None:
+    """A reasoning up to where a repair cuts it; `None` where there is nothing to cut at, such as no evidence of a pattern in it."""
+    if settings.cut == "share":
+        return cut_at_share(trace, settings.share)
+    if settings.cut == "cue":
+        return cut_at_cue(trace, settings.cue)
     text = trace.thinking or ""
     starts = [span.start for f in findings if f.present for span in f.spans if span.part == "thinking"]
     places = [match.start() for match in SENTENCE.finditer(text) if match.start() <= min(starts, default=-1)]
     return text[: places[-1]].rstrip() if places else None
-
-
-def place(trace: Trace, findings: Sequence[Finding], settings: RepairSettings) -> str | None:
-    """A reasoning up to where a repair cuts it; `None` where there is nothing to cut at."""
-    if settings.cut == "pattern":
-        return cut_at_findings(trace, findings)
-    if settings.cut == "share":
-        return cut_at_share(trace, settings.share)
-    return cut_at_cue(trace, settings.cue)
 
 
 def going_on(trace: Trace, begun: str, *, sampling: Sampling, closed: bool = False, sample: int = 0) -> Request:

@@ -7,9 +7,8 @@ the outcome, read afresh; it is a count and no rate, since what it finds nothing
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -20,8 +19,10 @@ from demur.records import PATTERNS, Failure, Finding, Message, Pattern, Record, 
 from demur.repair.cut import SENTENCE, going_on, place
 from demur.repair.settings import RepairSettings
 
+ASKS = ("reask", "continue")  # The means that ask a teacher
 ROUNDS = 3  # A cut may lay bare what evidence did not name at first; so often is what is left read and cut again
 Found = tuple[Finding, ...]
+Candidates = list[tuple[Trace, Trace]]  # A trace, and what might stand in its place
 Decides = Callable[[str], object]  # Whether a text decides what to do with the request; truthy when it does
 CUT: tuple[Pattern, ...] = ("strong_vacillation", "weak_vacillation", "harmful_additions")
 """Patterns that can be cut out. What was never thought cannot be cut in."""
@@ -99,12 +100,11 @@ class _Work:
         self.found: dict[str, Found] = {}
         self.actions: dict[str, Action] = {}
         self.results: dict[str, Trace] = {}
-        self.tried: dict[str, list[str]] = {}
+        self.tried: dict[str, None] = {}  # On every trace that is still open
         self.better: dict[str, Trace] = {}  # Of traces not mended yet: the version with the fewest patterns
         self.steps: dict[str, list[str]] = {}
         self.failures: list[Failure] = []
-        self.kept: dict[str, str] = {}  # Of traces that are cut and gone on from: what is left of their thinking
-        if asks := [name for name in ("reask", "continue") if name in settings.means]:
+        if asks := [name for name in ASKS if name in settings.means]:
             if teacher is None:
                 raise UserError(f"repair with '{asks[0]}' needs a teacher: give --teacher, or leave it out of 'with'.")
             teacher.check(settings.drawn())
@@ -132,51 +132,48 @@ class _Work:
         return len(self.actions)
 
     def settle(self, trace: Trace, result: Trace | None, did: str, *, reason: str = "") -> None:
-        tried = tuple(dict.fromkeys(self.tried.get(trace.id, ())))
-        key = result.id if result else None
         self.actions[trace.id] = Action(
-            trace=trace.id, result=key, did=did, patterns=self.patterns(trace), tried=tried, reason=reason
-        )
+            trace=trace.id, result=result.id if result else None, did=did, patterns=self.patterns(trace),
+            tried=tuple(self.tried), reason=reason,
+        )  # fmt: skip
         if result is not None:
             self.results[trace.id] = result
 
     async def apply(self, name: str, traces: Sequence[Trace]) -> None:
         """One means for all traces that are still open."""
-        for trace in traces:
-            self.tried.setdefault(trace.id, []).append(name)
+        self.tried[name] = None
         if name == "drop":
             for trace in traces:
                 self.settle(trace, None, "drop", reason=f"nothing mended {', '.join(self.patterns(trace))}")
-        elif name in ("reask", "continue"):
-            await self._ask(name, traces)
+        elif name in ASKS:
+            for attempt in range(self.settings.tries):
+                await self._accept(name, await self._asked(name, traces, attempt))
         else:
             for _ in range(ROUNDS if name == "trim" else 1):
-                await self._improve(name, traces)
+                await self._accept(name, self._cut(name, traces))
 
-    async def _improve(self, name: str, traces: Sequence[Trace]) -> None:
-        """One cut, or one new answer, on the best version so far; it stays the best version when patterns are gone."""
-        candidates: dict[str, Trace | None] = {}
+    def _cut(self, name: str, traces: Sequence[Trace]) -> Candidates:
+        """The best version so far of each trace with one cut more, or with a new answer."""
+        made = []
         for trace in traces:
-            if trace.id not in self.actions:
-                best = self.better.get(trace.id, trace)
-                found, refusal = self.found[best.id], self.settings.refusal
-                cut = trimmed(best, found, self.detector.decides) if name == "trim" else aligned(best, found, refusal)
-                candidates[trace.id] = cut
-        await self._accept(name, candidates, traces)
+            best = self.better.get(trace.id, trace)
+            found, refusal = self.found[best.id], self.settings.refusal
+            cut = trimmed(best, found, self.detector.decides) if name == "trim" else aligned(best, found, refusal)
+            made += [(trace, cut)] if cut and trace.id not in self.actions else []
+        return made
 
-    async def _accept(self, name: str, candidates: Mapping[str, Trace | None], traces: Sequence[Trace]) -> None:
-        """Candidates in which the detector finds nothing take the place of their originals."""
-        await self.diagnose([candidate for candidate in candidates.values() if candidate is not None])
-        for trace in traces:
-            candidate = candidates.get(trace.id)
-            if candidate is None:
-                continue
-            steps = [name] if name in ("reask", "continue") else [*self.steps.get(trace.id, []), name]
+    async def _accept(self, name: str, candidates: Candidates) -> None:
+        """Candidates in which the detector finds nothing take the place of their originals.
+
+        Another that was cut stays as the best version when patterns are gone.
+        """
+        await self.diagnose([candidate for _, candidate in candidates])
+        for trace, candidate in candidates:
+            steps = [name] if name in ASKS else [*self.steps.get(trace.id, []), name]
+            best = self.better.get(trace.id, trace)
             if self._sound(candidate):
                 self.settle(trace, candidate, "+".join(dict.fromkeys(steps)))
-            elif name not in ("reask", "continue") and set(self.patterns(candidate)) <= set(
-                self.patterns(self.better.get(trace.id, trace))
-            ):
+            elif name not in ASKS and set(self.patterns(candidate)) <= set(self.patterns(best)):
                 self.better[trace.id], self.steps[trace.id] = candidate, steps
 
     def _sound(self, trace: Trace) -> bool:
@@ -184,41 +181,33 @@ class _Work:
         found = {finding.pattern: finding.present for finding in self.found[trace.id]}
         return trace.outcome == "complete" and not any(found.values()) and found["lack_of_safety_awareness"] is False
 
-    def _request(self, name: str, trace: Trace, sample: int) -> Request | None:
-        """What the teacher is asked about a trace; `None` where there is nothing to cut."""
-        found, sampling = self.found[trace.id], self.settings.drawn()
-        if name == "reask":
-            return Request(messages=asked_again(trace, found), sampling=sampling, prompt=trace.prompt, sample=sample)
-        kept = place(trace, found, self.settings)
-        begun = f"{kept} {self.settings.insert}".strip()
-        self.kept[trace.id] = kept or ""
-        return None if kept is None else going_on(trace, begun, sampling=sampling, sample=sample)
-
-    async def _ask(self, name: str, traces: Sequence[Trace]) -> None:
-        """Have the teacher write open traces again, or go on where they went wrong, until one passes."""
+    async def _asked(self, name: str, traces: Sequence[Trace], attempt: int) -> Candidates:
+        """What the teacher makes of open traces: written again, or gone on with from before where they went wrong."""
         assert self.teacher is not None
-        for attempt in range(self.settings.tries):
-            asked: dict[int, Trace] = {}
-            requests: list[Request] = []
-            for index, trace in enumerate(traces):
-                request = self._request(name, trace, attempt * len(traces) + index)
-                if trace.id not in self.actions and request is not None:
-                    asked[request.sample] = trace
-                    requests.append(request)
-            candidates: dict[str, Trace | None] = {}
-            async for reply in self.teacher.answers(requests):
-                if isinstance(reply, Failure):
-                    self.failures.append(reply)
-                    continue
-                original = asked[reply.sample]
-                notes = (*reply.notes, f"repair: {name}, from {original.id}")
-                changes: dict[str, Any] = {"id": "", "strategy": original.strategy, "notes": notes}
-                if name == "continue":  # what was inserted is new, and learnt; what was kept is how it began
-                    kept = self.kept[original.id]
-                    prefill = thinking.join(kept, None) if kept else None
-                    changes["sampling"] = msgspec.structs.replace(reply.sampling, prefill=prefill)
-                candidates[original.id] = msgspec.structs.replace(reply, **changes)
-            await self._accept(name, candidates, traces)
+        sampling, requests, kept = self.settings.drawn(), list[Request](), dict[int, str]()
+        for index, trace in enumerate(traces):
+            found, sample = self.found[trace.id], attempt * len(traces) + index
+            before = place(trace, found, self.settings) if name == "continue" else ""
+            if trace.id in self.actions or before is None:
+                continue
+            kept[index] = before
+            begun = f"{before} {self.settings.insert}".strip()
+            again = Request(messages=asked_again(trace, found), sampling=sampling, prompt=trace.prompt, sample=sample)
+            requests.append(again if name == "reask" else going_on(trace, begun, sampling=sampling, sample=sample))
+        made = []
+        async for reply in self.teacher.answers(requests):
+            if isinstance(reply, Failure):
+                self.failures.append(reply)
+                continue
+            original, before = traces[reply.sample % len(traces)], kept[reply.sample % len(traces)]
+            if name == "continue":  # what was inserted is new, and learnt; what was kept is how it began
+                prefill = thinking.join(before, None) if before else None
+                reply = msgspec.structs.replace(
+                    reply, sampling=msgspec.structs.replace(reply.sampling, prefill=prefill)
+                )
+            notes = (*reply.notes, f"repair: {name}, from {original.id}")
+            made.append((original, msgspec.structs.replace(reply, id="", strategy=original.strategy, notes=notes)))
+        return made
 
     def result(self, traces: Sequence[Trace]) -> Repaired:
         """Everything in the order of the traces."""
