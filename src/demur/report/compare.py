@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 from demur import stats
 from demur.errors import UserError, unknown
 from demur.report import format
-from demur.report.metrics import Cell, Column, cells, headlines
-from demur.report.read import Run, read
-from demur.report.remarks import doubted, incoherent
-from demur.report.tests import LOSS, PairedTest, declared
+from demur.report.metrics import cells, headlines
+from demur.report.read import Evaluation, Run, read
+from demur.report.tests import LOSS, PairedTest, declared, doubted, incoherent
 
 
 class Side(NamedTuple):
@@ -41,24 +40,21 @@ def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
     """
     sides = [side(a), side(b)]
     runs = {s.run: read(s.run) for s in sides}
-    arms = [_arm(s, runs[s.run]) for s in sides]
-    plain = [arm if s.seed is None else f"{arm}/{s.seed}" for s, arm in zip(sides, arms, strict=True)]
-    ways = (
-        plain,
-        [f"{s.run.name}:{n}" for s, n in zip(sides, plain, strict=True)],
-        [f"{s.run}:{n}" for s, n in zip(sides, plain, strict=True)],
-    )
+    chosen = [_chosen(s, runs[s.run]) for s in sides]
+    plain = [own[0].arm + ("" if s.seed is None else f"/{s.seed}") for s, own in zip(sides, chosen, strict=True)]
+    prefixes = ("", ""), [f"{s.run.name}:" for s in sides], [f"{s.run}:" for s in sides]
+    ways = ([head + name for head, name in zip(heads, plain, strict=True)] for heads in prefixes)
     names = next((way for way in ways if way[0] != way[1]), None)
     if names is None:
         example = f"{sides[0].run}:improved {sides[0].run}:short"
         raise UserError(f"{a} and {b} are the same: name two arms, such as {example}.")
-    found = {name: _cells(runs[s.run], arm, s) for name, arm, s in zip(names, arms, sides, strict=True)}
+    found = {name: cells(own)[own[0].arm] for name, own in zip(names, chosen, strict=True)}
     columns = headlines([e for run in runs.values() for e in run.evaluations], found)
     if margin is None:
         named = runs[sides[0].run].study.get("compare") or []
-        margin = next((c.get("margin") for c in named if {c["a"], c["b"]} == set(arms)), None)
+        margin = next((c.get("margin") for c in named if {c["a"], c["b"]} == {own[0].arm for own in chosen}), None)
     pair = [{"a": names[0], "b": names[1], "margin": margin}]
-    tests = list(doubted(declared(found, columns, pair), incoherent(found)))
+    tests = doubted(declared(found, columns, pair), incoherent(found))
     if not tests:
         own = [headlines(runs[s.run].evaluations, {n: found[n]}) for s, n in zip(sides, names, strict=True)]
         what = [", ".join(f"{format.place(*c[:3])} by {c.judge} ({c.part})" for c in one) or "nothing" for one in own]
@@ -85,20 +81,16 @@ def forecast(study: dict[str, Any]) -> list[str]:
     ]
 
 
-def _arm(s: Side, run: Run) -> str:
+def _chosen(s: Side, run: Run) -> list[Evaluation]:
+    """The evaluations of a side. Raises UserError: none, or several arms of which none is named."""
     arms = list(dict.fromkeys(e.arm for e in run.evaluations))
-    if s.arm is None and len(arms) == 1:
-        return arms[0]
-    if s.arm is None:
+    if s.arm is None and len(arms) != 1:
         raise UserError(f"{s.run} has {len(arms)} arms: name one, {s.run}:ARM. There are: {', '.join(arms)}.")
-    if s.arm not in arms:
-        raise unknown("arm", s.arm, arms, where=f" in {s.run}")
-    return s.arm
-
-
-def _cells(run: Run, arm: str, s: Side) -> dict[Column, Cell]:
-    chosen = [e for e in run.evaluations if e.arm == arm and s.seed in (None, e.seed)]
-    if not chosen:
-        seeds = sorted({e.seed for e in run.evaluations if e.arm == arm and e.seed is not None})
+    arm = arms[0] if s.arm is None else s.arm
+    if arm not in arms:
+        raise unknown("arm", arm, arms, where=f" in {s.run}")
+    own = [e for e in run.evaluations if e.arm == arm]
+    if not (chosen := [e for e in own if s.seed in (None, e.seed)]):
+        seeds = sorted({e.seed for e in own if e.seed is not None})
         raise UserError(f"{s.run}:{arm} has no seed {s.seed}. There are: {', '.join(map(str, seeds)) or 'none'}.")
-    return cells(chosen)[arm]
+    return chosen

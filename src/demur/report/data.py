@@ -4,7 +4,8 @@ Times, hosts and places are no part of it, so equal stages give equal bytes.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from demur.report.labels import Correction, corrections, notes
 from demur.report.metrics import ALL, Cells, Column, averages, cells, headlines, results
 from demur.report.patterns import PatternRate, measures, patterns
 from demur.report.read import Evaluation, Run, read
-from demur.report.remarks import doubted, incoherent, remarks
-from demur.report.tests import Best, Finding, PairedTest, against_raw, best, declared, findings
+from demur.report.tests import Best, Finding, PairedTest, against_raw, best, declared, doubted, findings, incoherent
+from demur.report.training import accounts, in_order
 from demur.storage.records_file import project
 
-PAPERS = {"safety": 1000, "benign": 100, "train": {"lr": 5e-6, "epochs": 1}}
+SAME = 0.95  # From this share of prompts on whose samples are all the same, a server's samples do not differ
+MIXED, TRAINED = {"safety": 1000, "benign": 100}, {"lr": 5e-6, "epochs": 1}
 """What an arm of another name is made of where it is the paper's row of its format: one point of each ablation is."""
 
 
@@ -111,19 +113,12 @@ def build(run: Path | Sequence[Path]) -> Report:
 
 
 def merged(runs: Sequence[Run]) -> Run:
-    """Several runs as one."""
-    names = named(runs)
+    """Several runs as one, each called by its study, else by its folder, else by its path."""
+    ways: list[list[str]] = [[str(run.study.get("name")) for run in runs], [run.folder.name for run in runs]]
+    names = next((way for way in ways if len(set(way)) == len(way)), [str(run.folder) for run in runs])
     evaluations = [e._replace(arm=f"{n}:{e.arm}") for n, run in zip(names, runs, strict=True) for e in run.evaluations]
     study = {"name": " and ".join(names), "stand_in": any(run.study.get("stand_in") for run in runs)}
     return Run(runs[0].folder, study, [stage for run in runs for stage in run.stages], evaluations)
-
-
-def named(runs: Sequence[Run]) -> list[str]:
-    """What each of several runs is called: its study, else its folder, else its path."""
-    for names in ([str(run.study.get("name")) for run in runs], [run.folder.name for run in runs]):
-        if len(set(names)) == len(names):
-            return names
-    return [str(run.folder) for run in runs]
 
 
 def of_run(run: Run, *, labels: Path | None = None) -> Report:
@@ -138,6 +133,9 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
     numbers = [*results(found), *averages(found, asked)]
     numbers += [*results(cells(run.evaluations, by_category=True)), *results(cells(copies)), *details(single)]
     broken, taken = incoherent(found), tuple(training.learnability(single))
+    arms = run.study.get("arms") or {}
+    as_it_is = [arm for arm, settings in arms.items() if not settings]
+    raw = as_it_is[0] if len(as_it_is) == 1 < len(arms) else ""
     corrected = tuple(corrections(labels, found, columns)) if labels else ()
     return Report(
         name=str(run.study.get("name") or "run"),
@@ -148,7 +146,7 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
         subjects=tuple(_subjects(run)),
         columns=tuple(columns),
         claims=tuple(doubted(declared(found, columns, run.study.get("compare") or []), broken)),
-        changes=tuple(against_raw(found, columns, _untrained(run))),
+        changes=tuple(against_raw(found, columns, raw)),
         best=tuple(best({arm: own for arm, own in found.items() if arm not in broken}, columns)),
         incoherent=broken,
         bases=tuple(str(base) for base in run.study.get("bases") or ()),
@@ -156,8 +154,10 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
         protocols=tuple(_protocols(run)),
         patterns=tuple(patterns(run)),
         measures=measures(run),
-        funnels=training.funnels(run),
-        repairs=training.repairs(run),
+        funnels={
+            n: in_order(own, "asked", "answered", "failed") for n, own in accounts(run, "distil", "funnel").items()
+        },
+        repairs=accounts(run, "repair", "counts"),
         learnability=tuple(training.curves(run)),
         learnt=taken,
         crossing=tuple(crossing(run.evaluations)),
@@ -165,45 +165,35 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
         judges=notes((column.judge for column in columns), run.stages, corrected),
         corrected=corrected,
         remarks=tuple(dict.fromkeys(remarks(run.evaluations, columns))),
-        mixes=training.mixes(run),
+        mixes={n: [in_order(row, "share", "given") for row in own] for n, own in accounts(run, "mix", "table").items()},
         published=published(run.study, found),
         stages={stage.manifest.name: stage.manifest.fingerprint for stage in run.stages},
     )
 
 
-def _untrained(run: Run) -> str:
-    """The arm that is the base as it is; empty: there is none, or several."""
-    arms = run.study.get("arms") or {}
-    found = [arm for arm, settings in arms.items() if not settings]
-    return found[0] if len(found) == 1 and len(arms) > 1 else ""
-
-
-def _subjects(run: Run) -> list[Subject]:
+def _subjects(run: Run) -> Iterator[Subject]:
     """What every arm is."""
-    found, usual = [], ""
+    arms, usual = run.study.get("arms") or {}, ""
     if run.of_kind("train"):
         from demur.pipeline.study import Study
 
         usual = str(Study.model_fields["base"].default)
     for arm in dict.fromkeys(e.arm for e in run.evaluations):
-        own = [e for e in run.evaluations if e.arm == arm]
-        arms = run.study.get("arms") or {}
-        settings = arms.get(arm) or {}
-        parts = [_component(share, settings[share]) for share in ("safety", "maths", "benign") if settings.get(share)]
-        made = ", ".join(part for part in (str(settings.get("format") or ""), *parts) if part)
+        own, settings = [e for e in run.evaluations if e.arm == arm], arms.get(arm) or {}
+        made = [str(settings.get("format") or "")]
+        for name in ("safety", "maths", "benign"):
+            share = settings.get(name) or {}
+            parts = (share, name) if isinstance(share, int) else (share.get("n"), name, share.get("file"))
+            made.append(" ".join(str(part) for part in parts if part) if share else "")
         named = settings.get("base") or run.study.get("bases") or run.study.get("base") or usual
         names = named if arm in arms else ""  # of an earlier command with the same folder
         base = ", ".join(_address(run.study, name) for name in ([names] if isinstance(names, str) else names))
-        seeds = sorted({e.seed for e in own if e.seed is not None})
-        found.append(Subject(arm=arm, models=tuple(_models(own)), base=base, made=made, seeds=tuple(seeds)))
-    return found
-
-
-def _component(share: str, settings: int | dict[str, Any]) -> str:
-    """How many rows of a mixture component, and of which file where one is named."""
-    if isinstance(settings, int):
-        return f"{settings} {share}"
-    return " ".join(str(part) for part in (settings.get("n"), share, settings.get("file")) if part)
+        stages = {id(e.stage): e.stage for e in own if e.stage is not None}.values()
+        models = (next(project(stage.folder / "traces.jsonl", Trace, "model"), ("",))[0] for stage in stages)
+        yield Subject(
+            arm=arm, models=tuple(filter(None, dict.fromkeys(models))), base=base, made=", ".join(filter(None, made)),
+            seeds=tuple(sorted({e.seed for e in own if e.seed is not None})),
+        )  # fmt: skip
 
 
 def _address(study: dict[str, Any], name: str) -> str:
@@ -215,33 +205,48 @@ def _address(study: dict[str, Any], name: str) -> str:
     return str(model or name)
 
 
-def _models(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Who answered, by the first reply of each stage."""
-    stages = {id(e.stage): e.stage for e in evaluations if e.stage is not None}
-    firsts = (next(project(stage.folder / "traces.jsonl", Trace, "model"), ("",))[0] for stage in stages.values())
-    return [name for name in dict.fromkeys(firsts) if name]
-
-
-def _protocols(run: Run) -> list[Protocol]:
+def _protocols(run: Run) -> Iterator[Protocol]:
     """How each benchmark was used, over all arms."""
     groups: dict[tuple[str, str], list[Evaluation]] = {}
     for evaluation in run.evaluations:
         groups.setdefault((evaluation.bench, evaluation.attack), []).append(evaluation)
-    rows = []
     for (name, attack), members in groups.items():
         bench, stage = members[0].protocol, members[0].stage
         use = stage.manifest.settings.get("bench") if stage else None
         sampling = (use.get("sampling") if isinstance(use, dict) else None) or {}
-        changed = {key: value for key, value in sampling.items() if value is not None}
-        rows.append(Protocol(
-            bench=name, version=bench.version if bench else None, attack=attack,
-            judges=tuple(dict.fromkeys(f"{j} ({p})" for m in members for j, p in m.judges)),
+        known: dict[str, Any] = {"version": None}
+        if bench:
+            changed = {key: value for key, value in sampling.items() if value is not None}
+            known = {key: getattr(bench, key) for key in ("version", "paper", "sha256", "licence")}
+            known["sampling"] = plain(bench.sampling) | changed
+        yield Protocol(
+            bench=name, attack=attack, judges=tuple(dict.fromkeys(f"{j} ({p})" for m in members for j, p in m.judges)),
             prompts=max(len({row.prompt for row in m.rows}) for m in members),
             replies=sum(len(m.rows) for m in members), seeds=len({m.seed for m in members if m.seed is not None}) or 1,
-            sampling=plain(bench.sampling) | changed if bench else {},
-            paper=bench.paper if bench else "", sha256=bench.sha256 if bench else "", licence=bench.licence if bench else "", file=stage.manifest.inputs.get("file:data", "") if stage else "",
-        ))  # fmt: skip
-    return rows
+            file=stage.manifest.inputs.get("file:data", "") if stage else "", **known,
+        )  # fmt: skip
+
+
+def remarks(evaluations: Sequence[Evaluation], columns: Collection[Column]) -> Iterator[str]:
+    """What is said of servers (all samples of a prompt are the same, a hidden template opens the thinking), and of judges without a column."""
+    shown = {(c.bench, c.judge, c.part) for c in columns}
+    for e in evaluations:
+        for judge, part in e.judges:
+            if part == e.judges[0][1] and (e.bench, judge, part) not in shown:
+                yield f"{judge} ({part}) read {e.bench} and has no column: its labels do not tell apart what the columns count"
+        at = f"{e.arm}, {e.bench}" + ("" if e.attack == "none" else f" under {e.attack}")
+        texts: dict[str, list[int]] = {}
+        for row in e.rows:
+            if row.text:
+                texts.setdefault(row.prompt, []).append(row.text)
+        if gone := Counter(row.lost for row in e.rows if row.outcome is None and row.lost):
+            why = ", ".join(f"{count:,} {kind}" for kind, count in gone.items())
+            yield f"{at}: {gone.total():,} of {len(e.rows):,} requests got no reply, and are unscored: {why}"
+        several = [own for own in texts.values() if len(own) > 1]
+        if several and sum(len(set(own)) == 1 for own in several) >= SAME * len(several):
+            yield f"{at}: this server's samples do not differ; the replies to a prompt count once"
+        if again := e.stage and e.stage.manifest.summary.get("filed_again"):
+            yield f"{at}: replies filed again as cut in the thinking, since the server's template opens it: {again:,}"
 
 
 def plain(record: Record) -> dict[str, Any]:
@@ -251,29 +256,26 @@ def plain(record: Record) -> dict[str, Any]:
 
 
 def published(study: dict[str, Any], found: Cells) -> dict[str, float]:
-    """What the paper (arXiv 2505.15404 v2, tables 1 to 3) printed for the arms and columns of a run: `ARM|BENCH|ATTACK|METRIC` -> share."""
+    """What the paper (arXiv 2505.15404 v2, tables 1 to 3) printed for the arms and columns of a run: `ARM|BENCH|ATTACK|METRIC` -> share.
+
+    An arm's row is the one of its name, or of its format where it is made as the paper's; of another teacher the one that names it.
+    """
     table = json.loads(files("demur.report").joinpath("published.json").read_text())
     places = [tuple(place) for place in table["columns"]]
-    own = table["rows"].get(str(study.get("base", "")).rstrip("/").rpartition("/")[2], {})
+    rows = table["rows"].get(str(study.get("base", "")).rstrip("/").rpartition("/")[2], {})
+    teachers = (study.get("distil") or {}).get("teachers") or {}
     numbers: dict[str, float] = {}
     for arm, columns in found.items():
-        values = own.get(_row(arm, study, own), ())
+        settings = (study.get("arms") or {}).get(arm) or {}
+        train = TRAINED | (study.get("train") or {}) | (settings.get("train") or {})
+        same = "repair" not in settings and (settings | MIXED, train | TRAINED) == (settings, train)
+        row = str(settings.get("format")) if same and arm not in rows else arm
+        teacher = str((study.get("models") or {}).get(teachers.get(row, teachers.get("default", "teacher"))) or {})
+        named = (name for name in rows if name.startswith(f"{row}_") and name.removeprefix(f"{row}_") in teacher)
+        values = rows.get(next(named, row), ())
         theirs = {at: value / 100 for at, value in zip(places, values, strict=bool(values))}
         asked = dict.fromkeys((c.bench, c.attack, c.metric) for c in columns)
         there = {at: theirs[key] for at in asked if (key := (at[0], at[1].partition("@")[0], at[2])) in theirs}
         whole = {at: value for at, value in theirs.items() if at[0] == ALL and there}
         numbers |= {"|".join((arm, *at)): value for at, value in (there | whole).items()}
     return numbers
-
-
-def _row(arm: str, study: dict[str, Any], rows: Collection[str]) -> str:
-    """The paper's row of an arm: by its name, or by what it is made of; of another teacher the row that names it."""
-    settings = (study.get("arms") or {}).get(arm) or {}
-    same = all(settings.get(key) == PAPERS[key] for key in ("safety", "benign"))
-    train = {**(study.get("train") or {}), **(settings.get("train") or {})}
-    same &= all(train.get(key, value) == value for key, value in PAPERS["train"].items()) and "repair" not in settings  # type: ignore[attr-defined]
-    name = str(settings.get("format")) if same and arm not in rows else arm
-    teachers = (study.get("distil") or {}).get("teachers") or {}
-    teacher = (study.get("models") or {}).get(teachers.get(name, teachers.get("default", "teacher"))) or {}
-    others = (row for row in rows if row.startswith(f"{name}_"))
-    return next((row for row in others if row.removeprefix(f"{name}_") in str(teacher)), name)

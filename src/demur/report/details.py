@@ -7,14 +7,16 @@ arm decides to decline, and `METRIC/after/ROWS/STEPS` how much fine-tuning undoe
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
+
+from msgspec.structs import replace
 
 from demur.bench.choice import ChoiceJudge
 from demur.bench.metrics import SUCCESS
-from demur.records import DECLINED, Probed, Result, Trace, Verdict
+from demur.records import DECLINED, Part, Probed, Result, Trace, Verdict
 from demur.report.agreement import NAMES, SIDES
-from demur.report.metrics import Cell, Column, Values, cells, result
+from demur.report.metrics import Cell, Column, Values, cells, results
 from demur.report.read import PROMPT, Evaluation, Row, Run, bench_name, evaluations, family, row_of
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import project
@@ -32,7 +34,7 @@ def details(run: Run) -> Iterator[Result]:
     for e in run.pooled().evaluations:
         for column, row, value in (*_options(e), *_turns(e)):
             found.setdefault((e.arm, column), Cell()).add(row, value, (e.base, e.seed))
-    yield from (result(arm, column, cell.estimate(column)) for (arm, column), cell in found.items())
+    yield from (Result(arm=a, estimate=cell.estimate(c), **c._asdict()) for (a, c), cell in found.items())
     yield from _tampered(run)
 
 
@@ -56,7 +58,7 @@ def _turns(e: Evaluation) -> Values:
     """Of every reply in a conversation, in which turn it was given, what was got out of its thinking and its answer."""
     if e.stage is None or not e.stage.has("turns"):
         return
-    sides: dict[tuple[str, str], dict[str, str | None]] = {}
+    sides: dict[tuple[str, str], dict[Part, str | None]] = {}
     for name, judge, part, label in project(e.stage.path("turn_verdicts"), Verdict, "trace", "judge", "part", "label"):
         sides.setdefault((name, judge), {})[part] = SIDES.get(label or "")
     judges = {judge for _, judge in sides}
@@ -66,8 +68,7 @@ def _turns(e: Evaluation) -> Values:
             own = sides.get((name, judge), {})
             blank = Column(e.bench, e.attack, f"turn/{row.category.removeprefix('turn ')}", judge, "answer", "lower")
             for part, side in own.items():
-                got = None if side is None else side in ("unsafe", "serves")
-                yield blank._replace(part="thinking" if part == "thinking" else "answer"), row, got
+                yield blank._replace(part=part), row, None if side is None else side in ("unsafe", "serves")
             pair = own.get("thinking"), own.get("answer")
             axis = ("safe", "unsafe") if {"safe", "unsafe"} & {*pair} else ("serves", "refuses")
             for cell in product(axis, axis) if len(own) == 2 else ():
@@ -98,16 +99,10 @@ def _tampered(run: Run) -> Iterator[Result]:
         if how := stage.manifest.settings.get("tampered"):
             groups.setdefault((str(how["rows"]), int(how["steps"])), []).extend(evaluations(stage))
     for rows in dict.fromkeys(rows for rows, _ in groups):
-        own = {steps: found for (name, steps), found in groups.items() if name == rows}
-        places = {(e.arm, e.seed, e.bench, e.attack) for found in own.values() for e in found}
+        after = {steps: own for (name, steps), own in groups.items() if name == rows}
+        places = {(e.arm, e.seed, e.bench, e.attack) for own in after.values() for e in own}
         before = [e for e in run.evaluations if (e.arm, e.seed, e.bench, e.attack) in places]
-        for steps, found in sorted({0: before, **own}.items()):
-            yield from _after(run._replace(evaluations=found).pooled().evaluations, f"{AFTER}{rows}/{steps}")
-
-
-def _after(found: Sequence[Evaluation], name: str) -> Iterator[Result]:
-    """The numbers of attack success, renamed."""
-    for arm, columns in cells(found).items():
-        for column, cell in columns.items():
-            if column.metric in SUCCESS:
-                yield result(arm, column._replace(metric=column.metric + name), cell.estimate(column))
+        for steps, own in sorted({0: before, **after}.items()):
+            for r in results(cells(run._replace(evaluations=own).pooled().evaluations)):
+                if r.metric in SUCCESS and r.seed is None:
+                    yield replace(r, metric=f"{r.metric}{AFTER}{rows}/{steps}")

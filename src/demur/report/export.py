@@ -1,8 +1,10 @@
 """A run's evaluations for other tools: logs of inspect-ai, and CSV, one sample or row a trace."""
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,22 +51,21 @@ def judged(stage: Artifact) -> Iterator[JudgedTrace]:
         yield JudgedTrace(str(settings.get("arm", "target")), settings.get("seed"), name, attack, trace, verdicts)
 
 
-def row(item: JudgedTrace) -> dict[str, Any]:
-    """A trace as one flat row; verdicts as `judge/part=label`, undecided ones as `?`."""
-    t, p = item.trace, item.trace.prompt
-    named = {"trace": t.id, "prompt_id": p.id, "prompt": p.text, **item._asdict()} | {"trace": t.id}
-    named["verdicts"] = "; ".join(f"{v.judge}/{v.part}={v.label or '?'}" for v in item.verdicts)
-    return {key: named[key] if key in named else getattr(t if hasattr(t, key) else p, key) for key in COLUMNS}
-
-
 def to_csv(run: Path, out: Path) -> Path:
-    """Write traces.csv; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    """Write traces.csv, a trace a row, verdicts as `judge/part=label`, undecided ones as `?`.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
     path = out / "traces.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for stage in evaluations(run):
-            writer.writerows({key: readers.inert(value) for key, value in row(item).items()} for item in judged(stage))
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for item in (item for stage in evaluations(run) for item in judged(stage)):
+            t, p = item.trace, item.trace.prompt
+            verdicts = "; ".join(f"{v.judge}/{v.part}={v.label or '?'}" for v in item.verdicts)
+            named = item._asdict() | {"trace": t.id, "prompt_id": p.id, "prompt": p.text, "verdicts": verdicts}
+            row = (named[key] if key in named else getattr(t if hasattr(t, key) else p, key) for key in COLUMNS)
+            writer.writerow(map(readers.inert, row))
     return path
 
 
@@ -72,15 +73,14 @@ def to_inspect(run: Path, out: Path) -> list[Path]:
     """Write one log for each evaluation; `inspect view` and `read_eval_log` open them."""
     from inspect_ai.log import write_eval_log
 
-    paths = []
+    paths = list[Path]()
     for stage in evaluations(run):
         groups: dict[str, list[JudgedTrace]] = {}
         for item in judged(stage):
             groups.setdefault(item.attack, []).append(item)
         for attack, items in groups.items():
-            first = items[0]
-            seed = "" if first.seed is None else f"-s{first.seed}"
-            name = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{first.arm}{seed}-{first.bench}-{attack}")
+            seed = "" if items[0].seed is None else f"-s{items[0].seed}"
+            name = re.sub(r"[^\w.-]", "-", f"{items[0].arm}{seed}-{items[0].bench}-{attack}")
             path = out / f"{name}.eval"
             if path in paths:  # judged again: the same arm, benchmark and attack
                 path = out / f"{name}-{stage.manifest.fingerprint[:8]}.eval"
@@ -90,9 +90,7 @@ def to_inspect(run: Path, out: Path) -> list[Path]:
 
 
 def _log(stage: Artifact, items: Sequence[JudgedTrace]) -> Any:
-    """An evaluation as inspect-ai's record of it."""
-    from datetime import UTC, datetime
-
+    """An evaluation as inspect-ai's record of it: each trace, and the shares of labels. Intervals are the report's to give."""
     from inspect_ai import log
     from inspect_ai.model import GenerateConfig
 
@@ -104,37 +102,30 @@ def _log(stage: Artifact, items: Sequence[JudgedTrace]) -> Any:
         task_args={"arm": first.arm, "seed": first.seed, "attack": first.attack},
         dataset=log.EvalDataset(name=first.bench, samples=len(items)), config=log.EvalConfig(epochs=sampling.n),
         model_generate_config=GenerateConfig(
-            temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens, seed=sampling.seed
+            **{key: getattr(sampling, key) for key in ("temperature", "top_p", "max_tokens", "seed")}
         ),
         metadata={"demur_stage": stage.manifest.name, "demur_fingerprint": stage.manifest.fingerprint},
     )  # fmt: skip
-    times, samples = log.EvalStats(started_at=moment, completed_at=moment), [_sample(item) for item in items]
-    return log.EvalLog(status="success", eval=spec, results=_results(items), stats=times, samples=samples)
-
-
-def _results(items: Sequence[JudgedTrace]) -> Any:
-    """The shares of labels; of harmful and harmless prompts apart. Intervals are the report's to give."""
-    from inspect_ai import log
-
-    intents = dict.fromkeys(item.trace.prompt.intent for item in items)
-    sides = {intent: [item for item in items if item.trace.prompt.intent == intent] for intent in intents}
-    scores = [one for side, own in sides.items() for one in _scores(own, f" of {side}" if len(sides) > 1 else "")]
-    return log.EvalResults(total_samples=len(items), completed_samples=len(items), scores=scores)
-
-
-def _scores(items: Sequence[JudgedTrace], side: str) -> Iterator[Any]:
-    """The share of each label by judge and part; undecided verdicts are unscored."""
-    from inspect_ai import log
-
-    labels: dict[tuple[str, str], list[str | None]] = {}
-    for verdict in (v for item in items for v in item.verdicts):
-        labels.setdefault((verdict.judge, verdict.part), []).append(verdict.label)
-    for (judge, part), own in labels.items():
-        decided = Counter(label for label in own if label is not None)
-        n = decided.total()
-        shares = {label: log.EvalMetric(name=label, value=count / n) for label, count in decided.items()}
-        counts = {"scored_samples": n, "unscored_samples": len(items) - n}
-        yield log.EvalScore(name=f"{judge}/{part}{side}", scorer=judge, metrics=shares, **counts)
+    # Of harmful and harmless prompts apart, by judge and part; undecided verdicts are unscored.
+    sides: dict[str, list[JudgedTrace]] = {}
+    for item in items:
+        sides.setdefault(item.trace.prompt.intent, []).append(item)
+    scores = list[log.EvalScore]()
+    for side, own in sides.items():
+        labels: dict[tuple[str, str], Counter[str]] = {}
+        for verdict in (v for item in own for v in item.verdicts):
+            labels.setdefault((verdict.judge, verdict.part), Counter()).update([verdict.label] if verdict.label else [])
+        for (judge, part), decided in labels.items():
+            shares = {label: log.EvalMetric(name=label, value=n / decided.total()) for label, n in decided.items()}
+            scores.append(log.EvalScore(
+                name=f"{judge}/{part}" + f" of {side}" * (len(sides) > 1), scorer=judge, metrics=shares,
+                scored_samples=decided.total(), unscored_samples=len(own) - decided.total(),
+            ))  # fmt: skip
+    return log.EvalLog(
+        status="success", eval=spec, stats=log.EvalStats(started_at=moment, completed_at=moment),
+        results=log.EvalResults(total_samples=len(items), completed_samples=len(items), scores=scores),
+        samples=[_sample(item) for item in items],
+    )  # fmt: skip
 
 
 def _sample(item: JudgedTrace) -> Any:

@@ -23,7 +23,7 @@ from demur.report.tables import Cell, Table, estimate, table, templates
 
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa8800", "#2299bb", "#aa3377", "#777777", "#ee7733")
 """A palette that colour-blind readers can tell apart, on light and dark ground (after Paul Tol): an arm has one everywhere."""
-WIDTH, HEIGHT, LEFT, BELOW = 480, 300, 58, 42
+WIDTH, HEIGHT = 480, 300
 POINTS = 24  # Up to so many points each tells its value; a longer curve tells its end, and its table has every so many
 
 
@@ -46,12 +46,18 @@ class Axis(NamedTuple):
     """From values to places of the drawing."""
 
     name: str
-    low: float
     high: float
-    ticks: tuple[float, ...]
     start: float
     end: float
+    low: float = 0.0
     log: bool = False
+
+    @property
+    def ticks(self) -> list[float]:
+        """Quarters from zero, or thirds of powers of ten."""
+        if self.log:
+            return [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if self.low <= tick <= self.high]
+        return [round(self.high * k / 4, 0 if self.high >= 8 else 3) for k in range(5)]
 
     def px(self, value: float) -> float:
         """Where a value stands."""
@@ -60,17 +66,24 @@ class Axis(NamedTuple):
         return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 1)
 
 
+Range = tuple[float, float]
+
+
 class Mark(NamedTuple):
-    """Something that tells its values when it is pointed at or reached by the keyboard."""
+    """Something at a place that tells its values when it is pointed at or reached by the keyboard."""
 
     told: str
     ink: str
     x: float
     y: float
     radius: float = 0
-    bars: str = ""  # Intervals, as a path
-    line: str = ""  # A curve, as points
+    wide: Range | None = None  # An interval of x
+    tall: Range | None = None  # An interval of y
+    line: Sequence[Range] = ()  # A curve
     name: str = ""
+
+
+ACROSS, UP = Axis("", 100, 58, WIDTH - 12), Axis("", 100, HEIGHT - 42, 12)
 
 
 def colour(report: Report, arm: str) -> str:
@@ -78,31 +91,22 @@ def colour(report: Report, arm: str) -> str:
     return COLOURS[report.arms.index(arm) % len(COLOURS)] if arm in report.arms else "#777777"
 
 
-def _across(name: str, high: float) -> Axis:
-    """The lower axis: from zero, in quarters."""
-    ticks = tuple(round(high * k / 4, 0 if high >= 8 else 3) for k in range(5))
-    return Axis(name, 0, high, ticks, LEFT, WIDTH - 12)
-
-
-def _up(name: str, high: float) -> Axis:
-    """The left one."""
-    return _across(name, high)._replace(start=HEIGHT - BELOW, end=12)
-
-
-def _drawn(across: Axis, up: Axis, marks: Sequence[Mark], front: str = "") -> str:
+def _drawn(across: Axis, up: Axis, marks: Sequence[Mark], front: Sequence[Range] = ()) -> str:
     """The drawing; `front` is a line behind the marks."""
-    sizes = {"width": WIDTH, "height": HEIGHT}
-    return str(templates().get_template("figure.svg").render(across=across, up=up, marks=marks, front=front, **sizes))
+    template, sizes = templates().get_template("figure.svg"), {"width": WIDTH, "height": HEIGHT}
+    return str(template.render(across=across, up=up, marks=marks, front=front, **sizes))
 
 
 def pareto(report: Report) -> Iterator[Figure]:
     """Each arm by attack success and by what safety costs: over-refusal, reasoning."""
     numbers, shown = report.table(), columns(report)
-    harm = _whole(shown, SUCCESS)
+    stands: dict[str, Column] = {}  # For a metric: its mean, or its only column
+    for column in sorted(shown, key=lambda column: column.bench != ALL):
+        stands.setdefault("harm" if column.metric in SUCCESS else column.metric, column)
     for metric in ("over_refusal", "accuracy"):
-        cost = _whole(shown, (metric,))
-        if harm is None or cost is None:
+        if "harm" not in stands or metric not in stands:
             continue
+        cost, harm = stands[metric], stands["harm"]
         both = {arm: (numbers.get((arm, *cost[:5])), numbers.get((arm, *harm[:5]))) for arm in report.arms}
         known = {arm: (x, y) for arm, (x, y) in both.items() if x and y and None not in (x.value, y.value)}
         if len(known) > 1:
@@ -111,33 +115,23 @@ def pareto(report: Report) -> Iterator[Figure]:
             yield _scatter(report, known, labels, less=cost.better == "lower")
 
 
-def _whole(shown: Sequence[Column], metrics: Sequence[str]) -> Column | None:
-    """The column that stands for a metric: its mean, or its only one."""
-    found = [column for column in shown if column.metric in metrics]
-    return next((column for column in found if column.bench == ALL), found[0] if found else None)
-
-
 def _scatter(
     report: Report, points: dict[str, tuple[Estimate, Estimate]], labels: tuple[str, str], *, less: bool
 ) -> Figure:
-    across, up = _across(labels[0], 100), _up(labels[1], 100)
-    values = {arm: (x.value or 0.0, y.value or 0.0) for arm, (x, y) in points.items()}
-    at = {arm: (across.px(100 * x), up.px(100 * y)) for arm, (x, y) in values.items()}
-    best = [arm for arm, (x, y) in values.items() if not any(
-        (u <= x if less else u >= x) and v <= y and (u, v) != (x, y) for u, v in values.values())]  # fmt: skip
-    front = " ".join(f"{a},{b}" for a, b in (at[arm] for arm in sorted(best, key=values.__getitem__)))
-    marks, named = list[Mark](), list[tuple[float, float]]()
+    at = {arm: (100 * (x.value or 0), 100 * (y.value or 0)) for arm, (x, y) in points.items()}
+    front = sorted(
+        (x, y) for x, y in at.values()
+        if not any((u <= x if less else u >= x) and v <= y and (u, v) != (x, y) for u, v in at.values())
+    )  # fmt: skip
+    marks = list[Mark]()
     for arm, (x, y) in points.items():
-        a, b = at[arm]
-        left, right = (across.px(100 * (bound or 0)) for bound in (x.low, x.high))
-        low, high = (up.px(100 * (bound or 0)) for bound in (y.low, y.high))
+        (a, b), (wide, tall) = at[arm], ((100 * (e.low or 0), 100 * (e.high or 0)) for e in (x, y))
         told = f"{arm}: {labels[0]} {format.interval(x)}; {labels[1]} {format.interval(y)}"
-        free = all(abs(a - u) > 60 or abs(b - v) > 13 for u, v in named)
-        named += [(a, b)] if free else []
-        bars = f"M{left} {b}H{right}M{a} {low}V{high}"
-        marks.append(Mark(told, colour(report, arm), a, b, 5, bars, name=arm if free else ""))
+        free = all(abs(a - m.x) > 15 or abs(b - m.y) > 5 for m in marks if m.name)  # no name on another
+        marks.append(Mark(told, colour(report, arm), a, b, 5, wide, tall, name=arm if free else ""))
     rows = [(arm, estimate(x), estimate(y)) for arm, (x, y) in points.items()]
-    return Figure(_drawn(across, up, marks, front), table(("arm", *(f"#{label}" for label in labels)), rows))
+    drawing = _drawn(ACROSS._replace(name=labels[0]), UP._replace(name=labels[1]), marks, front)
+    return Figure(drawing, table(("arm", *(f"#{label}" for label in labels)), rows))
 
 
 def losses(report: Report) -> Iterator[Figure]:
@@ -187,41 +181,31 @@ def lines(report: Report, curves: Sequence[Line], *, x: str, y: str, unit: str =
     bounds = [b * scale for c in curves for _, e in c.points for b in (e.value, e.low, e.high) if b is not None]
     if not bounds:
         return
-    across, up = _across(x, max(place for c in curves for place, _ in c.points)), _up(y, max(bounds))
-    if unit == "share":
-        up = _up(y, 100)
-    if unit == "nats":
-        ticks = tuple(t for t in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if min(bounds) <= t <= max(bounds))
-        up = up._replace(low=min(bounds), ticks=ticks, log=True)
-    marks = [mark for curve in curves for mark in _curve(curve, colour(report, curve.arm), (across, up), unit)]
-    yield Figure(_drawn(across, up, marks), _values(curves, x, unit))
+    across = ACROSS._replace(name=x, high=max(place for c in curves for place, _ in c.points))
+    up = UP._replace(name=y, high=100 if unit == "share" else max(bounds))
+    up = up._replace(low=min(bounds), log=True) if unit == "nats" else up
+    marks = [mark for curve in curves for mark in _curve(curve, colour(report, curve.arm), scale, unit)]
+    every = sorted({place for curve in curves for place, _ in curve.points})
+    kept = [*every[: -1 : -(-len(every) // POINTS)], every[-1]]
+    found = [dict(curve.points) for curve in curves]
+    rows: list[tuple[Cell | str, ...]] = [
+        (f"{place:g}", *(_told(own[place], unit) if place in own else "" for own in found)) for place in kept
+    ]
+    values = table((x, *(f"#{curve.name or curve.arm}" for curve in curves)), rows)
+    yield Figure(_drawn(across, up, marks), values)
 
 
-def _curve(curve: Line, ink: str, axes: tuple[Axis, Axis], unit: str) -> Iterator[Mark]:
+def _curve(curve: Line, ink: str, scale: float, unit: str) -> Iterator[Mark]:
     """A curve's marks: its line, and its points where they are few."""
-    (across, up), scale, name = axes, 100 if unit == "share" else 1, curve.name or curve.arm
-    points = [(across.px(place), up.px(e.value * scale), place, e) for place, e in curve.points if e.value is not None]
+    points = [(place, e.value * scale, e) for place, e in curve.points if e.value is not None]
+    name = curve.name or curve.arm
     if points:
-        a, b, place, e = points[-1]
-        line = " ".join(f"{a},{b}" for a, b, *_ in points)
-        yield Mark(f"{name}: {_told(e, unit)} at {place:g}", ink, a, b, line=line)
-    for a, b, place, e in points if len(points) <= POINTS else ():
-        no_bar = e.low is None or e.high is None
-        bar = "" if no_bar else f"M{a} {up.px(e.low * scale)}V{up.px(e.high * scale)}"  # type: ignore[operator]
-        yield Mark(f"{name} at {place:g}: {_told(e, unit)}", ink, a, b, 3.5, bar)
+        a, b, e = points[-1]
+        yield Mark(f"{name}: {_told(e, unit)} at {a:g}", ink, a, b, line=[point[:2] for point in points])
+    for a, b, e in points if len(points) <= POINTS else ():
+        tall = None if e.low is None or e.high is None else (e.low * scale, e.high * scale)
+        yield Mark(f"{name} at {a:g}: {_told(e, unit)}", ink, a, b, 3.5, tall=tall)
 
 
 def _told(e: Estimate, unit: str) -> str:
     return format.number(e.value, unit) if e.low is None else format.interval(e, unit)
-
-
-def _values(curves: Sequence[Line], x: str, unit: str) -> Table:
-    """The table behind curves."""
-    every = sorted({place for curve in curves for place, _ in curve.points})
-    step = -(-len(every) // POINTS)
-    found = [dict(curve.points) for curve in curves]
-    kept = [*every[:-1:step], every[-1]]
-    rows: list[tuple[Cell | str, ...]] = [
-        (f"{place:g}", *(_told(own[place], unit) if place in own else "" for own in found)) for place in kept
-    ]
-    return table((x, *(f"#{curve.name or curve.arm}" for curve in curves)), rows)

@@ -44,7 +44,10 @@ def first(report: Report) -> Iterator[Section]:
     if not report.arms:
         return
     shown, numbers = columns(report), report.table()
-    most = {column: _most(report, column) for column in shown}
+    most: dict[Column, Estimate] = {}  # of a column the number that rests on the most replies
+    for column in shown:
+        own = [e for (_, *at), e in numbers.items() if tuple(at) == column[:5]]
+        most[column] = max(own, key=lambda e: e.n + e.unscored)
     best = {(b.bench, b.attack, b.metric, b.arm) for b in report.best}
     rows: list[tuple[Cell | str, ...]] = []
     for arm in report.arms:
@@ -61,12 +64,6 @@ def first(report: Report) -> Iterator[Section]:
     said = [BESIDE] * (unscored or any(" n=" in plain(cell) for row in rows for cell in row))
     said += [MEAN] * any(column.bench == ALL for column in shown)
     yield Section("results", "", (table,), notes=(*notes(report), *said))
-
-
-def _most(report: Report, column: Column) -> Estimate:
-    """Of a column the number that rests on the most replies."""
-    found = [e for (_, *at), e in report.table().items() if tuple(at) == column[:5]]
-    return max(found, key=lambda e: e.n + e.unscored)
 
 
 def _head(column: Column, shown: dict[Column, Estimate]) -> Head:
@@ -89,12 +86,12 @@ def notes(report: Report) -> list[str]:
     numbers = report.table()
     found = [(arm, c, numbers[arm, *c[:5]]) for arm in report.arms for c in report.columns if (arm, *c[:5]) in numbers]
     once = [(arm, e) for arm, column, e in found if column.metric != "pairs"]  # which are of replies that others count
-    replies = sum(e.n + e.unscored for _, e in once)
-    cut, unscored = (_shares(once, key) for key in ("truncated", "unscored"))
+    counts = "no reply is scored"
+    if any(e.n + e.unscored for _, e in once):
+        counts = ", ".join(f"{key} {_shares(once, key)}" for key in ("truncated", "unscored"))
     of_pairs = " (pairs for pairs told apart)" * (len(once) < len(found))
     seeds, bases = max((p.seeds for p in report.protocols), default=1), len(report.bases)
     levels = ", seeds as their own level" * (seeds > 1) + f", and {bases} bases as theirs" * (bases > 1)
-    counts = f"truncated {cut}, unscored {unscored}" if replies else "no reply is scored"
     judges = {f"{c.judge} ({c.part})": 0 for c in report.columns} or {j: 0 for p in report.protocols for j in p.judges}
     text = [
         f"{format.plural(seeds, 'seed')}; 95 % intervals, clustered by prompt{levels}, each of one number alone; n counts replies{of_pairs}; "
@@ -105,12 +102,11 @@ def notes(report: Report) -> list[str]:
         for arm, e in report.incoherent.items()
     ]
     text += [f"{judge}: {note}" for judge, note in report.judges.items()]
-    text += [*_missing(report), *_no_answer(report), *doubts(found), *_replies(report)]
-    text += report.remarks
+    text += [*_missing(report), *_replies(report, doubts(found)), *report.remarks]
     for a in report.agreement:
         kappa = format.number(a.kappa, "count", digits=2)
         text.append(f"{a.a} and {a.b} agree on the {a.part} of {format.interval(a.same)} % of replies, kappa {kappa}")
-    text += ["in brackets: what the paper printed (arXiv 2505.15404 v2), without intervals"] if report.published else []
+    text += ["in brackets: what the paper printed (arXiv 2505.15404 v2), without intervals"] * bool(report.published)
     others = " that is not garbled" * bool(report.incoherent)
     text += [f"* better than every other arm{others}, paired, p after Holm and interval agree"] * bool(report.best)
     shown = [claim for claim in report.claims if claim.winner or claim.margin is not None]
@@ -147,19 +143,6 @@ def _missing(report: Report) -> Iterator[str]:
             yield f"not shown, {format.place(*column[:3])}: {column.judge or 'no judge'} scored {scored}{few}"
 
 
-def _no_answer(report: Report) -> Iterator[str]:
-    """Why replies held no answer, arm by arm."""
-    why: dict[str, dict[str, int]] = {}
-    for (arm, _, _, metric, *_), e in report.table().items():
-        head, _, reason = metric.partition("/")
-        if head == "no_reply" and reason and e.value and arm in report.arms:
-            own = why.setdefault(arm if len(report.arms) > 1 else "", {})
-            own[reason] = own.get(reason, 0) + round(e.value * e.n)
-    each = (f"{arm} {', '.join(f'{n:,} {reason}' for reason, n in sorted(own.items()))}" for arm, own in why.items())
-    if why:
-        yield "replies without an answer: " + "; ".join(map(str.lstrip, each))
-
-
 def doubts(found: Iterable[tuple[str, Sequence[str], Estimate]]) -> Iterator[str]:
     """Where so much was truncated or unscored that the number could be quite another one, in one line."""
     places = []
@@ -173,10 +156,24 @@ def doubts(found: Iterable[tuple[str, Sequence[str], Estimate]]) -> Iterator[str
         yield f"{DOUBT} truncated or unscored, so much that a rate lies, whatever they held: {'; '.join(places[:3])}{more}"
 
 
-def _replies(report: Report) -> Iterator[str]:
-    """How much of the replies is thinking, and whose answers have collapsed."""
-    means = {(arm, metric): e.value or 0.0 for (arm, bench, _, metric, *_), e in report.table().items() if bench == ALL}
-    lengths = {arm: [means.get((arm, f"{part}_tokens"), 0.0) for part in ("thinking", "answer")] for arm in report.arms}
+def _replies(report: Report, doubted: Iterable[str]) -> Iterator[str]:
+    """Why replies held no answer, which numbers that puts in doubt, how much is thinking, and whose answers have collapsed."""
+    why: dict[str, dict[str, int]] = {}
+    means: dict[str, dict[str, float]] = {}
+    for (arm, bench, _, metric, *_), e in report.table().items():
+        head, _, reason = metric.partition("/")
+        if head == "no_reply" and reason and e.value and arm in report.arms:
+            own = why.setdefault(arm if len(report.arms) > 1 else "", {})
+            own[reason] = own.get(reason, 0) + round(e.value * e.n)
+        elif bench == ALL:
+            means.setdefault(arm, {})[metric] = e.value or 0.0
+    each = (f"{arm} {', '.join(f'{n:,} {reason}' for reason, n in sorted(own.items()))}" for arm, own in why.items())
+    if why:
+        yield "replies without an answer: " + "; ".join(map(str.lstrip, each))
+    yield from doubted
+    lengths = {
+        arm: [means.get(arm, {}).get(f"{part}_tokens", 0.0) for part in ("thinking", "answer")] for arm in report.arms
+    }
     known = [(arm, thought, answer) for arm, (thought, answer) in lengths.items() if thought + answer]
     if 0 < len(known) <= 12:
         shares = (f"{arm} {100 * thought / (thought + answer):.0f} %" for arm, thought, answer in known)

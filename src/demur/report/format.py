@@ -91,11 +91,11 @@ def spread(difference: Difference, unit: str = "share") -> str:
     return f"{signed(difference.value, unit)} [{low}, {high}]"
 
 
-def p_value(p: float | None) -> str:
-    """A p value with as many digits as it deserves."""
+def p_value(p: float | None, sign: str = "") -> str:
+    """A p value with as many digits as it deserves: `0.031`, `= 0.031`, `< 0.001`."""
     if p is None:
-        return NONE
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+        return sign + NONE
+    return "< 0.001" if p < 0.001 else f"{sign}{p:.3f}" if p < 0.1 else f"{sign}{p:.2f}"
 
 
 def distance(value: float, unit: str) -> str:
@@ -164,15 +164,9 @@ def sentence(test: PairedTest) -> str:
     of = "these two checkpoints: " if d.seeds == 1 else ""
     return (
         f"{where}: {of}{test.winner} beats {other} by {number(abs(d.value), test.unit)} points "
-        f"[{number(near, test.unit)}–{number(far, test.unit)}], paired, p {p_of(test.p_holm)} after Holm over "
+        f"[{number(near, test.unit)}–{number(far, test.unit)}], paired, p {p_value(test.p_holm, '= ')} after Holm over "
         f"{plural(test.comparisons, 'comparison')}{f'; {test.split}' if test.split else ''}"
     )
-
-
-def p_of(p: float | None) -> str:
-    """`= 0.031`, `< 0.001`."""
-    text = p_value(p)
-    return text if text.startswith("<") else f"= {text}"
 
 
 def because(test: PairedTest) -> str:
@@ -187,7 +181,11 @@ def because(test: PairedTest) -> str:
             return f"{signed(d.value, unit)} is shown, and less than {by}"
         return f"{range_} holds both 0 and {by}" if test.expect != "same" else f"{range_} reaches beyond {by}"
     ruled_out = (test.outcome == "supported") == (test.expect == "same")
-    return f"{range_} rules out {by}" if ruled_out else f"{signed(d.value, unit)}, p {p_of(test.p_holm)}, at least {by}"
+    return (
+        f"{range_} rules out {by}"
+        if ruled_out
+        else f"{signed(d.value, unit)}, p {p_value(test.p_holm, '= ')}, at least {by}"
+    )
 
 
 def conclusion(found: Finding) -> str:
@@ -198,8 +196,7 @@ def conclusion(found: Finding) -> str:
 
 _CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _MARKS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)
-_DIRECTIONS = {code: f"⟨U+{code:04X}⟩" for code in _MARKS}
-_TABLE: dict[int, int | str] = {**_CONTROLS, **_DIRECTIONS}
+_TABLE: dict[int, int | str] = {**_CONTROLS, **{code: f"⟨U+{code:04X}⟩" for code in _MARKS}}
 
 
 class Piece(NamedTuple):

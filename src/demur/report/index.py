@@ -46,8 +46,8 @@ class Index:
     def __init__(self, run: Path) -> None:
         study = run / "study.yaml"
         arms = list(read_yaml(study)[0].get("arms") or {}) if study.is_file() else []
-        self.stages = [s for s in present(run, arms) if "traces.jsonl" in s.manifest.files or _notes(s)]
-        if not any("traces.jsonl" in stage.manifest.files for stage in self.stages):
+        self.stages = [s for s in present(run, arms) if any(map(s.has, ("traces", "verdicts", "findings")))]
+        if not any(stage.has("traces") for stage in self.stages):
             raise UserError(f"{run} {'holds no traces yet' if run.is_dir() else 'is no folder'}. Give a run's folder.")
         self._files: dict[tuple[str, int], RecordFile[Any]] = {}
         self._filled = 0
@@ -191,18 +191,18 @@ def _matching(wanted: Mapping[str, str], without: Collection[str]) -> tuple[str,
     return " and ".join(conditions[1:] or conditions), values
 
 
-def _notes(stage: Artifact) -> bool:
-    return "verdicts.jsonl" in stage.manifest.files or "findings.jsonl" in stage.manifest.files
-
-
 def _lines(number: int, stage: Artifact) -> Iterator[tuple[Any, ...]]:
     """The rows of a stage's traces."""
-    settings, name = stage.manifest.settings, bench_name(stage)
-    prompt_fields = (f"prompt.{name}" for name in ("id", "parent", "attack", "intent", "text"))
-    fields = ("id", "strategy", "sample", "outcome", *prompt_fields)
+    arm, seed, name = stage.manifest.settings.get("arm"), stage.manifest.settings.get("seed"), bench_name(stage)
+    fields = (
+        "id",
+        "strategy",
+        "sample",
+        "outcome",
+        *(f"prompt.{name}" for name in ("id", "parent", "attack", "intent", "text")),
+    )
     rows = project(stage.folder / "traces.jsonl", Trace, *fields)
     for place, (trace, strategy, sample, outcome, prompt, parent, attack, intent, text) in enumerate(rows):
-        arm = str(settings.get("arm") or (f"teacher: {strategy}" if strategy else stage.manifest.name))
+        who = str(arm or (f"teacher: {strategy}" if strategy else stage.manifest.name))
         key = f"{name}|{parent or prompt}|{family(attack)}|{sample}"
-        seed, head = settings.get("seed"), text[:160]
-        yield trace, number, arm, seed, name, family(attack), intent, outcome, key, place, head
+        yield trace, number, who, seed, name, family(attack), intent, outcome, key, place, text[:160]

@@ -30,8 +30,6 @@ KINDS: dict[str, tuple[str, ...]] = {
     "harm": get_args(HarmLabel),
     "patterns": PATTERNS,
 }
-
-
 ASSUMED = 0.1  # How often a judge without probabilities is taken to err before there are labels
 UNKNOWN = "uncalibrated: no labels of people are known for it with this text and model (demur calibrate, demur view)"
 
@@ -95,19 +93,15 @@ class Labels:
         """For each kind: labels given, and where two people labelled the same traces, how far they agree."""
         summary: dict[str, dict[str, Any]] = {}
         for kind, rows in self._rows.items():
+            fields = PATTERNS if kind == "patterns" else ("label",)
+            values = {at: "".join(str(row[field]) for field in fields) for at, row in rows.items()}
             people = sorted({by for _, by in rows})
             summary[kind] = {"labels": len(rows), "people": people, "pairs": []}
             for a, b in combinations(people, 2):
-                if both := [name for name, by in rows if by == a and (name, b) in rows]:
-                    left, right = ([_value(kind, rows[name, who]) for name in both] for who in (a, b))
-                    same = stats.rate([x == y for x, y in zip(left, right, strict=True)])
-                    pair = {"a": a, "b": b, "n": len(both), "same": same, "kappa": stats.kappa(left, right)}
-                    summary[kind]["pairs"].append(pair)
+                if both := [(values[name, a], values[name, b]) for name, by in rows if by == a and (name, b) in rows]:
+                    same, kappa = stats.rate([x == y for x, y in both]), stats.kappa(*zip(*both, strict=True))
+                    summary[kind]["pairs"].append({"a": a, "b": b, "n": len(both), "same": same, "kappa": kappa})
         return summary
-
-
-def _value(kind: str, row: dict[str, Any]) -> str:
-    return "".join(str(row[p]) for p in PATTERNS) if kind == "patterns" else str(row["label"])
 
 
 class Correction(Record, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ judged as far as it goes; its bounds count it for and against the model. A reque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import inf
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
@@ -62,23 +62,19 @@ class Cell:
 
     def estimate(self, column: Column) -> Estimate:
         """The number over all trainings; with several bases these are what varies, their trainings within them."""
-        *_, level = levels(self.made)
-        return _of_bases(self._estimate(column, level), self.made)
-
-    def _estimate(self, column: Column, level: list[int]) -> Estimate:
-        clusters, cut = [row.cluster for row in self.rows], [row.truncated for row in self.rows]
-        known = [value for value in self.values if value is not None]
-        if all(isinstance(value, bool) for value in known) and column.unit == "share":
-            outcomes = [None if value is None else bool(value) for value in self.values]
-            found = stats.rate(outcomes, clusters=clusters, seeds=level, truncated=cut, better=column.better, fixed=self.fixed)  # fmt: skip
+        values: list[Any] = self.values
+        known, cut = [value for value in values if value is not None], [row.truncated for row in self.rows]
+        units: dict[str, Any] = {"clusters": [row.cluster for row in self.rows], "seeds": levels(self.made)[-1]}
+        if column.unit == "share" and all(isinstance(value, bool) for value in known):
+            found = stats.rate(values, **units, truncated=cut, better=column.better, fixed=self.fixed)
             sunk = sum(bool(row.lost) for row in self.rows)
-            return replace(found, best=1 - sunk / len(cut)) if column.metric == "pairs" else found
-        if any(isinstance(value, tuple) for value in known):
-            found = stats.ratio(self.values, clusters=clusters, seeds=level, truncated=sum(cut))  # type: ignore[arg-type]
-            return clipped(found, chain.from_iterable(known), column.unit)  # type: ignore[arg-type]
-        numbers = [None if value is None else float(value) for value in self.values]  # type: ignore[arg-type]
-        found = stats.mean(numbers, clusters=clusters, seeds=level, truncated=sum(cut))
-        return clipped(found, numbers, column.unit)
+            found = replace(found, best=1 - sunk / len(cut)) if column.metric == "pairs" else found
+        elif any(isinstance(value, tuple) for value in known):
+            found = stats.ratio(values, **units, truncated=sum(cut))
+            found = clipped(found, chain.from_iterable(known), column.unit)
+        else:
+            found = clipped(stats.mean(values, **units, truncated=sum(cut)), known, column.unit)
+        return _of_bases(found, self.made)
 
     def part(self, places: Iterable[int]) -> "Cell":
         """What stands at some places."""
@@ -131,7 +127,7 @@ def cells(evaluations: Sequence[Evaluation], *, by_category: bool = False) -> Ce
     found: Cells = {}
     for evaluation in evaluations:
         arm, made = found.setdefault(evaluation.arm, {}), (evaluation.base, evaluation.seed)
-        for column, row, value in _by_category(evaluation) if by_category else _values(evaluation):
+        for column, row, value in _values(evaluation, by_category):
             arm.setdefault(column, Cell(fixed=evaluation.fixed)).add(row, value, made)
     for name in () if by_category else list(found):
         _twins([e for e in evaluations if e.arm == name and e.attack == "none"], found[name])
@@ -151,8 +147,8 @@ def _twins(evaluations: Sequence[Evaluation], arm: dict[Column, Cell]) -> None:
     for (pair, made, _), both in sides.items():
         if len(both) == 2:
             (first, row), (other, twin) = both[True], both[False]
-            said = enumerate([_first_of(first, row), _first_of(other, twin)])
-            goods = [None if v is None or v.label not in TOLD[at] else v.label in GOOD[at] for at, v in said]
+            said = [r.verdicts.get(e.judges[0]) if e.judges else None for e, r in ((first, row), (other, twin))]
+            goods = [None if v is None or v.label not in TOLD[at] else v.label in GOOD[at] for at, v in enumerate(said)]
             value = None if None in goods else all(goods)
             sunk = any(good is False and not r.truncated for good, r in zip(goods, (row, twin), strict=True))
             outcome = (twin if twin.truncated else row).outcome
@@ -176,11 +172,6 @@ def headlines(evaluations: Sequence[Evaluation], found: Cells) -> list[Column]:
     return sorted(chosen, key=lambda column: order.index(column.metric))
 
 
-def _first_of(evaluation: Evaluation, row: Row) -> Judged | None:
-    """The verdict of the protocol's own judge."""
-    return row.verdicts.get(evaluation.judges[0]) if evaluation.judges else None
-
-
 def averages(found: Cells, columns: Sequence[Column]) -> Iterator[Result]:
     """Of each arm, numbers over several columns, each of which weighs the same: of the first table (all of them), tokens, no answer."""
     groups: dict[Column, dict[Column, float]] = {}
@@ -197,22 +188,14 @@ def averages(found: Cells, columns: Sequence[Column]) -> Iterator[Result]:
         for whole, members in groups.items():
             there = {column: own[column] for column in members if column in own}
             if len(there) == len(members) or (there and whole.metric in OVER_ALL):
-                yield result(arm, whole, estimate(there, members))
-
-
-def result(arm: str, column: Column, found: Estimate) -> Result:
-    """A number with what it is of."""
-    return Result(
-        arm=arm, bench=column.bench, metric=column.metric, attack=column.attack, judge=column.judge, part=column.part,
-        better=column.better, unit=column.unit, estimate=found,
-    )  # fmt: skip
+                yield Result(arm=arm, estimate=estimate(there, members), **whole._asdict())
 
 
 def results(found: Cells) -> Iterator[Result]:
     """Every number: over all seeds, and of each seed where there are several."""
     for arm, columns in found.items():
         for column, cell in columns.items():
-            yield (pooled := result(arm, column, cell.estimate(column)))
+            yield (pooled := Result(arm=arm, estimate=cell.estimate(column), **column._asdict()))
             seeds = list(dict.fromkeys(seed for _, seed in cell.made if seed is not None))
             for seed in seeds if len(seeds) > 1 and len({base for base, _ in cell.made}) == 1 else ():
                 own = cell.part(at for at, made in enumerate(cell.made) if made[1] == seed)
@@ -222,23 +205,34 @@ def results(found: Cells) -> Iterator[Result]:
 Values = Iterator[tuple[Column, Row, Value]]
 
 
-def _values(evaluation: Evaluation) -> Values:
-    """What each reply counts as in each column."""
+def _values(evaluation: Evaluation, by_category: bool) -> Values:
+    """What each reply counts as in each column; or in the rates within each category of prompts, `METRIC/CATEGORY`."""
     blank = Column(evaluation.bench, evaluation.attack, "", "", "answer")
     for judge, part in evaluation.judges:
-        own, judged = blank._replace(judge=judge, part=part), _judged(evaluation, (judge, part))
+        own, judged = (
+            blank._replace(judge=judge, part=part),
+            [(r, r.verdicts.get((judge, part))) for r in evaluation.rows],
+        )
         for metric, those in _metrics(evaluation, judge, judged):
             column = own._replace(metric=metric.name, better=metric.better)
-            yield from ((column, row, _outcome(metric, verdict)) for row, verdict in those)
+            said = [(row, None if v is None or v.label is None else v.label in metric.labels) for row, v in those]
+            if by_category:
+                named = ((f"{metric.name}/{row.category}", row, outcome) for row, outcome in said if row.category)
+                yield from ((column._replace(metric=name), row, outcome) for name, row, outcome in named)
+                continue
+            yield from ((column, row, outcome) for row, outcome in said)
             if metric.name in SUCCESS:
-                yield from _techniques(column, [(row, _outcome(metric, verdict)) for row, verdict in those])
+                yield from _techniques(column, said)
             if metric.labels == ("correct",):
-                yield from _graded(column, [(row, _outcome(metric, verdict)) for row, verdict in those])
-        if any(verdict and verdict.score is not None for _, verdict in judged):
-            own = own._replace(metric="score", better=_scored(judge, judged))
-            yield from ((own, row, v.score if v else None) for row, v in judged)
-    yield from _about(evaluation, blank)
-    yield from _searched(evaluation, blank)
+                yield from _graded(column, said)
+        if not by_category and any(verdict and verdict.score is not None for _, verdict in judged):
+            # A score of harm is better low, one of right answers high; of refusals it depends on the prompt.
+            seen = {verdict.label for _, verdict in judged if verdict} | _known(judge)
+            better: stats.Better = "lower" if seen & {*HARM} else "higher" if "correct" in seen else "neither"
+            yield from ((own._replace(metric="score", better=better), row, v.score if v else None) for row, v in judged)
+    if not by_category:
+        yield from _about(evaluation, blank)
+        yield from _searched(evaluation, blank)
 
 
 def _about(evaluation: Evaluation, blank: Column) -> Values:
@@ -257,40 +251,21 @@ def _about(evaluation: Evaluation, blank: Column) -> Values:
                 yield answer, row, float(row.tokens_out - row.tokens_thinking)
 
 
-def _by_category(evaluation: Evaluation) -> Values:
-    """The rates within each category of prompts, named `metric/category`."""
-    for judge, part in evaluation.judges:
-        for metric, those in _metrics(evaluation, judge, _judged(evaluation, (judge, part))):
-            own = Column(evaluation.bench, evaluation.attack, "", judge, part, metric.better)
-            for row, verdict in (one for one in those if one[0].category):
-                yield own._replace(metric=f"{metric.name}/{row.category}"), row, _outcome(metric, verdict)
-
-
 Judgements = list[tuple[Row, Judged | None]]
-
-
-def _judged(evaluation: Evaluation, by: tuple[str, Part]) -> Judgements:
-    return [(row, row.verdicts.get(by)) for row in evaluation.rows]
 
 
 def _metrics(evaluation: Evaluation, judge: str, judged: Judgements) -> Iterator[tuple[Metric, Judgements]]:
     """The metrics that a judge's labels can answer, with their replies; none for classes that it mixes up, without labels."""
-    seen = {verdict.label for _, verdict in judged if verdict and verdict.label is not None}
-    seen = seen or set(labels(judge) if judge in JUDGES else ())
+    seen = {verdict.label for _, verdict in judged if verdict and verdict.label is not None} or _known(judge)
     mixed = frozenset[str]() if judge in evaluation.calibrated else unsure(judge)
     for metric in evaluation.protocol.metrics if evaluation.protocol else ():
         if (not seen or seen.intersection(metric.family)) and len(mixed & set(metric.labels)) in (0, len(mixed)):
             yield metric, [(r, v) for r, v in judged if not metric.intents or r.intent in metric.intents]
 
 
-def _scored(judge: str, judged: Judgements) -> stats.Better:
-    """Which way a judge's score is better: that of harm falls, that of right answers rises; one of refusals depends on the prompt."""
-    said = {verdict.label for _, verdict in judged if verdict} | set(labels(judge) if judge in JUDGES else ())
-    return "lower" if said & {*HARM} else "higher" if "correct" in said else "neither"
-
-
-def _outcome(metric: Metric, verdict: Judged | None) -> bool | None:
-    return None if verdict is None or verdict.label is None else verdict.label in metric.labels
+def _known(judge: str) -> set[str | None]:
+    """The labels that a judge of demur's has; of another it has none that are known."""
+    return set(labels(judge) if judge in JUDGES else ())
 
 
 Outcomes = list[tuple[Row, bool | None]]

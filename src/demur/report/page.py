@@ -16,8 +16,8 @@ from demur.report.data import Report
 from demur.report.format import pieces, visible
 from demur.report.patterns import label
 from demur.report.read import bench_name, family
-from demur.report.sections import Part, sections
-from demur.report.tables import STAND_IN, Cell, table, templates
+from demur.report.sections import Part, own_table, sections
+from demur.report.tables import STAND_IN, Cell, templates
 from demur.storage.artifacts import COMMANDS, Artifact, artifacts
 from demur.storage.records_file import project
 
@@ -32,25 +32,20 @@ def page(report: Report, runs: Sequence[Path]) -> str:
     """The whole page."""
     environment = templates()
     environment.globals["ink"] = figures.colour
-    known = {(name, mark) for name, mark in report.stages.items()}
-    stages = [[s for s in artifacts(run) if (s.manifest.name, s.manifest.fingerprint) in known] for run in runs]
+    # Of several runs the arms of each begin with its name.
+    heads = dict.fromkeys(f"{arm.rpartition(':')[0]}:" for arm in report.arms) if len(runs) > 1 else {}
+    prefixes = [*heads, *[next(reversed(heads), "")] * len(runs)]
+    every, shown = list[Artifact](), list[tuple[str, list[Sample]]]()
+    for run, prefix in zip(runs, prefixes, strict=False):
+        own = [s for s in artifacts(run) if report.stages.get(s.manifest.name) == s.manifest.fingerprint]
+        every += own
+        shown += samples(own, prefix)
     script = environment.loader.get_source(environment, "report.js")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    every = [stage for own in stages for stage in own]
-    render = environment.get_template("report.html").render
-    return str(render(
-        report=report, sections=sections(report, [_certified(runs)]),
-        samples=[group for run, own in zip(runs, stages, strict=True) for group in samples(own, _prefix(report, run, runs))],
-        banner=STAND_IN if report.stand_in else "", script=script, script_hash=digest, about=_about(every, runs),
+    return str(environment.get_template("report.html").render(
+        report=report, sections=sections(report, [_certified(runs)]), samples=shown, script=script,
+        banner=STAND_IN if report.stand_in else "", about=_about(every, runs),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     ))  # fmt: skip
-
-
-def _prefix(report: Report, run: Path, runs: Sequence[Path]) -> str:
-    """What the arms of one of several runs begin with."""
-    if len(runs) == 1:
-        return ""
-    heads = list(dict.fromkeys(arm.rpartition(":")[0] for arm in report.arms))
-    return f"{heads[min(runs.index(run), len(heads) - 1)]}:" if heads else ""
 
 
 def _about(stages: Sequence[Artifact], runs: Sequence[Path]) -> str:
@@ -139,4 +134,4 @@ def _certified(runs: Sequence[Path]) -> Part:
                 taken = f", {one['removed']} taken out" if one.get("removed") else ""
                 held = Cell(f"{bench['rows']} of {one['rows']}{taken}", "warn" if bench["rows"] else "")
                 rows.append((name, bench["bench"], held, f"{bench['prompts']:,}"))
-    return "contamination", [table(("rows", "benchmark", "#rows that hold a prompt of it", "#its prompts"), rows)], {}
+    return "contamination", own_table("contamination", rows), {}

@@ -1,7 +1,7 @@
 """How often the failure patterns occur in traces, before and after the filter, and what else is measured of a reasoning."""
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from demur import stats
 from demur.diagnose import is_screen
 from demur.diagnose.measures import Measures
-from demur.records import CLASSES, PATTERNS, Estimate, Finding, Kept, Record, Trace
+from demur.records import CLASSES, PATTERNS, Estimate, Finding, Kept, Pattern, Record, Trace
 from demur.report.metrics import clipped
 from demur.report.read import Run, given
 from demur.storage.artifacts import Artifact
@@ -17,13 +17,12 @@ from demur.storage.records_file import project
 
 TRUNCATED = ("cut_in_thinking", "cut_in_answer")
 NO, YES, UNKNOWN, ABSENT = range(4)  # What findings say of a pattern in a trace; the last: nothing
-MEASURES: dict[str, tuple[str, Callable[[Any], float | bool | None]]] = {
-    "sentences": ("sentences", float), "first_awareness": ("first_awareness", lambda place: place),
-    "key_sentence": ("key_sentence", lambda place: place), "after_decision": ("after_decision", float),
-    "reopenings": ("reopenings", float), "loop": ("loop", bool),
-    "language_switch": ("language_switches", lambda count: count > 0),
+MEASURES = {
+    "sentences": ("sentences", "count"), "first_awareness": ("first_awareness", "share"), "key_sentence": ("key_sentence", "share"),
+    "after_decision": ("after_decision", "count"), "reopenings": ("reopenings", "count"), "loop": ("loop", ""),
+    "language_switch": ("language_switches", ""),
 }  # fmt: skip
-"""Name -> field of a trace's measures, and what it counts as; a place that does not exist is unscored."""
+"""Name -> field of a trace's measures, and its unit; without one, whether there is any. A place that does not exist is unscored."""
 
 
 class PatternRate(Record, frozen=True, kw_only=True):
@@ -44,11 +43,11 @@ def patterns(run: Run) -> Iterator[PatternRate]:
         for strategy, those in found.groups.items():
             several = len(found.groups) > 1
             name = f"{label(source)}: {strategy or 'none'}" if several else label(source)
-            for pattern in PATTERNS:
-                if pattern in found.marks:
-                    yield found.rate(name, those, pattern, (pattern,))
-            for group, members in {**CLASSES, "any": PATTERNS}.items():
-                yield found.rate(name, those, group, members)
+            single: dict[str, tuple[Pattern, ...]] = {
+                pattern: (pattern,) for pattern in PATTERNS if pattern in found.marks
+            }
+            for what, members in {**single, **CLASSES, "any": PATTERNS}.items():
+                yield found.rate(name, those, what, members)
 
 
 def measures(run: Run) -> dict[str, dict[str, Estimate]]:
@@ -57,13 +56,10 @@ def measures(run: Run) -> dict[str, dict[str, Estimate]]:
     for source, stage in diagnosed(run):
         if stage.has("measures"):
             rows = list(project(stage.folder / "measures.jsonl", Measures, *(field for field, _ in MEASURES.values())))
-            own = {}
-            for place, (name, (_, value)) in enumerate(MEASURES.items()):
-                values = [value(row[place]) for row in rows]
-                unit = "share" if name in ("first_awareness", "key_sentence") else "count"
-                shares = any(isinstance(one, bool) for one in values)
-                own[name] = stats.rate(values) if shares else clipped(stats.mean(values), values, unit)  # type: ignore[arg-type]
-            found[label(source)] = own
+            own = found[label(source)] = {}
+            for (name, (_, unit)), column in zip(MEASURES.items(), zip(*rows, strict=True), strict=False):
+                values = [None if value is None else float(value) if unit else bool(value) for value in column]
+                own[name] = clipped(stats.mean(values), values, unit) if unit else stats.rate(values)  # type: ignore[arg-type]
     return found
 
 
@@ -80,19 +76,14 @@ def label(stage: Artifact) -> str:
     return stage.manifest.name.removeprefix("distil-")
 
 
-def kept_of(source: Artifact, stage: Artifact) -> set[str] | None:
-    """Ids of the traces that the filter let through; `None` where there was no filter."""
-    if source.has("kept"):
-        return {name for (name,) in project(source.folder / "kept.jsonl", Kept, "trace")}
-    kept = source.manifest.summary.get("kept", stage.manifest.settings.get("kept"))
-    return None if kept is None else set(kept)
-
-
 class _Found:
     """What was found in a set of traces: of each a byte a pattern, and whether it passed the filter."""
 
     def __init__(self, source: Artifact, stage: Artifact, labels: Sequence[dict[str, Any]]) -> None:
-        keep = kept_of(source, stage)
+        kept = source.manifest.summary.get("kept", stage.manifest.settings.get("kept"))
+        if source.has("kept"):
+            kept = (name for (name,) in project(source.folder / "kept.jsonl", Kept, "trace"))
+        keep = None if kept is None else set(kept)  # ids that the filter let through; `None`: there was none
         self.screen = is_screen(str(stage.manifest.settings.get("detector", "llm")))
         place: dict[int, int] = {}
         self.clusters, self.truncated, passed = array("q"), bytearray(), bytearray()
@@ -130,6 +121,17 @@ class _Found:
             after=None if kept is None else self._rate(marks, kept, members),
         )  # fmt: skip
 
+    def _rate(self, marks: Sequence[bytearray], those: list[int], members: Sequence[str]) -> Estimate:
+        """A trace is scored where all patterns are decided: to count it as soon as one is there would favour presence."""
+        flags = [[own[at] for own in marks] for at in those]
+        if self.screen:
+            return self._corrected(flags, those, members)
+        outcomes = [None if UNKNOWN in own or ABSENT in own else YES in own for own in flags]
+        truncated = [bool(self.truncated[at]) for at in those]
+        found = stats.rate(outcomes, clusters=[self.clusters[at] for at in those], truncated=truncated, better="lower")
+        sure = sum(YES in own and not cut for own, cut in zip(flags, truncated, strict=True))
+        return replace(found, best=sure / len(flags)) if flags else found
+
     def _corrected(self, flags: Sequence[list[int]], those: list[int], members: Sequence[str]) -> Estimate:
         """A screen's calls are for reading: its errors are those of other text. Labels of a random draw make a rate of them.
 
@@ -139,27 +141,16 @@ class _Found:
         for at, own in zip(those, flags, strict=True):
             drawn = any(marks[at] == YES for marks in self.marks.values())
             sides["flagged" if YES in own else "flagged for another" if drawn else "not"].append(at)
-        parts, labels = [], 0
+        parts = []
         for side in sides.values():
             seen = [(at, any(row[name] for name in members)) for at in side for row in self.labels.get(at, ())]
-            labels += len(seen)
             rate = stats.rate([there for _, there in seen], clusters=[self.clusters[at] for at, _ in seen])
             parts.append((len(side), rate))
-        found = stats.stratified(parts)
-        called = f"screen: {len(sides['flagged'])} flagged of {len(flags)}"
-        if found.value is None:
-            wanted = "read them" if sides["flagged"] else "not flagged is not clean"
-            wanted = "label both kinds, drawn at random, for a rate" if labels else wanted
-            return replace(found, n=len(flags), unscored=0, how=f"{called}, {wanted}")
-        return replace(found, n=len(flags), unscored=0, how=f"{called}; {found.how}, read by people")
-
-    def _rate(self, marks: Sequence[bytearray], those: list[int], members: Sequence[str]) -> Estimate:
-        """A trace is scored where all patterns are decided: to count it as soon as one is there would favour presence."""
-        flags = [[own[at] for own in marks] for at in those]
-        outcomes = [None if UNKNOWN in own or ABSENT in own else YES in own for own in flags]
-        if self.screen:
-            return self._corrected(flags, those, members)
-        truncated = [bool(self.truncated[at]) for at in those]
-        found = stats.rate(outcomes, clusters=[self.clusters[at] for at in those], truncated=truncated, better="lower")
-        sure = sum(YES in own and not cut for own, cut in zip(flags, truncated, strict=True))
-        return replace(found, best=sure / len(flags)) if flags else found
+        found, how = stats.stratified(parts), f"screen: {len(sides['flagged'])} flagged of {len(flags)}"
+        if found.value is not None:
+            how = f"{how}; {found.how}, read by people"
+        elif any(self.labels.get(at) for at in those):
+            how += ", label both kinds, drawn at random, for a rate"
+        else:
+            how += ", read them" if sides["flagged"] else ", not flagged is not clean"
+        return replace(found, n=len(flags), unscored=0, how=how)

@@ -67,24 +67,18 @@ class Row(msgspec.Struct, gc=False):
 
 
 def row_of(prompt: str, parent: str, cluster: str, intent: Intent, *rest: Any) -> Row:
-    """A row from the fields of `REPLY`; what many rows have in common is kept once in memory."""
+    """A row from the fields of `REPLY`, or of some of them; what many rows have in common is kept once in memory."""
     category, attack, pair, *reply = rest
     question, cluster = parent or prompt, prompt if cluster == prompt else cluster
     if len(reply) > 2:
-        name, sample, outcome, out, thinking, answer, finish = reply
-        reply = [name, sample, outcome, out, thinking, lost(outcome, answer, finish)]
+        *reply, answer, finish = reply
+        reasons = {
+            "filtered": finish == "content_filter", "ran out of time": finish == "timeout",
+            "truncated in thinking": reply[2] == "cut_in_thinking", "ended in thinking": answer is None,
+            "empty": not (answer or "").strip(), "malformed": reply[2] == "malformed",
+        }  # fmt: skip
+        reply.append(next((why for why, so in reasons.items() if so), ""))
     return Row(prompt, question, cluster, intent, sys.intern(category), sys.intern(attack), pair, *reply)
-
-
-def lost(outcome: Outcome, answer: str | None, finish: str) -> str:
-    """Why a reply holds no answer; empty: it holds one."""
-    if ended := {"content_filter": "filtered", "timeout": "ran out of time"}.get(finish):
-        return ended
-    if outcome == "cut_in_thinking":
-        return "truncated in thinking"
-    if answer is None:
-        return "ended in thinking"
-    return "empty" if not answer.strip() else "malformed" if outcome == "malformed" else ""
 
 
 class VerdictIndex:
@@ -184,7 +178,14 @@ def read(folder: Path) -> Run:
     right = {arm: calibrated(labels, {r.id for e in found if e.arm == arm for r in e.rows})
              for arm in {e.arm for e in found} if labels}  # fmt: skip
     found = [e._replace(fixed=e.bench in fixed, calibrated=right.get(e.arm, e.calibrated)) for e in found]
-    return Run(folder, study, stages, _as_asked(found, study.get("bench") or []))
+    named, order = list(map(_named, study.get("bench") or [])), list(dict.fromkeys(e.arm for e in found))
+
+    def as_asked(e: Evaluation) -> tuple[int, int, bool]:
+        """By arm, then as the study names its benchmarks; plain questions before attacks."""
+        at = (e.bench, e.attack)
+        return order.index(e.arm), named.index(at) if at in named else len(named), e.attack != "none"
+
+    return Run(folder, study, stages, sorted(found, key=as_asked))
 
 
 def present(folder: Path, arms: Sequence[str] = ()) -> list[Artifact]:
@@ -198,53 +199,32 @@ def present(folder: Path, arms: Sequence[str] = ()) -> list[Artifact]:
     return sorted(artifacts(folder), key=order)
 
 
-def _as_asked(evaluations: list[Evaluation], uses: list[Any]) -> list[Evaluation]:
-    """Evaluations by arm, then in the order in which the study names its benchmarks; plain questions before attacks."""
-    named = list(map(_named, uses))
-    arms = {arm: place for place, arm in enumerate(dict.fromkeys(e.arm for e in evaluations))}
-
-    def order(e: Evaluation) -> tuple[int, int, bool]:
-        at = (e.bench, e.attack)
-        return arms[e.arm], named.index(at) if at in named else len(named), e.attack != "none"
-
-    return sorted(evaluations, key=order)
-
-
 def _named(use: Any) -> tuple[str, str]:
     return (use, "none") if isinstance(use, str) else (use["name"], _name(use.get("attack") or "none"))
 
 
 def evaluations(stage: Artifact, later: VerdictIndex | None = None) -> Iterator[Evaluation]:
-    """The evaluations that a stage holds: one for each attack."""
-    own = VerdictIndex()
+    """The evaluations that a stage holds, one for each attack: its replies, and then the requests that got none."""
+    own, path, groups = VerdictIndex(), stage.path("traces"), dict[str, list[Row]]()
     own.read(stage.path("verdicts"))
     judges = dict(own.judges)
-    groups: dict[str, list[Row]] = {}
-    for one in rows(stage):
-        one.verdicts = own.of(one.id)
+    several = next(project(path, Trace, "sampling.n"), (1,))[0] > 1
+    for *fields, raw in project(path, Trace, *REPLY, "raw" if several else "id"):
+        one = row_of(*fields)
+        one.text, one.verdicts = hash(raw) if several else 0, own.of(one.id)
         if later is not None and (more := later.of(one.id)):
             one.verdicts = one.verdicts | more
             judges |= dict.fromkeys(more)
         groups.setdefault(family(one.attack), []).append(one)
-    for attack, members in groups.items():
-        arm, seed = str(stage.manifest.settings.get("arm", "target")), stage.manifest.settings.get("seed")
-        protocol = protocol_of(bench_name(stage))
-        name = protocol.name if protocol else bench_name(stage)
-        yield Evaluation(arm, seed, name, attack, members, tuple(judges), protocol, stage)
-
-
-def rows(stage: Artifact) -> Iterator[Row]:
-    """The replies of a stage, then the requests that got none."""
-    path = stage.path("traces")
-    several = next(project(path, Trace, "sampling.n"), (1,))[0] > 1
-    for *fields, raw in project(path, Trace, *REPLY, "raw" if several else "id"):
-        found = row_of(*fields)
-        found.text = hash(raw) if several else 0
-        yield found
     for *prompt, sample, kind in project(stage.path("failures"), Failure, *PROMPT, "sample", "kind"):
-        found = row_of(*prompt, "", sample)
-        found.lost = kind.replace("_", " ")
-        yield found
+        one = row_of(*prompt, "", sample)
+        one.lost = kind.replace("_", " ")
+        groups.setdefault(family(one.attack), []).append(one)
+    arm, seed = str(stage.manifest.settings.get("arm", "target")), stage.manifest.settings.get("seed")
+    protocol = protocol_of(bench_name(stage))
+    name = protocol.name if protocol else bench_name(stage)
+    for attack, members in groups.items():
+        yield Evaluation(arm, seed, name, attack, members, tuple(judges), protocol, stage)
 
 
 def given(run: Path, kind: str) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ difference that matters, `by`:
 All else is undecided, and so is whatever rests on an arm that does not speak coherently.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
@@ -25,6 +26,7 @@ from demur.report.read import Run
 from demur.report.training import Learnability
 
 ALPHA = 0.05
+GARBLED = 0.10  # Above this share of garbled replies an arm does not speak coherently, and its refusals mean little
 LOSS = "loss"  # The metric of a finding that is no benchmark's
 Outcome = Literal["supported", "refuted", "undecided"]
 NOTHING = Estimate(value=None, low=None, high=None, n=0)
@@ -133,27 +135,45 @@ def _in_column(found: Cells, column: Column, arms: tuple[str, str], margin: floa
     a, b = (found.get(arm, {}).get(column) for arm in arms)
     if a is not None and b is not None:
         pairs = aligned(a, b)
-        delta, mine, its = _of_pairs(pairs), a.part(sorted({*pairs.left})), b.part(sorted({*pairs.right}))
-        yield PairedTest(
+        mine, its = a.part(sorted({pair.left for pair in pairs})), b.part(sorted({pair.right for pair in pairs}))
+        test = PairedTest(
             a=arms[0], b=arms[1], bench=column.bench, attack=(column.attack,), metric=column.metric, part=column.part, judge=column.judge,
             better=column.better, unit=column.unit, estimate_a=mine.estimate(column), estimate_b=its.estimate(column),
-            difference=delta, p_claim=delta.p, split=_split(found, [column], arms, delta), margin=margin if column.metric == "accuracy" else None,
+            margin=margin if column.metric == "accuracy" else None,
         )  # fmt: skip
+        yield _contrary(_with(test, _by_level(pairs)), found, [column])
+
+
+def incoherent(found: Cells) -> dict[str, Estimate]:
+    """Arms that are garbled too often, with the worst of their rates."""
+    worst: dict[str, Estimate] = {}
+    for arm, own in found.items():
+        rates = [cell.estimate(c) for c, cell in own.items() if (c.part, c.metric) == ("answer", "garbled")]
+        rate = max(rates, key=lambda e: e.value or 0, default=None)
+        if rate is not None and (rate.value or 0) > GARBLED:
+            worst[arm] = rate
+    return worst
+
+
+def doubted(tests: Iterable[PairedTest], broken: Mapping[str, Estimate]) -> list[PairedTest]:
+    """Comparisons that say of an arm that it is garbled."""
+    said = {arm: f"{arm} is garbled in {100 * (e.value or 0):.0f} % of replies" for arm, e in broken.items()}
+    return [replace(t, split="; ".join(filter(None, (t.split, said.get(t.a), said.get(t.b))))) for t in tests]
 
 
 def findings(run: Run, found: Cells, learnt: Sequence[Learnability], incoherent: Collection[str]) -> list[Finding]:
-    """The claims that a run's study puts to the test, in its order; nothing is read of incoherent arms."""
+    """The claims that a run's study puts to the test, in its order; nothing is read of incoherent arms.
+
+    A claim is refuted when one of its tests says so, and supported when all do.
+    """
     wanted = [(claim["claim"], each) for claim in run.study.get("findings") or [] for each in claim["evidence"]]
     tests = [_test(each, run, found, learnt, incoherent) for _, each in wanted]
     grouped: dict[str, list[PairedTest]] = {}
     for (claim, _), test in zip(wanted, adjusted(tests), strict=True):
         grouped.setdefault(claim, []).append(_decided(test))
-    return [Finding(claim=c, outcome=_together(own), evidence=tuple(own)) for c, own in grouped.items()]
-
-
-def _together(tests: Sequence[PairedTest]) -> Outcome:
-    outcomes = {test.outcome for test in tests}
-    return "refuted" if "refuted" in outcomes else "supported" if outcomes == {"supported"} else "undecided"
+    every: tuple[Outcome, ...] = ("refuted", "undecided", "supported")  # the first that any test says
+    outcomes = {claim: next(one for one in every if one in {t.outcome for t in own}) for claim, own in grouped.items()}
+    return [Finding(claim=c, outcome=outcomes[c], evidence=tuple(own)) for c, own in grouped.items()]
 
 
 def _test(
@@ -170,7 +190,13 @@ def _test(
         return replace(test, why=f"{' and '.join(broken)}: garbled too often to be read")
     if test.metric == LOSS:
         return _of_loss(test, run, learnt)
-    columns = list(_columns(test, found))
+    # What both arms were measured on: of each benchmark and attack the first judge, which is the protocol's.
+    first: dict[tuple[str, str], Column] = {}
+    for column in found.get(test.a, {}):
+        wanted = column.metric == test.metric and test.part in ("", column.part) and test.bench in ("", column.bench)
+        if wanted and (not test.attack or column.attack in test.attack):
+            first.setdefault(column[:2], column)
+    columns = [column for column in first.values() if column in found.get(test.b, {})]
     if not columns:
         return replace(test, why="not measured on both arms")
     return _over(test, found, columns, want.get("weights") or {})
@@ -180,20 +206,18 @@ def _over(test: PairedTest, found: Cells, columns: Sequence[Column], declared: M
     """A test with its numbers, over columns that weigh the same unless declared otherwise, by attack."""
     weights = {column: declared.get(column.attack, 1.0) for column in columns}
     sides = [estimate({c: found[arm][c] for c in columns}, weights) for arm in (test.a, test.b)]
-    pairs = [aligned(found[test.a][column], found[test.b][column], column) for column in columns]
-    merged = Pairs(*([item for part in parts for item in part] for parts in zip(*pairs, strict=True)))
+    pairs = [pair for c in columns for pair in aligned(found[test.a][c], found[test.b][c], c)]
     test = replace(
         test, unit=columns[0].unit, better=columns[0].better, estimate_a=sides[0], estimate_b=sides[1],
-        bases=len({base for base, _ in merged.made}),
+        bases=len({base for base, _ in (pair.made for pair in pairs)}),
         weights={column.attack: weight for column, weight in weights.items()} if len(columns) > 1 else {},
     )  # fmt: skip
-    test = _with(test, _by_level(merged, weights))
-    return replace(test, split=_split(found, columns, (test.a, test.b), test.difference))
+    return _contrary(_with(test, _by_level(pairs, weights)), found, columns)
 
 
-def _split(found: Cells, columns: Sequence[Column], arms: tuple[str, str], d: stats.Difference) -> str:
-    """Which other judges of the same replies find the contrary; empty: none."""
-    one, two = (found[arm] for arm in arms)
+def _contrary(test: PairedTest, found: Cells, columns: Sequence[Column]) -> PairedTest:
+    """A test that names the other judges of the same replies which find the contrary."""
+    one, two = found[test.a], found[test.b]
     gaps: dict[str, list[float]] = {}
     for column in columns:
         for c in one:
@@ -201,21 +225,10 @@ def _split(found: Cells, columns: Sequence[Column], arms: tuple[str, str], d: st
             if alike and c in two and c.judge != column.judge and c[:2] == column[:2] and c.part == column.part:
                 other = difference(one[c], two[c]).value
                 gaps.setdefault(c.judge, []).extend([] if other is None else [other])
-    contrary = {judge: sum(own) / len(own) for judge, own in gaps.items() if len(own) == len(columns)}
-    told = [f"{who} finds the contrary ({100 * gap:+.0f})" for who, gap in contrary.items() if gap * (d.value or 0) < 0]
-    return "judges disagree: " + ", ".join(told) if told else ""
-
-
-def _columns(test: PairedTest, found: Cells) -> Iterator[Column]:
-    """What both arms were measured on: of each benchmark and attack the first judge, which is the protocol's."""
-    taken = set()
-    for column in found.get(test.a, {}):
-        wanted = column.metric == test.metric and test.part in ("", column.part) and test.bench in ("", column.bench)
-        at = (column.bench, column.attack)
-        if wanted and (not test.attack or column.attack in test.attack) and at not in taken:
-            taken.add(at)
-            if column in found.get(test.b, {}):
-                yield column
+    own = test.difference.value or 0
+    means = {judge: sum(gap) / len(gap) for judge, gap in gaps.items() if len(gap) == len(columns)}
+    told = [f"{judge} finds the contrary ({100 * mean:+.0f})" for judge, mean in means.items() if mean * own < 0]
+    return replace(test, split="judges disagree: " + ", ".join(told)) if told else test
 
 
 def _of_loss(test: PairedTest, run: Run, learnt: Sequence[Learnability]) -> PairedTest:
@@ -242,9 +255,11 @@ def _of_loss(test: PairedTest, run: Run, learnt: Sequence[Learnability]) -> Pair
 def _with(test: PairedTest, levels: Sequence[stats.Difference]) -> PairedTest:
     """A test with its numbers: of the levels the wider interval and the larger p, for the claim and against it."""
     none = max((one.p for one in levels if one.p is not None), default=None)
-    difference = replace(_widest(levels), p=none)
-    test = replace(test, difference=difference, p_claim=none)
-    value = difference.value
+    widest = max(levels, key=lambda one: -1.0 if one.low is None or one.high is None else one.high - one.low)
+    by_bases = len(levels) > 1 and widest is levels[-1]
+    how = widest.how.replace(" seeds", " bases") if by_bases else widest.how
+    test = replace(test, difference=replace(widest, p=none, how=how), p_claim=none)
+    value = widest.value
     if not test.expect or value is None:
         return test
     sides = (-test.by, test.by) if test.expect == "same" else (test.by if test.expect == "higher" else -test.by,)
@@ -271,99 +286,68 @@ def _decided(test: PairedTest) -> PairedTest:
     return replace(test, outcome="supported" if supported else "refuted" if refuted else "undecided")
 
 
-def _widest(found: Sequence[stats.Difference]) -> stats.Difference:
-    """Of the intervals of one difference, by trainings and by bases, the widest."""
-    chosen = max(found, key=lambda one: -1.0 if one.low is None or one.high is None else one.high - one.low)
-    by_bases = len(found) > 1 and chosen is found[-1]
-    return replace(chosen, how=chosen.how.replace(" seeds", " bases")) if by_bases else chosen
+class Aligned(NamedTuple):
+    """Replies of two arms to the same."""
 
-
-class Pairs(NamedTuple):
-    """Replies of two arms to the same: values, base with the two seeds, and where they stand in the two cells."""
-
-    first: list[Value]
-    second: list[Value]
-    clusters: list[str]
-    made: list[tuple[str, object]]
-    columns: list[Column | None]
-    left: list[int]
-    right: list[int]
+    first: Value
+    second: Value
+    cluster: str
+    made: tuple[str, object]  # Base, with the two seeds
+    column: Column | None
+    left: int  # Where they stand in the two cells
+    right: int
 
 
 def difference(a: Cell, b: Cell) -> stats.Difference:
     """A minus B on what both were asked, by trainings and by bases: the larger p and the wider interval."""
-    return _of_pairs(aligned(a, b))
+    return _with(PairedTest(a="", b="", metric=""), _by_level(aligned(a, b))).difference
 
 
-def _of_pairs(pairs: Pairs) -> stats.Difference:
-    return _with(PairedTest(a="", b="", metric=""), _by_level(pairs)).difference
-
-
-def _by_level(pairs: Pairs, weights: dict[Column, float] | None = None) -> list[stats.Difference]:
+def _by_level(pairs: Sequence[Aligned], weights: dict[Column, float] | None = None) -> list[stats.Difference]:
     """A minus B with its trainings as what varies beside the prompts; and with its bases, where there are several."""
-    trainings = len(set(pairs.made))
-    first, second = ([v for v in side if not isinstance(v, tuple)] for side in (pairs.first, pairs.second))
+    made = [pair.made for pair in pairs]
+    first = [pair.first for pair in pairs if not isinstance(pair.first, tuple)]
+    second = [pair.second for pair in pairs if not isinstance(pair.second, tuple)]
+    strata = ([pair.column for pair in pairs], weights) if weights and len(weights) > 1 else None
     found = [
-        stats.paired(
-            first, second, clusters=pairs.clusters, seeds=level, usual=usual,
-            strata=(pairs.columns, weights) if weights and len(weights) > 1 else None,
-        )
-        for level, usual in zip(levels(pairs.made), (stats.USUAL, stats.USUAL_BASES), strict=False)
-    ]  # fmt: skip
-    return [replace(one, seeds=trainings) for one in found]
+        stats.paired(first, second, clusters=[p.cluster for p in pairs], seeds=level, usual=usual, strata=strata)
+        for level, usual in zip(levels(made), (stats.USUAL, stats.USUAL_BASES), strict=False)
+    ]
+    return [replace(one, seeds=len(set(made))) for one in found]
 
 
-def aligned(a: Cell, b: Cell, column: Column | None = None) -> Pairs:
+Key = tuple[str, str, int, int]  # Question, attack, sample, and how many of these came before
+
+
+def aligned(a: Cell, b: Cell, column: Column | None = None) -> list[Aligned]:
     """What both were asked. An arm with one seed stands against every seed of the other, on the same base.
 
     An attack that adapts writes each arm another prompt about the same question: where both have one a question, the
     question pairs them.
     """
-    whole = not (_one_a_question(a) and _one_a_question(b))
+    asked = ([(made, row.question, row.sample) for made, row in zip(c.made, c.rows, strict=True)] for c in (a, b))
+    whole = any(len(set(own)) < len(own) for own in asked)
     left, right = _by_training(a, whole=whole), _by_training(b, whole=whole)
-    pairs = Pairs([], [], [], [], [], [], [])
-    for own, other in _trainings(a, b):
-        for key, place in left[own].items():
-            partner = right[other].get(key)
-            if partner is not None:
-                pairs.first.append(a.values[place])
-                pairs.second.append(b.values[partner])
-                pairs.clusters.append(a.rows[place].cluster)
-                pairs.made.append((own[0] or other[0], (own[1], other[1])))
-                pairs.columns.append(column)
-                pairs.left.append(place)
-                pairs.right.append(partner)
-    return pairs
+    return [
+        Aligned(
+            a.values[at], b.values[to], a.rows[at].cluster, (own[0] or other[0], (own[1], other[1])), column, at, to
+        )
+        for own, other in _trainings(left, right)
+        for key, at in left[own].items()
+        if (to := right[other].get(key)) is not None
+    ]
 
 
-def _trainings(a: Cell, b: Cell) -> list[tuple[Made, Made]]:
+def _trainings(left: Iterable[Made], right: Iterable[Made]) -> Iterator[tuple[Made, Made]]:
     """Which training of A stands against which of B: of one base those of one seed."""
-    left, right = (_seeds_by_base(cell) for cell in (a, b))
-    together = [(x, y) for x in left for y in right if x == y or "" in (x, y)]
-    return [((x, own), (y, other)) for x, y in together for own, other in _seeds(left[x], right[y])]
-
-
-def _seeds_by_base(cell: Cell) -> dict[str, list[int | None]]:
-    found: dict[str, list[int | None]] = {}
-    for base, seed in dict.fromkeys(cell.made):
-        found.setdefault(base, []).append(seed)
-    return found
-
-
-def _seeds(left: list[int | None], right: list[int | None]) -> list[tuple[int | None, int | None]]:
-    if len(left) == 1 or len(right) == 1:
-        return [(own, other) for own in left for other in right]
-    common = [(seed, seed) for seed in left if seed in right]
-    return common or list(zip(left, right, strict=False))
-
-
-def _one_a_question(cell: Cell) -> bool:
-    """Whether every question has one prompt for each training and sample."""
-    asked = [(made, row.question, row.sample) for made, row in zip(cell.made, cell.rows, strict=True)]
-    return len(set(asked)) == len(asked)
-
-
-Key = tuple[str, str, int, int]  # Question, attack, sample, and how many of these came before
+    ours, theirs = (
+        {base: [seed for b, seed in side if b == base] for base, _ in side} for side in map(list, (left, right))
+    )
+    for (base, own), (other, its) in product(ours.items(), theirs.items()):
+        if base == other or "" in (base, other):
+            same = [(seed, seed) for seed in own if seed in its] or list(zip(own, its, strict=False))
+            for one, two in product(own, its) if 1 in (len(own), len(its)) else same:
+                yield (base, one), (other, two)
 
 
 def _by_training(cell: Cell, *, whole: bool) -> dict[Made, dict[Key, int]]:

@@ -4,7 +4,6 @@ The distance of a data set from the student is the untrained student's loss on i
 arm ended with, so that every arm gets there and the question is only when.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -12,7 +11,6 @@ import msgspec
 
 from demur.records import Record
 from demur.report.read import Run
-from demur.storage.records_file import project
 
 Part = Literal["thinking", "answer", "whole"]
 PARTS: tuple[Part, ...] = ("whole", "thinking", "answer")
@@ -56,19 +54,15 @@ class _Loss(msgspec.Struct):
     trained_tokens: int = 0
 
 
-Trainings = Iterator[tuple[str, int | None, list[_Loss], list[_Loss]]]
-
-
-def _trainings(run: Run) -> Trainings:
+def _trainings(run: Run) -> Iterator[tuple[str, int | None, list[_Loss], list[_Loss]]]:
     """Arm, seed, losses while training, losses on rows held out."""
     for stage in run.of_kind("train"):
-        if stage.manifest.settings.get("tampered"):
-            continue
-        arm, seed = str(stage.manifest.settings.get("arm", stage.manifest.name)), stage.manifest.settings.get("seed")
-        fields = tuple(_Loss.__struct_fields__)
-        files = (project(stage.folder / f"{name}.jsonl", _Loss, *fields) for name in ("metrics", "learnability"))
-        while_training, held_out = ([_Loss(*line) for line in lines] for lines in files)
-        yield arm, seed, while_training, held_out
+        settings = stage.manifest.settings
+        if not settings.get("tampered"):
+            learnt, held_out = (
+                list(stage.read(name, _Loss)) if stage.has(name) else [] for name in ("metrics", "learnability")
+            )
+            yield str(settings.get("arm", stage.manifest.name)), settings.get("seed"), learnt, held_out
 
 
 def curves(run: Run) -> Iterator[Curve]:
@@ -99,34 +93,13 @@ def learnability(run: Run) -> Iterator[Learnability]:
             )  # fmt: skip
 
 
-def funnels(run: Run) -> dict[str, dict[str, int]]:
-    """Asked, answered, dropped and why, kept, of every distillation."""
-    found = {s.manifest.name.removeprefix("distil-"): s.manifest.summary.get("funnel") for s in run.of_kind("distil")}
-    return {name: _in_order(funnel, ("asked", "answered", "failed")) for name, funnel in found.items() if funnel}
+def accounts(run: Run, kind: str, key: str) -> dict[str, Any]:
+    """What became of the data in every stage of a kind that says so: a distillation's funnel, a repair's counts, a mix's table."""
+    found = {s.manifest.name.removeprefix(f"{kind}-"): s.manifest.summary.get(key) for s in run.of_kind(kind)}
+    return {name: account for name, account in found.items() if account}
 
 
-class _Did(msgspec.Struct):
-    """What became of a trace in a repair."""
-
-    did: str
-
-
-def repairs(run: Run) -> dict[str, dict[str, int]]:
-    """How many traces every repair left clean, mended by each means, left as they were, dropped."""
-    found: dict[str, dict[str, int]] = {}
-    for stage in run.of_kind("repair"):
-        counts = Counter(did for (did,) in project(stage.folder / "actions.jsonl", _Did, "did"))
-        found[stage.manifest.name.removeprefix("repair-")] = dict(sorted(counts.items()))
-    return found
-
-
-def mixes(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """The account of every mix: given, dropped and why, taken, by share."""
-    tables = {s.manifest.name.removeprefix("mix-"): s.manifest.summary.get("table") for s in run.of_kind("mix")}
-    return {name: [_in_order(row, ("share", "given")) for row in table] for name, table in tables.items() if table}
-
-
-def _in_order(row: dict[str, Any], first: tuple[str, ...]) -> dict[str, Any]:
+def in_order(row: dict[str, Any], *first: str) -> dict[str, Any]:
     """A row whose outcome stands last: what is kept or taken."""
     last = [key for key in ("kept", "taken") if key in row]
     middle = [key for key in row if key not in first and key not in last]

@@ -8,16 +8,20 @@ text reaches it as text.
 import asyncio
 import secrets
 import threading
+from collections.abc import Callable
 from importlib.resources import files
+from inspect import isawaitable
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from msgspec.structs import asdict
 
 from demur.errors import UserError
-from demur.records import PATTERNS, encode
+from demur.records import PATTERNS, Trace, encode
 from demur.report.format import pieces, visible
 from demur.report.index import Index
 from demur.report.labels import KINDS, Labels, widths
@@ -32,10 +36,8 @@ HEADERS = {
 }  # fmt: skip
 CALIBRATES = {"refusal": "refusal", "harm": "guard --detector NAME=MODEL", "patterns": "patterns"}
 """Kind of label -> what it calibrates."""
-FILES = {
-    "": ("viewer.html", "text/html"), "viewer.js": ("viewer.js", "text/javascript"), "viewer.css": ("viewer.css", "text/css"),
-}  # fmt: skip
-OF_RUN = {"report.html": "text/html", "results.csv": "text/csv"}
+FILES = ("viewer.html", "viewer.js", "viewer.css")
+OF_RUN = ("report.html", "results.csv")
 
 
 class Viewer:
@@ -75,32 +77,34 @@ class Viewer:
             return response
 
         application = web.Application(middlewares=[guarded], client_max_size=1 << 20)
-        at = "/" + self.token
-        application.router.add_get(at + "/api/about", self._answer(lambda request: self.about()))
-        application.router.add_get(at + "/api/traces", self._answer(self._traces))
-        application.router.add_get(at + "/api/trace/{row:[0-9]{1,15}}", self._answer(self._trace))
-        application.router.add_post(at + "/api/label/{row:[0-9]{1,15}}", self._label)
+        at, number = "/" + self.token, "{row:[0-9]{1,15}}"
+        application.router.add_get(f"{at}/api/about", self._answer(lambda request: self.about()))
+        application.router.add_get(f"{at}/api/traces", self._answer(self._traces))
+        application.router.add_get(f"{at}/api/trace/{number}", self._answer(self._trace))
+        application.router.add_post(f"{at}/api/label/{number}", self._answer(self._label))
         application.router.add_get(at + "/{name:[a-z.]*}", self._file)
         return application
 
-    def _answer(self, make: Any) -> Any:
-        async def handler(request: web.Request) -> web.Response:
+    def _answer(self, make: Callable[[web.Request], Any]) -> Handler:
+        async def handler(request: web.Request) -> web.StreamResponse:
             body = make(request)
-            if body is None:
-                return web.Response(status=404, text="")
-            return web.Response(body=encode(body), content_type="application/json")
+            return web.Response(body=encode(await body if isawaitable(body) else body), content_type="application/json")
 
         return handler
 
     async def _file(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        if name in OF_RUN and (self.run / name).is_file():
-            return web.Response(body=(self.run / name).read_bytes(), content_type=OF_RUN[name])
-        if name not in FILES:
-            return web.Response(status=404, text="")
-        file, kind = FILES[name]
-        body = files("demur.report").joinpath("templates", file).read_bytes()
-        return web.Response(body=body, content_type=kind, charset="utf-8")
+        name = request.match_info["name"] or FILES[0]
+        place = files("demur.report").joinpath("templates", name) if name in FILES else self.run / name
+        if name not in FILES + OF_RUN or not place.is_file():
+            raise web.HTTPNotFound
+        return web.Response(body=place.read_bytes(), content_type=guess_type(name)[0], charset="utf-8")
+
+    def _asked(self, request: web.Request) -> tuple[int, Trace]:
+        """The trace that a request is about."""
+        row = int(request.match_info["row"])
+        if (trace := self.index.trace(row)) is None:
+            raise web.HTTPNotFound
+        return row, trace
 
     def about(self) -> dict[str, Any]:
         """What there is to filter by and to label."""
@@ -122,34 +126,26 @@ class Viewer:
                 strata = self.index.strata(ask)
                 found["draw"] = {"bands": {s.band: s.size for s in strata}, "widths": [*widths(strata).items()]}
         for row in found["rows"]:
-            row["head"] = visible(row["head"])
-            row["labelled"] = sorted(self.labels.of(row["id"]))
+            row |= {"head": visible(row["head"]), "labelled": sorted(self.labels.of(row["id"]))}
         return found
 
-    def _trace(self, request: web.Request) -> dict[str, Any] | None:
-        row = int(request.match_info["row"])
-        trace = self.index.trace(row)
-        if trace is None:
-            return None
+    def _trace(self, request: web.Request) -> dict[str, Any]:
+        row, trace = self._asked(request)
+        prompt, limit = trace.prompt, None if request.query.get("all") else SHOWN
         verdicts, findings = self.index.notes(trace.id)
-        limit = None if request.query.get("all") else SHOWN
         marks = [(f.pattern, span) for f in findings if f.present for span in f.spans]
-        texts = {
-            part: None if text is None else pieces(text, [m for m in marks if m[1].part == part], limit=limit)
-            for part, text in (("thinking", trace.thinking), ("answer", trace.answer))
-        }
-        left = sum(max(0, len(text or "") - SHOWN) for text in (trace.thinking, trace.answer)) if limit else 0
+        texts = {"thinking": trace.thinking, "answer": trace.answer}
         return {
-            "row": row, "id": trace.id, "model": trace.model, "outcome": trace.outcome, "intent": trace.prompt.intent,
-            "category": trace.prompt.category, "source": trace.prompt.source, "attack": trace.prompt.attack,
-            "prompt": visible(trace.prompt.text),
-            "question": visible(trace.prompt.question) if trace.prompt.question != trace.prompt.text else "",
-            "gold": trace.prompt.gold, "tokens": trace.tokens_out, "notes": trace.notes, "texts": texts, "more": left,
-            "verdicts": [
-                {"judge": v.judge, "part": v.part, "query": v.query, "label": v.label, "score": v.score,
-                 "reason": visible(v.reason), "raw": visible(v.raw or "")[:4_000]}
-                for v in verdicts
-            ],
+            "row": row, "id": trace.id, "model": trace.model, "outcome": trace.outcome, "intent": prompt.intent,
+            "category": prompt.category, "source": prompt.source, "attack": prompt.attack, "prompt": visible(prompt.text),
+            "question": visible(prompt.question) if prompt.question != prompt.text else "",
+            "gold": prompt.gold, "tokens": trace.tokens_out, "notes": trace.notes,
+            "texts": {
+                part: None if text is None else pieces(text, [m for m in marks if m[1].part == part], limit=limit)
+                for part, text in texts.items()
+            },
+            "more": sum(max(0, len(text or "") - limit) for text in texts.values()) if limit else 0,
+            "verdicts": [asdict(v) | {"reason": visible(v.reason), "raw": visible(v.raw or "")[:4_000]} for v in verdicts],
             "findings": [
                 {"pattern": f.pattern, "present": f.present, "detector": f.detector, "reason": visible(f.reason)}
                 for f in sorted(findings, key=lambda f: PATTERNS.index(f.pattern))
@@ -157,24 +153,20 @@ class Viewer:
             "siblings": self.index.siblings(row), "labels": self.labels.of(trace.id),
         }  # fmt: skip
 
-    async def _label(self, request: web.Request) -> web.Response:
+    async def _label(self, request: web.Request) -> dict[str, Any]:
         if request.content_type != "application/json" or "Origin" not in request.headers:
-            return web.Response(status=403, text="")
-        row = int(request.match_info["row"])
-        trace = self.index.trace(row)
-        if trace is None:
-            return web.Response(status=404, text="")
+            raise web.HTTPForbidden
+        row, trace = self._asked(request)
         given = await request.json()
         by = str(given.get("by") or "").encode(errors="replace").decode().strip()[:60]
         if not by:
             raise UserError("say who labels")
-        asked = dict(parse_qsl(str(given.get("asked") or "")))
-        drawn = [(one.band, one.size) for one in self.index.strata(asked, row=row)]
+        drawn = self.index.strata(dict(parse_qsl(str(given.get("asked") or ""))), row=row)
         self.labels.put(
             trace, kind=str(given["kind"]), value=given.get("value"), by=by, verdicts=self.index.notes(trace.id)[0],
-            drawn=drawn[0] if drawn else None,
+            drawn=drawn[0][:2] if drawn else None,
         )  # fmt: skip
-        return web.Response(body=encode(self.labels.of(trace.id)), content_type="application/json")
+        return self.labels.of(trace.id)
 
 
 async def serve(run: Path, *, port: int = 0, ready: Any = None) -> None:

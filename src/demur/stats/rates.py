@@ -8,18 +8,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from demur.records import Estimate
-from demur.stats.spread import (
-    Floats,
-    Sample,
-    Z,
-    cluster_variance,
-    correlation,
-    picked,
-    sample,
-    t_quantile,
-    variance_of,
-    weighed,
-)
+from demur.stats.spread import Sample, Z, correlation, picked, t_quantile, weighed
 
 USUAL = 0.5  # How much trainings differ where nothing is known: the standard deviation of their log odds
 NONE = Estimate(value=None, low=None, high=None, n=0, unscored=0)
@@ -49,7 +38,7 @@ def rate(
         fixed: the clusters are all that there are (AIME's 30 problems), not a sample: only replies vary.
     """
     known = [i for i, outcome in enumerate(outcomes) if outcome is not None]
-    data = sample([float(bool(outcomes[i])) for i in known], picked(clusters, known), picked(seeds, known))
+    data = Sample.of([float(bool(outcomes[i])) for i in known], picked(clusters, known), picked(seeds, known))
     cut = [bool(at < len(truncated) and truncated[at]) for at in range(len(outcomes))]
     sure = sum(outcome is True and not unsure for outcome, unsure in zip(outcomes, cut, strict=True))
     unsure = sum(outcome is None or own for outcome, own in zip(outcomes, cut, strict=True))
@@ -79,13 +68,13 @@ def mean(
     """
     known = [i for i, value in enumerate(values) if value is not None]
     _, linear = weighed([float(v) for v in values if v is not None], picked(stratum, known) if strata else None, strata)
-    data = sample(linear, picked(clusters, known), picked(seeds, known))
+    data = Sample.of(linear, picked(clusters, known), picked(seeds, known))
     blank = _blank(known, values, data, truncated=truncated)
     if data.clusters < 2:
         why = "all is of one prompt: no spread to tell an interval from" if known else "nothing was counted"
         return replace(blank, how=why)
     value = float(data.values.mean())
-    variance, freedom, how = variance_of(data, cluster_variance(data))
+    variance, freedom, how = data.variance(data.cluster_variance())
     if not variance:
         # All alike says that others are rare, not that there are none: two more observations, at zero and at twice the value.
         scale, n = abs(value) or 1.0, data.clusters + 2
@@ -195,35 +184,30 @@ def _worth(data: Sample, p: float, *, fixed: bool) -> tuple[float, float, str]:
     """Of how many independent observations the replies are worth, with which quantile, and how that was found."""
     sizes = np.bincount(data.cluster).astype(float)
     yes = np.asarray(np.bincount(data.cluster, weights=data.values), dtype=np.float64)
-    effective, how = _of_these(yes, sizes, p) if fixed else _of_such(yes, sizes, p)
+    n, how = float(sizes.sum()), "Wilson"
+    effective = n
+    if fixed:  # these prompts are all that there are: what varies is a prompt's replies
+        several = sizes > 1
+        spread = (yes * (sizes - yes))[several] / (sizes - 1)[several]
+        within = float(spread.sum()) * len(sizes) / max(1, several.sum())
+        effective = p * (1 - p) * n * n / within if within else n
+        how += (
+            ", of these prompts alone: replies vary, prompts do not"
+            if within
+            else ", over replies: one a prompt, or all alike"
+        )
+    elif n > len(sizes):
+        effective = n / (1 + (float((sizes**2).sum() / n) - 1) * correlation(yes, sizes, p))
+        how += ", clustered by prompt"
     if data.seeds < 2:
         return effective, Z, how
     if p in (0.0, 1.0):
         # No event says nothing of how trainings differ: the bound is that of a usual spread.
         how = f"{how}; {data.seeds} seeds assumed to differ by {USUAL} on the logit scale"
         return effective * (1 - (Z * USUAL) ** 2 / data.seeds), Z, how
-    variance, freedom, between = variance_of(data, p * (1 - p) / effective)
+    variance, freedom, between = data.variance(p * (1 - p) / effective)
     quantile = Z if freedom >= data.clusters - 1 else t_quantile(freedom)
     return p * (1 - p) / variance, quantile, f"{'these prompts alone, ' * fixed}Wilson, {between}"
-
-
-def _of_such(yes: Floats, sizes: Floats, p: float) -> tuple[float, str]:
-    """What replies are worth where their prompts are a sample."""
-    n = float(sizes.sum())
-    if n == len(sizes):
-        return n, "Wilson"
-    per_cluster = float((sizes**2).sum() / n)
-    return n / (1 + (per_cluster - 1) * correlation(yes, sizes, p)), "Wilson, clustered by prompt"
-
-
-def _of_these(yes: Floats, sizes: Floats, p: float) -> tuple[float, str]:
-    """The same where the prompts are all that there are: what varies is a prompt's replies."""
-    n, several = float(sizes.sum()), sizes > 1
-    spread = (yes * (sizes - yes))[several] / (sizes - 1)[several]
-    within = float(spread.sum()) * len(sizes) / max(1, several.sum())
-    if not within:
-        return n, "Wilson, over replies: one a prompt, or all alike"
-    return p * (1 - p) * n * n / within, "Wilson, of these prompts alone: replies vary, prompts do not"
 
 
 def _worth_of(estimate: Estimate) -> tuple[float, float] | None:

@@ -9,19 +9,7 @@ from msgspec.structs import replace
 
 from demur.records import Record
 from demur.stats.rates import USUAL, Better
-from demur.stats.spread import (
-    PRIOR,
-    cluster_variance,
-    flip_test,
-    moderated,
-    normal_quantile,
-    picked,
-    sample,
-    t_quantile,
-    t_test,
-    weighed,
-    with_pseudo_clusters,
-)
+from demur.stats.spread import PRIOR, Sample, flip_test, picked, t_quantile, t_test, weighed
 
 USUAL_BASES = 0.7  # How much bases differ where nothing is known: the standard deviation of their log odds
 POWER = 0.8
@@ -73,7 +61,7 @@ def paired(
     sides = [[float(side[i] or 0) for i in known] for side in (a, b)]
     stratum, weights = strata or (None, None)
     flat, linear = weighed([x - y for x, y in zip(*sides, strict=True)], picked(stratum, known), weights)
-    data = sample(linear, picked(clusters, known), picked(seeds, known))
+    data = Sample.of(linear, picked(clusters, known), picked(seeds, known))
     blank = Difference(
         value=None, low=None, high=None, p=None, n=len(known), clusters=data.clusters, seeds=data.seeds,
         unscored=len(a) - len(known),
@@ -83,11 +71,11 @@ def paired(
     value = float(data.values.mean())
     share = all(isinstance(x[i], bool) for x in (a, b) for i in known)
     scale = 1.0 if share else 0.0 if data.values.std() else abs(value) or 1.0
-    smooth = with_pseudo_clusters(data, scale) if scale else data
+    smooth = data.with_pseudo_clusters(scale) if scale else data
     centre = float(smooth.values.mean()) if share else value
-    by_prompt, middle = cluster_variance(smooth), float(np.mean(sides))
+    by_prompt, middle = smooth.cluster_variance(), float(np.mean(sides))
     each = middle * (1 - middle) if share else float(np.std(sides)) / 2
-    variance, freedom, how = moderated(smooth, by_prompt, math.sqrt(2) * usual * each)
+    variance, freedom, how = smooth.moderated(by_prompt, math.sqrt(2) * usual * each)
     half = t_quantile(freedom) * math.sqrt(variance)
     low, high = (max(-1.0, centre - half), min(1.0, centre + half)) if share else (centre - half, centre + half)
     p = flip_test(flat, data.cluster)
@@ -134,7 +122,7 @@ def minimum_detectable(spread: float, clusters: int, *, comparisons: int = 1, sh
     `fixed` is the variance that no number of prompts takes away: that between trainings.
     """
     spread = math.sqrt(spread**2 + fixed * clusters)
-    critical, wanted = normal_quantile(1 - 0.025 / comparisons), normal_quantile(POWER)
+    critical, wanted = t_quantile(share=1 - 0.025 / comparisons), t_quantile(share=POWER)
     low, high = 0.0, 1.0 if share else 100 * spread
     for _ in range(40):
         middle = (low + high) / 2
