@@ -1,6 +1,8 @@
 """The report of a run: numbers first (`build`), then how they are shown (`write`, `terminal`)."""
 
+import io
 from collections.abc import Sequence
+from csv import writer
 from pathlib import Path
 
 import msgspec
@@ -14,8 +16,9 @@ from demur.report.data import plain as as_json
 from demur.report.first import first
 from demur.report.format import conclusion
 from demur.report.sections import sections
-from demur.report.tables import STAND_IN, as_csv
+from demur.report.tables import STAND_IN, templates
 from demur.report.tables import markdown as table_markdown
+from demur.storage import readers
 from demur.storage.artifacts import atomic_write
 
 VERBS = ("patterns", "data", "learnability", "measured")  # Sections that stand for a run without evaluations
@@ -63,25 +66,21 @@ def terminal(report: Report) -> Group:
 
 def markdown(report: Report) -> str:
     """summary.md: the tables that a reader wants, with what stands under them."""
-    out = [f"# {report.name}", ""]
-    out += [f"**{STAND_IN}**", ""] if report.stand_in else []
-    out += [report.question, ""] if report.question else []
-    for section in sections(report):
-        if section.id in SUMMARY and section.tables:
-            out += [f"## {section.title}", "", *([section.about, ""] if section.about else [])]
-            for table in section.tables:
-                out += [*table_markdown(table), ""]
-            out += [f"- {note.replace('|', chr(92) + '|').replace('<', '&lt;')}" for note in section.notes]
-            out += [""] if section.notes else []
-    return "\n".join(out)
+    shown = [section for section in sections(report) if section.id in SUMMARY and section.tables]
+    template, banner = templates().get_template("summary.md"), STAND_IN if report.stand_in else ""
+    return f"{template.render(report=report, sections=shown, banner=banner, markdown=table_markdown).rstrip()}\n"
 
 
 def csv(report: Report) -> str:
-    """results.csv: every number of the run, one a line."""
-    own = ["arm", "seed", "bench", "attack", "metric", "part", "judge", "better", "unit"]
-    found = ((r, msgspec.structs.asdict(r.estimate)) for r in report.results)
-    rows = ([*(getattr(r, k) for k in own), *(e | {"clusters": e["clusters"] or e["n"]}).values()] for r, e in found)
-    return as_csv([*own, *Estimate.__struct_fields__], rows)
+    """results.csv: every number of the run, one a line; a text that a spreadsheet would take for a formula is disarmed."""
+    own, out = ["arm", "seed", "bench", "attack", "metric", "part", "judge", "better", "unit"], io.StringIO()
+    rows = writer(out, lineterminator="\n")
+    rows.writerow([*own, *Estimate.__struct_fields__])
+    for r in report.results:
+        e = msgspec.structs.asdict(r.estimate)
+        e["clusters"] = e["clusters"] or e["n"]
+        rows.writerow(readers.inert(value) for value in (*(getattr(r, key) for key in own), *e.values()))
+    return out.getvalue()
 
 
 __all__ = ["Report", "as_json", "build", "markdown", "terminal", "write"]

@@ -7,10 +7,8 @@ from demur.records import Estimate
 from demur.report import format
 from demur.report.data import Report
 from demur.report.metrics import ALL, Column
-from demur.report.tables import DOUBT, Cell, Head, Section, Table, doubtful, estimate, plain
+from demur.report.tables import DOUBT, Cell, Head, Section, Table, doubtful, estimate, plain, templates
 
-BESIDE = "n in a heading: replies, scored or not; n beside a number: the scored ones, where they are fewer than 10 or than 90 % of those"
-MEAN = "mean, all benchmarks: the average over benchmarks and attacks, each of the same weight"
 COLLAPSED = 0.5  # Below this share of the untrained arm's answer length answers have collapsed
 
 
@@ -61,9 +59,9 @@ def first(report: Report) -> Iterator[Section]:
         rows.append((Cell(arm, "warn" if arm in report.incoherent else ""), *cells))
     table = Table((Head("arm", number=False), *(_head(column, most) for column in shown)), rows)
     unscored = any(e.unscored for column in shown for arm in report.arms if (e := numbers.get((arm, *column[:5]))))
-    said = [BESIDE] * (unscored or any(" n=" in plain(cell) for row in rows for cell in row))
-    said += [MEAN] * any(column.bench == ALL for column in shown)
-    yield Section("results", "", (table,), notes=(*notes(report), *said))
+    beside = unscored or any(" n=" in plain(cell) for row in rows for cell in row)
+    missing = [column for column in report.columns if column not in shown]
+    yield Section("results", "", (table,), notes=_notes(report, missing, beside, any(c.bench == ALL for c in shown)))
 
 
 def _head(column: Column, shown: dict[Column, Estimate]) -> Head:
@@ -81,40 +79,35 @@ def _head(column: Column, shown: dict[Column, Estimate]) -> Head:
     return Head(f"{' '.join(parts)}\nn={most.n + most.unscored:,}{prompts}", group)
 
 
-def notes(report: Report) -> list[str]:
-    """What stands under the table."""
+def _notes(report: Report, missing: Sequence[Column], beside: bool, mean: bool) -> tuple[str, ...]:
+    """What stands under the table, by notes.txt: how far to trust it, what is missing, what else is known."""
     numbers = report.table()
     found = [(arm, c, numbers[arm, *c[:5]]) for arm in report.arms for c in report.columns if (arm, *c[:5]) in numbers]
     once = [(arm, e) for arm, column, e in found if column.metric != "pairs"]  # which are of replies that others count
-    counts = "no reply is scored"
-    if any(e.n + e.unscored for _, e in once):
-        counts = ", ".join(f"{key} {_shares(once, key)}" for key in ("truncated", "unscored"))
-    of_pairs = " (pairs for pairs told apart)" * (len(once) < len(found))
-    seeds, bases = max((p.seeds for p in report.protocols), default=1), len(report.bases)
-    levels = ", seeds as their own level" * (seeds > 1) + f", and {bases} bases as theirs" * (bases > 1)
-    judges = {f"{c.judge} ({c.part})": 0 for c in report.columns} or {j: 0 for p in report.protocols for j in p.judges}
-    text = [
-        f"{format.plural(seeds, 'seed')}; 95 % intervals, clustered by prompt{levels}, each of one number alone; n counts replies{of_pairs}; "
-        f"{counts}; judge{'' if len(judges) == 1 else 's'}: {', '.join(judges) or 'none'}"
-    ]
-    text += [
-        f"{arm} is garbled in {format.interval(e)} % of replies: read its row with that in mind, it does not speak coherently"
-        for arm, e in report.incoherent.items()
-    ]
-    text += [f"{judge}: {note}" for judge, note in report.judges.items()]
-    text += [*_missing(report), *_replies(report, doubts(found)), *report.remarks]
-    for a in report.agreement:
-        kappa = format.number(a.kappa, "count", digits=2)
-        text.append(f"{a.a} and {a.b} agree on the {a.part} of {format.interval(a.same)} % of replies, kappa {kappa}")
-    text += ["in brackets: what the paper printed (arXiv 2505.15404 v2), without intervals"] * bool(report.published)
-    others = " that is not garbled" * bool(report.incoherent)
-    text += [f"* better than every other arm{others}, paired, p after Holm and interval agree"] * bool(report.best)
-    shown = [claim for claim in report.claims if claim.winner or claim.margin is not None]
-    text += [format.sentence(claim) for claim in shown]
-    if left := len(report.claims) - len(shown):
-        others = format.plural(left, "other comparison" if shown else "comparison")
-        text.append(f"no difference is shown in {others}; the report says how many prompts would show one")
-    return text
+    why: dict[str, dict[str, int]] = {}  # replies held no answer, arm by arm
+    means: dict[str, dict[str, float]] = {}
+    for (arm, bench, _, metric, *_), e in numbers.items():
+        head, _, reason = metric.partition("/")
+        if head == "no_reply" and reason and e.value and arm in report.arms:
+            own = why.setdefault(arm, {})
+            own[reason] = own.get(reason, 0) + round(e.value * e.n)
+        elif bench == ALL:
+            means.setdefault(arm, {})[metric] = e.value or 0.0
+    every = {
+        arm: [means.get(arm, {}).get(f"{part}_tokens", 0.0) for part in ("thinking", "answer")] for arm in report.arms
+    }
+    raw = next((claim.b for claim in report.changes), "")
+    usual = every[raw][1] if raw else 0.0
+    text = templates().get_template("notes.txt").render(
+        report=report, format=format, seeds=max((p.seeds for p in report.protocols), default=1), pairs=len(once) < len(found),
+        scored=sum(e.n + e.unscored for _, e in once), truncated=_shares(once, "truncated"), unscored=_shares(once, "unscored"),
+        judges=list(dict.fromkeys([f"{c.judge} ({c.part})" for c in report.columns] or [j for p in report.protocols for j in p.judges])),
+        missing=[(c, {arm: e for arm, other, e in found if other == c}) for c in missing], why=why, doubts="\n".join(doubts(found)),
+        lengths={arm: own for arm, own in every.items() if sum(own)}, raw=raw, beside=beside, mean=mean,
+        short={arm: answer / usual for arm, (_, answer) in every.items() if usual and answer < COLLAPSED * usual},
+        claims=[claim for claim in report.claims if claim.winner or claim.margin is not None],
+    )  # fmt: skip
+    return tuple(filter(None, text.split("\n")))
 
 
 def _shares(found: Iterable[tuple[str, Estimate]], key: str) -> str:
@@ -130,19 +123,6 @@ def _shares(found: Iterable[tuple[str, Estimate]], key: str) -> str:
     return every + f" ({', '.join(each)})" * (every != "0" and len(counts) > 2)
 
 
-def _missing(report: Report) -> Iterator[str]:
-    """Columns that hold no number, and what became of their replies."""
-    shown, numbers = columns(report), report.table()
-    for column in report.columns:
-        if column not in shown:
-            own = {arm: e for arm in report.arms if (e := numbers.get((arm, *column[:5]))) is not None}
-            said = "{} of {:,} replies, {:,} of them truncated"
-            each = {arm: said.format(e.n or "none", e.n + e.unscored, e.truncated) for arm, e in own.items()}
-            scored = "; ".join(f"of {arm} {text}" if len(own) > 1 else text for arm, text in each.items())
-            few = ": too few for a number" if any(e.n for e in own.values()) else ""
-            yield f"not shown, {format.place(*column[:3])}: {column.judge or 'no judge'} scored {scored}{few}"
-
-
 def doubts(found: Iterable[tuple[str, Sequence[str], Estimate]]) -> Iterator[str]:
     """Where so much was truncated or unscored that the number could be quite another one, in one line."""
     places = []
@@ -154,32 +134,3 @@ def doubts(found: Iterable[tuple[str, Sequence[str], Estimate]]) -> Iterator[str
     if places:
         more = f"; and {len(places) - 3} more" if len(places) > 3 else ""
         yield f"{DOUBT} truncated or unscored, so much that a rate lies, whatever they held: {'; '.join(places[:3])}{more}"
-
-
-def _replies(report: Report, doubted: Iterable[str]) -> Iterator[str]:
-    """Why replies held no answer, which numbers that puts in doubt, how much is thinking, and whose answers have collapsed."""
-    why: dict[str, dict[str, int]] = {}
-    means: dict[str, dict[str, float]] = {}
-    for (arm, bench, _, metric, *_), e in report.table().items():
-        head, _, reason = metric.partition("/")
-        if head == "no_reply" and reason and e.value and arm in report.arms:
-            own = why.setdefault(arm if len(report.arms) > 1 else "", {})
-            own[reason] = own.get(reason, 0) + round(e.value * e.n)
-        elif bench == ALL:
-            means.setdefault(arm, {})[metric] = e.value or 0.0
-    each = (f"{arm} {', '.join(f'{n:,} {reason}' for reason, n in sorted(own.items()))}" for arm, own in why.items())
-    if why:
-        yield "replies without an answer: " + "; ".join(map(str.lstrip, each))
-    yield from doubted
-    lengths = {
-        arm: [means.get(arm, {}).get(f"{part}_tokens", 0.0) for part in ("thinking", "answer")] for arm in report.arms
-    }
-    known = [(arm, thought, answer) for arm, (thought, answer) in lengths.items() if thought + answer]
-    if 0 < len(known) <= 12:
-        shares = (f"{arm} {100 * thought / (thought + answer):.0f} %" for arm, thought, answer in known)
-        yield f"tokens that are thinking: {', '.join(shares)}"
-    raw = next((claim.b for claim in report.changes), "")
-    usual = lengths[raw][1] if raw else 0.0
-    if short := {arm: answer / usual for arm, (_, answer) in lengths.items() if usual and answer < COLLAPSED * usual}:
-        of = ", ".join(f"{arm} {100 * share:.0f} %" for arm, share in short.items())
-        yield f"answers are much shorter than {raw}'s: {of} of its length"

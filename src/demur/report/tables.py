@@ -1,8 +1,6 @@
-"""One table, four writers: for a terminal, Markdown, a page, CSV."""
+"""One table, three writers: for a terminal, Markdown, a page."""
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions
@@ -11,7 +9,6 @@ from rich.text import Text
 
 from demur.records import Estimate
 from demur.report import format
-from demur.storage import readers
 
 STAND_IN = "smoke run: small local models in every part; these numbers say nothing of any real model"
 OPEN, DOUBT = 0.10, "?"  # Above this distance between best and worst case a number is doubtful, and has this behind it
@@ -137,29 +134,22 @@ def _block(table: Table, shown: Sequence[tuple[int, int, int]], width: int) -> R
 
 
 def templates() -> Any:
-    """What a page and its drawings are made of: everything that is not marked as ours is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    """What a page and its drawings are made of, and notes: in HTML and SVG all that is not marked as ours is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    how: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=PackageLoader("demur.report"), **how)
+    how: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(
+        loader=PackageLoader("demur.report"), autoescape=select_autoescape(("html", "svg")), **how
+    )
     environment.filters["cell"] = lambda cell: cell if isinstance(cell, Cell) else Cell(cell)
     return environment
 
 
-def markdown(table: Table) -> list[str]:
-    """A table as lines of Markdown; nothing in it can leave its cell or become markup."""
+def markdown(table: Table) -> str:
+    """A table as Markdown; nothing in it can leave its cell or become markup."""
     safe = str.maketrans({"|": "\\|", "<": "&lt;", "*": "\\*", "\n": " "})
     titles = [": ".join(part for part in (head.group, head.title) if part) for head in table.heads]
     rows = [[cell.translate(safe) for cell in row] for row in (titles, *([plain(c) for c in r] for r in table.rows))]
     rows.insert(1, ["---:" if head.number else "---" for head in table.heads])
     body = [f"| {' | '.join(row)} |" for row in rows]
-    return [f"**{table.name}**", "", *body] if table.name else body
-
-
-def as_csv(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(titles)
-    writer.writerows([readers.inert(value) for value in row] for row in rows)
-    return out.getvalue()
+    return "\n".join([f"**{table.name}**", "", *body] if table.name else body)
