@@ -9,15 +9,15 @@ Of judges they say what they are worth: how far people agree with them, and rate
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from demur import stats
-from demur.bench.metrics import HARM
+from demur.bench.metrics import HARM, REFUSAL
 from demur.errors import UserError
 from demur.judge import note, requires_model
 from demur.judge.base import JudgeSetup
 from demur.judge.calibrate import Calibration, errors_of, kept, weights
-from demur.records import PATTERNS, Estimate, HarmLabel, Record, RefusalLabel, Trace, Verdict, encode
+from demur.records import PATTERNS, Estimate, Record, Trace, Verdict, encode
 from demur.report import format
 from demur.report.index import Stratum
 from demur.report.metrics import Cell, Cells, Column
@@ -25,11 +25,7 @@ from demur.report.read import Judged, Row, band, given, protocol_of
 from demur.storage import artifacts as runs
 from demur.storage.artifacts import Artifact, atomic_write
 
-KINDS: dict[str, tuple[str, ...]] = {
-    "refusal": get_args(RefusalLabel),
-    "harm": get_args(HarmLabel),
-    "patterns": PATTERNS,
-}
+KINDS: dict[str, tuple[str, ...]] = {"refusal": REFUSAL, "harm": HARM, "patterns": PATTERNS}
 ASSUMED = 0.1  # How often a judge without probabilities is taken to err before there are labels
 UNKNOWN = "uncalibrated: no labels of people are known for it with this text and model (demur calibrate, demur view)"
 

@@ -16,8 +16,8 @@ from demur.report.data import Report
 from demur.report.format import pieces, visible
 from demur.report.patterns import label
 from demur.report.read import bench_name, family
-from demur.report.sections import Part, own_table, sections
-from demur.report.tables import STAND_IN, Cell, templates
+from demur.report.sections import own_table, sections
+from demur.report.tables import STAND_IN, Cell, Table, templates
 from demur.storage.artifacts import COMMANDS, Artifact, artifacts
 from demur.storage.records_file import project
 
@@ -42,7 +42,7 @@ def page(report: Report, runs: Sequence[Path]) -> str:
         shown += samples(own, prefix)
     script = environment.loader.get_source(environment, "report.js")[0]
     return str(environment.get_template("report.html").render(
-        report=report, sections=sections(report, [_certified(runs)]), samples=shown, script=script,
+        report=report, sections=sections(report, _certified(runs)), samples=shown, script=script,
         banner=STAND_IN if report.stand_in else "", about=_about(every, runs),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     ))  # fmt: skip
@@ -124,7 +124,7 @@ def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, .
     }  # fmt: skip
 
 
-def _certified(runs: Sequence[Path]) -> Part:
+def _certified(runs: Sequence[Path]) -> dict[str, list[Table]]:
     """What `demur check contamination` certified of the training rows, benchmark by benchmark."""
     rows: list[tuple[Cell | str, ...]] = []
     for path in (run / "contamination.json" for run in runs):
@@ -134,4 +134,4 @@ def _certified(runs: Sequence[Path]) -> Part:
                 taken = f", {one['removed']} taken out" if one.get("removed") else ""
                 held = Cell(f"{bench['rows']} of {one['rows']}{taken}", "warn" if bench["rows"] else "")
                 rows.append((name, bench["bench"], held, f"{bench['prompts']:,}"))
-    return "contamination", own_table("contamination", rows), {}
+    return {"contamination": own_table("contamination", rows)}

@@ -13,7 +13,6 @@ from demur.report.tables import Cell, Section, Table, estimate, table
 from demur.report.tests import PairedTest
 
 Row = tuple[Cell | str, ...]
-Part = tuple[str, Sequence[Table], dict[str, object]]  # Id of a section, its tables, and what its text has to say
 TEXTS: dict[str, Any] = json.loads(files("demur.report").joinpath("sections.json").read_text())
 """Id -> title, what is said of it, whether it is folded, and, of one table, its headings."""
 DRAWN: dict[str, Callable[[Report], Iterator[figures.Figure]]] = {  # Sections with drawings
@@ -21,39 +20,23 @@ DRAWN: dict[str, Callable[[Report], Iterator[figures.Figure]]] = {  # Sections w
 }  # fmt: skip
 
 
-def sections(report: Report, more: Iterable[Part] = ()) -> list[Section]:
+def sections(report: Report, more: dict[str, list[Table]] | None = None) -> list[Section]:
     """All that there is to show; `more` is what a page adds."""
-    found = {}
-    for name, tables, own in (*_parts(report), *more):
-        if filled := tuple(one for one in tables if one.rows):
-            found[name] = Section(name, TEXTS[name][0], filled, TEXTS[name][1].format(**own))
-    for name, draw in DRAWN.items():
-        if shown := tuple(draw(report)):
-            empty = Section(name, TEXTS[name][0], about=TEXTS[name][1])
-            found[name] = found.get(name, empty)._replace(figures=shown)
-    found |= {section.id: section for section in first(report)}
-    return [
-        found[name]._replace(title=title, fold=fold) for name, (title, _, fold, *_) in TEXTS.items() if name in found
-    ]
-
-
-def own_table(name: str, rows: Sequence[Row]) -> list[Table]:
-    """The one table of a section."""
-    return [table(TEXTS[name][3], rows)]
-
-
-def _parts(report: Report) -> Iterator[Part]:
-    tests = [test for one in report.findings for test in one.evidence]
-    yield (
-        "findings",
-        own_table("findings", list(_findings(report))),
-        {"count": max((t.comparisons for t in tests), default=0)},
-    )
-    yield from (*_changes(report), *_patterns(report), *_data(report), *_details(report))
-    yield from ((name, own_table(name, rows), {}) for name, rows in _small(report).items())
-    yield "every", own_table("every", list(_every(report))), {}
-    if report.claims:
-        yield "comparisons", [comparison(report.claims)], {"count": report.claims[0].comparisons}
+    counts = [test.comparisons for one in report.findings for test in one.evidence]
+    facts = {"tests": max(counts, default=0), "claims": max((t.comparisons for t in report.claims), default=0)}
+    made = _patterns(report) | _data(report) | _details(report) | _small(report) | (more or {})
+    made |= {"changes": _changes(report), "comparisons": [comparison(report.claims)]}
+    raw = next((test.b for test in report.changes), "")
+    ours = {section.id: section for section in first(report)}
+    found = []
+    for name, (heading, about, fold, *_) in TEXTS.items():
+        tables = tuple(one for one in made.get(name, ()) if one.rows)
+        drawings = tuple(DRAWN[name](report)) if name in DRAWN else ()
+        if name in ours:
+            found.append(ours[name]._replace(title=heading))
+        elif tables or drawings:
+            found.append(Section(name, heading, tables, about.format(raw=raw, **facts), (), drawings, fold))
+    return found
 
 
 def _findings(report: Report) -> Iterator[Row]:
@@ -90,23 +73,21 @@ def comparison(tests: Sequence[PairedTest]) -> Table:
         gap = Cell(format.spread(t.difference, t.unit), about=f"{t.difference.how}; A {a}; B {b}")
         words = Cell(format.verdict(t), "best" if t.winner else "")
         rows.append((f"{at}, n={t.difference.clusters:,}", *sides, gap, format.p_value(t.p_holm), words))
-    return own_table("comparisons", rows)[0]
+    return table(TEXTS["comparisons"][3], rows)
 
 
-def _changes(report: Report) -> Iterator[Part]:
+def _changes(report: Report) -> list[Table]:
     """Gain and cost of training."""
     benches = {t.metric: f" on {t.bench}" if t.bench else "" for t in report.changes}
     rows: dict[str, dict[str, Cell]] = {}
     for t in report.changes:
         won = "best" if t.winner == t.a else ""
         rows.setdefault(t.a, {})[t.metric] = Cell(format.spread(t.difference, t.unit), won, format.verdict(t))
-    if rows:
-        titles = ("arm", *(f"#{format.metric(metric)}{where}, points" for metric, where in benches.items()))
-        cells: list[Row] = [(arm, *(own.get(metric, Cell("")) for metric in benches)) for arm, own in rows.items()]
-        yield "changes", [table(titles, cells)], {"raw": report.changes[0].b}
+    titles = ("arm", *(f"#{format.metric(metric)}{where}, points" for metric, where in benches.items()))
+    return [table(titles, [(arm, *(own.get(metric, Cell("")) for metric in benches)) for arm, own in rows.items()])]
 
 
-def _patterns(report: Report) -> Iterator[Part]:
+def _patterns(report: Report) -> dict[str, list[Table]]:
     """Failure patterns of traces, and what else detectors measure."""
     kinds, filtered = {"pattern": "", "class": " (class)", "any": " pattern"}, any(r.after for r in report.patterns)
     rows: list[Row] = [
@@ -118,40 +99,28 @@ def _patterns(report: Report) -> Iterator[Part]:
     found = ((name, key.replace("_", " "), e) for name, own in report.measures.items() for key, e in own.items())
     more: list[Row] = [(name, key, format.interval(e, "count", digits=2), f"{e.n:,}") for name, key, e in found]
     what = "what else is measured, a trace: sentences; places as shares of the thinking, loop and switch of the traces"
-    yield "patterns", [
-        table(("traces", "pattern", *titles, "#n", "#undecided", "detector"), rows),
-        table(("traces", "measure", "#mean [95 %]", "#n"), more, what),
-    ], {}  # fmt: skip
+    first = table(("traces", "pattern", *titles, "#n", "#undecided", "detector"), rows)
+    return {"patterns": [first, table(("traces", "measure", "#mean [95 %]", "#n"), more, what)]}
 
 
-def _data(report: Report) -> Iterator[Part]:
+def _data(report: Report) -> dict[str, list[Table]]:
     """From prompts to training rows."""
 
-    def counted(name: str, first: str, own: Iterable[tuple[str, dict[str, Any]]], missing: str) -> Table:
-        rows = list(own)
-        keys = list(dict.fromkeys(key for _, counts in rows for key in counts))
-        titles = (first, *(key if key == "component" else f"#{key.replace('_', ' ')}" for key in keys))
-        return table(titles, [(n, *(_count(of.get(key), missing) for key in keys)) for n, of in rows], name)
+    def counted(name: str, first: tuple[str, ...], rows: Sequence[tuple[Row, dict[str, Any]]], missing: str) -> Table:
+        keys = dict.fromkeys(key for _, counts in rows for key in counts)
+        cells = [(*names, *(f"{own[key]:,}" if key in own else missing for key in keys)) for names, own in rows]
+        return table((*first, *(f"#{key.replace('_', ' ')}" for key in keys)), cells, name)
 
-    mixes = (
-        (
-            "" if number else arm,
-            {"component": row["share"]} | {key: value for key, value in row.items() if key != "share"},
-        )
-        for arm, mix in report.mixes.items()
-        for number, row in enumerate(mix)
-    )
-    yield "data", [
-        counted("what became of the teacher's replies", "strategy", report.funnels.items(), format.NONE),  # nobody judged
-        counted("repairs", "traces", report.repairs.items(), "0"), counted("mixes", "arm", mixes, ""),
-    ], {}  # fmt: skip
+    funnels, repairs = ([((name,), own) for name, own in sets.items()] for sets in (report.funnels, report.repairs))
+    every = [(arm, number, {**row}) for arm, mix in report.mixes.items() for number, row in enumerate(mix)]
+    mixes = [(("" if number else arm, row.pop("share")), row) for arm, number, row in every]
+    return {"data": [
+        counted("what became of the teacher's replies", ("strategy",), funnels, format.NONE),  # nobody judged
+        counted("repairs", ("traces",), repairs, "0"), counted("mixes", ("arm", "component"), mixes, ""),
+    ]}  # fmt: skip
 
 
-def _count(value: Any, missing: str) -> str:
-    return missing if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _details(report: Report) -> Iterator[Part]:
+def _details(report: Report) -> dict[str, list[Table]]:
     """What one form of benchmark or attack has alone, and a harm judge's alarms on harmless prompts."""
     found: dict[str, dict[tuple[str, str, str, str], dict[str, Cell]]] = {"options": {}, "turns": {}, "alarms": {}}
     for r in report.results:
@@ -162,15 +131,18 @@ def _details(report: Report) -> Iterator[Part]:
         if section and at and r.seed is None and r.arm in report.arms:
             row = found[section].setdefault((r.arm, format.place(r.bench, r.attack), r.judge, at), {})
             row[title] = estimate(r.estimate, where=format.where(r.arm, r.bench, r.attack))
+    made = {}
     for section, label in (("options", "option"), ("turns", "turn"), ("alarms", "category")):
         titles = list(dict.fromkeys(title for row in found[section].values() for title in row))
         rows: list[Row] = [(*at, *(row.get(title, "") for title in titles)) for at, row in found[section].items()]
-        yield section, [table(("arm", "benchmark", "judge", label, *(f"#{title}, %" for title in titles)), rows)], {}
+        made[section] = [table(("arm", "benchmark", "judge", label, *(f"#{title}, %" for title in titles)), rows)]
+    return made
 
 
-def _small(report: Report) -> dict[str, list[Row]]:
-    """Rows of one kind of record each."""
-    return {
+def _small(report: Report) -> dict[str, list[Table]]:
+    """A table of one kind of record each."""
+    rows: dict[str, Iterable[Row]] = {
+        "findings": _findings(report), "every": _every(report),
         "learnability": [
             (r.part, r.arm if r.seed is None else f"{r.arm}/{r.seed}", str(r.rows), f"{r.distance:.2f} ({r.distance_sequence:.1f})",
              f"{format.number(r.end, 'nats')} ({format.number(r.end_sequence, 'nats')})", f"{r.target:.3f}", f"{r.steps:,}", f"{r.tokens:,}")
@@ -192,8 +164,14 @@ def _small(report: Report) -> dict[str, list[Row]]:
              f"{p.replies:,}", str(p.seeds), " ".join(f"{k}={v}" for k, v in p.sampling.items()),
              " ".join(filter(None, (p.paper, p.sha256[:12], p.licence))) or p.file or ("a file of yours" if "=" in p.bench else "generated"))
             for p in report.protocols],
-        "stages": list(report.stages.items()),
+        "stages": report.stages.items(),
     }  # fmt: skip
+    return {name: own_table(name, own) for name, own in rows.items()}
+
+
+def own_table(name: str, rows: Iterable[Row]) -> list[Table]:
+    """The one table of a section."""
+    return [table(TEXTS[name][3], list(rows))]
 
 
 def _every(report: Report) -> Iterator[Row]:
