@@ -9,7 +9,7 @@ import copy
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,8 +73,8 @@ def override(data: dict[str, Any], item: str) -> dict[str, Any]:
         value = _value(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--set {item}: the value is not readable as YAML: {error}") from None
-    changed: dict[str, Any] = _with(data, path.split("."), value, item)
-    return changed
+    whole: dict[str, Any] = changed(data, path.split("."), value, item)
+    return whole
 
 
 def from_yaml(text: str) -> Any:
@@ -90,19 +90,19 @@ def _value(text: str) -> Any:
     return value
 
 
-def _with(data: Any, keys: list[str], value: Any, item: str) -> Any:
-    """A copy of nested data with one place changed."""
+def changed(data: Any, keys: Sequence[str], value: Any, item: str = "") -> Any:
+    """A copy of nested data with one place changed; `item` is the override that says so."""
     if not keys:
         return value
     head, *rest = keys
     if isinstance(data, list) and head.isdigit() and int(head) < len(data):
-        return [_with(old, rest, value, item) if i == int(head) else old for i, old in enumerate(data)]
+        return [changed(old, rest, value, item) if i == int(head) else old for i, old in enumerate(data)]
     if data is None or isinstance(data, dict):
         new = dict(data or {})
-        new[head] = _with(new.get(head), rest, value, item) if rest else value
+        new[head] = changed(new.get(head), rest, value, item) if rest else value
         return new
     if isinstance(data, (bool, int, float, str)):
-        return _with({}, keys, value, item)
+        return changed({}, keys, value, item)
     raise UserError(f"--set {item}: '{head}' is no place in a list of {len(data)}")
 
 
@@ -116,41 +116,63 @@ WANTED = {  # pydantic's kinds of errors that it says in words of Python
 }
 
 
+class SettingsError(UserError):
+    """What is wrong with some plain data, thing by thing."""
+
+    found: Sequence[tuple[Location, str]] = ()  # Where in the data, and what
+
+
 class Problems:
     """Everything that is wrong with some plain data, each with its places, gathered to be said at once."""
 
     def __init__(self, where: str, lines: "LineTable | None" = None) -> None:
         self._where, self._lines = where, lines
         self._left_out: list[Location] = []
-        self._wrong: list[Location] = []
-        self.found: dict[str, list[str]] = {}  # What is wrong -> where the data say it
+        self._wrong: list[tuple[Location, str]] = []
+        self._found: dict[str, list[tuple[int, str]]] = {}  # What is wrong -> line and place where the data say it
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
 
     def add(self, place: Location, message: str) -> None:
         """Take a problem in; `place` is where the data say it."""
-        place = self._original(place)
-        self._wrong.append(place)
+        for text in message.splitlines():
+            self._take(self._original(place), text, written=False)
+
+    def _take(self, place: Location, text: str, *, written: bool) -> None:
+        """Take in what is wrong at a place of the file; `written`: because of what is written there."""
+        self._wrong.append((place, text))
         line = self._lines.line(place) if self._lines and place else None
         where = f"{self._where}:{line}" if line else self._where
-        if self._lines and place and not self._lines.has(place[:1]):  # the file does not speak of it
-            where = "--set" if place[0] in [path[0] for path in self._lines.overridden] else where
-        for text in message.splitlines():
-            self._take(text, where)
-
-    def _take(self, text: str, where: str) -> None:
-        places = self.found.setdefault(text, [])
-        places += [where] if where not in places else []
+        if self._lines and place and not self._lines.has(place if written else place[:1]):
+            # The file does not say it, so an override did.
+            where = "--set" if written or place[0] in [path[0] for path in self._lines.overridden] else where
+        places = self._found.setdefault(text, [])
+        places += [(line or 0, where)] if (line or 0, where) not in places else []
 
     @contextlib.contextmanager
     def at(self, *place: int | str) -> Iterator[None]:
-        """Turn a `UserError` of the block into a problem of this place."""
+        """Turn a `UserError` of the block into problems of this place, or of places inside it where it knows them."""
         try:
             yield
         except UserError as error:
-            self.add(place, str(error))
+            for inside, text in getattr(error, "found", [((), str(error))]):
+                self.add((*place, *inside), text)
 
     def within(self, *place: int | str) -> bool:
         """Whether something is wrong at a place or inside it: what follows from that need not be said."""
-        return any(wrong[: len(place)] == place for wrong in self._wrong)
+        return self._is_wrong(self._original(place))
+
+    def lost(self, section: str) -> set[int | str]:
+        """The entries of a section in which something is wrong: they may have been left out."""
+        return {place[1] for place, _ in self._wrong if place[:1] == (section,) and len(place) > 1}
+
+    def mentions(self, section: str, name: str) -> bool:
+        """Whether a name was spoken of because of what is wrong in a section."""
+        return any(place[:1] == (section,) and f"'{name}'" in text for place, text in self._wrong)
+
+    def _is_wrong(self, place: Location) -> bool:
+        return any(wrong[: len(place)] == place for wrong, _ in self._wrong)
 
     def read(self, model: type[M], data: Any, *, place: Location = ()) -> M | None:
         """Settings from plain data; what is wrong is taken in and then left out, so that the rest can be looked at too.
@@ -162,21 +184,26 @@ class Problems:
                 return model.model_validate(data)
             except pydantic.ValidationError as error:
                 every = error.errors(include_url=False, include_context=True)
+                places: dict[Location, Any] = {}  # What to leave out -> what is put there instead
                 # Of the complaints about a union's members, only those about the member that fits best.
-                problems = [p for p in every if p["type"] == "extra_forbidden"] or every
-                for problem in problems:
+                for problem in [p for p in every if p["type"] == "extra_forbidden"] or every:
                     absent = problem["loc"][-1:] if problem["type"] == "missing" else ()
-                    location = self._original((*place, *_pruned_at(data, problem), *absent))
-                    if problem["type"] in ("too_short", "missing") and self.within(*location):
-                        continue  # what was wrong of it was said and left out
-                    self._wrong.append(location)
-                    self._take(*_explain(model, problem, location, self._where, self._lines))
-                places = {_pruned_at(data, problem) for problem in problems}
+                    for inside, text in getattr(problem.get("ctx", {}).get("error"), "found", [((), "")]):
+                        out = _there(data, (*problem["loc"], *inside))
+                        location = self._original((*place, *out, *absent))
+                        if problem["type"] in ("too_short", "missing") and self._is_wrong(location):
+                            # What was wrong of it was said and left out.
+                            instead = _allowed_at(model, problem["loc"]) if absent else None
+                            places[out if instead is None else (*out, *absent)] = instead
+                            continue
+                        places[out] = None
+                        self._take(location, text or _explain(model, problem, location), written=not absent)
                 if () in places:
                     return None
                 for out in sorted(places, key=lambda one: [(str(type(key)), key) for key in one], reverse=True):
-                    data = _without(data, out)
-                    self._left_out += [(*place, *out)] if isinstance(out[-1], int) else []
+                    gone = places[out] is None
+                    data = _without(data, out) if gone else changed(data, [str(key) for key in out], places[out])
+                    self._left_out += [(*place, *out)] if gone and isinstance(out[-1], int) else []
         return None
 
     def _original(self, place: Location) -> Location:
@@ -188,19 +215,22 @@ class Problems:
         return place
 
     def check(self) -> None:
-        """Raise what was found. Raises UserError: one line a problem."""
+        """Raise what was found. Raises SettingsError: one line a problem."""
         lines = []
-        for text, (first, *others) in self.found.items():
+        for text, places in sorted(self._found.items(), key=lambda one: min(one[1])[0]):
+            first, *others = (where for _, where in sorted(places))
             more = f" (also {', '.join(others)})" if others else ""
-            lines.append(f"{'' if text.startswith(self._where) else f'{first}: '}{text}{more}")
+            lines.append(f"{'' if text.startswith(self._where) or first in text else f'{first}: '}{text}{more}")
         if lines:
-            raise UserError("\n".join(lines))
+            error = SettingsError("\n".join(lines))
+            error.found = [(at, text if self._where in text else f"{self._where}: {text}") for at, text in self._wrong]
+            raise error
 
 
 def validate(model: type[M], data: Any, *, where: str) -> M:
     """Plain data as a checked, frozen settings object.
 
-    Raises UserError: one line for each thing that is wrong: where, what, the nearest allowed key, all allowed keys.
+    Raises SettingsError: one line for each thing that is wrong: where, what, the nearest allowed key, all allowed keys.
     """
     problems = Problems(where)
     settings = problems.read(model, data)
@@ -209,10 +239,10 @@ def validate(model: type[M], data: Any, *, where: str) -> M:
     return settings
 
 
-def _pruned_at(data: Any, problem: Any) -> Location:
-    """The place to leave out so that the rest can be read: the key itself, or its parent where it is missing."""
+def _there(data: Any, location: Location) -> Location:
+    """As much of a location as the data have: some keys are names of a union's members, or of what is missing."""
     place: list[int | str] = []
-    for key in problem["loc"]:  # some are names of a union's members, or of keys that are missing
+    for key in location:
         with contextlib.suppress(KeyError, IndexError, TypeError):
             data = data[key]
             place.append(key)
@@ -228,23 +258,16 @@ def _without(data: Any, place: Location) -> Any:
     return whole
 
 
-def _explain(
-    model: type[BaseModel], problem: Any, location: Location, where: str, lines: "LineTable | None"
-) -> tuple[str, str]:
-    """One complaint in our own words, and its place in the file."""
-    line = lines.line(location) if lines else None
-    place = f"{where}:{line}" if line else where
-    if lines and problem["type"] != "missing" and not lines.has(location):
-        # The file does not say it, so an override did.
-        place = "--set"
+def _explain(model: type[BaseModel], problem: Any, location: Location) -> str:
+    """One complaint in our own words."""
     inside = f" in '{'.'.join(map(str, location[:-1]))}'" if location[:-1] else ""
     key = str(location[-1]) if location else ""
     if problem["type"] == "extra_forbidden":
         fields = [getattr(kind, "model_fields", {}) for kind in _kinds_at(model, problem["loc"][:-1])]
         allowed = {field.alias or name for own in fields for name, field in own.items()}
-        return f"unknown key '{key}'{inside}.{nearest(key, allowed)}", place
+        return f"unknown key '{key}'{inside}.{nearest(key, allowed)}"
     if problem["type"] == "missing":
-        return f"'{key}' is missing{inside}.", place
+        return f"'{key}' is missing{inside}."
     value, message = problem["input"], WANTED.get(problem["type"], "")
     said = "is empty" if value in (None, (), [], {}) else f"= {value!r}"
     words = (_words_at(model, (*problem["loc"], 0)) or _words_at(model, problem["loc"])) if message else set()
@@ -253,13 +276,19 @@ def _explain(
     elif said == "is empty":
         message, value = (message, min(words)) if words else (message.partition(", such as")[0], value)
     hint = f".{nearest(str(problem['input']), words)}" if words else ""
-    return f"'{'.'.join(str(k) for k in location)}' {said}: {message.replace('{value}', str(value))}{hint}", place
+    return f"'{'.'.join(str(k) for k in location)}' {said}: {message.replace('{value}', str(value))}{hint}"
 
 
 def _words_at(model: type[BaseModel], location: Location) -> set[str]:
     """The words that are allowed at a place, where it takes words of a list."""
     literals = [kind for kind in _kinds_at(model, location) if typing.get_origin(kind) is Literal]
     return {word for kind in literals for word in typing.get_args(kind) if isinstance(word, str)}
+
+
+def _allowed_at(model: type[BaseModel], location: Location) -> Any:
+    """A word or number that is allowed at a place, where it takes those."""
+    words = _words_at(model, location)
+    return min(words) if words else 1 if {int, float} & {*_kinds_at(model, location)} else None
 
 
 def _kinds_at(model: type[BaseModel], location: Location) -> list[Any]:

@@ -114,6 +114,76 @@ def _benches() -> list[str]:
     return [fault.removeprefix("bench: [").removesuffix("]") for fault in FAULTS if fault.startswith("bench: [{")]
 
 
+ONE_OF_EACH = """\
+base: mini-lrm-z                                        # 'mini-lrm-z' is no model
+models:
+  teacher: script:demur.mini.teacher:script
+  guard: {hub: meta-llama/Llama-Guard-3-8B, revison: b} # 'revison'; Did you mean 'revision'?
+  lost: {nothing: 1}                                    # a model has one of url, path
+  keyed: {url: "http://127.0.0.1:9/v1", key_env: NO_SUCH_KEY}
+prompts:
+  harmful: {source: nowhere.jsonl, n: 20}               # missing here: source: nowhere.jsonl: no such file
+  benign: {source: mini-bening, n: 5}                   # unknown source 'mini-bening'; Did you mean 'mini-benign'?
+distil: {teacher: techer, keep: evrything, begin: {traces: dfault}}  # 'techer'; Did you mean 'teacher'?; 'evrything'; 'dfault'
+benign_format: shorty                                   # unknown strategy 'shorty'; Did you mean 'short'?
+detector: minny                                         # unknown detector 'minny'; Did you mean 'mini'?
+filter: {kind: mini-harn, model: gard}                  # 'mini-harn'; Did you mean 'mini-harm'?; 'gard'
+mix: {dedup: none}                                      # 'dedup'; Did you mean 'dedupe'?
+train: {steps: many, lora: {dropot: 0}}                 # 'train.steps' = 'many'; 'dropot' in 'train.lora'; Did you mean 'dropout'?
+arms:
+  raw: {train: {batch: 0}}                              # 'arms.raw.train.batch' = 0
+  short: {format: shrt, safety: 8, benign: 2, distil: {samples: few}, train: {lrr: 1}}  # 'shrt'; 'samples' = 'few'; 'lrr'
+  empty: {format: short}                                # has a format and no safety rows
+  ready: {format: improved, safety: 8, teacher: lost, keep: everything, filter: rules}  # give one of the two
+  sums: {maths: 3}
+  file: {maths: {file: gone.jsonl, n: 3}}               # missing here: maths: gone.jsonl
+  after: {format: short, safety: 3, after: shortt, decoding: primr}  # 'shortt'; 'primr'; Did you mean 'primer'?
+  url: {base: "http://127.0.0.1:9/v1", format: short, safety: 2}     # cannot be trained
+bench:
+  - {name: mini_harm, attack: pirr}                     # 'pirr'; Did you mean 'pair'?
+  - {name: mini_harm, attack: {name: pair, streams: several, streems: 2}}  # 'streems'; 'streams' = 'several'; its part 'attacker'
+  - name: mini_harm
+    attack:
+      name: pair
+      streams: 0                                        # 'streams' = 0
+  - {name: xstest@paper-v3, judge: llama_guard3}        # 'xstest@paper-v2'; judge 'llama_guard3' is a model
+  - {name: mini_harm, judge: {kind: lama_guard, model: guard}}            # unknown judge 'lama_guard'
+  - {name: mini_harm, judge: {kind: xstest_llm, model: guard}, limit: 3}  # 'xstest_llm' cannot be played by
+  - {name: mini_harm, sampling: {temprature: 0}, limit: 0}                # Did you mean 'temperature'?; 'bench.6.limit' = 0
+  - {name: mini_harm, data: nothere.jsonl, limit: 9}                      # missing here: data: nothere.jsonl
+  - {name: mini_arithmetic, judge: {kind: strongreject, model: keyed}}    # missing here: judge: NO_SUCH_KEY is not set
+  - {limit: 3}                                          # 'name' is missing
+probe: [{bench: mini_harm, attack: tap}]                # 'mini_harm' with attack 'tap' is not under 'bench'
+tamper: [{name: t, rows: {benign: 2, train: {stps: 1}}, bench: mini_harm, arms: [shorty]}]  # 'stps'; unknown arm 'shorty'
+seeds: [one]                                            # 'seeds.0' = 'one'
+compare: [{a: short, b: shorter}]                       # unknown arm 'shorter'
+findings:
+  - claim: c
+    evidence:
+      - {a: shrt, b: raw, expect: less, by: 0}          # unknown arm 'shrt'; 'less'; Allowed: higher, lower, same
+      - {a: short, b: raw, metric: atack_success, expect: lower, by: 0.1}  # 'attack_success'
+fixed: [aime25]                                         # unknown benchmark 'aime25'
+trian: 3                                                # unknown key 'trian'; Did you mean 'train'?
+"""
+
+
+@pytest.mark.parametrize("verb", [("check", "study"), ("plan",), ("run",)])
+def test_one_mistake_of_each_kind_is_said_in_one_answer(
+    verb: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong names hide no wrong setting, and neither hides what is missing; each line of the file says what must be said of it."""
+    monkeypatch.chdir(tmp_path)
+    told = said(ONE_OF_EACH, tmp_path, capsys, *verb).splitlines()
+    assert any("'name' is missing." in line for line in told)
+    for number, text in enumerate(ONE_OF_EACH.splitlines(), 1):
+        here = [line for line in told if re.search(rf"wrong\.yaml:{number}\b", line)]
+        wanted = text.partition("# ")[2].split("; ") if "# " in text else []
+        for words in wanted:
+            assert any(words in line for line in here), f"line {number}: {words} is not said"
+        assert bool(here) == bool(wanted) or "sums" in text, f"line {number}: {here}"
+    assert not any(Path(tmp_path / "runs").glob("*"))
+
+
 def test_plan_and_run_say_the_same_and_ask_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(HEAD + "bench: [{name: mini_harm, attack: pirr}]\n")

@@ -16,7 +16,7 @@ from demur.errors import UserError, unknown
 from demur.interfaces import Model, Progress, Request, quiet
 from demur.records import Message, Prompt, Sampling
 from demur.registry import resolve
-from demur.settings import Strict, validate
+from demur.settings import Problems, Strict
 
 ATTACKS: dict[str, str] = {  # Name -> `module:class`, a subclass of `base.Attack`
     "none": "demur.attack.static:NoAttack",
@@ -83,8 +83,7 @@ class AttackUse(Strict):
     @property
     def parts(self) -> dict[str, str]:
         """Every part that the attack needs -> the name of the model that plays it."""
-        parts = attack_class(self.name).parts
-        return {part: self.models.get(part) or PLAYED_BY.get(part, part) for part in parts}
+        return {part: self.models.get(part) or PLAYED_BY.get(part, part) for part in attack_class(self.name).parts}
 
     def files(self, data_dir: Path | None = None) -> dict[str, Path]:
         """Key -> path of everything that it reads: inputs of its stage.
@@ -166,10 +165,11 @@ def _split(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not isinstance(value.get("name", "none"), str):
         raise UserError(f"an attack is a name, or a mapping with one: {{name: pair, streams: 3}}; given: {value!r}")
     name, rest = value.get("name", "none"), {k: v for k, v in value.items() if k != "name" and v is not None}
-    kind = attack_class(name)
-    files = [file.key for file in kind.files]
-    for key in rest.keys() - (keys := {*kind.Settings.model_fields, *kind.parts, *files}):
-        raise unknown("setting", key, keys or {"none"}, where=f" of attack '{name}'")
+    kind, problems = attack_class(name), Problems(f"attack '{name}'")
+    keys = {*kind.Settings.model_fields, *kind.parts, *(files := [file.key for file in kind.files])}
+    for key in sorted(rest.keys() - keys):
+        problems.add((key,), str(unknown("setting", key, keys or {"none"}, where=f" of attack '{name}'")))
     models, given = ({key: str(rest.pop(key)) for key in keys if key in rest} for keys in (kind.parts, files))
-    settings = validate(kind.Settings, rest, where=f"attack '{name}'")
+    settings = problems.read(kind.Settings, {key: rest[key] for key in rest.keys() & keys})
+    problems.check()
     return {"name": name, "settings": settings, "models": models, "given": given}

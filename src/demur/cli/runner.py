@@ -31,10 +31,7 @@ def run_stages(
 
     Raises UserError: something is wrong with them, or missing; nothing was asked then.
     """
-    problems = Problems(f"demur {title}")
-    missing = needs(stages, problems)
-    problems.check()
-    require(missing)
+    require(needs(stages, Problems(f"demur {title}")))
     common.writable(out)
     return _executed(stages, out=out, title=title, workers=workers or default_workers(), cache=cache)
 

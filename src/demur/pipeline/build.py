@@ -10,6 +10,7 @@ every study that asks for it in the same folder.
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -24,7 +25,7 @@ from demur.distil.strategy import load as load_strategy
 from demur.errors import UserError
 from demur.models.checkpoint import base_folder
 from demur.models.config import Local, ModelConfig, as_model, parse_model
-from demur.pipeline.stage import Stage, Tampered
+from demur.pipeline.stage import Lack, Stage, Tampered
 from demur.pipeline.stages import STAGES
 from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
 from demur.pipeline.stages.distil import Distil, DistilStageSettings
@@ -33,11 +34,14 @@ from demur.pipeline.stages.mix import Mix, MixStageSettings
 from demur.pipeline.stages.probe import Probe, ProbeSettings, ProbeStageSettings
 from demur.pipeline.stages.prompts import Prompts
 from demur.pipeline.stages.repair import Repair, RepairStageSettings
+from demur.pipeline.stages.train import Train
 from demur.pipeline.study import CLIFF, SELF, STUDENT, Arm, Copy, ProbeUse, Study, TamperUse
 from demur.prompts import SOURCES
 from demur.prompts.load import located
 from demur.registry import resolve as lookup
-from demur.settings import Location, Problems, validate
+from demur.settings import Location, Problems
+from demur.storage.readers import READERS
+from demur.train.settings import TrainSettings
 
 REWRITTEN = "improved"  # The strategy whose kept traces `rewrite` is given
 
@@ -47,6 +51,7 @@ class _Maker(NamedTuple):
 
     name: str
     arm: Arm
+    place: Location
     copy: Copy | None = None
     seed: int = 0
 
@@ -63,36 +68,38 @@ class Builder:
     def __init__(self, study: Study, problems: Problems) -> None:
         self.study, self.problems = study, problems
         self.stages: dict[str, Stage[Any]] = {}
-        self.missing: list[str] = []
+        self.missing: list[tuple[Location, Lack]] = []
         self.making: list[Copy] = []
         self.data_dir = Path(study.data_dir) if study.data_dir else None
 
     def all(self) -> list[Stage[Any]]:
-        """All stages; what cannot be made is a problem, and left out."""
-        for name, arm in self.study.arms.items():
-            for copy, seed in itertools.product(self.study.copies(name), self.study.seeds_of(name)):
+        """All stages; what cannot be made is a problem, and left out of what reads it."""
+        study = self.study
+        rows: dict[Location, Arm] = {("tamper", at, "rows"): use.rows for at, use in enumerate(study.tamper)}
+        for place, arm in ({(): Arm()} | {("arms", name): arm for name, arm in study.arms.items()} | rows).items():
+            self.training(arm, (*place, "train"))
+        then: dict[str, Callable[..., object]] = {"bench": self.evaluate, "probe": self.probe, "tamper": self.tamper}
+        for name, arm in study.arms.items():
+            for copy, seed in itertools.product(study.copies(name), study.seeds_of(name)):
                 trained: Stage[Any] | None = None
                 with self.problems.at("arms", name):
                     trained = self.train(copy, seed) if arm.trained else self.weights("", copy, seed, {}).get("")
-                for at, use in enumerate(self.study.bench):
-                    with self.problems.at("bench", at):
-                        self.evaluate(copy, seed, use, trained, at)
-                for at, probe in enumerate(self.study.probe):
-                    with self.problems.at("probe", at):
-                        self.probe(copy, seed, probe, trained)
-                for at, tamper in enumerate(self.study.tamper):
-                    with self.problems.at("tamper", at):
-                        self.tamper(copy, seed, tamper, trained)
+                for section, make in then.items():
+                    for at, use in enumerate(getattr(study, section)):
+                        with self.problems.at(section, at):
+                            make(copy, seed, use, trained, at)
         return list(self.stages.values())
 
     def add(self, stage: Stage[Any]) -> Stage[Any]:
         """Take a stage in."""
         known = self.stages.setdefault(stage.name, stage)
-        if known != stage:
-            for lack in stage.needs():
-                self.problems.add(stage.place, lack.message) if lack.wrong else None
-            raise UserError(f"another stage '{stage.kind}' would have the same name: leave one of the two out.")
-        return known
+        if known == stage:
+            return known
+        if not (self.problems.within(*stage.place) or self.problems.within(*known.place)):  # else they may yet differ
+            told = f"another stage '{stage.kind}' would have the same name: leave one of the two out."
+            self.problems.add(stage.place, told)
+        other = replace(stage, name=f"{stage.name} of {stage.place}")
+        return self.stages.setdefault(other.name, other)
 
     def players(self, **parts: str | Sequence[str] | None) -> dict[str, ModelConfig]:
         """The models of parts, each by the name that the study gives it, else by the part's own; parts without are left out."""
@@ -102,8 +109,6 @@ class Builder:
             for number, name in enumerate(names, 1):
                 if name in self.study.models:
                     found[part if number == 1 else f"{part}_{number}"] = self.study.models[name]
-                elif said:
-                    raise UserError("")  # that there is no such model was said where it is named
         return found
 
     def prompts(self, pool: str) -> Stage[Any]:
@@ -112,9 +117,10 @@ class Builder:
         if settings is None:
             how = "add it under 'prompts' or 'traces', or give the rows as a file."
             raise UserError(f"rows of {pool} are wanted, and the study has no pool of that name: {how}")
-        ours = settings.source in SOURCES or ":" in settings.source
         places = {"data": settings.data, "templates": settings.templates}
-        places |= {} if ours else {"source": Path(settings.source)}
+        source = located(Path(settings.source), self.data_dir)
+        if settings.source not in SOURCES and (source.exists() or "/" in settings.source or source.suffix in READERS):
+            places["source"] = source
         files = {part: located(path, self.data_dir) for part, path in places.items() if path}
         return self.add(Prompts(f"prompts-{pool}", settings, files=files, place=("prompts", pool)))
 
@@ -126,7 +132,12 @@ class Builder:
         loaded = load_strategy(strategy)
         changes: dict[str, Any] = {"strategy": strategy, "keep": (own.keep if safety else None) or study.distil.keep}
         changes |= own.distil if safety else {"keep": "everything", "begin": Begin()}
-        settings = study.distil.settings(**changes)
+        if maker is None and study.distil.begin.traces:
+            changes["begin"] = Begin()  # what others begin with begins itself with nothing
+        place: Location = maker.place if maker else ("distil",)
+        settings = study.distil.settings(strategy=strategy)
+        with self.problems.at(*place, "distil"):
+            settings = study.distil.settings(**changes)
         names = ("" if safety else pool, which is own.filter and which.kind, safety and own.keep)
         # Of a name the last part, fit for a folder's.
         suffix = "".join("-" + re.sub(r"[^\w.-]+", "-", said.rpartition(":")[2]) for said in names if said)
@@ -135,9 +146,11 @@ class Builder:
         models = self.players(teacher=self._teacher(own, strategy), filter=which.model)
         if loaded.policies:
             models |= self.players(classifier=study.distil.classifier)
-        inputs = {"prompts": self.prompts(pool)}
+        inputs: dict[str, Stage[Any]] = {}
+        with self.problems.at(*place):
+            inputs["prompts"] = self.prompts(pool)
         if strategy in STUDENT and (study.serve or not study.stand_in):  # a random model never closes its thinking
-            models["teacher"] = self.base(study.base, serve=study.serve)
+            models["teacher"] = base_of(self.study, study.base, serve=study.serve)
         if own.teacher == SELF and maker and maker.copy:
             inputs |= self.weights("teacher", maker.copy, maker.seed, models)
         if loaded.needs_trace:
@@ -161,7 +174,7 @@ class Builder:
 
         The base is among `models` either way: what a checkpoint is and needs is known by it.
         """
-        models[part] = self.base(copy.base)
+        models[part] = base_of(self.study, copy.base)
         after = self.study.arms[copy.arm].after
         if after not in self.study.arms or copy in self.making:  # `check_study` says why
             return {}
@@ -180,7 +193,7 @@ class Builder:
         if maker.copy and not which.model:
             inputs |= self.weights("target", maker.copy, maker.seed, models)
         settings = ProbeStageSettings(probe=ProbeSettings(), judge=self.study.filter.kind, keep=True)
-        files, place = self.study.filter.files("judge"), ("arms", maker.name, "filter")
+        files, place = self.study.filter.files("judge"), (*maker.place, "filter")
         return self.add(Probe(f"cliff-{maker.label}", settings, inputs=inputs, files=files, models=models, place=place))
 
     def diagnose(self, maker: _Maker) -> Stage[Any]:
@@ -200,7 +213,7 @@ class Builder:
         if arm.teacher == SELF and maker.copy:
             inputs |= self.weights("teacher", maker.copy, maker.seed, models)
         settings = RepairStageSettings(repair=arm.repair, detector=study.detector.kind)
-        name, files, place = f"repair-{maker.label}", study.detector.files("detector"), ("arms", maker.name, "repair")
+        name, files, place = f"repair-{maker.label}", study.detector.files("detector"), (*maker.place, "repair")
         return self.add(Repair(name, settings, inputs=inputs, files=files, models=models, place=place))
 
     def mix(self, maker: _Maker, *, held_out: int) -> Stage[Any]:
@@ -221,7 +234,7 @@ class Builder:
             else:
                 inputs[share] = self.distil(share, self._other_format(share, arm), maker)
         whole = MixStageSettings(mix=settings, held_out=held_out, without=arm.without)
-        return self.add(Mix(f"mix-{maker.label}", whole, inputs=inputs, files=files, place=("arms", name)))
+        return self.add(Mix(f"mix-{maker.label}", whole, inputs=inputs, files=files, place=maker.place))
 
     def _other_format(self, share: str, arm: Arm) -> str:
         """The strategy of rows that are not about safety. A constant refusal is no reply to them."""
@@ -235,14 +248,12 @@ class Builder:
     def train(self, copy: Copy, seed: int) -> Stage[Any] | None:
         """The stage that trains an arm from one base with one seed."""
         name, arm = copy.arm, self.study.arms[copy.arm]
-        if not arm.trained:
+        if not arm.trained or not (arm.safety or arm.maths or arm.benign):  # `check_study` says so of a format alone
             return None
-        maker = _Maker(name, arm, copy, seed)
+        maker = _Maker(name, arm, ("arms", name), copy, seed)
         if arm.format is not None and isinstance(arm.safety, int) and "harmful" not in self.study.traces:
             self.diagnose(maker)  # its pattern rates belong to the report, whether or not the mix needs them
-        kind, own, shared = self.training(arm.train.get("stage"), place=("arms", name, "train"))
-        data = shared | {key: value for key, value in arm.train.items() if key != "stage"} | {"seed": seed}
-        train = self.problems.read(own, data, place=("arms", name, "train"))
+        kind, train = self.training(arm, (*maker.place, "train"), seed=seed)
         if train is None:
             return None
         offered: dict[str, Callable[[], Stage[Any]]] = {
@@ -251,28 +262,44 @@ class Builder:
             "findings": lambda: self.diagnose(maker),
         }
         models: dict[str, ModelConfig] = {}
-        inputs = self.weights("base", copy, seed, models) | {part: offered[part]() for part in kind.reads}
+        inputs = self.weights("base", copy, seed, models)
+        with self.problems.at(*maker.place):
+            inputs |= {part: offered[part]() for part in kind.reads}
         settings, own_name = kind.Settings(train=train, arm=copy.name, seed=seed), f"{kind.kind}-{copy.name}-s{seed}"
-        return self.add(kind(own_name, settings, inputs=inputs, models=models, place=("arms", name)))
+        return self.add(kind(own_name, settings, inputs=inputs, models=models, place=maker.place))
 
-    def tamper(self, copy: Copy, seed: int, use: TamperUse, trained: Stage[Any] | None) -> None:
+    def training(self, arm: Arm, place: Location, **more: int) -> tuple[type[Stage[Any]], BaseModel | None]:
+        """The kind of stage that trains an arm, and its settings: the study's, the arm's, and `more`; `None`: none are given.
+
+        An arm that is trained by another kind than the study takes what that kind knows of the study's settings.
+        """
+        shared, own = dict(self.study.train), dict(arm.train)
+        usual = shared.pop("stage", "train")
+        stage, kind = own.pop("stage", usual), cast("type[Stage[Any]]", Train)
+        with self.problems.at(*(place if "stage" in arm.train else ("train",)), "stage"):
+            kind = lookup("stage", stage, STAGES)
+        known = cast("type[BaseModel]", kind.Settings.model_fields["train"].annotation)
+        if stage != usual:
+            shared = {key: value for key, value in shared.items() if key in known.model_fields}
+        read = self.problems.read(known, shared, place=("train",)) if shared else None
+        own = (read.model_dump(exclude_unset=True) if read else {}) | own | more if own or more else {}
+        return kind, self.problems.read(known, own, place=place) if own else None
+
+    def tamper(self, copy: Copy, seed: int, use: TamperUse, trained: Stage[Any] | None, at: int) -> None:
         """The trainings and evaluations that show how soon fine-tuning undoes an arm."""
-        wanted = (not use.arms or copy.arm in use.arms) and (not use.seeds or seed in use.seeds)
-        if not wanted or (self.study.arms[copy.arm].trained and trained is None):
+        if (use.arms and copy.arm not in use.arms) or (use.seeds and seed not in use.seeds):
             return
-        kind, own, shared = self.training("train", place=("train",))
-        rows = self.mix(_Maker(f"tamper-{use.name}", use.rows), held_out=0)
-        at, bench = self.bench(use.bench, use.attack)
+        maker = _Maker(f"tamper-{use.name}", use.rows, ("tamper", at, "rows"))
+        arm = use.rows.model_copy(update={"train": {"stage": "train"} | use.rows.train})
+        rows, base = self.mix(maker, held_out=0), base_of(self.study, copy.base)
+        number, bench = self.bench(use.bench, use.attack)
         for steps in filter(None, use.steps):
-            data = shared | use.rows.train | {"seed": seed, "steps": steps}
-            tampered = Tampered(rows=use.name, steps=steps)
-            stage = kind(
-                f"tamper-{copy.name}-s{seed}-{use.name}-{steps}",
-                kind.Settings(train=validate(own, data, where="tamper"), arm=copy.name, seed=seed, tampered=tampered),
-                inputs={"mix": rows} | ({"base": trained} if trained else {}),
-                models={"base": self.base(copy.base)},
-            )
-            self.evaluate(copy, seed, bench, self.add(stage), at)
+            kind, train = self.training(arm, (*maker.place, "train"), seed=seed, steps=steps)
+            how = {"train": train or TrainSettings(), "tampered": Tampered(rows=use.name, steps=steps)}
+            settings, name = kind.Settings(arm=copy.name, seed=seed, **how), f"{copy.name}-s{seed}-{use.name}-{steps}"
+            inputs = {"mix": rows} | ({"base": trained} if trained else {})
+            stage = kind(f"tamper-{name}", settings, inputs=inputs, models={"base": base}, place=("tamper", at))
+            self.evaluate(copy, seed, bench, self.add(stage), number)
 
     def bench(self, name: str, attack: str) -> tuple[int, BenchUse]:
         """One of the study's benchmarks, and its place."""
@@ -281,37 +308,19 @@ class Builder:
                 return at, use
         raise UserError("")  # `check_study` said that there is none
 
-    def probe(self, copy: Copy, seed: int, use: ProbeUse, trained: Stage[Any] | None) -> None:
+    def probe(self, copy: Copy, seed: int, use: ProbeUse, trained: Stage[Any] | None, at: int) -> None:
         """The stage that shows where in its thinking an arm decides to refuse."""
-        at, bench = self.bench(use.bench, use.attack)
-        if (evaluated := self.evaluate(copy, seed, bench, trained, at)) is None:
-            return
+        number, bench = self.bench(use.bench, use.attack)
+        evaluated = self.evaluate(copy, seed, bench, trained, number)
         probe = ProbeSettings(**use.model_dump(exclude={"bench", "attack"}))
         known = {key: getattr(evaluated.settings, key) for key in ("arm", "seed", "serve")}
         settings = ProbeStageSettings(probe=probe, judge=bench.judge_kind, bench=bench.name, **known)
         models = {part: model for part, model in evaluated.models.items() if part in ("judge", "target")}
         inputs = {"traces": evaluated} | ({"target": trained} if trained else {})
-        self.add(Probe(evaluated.name.replace("evaluate-", "probe-", 1), settings, inputs=inputs, models=models))
+        name = evaluated.name.replace("evaluate-", "probe-", 1)
+        self.add(Probe(name, settings, inputs=inputs, models=models, place=("probe", at)))
 
-    def training(
-        self, stage: str | None, *, place: Location
-    ) -> tuple[type[Stage[Any]], type[BaseModel], dict[str, Any]]:
-        """A kind of training, its settings class, and what the study says of it for all arms.
-
-        An arm that is trained by another kind than the study takes what that kind knows of the study's settings.
-        """
-        data = dict(self.study.train)
-        usual = data.pop("stage", "train")
-        with self.problems.at(*(place if stage else ("train",)), "stage"):
-            kind = cast("type[Stage[Any]]", lookup("stage", stage or usual, STAGES))
-            own = cast("type[BaseModel]", kind.Settings.model_fields["train"].annotation)
-            if stage not in (None, usual):
-                data = {key: value for key, value in data.items() if key in own.model_fields}
-            shared = self.problems.read(own, data, place=("train",))
-            return kind, own, shared.model_dump(exclude_unset=True) if shared else {}
-        raise UserError("")
-
-    def evaluate(self, copy: Copy, seed: int, use: BenchUse, trained: Stage[Any] | None, at: int) -> Stage[Any] | None:
+    def evaluate(self, copy: Copy, seed: int, use: BenchUse, trained: Stage[Any] | None, at: int) -> Stage[Any]:
         """The stage that runs one benchmark under one attack against one model."""
         arm, bench = self.study.arms[copy.arm], get_bench(use.name)
         files = use.judge.files("judge") if use.judge else {}
@@ -323,28 +332,30 @@ class Builder:
         try:
             files |= {f"{FILE}{key}": path for key, path in use.attack.files(self.data_dir).items()}
         except UserError as error:
-            self.missing.append(f"{'attack':<10} {error}")
+            self.missing.append((("bench", at), Lack("attack", str(error))))
         parts = {player(part): use.attack.models.get(part) for part in use.attack.parts}
         models = self.players(judge=use.judge.model if use.judge else None, **parts)
-        if (arm.trained or arm.after) and trained is None:
-            return None  # why it cannot be trained was said
         tampered: Tampered | None = getattr(trained.settings, "tampered", None) if trained else None
         how: dict[str, Any] = {"seed": seed} if arm.trained or arm.after else {}
         how |= {"decoding": arm.decoding, "serve": self.study.serve, "tampered": tampered}
         settings = EvaluateSettings(bench=use, arm=copy.name, **how)
         label = f"{f'{tampered.rows}-{tampered.steps}-' if tampered else ''}{re.sub(r'[@=]', '-', use.name)}-{use.attack.name}{f'-{use.part}' if use.part else ''}"
         inputs = {"target": trained} if trained else {}
-        models |= {"target": self.base(copy.base, serve=self.study.serve)}
+        models |= {"target": base_of(self.study, copy.base, serve=self.study.serve)}
         name = f"evaluate-{copy.name}-s{seed}-{label}"
         return self.add(Evaluate(name, settings, inputs=inputs, files=files, models=models, place=("bench", at)))
 
-    def base(self, base: str, *, serve: Mapping[str, Any] = MappingProxyType({})) -> ModelConfig:
-        """The model that a base's name means, served as the study says where it is weights alone."""
-        folder = base_folder(base)
-        if folder is None and base in self.study.models:
-            return self.study.models[base]
-        model = Local(path=str(folder)) if folder else parse_model(base)
-        if isinstance(model, Local) and base in self.study.revisions:
-            model = model.model_copy(update={"revision": self.study.revisions[base]})
-        weights = model.model_dump(include={"path", "hub", "revision"}, exclude_defaults=True)
-        return as_model(weights | dict(serve)) if serve and isinstance(model, Local) else model
+
+def base_of(study: Study, base: str, *, serve: Mapping[str, Any] = MappingProxyType({})) -> ModelConfig:
+    """The model that a base's name means, served as the study says where it is weights alone.
+
+    Raises UserError: it means none.
+    """
+    folder = base_folder(base)
+    if folder is None and base in study.models:
+        return study.models[base]
+    model = Local(path=str(folder)) if folder else parse_model(base)
+    if isinstance(model, Local) and base in study.revisions:
+        model = model.model_copy(update={"revision": study.revisions[base]})
+    weights = model.model_dump(include={"path", "hub", "revision"}, exclude_defaults=True)
+    return as_model(weights | dict(serve)) if serve and isinstance(model, Local) else model

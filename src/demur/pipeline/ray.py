@@ -18,7 +18,7 @@ from typing import Any
 from demur.errors import DemurError, UserError, WorkError
 from demur.interfaces import quiet
 from demur.pipeline.placement import Phase, Servers, needs_of, place
-from demur.pipeline.run import Event, Job, Watch, do
+from demur.pipeline.run import Event, Job, Pool, Watch, do
 from demur.pipeline.sizes import devices
 from demur.pipeline.stage import Stage
 from demur.registry import missing
@@ -52,15 +52,16 @@ def ray_pool(address: str, *, cache: Path, say: Watch) -> Iterator[RayPool]:
             ray.shutdown()
 
 
-class RayPool:
-    """A `Pool` whose workers are Ray tasks."""
+class RayPool(Pool):
+    """Workers that are Ray tasks."""
 
     def __init__(self, ray: Any, cache: Path, say: Watch) -> None:
-        self._ray, self._cache, self._say = ray, cache, say
+        super().__init__(say)
+        self._ray, self._cache = ray, cache
         self._jobs: dict[Any, Job] = {}
 
     @property
-    def slots(self) -> int:
+    def slots(self) -> int:  # type: ignore[override]
         """One stage a CPU of the cluster, as it is now."""
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 

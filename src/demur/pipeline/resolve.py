@@ -5,12 +5,13 @@ must be there, claims that must be measured, arms that fit.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur.attack.base import TEXTS
-from demur.bench import get_bench
+from demur.bench import get_bench, names
 from demur.bench.load import unread
 from demur.bench.spec import Bench
 from demur.diagnose import requires_model as detector_requires
@@ -18,13 +19,16 @@ from demur.distil.strategy import load as load_strategy
 from demur.errors import UserError, unknown
 from demur.judge import requires_model
 from demur.mix.settings import ShareSettings
+from demur.models.config import Scripted
 from demur.models.sampling import PRESETS
-from demur.pipeline.build import Builder
+from demur.pipeline.build import Builder, base_of
 from demur.pipeline.dag import ordered
 from demur.pipeline.stage import Lack, Stage, Use
 from demur.pipeline.stages.evaluate import Evaluate
 from demur.pipeline.study import CLIFF, LOSS, SELF, STUDENT, Arm, Evidence, Loaded, ProbeUse, Study, TamperUse
-from demur.settings import Location, Problems
+from demur.settings import Location, Problems, changed, validate
+
+ANYONE = Scripted(script="stand_in")  # The model in the place of one that is not there: it can play every part
 
 
 class Resolved(NamedTuple):
@@ -39,22 +43,21 @@ class Resolved(NamedTuple):
 def resolve(loaded: Loaded) -> Resolved:
     """The stages of a study, everything about it looked up.
 
-    Raises UserError: all that is wrong with it, one line each.
+    Raises UserError: all that is wrong with it and, beside that, what is missing here, one line each.
     """
     study, problems = loaded.study, loaded.problems
     if study is None:
         problems.check()
     assert study is not None
     check_study(study, problems)
-    builder = Builder(study, problems)
+    builder = Builder(_looked_up(study, problems), problems)
     stages = builder.all()
-    missing = dict.fromkeys([*builder.missing, *needs(stages, problems)])
-    problems.check()
+    missing = needs(stages, problems, builder.missing)
     measured = [stage for stage in stages if isinstance(stage, Evaluate)]
     notes = dict.fromkeys(unread(stage.use.name, stage.files.get("data")) for stage in measured if not missing)
     texts = [(stage.use.attack.name, path) for stage in measured for path in stage.attack_files().values()]
     notes |= dict.fromkeys(f"{name}: from {path}" for name, path in texts if path.parent != TEXTS)
-    return Resolved(study, stages, list(missing), [*loaded.notes, *filter(None, notes)])
+    return Resolved(study, stages, missing, [*loaded.notes, *filter(None, notes)])
 
 
 def make(data: dict[str, Any], *, where: str) -> Resolved:
@@ -63,104 +66,127 @@ def make(data: dict[str, Any], *, where: str) -> Resolved:
     return resolve(Loaded(problems.read(Study, data), problems, []))
 
 
-def needs(stages: Iterable[Stage[Any]], problems: Problems) -> list[str]:
-    """What stages and all that they read lack on this machine; what is wrong with them is added to `problems`."""
-    missing: dict[str, None] = {}
-    known = set(problems.found)  # said where the study names it
+def needs(stages: Iterable[Stage[Any]], problems: Problems, missing: Sequence[tuple[Location, Lack]] = ()) -> list[str]:
+    """What stages and all that they read lack on this machine, one line each, `missing` included.
+
+    Raises UserError: something is wrong with them, or was before.
+    """
+    lacks = list(missing)
     for stage in ordered(stages):
-        try:
-            lacks = stage.needs()
-        except UserError as error:
-            lacks = [Lack("", str(error), True)]
-        for lack in lacks:
-            if not lack.wrong:
-                missing[f"{lack.what:<10} {lack.message}"] = None
-            elif lack.message not in known:
-                problems.add(stage.place, lack.message)
-    return list(missing)
+        with problems.at(*stage.place):
+            lacks += [(stage.place, lack) for lack in stage.needs()]
+    wrong = [(place, lack.message) for place, lack in lacks if lack.wrong]
+    absent = [(place, lack) for place, lack in lacks if not lack.wrong]
+    if wrong or problems:
+        wrong += [(place, f"missing here: {lack.what}: {lack.message}") for place, lack in absent]
+    for place, message in wrong:
+        problems.add(place, message)
+    problems.check()
+    return list(dict.fromkeys(f"{lack.what:<10} {lack.message}" for _, lack in absent))
 
 
 def check_study(study: Study, problems: Problems) -> None:
-    """Add everything that is wrong with a study, each at its place."""
+    """Add what only the whole of a study can tell to be wrong, each at its place."""
+    if "name" not in study.model_fields_set and not problems.within("name"):
+        problems.add(("name",), "'name' is missing.")
     if study.stand_in_data and not study.stand_in:
         problems.add(("stand_in_data",), "stand_in_data is for smoke runs alone: a benchmark's copy is its 'data'.")
-    for place, look_up, name in _names(study):
-        with problems.at(*place):
-            look_up(name)
     for name in study.arms:
         _check_arm(study, name, problems)
     _check_depth(study, problems)
-    _check_bases(study, problems)
+    if study.bases and "base" in study.model_fields_set:
+        problems.add(("bases",), "'base' and 'bases' are both given. For one base set bases=[] as well.")
+    if len({Path(base).name for base in study.bases}) < len(study.bases):
+        problems.add(("bases",), "bases need different last names: ARM@BASE is a copy of an arm.")
     for at, finding in enumerate(study.findings):
         for number, evidence in enumerate(finding.evidence):
             _check_evidence(study, evidence, problems, ("findings", at, "evidence", number))
 
 
-Name = tuple[Location, Callable[[Any], object], Any]
-"""Where something is named, what looks it up and raises `UserError` where there is no such thing, and the name."""
+def _looked_up(study: Study, problems: Problems) -> Study:
+    """The study with a thing that exists in the place of every name that means nothing, so that all else can be looked at too."""
+    lost = {str(name) for name in problems.lost("models")} - {*study.models}  # what is wrong with them was said
+    study = study.model_copy(update={"models": study.models | dict.fromkeys(lost, ANYONE)})
+    arms = {*study.arms} | {str(name) for name in problems.lost("arms")}
+    look_up: dict[str, tuple[Callable[[str], object], Any]] = {
+        "arm": (partial(_among, "arm", arms), None),
+        "base": (lambda name: base_of(study, name), Study.model_fields["base"].default),
+        "benchmark": (get_bench, "mini_harm"),
+        "decoding": (partial(_among, "decoding preset", PRESETS), next(iter(PRESETS))),
+        "detector": (detector_requires, "rules"),
+        "fixed": (partial(_among, "benchmark", {use.name for use in study.bench}), None),
+        "judge": (requires_model, "rules"),
+        "model": (partial(_among, "model", study.models), ANYONE.script),
+        "strategy": (load_strategy, "default"),
+        "taught": (load_strategy, None),
+    }
+    data: dict[str, Any] = {}
+    for place, kind, name in _names(study):
+        find, instead = look_up[kind]
+        try:
+            find(name)
+        except UserError as error:
+            problems.add(place, str(error))
+            data = data or study.model_dump(mode="json", exclude_unset=True)
+            data = data if instead is None else changed(data, [str(key) for key in place], instead)
+    if not data:
+        return study
+    data["models"] = data.get("models", {}) | {ANYONE.script: ANYONE.model_dump(exclude_unset=True)}
+    return validate(Study, data, where="study")
 
 
-def _names(study: Study) -> Iterator[Name]:
-    """Every name that a study gives."""
-    model, arm = _among("model", study.models), _among("arm", study.arms)
-    bench = _among("benchmark", {use.name for use in study.bench})
-    yield ("detector",), detector_requires, study.detector.kind
-    yield ("filter",), requires_model, study.filter.kind
-    uses: list[tuple[Location, Use]] = [(("detector",), study.detector), (("filter",), study.filter)]
-    uses += [(("bench", at, "judge"), use.judge) for at, use in enumerate(study.bench) if use.judge]
-    uses += [(("arms", name, "filter"), own.filter) for name, own in study.arms.items() if own.filter]
-    yield from (((*place, "model"), model, name) for place, use in uses for name in use.models)
+def _names(study: Study) -> Iterator[tuple[Location, str, str]]:
+    """Every name that a study gives: where, what kind of thing it is, and the name."""
+    yield ("base",), "base", study.base
+    yield from ((("bases", at), "base", base) for at, base in enumerate(study.bases))
+    uses: list[tuple[Location, str, Use]] = [
+        (("detector",), "detector", study.detector),
+        (("filter",), "judge", study.filter),
+    ]
+    uses += [(("bench", at, "judge"), "judge", use.judge) for at, use in enumerate(study.bench) if use.judge]
+    uses += [(("arms", name, "filter"), "judge", own.filter) for name, own in study.arms.items() if own.filter]
+    for place, kind, by in uses:
+        if by.kind != CLIFF or place[0] != "arms":
+            yield (*place, "kind"), kind, by.kind
+        yield from (((*place, "model"), "model", name) for name in by.models)
     for strategy, name in study.distil.teachers.items():
-        yield ("distil", "teachers", strategy), load_strategy, strategy
-        yield ("distil", "teachers", strategy), model, name
-    for part in ("teacher", "classifier"):
-        if named := getattr(study.distil, part):
-            yield ("distil", part), model, named
+        yield ("distil", "teachers", strategy), "taught", strategy
+        yield ("distil", "teachers", strategy), "model", name
+    parts = {"teacher": study.distil.teacher, "classifier": study.distil.classifier}
+    yield from ((("distil", part), "model", name) for part, name in parts.items() if name)
+    if study.distil.begin.traces:
+        yield ("distil", "begin", "traces"), "strategy", study.distil.begin.traces
     if study.benign_format != "same":
-        yield ("benign_format",), load_strategy, study.benign_format
-    yield from ((("fixed", at), bench, name) for at, name in enumerate(study.fixed))
+        yield ("benign_format",), "strategy", study.benign_format
+    yield from ((("fixed", at), "fixed", name) for at, name in enumerate(study.fixed))
     for at, use in enumerate(study.bench):
-        yield ("bench", at, "name"), get_bench, use.name
-        yield ("bench", at, "judge"), lambda one: requires_model(one.judge_kind), use
-        yield from ((("bench", at, "attack", part), model, name) for part, name in use.attack.models.items())
+        yield ("bench", at, "name"), "benchmark", use.name
+        yield from ((("bench", at, "attack", part), "model", name) for part, name in use.attack.models.items())
     for name, own in study.arms.items():
-        yield from _names_of_arm(("arms", name), own, model)
+        yield from _names_of_arm(("arms", name), own)
     for at, tamper in enumerate(study.tamper):
-        yield from _names_of_arm(("tamper", at, "rows"), tamper.rows, model)
-        yield from ((("tamper", at, "arms"), arm, name) for name in tamper.arms)
-    yield from ((("compare", at, side), arm, getattr(c, side)) for at, c in enumerate(study.compare) for side in "ab")
+        yield from _names_of_arm(("tamper", at, "rows"), tamper.rows)
+        yield from ((("tamper", at, "arms"), "arm", name) for name in tamper.arms)
+    yield from ((("compare", at, side), "arm", getattr(c, side)) for at, c in enumerate(study.compare) for side in "ab")
 
 
-def _names_of_arm(place: Location, arm: Arm, model: Callable[[str], object]) -> Iterator[Name]:
-    """What an arm names, other arms aside."""
+def _names_of_arm(place: Location, arm: Arm) -> Iterator[tuple[Location, str, str]]:
+    """What an arm names, other arms and its filter aside."""
+    if arm.base is not None:
+        yield (*place, "base"), "base", arm.base
     if isinstance(arm.decoding, str):
-        yield (*place, "decoding"), _among("decoding preset", PRESETS), arm.decoding
+        yield (*place, "decoding"), "decoding", arm.decoding
     for key in ("format", "benign_format"):
         if (strategy := getattr(arm, key)) not in (None, "same"):
-            yield (*place, key), load_strategy, strategy
+            yield (*place, key), "strategy", strategy
     if arm.teacher and arm.teacher != SELF:
-        yield (*place, "teacher"), model, arm.teacher
-    if arm.filter and arm.filter.kind != CLIFF:
-        yield (*place, "filter"), requires_model, arm.filter.kind
+        yield (*place, "teacher"), "model", arm.teacher
 
 
-def _among(what: str, known: Collection[str]) -> Callable[[str], None]:
-    """Looks a name up among those that are known."""
-
-    def look_up(name: str) -> None:
-        if name not in known:
-            raise unknown(what, name, known)
-
-    return look_up
-
-
-def _check_bases(study: Study, problems: Problems) -> None:
-    """Several bases must be told apart, and nothing else may speak of them."""
-    if study.bases and "base" in study.model_fields_set:
-        problems.add(("bases",), "'base' and 'bases' are both given. For one base set bases=[] as well.")
-    labels = [Path(base).name for base in study.bases]
-    if len(set(labels)) < len(labels):
-        problems.add(("bases",), "bases need different last names: ARM@BASE is a copy of an arm.")
+def _among(what: str, known: Collection[str], name: str) -> None:
+    """Look a name up among those that are known."""
+    if name not in known:
+        raise unknown(what, name, known)
 
 
 def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place: Location) -> None:
@@ -168,7 +194,7 @@ def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place:
     for side in ("a", "b"):
         name = getattr(evidence, side)
         with problems.at(*place, side):
-            _among("arm", study.arms)(name)
+            _among("arm", {*study.arms, *map(str, problems.lost("arms"))}, name)
         arm = study.arms.get(name)
         if evidence.metric == LOSS and arm is not None and not (arm.trained and study.held_out):
             problems.add(place, f"'{LOSS}' is measured on held_out rows of trained arms; '{name}' has none.")
@@ -180,23 +206,23 @@ def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place:
     attacks = {use.attack.name for use in uses}
     parts = {part for use, bench in benches for part in (use.part or bench.part, *use.also)}
     with problems.at(*place):
-        if not uses:
+        if not uses and not problems.mentions("bench", evidence.bench):
             raise unknown("benchmark", evidence.bench, {use.name for use in study.bench})
-        if len(benches) == len(uses) and evidence.metric not in metrics:
+        if evidence.metric not in metrics:
             raise unknown("metric", evidence.metric, metrics | {LOSS})
         for attack in (*evidence.attack, *evidence.weights):
-            if attack not in attacks:
+            if attack not in attacks and not problems.mentions("bench", attack):
                 raise unknown("attack", attack, attacks)
-        if len(benches) == len(uses) and evidence.part and evidence.part not in parts:
+        if evidence.part and evidence.part not in parts:
             raise UserError(f"no judge reads the {evidence.part}. Add it under 'also' of the benchmark.")
 
 
 def _benches(name: str) -> list[Bench]:
-    """The benchmark of a name; none where there is none, which is said where it is named."""
+    """The benchmark of a name; where there is none, which is said where it is named, it could be any."""
     try:
         return [get_bench(name)]
     except UserError:
-        return []
+        return [get_bench(one) for one in names()]
 
 
 def _check_arm(study: Study, name: str, problems: Problems) -> None:
@@ -220,7 +246,7 @@ def _check_rounds(study: Study, name: str, problems: Problems) -> None:
     chain, place = [name], ("arms", name, "after")
     while (after := study.arms[chain[-1]].after) is not None:
         with problems.at(*place):
-            _among("arm", study.arms)(after)
+            _among("arm", {*study.arms, *map(str, problems.lost("arms"))}, after)
         if after in chain or after not in study.arms:
             break
         chain.append(after)
@@ -238,7 +264,7 @@ def _check_depth(study: Study, problems: Problems) -> None:
     uses: list[tuple[Location, ProbeUse | TamperUse]] = [(("probe", at), use) for at, use in enumerate(study.probe)]
     uses += [(("tamper", at), use) for at, use in enumerate(study.tamper)]
     for place, use in uses:
-        if (use.bench, use.attack) not in asked:
+        if (use.bench, use.attack) not in asked and not problems.mentions("bench", use.attack):
             told = f"'{use.bench}' with attack '{use.attack}' is not under 'bench', where its replies come from."
             problems.add(place, told)
     for at, tamper in enumerate(study.tamper):

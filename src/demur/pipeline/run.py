@@ -22,7 +22,7 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 from demur.errors import UserError, WorkError
 from demur.interfaces import Progress
@@ -170,44 +170,30 @@ async def _finished(context: Context, work: Awaitable[None]) -> None:
         await work
 
 
-class Pool(Protocol):
-    """Workers that run stages."""
+class Pool:
+    """Who runs stages: this process, one stage at a time, done when it is submitted. Others work elsewhere."""
 
-    @property
-    def slots(self) -> int:
-        """Stages at the same time."""
-
-    def submit(self, job: Job) -> Any:
-        """Start a stage; returns a handle."""
-
-    def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Block until at least one has ended; returns those that have."""
-
-    def seconds(self, handle: Any) -> float:
-        """How long an ended stage took; raises what it raised."""
-
-
-class _Here:
-    """This process as a pool of one: a stage is done when it is submitted."""
-
-    slots = 1
+    slots = 1  # Stages at the same time
 
     def __init__(self, say: Watch) -> None:
         self._say = say
 
-    def submit(self, job: Job) -> float | Exception:
+    def submit(self, job: Job) -> Any:
+        """Start a stage; returns a handle."""
         try:
             return do(job, reported(job.planned.name, self._say))
         except Exception as error:
             return error
 
     def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
+        """Block until at least one has ended; returns those that have."""
         return handles
 
-    def seconds(self, handle: float | Exception) -> float:
+    def seconds(self, handle: Any) -> float:
+        """How long an ended stage took; raises what it raised."""
         if isinstance(handle, Exception):
             raise handle
-        return handle
+        return float(handle)
 
 
 def _drive(todo: list[Planned], graph: _Graph, pool: Pool, say: Watch) -> None:
@@ -240,11 +226,12 @@ def _drive(todo: list[Planned], graph: _Graph, pool: Pool, say: Watch) -> None:
         raise failure
 
 
-class _Workers:
+class _Workers(Pool):
     """One-thread worker processes on this machine. They stay alive from stage to stage; one that dies fails its stage."""
 
     def __init__(self, slots: int, say: Watch) -> None:
-        self.slots, self._say = slots, say
+        super().__init__(say)
+        self.slots = slots
         self._idle: list[Connection] = []
         self._processes: dict[Connection, BaseProcess] = {}
         self._results: dict[Connection, Any] = {}
@@ -306,20 +293,23 @@ class _Workers:
 
 
 GRACE = 5.0  # Seconds that workers have to end when a run is stopped
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
 @contextlib.contextmanager
 def local_pool(slots: int, say: Watch) -> Iterator[Pool]:
-    """Worker processes on this machine, ended with the block; this process where one is enough."""
+    """Worker processes on this machine, of one thread each, ended with the block; this process where one is enough."""
     if slots <= 1:
-        yield _Here(say)
+        yield Pool(say)
         return
-    pool = _Workers(slots, say)
+    pool, before = _Workers(slots, say), {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # child processes are born with them
     try:
-        with one_thread():
-            yield pool
+        yield pool
     finally:
         pool.stop()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _worker(parent: Connection, pid: int) -> None:
@@ -358,17 +348,3 @@ def reported(name: str, say: Watch) -> Progress:
 
     say(Event(name, "started"))
     return progress
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """An environment whose child processes use one thread for numerics."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-    before = {name: os.environ[name] for name in names if name in os.environ}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name in names:
-            del os.environ[name]
-        os.environ.update(before)

@@ -147,7 +147,7 @@ class Teaching(DistilSettings):
 class Study(Strict):
     """Everything that a run does."""
 
-    name: Annotated[str, AfterValidator(named)]
+    name: Annotated[str, AfterValidator(named)] = "unnamed"  # It must be given: `resolve` says so with all else
     question: str = ""  # What the study is asked; the report's first line
     base: str = "mini-lrm-a"
     bases: tuple[str, ...] = ()
@@ -164,7 +164,7 @@ class Study(Strict):
     filter: Use = Use(kind="rules")  # The judge that decides which distilled traces are kept
     mix: MixDefaults = MixDefaults()
     train: dict[str, Any] = {}  # Settings of training; `stage: KIND` trains by another stage, whose settings they are
-    arms: dict[str, Arm] = {}
+    arms: dict[Annotated[str, AfterValidator(named)], Arm] = {}
     bench: tuple[BenchUse, ...] = ()
     probe: tuple[ProbeUse, ...] = ()
     tamper: tuple[TamperUse, ...] = ()
@@ -197,13 +197,6 @@ class Study(Strict):
         there = isinstance(data, dict) and "detector" in (data.get("models") or {})
         return {"detector": "llm"} | data if there else data
 
-    @field_validator("arms")
-    @classmethod
-    def _no_paths(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
-        for name in arms:
-            named(name)
-        return arms
-
     def mix_of(self, name: str, arm: Arm | None = None) -> MixSettings:
         """The mix of an arm: the study's settings, with the arm's shares."""
         arm, shares = arm or self.arms[name], dict[str, Any]()
@@ -232,10 +225,8 @@ class Study(Strict):
 
     def seeds_of(self, arm: str) -> tuple[int, ...]:
         """The seeds of an arm; an arm that is not trained, and goes on from none that is, has one."""
-        if not self.arms[arm].trained and not self.arms[arm].after:
-            return (0,)
-        seeds = self.arms[arm].seeds
-        return self.seeds if seeds is None else seeds
+        one = self.arms[arm]
+        return (one.seeds or self.seeds) if one.trained or one.after else (0,)
 
 
 class Loaded(NamedTuple):
@@ -284,15 +275,12 @@ def _spelled(data: dict[str, Any], item: str) -> dict[str, Any]:
 def _pruned(data: dict[str, Any], *, gone: set[str]) -> tuple[dict[str, Any], list[str]]:
     """The data without comparisons and findings that speak of arms which an override left out."""
     notes: list[str] = []
-
-    def left(key: str, rows: list[Any]) -> list[Any]:
-        kept = [row for row in rows if not gone & _arms_of(row)]
-        if len(kept) < len(rows):
+    for key in ("compare", "findings"):
+        rows = data.get(key)
+        if gone and isinstance(rows, list) and (kept := [row for row in rows if not gone & _arms_of(row)]) != rows:
             notes.append(f"{key}: {len(rows) - len(kept)} of {len(rows)} left out: they speak of arms left out")
-        return kept
-
-    pruned = {key: left(key, data[key]) for key in ("compare", "findings") if gone and isinstance(data.get(key), list)}
-    return data | pruned, notes
+            data = data | {key: kept}
+    return data, notes
 
 
 def _arms_of(row: Any) -> set[str]:

@@ -21,19 +21,8 @@ from demur.judge.base import require, setup_of
 from demur.models.config import Local
 from demur.models.requires import Requires
 from demur.models.sampling import SamplingSettings, preset
-from demur.pipeline.stage import (
-    CHARACTERS,
-    UNKNOWN_PROMPT,
-    Context,
-    Lack,
-    Size,
-    Stage,
-    Tampered,
-    Use,
-    hub_needs,
-    judging,
-    size_of,
-)
+from demur.pipeline import stage as stages
+from demur.pipeline.stage import Context, Lack, Size, Stage, Tampered, Use, hub_needs, judging, size_of
 from demur.records import Part, Prompt, Sampling
 from demur.repair.cut import Intervened
 from demur.repair.settings import Intervention
@@ -202,7 +191,7 @@ class Evaluate(Stage[EvaluateSettings]):
     def size(self) -> Size:
         bench, use = get_bench(self.use.name), self.use
         if bench.hub and "data" not in self.files and "stand_in" not in self.files:
-            return Size(min(bench.count or 0, use.limit or bench.count or 0), UNKNOWN_PROMPT)
+            return Size(min(bench.count or 0, use.limit or bench.count or 0), stages.UNKNOWN_PROMPT)
         return _size(use.name, self.files.get("stand_in") or self.files.get("data"), use.limit, use.seed)[0]
 
     def estimate(self) -> list[Ask]:
@@ -212,7 +201,7 @@ class Evaluate(Stage[EvaluateSettings]):
         except (UserError, KeyError):  # told among the needs
             attack = attacks.make("none")
         replies = asked.rows * attack.each * sampling.n
-        sent = asked.tokens + attack.longer // CHARACTERS
+        sent = asked.tokens + attack.longer // stages.CHARACTERS
         twice = replies * (1 + isinstance(self.settings.decoding, Intervention))
         asks = [Ask("target", twice, twice * sent, twice * sampling.max_tokens)]
         readers = 1 + len(use.also)
@@ -247,4 +236,4 @@ def _size(name: str, path: Path | None, limit: int | None, seed: int) -> tuple[S
     try:
         return size_of(load_prompts(bench, data=path, limit=limit, seed=seed)), ""
     except UserError as error:
-        return Size(limit or bench.count or 0, UNKNOWN_PROMPT), str(error)
+        return Size(limit or bench.count or 0, stages.UNKNOWN_PROMPT), str(error)
