@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from demur.bench.metrics import metrics
+from demur.bench.metrics import METRICS
 from demur.bench.spec import Bench
 from demur.judge.base import BaseJudge
 from demur.records import Label, Prompt, Sampling, Trace
@@ -44,7 +44,7 @@ QUIZ = Bench(
     form="studies.small.quiz:read",
     sampling=Sampling(temperature=0.0, top_p=1.0, max_tokens=160),
     judge="studies.small.quiz:KeyJudge",
-    metrics=metrics("accuracy", "no_answer"),
+    metrics=(METRICS["accuracy"], METRICS["no_answer"]),
     files=("quiz.csv",),
     licence="Apache-2.0",
     about="150 short questions with keys",
