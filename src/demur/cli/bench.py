@@ -3,6 +3,7 @@
 import msgspec
 
 from demur.bench import get_bench, left_out, names
+from demur.bench.load import local
 from demur.bench.spec import Bench
 from demur.cli import common
 
@@ -18,26 +19,23 @@ ASKED = {  # Groups of the list, by whether attack success and over-refusal are 
 def show_all(flags: common.Flags) -> None:
     """All benchmarks by what they ask; with --data-dir, which copy is there. `demur bench show NAME` tells the rest."""
     found = {name: get_bench(name) for name in names()}
-    copies = {
-        file for bench in found.values() for file in bench.files if flags.data_dir and (flags.data_dir / file).exists()
-    }
-    here = {name: next(filter(copies.__contains__, bench.files), None) for name, bench in found.items()}
+    here = {name: path.name if (path := local(bench, flags.data_dir)) else None for name, bench in found.items()}
     if flags.json:
-        rows = [{"bench": bench, "here": here[name]} for name, bench in found.items()]
-        common.print_json({"benches": rows, "left_out": left_out()})
+        benches = [{"bench": bench, "here": here[name]} for name, bench in found.items()]
+        common.print_json({"benches": benches, "left_out": left_out()})
         return
-    groups: dict[str, list[tuple[str, ...]]] = {}
+    groups: dict[str, list[tuple[str, ...]]] = {asked: [] for asked in ASKED.values()}
     for name, bench in found.items():
         if "@" not in name:
             count = "any" if bench.count is None else f"{bench.count:,}"
             copy = (here[name] or "–",) if flags.data_dir else ()
             counted = {metric.name for metric in bench.metrics if metric.headline}
-            asked = ASKED["attack_success" in counted, "over_refusal" in counted]
-            groups.setdefault(asked, []).append((name, count, *copy, bench.about))
-    for asked in sorted(groups, key=[*ASKED.values()].index):
-        common.show(
-            ("benchmark", "#prompts", *(("here",) if flags.data_dir else ()), "about"), groups[asked], name=asked
-        )
+            groups[ASKED["attack_success" in counted, "over_refusal" in counted]].append(
+                (name, count, *copy, bench.about)
+            )
+    titles = ("benchmark", "#prompts", *(("here",) if flags.data_dir else ()), "about")
+    for asked, rows in groups.items():
+        common.show(titles, rows, name=asked)
     common.stdout.print(f"left out, as `demur bench show NAME` explains: {', '.join(left_out())}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from demur.bench import get_bench, names
 from demur.bench.forms import solutions
-from demur.bench.load import faults, find, load_prompts, read_prompts, text_hash, unread
+from demur.bench.load import faults, find, load_prompts, local, read_prompts, text_hash, unread
 from demur.cli import common
 from demur.cli.runner import require
 from demur.errors import CheckFailed, UserError
@@ -73,7 +73,8 @@ def contamination(examples: Path, flags: common.Flags, benches: list[str] | None
 
     In a study's run each arm's rows are compared with what the arm was scored on.
     """
-    arms = mixes(examples) if examples.is_dir() and not is_published(examples) else {}
+    mixes = [] if is_published(examples) else [one for one in artifacts(examples) if one.manifest.kind == "mix"]
+    arms = {one.manifest.name.removeprefix("mix-"): list(one.read("examples", Example)) for one in mixes}
     sets = arms or {"rows": read_rows(examples)}
     if remove and len(sets) > 1:
         raise UserError(f"{examples} holds the rows of {len(sets)} arms; give the stage of one with --remove.")
@@ -83,7 +84,7 @@ def contamination(examples: Path, flags: common.Flags, benches: list[str] | None
     common.writable(where)
     scored = {name: scored_on(examples, name) for name in arms}
     named = bool(benches or flags.data or flags.data_dir or not any(scored.values()))
-    given = gather(benches or (), data=flags.data, data_dir=flags.data_dir) if named else {}
+    given = gather(benches or (), flags) if named else {}
     compared = {name: certify(rows, scored.get(name, {}) | given) for name, rows in sets.items()}
     certificates = {name: certificate for name, (certificate, _) in compared.items()}
     pairs = [one for _, found in compared.values() for one in found]
@@ -186,12 +187,6 @@ def _show(certificates: Mapping[str, Certificate], pairs: Sequence[Found]) -> No
         common.console.print(f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}")
 
 
-def mixes(run: Path) -> dict[str, list[Example]]:
-    """The training rows of a run by arm (by name, for a mix that stands alone)."""
-    made = [stage for stage in artifacts(run) if stage.manifest.kind == "mix"]
-    return {stage.manifest.name.removeprefix("mix-"): list(stage.read("examples", Example)) for stage in made}
-
-
 def scored_on(run: Path, arm: str) -> dict[str, list[Prompt]]:
     """The questions that an arm was scored on, by benchmark."""
     found: dict[str, dict[str, Prompt]] = {}
@@ -221,20 +216,18 @@ def read_rows(path: Path) -> list[Example]:
     return rows
 
 
-def gather(named: Sequence[str], *, data: Path | None = None, data_dir: Path | None = None) -> dict[str, list[Prompt]]:
+def gather(named: Sequence[str], flags: common.Flags) -> dict[str, list[Prompt]]:
     """Prompts of benchmarks by name: those asked for, or all with a copy in the folder.
 
     Raises UserError: none was named and none has a copy.
     """
-    if data is not None and len(named) != 1:
+    if flags.data is not None and len(named) != 1:
         raise UserError("--data is the copy of one benchmark; name that one, or use --data-dir.")
-    if named:
-        return {name: load_prompts(get_bench(name), data=data, data_dir=data_dir) for name in named}
-    if data_dir is None:
+    if not named and flags.data_dir is None:
         raise UserError("against what? Name benchmarks, or give --data-dir with copies of them.")
-    plain = [get_bench(name) for name in names() if "@" not in name]
-    found = [bench for bench in plain if any((data_dir / name).exists() for name in bench.files)]
+    plain = {name: get_bench(name) for name in named or names() if named or "@" not in name}
+    found = {name: bench for name, bench in plain.items() if named or local(bench, flags.data_dir)}
     if not found:
-        looked = ", ".join(sorted({name for bench in plain for name in bench.files}))
-        raise UserError(f"{data_dir}: no copy of any benchmark. Looked for {looked}.")
-    return {bench.name: load_prompts(bench, data_dir=data_dir) for bench in found}
+        looked = ", ".join(sorted({name for bench in plain.values() for name in bench.files}))
+        raise UserError(f"{flags.data_dir}: no copy of any benchmark. Looked for {looked}.")
+    return {name: load_prompts(one, data=flags.data, data_dir=flags.data_dir) for name, one in found.items()}

@@ -17,25 +17,18 @@ from demur.settings import validate
 
 
 @common.verb("teacher judge intent limit seed out cache sets json")
-def distil(
-    flags: common.Flags,
-    file: Path | None = None,
-    data: Path | None = None,
-    given: Path | None = None,
-) -> None:
+def distil(flags: common.Flags, file: Path | None = None, data: Path | None = None, given: Path | None = None) -> None:
     """Make traces: ask a teacher under a strategy, judge, keep what the rule keeps. Every drop has a reason."""
     if (source := file or data) is None:
         raise UserError("which prompts? Name a file of them: demur distil FILE --teacher MODEL.")
     settings = validate(DistilSettings, common.apply_sets({"seed": flags.seed}, flags.sets), where="demur distil")
-    drawn = common.given({"source": str(source), "n": flags.limit, "intent": flags.intent})
+    drawn = {"source": str(source), "n": flags.limit, "intent": flags.intent}
     prompts = Prompts("prompts", validate(PromptsSettings, drawn, where="demur distil"), files={"source": source})
     inputs: dict[str, Prompts | Import] = {"prompts": prompts}
     if given:
         inputs["given"] = reading(given, name="import-given")
-    # A constant reply needs no filter, whatever the keep rule says.
-    filters = settings.parts and load(settings.strategy).constant is None
     kind, models = "rules", dict[str, ModelConfig]()
-    if filters:
+    if settings.parts and load(settings.strategy).constant is None:  # a constant reply needs no filter
         if flags.judge is None:
             raise UserError("the keep rule needs a judge: --judge NAME or NAME=MODEL, or --set keep=everything.")
         kind, player = common.judge_of(flags.judge, unnamed="a filter is a judge by name")

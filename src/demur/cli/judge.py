@@ -1,22 +1,22 @@
 """`demur judge RUN_OR_FILE`: judge stored traces again, without asking the model that wrote them."""
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from demur.cli import common
 from demur.cli.runner import reading, run_stages, tell
-from demur.errors import UserError, unknown
+from demur.errors import UserError
 from demur.judge import requires_model
-from demur.models.config import parse_model
+from demur.models.config import ModelConfig, parse_model
 from demur.pipeline.stages.importing import Import
 from demur.pipeline.stages.rejudge import Rejudge, RejudgeSettings
 from demur.prompts.forms import certain
-from demur.records import Part, Query
 from demur.report.agreement import agreement, crossing
 from demur.report.format import number
 from demur.report.metrics import cells, results
-from demur.report.read import Evaluation, VerdictIndex, evaluations
+from demur.report.read import VerdictIndex, evaluations
 from demur.report.tables import estimate
+from demur.settings import validate
 from demur.storage.artifacts import Artifact, artifacts
 
 
@@ -33,24 +33,26 @@ def judge(
     Several judges are compared with each other, and with those of the run.
     """
     where = flags.out or Path("runs/judge")
-    for flag, value, allowed in (("--part", flags.part, get_args(Part)), ("--query", query, get_args(Query))):
-        if value is not None and value not in allowed:
-            raise unknown(flag, value, allowed)
+    readers = [_reader(text, flags, query) for text in dict.fromkeys(judges or ["rules"])]
     sources = _sources(source, reading(source, flags.intent, limit=limit), where, flags.cache)
     stages = [
-        _stage(text, {"part": flags.part, "query": query}, settings, path)
-        for text in dict.fromkeys(judges or ["rules"])
-        for settings, path in sources
+        Rejudge(f"{name}-{of}", settings.model_copy(update=about), files={"traces": path}, models=models)
+        for name, settings, models in readers
+        for of, about, path in sources
     ]
     done = run_stages(stages, out=where, cache=flags.cache, title="judge")
-    judged = [done[stage.name] for stage in stages[: len(sources)]]
-    found = _evaluations(_measured(source) or judged, where)
+    judged, verdicts = [done[stage.name] for stage in stages[: len(sources)]], VerdictIndex()
+    for stage in artifacts(where):
+        if stage.manifest.kind == "judge":
+            verdicts.read(stage.path("verdicts"))
+    found = [one for stage in _measured(source) or judged for one in evaluations(stage, verdicts)]
     crossed = list(crossing(e._replace(arm="", bench="", attack="") for e in found))
     agree = list(agreement(found))
     if flags.json:
-        apart: dict[str, dict[str, Any]] = {}
-        for cell in crossed:
-            apart.setdefault(cell.judge, {})[cell.name] = {"share": cell.estimate}
+        apart = {
+            cell.judge: {own.name: {"share": own.estimate} for own in crossed if own.judge == cell.judge}
+            for cell in crossed
+        }
         traces = sum(stage.rows("traces") for stage in judged)
         told = {"results": list(results(cells(found))), "crossed": apart, "agreement": agree}
         common.print_json({"n": traces, "out": str(where)} | told)
@@ -69,14 +71,14 @@ def _measured(run: Path) -> list[Artifact]:
     return [stage for stage in artifacts(run) if stage.manifest.kind == "evaluate" and stage.has("traces")]
 
 
-def _sources(source: Path, read: Import, where: Path, cache: Path | None) -> list[tuple[dict[str, Any], Path]]:
-    """Each file of traces, with what its stage says of it: arm, seed and benchmark."""
+def _sources(source: Path, read: Import, where: Path, cache: Path | None) -> list[tuple[str, dict[str, Any], Path]]:
+    """Each file of traces with its name, and what its stage says of it: arm, seed and benchmark."""
     if (source / "stages").is_dir():
         found = []
         for stage in _measured(source):
             settings = stage.manifest.settings
             about = {"arm": settings["arm"], "seed": settings["seed"], "bench": settings["bench"]["name"]}
-            found.append((about | {"of": stage.manifest.name}, stage.folder / "traces.jsonl"))
+            found.append((stage.manifest.name, about, stage.folder / "traces.jsonl"))
         if not found:
             raise UserError(f"{source} has no finished evaluation. See: demur status {source}")
         return found
@@ -84,31 +86,20 @@ def _sources(source: Path, read: Import, where: Path, cache: Path | None) -> lis
     if not done.rows("traces"):
         raise UserError(f"nothing to judge in {source}: no replies.")
     certain(done.manifest.summary["notes"])
-    about = {"arm": source.stem, "seed": None, "bench": "demur.bench.metrics:STORED", "of": source.stem}
-    return [(about, done.folder / "traces.jsonl")]
+    return [(source.stem, {"arm": source.stem}, done.folder / "traces.jsonl")]
 
 
-def _stage(text: str, how: dict[str, Any], about: dict[str, Any], path: Path) -> Rejudge:
-    """The stage that puts one judge to one file of traces.
+def _reader(text: str, flags: common.Flags, query: str | None) -> tuple[str, RejudgeSettings, dict[str, ModelConfig]]:
+    """One judge: how its stages' names begin, what they are set to, and its model.
 
-    Raises UserError: an unknown judge, or one that needs a model and has none.
+    Raises UserError: an unknown judge or part, or a judge that needs a model and has none.
     """
     name, model = common.judge_of(text, unnamed="traces are judged by a name")
-    settings = RejudgeSettings(judge=name, **how, **{key: about[key] for key in ("arm", "seed", "bench")})
-    models = {"judge": parse_model(model)} if model else {}
-    if requires_model(name):
-        if not model:
-            raise UserError(f"judge '{name}' is a model: say which, as --judge {name}=URL or {name}=FOLDER.")
-    elif model:
+    if requires_model(name) and not model:
+        raise UserError(f"judge '{name}' is a model: say which, as --judge {name}=URL or {name}=FOLDER.")
+    if model and not requires_model(name):
         raise UserError(f"judge '{name}' needs no model; say --judge {name}.")
-    label = "-".join(str(piece) for piece in (name.replace(":", "."), how["part"] or "", about["of"]) if piece)
-    return Rejudge(f"judge-{label}", settings, files={"traces": path}, models=models)
-
-
-def _evaluations(traces: list[Artifact], where: Path) -> list[Evaluation]:
-    """The traces of some stages with their own verdicts and all that were given in a folder."""
-    given = VerdictIndex()
-    for stage in artifacts(where):
-        if stage.manifest.kind == "judge":
-            given.read(stage.path("verdicts"))
-    return [one for stage in traces for one in evaluations(stage, given)]
+    plain = {"judge": name, "query": query} | flags.given("part")
+    label = "-".join(filter(None, ("judge", name.replace(":", "."), flags.part)))
+    settings = validate(RejudgeSettings, plain, where="demur judge")
+    return label, settings, {"judge": parse_model(model)} if model else {}

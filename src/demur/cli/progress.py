@@ -27,20 +27,18 @@ RUNNING = "running.json"  # How far the stages are that run, for `demur status`
 NOTED = 5.0  # Seconds between two notes of it
 EVERY = 60.0  # Seconds between two plain lines about running stages
 STEADY = 10.0  # Seconds of work from which the time that is left is estimated
-ENDED = ("done", "reused")
+ENDED, RUNS = ("done", "reused"), ("started", "progress")
 
 
 class Display:
     """Shows events of `execute`; use it as a context manager around the run."""
 
     def __init__(self, console: Console, names: Iterable[str], *, title: str = "", out: Path | None = None) -> None:
-        self.console, self.title, self._out = console, title, out
-        self._noted = 0.0
+        self.console, self.title, self._out, self._noted = console, title, out, 0.0
         self.states: dict[str, Event] = {name: Event(name, "waiting") for name in names}
         self._began: dict[str, float] = {}
         self._first: dict[str, tuple[float, int]] = {}  # When a stage first had something done, and how much of it
-        self._over = threading.Event()
-        self._lock = threading.Lock()
+        self._over, self._lock = threading.Event(), threading.Lock()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> Self:
@@ -57,8 +55,8 @@ class Display:
         self._over.set()
         self._live.stop()
         self._note()
-        if reused := self._count("reused"):
-            self.console.print(f"  {reused} of {len(self.states)} stages were there already and were reused")
+        if reused := self._in("reused"):
+            self.console.print(f"  {len(reused)} of {len(self.states)} stages were there already and were reused")
 
     def __call__(self, event: Event) -> None:
         """Take an event in."""
@@ -78,12 +76,13 @@ class Display:
         """Write down how far the stages are that run; that is no result, so a full disk is no matter."""
         if self._out is not None:
             self._noted, path = time.monotonic(), self._out / RUNNING
-            far = {one.name: self._far(one) for one in self.states.values() if one.state in ("started", "progress")}
+            far = {one.name: self._far(one) for one in self._in(*RUNS)}
             with contextlib.suppress(OSError):
                 atomic_write(path, json.dumps(far, ensure_ascii=False)) if far else path.unlink(missing_ok=True)
 
-    def _count(self, *states: str) -> int:
-        return sum(event.state in states for event in self.states.values())
+    def _in(self, *states: str) -> list[Event]:
+        """The stages that are in one of these states."""
+        return [event for event in self.states.values() if event.state in states]
 
     def _print(self, event: Event) -> None:
         """Plain lines: starts and ends."""
@@ -92,13 +91,13 @@ class Display:
         elif event.state == "progress" and not event.done and event.remark:
             self.console.print(f"  {event.name}: {event.remark}")
         elif event.state == "done":
-            ended = f"[{self._count(*ENDED)}/{len(self.states)}]"
+            ended = f"[{len(self._in(*ENDED))}/{len(self.states)}]"
             self.console.print(f"  {event.name}: done  {event.seconds:.1f} s  {event.remark}  {ended}")
 
     def _minutely(self) -> None:
         """Once a minute a plain line for each stage that runs, whether or not it has anything to report."""
         while not self._over.wait(EVERY):
-            for one in [event for event in self.states.values() if event.state in ("started", "progress")]:
+            for one in self._in(*RUNS):
                 self.console.print(f"  {one.name}: {self._far(one)}")
 
     def _far(self, event: Event) -> str:
@@ -118,19 +117,16 @@ class Display:
         """The table of groups as it stands."""
         with self._lock:
             events = list(self.states.values())
-        groups: dict[str, list[Event]] = {}
-        for event in events:
-            groups.setdefault(event.name.partition("-")[0], []).append(event)
         grid = Table.grid(padding=(0, 1))
-        for name, members in groups.items():
-            grid.add_row(Text(f"  {name:<10}"), *self._row(members))
-        over = self._count(*ENDED) == len(events)
+        for name in dict.fromkeys(event.name.partition("-")[0] for event in events):
+            grid.add_row(f"  {name:<10}", *self._row([one for one in events if one.name.partition("-")[0] == name]))
+        over = all(event.state in ENDED for event in events)
         return Group(grid, Text("" if over else "  Ctrl-C is safe: run the same command to go on.", style="dim"))
 
     def _row(self, members: list[Event]) -> tuple[Text | ProgressBar, Text, Text]:
         """Bar, count and remark of one group."""
         ended = [event for event in members if event.state in ENDED]
-        running = [event for event in members if event.state in ("started", "progress")]
+        running = [event for event in members if event.state in RUNS]
         count = Text(f"{len(ended)}/{len(members)}")
         if failed := [event.name for event in members if event.state == "failed"]:
             return Text("✗ failed", style="red"), count, Text(", ".join(failed))

@@ -9,15 +9,10 @@ from demur.errors import UserError, WorkError
 from demur.registry import missing
 
 FILES = {  # What of a folder is uploaded: never reply caches, optimizer states, logs or dot files
-    "dataset": ["README.md", "LICENSE*", "data/*", "contamination.json"],
-    "model": [
-        "README.md", "LICENSE*", "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
-        "adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
-        "chat_template*",
-    ],
-}  # fmt: skip
-
-
+    "dataset": "README.md LICENSE* data/* contamination.json",
+    "model": "README.md LICENSE* *.safetensors *.safetensors.index.json config.json generation_config.json adapter_config.json "
+    "tokenizer* special_tokens_map.json added_tokens.json vocab* merges.txt chat_template*",
+}
 Gate = Literal["none", "auto", "manual"]
 
 
@@ -61,7 +56,11 @@ def _contents(folder: Path) -> tuple[str, list[str], bool]:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     card = RepoCard.load(folder / "README.md", ignore_metadata_errors=True)
-    return kind, list(filter_repo_objects(visible, allow_patterns=FILES[kind])), "extra_gated_prompt" in card.data
+    return (
+        kind,
+        list(filter_repo_objects(visible, allow_patterns=FILES[kind].split())),
+        "extra_gated_prompt" in card.data,
+    )
 
 
 def _send(folder: Path, repo: str, *, kind: str, files: list[str], public: bool, gate: Gate) -> str:
