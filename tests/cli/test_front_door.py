@@ -124,7 +124,7 @@ def test_what_prompts_want_is_said_by_a_flag(tmp_path: Path, capsys: pytest.Capt
         ("train:", "trian:"),
         ("mini_harm", "mini_hram"),
         ("mini_benign", "mini_bening"),
-        ("mini-harm", "mini-hram"),
+        ("source: mini-harm", "source: mini-hram"),
         ("  teacher:", "  techer:"),
         ("harmful:", "harmfull:"),
         ("safety: 150, benign: 150, maths: 80}", "safty: 150, benign: 150, maths: 80}"),
