@@ -101,39 +101,36 @@ async def _judge(who: Judge, queue: asyncio.Queue[Trace | None], verdicts: Recor
         more = await queue.get() is not None
 
 
-class _Whose(msgspec.Struct, gc=False):
-    id: str
+class _Id(msgspec.Struct, frozen=True, gc=False):
+    id: str = ""
 
 
-class _Reply(msgspec.Struct, gc=False):
-    """Of a trace or failure, what its place depends on."""
+class _Row(msgspec.Struct, gc=False):
+    """Of a trace, failure or verdict, what its place depends on."""
 
-    prompt: _Whose
+    prompt: _Id = _Id()
     id: str = ""
     sample: int = 0
-
-
-class _Said(msgspec.Struct, gc=False):
-    trace: str
-    judge: str
-    part: str
+    trace: str = ""
+    judge: str = ""
+    part: str = ""
 
 
 def in_order(flow: Flow, asked: Iterable[str]) -> Flow:
     """The traces and failures in the order in which prompts (by their ids) were asked, verdicts by trace, judge and part."""
     prompts = Places(asked)
 
-    def by_prompt(rows: RecordFile[_Reply]) -> I64:
+    def by_prompt(rows: RecordFile[_Row]) -> I64:
         place = prompts.of(row.prompt.id for row in rows)
         return np.lexsort((numbers(row.sample for row in rows), place))
 
-    replies = flow.traces.seen_as(_Reply)
+    replies = flow.traces.seen_as(_Row)
     traces = flow.traces.taken(by_prompt(replies))
-    said = flow.verdicts.seen_as(_Said)
+    said = flow.verdicts.seen_as(_Row)
     names = sorted({(verdict.judge, verdict.part) for verdict in said})
     who = numbers(names.index((verdict.judge, verdict.part)) for verdict in said)
-    place = Places(row.id for row in traces.seen_as(_Reply)).of(verdict.trace for verdict in said)
-    failures = flow.failures.taken(by_prompt(flow.failures.seen_as(_Reply)))
+    place = Places(row.id for row in traces.seen_as(_Row)).of(verdict.trace for verdict in said)
+    failures = flow.failures.taken(by_prompt(flow.failures.seen_as(_Row)))
     return Flow(traces, failures, flow.verdicts.taken(np.lexsort((who, place))), flow.filed_again)
 
 

@@ -1,7 +1,7 @@
 """`demur check …`: is this sound? Exits 1 when it is not."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from demur.cli.runner import require
 from demur.errors import CheckFailed, UserError
 from demur.judge.maths import check_golds
 from demur.mix import examples_of
-from demur.mix.contamination import RULES, Certificate, Found, certify, without
+from demur.mix.contamination import RULES, certify, without
 from demur.mix.duplicates import masked
 from demur.prompts.forms import load_file
 from demur.records import Example, ExamplePart, Failure, Origin, Prompt, Trace, encode, write_jsonl
@@ -98,7 +98,15 @@ def contamination(examples: Path, flags: common.Flags, benches: list[str] | None
     if flags.json:
         common.print_json({"clean": sound, "out": str(where), "certificates": certificates})
     else:
-        _show(certificates, pairs)
+        rows_of = [
+            (name, one.bench, one.prompts, len(one.held), one.rows, *(one.by_rule.get(rule, 0) for rule in RULES))
+            for name, certificate in certificates.items()
+            for one in certificate.compared
+        ]
+        titles = ("arm", "benchmark", "#prompts", "#held by rows", "#rows", *(f"#{rule}" for rule in RULES))
+        common.show(titles, rows_of)
+        for one in pairs[:SHOWN]:
+            common.console.print(f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}")
         common.console.print(f"certificate: {where / 'contamination.json'} · pairs: {where / 'contaminated.jsonl'}")
     if not sound:
         raise CheckFailed(
@@ -173,18 +181,6 @@ def shapes(url: str, flags: common.Flags) -> None:
         raise CheckFailed(f"{url} is {' and '.join(bad)}: nothing can be measured with it as it is.")
     if not found and not flags.json:
         common.stdout.print("sound: it answers harmless questions rightly, and declines a harmful one.")
-
-
-def _show(certificates: Mapping[str, Certificate], pairs: Sequence[Found]) -> None:
-    rows = [
-        (name, one.bench, one.prompts, len(one.held), one.rows, *(one.by_rule.get(rule, 0) for rule in RULES))
-        for name, certificate in certificates.items()
-        for one in certificate.compared
-    ]
-    titles = ("arm", "benchmark", "#prompts", "#held by rows", "#rows", *(f"#{rule}" for rule in RULES))
-    common.show(titles, rows)
-    for one in pairs[:SHOWN]:
-        common.console.print(f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}")
 
 
 def scored_on(run: Path, arm: str) -> dict[str, list[Prompt]]:

@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -98,7 +98,7 @@ def key_of(request: Any, body: bytes = b"") -> bytes:
     return hashlib.sha256(encode(request) + b"\n" + body).digest()[:16]
 
 
-class ReplyCache:
+class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
     """A folder's replies. Any number of processes on one host may have it open; close it, or use it in a `with`."""
 
     def __init__(self, folder: Path | None, *, since: float = float("inf")) -> None:
@@ -130,9 +130,6 @@ class ReplyCache:
         self._next = _Batch([], [], [])
         self._flusher: asyncio.Task[None] | None = None
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
