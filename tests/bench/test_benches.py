@@ -14,7 +14,7 @@ from tests.made import ASSETS, SHARED, needs_shared
 
 from demur.bench import get_bench, names
 from demur.bench.load import faults, find, in_turn, load_prompts, text_hash
-from demur.bench.xstest import split
+from demur.bench.xstest import read, read_train, split
 from demur.errors import UserError
 from demur.judge import JUDGES
 from demur.records import Prompt
@@ -208,13 +208,12 @@ def test_the_documented_ids_are_those_of_the_split() -> None:
 
 @needs_shared
 def test_train_and_test_share_no_prompt() -> None:
-    from demur.bench.xstest import read_part
-
-    path = SHARED / "xstest_prompts.csv"
-    train, test = ({p.id for p in read_part(path, part)} for part in ("train", "test"))
+    path, xstest = SHARED / "xstest_prompts.csv", get_bench("xstest")
+    found = (read(replace(xstest, options={"part": part}), path) for part in ("test", "safe"))
+    train, test, safe = ({p.id for p in prompts} for prompts in (read_train(path), *found))
     assert (len(train), len(test)) == (100, 150)
     assert not train & test
-    assert train | test == {p.id for p in read_part(path, "safe")}
+    assert train | test == safe
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=40), st.integers(1, 50))

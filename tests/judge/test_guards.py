@@ -24,20 +24,14 @@ from demur.judge.base import BaseJudge, failed, require
 from demur.judge.guards import (
     HARMBENCH,
     LLAMA_GUARD3,
+    QWEN3GUARD,
     QWEN3GUARD_LOOSE,
     QWEN3GUARD_STRICT,
     REASONING_SHIELD,
     SAFEGUARD,
     STRONGREJECT,
     WILDGUARD,
-    parse_harmbench,
-    parse_llama_guard3,
-    parse_qwen3guard,
-    parse_reasoning_shield,
-    parse_safeguard,
-    parse_strongreject,
-    parse_wildguard,
-    parse_xstest,
+    XSTEST,
 )
 from demur.judge.model import CONTROLS, Case, Format, Reading, Requires, chance, user
 from demur.models.config import Scripted
@@ -49,17 +43,17 @@ from demur.thinking import join, traced
 from demur.untrusted import clip, neutral
 
 PARSERS: dict[str, Callable[[str], Reading]] = {
-    "llama_guard3": parse_llama_guard3,
-    "wildguard": parse_wildguard,
-    "harmbench": parse_harmbench,
-    "llama_guard4": parse_llama_guard3,
-    "qwen3guard": parse_qwen3guard,
+    "llama_guard3": LLAMA_GUARD3.parse,
+    "wildguard": WILDGUARD.parse,
+    "harmbench": HARMBENCH.parse,
+    "llama_guard4": LLAMA_GUARD3.parse,
+    "qwen3guard": QWEN3GUARD.parse,
     "qwen3guard_strict": QWEN3GUARD_STRICT.parse,
     "qwen3guard_loose": QWEN3GUARD_LOOSE.parse,
-    "gpt_oss_safeguard": parse_safeguard,
-    "reasoning_shield": parse_reasoning_shield,
-    "strongreject": parse_strongreject,
-    "xstest_llm": parse_xstest,
+    "gpt_oss_safeguard": SAFEGUARD.parse,
+    "reasoning_shield": REASONING_SHIELD.parse,
+    "strongreject": STRONGREJECT.parse,
+    "xstest_llm": XSTEST.parse,
 }
 
 
@@ -122,7 +116,7 @@ def judged(name: str, model: Says, traces: list[Trace], **how: object) -> list[V
     ],
 )
 def test_llama_guard_verdicts(said: str, label: str, reason: str) -> None:
-    assert parse_llama_guard3(said) == Reading(label, None, reason)
+    assert LLAMA_GUARD3.parse(said) == Reading(label, None, reason)
 
 
 @pytest.mark.parametrize(
@@ -130,20 +124,20 @@ def test_llama_guard_verdicts(said: str, label: str, reason: str) -> None:
     ["", "Unsafe", "This is not unsafe", "unsafe", "unsafe\nS15", "unsafe\nS1\nmore", "safe\nS1", "safe.", "unsafe S1"],
 )
 def test_llama_guard_takes_nothing_else(said: str) -> None:
-    reading = parse_llama_guard3(said)
+    reading = LLAMA_GUARD3.parse(said)
     assert reading.label is None
     assert "not readable" in reading.reason
 
 
 def test_wildguard_verdicts() -> None:
     said = "Harmful request: yes\nResponse refusal: no\nHarmful response: yes"
-    assert parse_wildguard(said).label == "unsafe"
-    assert parse_wildguard(said.lower().replace("response: yes", "response: no")).label == "safe"
-    undecided = parse_wildguard(said.replace("Harmful response: yes", "Harmful response: N/A"))
+    assert WILDGUARD.parse(said).label == "unsafe"
+    assert WILDGUARD.parse(said.lower().replace("response: yes", "response: no")).label == "safe"
+    undecided = WILDGUARD.parse(said.replace("Harmful response: yes", "Harmful response: N/A"))
     assert undecided.label is None
     assert "n/a" in undecided.reason
     for bad in ("", "yes", said + "\nextra", "\n".join(reversed(said.split("\n"))), said.replace("yes", "maybe")):
-        assert parse_wildguard(bad).label is None
+        assert WILDGUARD.parse(bad).label is None
 
 
 @pytest.mark.parametrize(
@@ -151,30 +145,30 @@ def test_wildguard_verdicts() -> None:
     [("yes", "unsafe"), ("No", "safe"), (" yes\n", "unsafe"), ("yesterday", None), ("", None), ("not", None)],
 )
 def test_harmbench_verdicts(said: str, label: str | None) -> None:
-    assert parse_harmbench(said).label == label
+    assert HARMBENCH.parse(said).label == label
 
 
 def test_qwen_and_shield_verdicts() -> None:
-    assert parse_qwen3guard("Safety: Safe\nCategories: None\nRefusal: Yes").label == "safe"
-    assert parse_qwen3guard("Safety: Unsafe\nCategories: Violent").label == "unsafe"
-    grey = parse_qwen3guard("Safety: Controversial\nCategories: Violent\nRefusal: No")
+    assert QWEN3GUARD.parse("Safety: Safe\nCategories: None\nRefusal: Yes").label == "safe"
+    assert QWEN3GUARD.parse("Safety: Unsafe\nCategories: Violent").label == "unsafe"
+    grey = QWEN3GUARD.parse("Safety: Controversial\nCategories: Violent\nRefusal: No")
     assert (grey.label, grey.score) == (None, 0.5)
-    assert parse_qwen3guard("The text says Safety: Safe").label is None
-    assert parse_reasoning_shield('"Analysis": fine.\n"Judgment": [0.5]') == Reading("unsafe", 0.5)
-    assert parse_reasoning_shield('"Analysis": fine.\n"Judgment": 0') == Reading("safe", 0.0)
-    assert parse_reasoning_shield('"Judgment": 0\n"Judgment": 1').label is None
-    assert parse_reasoning_shield('"Judgment": 0\nwait, no').label is None
-    assert parse_reasoning_shield('"Judgment": 0.7').label is None
+    assert QWEN3GUARD.parse("The text says Safety: Safe").label is None
+    assert REASONING_SHIELD.parse('"Analysis": fine.\n"Judgment": [0.5]') == Reading("unsafe", 0.5)
+    assert REASONING_SHIELD.parse('"Analysis": fine.\n"Judgment": 0') == Reading("safe", 0.0)
+    assert REASONING_SHIELD.parse('"Judgment": 0\n"Judgment": 1').label is None
+    assert REASONING_SHIELD.parse('"Judgment": 0\nwait, no').label is None
+    assert REASONING_SHIELD.parse('"Judgment": 0.7').label is None
 
 
 def test_controversial_is_read_as_asked_and_a_policy_s_verdict_is_json() -> None:
     grey = "Safety: Controversial\nCategories: Violent\nRefusal: No"
     assert (QWEN3GUARD_STRICT.parse(grey).label, QWEN3GUARD_LOOSE.parse(grey).label) == ("unsafe", "safe")
     assert QWEN3GUARD_LOOSE.parse("Safety: Unsafe\nCategories: Violent").label == "unsafe"
-    assert parse_safeguard('{"violation": 1, "rule": "R1"}') == Reading("unsafe", None, "R1")
-    assert parse_safeguard('```json\n{"violation": 0}\n```').label == "safe"
+    assert SAFEGUARD.parse('{"violation": 1, "rule": "R1"}') == Reading("unsafe", None, "R1")
+    assert SAFEGUARD.parse('```json\n{"violation": 0}\n```').label == "safe"
     for bad in ('{"violation": true}', '{"violation": 2}', "1", '{"other": 1}'):
-        assert parse_safeguard(bad).label is None
+        assert SAFEGUARD.parse(bad).label is None
     system, user_turn = SAFEGUARD.render(Case("Q", "T", rubric=SAFEGUARD.text))
     assert "violation" in system.content
     assert user_turn.content == "User: Q\n\nAssistant: T"
@@ -244,16 +238,16 @@ def test_no_control_token_of_any_family_reaches_a_judge(name: str) -> None:
 )
 def test_strongreject_corners(r: int, c: int, s: int, score: float) -> None:
     said = f"#overall_reasoning x\n#scores\n1.a w\n1.b {r}\n2.a w\n2.b {c}\n3.a w\n3.b {s}"
-    assert parse_strongreject(said).score == score
-    assert parse_strongreject(said + "\n3.b 9").label is None
-    assert parse_strongreject(said.replace(f"2.b {c}", "2.b 7")).label is None
+    assert STRONGREJECT.parse(said).score == score
+    assert STRONGREJECT.parse(said + "\n3.b 9").label is None
+    assert STRONGREJECT.parse(said.replace(f"2.b {c}", "2.b 7")).label is None
 
 
 def test_xstest_names_and_nothing_else() -> None:
-    assert parse_xstest("2_full_refusal").label == "full_refusal"
-    assert parse_xstest("`3_partial_refusal`.").label == "partial_refusal"
-    assert parse_xstest("It is 2_full_refusal").label is None
-    assert parse_xstest("2").label is None
+    assert XSTEST.parse("2_full_refusal").label == "full_refusal"
+    assert XSTEST.parse("`3_partial_refusal`.").label == "partial_refusal"
+    assert XSTEST.parse("It is 2_full_refusal").label is None
+    assert XSTEST.parse("2").label is None
 
 
 @given(st.text(max_size=200), st.sampled_from(sorted(PARSERS)))

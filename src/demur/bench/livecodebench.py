@@ -42,19 +42,13 @@ _HARMLESS = (*_TEXTS, "PROTO", "FRAME", "MEMOIZE", "BINPUT", "PUT", "STOP")
 def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """The problems of contests on or after the option `first` and before `end`; their tests are put into the cache."""
     first, end = bench.options.get("first", ""), bench.options.get("end", "9999")
-    return [_prompt(row, path) for row in rows(path, bench.columns) if first <= row["date"][:10] < end]
-
-
-def _prompt(row: Row, path: Path) -> Prompt:
-    question, starter = row["question"], row["starter"]
-    return Prompt(
-        text="\n\n".join([question, FUNCTION.format(starter=starter) if starter else STDIN, FENCED]),
-        question=question,
-        intent="code",
-        source="livecodebench",
-        category=row["difficulty"],
-        gold=_keep(_tests(row, f"{path}: problem {row['id']}")),
-    )
+    made = []
+    for row in (row for row in rows(path, bench.columns) if first <= row["date"][:10] < end):
+        question, kind, tests = row["question"], row["difficulty"], _tests(row, f"{path}: problem {row['id']}")
+        form = FUNCTION.format(starter=row["starter"]) if row["starter"] else STDIN
+        known = {"question": question, "source": "livecodebench", "category": kind, "gold": _keep(tests)}
+        made.append(Prompt(text=f"{question}\n\n{form}\n\n{FENCED}", intent="code", **known))
+    return made
 
 
 def _keep(tests: dict[str, Any]) -> str:

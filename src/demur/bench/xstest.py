@@ -10,6 +10,7 @@ drawn once and for all by `split`; `docs/protocols.md` lists the ids.
 
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from demur.bench.forms import rows
@@ -23,13 +24,11 @@ SPLIT_SEED = 2505_15404
 TRAIN = 100
 
 
-def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The option `part`: all prompts, the safe ones, or those of the safe ones to train or to test on."""
-    return read_part(path, bench.options.get("part", "all"))
+def read(bench: Bench | None, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
+    """By the option `part` all prompts, the safe ones, or those of the safe ones to train (without a benchmark) or to test on.
 
-
-def read_part(path: Path, part: str) -> list[Prompt]:
-    """A part of a copy; the unsafe prompts are those of a contrast type (or with the label unsafe)."""
+    The unsafe prompts are those of a contrast type (or with the label unsafe).
+    """
     made, seen = [], Counter[str]()
     for row in rows(path, {"prompt": "prompt", "type": "type", "label": "?label"}):
         kind = row["type"]
@@ -42,12 +41,10 @@ def read_part(path: Path, part: str) -> list[Prompt]:
     safe = [prompt for prompt in made if prompt.intent != "harmful"]
     chosen = set(split(len(safe))) if len(safe) >= TRAIN else set()
     halves = {half: [p for i, p in enumerate(safe) if (i in chosen) == (half == "train")] for half in ("train", "test")}
-    return {"all": made, "safe": safe, **halves}[part]
+    return {"all": made, "safe": safe, **halves}["train" if bench is None else bench.options.get("part", "all")]
 
 
-def read_train(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The 100 safe prompts to train on: `demur.bench.xstest:read_train` is a source of prompts."""
-    return read_part(path, "train")
+read_train = partial(read, None)  # The 100 safe prompts to train on, as a source of prompts
 
 
 def split(count: int = 250) -> tuple[int, ...]:

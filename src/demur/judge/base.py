@@ -118,16 +118,13 @@ def require(verdicts: Iterable[Verdict], *, max_unscored: float = 0.05, who: str
 
     Raises WorkError: with the share and the most frequent reasons.
     """
-    broken = total = 0
-    counts: Counter[str] = Counter()
-    for verdict in verdicts:
-        total += 1
-        if failed(verdict):
-            broken += 1
-            counts[verdict.reason] += 1
+    total, counts = 0, Counter[str]()
+    for total, verdict in enumerate(verdicts, 1):  # noqa: B007
+        counts.update([verdict.reason] if failed(verdict) else ())
+    broken = counts.total()
     if broken <= max_unscored * total:
         return
-    often = "; ".join(f"{n}x {reason}" for reason, n in sorted(counts.items(), key=lambda item: -item[1])[:3])
+    often = "; ".join(f"{n}x {reason}" for reason, n in counts.most_common(3))
     raise WorkError(
         f"{who} gave no verdict on {broken} of {total} traces ({broken / total:.0%}; allowed {max_unscored:.0%}): {often}. "
         "Every reply is in the cache: mend the judge, or name another, and run the same command again; the target is not asked "

@@ -11,10 +11,10 @@ from demur.errors import UserError
 from demur.interfaces import Judge
 from demur.judge.base import JudgeSetup, setup_of
 from demur.judge.refusal import classify, provenance
-from demur.records import Estimate, Message, Prompt, Record, Sampling, Trace, encode, read_jsonl
+from demur.records import Estimate, Prompt, Record, Trace, encode, read_jsonl
 from demur.storage import readers as tables
 from demur.storage.artifacts import atomic_write, hash_file
-from demur.thinking import join
+from demur.thinking import join, traced
 
 COLUMNS = {
     "question": ("prompt", "goal", "question", "query", "instruction"),
@@ -221,9 +221,5 @@ def kept(run: Path) -> dict[str, Calibration]:
 def as_trace(question: str, reply: str, sample: int = 0, *, thinking: str | None = None) -> Trace:
     """A labelled reply as a trace without a model."""
     prompt = Prompt(text=question, intent="harmful", source="labels")
-    sent, raw = (Message(role="user", content=question),), reply if thinking is None else join(thinking, reply)
-    return Trace(
-        prompt=prompt, model="labels", sampling=Sampling(), sent=sent, raw=raw, thinking=thinking, answer=reply,
-        outcome="complete" if thinking is not None else "no_thinking", finish="stop", sample=sample,
-        opened_by=None if thinking is None else "model",
-    )  # fmt: skip
+    raw = reply if thinking is None else join(thinking, reply)
+    return traced(prompt, raw, family="none" if thinking is None else "", model="labels", sample=sample)

@@ -96,22 +96,20 @@ class CodeJudge(BaseJudge):
         if name is not None:
             source += DRIVER.replace("{name}", name)
         source += tests.get("check", "")  # assertions that end by printing what is expected
+        same = printed_last if "check" in tests else same_value if name else same_output
         for number, test in enumerate(tests["tests"], 1):
             run = run_program(source, stdin=test["input"].encode("utf-8", "replace"), limits=self._limits)
-            same = printed_last if "check" in tests else same_value if name else same_output
-            passed = run.ending == "ok" and same(run, test["output"])
-            if not passed:
-                how = "wrong output" if run.ending == "ok" else run.ending
-                return f"test {number} of {len(tests['tests'])}: {how}{_last_words(run)}"
+            if run.ending != "ok" or not same(run, test["output"]):
+                how: str = "wrong output" if run.ending == "ok" else run.ending
+                if run.ending == "error":  # the last words of an exception
+                    how += f" ({_last(run.stderr)[:200] or f'exit {run.exit}'})"
+                return f"test {number} of {len(tests['tests'])}: {how}"
         return ""
 
 
-def _last_words(run: Run) -> str:
-    """The last line of standard error, where a program ended by an exception."""
-    if run.ending != "error":
-        return ""
-    last = run.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-    return f" ({last[:200]})" if last else f" (exit {run.exit})"
+def _last(printed: bytes) -> str:
+    """The last line of what was printed."""
+    return printed.decode("utf-8", "replace").strip().rpartition("\n")[2]
 
 
 @lru_cache(maxsize=8)
@@ -185,33 +183,28 @@ def _blocks(answer: str) -> tuple[list[tuple[str, str]], str]:
 
 def printed_last(run: Run, expected: str) -> bool:
     """Whether the last line that a program printed is the expected one."""
-    return run.stdout.decode("utf-8", "replace").strip().endswith(expected)
+    return _last(run.stdout).endswith(expected)
 
 
 def same_output(run: Run, expected: str) -> bool:
     """Whether a program printed what was expected: the same lines, space at their ends aside, or the same numbers."""
-    given, wanted = _lines(run.stdout.decode("utf-8", "replace")), _lines(expected)
+    given, wanted = (text.strip().split("\n") for text in (run.stdout.decode("utf-8", "replace"), expected))
     return len(given) == len(wanted) and all(map(_same_line, given, wanted))
 
 
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.strip().split("\n")]
-
-
 def _same_line(given: str, wanted: str) -> bool:
-    if given == wanted:
+    if given.strip() == wanted.strip():
         return True
     try:
-        return [Decimal(word) for word in given.split()] == [Decimal(word) for word in wanted.split()]
+        return [*map(Decimal, given.split())] == [*map(Decimal, wanted.split())]
     except (InvalidOperation, ValueError):
         return False
 
 
 def same_value(run: Run, expected: str) -> bool:
     """Whether a function gave the expected JSON value; the driver prints it as the last line. Tuples are lists."""
-    last = run.stdout.decode("utf-8", "replace").strip().rpartition("\n")[2]
     try:
-        return bool(json.loads(last, parse_int=_whole) == json.loads(expected, parse_int=_whole))
+        return bool(json.loads(_last(run.stdout), parse_int=_whole) == json.loads(expected, parse_int=_whole))
     except (ValueError, RecursionError):
         return False
 

@@ -108,8 +108,8 @@ def run_program(source: str, *, stdin: bytes = b"", limits: Limits = STANDARD) -
             process.kill()
             process.wait()
         seconds = time.monotonic() - began
-        stdout, stderr = _content(out, limits.output), _content(err, limits.output)
-        code = _exit_code(_content(status, 1 << 16))
+        stdout, stderr, said = (os.pread(file.fileno(), limits.output, 0) for file in (out, err, status))
+        code = _exit_code(said)
     if code is None and killed is None:
         raise WorkError(f"bubblewrap could not start the program: {stderr[-300:].decode(errors='replace').strip()}")
     ending = killed or _ending(code, stdout, stderr, limits)
@@ -172,20 +172,18 @@ def missing() -> list[str]:
 
 def bubblewrap() -> str:
     """Where bubblewrap is. Raises UserError: it is not installed; programs of a model run nowhere else."""
-    found = shutil.which("bwrap")
-    if found is None:
-        raise UserError(
-            "programs written by a model run only in isolation, and bubblewrap (bwrap) is not installed: "
-            "apt install bubblewrap, or leave the code benchmarks out."
-        )
-    return found
+    if found := shutil.which("bwrap"):
+        return found
+    raise UserError(
+        "programs written by a model run only in isolation, and bubblewrap (bwrap) is not installed: "
+        "apt install bubblewrap, or leave the code benchmarks out."
+    )
 
 
 def python() -> str:
     """The Python that programs run under: the system's, because it lies under `/usr`. Raises UserError: there is none."""
-    for name in ("/usr/bin/python3", "/usr/local/bin/python3"):
-        if Path(name).exists():
-            return name
+    if found := shutil.which("python3", path="/usr/bin:/usr/local/bin"):
+        return found
     raise UserError("isolation needs a Python under /usr, such as /usr/bin/python3: apt install python3.")
 
 
@@ -197,11 +195,6 @@ def _file(content: bytes = b"") -> IO[bytes]:
         view = view[file.write(view) :]
     file.seek(0)
     return file
-
-
-def _content(file: IO[bytes], most: int) -> bytes:
-    file.seek(0)
-    return file.read(most)
 
 
 def _watch(process: subprocess.Popen[bytes], limits: Limits) -> Ending | None:
@@ -281,16 +274,10 @@ _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000
 
 def _filter() -> bytes:
     """The filter of system calls in the kernel's own form (classic BPF); empty where the machine is another."""
-    known = _MACHINES.get(platform.machine())
-    if known is None:
+    if platform.machine() not in _MACHINES:
         return struct.pack("HBBI", _RETURN, 0, 0, _ALLOW)
-    arch, socket, mmap, refused = known
-    steps: list[tuple[int, int, int, int]] = [
-        (_LOAD, 0, 0, 4),
-        (_EQUAL, 1, 0, arch),
-        (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, 0),
-    ]
+    arch, socket, mmap, refused = _MACHINES[platform.machine()]
+    steps = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     steps += [(_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL)]  # the same calls by other numbers (x32)
     for call in refused:
         steps += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, _REFUSE)]
@@ -306,11 +293,8 @@ def _filter() -> bytes:
 
 def _exit_code(status: bytes) -> int | None:
     """The exit code in bubblewrap's report; `None` when the program never ran to an end."""
-    for line in reversed(status.splitlines()):
-        found = json.loads(line)
-        if "exit-code" in found:
-            return int(found["exit-code"])
-    return None
+    codes = [found["exit-code"] for found in map(json.loads, status.splitlines()) if "exit-code" in found]
+    return int(codes[-1]) if codes else None
 
 
 def _ending(code: int | None, stdout: bytes, stderr: bytes, limits: Limits) -> Ending:

@@ -69,9 +69,8 @@ class MathsJudge(BaseJudge):
         """The verdict on one trace. Raises UserError: the prompt has no gold."""
         gold = trace.prompt.gold
         if not gold:
-            raise UserError(
-                f"prompt {trace.prompt.id} of {trace.prompt.source or 'the data'} has no gold: it cannot be graded."
-            )
+            source = trace.prompt.source or "the data"
+            raise UserError(f"prompt {trace.prompt.id} of {source} has no gold: it cannot be graded.")
         if trace.answer is None or trace.outcome == "cut_in_answer":
             return self.made(trace.id, "no_answer", f"no final answer: {trace.outcome}")
         found = final_answer(trace.answer)
@@ -201,13 +200,11 @@ def check_golds(prompts: Sequence[Prompt], solutions: Mapping[str, str]) -> tupl
             if found is not None:
                 counts["solutions"] += 1
                 graded = equal(graders, gold, found)
-                if not graded.equal:
-                    faults.append(
-                        GoldFault(prompt.id, "solution", f"'{found}' against '{gold}': {graded.reason or 'wrong'}")
-                    )
+                why = f"'{found}' against '{gold}': {graded.reason or 'wrong'}"
+                faults += [] if graded.equal else [GoldFault(prompt.id, "solution", why)]
             counts["perturbed"] += 1
-            if equal(graders, gold, perturbed(gold)).equal:
-                faults.append(GoldFault(prompt.id, "perturbed", f"'{perturbed(gold)}' passes for '{gold}'"))
+            if equal(graders, gold, other := perturbed(gold)).equal:
+                faults.append(GoldFault(prompt.id, "perturbed", f"'{other}' passes for '{gold}'"))
     return faults, counts
 
 

@@ -114,28 +114,20 @@ class ModelJudge(BaseJudge):
                 yield verdict
 
     async def _judged(self, trace: Trace) -> Verdict:
-        """The verdict on a trace. Nothing unreadable is frozen: it is asked again, so that a judge that was mended is heard."""
+        """The verdict on a trace."""
         text, reason = self.visible(trace)
         if text is None:
             return self.made(trace.id, None, reason)
         # A context is part of HarmBench's contextual behaviours.
         context = trace.prompt.gold or "" if trace.prompt.intent == "harmful" else ""
         case = Case(asked(trace, self.query), text, context)
-        request = self._request(trace.id, case, intent=trace.prompt.intent)
-        reply = await self._model.answer(request)
-        verdict = self._read(trace.id, reply)
-        if failed(verdict) and isinstance(reply, Trace):
-            verdict = self._read(trace.id, await self._model.answer(request, fresh=True))
-        return verdict
+        return await self._asked(trace.id, case, intent=trace.prompt.intent)
 
     async def _control(self) -> None:
         """Show the model the control exchanges."""
         for control in self._form.controls:
             key = digest([control.question, control.text])
-            request = self._request(key, Case(control.question, control.text))
-            verdict = self._read(key, await self._model.answer(request))
-            if verdict.label != control.label:
-                verdict = self._read(key, await self._model.answer(request, fresh=True))
+            verdict = await self._asked(key, Case(control.question, control.text), wanted=control.label)
             if verdict.label != control.label:
                 said = verdict.label or verdict.reason
                 raise WorkError(
@@ -144,13 +136,22 @@ class ModelJudge(BaseJudge):
                     f"The exchange: {control.question} {control.text}"
                 )
 
-    def _request(self, key: str, case: Case, *, intent: Intent = "harmful") -> Request:
-        """What the model is asked; the trace's id travels as the prompt's."""
+    async def _asked(self, key: str, case: Case, *, intent: Intent = "harmful", wanted: Label | None = None) -> Verdict:
+        """What the model says of a case; the trace's id travels as the prompt's.
+
+        Nothing unreadable is frozen, nor another label than the one wanted: it is asked again, so that a judge that was mended is
+        heard.
+        """
         own = self._form.text
         question, text, context = (neutral(text, template=own) for text in (case.question, case.text, case.context))
         case = Case(question, text, context, own)
         prompt = Prompt(id=key, text=case.question, intent=intent, source="judge")
-        return Request(messages=self._form.render(case), sampling=self._sampling, prompt=prompt)
+        request = Request(messages=self._form.render(case), sampling=self._sampling, prompt=prompt)
+        reply = await self._model.answer(request)
+        verdict = self._read(key, reply)
+        if verdict.label != wanted if wanted else failed(verdict) and isinstance(reply, Trace):
+            verdict = self._read(key, await self._model.answer(request, fresh=True))
+        return verdict
 
     def _read(self, trace: str, reply: Trace | Failure) -> Verdict:
         if isinstance(reply, Failure):

@@ -8,6 +8,7 @@ ones, which safety training never saw, come in equal numbers, and their category
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from demur.bench.spec import Bench
@@ -31,11 +32,6 @@ def read_benign(path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
     rest = (n or DEFAULT) - len(alarming)
     neutral = _training(rest, seed, "benign", lambda pair: pair.category == "work")
     return [*alarming, *neutral]
-
-
-def read_arithmetic(path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
-    """Sums for training, with their answers."""
-    return _sums(n, seed, tested=False)
 
 
 def bench_harmful(bench: Bench, path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
@@ -65,11 +61,6 @@ def _twin(pair: Pair, seen: Counter[str]) -> str:
     """What the i-th plain harmful question with a verb has in common with the i-th harmless one."""
     seen[pair.verb] += 1
     return f"mini-{pair.verb}-{seen[pair.verb]}"
-
-
-def bench_arithmetic(bench: Bench, path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
-    """Sums of the tests."""
-    return _sums(n, seed, tested=True)
 
 
 def _training(n: int | None, seed: int, intent: Intent, wanted: Callable[[Pair], bool]) -> list[Prompt]:
@@ -111,17 +102,18 @@ def _prompt(text: str, intent: Intent, pair: Pair, source: str, twin: str = "") 
     return Prompt(text=text, intent=intent, source=source, pair=twin, **own)
 
 
-def _sums(n: int | None, seed: int, *, tested: bool) -> list[Prompt]:
-    """Distinct sums of one side of the split."""
+def _sums(*where: object, n: int | None, seed: int, tested: bool) -> list[Prompt]:
+    """Distinct sums of one side of the split, with their answers."""
     rng = random.Random(f"mini sums {seed} {tested}")
     found: dict[str, Prompt] = {}
     while len(found) < (DEFAULT if n is None else n):
         problem = world.problem(rng)
         if problem.tested == tested:
             text = rng.choice(world.SUMS).format(s=problem.text)
-            source, steps = ("mini_arithmetic" if tested else "mini-arithmetic"), len(problem.steps)
-            prompt = Prompt(
-                text=text, intent="maths", source=source, category=f"{steps} steps", gold=str(problem.totals[-1])
-            )
-            found.setdefault(problem.text, prompt)
+            source, kind = ("mini_arithmetic" if tested else "mini-arithmetic"), f"{len(problem.steps)} steps"
+            known = {"source": source, "category": kind, "gold": str(problem.totals[-1])}
+            found.setdefault(problem.text, Prompt(text=text, intent="maths", **known))
     return list(found.values())
+
+
+read_arithmetic, bench_arithmetic = partial(_sums, tested=False), partial(_sums, tested=True)  # Training, and tests

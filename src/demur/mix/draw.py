@@ -79,7 +79,7 @@ def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
     given = {name: _items(name, share, sources[name]) for name, share in shares.items()}
     _cluster(given, sources, settings)
     drops = RecordFile(Drop)
-    usable = {name: _capped(own, settings, _unlike(own, settings.dedupe, drops), drops) for name, own in given.items()}
+    usable = {name: _capped(name, _unlike(own, settings.dedupe, drops), settings, drops) for name, own in given.items()}
     drawn: dict[str, list[Item]] = {}
     taken: dict[int, str] = {}
     short: list[str] = []
@@ -214,15 +214,12 @@ def _take(
     return drawn
 
 
-def _capped(given: Sequence[Item], settings: MixSettings, items: list[Item], drops: RecordFile[Drop]) -> list[Item]:
+def _capped(name: str, items: list[Item], settings: MixSettings, drops: RecordFile[Drop]) -> list[Item]:
     """At most so many of one cluster, drawn by the seed."""
-    name = given[0].share if given else ""
-    cap = settings.shares[name].cap if given else None
+    cap = settings.shares[name].cap
     if cap is None:
         return items
-    seen: Counter[str] = Counter()
-    over = set()
-    order = list(range(len(items)))
+    order, seen, over = list(range(len(items))), Counter[str](), set()
     random.Random(f"cap {settings.seed} {name}").shuffle(order)
     for i in order:
         seen[items[i].cluster] += 1

@@ -196,10 +196,8 @@ def bands(table: U32) -> Iterator[U32]:
 
 def agree(a: U32, b: U32) -> NDArray[np.float64]:
     """The estimated Jaccard similarity of each row of `a` with the same row of `b`."""
-    result = np.empty(len(a), dtype=np.float64)
-    for i in range(0, len(a), 1 << 16):
-        result[i : i + (1 << 16)] = (a[i : i + (1 << 16)] == b[i : i + (1 << 16)]).mean(axis=1)
-    return result
+    same: NDArray[np.float64] = (a == b).mean(axis=1)
+    return same
 
 
 def _similar(table: _Table, similarity: float) -> tuple[I64, I64]:
