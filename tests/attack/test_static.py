@@ -310,10 +310,13 @@ def test_wording_is_a_file(tmp_path: Path) -> None:
     assert found[0].text == QUESTIONS[0].text + "?"
     assert attacker.asked[0].messages[0].content == "Do mine: my way"
     file.write_text("instruction: x\n")
-    with pytest.raises(UserError, match="the keys must be instruction, request, techniques; there are: instruction"):
+    with pytest.raises(
+        UserError,
+        match=r"`request`.* keys must be instruction \(a text\), request \(a text\), techniques \(texts by name\)",
+    ):
         read_texts(file, "pap")
     file.write_text("instruction: x\nrequest: y\ntechniques: z\n")
-    with pytest.raises(UserError, match="'techniques' must be texts by name"):
+    with pytest.raises(UserError, match=r"Expected `object`, got `str` - at `\$.techniques`"):
         read_texts(file, "pap")
 
 

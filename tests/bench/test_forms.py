@@ -349,24 +349,16 @@ def test_an_answer_that_is_no_option(tmp_path: Path) -> None:
     ],
 )
 def test_the_letter_that_counts(answer: str, letter: str | None) -> None:
-    assert chosen_of(answer, ["w", "x", "y", "z"]) == letter
-
-
-def test_options_in_words() -> None:
-    assert chosen_of("Answer: **The Blue one.**", ["the red one", "the blue one"], by_text=True) == "B"
-    assert chosen_of("It is the blue one", ["the red one", "the blue one"], by_text=True) is None
+    assert chosen_of(answer, 4) == letter
 
 
 @given(st.text(max_size=200))
 def test_reading_a_choice_never_raises(answer: str) -> None:
-    assert chosen_of(answer, ["w", "x"]) in ("A", "B", None)
-    assert chosen_of(answer, ["w", "x"], by_text=True) in ("A", "B", None)
+    assert chosen_of(answer, 2) in ("A", "B", None)
 
 
 def test_scores_are_beyond_chance() -> None:
-    prompt = Prompt(
-        text="q", intent="benign", gold=json.dumps({"answer": "A", "options": list("wxyz"), "reply": "letter"})
-    )
+    prompt = Prompt(text="q", intent="benign", gold=json.dumps({"answer": "A", "options": list("wxyz")}))
     right, wrong, none = chosen("Answer: A", prompt), chosen("Answer: B", prompt), chosen("Who knows?", prompt)
     assert (right.label, wrong.label, none.label) == ("correct", "wrong", "no_answer")
     assert (right.raw, wrong.raw, none.raw) == ("A", "B", None)

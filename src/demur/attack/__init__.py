@@ -45,8 +45,6 @@ def attack_class(name: str) -> type[Attack]:
 
     Raises UserError: there is none; the nearest name and all names are given.
     """
-    if name not in ATTACKS and ":" not in name:
-        raise unknown("attack", name, ATTACKS)
     found = resolve("attack", name, ATTACKS)
     if not (isinstance(found, type) and issubclass(found, Attack)):
         raise UserError(f"attack '{name}' is no subclass of demur.attack.base.Attack.")

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import msgspec
+import yaml
 from msgspec.structs import replace
 from pydantic import BaseModel
 
@@ -117,19 +119,14 @@ def read_texts(path: Path, own: str) -> dict[str, Any]:
 
     Raises UserError: no YAML, a key missing, an unknown one, or something that is no text.
     """
-    import yaml
-
+    keys: dict[str, Any] = from_yaml((TEXTS / f"{own}.yaml").read_text("utf-8"))
+    fields = [(key, dict[str, str] if isinstance(value, dict) else str) for key, value in keys.items()]
     try:
-        found, keys = (from_yaml(file.read_text("utf-8")) for file in (path, TEXTS / f"{own}.yaml"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(found, dict) or set(found) != set(keys):
-        there = ", ".join(map(str, found)) if isinstance(found, dict) else "no mapping"
-        raise UserError(f"{path}: the keys must be {', '.join(keys)}; there are: {there}.")
-    for key, value in found.items():
-        said = list(value.values()) if isinstance(value, dict) else [value]
-        if isinstance(value, dict) != isinstance(keys[key], dict) or not all(isinstance(text, str) for text in said):
-            raise UserError(f"{path}: '{key}' must be {'texts by name' if isinstance(keys[key], dict) else 'a text'}.")
+        found: dict[str, Any] = from_yaml(path.read_text("utf-8"))
+        msgspec.convert(found, msgspec.defstruct("Texts", fields, forbid_unknown_fields=True))
+    except (yaml.YAMLError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        wanted = (f"{key} ({'a text' if kind is str else 'texts by name'})" for key, kind in fields)
+        raise UserError(f"{path}: {error}. The keys must be {', '.join(wanted)}.") from None
     return found
 
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from demur.bench.metrics import METRICS
 from demur.bench.spec import Bench
-from demur.errors import UserError, unknown
+from demur.errors import UserError
 from demur.registry import resolve
 from demur.settings import from_yaml
 from demur.storage.readers import READERS
@@ -79,7 +79,5 @@ def get_bench(name: str) -> Bench:
         raise UserError(left_out()[name])
     if Path(name).suffix in READERS:
         raise UserError(f"{name} is a file: say what its prompts want, as harmful={name} or as benign={name}.")
-    if ":" not in name:
-        raise unknown("benchmark", name, names())
-    bench: Bench = resolve("benchmark", name, {})
+    bench: Bench = resolve("benchmark", name, dict.fromkeys(names(), ""))
     return bench

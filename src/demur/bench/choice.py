@@ -8,7 +8,6 @@ right, whatever the number of options. A verdict's own words are the letter that
 import json
 import random
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase as LETTERS
 from typing import Any
@@ -16,28 +15,24 @@ from typing import Any
 from demur.bench.forms import cell, pick, raw_rows
 from demur.bench.spec import Bench
 from demur.errors import UserError
-from demur.judge.base import BaseJudge
+from demur.judge.base import Grader
 from demur.records import Label, Prompt, Trace, Verdict
 
-WISH = {
-    "letter": "Think it through, then end with one line that holds the letter of the right option: Answer: X",
-    "text": "Think it through, then end with one line that holds the right option in full: Answer: …",
-}
+WISH = "Think it through, then end with one line that holds the letter of the right option: Answer: X"
 _LETTER = re.compile(
     r"\b(?i:answer|option|choice)\b(?:\s+is\b)?[\s:=*_`$\\({\[\"']*(?:boxed\{)?(?:text\{)?\(?([A-Z])\b(?!['’])"
     r"|\\boxed\{\s*(?:\\text\{)?\(?([A-Z])\)?\s*\}|^[\s*_`(\[]*([A-Z])[)\].:*_`\s]*$",
     re.MULTILINE,
 )
-_LINE = re.compile(r"\banswer\b[\s*_]*(?:is|:|=)[\s*_:]*(.+)", re.IGNORECASE)
 
 
 def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """One question a row: `question`, perhaps `category`, and its options in one of three ways.
 
     `correct` and the columns of the option `wrong`; or `options`, a list, with `answer`; or columns A, B, C … with `answer`.
-    An answer is an option's text, its letter, or its place from 0. Options: `shuffle`, `reply` (letter or text).
+    An answer is an option's text, its letter, or its place from 0. Option: `shuffle`.
     """
-    made, reply = [], bench.options.get("reply", "letter")
+    made = []
     for number, row in enumerate(raw_rows(path), 1):
         question = cell(pick(row, bench.columns["question"], path))
         options, right = _options(bench, row, f"{path}:{number}")
@@ -45,8 +40,8 @@ def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> li
         if bench.options.get("shuffle"):
             random.Random(f"options {seed} {question}").shuffle(order)
         lines = "\n".join(f"{LETTERS[place]}. {options[index]}" for place, index in enumerate(order))
-        gold = {"answer": LETTERS[order.index(right)], "options": [options[index] for index in order], "reply": reply}
-        text, known = f"{question}\n\n{lines}\n\n{WISH[reply]}", json.dumps(gold, ensure_ascii=False)
+        gold = {"answer": LETTERS[order.index(right)], "options": [options[index] for index in order]}
+        text, known = f"{question}\n\n{lines}\n\n{WISH}", json.dumps(gold, ensure_ascii=False)
         source, kind = bench.name.partition("@")[0], cell(pick(row, bench.columns.get("category", "?"), path))
         made.append(Prompt(text=text, question=question, intent="benign", source=source, category=kind, gold=known))
     return made
@@ -72,12 +67,10 @@ def _options(bench: Bench, row: dict[str, Any], where: str) -> tuple[list[str], 
     return options, places[0]
 
 
-class ChoiceJudge(BaseJudge):
+class ChoiceJudge(Grader):
     """Correct, wrong, or no answer."""
 
     name = "choice"
-    labels = ("correct", "wrong", "no_answer")
-    parts, queries = ("answer",), ("question",)
 
     def verdict(self, trace: Trace) -> Verdict:
         """The verdict on one trace: the letter that it chose in its own words, and the score beyond chance."""
@@ -85,24 +78,14 @@ class ChoiceJudge(BaseJudge):
             return self.made(trace.id, None, "the prompt has no options")
         gold = json.loads(trace.prompt.gold)
         options: list[str] = gold["options"]
-        chosen = chosen_of(trace.answer or "", options, by_text=gold["reply"] == "text")
+        chosen = chosen_of(trace.answer or "", len(options))
         right, chance = chosen == gold["answer"], 1 / len(options)
         label: Label = "no_answer" if chosen is None else "correct" if right else "wrong"
         reason = f"{chosen or trace.outcome}, {gold['answer']} is right" if not right else ""
         return self.made(trace.id, label, reason, score=(right - chance) / (1 - chance), raw=chosen)
 
 
-def chosen_of(answer: str, options: Sequence[str], *, by_text: bool = False) -> str | None:
-    """The letter of the last option that an answer names; `None` where it names none."""
-    if by_text:
-        plain = [_plain(option) for option in options]
-        said = [_plain(match) for match in _LINE.findall(answer)]
-        places = [plain.index(text) for text in said if text in plain]
-        return LETTERS[places[-1]] if places else None
-    allowed = LETTERS[: len(options)]
+def chosen_of(answer: str, options: int) -> str | None:
+    """The letter of the last of so many options that an answer names; `None` where it names none."""
     found = [next(filter(None, match), "") for match in _LETTER.findall(answer)]
-    return next((letter for letter in reversed(found) if letter in allowed), None)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[\W_]+", " ", text.lower()).strip()
+    return next((letter for letter in reversed(found) if letter in LETTERS[:options]), None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from demur.bench.forms import pick, raw_rows
 from demur.bench.spec import Bench
-from demur.judge.base import BaseJudge
+from demur.judge.base import Grader
 from demur.records import Prompt, Trace, Verdict
 from demur.registry import missing
 
@@ -27,12 +27,10 @@ def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> li
     return made
 
 
-class FollowsJudge(BaseJudge):
+class FollowsJudge(Grader):
     """Correct where all instructions are followed, with the share that is as the score."""
 
     name = "ifeval"
-    labels = ("correct", "wrong", "no_answer")
-    parts, queries = ("answer",), ("question",)
 
     def verdict(self, trace: Trace) -> Verdict:
         """The verdict on one trace; none where a check lacks what it needs."""

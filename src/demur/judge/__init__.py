@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from demur.errors import UserError, unknown
+from demur.errors import UserError
 from demur.interfaces import Judge, Model
 from demur.judge.model import Format, ModelJudge, Requires, departures
 from demur.records import Label, Part, Query
@@ -125,6 +125,4 @@ def own_text(name: str, path: Path) -> str:
 
 
 def _found(name: str) -> Any:
-    if name not in JUDGES and ":" not in name:
-        raise unknown("judge", name, JUDGES)
     return resolve("judge", name, JUDGES)

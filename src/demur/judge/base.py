@@ -9,11 +9,11 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from demur.errors import UserError, WorkError
 from demur.interfaces import Judge, Traces, stream
-from demur.records import Label, Part, Query, Record, Trace, Verdict, digest
+from demur.records import GradeLabel, Label, Part, Query, Record, Trace, Verdict, digest
 
 NO_PART = "no "
 ABSTAINS = "cannot tell: "
@@ -78,6 +78,13 @@ class BaseJudge:
         """Exactly one verdict a trace, in the order of the traces."""
         async for trace in stream(traces):
             yield self.verdict(trace)
+
+
+class Grader(BaseJudge):
+    """The base of judges of right and wrong, which read the answer to a question."""
+
+    labels = get_args(GradeLabel)
+    parts, queries = ("answer",), ("question",)
 
 
 def setup_of(judge: Judge) -> JudgeSetup:

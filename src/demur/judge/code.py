@@ -21,7 +21,7 @@ import msgspec
 from demur.errors import UserError
 from demur.interfaces import Traces
 from demur.judge import isolation
-from demur.judge.base import BaseJudge, in_threads
+from demur.judge.base import Grader, in_threads
 from demur.judge.isolation import Limits, Run, run_program
 from demur.records import Part, Query, Trace, Verdict
 from demur.storage.artifacts import cache_folder
@@ -48,12 +48,10 @@ _demur_drive()
 """
 
 
-class CodeJudge(BaseJudge):
+class CodeJudge(Grader):
     """Correct, wrong or no_answer. Refuses to exist without isolation."""
 
     name = "code"
-    labels = ("correct", "wrong", "no_answer")
-    parts, queries = ("answer",), ("question",)
     missing = staticmethod(isolation.missing)
 
     def __init__(

@@ -182,8 +182,9 @@ def bubblewrap() -> str:
 
 def python() -> str:
     """The Python that programs run under: the system's, because it lies under `/usr`. Raises UserError: there is none."""
-    if found := shutil.which("python3", path="/usr/bin:/usr/local/bin"):
-        return found
+    for name in ("/usr/bin/python3", "/usr/local/bin/python3"):
+        if Path(name).exists():
+            return name
     raise UserError("isolation needs a Python under /usr, such as /usr/bin/python3: apt install python3.")
 
 

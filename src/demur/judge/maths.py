@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from demur.errors import UserError
 from demur.interfaces import Traces
-from demur.judge.base import BaseJudge, in_threads
+from demur.judge.base import Grader, in_threads
 from demur.judge.grader import Graded, Graders
 from demur.records import GradeLabel, Part, Prompt, Query, Trace, Verdict
 
@@ -48,12 +48,10 @@ _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathbf|mathrm|boldsymbol)\{([^{}
 _NOISE = re.compile(r"\s+|\\left(?![a-z])|\\right(?![a-z])|\\[,!;:]|\$")
 
 
-class MathsJudge(BaseJudge):
+class MathsJudge(Grader):
     """Correct, wrong or no_answer. Needs no model; holds no process while it does not judge."""
 
     name = "maths"
-    labels = ("correct", "wrong", "no_answer")
-    parts, queries = ("answer",), ("question",)
 
     def __init__(self, *, query: Query = "question", part: Part = "answer", workers: int = 2) -> None:
         super().__init__(query=query, part=part)
