@@ -4,7 +4,6 @@ import msgspec
 
 from demur.bench import get_bench, left_out, names
 from demur.bench.load import local
-from demur.bench.spec import Bench
 from demur.cli import common
 
 ASKED = {  # Groups of the list, by whether attack success and over-refusal are counted
@@ -39,13 +38,6 @@ def show_all(flags: common.Flags) -> None:
     common.stdout.print(f"left out, as `demur bench show NAME` explains: {', '.join(left_out())}")
 
 
-def _verified(bench: Bench) -> str:
-    """What `demur check bench` can hold a copy against."""
-    if bench.count is None:
-        return "columns" if bench.columns else "–"
-    return "texts, count" if bench.sha256 else "count"
-
-
 @common.verb("json")
 def show(name: str, flags: common.Flags) -> None:
     """One benchmark's whole protocol: source, sampling, judge, query and part, metrics, version."""
@@ -53,7 +45,9 @@ def show(name: str, flags: common.Flags) -> None:
     if flags.json:
         common.print_json(bench)
         return
-    for key, value in (msgspec.to_builtins(bench) | {"verified": _verified(bench)}).items():
+    held = "columns" if bench.columns else "–"  # What `demur check bench` can hold a copy against
+    held = held if bench.count is None else "texts, count" if bench.sha256 else "count"
+    for key, value in (msgspec.to_builtins(bench) | {"verified": held}).items():
         if key != "metrics":
             common.stdout.print(f"{key:11} {_words(value)}", soft_wrap=True)
     for one in bench.metrics:

@@ -33,13 +33,16 @@ def study(files: list[Path], flags: common.Flags) -> None:
     for path in files:
         try:
             study, stages, missing, _ = common.load_study(path, flags)
-            about, lines = f"✓ {path}: {len(study.arms)} arms, {len(stages)} stages", missing
+            lines = [
+                f"✓ {path}: {len(study.arms)} arms, {len(stages)} stages",
+                *(f"    missing here: {one}" for one in missing),
+            ]
             found = {"sound": True, "stages": len(stages), "arms": len(study.arms), "missing": missing}
         except UserError as error:
-            about, lines = f"✗ {error}" if str(error).startswith(str(path)) else f"✗ {path}: {error}", []
+            lines = [f"✗ {error}" if str(error).startswith(str(path)) else f"✗ {path}: {error}"]
             found = {"sound": False, "error": str(error)}
         rows.append({"file": str(path)} | found)
-        for line in () if flags.json else (about, *(f"    missing here: {line}" for line in lines)):
+        for line in () if flags.json else lines:
             common.stdout.print(line, soft_wrap=True)  # a place that is broken in two cannot be clicked
     if flags.json:
         common.print_json({"studies": rows})

@@ -36,7 +36,13 @@ def evaluate(
     own = flags.given("model", "key_env") | common.given({"in_flight": flags.concurrency})
     arm, models = tested(target, own, flags, "attacker")
     sampling = common.given({"seed": flags.seed or None}) | flags.given("temperature", "max_tokens")
-    use = {"attack": attack, "judge": _judge(flags.judge, models, benches), "sampling": sampling or None}
+    use: dict[str, Any] = {"attack": attack, "sampling": sampling or None}
+    if flags.judge:
+        offline = [name for name in benches if not requires_model(get_bench(name).judge)]
+        unnamed = f"{', '.join(offline)} is judged offline" if offline else ""
+        kind, judge = common.judge_of(flags.judge, unnamed=unnamed)
+        use |= {"judge": {"kind": kind}} if kind else {}
+        models |= {"judge": common.model(judge)} if judge else {}
     use = common.given(use) | flags.given("part", "limit", "samples", "data")
     uses = [{"name": name} | use for name in benches]
     run_measuring({"name": "eval", "models": models, "arms": {arm: {}}, "bench": uses}, flags)
@@ -75,17 +81,3 @@ def name_of(target: str, model: str | None = None) -> str:
         text = Path(text).resolve().name
     name = re.sub(r"[^\w.-]+", "-", text).strip("-._") or "target"
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{digest(text)[:8]}"
-
-
-def _judge(text: str | None, models: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
-    """The judge as a study names it, and its model among the models, from what was given.
-
-    Raises UserError: a model without a name, for a benchmark whose own judge is no model.
-    """
-    if text is None:
-        return None
-    plain = [name for name in names if not requires_model(get_bench(name).judge)]
-    kind, model = common.judge_of(text, unnamed=f"{', '.join(plain)} is judged offline" if plain else "")
-    if model:
-        models["judge"] = common.model(model)
-    return {"kind": kind} if kind else None

@@ -27,7 +27,11 @@ def train(
 
         follow()
         return
-    settings = _settings(flags)
+    for item in flags.sets or []:
+        if not item.startswith("train."):
+            raise UserError(f"--set {item}: settings of training are named train.NAME, as in a study file.")
+    plain = common.apply_sets({"train": {"seed": flags.seed}}, flags.sets)["train"]
+    settings = validate(TrainSettings, plain, where="demur train")
     rows = ImportSettings(limit=flags.limit, held_out=held_out if settings.method == "sft" else None)
     inputs = {"mix": Import("examples", rows, files={"file": examples})}
     stage = Train("train", TrainStageSettings(train=settings), inputs=inputs, models={"base": common.base(base)})
@@ -39,12 +43,3 @@ def train(
             f"{summary['rows']:,} rows (dropped: {dropped}), {summary['steps']:,} steps of {summary['batch']}, "
             f"{summary['trained_tokens']:,} trained tokens; loss {summary['loss_first']:.3f} -> {summary['loss_last']:.3f}"
         )
-
-
-def _settings(flags: common.Flags) -> TrainSettings:
-    """The settings of training, which --set changes."""
-    for item in flags.sets or []:
-        if not item.startswith("train."):
-            raise UserError(f"--set {item}: settings of training are named train.NAME, as in a study file.")
-    plain = common.apply_sets({"train": {"seed": flags.seed}}, flags.sets)["train"]
-    return validate(TrainSettings, plain, where="demur train")
