@@ -46,9 +46,7 @@ def shares(given: list[str]) -> dict[str, Any]:
         name = match["name"]
         if name in found:
             name = next(f"{name}-{i}" for i in range(2, len(given) + 2) if f"{name}-{i}" not in found)
-        found[name] = {"file": match["file"]}
-        if match["n"]:
-            found[name]["n"] = int(match["n"])
-        if match["percent"]:
-            found[name]["ratio"] = float(match["percent"]) / 100
+        rows, percent = match["n"], match["percent"]
+        sizes: dict[str, float] = {"n": int(rows)} if rows else {"ratio": float(percent) / 100} if percent else {}
+        found[name] = {"file": match["file"]} | sizes
     return found

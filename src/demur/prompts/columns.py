@@ -139,19 +139,15 @@ def intent(said: Said, *, replied: bool) -> Intent | None:
 
 def flaw(said: Said, at: int) -> str:
     """What a row's own flags say against its reply `at`; empty when they say nothing."""
-    cells = {
-        says: [cell[at : at + 1] if isinstance(cell, list) else [cell] for cell in said.get(says, ())]
+    whole, finish, right = (
+        [one for cell in said.get(says, ()) for one in (cell[at : at + 1] if isinstance(cell, list) else [cell])]
         for says in OF_REPLY
-    }
-    whole, finish, right = (list(itertools.chain(*cells[says])) for says in OF_REPLY)
+    )
     if False in map(truth, whole) or "length" in finish:
         return "is cut"
     flags = [truth(cell) for cell in right if not empty(cell)]
-    return (
-        "is marked wrong"
-        if (False in flags and True not in flags) or any(cell is False for cell in said.get("desired", ()))
-        else ""
-    )
+    wrong = (False in flags and True not in flags) or any(cell is False for cell in said.get("desired", ()))
+    return "is marked wrong" if wrong else ""
 
 
 def unsafe(said: Said) -> bool:

@@ -146,11 +146,8 @@ def _first(row: Row, cells: Cells, slot: str) -> Any:
 def _talk(row: Row, cells: Cells, file: File) -> Talk:
     """The conversation, whether its turns stand in a list, in columns, or in a transcript."""
     chat, several = file.form == "messages", file.form == "generations"
-    prompt, reply = (
-        _first(row, cells, "messages" if chat else "prompt"),
-        None if several else _first(row, cells, "reply"),
-    )
-    prompt, reply = _transcript(prompt, reply)
+    asked = _first(row, cells, "messages" if chat else "prompt")
+    prompt, reply = _transcript(asked, None if several else _first(row, cells, "reply"))
     if not (chat or isinstance(prompt, list)):
         under = text(_first(row, cells, "context")) if "context" in cells else None
         prompt = "\n\n".join(filter(None, (text(prompt), under)))
@@ -158,10 +155,10 @@ def _talk(row: Row, cells: Cells, file: File) -> Talk:
         question, system, others = _turned(row, cells, prompt, reply, chat=chat)
     else:
         question, system, others = prompt, "", [_thought(row, cells, reply)] if "reply" in cells and not several else []
-    if not question.strip() or "\0" in question or any("\0" in other for other in others):
-        raise OddRow(
-            "no text of a question" if not question.strip() else "several questions; one, and one reply, can be used"
-        )
+    if not question.strip():
+        raise OddRow("no text of a question")
+    if "\0" in question or any("\0" in other for other in others):
+        raise OddRow("several questions; one, and one reply, can be used")
     if several:
         values = [row[name] for name in cells["generations"]]
         others = [one for value in values for one in (value if isinstance(value, list) else [value])]
@@ -220,9 +217,8 @@ def _worked(row: Row, cells: Cells) -> tuple[str, str]:
     solution = text(_first(row, cells, "solution")) or ""
     gold = text(_first(row, cells, "gold")) if "gold" in cells else c.boxed(solution)
     if gold is None:
-        raise OddRow(
-            f"no single answer under {cells['gold'][0] if 'gold' in cells else 'a box of ' + cells['solution'][0]}"
-        )
+        under = cells["gold"][0] if "gold" in cells else f"a box of {cells['solution'][0]}"
+        raise OddRow(f"no single answer under {under}")
     if "####" in gold:  # GSM8K
         solution, _, gold = gold.partition("####")
     return solution, gold.strip()
