@@ -19,12 +19,13 @@ from demur.storage.artifacts import GRAPH, Present, atomic_write, hash_path, is_
 
 
 class Planned(NamedTuple):
-    """A stage with its fingerprint, its folder, and the fingerprints of all that it reads."""
+    """A stage with its fingerprint, its folder, and the fingerprints and folders of all that it reads."""
 
     stage: Stage[Any]
     fingerprint: str
     folder: Path
     inputs: dict[str, str]
+    folders: dict[str, Path]  # Of the stages among these
 
     @property
     def name(self) -> str:
@@ -68,7 +69,8 @@ def plan(stages: Sequence[Stage[Any]], out: Path, *, absent: Iterable[Path] = ()
         inputs |= {f"file:{part}": f"{path.name} {_hash(path, hashes)}" for part, path in stage.files.items()}
         models = {part: _model(model, hashes) for part, model in stage.models.items()}
         mark = digest([stage.kind, stage.version, stage.identity(), models, inputs])
-        planned[stage.name] = Planned(stage, mark, out / "stages" / f"{stage.name}-{mark[:8]}", inputs)
+        folders = {part: planned[one.name].folder for part, one in stage.inputs.items()}
+        planned[stage.name] = Planned(stage, mark, out / "stages" / f"{stage.name}-{mark[:8]}", inputs, folders)
     return list(planned.values())
 
 

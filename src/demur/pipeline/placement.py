@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur.interfaces import Ask
@@ -80,9 +79,9 @@ def need_of(part: str, model: ModelConfig, ask: Ask, *, like: ModelConfig) -> Ne
     return Need(part, model, gigabytes, length, ask.requests, ask.tokens_out)
 
 
-def needs_of(item: Planned, folders: Mapping[str, Path]) -> list[Need]:
+def needs_of(item: Planned) -> list[Need]:
     """The models that must be up on this machine for a stage, each once."""
-    played, models = item.stage.played(folders), item.stage.models
+    played, models = item.stage.played(item.folders), item.stage.models
     asks = [ask for ask in item.stage.estimate() if ask.part in played]
     found = (need_of(ask.part, played[ask.part], ask, like=models[ask.part]) for ask in asks)
     return list(_merged({}, (need for need in found if need is not None)).values())
@@ -91,18 +90,16 @@ def needs_of(item: Planned, folders: Mapping[str, Path]) -> list[Need]:
 def schedule(planned: Sequence[Planned], *, there: Sequence[Device] | None = None) -> list[Phase]:
     """The phases of what is not done yet, in the order of the stages."""
     cards = devices() if there is None else there
-    by_name = {item.name: item for item in planned}
     phases: list[Phase] = []
     wanted: dict[str, Need] = {}
     for item in [item for item in planned if not item.done]:
-        folders = {part: by_name[one.name].folder for part, one in item.stage.inputs.items()}
         if item.stage.trains:
             lack = next((lack.message for lack in item.stage.needs() if lack.what == "train"), "")
             phases.append(Phase((item,), problem=lack, training=True))
             wanted = {}
             continue
         # Without accelerators a model of this process needs no place.
-        needs = {need.key: need for need in needs_of(item, folders) if cards or isinstance(need.model, Served)}
+        needs = {need.key: need for need in needs_of(item) if cards or isinstance(need.model, Served)}
         both = _merged(wanted, needs.values())
         places, problem = place(both.values(), cards)
         targets = [{key for key, need in some.items() if need.part == "target"} for some in (needs, wanted)]

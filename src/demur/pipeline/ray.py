@@ -58,21 +58,19 @@ class RayPool(Pool):
     def __init__(self, ray: Any, cache: Path, say: Watch) -> None:
         super().__init__(say)
         self._ray, self._cache = ray, cache
-        self._jobs: dict[Any, Job] = {}
+        self._jobs: dict[Any, Job] = {}  # Task -> its job
 
     @property
     def slots(self) -> int:  # type: ignore[override]
         """One stage a CPU of the cluster, as it is now."""
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
-    def submit(self, job: Job) -> Any:
+    def submit(self, job: Job) -> None:
         """Start a stage as a task; its resources follow from its kind."""
-        own = job._replace(cache=self._cache / "stages" / job.planned.folder.name)
+        own = job._replace(way=job.way._replace(cache=self._cache / "stages" / job.planned.folder.name))
         gpus = self._gpus(job.planned.stage)
-        handle = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task).remote(own)
-        self._jobs[handle] = own
+        self._jobs[self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task).remote(own)] = own
         self._say(Event(job.planned.name, "started"))
-        return handle
 
     def _gpus(self, stage: Stage[Any]) -> int:
         """What a stage gets of one node: a training at most what the largest has; what no node can hold, Ray would wait for."""
@@ -82,42 +80,31 @@ class RayPool(Pool):
             raise UserError(f"{stage.name} takes {wanted} GPUs of one node, and no node has more than {most}.")
         return min(wanted, most)
 
-    def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Block until a stage has ended."""
-        ended: Sequence[Any] = self._ray.wait(list(handles), num_returns=1)[0]
+    def wait(self) -> Sequence[tuple[str, float | Exception]]:
+        """Block until a stage has ended; its replies are merged into the run's cache."""
+        ended = []
+        for task in self._ray.wait(list(self._jobs), num_returns=1)[0]:
+            (name, own), lost = ((job := self._jobs.pop(task)).planned.name, job.way.cache), f"lost {RETRIES + 1} times"
+            try:
+                took, failed = self._ray.get(task)
+            except self._ray.exceptions.RayError as error:
+                took, failed = 0.0, f"{lost} ({type(error).__name__}). Run the same command to go on."
+            if own.is_dir():
+                with ReplyCache(self._cache) as cache:
+                    cache.merge(own)
+                shutil.rmtree(own, ignore_errors=True)
+            ended.append((name, WorkError(f"{name}: {failed}") if failed else float(took)))
         return ended
-
-    def seconds(self, handle: Any) -> float:
-        """How long an ended stage took; its replies are merged into the run's cache."""
-        job = self._jobs.pop(handle)
-        try:
-            took, failed = self._ray.get(handle)
-        except self._ray.exceptions.RayError as error:
-            raise WorkError(
-                f"{job.planned.name}: lost {RETRIES + 1} times ({type(error).__name__}). Run the same command to go on."
-            ) from None
-        finally:
-            self._merge(job.cache)
-        if failed:
-            raise WorkError(f"{job.planned.name}: {failed}")
-        return float(took)
-
-    def _merge(self, own: Path) -> None:
-        """Take a stage's replies into the run's cache."""
-        if own.is_dir():
-            with ReplyCache(self._cache) as cache:
-                cache.merge(own)
-            shutil.rmtree(own, ignore_errors=True)
 
 
 def _task(job: Job) -> tuple[float, str]:
     """Run one stage on the cards that Ray gave it; the seconds, and what went wrong in words (a lost node raises instead)."""
     devices.cache_clear()  # a worker gets other cards for another stage
     try:
-        places, problem = place(needs_of(job.planned, job.inputs), devices())
+        places, problem = place(needs_of(job.planned), devices())
         if problem:
             return 0.0, problem
         with contextlib.closing(Servers()) as running:
-            return do(job._replace(reach=running.move_to(Phase((), places))), quiet), ""
+            return do(job._replace(way=job.way._replace(reach=running.move_to(Phase((), places)))), quiet), ""
     except DemurError as error:
         return 0.0, str(error)

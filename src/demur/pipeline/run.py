@@ -69,66 +69,55 @@ def execute(
         todo = [item for item in planned if item.name not in done]
         for name in (item.name for item in planned if item.name in done):
             say(Event(name, "reused"))
-        context = _Graph({item.name: item for item in planned}, done, cache or out / CACHE, time.time())
+        way = Way(cache or out / CACHE, time.time())
         phases = schedule(planned) if isinstance(workers, int) else []
         if any(phase.places for phase in phases):
-            _in_phases(phases, context, say)
+            _in_phases(phases, done, way, say)
         elif not isinstance(workers, int):
-            _drive(todo, context, workers, say)
+            _drive(todo, done, way, workers, say)
         else:
             with local_pool(min(workers, len(todo)), say) as pool:
-                _drive(todo, context, pool, say)
+                _drive(todo, done, way, pool, say)
         return {item.name: Artifact(item.folder) for item in planned}
 
 
-def _in_phases(phases: Sequence[Phase], graph: _Graph, say: Watch) -> None:
+def _in_phases(phases: Sequence[Phase], done: set[str], way: Way, say: Watch) -> None:
     """Follow a schedule, each phase with its models up and a process for each target, this one where there are no two."""
     if problems := [phase.problem for phase in phases if phase.problem]:
         raise UserError("\n".join(dict.fromkeys(problems)))
     with contextlib.closing(Servers()) as running:
         for phase in phases:
-            done = set(graph.done) if phase.generating else graph.done  # who only asks publishes nothing
-            here = graph._replace(done=done, reach=running.move_to(phase), generating=phase.generating)
+            here = way._replace(reach=running.move_to(phase), generating=phase.generating)
             with local_pool(sum(place.need.part == "target" for place in phase.places), say) as pool:
-                _drive(list(phase.stages), here, pool, say)
+                # Who only asks publishes nothing.
+                _drive(phase.stages, set(done) if phase.generating else done, here, pool, say)
 
 
-class _Graph(NamedTuple):
-    planned: dict[str, Planned]
-    done: set[str]
-    cache: Path
-    began: float
-    reach: Callable[[ModelConfig], ModelConfig] | None = None
-    generating: bool = False
+class Way(NamedTuple):
+    """How the stages of a run, or of a phase of it, are done."""
 
-    def ready(self, item: Planned) -> bool:
-        """Whether all inputs of a stage are published."""
-        return all(stage.name in self.done for stage in item.stage.inputs.values())
-
-    def job(self, item: Planned) -> Job:
-        folders = {part: self.planned[stage.name].folder for part, stage in item.stage.inputs.items()}
-        return Job(item, folders, self.cache, self.began, self.reach, self.generating)
-
-    def lane(self, item: Planned) -> str:
-        """Of stages with the same, one is at work at a time: their target, where a schedule gives it its cards."""
-        target = item.stage.played(self.job(item).inputs).get("target") if self.reach is not None else None
-        return key_of(target) if target is not None else item.name
-
-
-class Job(NamedTuple):
-    """Everything a worker needs, to be sent."""
-
-    planned: Planned
-    inputs: dict[str, Path]
     cache: Path
     began: float  # When the run did: what is in the cache since is its own
     reach: Callable[[ModelConfig], ModelConfig] | None = None  # What a model is asked by, where servers are up
     generating: bool = False  # Only ask; nothing is published
 
 
+class Job(NamedTuple):
+    """Everything a worker needs, to be sent."""
+
+    planned: Planned
+    way: Way
+
+    @property
+    def lane(self) -> str:
+        """Of stages with the same, one is at work at a time: their target, where a schedule gives it its cards."""
+        target = self.planned.stage.played(self.planned.folders).get("target") if self.way.reach else None
+        return key_of(target) if target is not None else self.planned.name
+
+
 def do(job: Job, progress: Progress) -> float:
     """Run one stage and publish it; returns the seconds it took."""
-    (stage, mark, folder, marks), inputs, cache, since, reach, generating = job
+    (stage, mark, folder, marks, inputs), (cache, since, reach, generating) = job
     with artifacts.drafted(folder, fresh=not stage.resumable) as (draft, began):
         there = {part: Artifact(path) for part, path in inputs.items()}
         context = Context(stage, inputs=there, draft=draft, cache=cache, progress=progress)
@@ -177,51 +166,47 @@ class Pool:
 
     def __init__(self, say: Watch) -> None:
         self._say = say
+        self._ended: list[tuple[str, float | Exception]] = []
 
-    def submit(self, job: Job) -> Any:
-        """Start a stage; returns a handle."""
+    def submit(self, job: Job) -> None:
+        """Start a stage."""
         try:
-            return do(job, reported(job.planned.name, self._say))
+            outcome: float | Exception = do(job, reported(job.planned.name, self._say))
         except Exception as error:
-            return error
+            outcome = error
+        self._ended = [(job.planned.name, outcome)]
 
-    def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Block until at least one has ended; returns those that have."""
-        return handles
-
-    def seconds(self, handle: Any) -> float:
-        """How long an ended stage took; raises what it raised."""
-        if isinstance(handle, Exception):
-            raise handle
-        return float(handle)
+    def wait(self) -> Sequence[tuple[str, float | Exception]]:
+        """Block until at least one has ended; returns those that have, with the seconds they took or what they raised."""
+        return self._ended
 
 
-def _drive(todo: list[Planned], graph: _Graph, pool: Pool, say: Watch) -> None:
+def _drive(todo: Sequence[Planned], done: set[str], way: Way, pool: Pool, say: Watch) -> None:
     """Run stages as their inputs become ready; the first failure stops new ones and is raised when the rest have ended."""
-    waiting = {item.name: item for item in todo}
-    running: dict[Any, Planned] = {}
-    failure: BaseException | None = None
+    waiting = {item.name: Job(item, way) for item in todo}
+    running: dict[str, Job] = {}
+    failure: Exception | None = None
     while waiting or running:
-        busy = {graph.lane(item) for item in running.values()}
-        for item in [item for item in waiting.values() if graph.ready(item)]:
-            if not failure and len(running) < pool.slots and (lane := graph.lane(item)) not in busy:
-                running[pool.submit(graph.job(item))] = waiting.pop(item.name)
+        busy = {job.lane for job in running.values()}
+        for name, job in list(waiting.items()):
+            ready = all(one.name in done for one in job.planned.stage.inputs.values())
+            if ready and not failure and len(running) < pool.slots and (lane := job.lane) not in busy:
+                running[name] = waiting.pop(name)
+                pool.submit(job)
                 busy.add(lane)
         if not running:
             break
-        for handle in pool.wait(list(running)):
-            item = running.pop(handle)
-            try:
-                seconds = pool.seconds(handle)
-            except BaseException as error:
-                say(Event(item.name, "failed"))
-                error.add_note(f"in stage {item.name}")
-                failure = failure or error
+        for name, outcome in pool.wait():
+            job = running.pop(name)
+            if isinstance(outcome, Exception):
+                say(Event(name, "failed"))
+                outcome.add_note(f"in stage {name}")
+                failure = failure or outcome
                 continue
-            graph.done.add(item.name)
-            if not graph.generating:
-                line = str(Artifact(item.folder).manifest.summary.get("line", ""))
-                say(Event(item.name, "done", remark=line, seconds=seconds))
+            done.add(name)
+            if not way.generating:
+                line = str(Artifact(job.planned.folder).manifest.summary.get("line", ""))
+                say(Event(name, "done", remark=line, seconds=outcome))
     if failure is not None:
         raise failure
 
@@ -233,13 +218,13 @@ class _Workers(Pool):
         super().__init__(say)
         self.slots = slots
         self._idle: list[Connection] = []
+        self._running: dict[Connection, str] = {}
         self._processes: dict[Connection, BaseProcess] = {}
-        self._results: dict[Connection, Any] = {}
 
-    def submit(self, job: Job) -> Connection:
+    def submit(self, job: Job) -> None:
         here = self._idle.pop() if self._idle else self._start()
         here.send(job)
-        return here
+        self._running[here] = job.planned.name
 
     def _start(self) -> Connection:
         spawn = multiprocessing.get_context("spawn")
@@ -250,36 +235,22 @@ class _Workers(Pool):
         self._processes[here] = process
         return here
 
-    def wait(self, handles: Sequence[Connection]) -> Sequence[Connection]:
+    def wait(self) -> Sequence[tuple[str, float | Exception]]:
         """Pass on what workers report until some stages have ended."""
-        ended: list[Connection] = []
+        ended: list[tuple[str, float | Exception]] = []
         while not ended:
-            ended = [here for here in connection.wait(handles) if self._ended(cast(Connection, here))]  # type: ignore[misc]
+            for here in cast("list[Connection]", connection.wait(list(self._running))):
+                try:
+                    message = here.recv()
+                    self._idle += [] if isinstance(message, Event) else [here]
+                except (EOFError, OSError):
+                    message = WorkError(KILLED)
+                    self._processes.pop(here).join(1)
+                if isinstance(message, Event):
+                    self._say(message)
+                else:
+                    ended.append((self._running.pop(here), message))
         return ended
-
-    def _ended(self, here: Connection) -> bool:
-        """Whether a stage has; takes in an event."""
-        try:
-            message = here.recv()
-        except (EOFError, OSError):
-            message = WorkError(
-                "a worker process was killed (out of memory, or a signal). What was finished is kept; run the same "
-                "command to go on, with fewer workers (--set workers=1) or cards (CUDA_VISIBLE_DEVICES) if memory was short."
-            )
-            self._processes.pop(here).join(1)
-        if isinstance(message, Event):
-            self._say(message)
-            return False
-        self._results[here] = message
-        return True
-
-    def seconds(self, handle: Connection) -> float:
-        message = self._results.pop(handle)
-        if handle in self._processes:
-            self._idle.append(handle)
-        if isinstance(message, BaseException):
-            raise message
-        return float(message)
 
     def stop(self) -> None:
         """End all workers within seconds; a training may write a checkpoint first."""
@@ -292,6 +263,10 @@ class _Workers(Pool):
             process.kill()
 
 
+KILLED = (
+    "a worker process was killed (out of memory, or a signal). What was finished is kept; run the same command to go on, "
+    "with fewer workers (--set workers=1) or cards (CUDA_VISIBLE_DEVICES) if memory was short."
+)
 GRACE = 5.0  # Seconds that workers have to end when a run is stopped
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
