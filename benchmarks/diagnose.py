@@ -56,15 +56,15 @@ def many(count: int) -> Iterator[Trace]:
 def stage(folder: Path, count: int) -> None:
     """Run the stage over many traces and print this process's peak memory in MB."""
     from demur.interfaces import quiet
-    from demur.pipeline.stage import Context
-    from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
+    from demur.pipeline.stage import Context, DetectorSettings
+    from demur.pipeline.stages.diagnose import Diagnose
     from demur.storage.artifacts import Manifest, drafted
 
     with drafted(folder / "import") as (draft, _):
         draft.write("traces", many(count))
         made = draft.publish(Manifest(name="import", kind="import", version=1, fingerprint="0", settings={}, inputs={}))
     with drafted(folder / "diagnose") as (draft, _):
-        found = Diagnose("diagnose", DiagnoseSettings())
+        found = Diagnose("diagnose", DetectorSettings())
         asyncio.run(found.run(Context(found, inputs={"traces": made}, draft=draft, cache=folder, progress=quiet)))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

@@ -97,7 +97,8 @@ def once(count: int, out: Path) -> dict[str, Any]:
     from demur.mix.settings import MixSettings
     from demur.models.config import parse_model
     from demur.pipeline.run import execute
-    from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
+    from demur.pipeline.stage import DetectorSettings
+    from demur.pipeline.stages.diagnose import Diagnose
     from demur.pipeline.stages.distil import Distil, DistilStageSettings
     from demur.pipeline.stages.mix import Mix, MixStageSettings
     from demur.pipeline.stages.prompts import Prompts
@@ -111,7 +112,7 @@ def once(count: int, out: Path) -> dict[str, Any]:
     how = DistilStageSettings(distil=DistilSettings(strategy="default", keep="everything"))
     made_by = {"teacher": parse_model("script:scale:five")}
     traces = Distil("distil-default", how, inputs={"prompts": drawn}, models=made_by)
-    found = Diagnose("diagnose-default", DiagnoseSettings(), inputs={"traces": traces})
+    found = Diagnose("diagnose-default", DetectorSettings(), inputs={"traces": traces})
     shares = MixSettings.model_validate({"shares": {"safety": {}}, "dedupe": "near"})
     mixed = Mix("mix-all", MixStageSettings(mix=shares), inputs={"safety": traces})
     begun, busy = time.monotonic(), time.process_time()

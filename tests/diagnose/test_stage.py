@@ -16,8 +16,8 @@ from demur.cli.common import APPS
 from demur.diagnose import exam
 from demur.diagnose.rules import findings_of
 from demur.interfaces import Traces, quiet, stream
-from demur.pipeline.stage import Context, Use
-from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings, paired
+from demur.pipeline.stage import Context, DetectorSettings, Use
+from demur.pipeline.stages.diagnose import Diagnose, paired
 from demur.pipeline.study import Study
 from demur.records import PATTERNS, Finding, Kept, Trace, read_jsonl
 from demur.storage.artifacts import Artifact, drafted
@@ -56,7 +56,7 @@ def test_the_stage_writes_findings_and_measures(tmp_path: Path) -> None:
     kept = [trace.id for trace in traces()[:10]]
     made = imported(tmp_path, kept=kept)
     with drafted(tmp_path / "diagnose") as (draft, _):
-        stage = Diagnose("diagnose", DiagnoseSettings())
+        stage = Diagnose("diagnose", DetectorSettings())
         asyncio.run(stage.run(Context(stage, inputs={"traces": made}, draft=draft, cache=tmp_path, progress=quiet)))
     found = list(read_jsonl(draft.folder / "findings.jsonl", Finding))
     assert [f.trace for f in found] == [t.id for t in traces() for _ in PATTERNS]

@@ -6,7 +6,8 @@ from demur.cli import common
 from demur.cli.runner import reading, run_stage
 from demur.diagnose import DETECTORS
 from demur.models.config import ModelConfig, as_model, parse_model
-from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
+from demur.pipeline.stage import DetectorSettings
+from demur.pipeline.stages.diagnose import Diagnose
 from demur.settings import read_yaml
 
 
@@ -14,7 +15,7 @@ from demur.settings import read_yaml
 def diagnose(file: Path, flags: common.Flags) -> None:
     """Find the failure patterns in traces: findings with evidence, and rates with intervals per pattern and class."""
     kind, models = detecting(flags.detector, file)
-    settings, source = DiagnoseSettings(detector=kind, limit=flags.limit), reading(file, flags.intent)
+    settings, source = DetectorSettings(detector=kind, limit=flags.limit), reading(file, flags.intent)
     run_stage(Diagnose("diagnose", settings, inputs={"traces": source}, models=models), flags)
     if kind == "rules":
         common.console.print("rules are a screen: a model, by --detector, or labels (demur view) make rates")

@@ -7,8 +7,8 @@ from demur.cli import common
 from demur.cli.diagnose import detecting
 from demur.cli.runner import reading, run_stage
 from demur.models.config import parse_model
-from demur.pipeline.stage import Stage
-from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
+from demur.pipeline.stage import DetectorSettings, Stage
+from demur.pipeline.stages.diagnose import Diagnose
 from demur.pipeline.stages.repair import Repair, RepairStageSettings
 from demur.repair.settings import RepairSettings
 from demur.settings import validate
@@ -21,7 +21,7 @@ def repair(file: Path, flags: common.Flags) -> None:
     if not flags.teacher and not {"with", "means"} & set(plain):
         plain["with"] = "trim,align,drop"
     kind, models = detecting(flags.detector, file)
-    found = DiagnoseSettings(detector=kind, limit=flags.limit)
+    found = DetectorSettings(detector=kind, limit=flags.limit)
     mended = validate(RepairSettings, plain, where="demur repair")
     own = RepairStageSettings(repair=mended, detector=kind, limit=flags.limit)
     inputs: dict[str, Stage[Any]] = {"traces": reading(file, flags.intent)}

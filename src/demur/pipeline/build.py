@@ -25,9 +25,9 @@ from demur.distil.strategy import load as load_strategy
 from demur.errors import UserError
 from demur.models.checkpoint import base_folder
 from demur.models.config import Local, ModelConfig, as_model, parse_model
-from demur.pipeline.stage import Lack, Stage, Tampered
+from demur.pipeline.stage import DetectorSettings, Lack, Stage, Tampered
 from demur.pipeline.stages import STAGES
-from demur.pipeline.stages.diagnose import Diagnose, DiagnoseSettings
+from demur.pipeline.stages.diagnose import Diagnose
 from demur.pipeline.stages.distil import Distil, DistilStageSettings
 from demur.pipeline.stages.evaluate import FILE, BenchUse, Evaluate, EvaluateSettings, player
 from demur.pipeline.stages.mix import Mix, MixStageSettings
@@ -199,7 +199,7 @@ class Builder:
     def diagnose(self, maker: _Maker) -> Stage[Any]:
         """The stage that finds the failure patterns in the traces of an arm's format."""
         traces, detector = self.distil("harmful", str(maker.arm.format), maker), self.study.detector
-        name, settings = f"diagnose-{traces.name.removeprefix('distil-')}", DiagnoseSettings(detector=detector.kind)
+        name, settings = f"diagnose-{traces.name.removeprefix('distil-')}", DetectorSettings(detector=detector.kind)
         models, files = self.players(detector=detector.model), detector.files("detector")
         inputs = {"traces": traces}
         return self.add(Diagnose(name, settings, inputs=inputs, files=files, models=models, place=("detector",)))

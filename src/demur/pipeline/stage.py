@@ -229,9 +229,14 @@ def kept(artifact: Artifact) -> set[str] | None:
     return {row.trace for row in artifact.read("kept", Kept)} if artifact.has("kept") else None
 
 
-def size_of(prompts: Sequence[Prompt]) -> Size:
-    """How many prompts, and the tokens of the longest, its template included."""
-    return Size(len(prompts), max((tokens(prompt.text) for prompt in prompts), default=0))
+@functools.lru_cache(maxsize=256)
+def sized(load: Callable[..., Sequence[Prompt]], *args: Any) -> tuple[Size, str]:
+    """How many prompts are loaded and the tokens of the longest, its template included; or why none are."""
+    try:
+        prompts = load(*args)
+    except UserError as error:
+        return Size(0, UNKNOWN_PROMPT), str(error)
+    return Size(len(prompts), max((tokens(prompt.text) for prompt in prompts), default=0)), ""
 
 
 def tokens(text: str) -> int:
@@ -253,33 +258,50 @@ def judging(stage: Stage[Any], kind: str, judged: Size, part: str = "judge", *, 
     return [Ask(part, rows, rows * (judged.tokens + instruction), rows * reply)]
 
 
-def players(stage: Stage[Any], part: str) -> list[str]:
-    """The parts `detector`, `detector_2` … of a panel that models play."""
-    return [name for name in stage.models if name == part or name.startswith(f"{part}_")]
+class DetectorSettings(Strict):
+    """Who looks, and at how much."""
+
+    detector: str = "rules"  # Kind of detector
+    limit: int | None = None  # Only the first so many traces
 
 
-async def opened(context: Context, kind: str) -> Detector:
-    """The detector of a stage, with the models that play it."""
-    models = [await context.model(name) for name in players(context.stage, "detector")]
-    instruction = context.files.get("detector_text")
-    return detectors.open_detector(kind, models=[m for m in models if m is not None], instruction=instruction)
+D = TypeVar("D", bound=DetectorSettings)
 
 
-def detector_needs(stage: Stage[Any], kind: str) -> list[Lack]:
-    """What a detector of a kind lacks."""
-    if detectors.requires_model(kind) and not players(stage, "detector"):
-        told = f"detector '{kind}' is a model: say which plays it, as {{kind: {kind}, model: NAME}}."
-        return [Lack("detector", told, True)]
-    if "detector_text" in stage.files and not detectors.requires_model(kind):
-        return [Lack("detector", f"detector '{kind}' has no text that a file could replace.", True)]
-    return []
+class Detecting(Stage[D]):
+    """A stage in which a detector of the kind `settings.detector` reads traces. Models: detector, detector_2 … (a panel that votes)."""
 
+    @property
+    def panel(self) -> list[str]:
+        """The parts of the models that detect."""
+        return [part for part in self.models if part == "detector" or part.startswith("detector_")]
 
-def detecting(stage: Stage[Any], read: Size) -> list[Ask]:
-    """What the models that detect are asked about so many traces."""
-    tries = read.rows * DETECTOR_TRIES
-    size = (tries, tries * (read.tokens + DETECTOR_PROMPT), tries * DETECTOR_REPLY)
-    return [Ask(name, *size) for name in players(stage, "detector")]
+    async def detector(self, context: Context) -> Detector:
+        """The detector, with the models that play it."""
+        models = [await context.model(part) for part in self.panel]
+        kind, instruction = self.settings.detector, self.files.get("detector_text")
+        return detectors.open_detector(kind, models=[m for m in models if m is not None], instruction=instruction)
+
+    def needs(self) -> list[Lack]:
+        """What a detector of this kind lacks, besides."""
+        kind, told = self.settings.detector, ""
+        asks = detectors.requires_model(kind)
+        if asks and not self.panel:
+            told = f"detector '{kind}' is a model: say which plays it, as {{kind: {kind}, model: NAME}}."
+        elif "detector_text" in self.files and not asks:
+            told = f"detector '{kind}' has no text that a file could replace."
+        return super().needs() + ([Lack("detector", told, True)] if told else [])
+
+    def size(self) -> Size:
+        """The traces that are looked at."""
+        given, limit = super().size(), self.settings.limit
+        return given if limit is None else given._replace(rows=min(given.rows, limit))
+
+    def detecting(self, read: Size) -> list[Ask]:
+        """What the models that detect are asked about so many traces."""
+        tries = read.rows * DETECTOR_TRIES
+        size = (tries, tries * (read.tokens + DETECTOR_PROMPT), tries * DETECTOR_REPLY)
+        return [Ask(part, *size) for part in self.panel]
 
 
 def file_needs(what: str, path: Path, form: str | None) -> list[Lack]:

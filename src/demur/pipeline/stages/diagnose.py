@@ -11,31 +11,23 @@ from demur.diagnose import is_screen
 from demur.diagnose.measures import Measures, measured
 from demur.errors import UserError
 from demur.interfaces import Ask, Detector
-from demur.pipeline.stage import Context, Lack, Stage, detecting, detector_needs, opened
+from demur.pipeline.stage import Context, Detecting, DetectorSettings
 from demur.records import Finding, Trace
-from demur.settings import Strict
 from demur.storage.records_file import RecordFile
 
 
-class DiagnoseSettings(Strict):
-    """Who looks, and at how much."""
-
-    detector: str = "rules"  # Kind of detector
-    limit: int | None = None  # Only the first so many traces
-
-
-class Diagnose(Stage[DiagnoseSettings]):
-    """Inputs: traces. Models: detector, detector_2 … (a panel that votes)."""
+class Diagnose(Detecting[DetectorSettings]):
+    """Inputs: traces."""
 
     kind = "diagnose"
     version = 3
-    Settings = DiagnoseSettings
+    Settings = DetectorSettings
 
     async def run(self, context: Context) -> None:
         source = context.inputs["traces"]
         if not source.rows("traces") and source.manifest.kind == "import":
             raise UserError(f"nothing to diagnose in {source.folder}: no replies.")
-        detector = await opened(context, self.settings.detector)
+        detector = await self.detector(context)
         findings, measures, total = RecordFile(Finding), RecordFile(Measures), source.rows("traces")
         count = bare = present = flagged = 0
         async for trace, found in paired(detector, islice(source.read("traces", Trace), self.settings.limit)):
@@ -55,12 +47,8 @@ class Diagnose(Stage[DiagnoseSettings]):
         counted = f"{of}, patterns in {flagged:,} of them, {present:,} in all"
         context.draft.line = screen if is_screen(self.settings.detector) else counted
 
-    def needs(self) -> list[Lack]:
-        return super().needs() + detector_needs(self, self.settings.detector)
-
     def estimate(self) -> list[Ask]:
-        given = super().size()
-        return detecting(self, given._replace(rows=min(given.rows, self.settings.limit or given.rows)))
+        return self.detecting(self.size())
 
 
 async def paired(detector: Detector, traces: Iterable[Trace]) -> AsyncIterator[tuple[Trace, tuple[Finding, ...]]]:

@@ -1,6 +1,5 @@
 """Runs one benchmark under one attack against one model: traces, verdicts, failures, and the attack's own records."""
 
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from demur.models.config import Local
 from demur.models.requires import Requires
 from demur.models.sampling import SamplingSettings, preset
 from demur.pipeline import stage as stages
-from demur.pipeline.stage import Context, Lack, Size, Stage, Tampered, Use, hub_needs, judging, size_of
+from demur.pipeline.stage import Context, Lack, Size, Stage, Tampered, Use, hub_needs, judging, sized
 from demur.records import Part, Prompt, Sampling
 from demur.repair.cut import Intervened
 from demur.repair.settings import Intervention
@@ -145,7 +144,7 @@ class Evaluate(Stage[EvaluateSettings]):
         """The benchmark's prompts, checked; or the rows that stand in for a release, which have nothing to be checked by."""
         if "stand_in" in self.files:
             return read_prompts(bench, self.files["stand_in"])[: self.use.limit]
-        return load_prompts(bench, data=self.files.get("data"), limit=self.use.limit, seed=self.use.seed)
+        return _prompts(self.use.name, self.files.get("data"), self.use.limit, self.use.seed)
 
     async def _attack(self, context: Context, target: Model) -> Attack:
         models = {part: await context.model(player(part)) for part in self.use.attack.parts}
@@ -162,7 +161,7 @@ class Evaluate(Stage[EvaluateSettings]):
         lacks = super().needs() + self.judge_needs(self.use.judge_kind) + self._attack_needs()
         bench, use, copy = get_bench(self.use.name), self.use, self.files.get("data")
         if copy or "stand_in" in self.files or bench.generated:
-            fault = _size(use.name, copy, use.limit, use.seed)[1] if copy and copy.exists() else ""
+            fault = sized(_prompts, use.name, copy, use.limit, use.seed)[1] if copy and copy.exists() else ""
             return [*lacks, Lack("bench", fault)] if fault else lacks
         lacking = hub_needs("bench", None, bench.hub) if bench.hub else [Lack("bench", "no local copy")]
         how = f"Put {' or '.join(bench.files)} into a folder, and name that: --data-dir FOLDER."
@@ -189,10 +188,12 @@ class Evaluate(Stage[EvaluateSettings]):
         return lacks
 
     def size(self) -> Size:
-        bench, use = get_bench(self.use.name), self.use
-        if bench.hub and "data" not in self.files and "stand_in" not in self.files:
-            return Size(min(bench.count or 0, use.limit or bench.count or 0), stages.UNKNOWN_PROMPT)
-        return _size(use.name, self.files.get("stand_in") or self.files.get("data"), use.limit, use.seed)[0]
+        bench, use, copy = get_bench(self.use.name), self.use, self.files.get("stand_in") or self.files.get("data")
+        why, size = "no copy is here", Size(0, stages.UNKNOWN_PROMPT)
+        if copy or not bench.hub:
+            size, why = sized(_prompts, use.name, copy, use.limit, use.seed)
+        most = min(filter(None, (use.limit, bench.count)), default=0)
+        return size._replace(rows=most) if why else size
 
     def estimate(self) -> list[Ask]:
         asked, sampling, use = self.size(), self._sampling(), self.use
@@ -229,11 +230,6 @@ def player(part: str) -> str:
     return PLAYED_BY.get(part, part)
 
 
-@functools.lru_cache(maxsize=64)
-def _size(name: str, path: Path | None, limit: int | None, seed: int) -> tuple[Size, str]:
-    """How much a copy holds, and why it is not the benchmark; empty: it is."""
-    bench = get_bench(name)
-    try:
-        return size_of(load_prompts(bench, data=path, limit=limit, seed=seed)), ""
-    except UserError as error:
-        return Size(limit or bench.count or 0, stages.UNKNOWN_PROMPT), str(error)
+def _prompts(name: str, path: Path | None, limit: int | None, seed: int) -> list[Prompt]:
+    """The prompts of a benchmark's copy, checked."""
+    return load_prompts(get_bench(name), data=path, limit=limit, seed=seed)

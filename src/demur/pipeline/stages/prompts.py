@@ -1,9 +1,6 @@
 """Draws a pool of prompts: prompts.jsonl."""
 
-import functools
-
-from demur.errors import UserError
-from demur.pipeline.stage import UNKNOWN_PROMPT, Context, Lack, Size, Stage, size_of
+from demur.pipeline.stage import Context, Lack, Size, Stage, sized
 from demur.prompts import PromptsSettings
 from demur.prompts.load import load
 
@@ -24,21 +21,10 @@ class Prompts(Stage[PromptsSettings]):
         context.draft.line = f"{count:,} {self.name.partition('-')[2]} prompts".replace("  ", " ")
 
     def needs(self) -> list[Lack]:
-        lacks = super().needs()
-        try:
-            _size(self._moved())
-        except UserError as error:
-            # A file that is not here was told already; a source's name or a number that is wrong was not.
-            lacks += [] if lacks else [Lack("prompts", str(error), wrong=not self.files)]
-        return lacks
+        lacks, why = super().needs(), sized(load, self._moved())[1]
+        # A file that is not here was told already; a source's name or a number that is wrong was not.
+        return lacks or ([Lack("prompts", why, wrong=not self.files)] if why else [])
 
     def size(self) -> Size:
-        try:
-            return _size(self._moved())
-        except UserError:  # said by `needs`
-            return Size(self.settings.n or 0, UNKNOWN_PROMPT)
-
-
-@functools.lru_cache(maxsize=64)
-def _size(settings: PromptsSettings) -> Size:
-    return size_of(load(settings))
+        size, why = sized(load, self._moved())
+        return size._replace(rows=self.settings.n or 0) if why else size  # said by `needs`

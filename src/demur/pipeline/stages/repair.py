@@ -4,25 +4,22 @@ from itertools import islice
 
 from demur.interfaces import Ask
 from demur.models.requires import Requires
-from demur.pipeline.stage import Context, Lack, Size, Stage, detecting, detector_needs, kept, opened
+from demur.pipeline.stage import Context, Detecting, DetectorSettings, Lack, Size, kept
 from demur.records import Finding, Trace
 from demur.repair.run import ROUNDS, repair
 from demur.repair.settings import RepairSettings
-from demur.settings import Strict
 
 WISHES = 300  # Bound on the tokens in which a teacher is told what was wrong
 
 
-class RepairStageSettings(Strict):
+class RepairStageSettings(DetectorSettings):
     """How traces are mended, and by whom what comes out is read."""
 
     repair: RepairSettings = RepairSettings()
-    detector: str = "rules"  # Kind of detector
-    limit: int | None = None  # Only the first so many traces
 
 
-class Repair(Stage[RepairStageSettings]):
-    """Inputs: traces; findings (else they are made). Models: teacher (for `reask`), detector, detector_2 …"""
+class Repair(Detecting[RepairStageSettings]):
+    """Inputs: traces; findings (else they are made). Models: teacher (for `reask`)."""
 
     kind = "repair"
     version = 3
@@ -36,7 +33,7 @@ class Repair(Stage[RepairStageSettings]):
             [trace for trace in traces if chosen is None or trace.id in chosen],
             findings=context.inputs["findings"].read("findings", Finding) if "findings" in context.inputs else (),
             settings=self.settings.repair,
-            detector=await opened(context, self.settings.detector),
+            detector=await self.detector(context),
             teacher=await context.model("teacher"),
             progress=context.progress,
         )
@@ -46,7 +43,7 @@ class Repair(Stage[RepairStageSettings]):
         draft.line = ", ".join(f"{count:,} {did}" for did, count in done.counts.items())
 
     def needs(self) -> list[Lack]:
-        lacks = super().needs() + detector_needs(self, self.settings.detector)
+        lacks = super().needs()
         asks = {"reask", "continue"} & {*self.settings.repair.means}
         if asks and "teacher" not in self.models:
             lacks.append(Lack("teacher", f"repair with '{min(asks)}' asks a teacher: name one, or leave it out.", True))
@@ -56,8 +53,7 @@ class Repair(Stage[RepairStageSettings]):
 
     def size(self) -> Size:
         given = super().size()
-        rows = given.rows if self.settings.limit is None else min(given.rows, self.settings.limit)
-        return Size(rows, max(given.tokens, given.tokens + self.settings.repair.max_tokens))
+        return given._replace(tokens=given.tokens + self.settings.repair.max_tokens)
 
     def estimate(self) -> list[Ask]:
         settings, made = self.settings.repair, self.size()
@@ -65,4 +61,4 @@ class Repair(Stage[RepairStageSettings]):
         asks = [Ask("teacher", again, again * (made.tokens + WISHES), again * settings.max_tokens)] if again else []
         # Read: each trace, unless its findings are given, and every candidate.
         readings = made.rows * ((0 if "findings" in self.inputs else 1) + ROUNDS + 1) + again
-        return asks + detecting(self, made._replace(rows=readings))
+        return asks + self.detecting(made._replace(rows=readings))
