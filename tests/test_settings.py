@@ -64,6 +64,13 @@ def test_wrong_value_in_a_list_and_in_a_union() -> None:
         validate(Outer, {"name": "x", "share": {"stpes": 1}}, where="f")
 
 
+def test_of_a_union_what_is_wrong_with_the_member_that_fits_best_is_said() -> None:
+    with pytest.raises(UserError) as error:
+        validate(Outer, {"name": "x", "share": {"steps": "many"}}, where="f")
+    assert str(error.value).startswith("f: 'share.steps' = 'many'")
+    assert "\n" not in str(error.value)
+
+
 class Listed(Strict):
     """A list of words, under another name than the field's."""
 

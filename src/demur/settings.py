@@ -185,8 +185,9 @@ class Problems:
             except pydantic.ValidationError as error:
                 every = error.errors(include_url=False, include_context=True)
                 places: dict[Location, Any] = {}  # What to leave out -> what is put there instead
+                deep = {at[:depth] for at in (_there(data, p["loc"]) for p in every) for depth in range(len(at))}
                 # Of the complaints about a union's members, only those about the member that fits best.
-                for problem in [p for p in every if p["type"] == "extra_forbidden"] or every:
+                for problem in [p for p in every if p["type"] == "missing" or _there(data, p["loc"]) not in deep]:
                     absent = problem["loc"][-1:] if problem["type"] == "missing" else ()
                     for inside, text in getattr(problem.get("ctx", {}).get("error"), "found", [((), "")]):
                         out = _there(data, (*problem["loc"], *inside))
