@@ -22,8 +22,7 @@ def repair(file: Path, flags: common.Flags) -> None:
         plain["with"] = "trim,align,drop"
     kind, models = detecting(flags.detector, file)
     found = DetectorSettings(detector=kind, limit=flags.limit)
-    mended = validate(RepairSettings, plain, where="demur repair")
-    own = RepairStageSettings(repair=mended, detector=kind, limit=flags.limit)
+    own = RepairStageSettings(repair=validate(RepairSettings, plain, where="demur repair"), **dict(found))
     inputs: dict[str, Stage[Any]] = {"traces": reading(file, flags.intent)}
     inputs["findings"] = Diagnose("diagnose", found, inputs=dict(inputs), models=models)
     players = models | ({"teacher": parse_model(flags.teacher)} if flags.teacher else {})
