@@ -5,7 +5,7 @@ reply, and streams share nothing; `pair@paper-v1` has the four defects of the ve
 the original the attacker's reply is not begun for it, because not every server can.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -87,24 +87,6 @@ class Tap(Pair):
     Settings = TapSettings
     files = (texts("pair"), File("topic", "the question whether a prompt is on topic", default=TEXTS / "topic.txt"))
     smoke = {**Search.smoke, "branches": 2, "width": 2}
-
-    def turns_at_most(self) -> int:
-        """Every branch of as many conversations as the width allows."""
-        turns, wide = 0, self.how.streams
-        for _ in range(self.how.iterations):
-            turns += wide * self.how.branches
-            wide = min(self.how.width, wide * self.how.branches)
-        return int(turns)
-
-    def spread(self, streams: Sequence[Stream]) -> Sequence[Stream]:
-        """Every conversation as many times as it branches; a number tells them apart."""
-        branched = [stream for stream in streams for _ in range(self.how.branches)]
-        return [stream._replace(place=index) for index, stream in enumerate(branched)]
-
-    def kept(self, made: Sequence[tuple[Attempt, Stream]]) -> list[Stream]:
-        """The best by score, the earliest of equals."""
-        best = sorted(made, key=lambda one: -(one[0].score or 0))[: self.how.width]
-        return [stream for _, stream in best]
 
 
 class CrescendoSettings(SearchSettings):

@@ -12,6 +12,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,6 +22,7 @@ from pydantic import BaseModel, Field
 from demur.attack.base import Attack, AttackSettings, derived, named_text, read_text, read_texts
 from demur.errors import WorkError
 from demur.interfaces import Ask, Request
+from demur.models.answering import answered
 from demur.records import Attempt, Failure, Message, Prompt, Sampling, Trace
 from demur.untrusted import filled, neutral
 
@@ -81,18 +83,22 @@ class Search(Attack):
         self.attempts: list[Attempt] = []
         self.records["attempts"] = self.attempts
         self.longer = WIDEST * self.how.attacker_max_tokens
-        self.sampling = {part: self._sampling(part) for part in ("attacker", "target", "judge")}
+        fields = ("temperature", "top_p", "max_tokens")
+        self.sampling = {}
+        for part in ("attacker", "target", "judge"):
+            given: dict[str, Any] = {field: getattr(self.how, f"{part}_{field}", 1.0) for field in fields}
+            self.sampling[part] = Sampling(**given, seed=self.how.seed)
+        self.branches, self.width = getattr(self.how, "branches", 1), getattr(self.how, "width", None)
         self._before: dict[str, tuple[Message, ...]] = {}
         self._count: Counter[str] = Counter()
 
-    def _sampling(self, part: str) -> Sampling:
-        fields = ("temperature", "top_p", "max_tokens")
-        how: dict[str, Any] = {field: getattr(self.how, f"{part}_{field}", 1.0) for field in fields}
-        return Sampling(**how, seed=self.how.seed)
-
     def turns_at_most(self) -> int:
-        """Turns for one goal that is never broken."""
-        return int(self.how.streams * self.how.iterations)
+        """Turns for one goal that is never broken: every branch of as many conversations as the width allows."""
+        turns, wide = 0, self.how.streams
+        for _ in range(self.how.iterations):
+            turns += wide * self.branches
+            wide = min(self.width or wide, wide * self.branches)
+        return int(turns)
 
     def estimate(self, questions: int, tokens: int) -> list[Ask]:
         """As if no goal were ever broken and the attacker always needed its last try."""
@@ -113,28 +119,31 @@ class Search(Attack):
         goals = list(prompts)
         place = {goal.id: index for index, goal in enumerate(goals)}
         self._count["goals"] = len(goals)
-        tasks = [asyncio.create_task(self.search(goal)) for goal in goals]
         try:
-            for next_one in asyncio.as_completed(tasks):
-                found = await next_one
-                self._count["done"] += 1
-                yield found
+            async with aclosing(answered(goals, self.search, limit=max(1, len(goals)))) as found:
+                async for one in found:
+                    self._count["done"] += 1
+                    yield one
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self.attempts.sort(key=lambda one: (place[one.goal], one.iteration, one.stream))
 
     async def search(self, goal: Prompt) -> Prompt:
-        """Attack one goal until it is broken or the iterations are used up."""
+        """Attack one goal until it is broken or the iterations are used up.
+
+        Where conversations branch, a number tells the branches apart, and the best by score go on, the earliest of equals.
+        """
         streams, done = self.streams(goal), list[tuple[Attempt, Stream]]()
         for iteration in range(self.how.iterations):
-            turns = await asyncio.gather(*(self.turn(goal, stream, iteration) for stream in self.spread(streams)))
+            branched = [stream for stream in streams for _ in range(self.branches)]
+            spread = (stream._replace(place=index) for index, stream in enumerate(branched))
+            turns = await asyncio.gather(*(self.turn(goal, stream, iteration) for stream in spread))
             made = [one for one in turns if one[0].outcome != OFF_TOPIC]
             done += [(attempt, stream) for attempt, stream, _ in made]
             if not made or any(attempt.broken for attempt, _ in done):
                 break
-            streams = self.kept([(attempt, following) for attempt, _, following in made])
+            if self.width:
+                made = sorted(made, key=lambda one: -(one[0].score or 0))[: self.width]
+            streams = [following for _, _, following in made]
         # The order is iteration, then stream, and max() keeps the first of equals.
         return self.best(goal, done)
 
@@ -162,14 +171,6 @@ class Search(Attack):
             system = self.text("attacker", strategy=strategy, aimed_at=aimed_at, goal=goal.question)
             made.append(Stream(index, name, system, self.text("start", goal=goal.question)))
         return made
-
-    def spread(self, streams: Sequence[Stream]) -> Sequence[Stream]:
-        """The conversations of an iteration."""
-        return streams
-
-    def kept(self, made: Sequence[tuple[Attempt, Stream]]) -> list[Stream]:
-        """Those that go on."""
-        return [stream for _, stream in made]
 
     async def turn(self, goal: Prompt, stream: Stream, iteration: int) -> tuple[Attempt, Stream, Stream]:
         """One turn: attacker, target, judge. Returns what came of it, and the conversation before and after."""

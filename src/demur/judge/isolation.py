@@ -11,12 +11,13 @@ processes and files, size of files, of the file system and of what is printed. A
 would hold memory outside of all that (memfd, System V segments), io_uring, and sockets of other kinds than Unix and IP.
 """
 
-import contextlib
 import functools
+import glob
 import importlib.util
 import json
 import os
 import platform
+import re
 import select
 import shutil
 import stat
@@ -222,35 +223,32 @@ def _descendants(root: int) -> list[int]:
     """A process and all that it started."""
     found = [root]
     for pid in found:
-        try:
-            for task in os.listdir(f"/proc/{pid}/task"):
-                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
-        except (OSError, ValueError):
-            continue
+        for file in glob.glob(f"/proc/{pid}/task/*/children"):
+            found += map(int, _told(file).split())
     return found
+
+
+def _told(file: str) -> str:
+    """What the kernel tells of a process; empty where it is gone, or not for this user to read."""
+    try:
+        return Path(file).read_text()
+    except OSError:
+        return ""
 
 
 def _memory(pid: int) -> int:
     """Bytes that a process holds, pages that it shares with others by its part of them."""
-    try:
-        with contextlib.suppress(OSError):  # not every user may read it
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    return 1024 * int(line.split()[1])
-        resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
-        return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return 0
+    if held := re.search(r"^Pss: +(\d+)", _told(f"/proc/{pid}/smaps_rollup"), re.MULTILINE):
+        return 1024 * int(held[1])
+    resident, shared = map(int, _told(f"/proc/{pid}/statm").split()[1:3] or (0, 0))
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _busy(pid: int) -> float:
     """Seconds that a process and its ended children worked, or waited for a processor."""
-    try:
-        ran, waited = map(int, Path(f"/proc/{pid}/schedstat").read_text().split()[:2])
-        ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
-        return (ran + waited) / 1e9 + sum(map(int, ended)) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):
-        return 0.0
+    worked = sum(map(int, _told(f"/proc/{pid}/schedstat").split()[:2]))
+    ended = sum(map(int, _told(f"/proc/{pid}/stat").rpartition(")")[2].split()[13:15]))
+    return worked / 1e9 + ended / os.sysconf("SC_CLK_TCK")
 
 
 def _files(pid: int) -> int:

@@ -101,8 +101,7 @@ def components(texts: Iterable[str], *, similarity: float) -> I64:
     number.clear()
     if count < 2:
         return np.array(which, dtype=np.int64)
-    left, right = _similar(table, similarity)
-    return _connected(count, left, right)[which]
+    return _connected(count, *_similar(table, similarity))[which]
 
 
 def signatures(texts: Iterable[str]) -> U32:
