@@ -126,17 +126,13 @@ def solutions(bench: Bench, path: Path) -> dict[str, str]:
 
 def _intent(bench: Bench, row: Row, path: Path) -> Intent:
     intents = bench.options["intent"]
-    if isinstance(intents, str):
-        found: Intent = intents  # type: ignore[assignment]
-        return found
-    said = row["intent"].lower()
-    if said not in intents:
+    found: Intent | None = intents if isinstance(intents, str) else intents.get(row["intent"].lower())  # type: ignore[assignment]
+    if found is None:
         raise UserError(
             f"{path}: a row of {bench.name} does not say whether it is harmful: '{row['intent']}' in {bench.columns['intent']}. "
             f"Known: {', '.join(intents)}."
         )
-    known: Intent = intents[said]
-    return known
+    return found
 
 
 def _joined(row: Mapping[str, Any], said: str, where: object) -> str:

@@ -69,10 +69,7 @@ class BaseJudge:
     def verdict(self, trace: Trace) -> Verdict:
         """The verdict on one trace."""
         text, reason = self.visible(trace)
-        label: Label | None = None
-        if text is not None:
-            label, reason = self.decide(trace, text)
-        return self.made(trace.id, label, reason)
+        return self.made(trace.id, *((None, reason) if text is None else self.decide(trace, text)))
 
     async def verdicts(self, traces: Traces) -> AsyncIterator[Verdict]:
         """Exactly one verdict a trace, in the order of the traces."""

@@ -6,7 +6,6 @@ After Chain-of-Guardrails, IPO (arXiv 2509.24393), SafeRemind (arXiv 2601.03662)
 
 import re
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
 
 import msgspec
 
@@ -83,7 +82,7 @@ class Intervened(Answering):
         return msgspec.structs.replace(reply, sampling=request.sampling, notes=notes, id="")
 
 
-async def probe(
+def probe(
     traces: Sequence[Trace], *, model: Model, shares: Sequence[float] = SHARES, samples: int = 1
 ) -> AsyncIterator[tuple[str, float, Trace | Failure]]:
     """What a model answers when its thinking ends at each share of a trace's sentences: (id of the trace, share, reply).
@@ -102,6 +101,4 @@ async def probe(
         return trace.id, share, reply
 
     places = [(t, share, sample) for t in traces if t.thinking for share in shares for sample in range(samples)]
-    async with aclosing(answered(places, one, limit=IN_FLIGHT)) as results:
-        async for result in results:
-            yield result
+    return answered(places, one, limit=IN_FLIGHT)
