@@ -120,13 +120,13 @@ def test_connection_is_in_no_fingerprint_and_the_address_is_unless_something_els
 
 def test_a_guard_plays_its_own_judge_and_nothing_else() -> None:
     guard = Served(engine="vllm", hub="meta-llama/Llama-Guard-3-8B")
-    assert guard.lacks(Requires(family="llama_guard3")) == []
-    assert "can only play a judge of kind llama_guard3" in guard.lacks(Requires())[0]
-    assert guard.lacks(Requires(family="wildguard"))
+    assert Requires(family="llama_guard3").unmet(guard) == []
+    assert "can only play a judge of kind llama_guard3" in Requires().unmet(guard)[0]
+    assert Requires(family="wildguard").unmet(guard)
     assert guard_of("/models/allenai_wildguard-7B") == "wildguard"
     assert guard_of("", "Qwen3Guard-Gen-8B") == "qwen3guard"
     # Who knows what a server's model is? Only a known guard is refused.
-    assert Remote(url=("http://x",), model="default").lacks(Requires(family="llama_guard3")) == []
+    assert Requires(family="llama_guard3").unmet(Remote(url=("http://x",), model="default")) == []
     assert guard_of("/data/llama-guard-3-tests/qwen3") == ""
 
 
@@ -140,15 +140,15 @@ def test_a_guard_plays_its_own_judge_and_nothing_else() -> None:
     ],
 )
 def test_what_a_part_requires_is_held_against_the_declaration(requires: Requires, able: dict[str, Any]) -> None:
-    assert len(as_model({"url": "http://x"}).lacks(requires)) == 1
-    assert as_model({"url": "http://x", **able}).lacks(requires) == []
+    assert len(requires.unmet(as_model({"url": "http://x"}))) == 1
+    assert requires.unmet(as_model({"url": "http://x", **able})) == []
 
 
 def test_what_a_model_is_declared_to_refuse() -> None:
     model = Remote(url=("http://x",), forbidden=("temperature", "system"), thinking="tags")
-    assert len(model.lacks(Requires(temperature=True, system=True, own_thinking=False))) == 3
-    assert model.lacks(Requires(own_thinking=True)) == []
-    assert Remote(url=("http://x",), thinking="none").lacks(Requires(own_thinking=True))
+    assert len(Requires(temperature=True, system=True, own_thinking=False).unmet(model)) == 3
+    assert Requires(own_thinking=True).unmet(model) == []
+    assert Requires(own_thinking=True).unmet(Remote(url=("http://x",), thinking="none"))
 
 
 def test_a_models_sampling_changes_only_what_it_says() -> None:

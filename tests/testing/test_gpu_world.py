@@ -18,7 +18,6 @@ from typing import Any
 
 import psutil
 import pytest
-from aiohttp import web
 
 from demur.attack import attack_class
 from demur.bench import get_bench
@@ -253,17 +252,16 @@ class Meeting(World):
         super().__init__(folder, cards_of("2x80"))
         self.late, self.asking, self.alone = late, set[str](), False
 
-    async def spoke(self, http: web.Request) -> web.Response:
-        folder = (await http.json())["folder"]
-        if "Guard" not in folder:
-            self.asking.add(folder)
+    def spoke(self, folder: Path, body: dict[str, Any]) -> dict[str, Any]:
+        if "Guard" not in str(folder):
+            self.asking.add(str(folder))
             for _ in range(2400):
                 if len(self.asking) > 1 and not self.late:
                     break
-                await asyncio.sleep(0.05)
+                time.sleep(0.05)
             else:
                 self.alone = True
-        return await super().spoke(http)
+        return super().spoke(folder, body)
 
 
 ABREAST: dict[str, Any] = SMALL | {

@@ -1,15 +1,16 @@
 """What all backends share: from a stored reply to the record that travels on, and many requests over one `answer`."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import aclosing
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from demur import thinking
+from demur.errors import UserError
 from demur.interfaces import Request, Requests, stream
-from demur.records import Failure, Trace, digest
+from demur.records import Failure, Sampling, Trace, digest
 from demur.storage.reply_cache import Reply
 
 S = TypeVar("S")
@@ -30,6 +31,13 @@ class Answering:
         async with aclosing(answered(requests, self.answer, limit=self.width)) as results:
             async for result in results:
                 yield result
+
+
+def budgets_fit(sampling: Sampling) -> None:
+    """Raise `UserError` where the thinking's budget leaves nothing for an answer."""
+    budget, most = sampling.thinking_budget, sampling.max_tokens
+    if budget is not None and budget >= most:
+        raise UserError(f"thinking_budget {budget} leaves nothing of max_tokens {most} for an answer.")
 
 
 ESTIMATED = "thinking tokens estimated from its share of the characters"
@@ -73,52 +81,52 @@ def asked(request: Request) -> list[object]:
     return [request.messages, msgspec.structs.replace(request.sampling, n=1), request.sample]
 
 
+def begun(request: Request, opened: bool) -> str:
+    """What the reply is begun with. Where the template opens the thinking, it is not opened twice."""
+    prefill = request.sampling.prefill or ""
+    return prefill.lstrip().removeprefix(thinking.OPEN).lstrip("\n") if opened else prefill
+
+
 async def answered(
-    requests: Iterable[S] | AsyncIterable[S], answer: Callable[[S], Awaitable[T]], *, limit: int
+    requests: Iterable[S] | AsyncIterable[S], answer: Callable[[S], Coroutine[Any, Any, T]], *, limit: int
 ) -> AsyncGenerator[T, None]:
     """Answers to requests as they become ready, at most `limit` at work; requests are drawn only when there is room.
 
     The first error ends all, after the others at work were cancelled.
     """
-    ready: asyncio.Queue[asyncio.Task[T] | None] = asyncio.Queue()
+    ready: asyncio.Queue[asyncio.Task[T | None]] = asyncio.Queue()
     room = asyncio.Semaphore(limit)
-    at_work: set[asyncio.Task[T]] = set()
-    source = stream(requests)
+    at_work: set[asyncio.Task[T | None]] = set()
 
-    def finish(task: asyncio.Task[T]) -> None:
+    def start(work: Coroutine[Any, Any, T | None]) -> asyncio.Task[T | None]:
+        task = asyncio.create_task(work)
+        at_work.add(task)
+        task.add_done_callback(finish)
+        return task
+
+    def finish(task: asyncio.Task[T | None]) -> None:
         at_work.discard(task)
         ready.put_nowait(task)
 
     async def feed() -> None:
-        try:
-            async for request in source:
-                await room.acquire()
-                task = asyncio.ensure_future(answer(request))
-                at_work.add(task)
-                task.add_done_callback(finish)
-        finally:
-            ready.put_nowait(None)
+        async for request in stream(requests):
+            await room.acquire()
+            start(answer(request))
 
-    feeder = asyncio.create_task(feed())
-    open_end = True
+    feeder = start(feed())
     try:
-        while open_end or at_work or not ready.empty():
+        while at_work or not ready.empty():
             task = await ready.get()
-            if task is None:
-                open_end = False
-                await feeder
-                continue
-            yield task.result()
-            # Only now may the next be drawn: who reads slowly is not buried.
-            room.release()
+            result = task.result()
+            if task is not feeder:
+                yield cast(T, result)
+                # Only now may the next be drawn: who reads slowly is not buried.
+                room.release()
     finally:
-        unfinished: list[asyncio.Task[Any]] = [feeder, *at_work]
-        for waiting in unfinished:
-            waiting.cancel()
-        for waiting in unfinished:
-            with suppress(asyncio.CancelledError, Exception):
-                await waiting
+        for task in (unfinished := list(at_work)):
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
         while not ready.empty():
             # Nobody will read these; an error among them is not to be reported as forgotten.
-            if (unread := ready.get_nowait()) is not None and not unread.cancelled():
+            if not (unread := ready.get_nowait()).cancelled():
                 unread.exception()

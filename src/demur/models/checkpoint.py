@@ -32,10 +32,8 @@ def identity_of(folder: Path, *, above: tuple[Path, ...] = ()) -> str:
     return f"weights:{digest(parts)}"
 
 
-@functools.cache
-def _shipped(name: str) -> Path:
-    """A shipped base's folder; its files are checked against their card once a process."""
-    return Path(resolve("base", name, BASES)(name))
+# A shipped base's folder; its files are checked against their card once a process.
+_shipped = functools.cache(lambda name: Path(resolve("base", name, BASES)(name)))
 
 
 def base_folder(base: str) -> Path | None:

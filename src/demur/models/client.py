@@ -21,11 +21,11 @@ from demur import thinking
 from demur.errors import UserError, WorkError, scrubbed
 from demur.interfaces import Request, Requests
 from demur.models import wire
-from demur.models.answering import Answering, answered, asked, record
+from demur.models.answering import Answering, answered, asked, begun, budgets_fit, record
 from demur.models.chat_format import ChatFormat
 from demur.models.config import Remote
 from demur.models.limiter import Address, Health, Limiter
-from demur.models.transport import Trouble, addresses_of, headers_of, only_model, post
+from demur.models.transport import Trouble, only_model, post, reached
 from demur.records import Failure, Message, Prompt, Sampling, Trace
 from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
@@ -40,14 +40,17 @@ class RemoteModel(Answering):
     """A `Model` behind one or several URLs. Made by `open_remote`."""
 
     def __init__(
-        self, config: Remote, session: aiohttp.ClientSession, *, name: str, cache: ReplyCache, label: str
+        self,
+        config: Remote,
+        session: aiohttp.ClientSession,
+        urls: list[str],
+        *,
+        name: str,
+        cache: ReplyCache,
+        label: str,
     ) -> None:
-        self._config = config
-        self._session = session
-        self._name = name
-        self._cache = cache
-        self._label = label
-        urls, _ = addresses_of(config)
+        self._config, self._session, self._name = config, session, name
+        self._cache, self._label = cache, label
         self._limiter = Limiter(urls, most=config.in_flight)
         self._health = Health(config.where, patience=config.patience)
         self._template = ChatFormat(Path(config.template)) if config.template else None
@@ -73,15 +76,12 @@ class RemoteModel(Answering):
             )
         if sampling.system and "system" in config.forbidden:
             raise UserError(f"{where}: a system turn is wanted, and 'system' is forbidden here.")
-        if sampling.thinking_budget is None:
-            return
-        if not config.thinking_budget_field:
+        if sampling.thinking_budget is not None and not config.thinking_budget_field:
             raise UserError(
                 f"{where}: thinking_budget={sampling.thinking_budget} is wanted; name this server's field with "
                 "thinking_budget_field (vLLM: thinking_token_budget), or leave the budget out."
             )
-        if (budget := sampling.thinking_budget) >= (most := sampling.max_tokens):
-            raise UserError(f"thinking_budget {budget} leaves nothing of max_tokens {most}.")
+        budgets_fit(sampling)
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply to one request."""
@@ -151,12 +151,12 @@ class RemoteModel(Answering):
     async def _reply(self, request: Request, fresh: bool) -> Reply:
         """The stored reply of a request, or a new one."""
         limit = request.sampling.max_tokens
-        begun = self._begun(request)
-        data = msgspec.json.encode(self._body(request, begun))
+        start = begun(request, self._opened(request) is True)
+        data = msgspec.json.encode(self._body(request, start))
         key = key_of([self.identity, self._config.api, asked(request)[1:]], data)
 
         async def ask() -> Reply:
-            reply = wire.joined(begun, wire.without_stop(await self._try(data, key, limit)))
+            reply = wire.joined(start, wire.without_stop(await self._try(data, key, limit)))
             prices = self._config.prices
             cost = prices.cost(reply.tokens_in, reply.tokens_out) if prices and reply.failure is None else None
             left_out = tuple(f"{name} not sent: forbidden here" for name in SAMPLED if name in self._config.forbidden)
@@ -164,12 +164,7 @@ class RemoteModel(Answering):
 
         return await self._cache.once(key, ask, label=self._label, model=self.identity, fresh=fresh)
 
-    def _begun(self, request: Request) -> str:
-        """What the reply is begun with. Where the template opens the thinking, it is not opened twice."""
-        begun = request.sampling.prefill or ""
-        return begun.lstrip().removeprefix(thinking.OPEN) if begun and self._opened(request) else begun
-
-    def _body(self, request: Request, begun: str) -> dict[str, Any]:
+    def _body(self, request: Request, start: str) -> dict[str, Any]:
         """Exactly what is sent."""
         config, sampling = self._config, request.sampling
         fields: dict[str, Any] = {"model": self._name} | {key: getattr(sampling, key) for key in SAMPLED}
@@ -182,11 +177,11 @@ class RemoteModel(Answering):
             fields |= chat if config.api == "chat" else {"logprobs": config.first_tokens}
         body = {name: value for name, value in fields.items() if value is not None and name not in config.forbidden}
         if config.api == "completions":
-            body["prompt"] = self._prompt(request.messages) + begun
+            body["prompt"] = self._prompt(request.messages) + start
         else:
             body["messages"] = [{"role": turn.role, "content": turn.content} for turn in request.messages]
-            if begun:
-                body["messages"].append({"role": "assistant", "content": begun})
+            if start:
+                body["messages"].append({"role": "assistant", "content": start})
                 if config.prefill == "vllm":
                     body |= {"continue_final_message": True, "add_generation_prompt": False}
         return body | config.extra_body
@@ -208,7 +203,6 @@ class RemoteModel(Answering):
         started = time.monotonic()
         address: Address | None = None
         tries = counted = 0
-        free = True
         while True:
             address = await self._limiter.enter(again=tries > 0, avoid=address)
             try:
@@ -220,9 +214,6 @@ class RemoteModel(Answering):
             finally:
                 self._limiter.leave(address)
             tries += 1
-            if last.idle and free:
-                free = False
-                continue
             self._health.failed(key, last.detail)
             # A server that says "later", or one that was well and is being restarted, is given time and not tries.
             counted += not (last.later or (last.unreached and self._health.replies))
@@ -250,7 +241,7 @@ class RemoteModel(Answering):
 
     async def _once(self, address: Address, data: bytes, limit: int) -> Reply:
         """One try at one address. Raises Trouble: it failed, and another try may not."""
-        begun = time.monotonic()
+        began = time.monotonic()
         seconds = self._config.timeout or QUEUE + limit / self._config.least_speed
         try:
             reply = await post(
@@ -265,7 +256,7 @@ class RemoteModel(Answering):
             self._hopeless(reply.detail)
             return reply
         if reply.failure is None:
-            address.succeeded(time.monotonic() - begun)
+            address.succeeded(time.monotonic() - began)
             self._health.succeeded()
             self._recognise(reply.served)
         return reply
@@ -305,10 +296,9 @@ def _scrubbed(reply: Reply) -> Reply:
 @asynccontextmanager
 async def open_remote(config: Remote, *, cache: ReplyCache, label: str = "") -> AsyncIterator[RemoteModel]:
     """A client for a model's URLs. Raises UserError: no model was named, and the server does not serve exactly one."""
-    urls, user = addresses_of(config)
-    headers = user | headers_of(config)
+    urls, headers = reached(config)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
         setting = config.where if config.where.startswith("$") else ""
         name = config.model or await only_model(urls[0], session, key_env=config.key_env, setting=setting)
-        yield RemoteModel(config, session, name=name, cache=cache, label=label)
+        yield RemoteModel(config, session, urls, name=name, cache=cache, label=label)

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from demur.errors import UserError
-from demur.models.requires import Requires
 from demur.models.sampling import Defaults
 from demur.settings import Strict, connection, validate
 from demur.thinking import FAMILIES
@@ -54,10 +53,6 @@ class _Config(Strict):
     def missing(self) -> list[str]:
         """What is not there although this model needs it: one line each, with what to do. Asks no one."""
         return []
-
-    def lacks(self, requires: Requires) -> list[str]:
-        """What a part requires and this model, as declared, cannot do: one line each, with what to do."""
-        return requires.unmet(self)
 
 
 class _Spoken(_Config):

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 
 from demur.errors import disarmed, scrubbed
 
@@ -75,32 +76,18 @@ class Limiter:
         """An address with room, the least loaded one; after a failure another than `avoid` where there is one."""
         while True:
             now = time.monotonic()
-            if len(self.addresses) == 1 and self.addresses[0].room(now):
-                self.addresses[0].in_flight += 1
-                return self.addresses[0]
             open_ones = [one for one in self.addresses if one.room(now)]
             others = [one for one in open_ones if one is not avoid] or open_ones
             if others:
                 found = min(others, key=lambda one: (one.failures, one.in_flight / one.width))
                 found.in_flight += 1
                 return found
-            await self._wait(now, again)
-
-    async def _wait(self, now: float, again: bool) -> None:
-        """Until an address has room again, or a closed one opens."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        if again:
-            self._waiting.appendleft(future)
-        else:
-            self._waiting.append(future)
-        closed = [one.closed_until - now for one in self.addresses if one.closed_until > now]
-        timer = loop.call_later(min(closed) + 0.001, _wake, future) if closed else None
-        try:
-            await future
-        finally:
-            if timer is not None:
-                timer.cancel()
+            # Until an address has room again, or a closed one opens.
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.insert(0 if again else len(self._waiting), future)
+            closed = [one.closed_until - now for one in self.addresses if one.closed_until > now]
+            with suppress(TimeoutError):
+                await asyncio.wait_for(future, min(closed) + 0.001 if closed else None)
 
     def leave(self, address: Address) -> None:
         """Give the place back, and let those in who now fit."""
@@ -111,11 +98,6 @@ class Limiter:
             if not future.done():
                 future.set_result(None)
                 room -= 1
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 class Health:

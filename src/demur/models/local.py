@@ -24,11 +24,11 @@ from transformers.utils import logging as transformers_logging
 from demur import thinking
 from demur.errors import UserError
 from demur.interfaces import Request
-from demur.models.answering import Answering, asked, record, seed_of
+from demur.models.answering import Answering, asked, begun, budgets_fit, record, seed_of
 from demur.models.checkpoint import folder_of, identity_of
 from demur.models.config import Local
 from demur.models.sampler import Force, Rule, Writer, Written
-from demur.records import Failure, Finish, Sampling, Trace
+from demur.records import Failure, Finish, Trace
 from demur.storage.reply_cache import Reply, ReplyCache, key_of
 
 T = TypeVar("T")
@@ -54,6 +54,7 @@ class LocalModel(Answering):
     """A `Model` over weights that this process holds."""
 
     width = 1 << 20  # The batch has a width of its own
+    check = staticmethod(budgets_fit)  # It honours every field of a sampling
 
     def __init__(self, config: Local, *, folder: Path, cache: ReplyCache, label: str = "") -> None:
         """Load a folder."""
@@ -86,17 +87,13 @@ class LocalModel(Answering):
                 "--set …api=completions to send the text as it is."
             )
 
-    def check(self, sampling: Sampling) -> None:
-        """A local model honours every field; only budgets must fit each other."""
-        if sampling.thinking_budget is not None and sampling.thinking_budget >= sampling.max_tokens:
-            raise UserError(
-                f"thinking_budget {sampling.thinking_budget} leaves nothing of max_tokens {sampling.max_tokens} for an answer."
-            )
-
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply to one request, written together with those that are asked at the same time."""
         row, drawn = self._row(request), request.sampling
-        if (reply := self._known(row, fresh=fresh)) is not None:
+        if row.limit < 1:
+            why = f"{len(row.prompt)} tokens of prompt; the model takes {self._room}"
+            return self._record(request, Reply(failure="too_long", detail=why))
+        if not fresh and (reply := self._cache.get(row.key)) is not None:
             return self._record(request, reply)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         if row.key not in self._futures:
@@ -118,10 +115,7 @@ class LocalModel(Answering):
             while self._waiting:
                 group, rows = next(iter(self._waiting.items()))
                 rows = self._waiting[group] = deque(sorted(rows, key=lambda row: len(row.prompt)))
-                async for row, reply in self._written(rows, fresh=group[0]):
-                    for future in self._futures.pop(row.key):
-                        if not future.done():
-                            future.set_result(reply)
+                await self._write_group(rows, fresh=group[0])
                 if not rows:
                     del self._waiting[group]
         except BaseException as error:
@@ -135,17 +129,11 @@ class LocalModel(Answering):
         if self._writer is not None:
             await asyncio.wait([self._writer])
 
-    def _known(self, row: Row, *, fresh: bool = False) -> Reply | None:
-        """What need not be written: it is stored, or there is no room for it."""
-        if row.limit < 1:
-            return Reply(failure="too_long", detail=f"{len(row.prompt)} tokens of prompt; the model takes {self._room}")
-        return None if fresh else self._cache.get(row.key)
-
     def _record(self, request: Request, reply: Reply) -> Trace | Failure:
         return record(request, reply, model=self.identity, family=self._config.thinking)
 
-    async def _written(self, rows: deque[Row], *, fresh: bool = False) -> AsyncIterator[tuple[Row, Reply]]:
-        """The replies of rows of one sampling, as they end, each in the cache first; `rows` may grow meanwhile."""
+    async def _write_group(self, rows: deque[Row], *, fresh: bool) -> None:
+        """Write rows of one sampling; as each ends, its reply is put into the cache, then handed on. `rows` may grow meanwhile."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Queue[tuple[Row, Reply] | None] = asyncio.Queue()
         stop = threading.Event()
@@ -166,7 +154,9 @@ class LocalModel(Answering):
                 new = [(row.key, reply) for row, reply in items]
                 kept = await self._cache.put(new, label=self._label, model=self.identity, replace=fresh)
                 for (row, _), reply in zip(items, kept, strict=True):
-                    yield row, reply
+                    for future in self._futures.pop(row.key):
+                        if not future.done():
+                            future.set_result(reply)
             await work
         finally:
             # Who leaves early, such as by a signal, waits for one token, not for the batch.
@@ -184,7 +174,7 @@ class LocalModel(Answering):
             extra = self._config.extra_body.get("chat_template_kwargs", {})
             text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **extra)
             opened = thinking.opens_thinking(text)
-            tokens = self._tokenizer.encode(text + _begun(request, opened), add_special_tokens=False)
+            tokens = self._tokenizer.encode(text + begun(request, opened), add_special_tokens=False)
         opened = self._config.api == "chat" and opened
         own = [self._config.first_tokens, self.identity, str(self.dtype), self._config.api]
         key = key_of(["local", *own, tokens, *asked(request)])
@@ -206,15 +196,16 @@ class LocalModel(Answering):
 
     def _inside(self, row: Row, tokens: list[int]) -> bool:
         """Whether what a row wrote so far is still thinking."""
-        text = _begun(row.request, row.opened) + self.decode(tokens)
+        text = begun(row.request, row.opened) + self.decode(tokens)
         return self._split(text, row, "length").outcome == "cut_in_thinking"
 
     def _reply(self, row: Row, written: Written) -> Reply:
-        text = _begun(row.request, row.opened) + self.decode(written.tokens)
+        text = begun(row.request, row.opened) + self.decode(written.tokens)
+        assert written.finish is not None
         parts = self._split(text, row, written.finish)
         count = len(self._tokenizer.encode(parts.thinking, add_special_tokens=False)) if parts.thinking else 0
         first = {self._tokenizer.decode([token]): chance for token, chance in written.first.items()}
-        notes = (*self._notes, *["thinking ended at its budget"] * written.forced)
+        notes = (*self._notes, *["thinking ended at its budget"] * (written.queue is not None))
         return Reply(
             content=text, finish=written.finish, tokens_in=len(row.prompt), tokens_out=len(written.tokens),
             tokens_thinking=count, opened=row.opened, first_tokens=first, notes=notes,
@@ -298,9 +289,3 @@ def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
     said = getattr(model.generation_config, "eos_token_id", None)
     listed = said if isinstance(said, list) else [said]
     return frozenset(int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None)
-
-
-def _begun(request: Request, opened: bool) -> str:
-    """What the reply is begun with. Where the template opens the thinking, it is not opened twice."""
-    prefill = request.sampling.prefill or ""
-    return prefill.lstrip().removeprefix(thinking.OPEN).lstrip("\n") if opened else prefill

@@ -84,13 +84,16 @@ class Rule(NamedTuple):
         return values.masked_fill(before >= self.top_p, -torch.inf), tokens
 
 
-class Written(NamedTuple):
-    """What a row wrote, its stop token included, and whether tokens were forced upon it."""
+@dataclass
+class Written:
+    """What a row has written, its stop token included."""
 
-    tokens: list[int]
-    finish: Finish
-    forced: bool
-    first: dict[int, float]  # Log-probabilities of the likeliest first tokens, where they were asked for
+    line: Any
+    tokens: list[int] = field(default_factory=list)
+    finish: Finish | None = None  # Why it has ended
+    queue: deque[int] | None = None  # Tokens that are forced upon it
+    first: dict[int, float] = field(default_factory=dict)
+    """Log-probabilities of the likeliest first tokens, where they were asked for."""
 
 
 class Force(NamedTuple):
@@ -99,15 +102,6 @@ class Force(NamedTuple):
     tokens: list[int]
     at: int
     when: Callable[[Any, list[int]], bool]
-
-
-@dataclass
-class _Row:
-    line: Any
-    written: list[int] = field(default_factory=list)
-    queue: deque[int] | None = None
-    first: dict[int, float] = field(default_factory=dict)
-    finish: Finish | None = None
 
 
 class Writer:
@@ -120,7 +114,7 @@ class Writer:
         self._cells = cells_for(model)
         self._stops, self._force, self._keep_first = stops, force, keep_first
         self._width = min(width, self._cells.most)
-        self._rows: list[_Row] = []
+        self._rows: list[Written] = []
 
     def run(self, rule: Rule, lines: deque[Any], ended: Callable[[Any, Written], None], stop: threading.Event) -> None:
         """Write until no line waits and each row has ended, or `stop` is set; `ended` gets each row as it ends.
@@ -140,7 +134,7 @@ class Writer:
                 while self._cells.full and len(self._rows) > 1:
                     self._put_back(lines)
                 tokens += len(self._rows)
-                logits = self._cells.step([row.written[-1] for row in self._rows])
+                logits = self._cells.step([row.tokens[-1] for row in self._rows])
                 self._take(rule, self._rows, logits)
                 rows += self._leave(ended)
                 if time.monotonic() - told > REPORT:
@@ -152,9 +146,9 @@ class Writer:
         """Read the prompts of the next lines and draw their first tokens."""
         size = len(lines[0].prompt)
         most = min(self._width - len(self._rows), max(1, AREA // size**2))
-        new: list[_Row] = []
+        new: list[Written] = []
         while lines and len(new) < most and len(lines[0].prompt) == size:
-            new.append(_Row(lines.popleft()))
+            new.append(Written(lines.popleft()))
         logits = self._cells.read([row.line.prompt for row in new])
         if self._keep_first:
             values, tokens = logits.float().log_softmax(-1).topk(min(self._keep_first, logits.shape[1]))
@@ -163,27 +157,27 @@ class Writer:
         self._rows += new
         self._take(rule, new, logits)
 
-    def _take(self, rule: Rule, rows: list[_Row], logits: torch.Tensor) -> None:
+    def _take(self, rule: Rule, rows: list[Written], logits: torch.Tensor) -> None:
         """Give each row its next token."""
         seeds = torch.tensor([row.line.seed for row in rows])
-        steps = torch.tensor([len(row.written) for row in rows])
+        steps = torch.tensor([len(row.tokens) for row in rows])
         for row, token in zip(rows, rule.draw(logits, seeds, steps).tolist(), strict=True):
             force = self._force
-            if force and len(row.written) == force.at and force.when(row.line, row.written):
+            if force and len(row.tokens) == force.at and force.when(row.line, row.tokens):
                 row.queue = deque(force.tokens)
-            row.written.append(row.queue.popleft() if row.queue else token)
-            if row.written[-1] in self._stops:
+            row.tokens.append(row.queue.popleft() if row.queue else token)
+            if row.tokens[-1] in self._stops:
                 row.finish = "stop"
-            elif len(row.written) >= row.line.limit:
+            elif len(row.tokens) >= row.line.limit:
                 row.finish = "length"
 
     def _put_back(self, lines: deque[Any]) -> None:
         """Memory is short: the row that has least begins anew when another has ended. Its text is the same."""
-        at = min(range(len(self._rows)), key=lambda at: len(self._rows[at].written))
+        at = min(range(len(self._rows)), key=lambda at: len(self._rows[at].tokens))
         lines.appendleft(self._remove(at).line)
         self._width = len(self._rows)
 
-    def _remove(self, at: int) -> _Row:
+    def _remove(self, at: int) -> Written:
         """Take a row out; the last one takes its place."""
         self._cells.drop(at)
         row, self._rows[at] = self._rows[at], self._rows[-1]
@@ -197,5 +191,5 @@ class Writer:
             row = self._rows[at]
             if row.finish is not None:
                 self._remove(at)
-                ended(row.line, Written(row.written, row.finish, row.queue is not None, row.first))
+                ended(row.line, row)
         return count - len(self._rows)

@@ -4,8 +4,8 @@ import base64
 import os
 import re
 import time
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import aiohttp
 import msgspec
@@ -34,7 +34,6 @@ class Trouble(Exception):
         self.later = status in (429, 503)  # The server is well and says "later": only patience bounds how often
         self.down = kind == "unavailable" and not self.later  # It did not answer at all, or with an error of its own
         self.unreached = kind == "unavailable" and not status
-        self.idle = False  # It closed an idle connection just as that was used: nothing was wrong with anything
 
 
 async def post(
@@ -56,9 +55,7 @@ async def post(
     except TimeoutError:
         raise Trouble("timeout", f"no reply within {seconds:.0f} s") from None
     except aiohttp.ServerDisconnectedError:
-        trouble = Trouble("unavailable", "the server closed the connection")
-        trouble.idle = True
-        raise trouble from None
+        raise Trouble("unavailable", "the server closed the connection") from None
     except (aiohttp.ClientConnectionError, aiohttp.ClientOSError) as error:
         raise Trouble("unavailable", _unreached(error)) from None
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
@@ -112,35 +109,27 @@ def rest_of(text: str | None) -> float | None:
     return max(seconds, 0.0) if seconds == seconds else None
 
 
-def headers_of(config: Remote) -> dict[str, str]:
-    """The headers of every request. What comes from the environment is a secret from then on.
+def reached(config: Remote) -> tuple[list[str], dict[str, str]]:
+    """The URLs, without user and password, which may stand in those of the environment, and the headers of every request.
 
-    Raises UserError: a secret that no header can hold.
+    What comes from the environment is a secret from then on. Raises UserError: a secret that no header can hold.
     """
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+    headers, plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}, []
     secrets = {name: os.environ[value[1:]] for name, value in config.headers.items() if value.startswith("$")}
     key = os.environ[config.key_env].strip() if config.key_env else ""
     for text in (key, *secrets.values()):
         keep_secret(text)
         if any(ord(sign) < 32 or ord(sign) > 255 for sign in text):
             raise UserError(f"{config.where}: a key or header of the environment holds a line end or an odd character.")
-    bearer = {"Authorization": f"Bearer {key}"} if key else {}
-    return headers | bearer | config.headers | secrets
-
-
-def addresses_of(config: Remote) -> tuple[list[str], dict[str, str]]:
-    """The URLs without user and password, which may stand in those of the environment, and the header for these."""
-    plain, header = [], {}
-    for text in config.urls:
-        url = URL(text)
+    for url in map(URL, config.urls):
         if url.user is not None or url.password is not None:
             for secret in (url.password, url.raw_password):
                 keep_secret(secret or "")
             pair = f"{url.user or ''}:{url.password or ''}".encode()
-            header = {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
-            url = url.with_user(None)
-        plain.append(str(url).rstrip("/"))
-    return plain, header
+            headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+        plain.append(str(url.with_user(None)).rstrip("/"))
+    bearer = {"Authorization": f"Bearer {key}"} if key else {}
+    return plain, headers | bearer | config.headers | secrets
 
 
 def _unreached(error: Exception) -> str:
@@ -171,7 +160,9 @@ async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str =
         raise UserError(f"{url} refuses us (HTTP {status}: {wire.error_text(data)}). {_key(key_env)}")
     if status != 200:
         raise UserError(f"{url} does not say which model it serves (HTTP {status}: {wire.error_text(data)}); {hint}")
-    names = _names(data)
+    names = list[str]()
+    with suppress(msgspec.DecodeError, KeyError, TypeError, UnicodeDecodeError, RecursionError):
+        names = [entry["id"] for entry in msgspec.json.decode(data)["data"] if isinstance(entry["id"], str)]
     if len(names) != 1:
         raise UserError(f"{url} serves {len(names)} models ({', '.join(names[:10])}); {hint}")
     return names[0]
@@ -189,11 +180,3 @@ def _key(key_env: str) -> str:
     if key_env:
         return f"The key that was sent is {key_env}'s (key_env): is it right?"
     return "No key was sent: name the environment variable that holds it (--key-env NAME, or key_env in a study)."
-
-
-def _names(data: bytes) -> list[str]:
-    try:
-        listed: Any = msgspec.json.decode(data)["data"]
-        return [entry["id"] for entry in listed if isinstance(entry["id"], str)]
-    except (msgspec.DecodeError, KeyError, TypeError, UnicodeDecodeError, RecursionError):
-        return []

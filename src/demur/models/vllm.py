@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -86,29 +85,21 @@ class Running:
                 stderr=subprocess.STDOUT,
                 env=os.environ | environment,
                 start_new_session=True,
-                preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent() if sys.platform == "linux" else None,
             )
         self._command = command
-
-    def healthy(self) -> bool:
-        """Whether it answers. Raises WorkError: it has ended, with the end of its log."""
-        if self.process.poll() is not None:
-            raise WorkError(
-                f"the server ended with exit code {self.process.returncode} before it was ready.\n{self._said()}"
-            )
-        try:
-            with urllib.request.urlopen(self.url.removesuffix("/v1") + "/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
 
     def wait(self, seconds: float) -> None:
         """Until it answers. Raises WorkError: it has ended, or was not healthy in time; with the end of its log."""
         until = time.monotonic() + seconds
-        while not self.healthy():
-            if time.monotonic() > until:
-                raise WorkError(f"the server was not healthy after {seconds:.0f} s.\n{self._said()}")
+        while time.monotonic() < until:
+            if (code := self.process.poll()) is not None:
+                raise WorkError(f"the server ended with exit code {code} before it was ready.\n{self._said()}")
+            with contextlib.suppress(OSError):  # which an error of HTTP is, too
+                urllib.request.urlopen(self.url.removesuffix("/v1") + "/health", timeout=5).close()
+                return
             time.sleep(0.2)
+        raise WorkError(f"the server was not healthy after {seconds:.0f} s.\n{self._said()}")
 
     def _said(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
@@ -125,7 +116,7 @@ class Running:
                 self.process.wait(seconds)
 
 
-def _end_with_parent() -> Callable[[], None]:
+def end_with_parent() -> Callable[[], None]:
     """For a child: be told to end when the parent is killed, so that no server is left holding a device."""
     libc = ctypes.CDLL(None)
     return lambda: libc.prctl(1, signal.SIGTERM)
@@ -141,7 +132,10 @@ def started(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterat
     weights = identity_of(folder)
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", folder.resolve().name).strip("-.") or "model"
     name = f"demur/{slug}-{weights.partition(':')[2]}"
-    port = port or _free_port(host)
+    if not port:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="demur-serve-") as scratch:
         plan = plan_of(config, folder, name=name, host=host, port=port)
         running = Running(*plan, url=f"http://{host}:{port}/v1", home=Path(scratch))
@@ -175,10 +169,3 @@ async def open_served(config: Served, *, cache: ReplyCache, label: str = "") -> 
         await asyncio.to_thread(running.wait, config.start_within)
         async with open_remote(remote, cache=cache, label=label) as model:
             yield model
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-    return port

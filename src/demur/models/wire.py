@@ -6,7 +6,6 @@ raises anything else, and takes time linear in what came.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -43,7 +42,11 @@ def read(data: bytes, *, limit: int = MOST) -> Reply:
     Raises Unreadable: there is none in it.
     """
     body = _decoded(data)
-    choice, notes = _choice(body, data)
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise Unreadable(f"no choices: {excerpt(data)}")
+    choice = next((one for one in choices if isinstance(one, dict) and one.get("index") == 0), choices[0])
+    notes = [f"{len(choices)} choices came, one was asked for"] if len(choices) > 1 else []
     message = choice.get("message")
     if not isinstance(message, dict):
         message = {"content": choice.get("text")}
@@ -96,15 +99,6 @@ def _decoded(data: bytes) -> dict[str, Any]:
     return body
 
 
-def _choice(body: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[str]]:
-    """The first choice, and the notes of a reply; one was asked for."""
-    choices = body.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise Unreadable(f"no choices: {excerpt(data)}")
-    first = [one for one in choices if isinstance(one, dict) and one.get("index") == 0]
-    return (first or choices)[0], [f"{len(choices)} choices came, one was asked for"] if len(choices) > 1 else []
-
-
 def _words(value: Any, notes: list[str]) -> tuple[str | None, str]:
     """Text and thinking of a content: a text, or a list of typed parts. Raises Unreadable: it is neither."""
     if value is None or isinstance(value, str):
@@ -128,7 +122,7 @@ def _whole(value: Any) -> int | None:
     """A count, or `None` for what is none: negative, infinite, absurd."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
         value = int(value)
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST else None
 

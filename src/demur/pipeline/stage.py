@@ -178,7 +178,7 @@ class Stage(Generic[S]):
     def _unmet(self, part: str, requires: Requires, who: str) -> list[Lack]:
         """What a part requires and the model that plays it cannot do. A script plays whatever it was written for."""
         model = self.models[part]
-        lines = [] if isinstance(model, Scripted) else model.lacks(requires)
+        lines = [] if isinstance(model, Scripted) else requires.unmet(model)
         return [Lack(part, f"{who} cannot be played by {model.where}: it {line}.", True) for line in lines]
 
 

@@ -9,7 +9,6 @@ of such cards, as docs/cluster.md says; `--slow target=0.1` and `--cut 0.05` mak
 """
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -18,6 +17,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +26,6 @@ from typing import Any, NamedTuple, Self
 from unittest import mock
 
 import yaml
-from aiohttp import web
 
 from demur import thinking
 from demur.errors import DemurError, UserError
@@ -66,13 +65,16 @@ class World(contextlib.ExitStack):
         """`shares`: `slow` and `cut`, each the share of replies by the part that a model plays; "" is every part."""
         super().__init__()
         self.folder, self.cards, self.shares = folder.resolve(), cards, shares
-        self.asked: Counter[str] = Counter()
+        self.asked, self._counting = Counter[str](), threading.Lock()
         self.parts: defaultdict[str, set[str]] = defaultdict(set)  # What each model plays, by its name
         self.hub = self.folder / "hub"
         self.machines: list[Path] = []
 
     def __enter__(self) -> Self:
-        self.url = self.enter_context(_listening(self))
+        server = self.enter_context(vllm.Server("127.0.0.1", 0, self.answer))
+        self.callback(server.shutdown)
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{server.server_address[1]}"
         own: dict[str, str | None] = {"DEMUR_WORLD_SPEAKER": f"{self.url}/speak", "DEMUR_VLLM": None}
         own |= self.machine(self.folder) | {"HF_HUB_CACHE": str(self.hub), "HF_HUB_OFFLINE": "1"}
         self.enter_context(_environment(own))
@@ -150,25 +152,22 @@ class World(contextlib.ExitStack):
                 held, peak = held | data["held"], peak + [round(value, 2) for value in data["peak"]]
         return Report(by["start"], by["end"], [line["why"] for line in by["refused"]], peak, held, dict(self.asked))
 
-    async def spoke(self, http: web.Request) -> web.Response:
-        """What a served model says, for the double of its server."""
-        asked = await http.json()
-        config = json.loads((Path(asked["folder"]) / "config.json").read_text())
-        body = asked["body"]
-        if body.get("continue_final_message") and (why := self._unrendered(Path(asked["folder"]), body)):
-            return web.json_response({"error": why})
-        reply, seconds = self._reply(config["_name_or_path"], config, body)
-        return web.json_response(reply | {"seconds": seconds})
-
-    async def api(self, http: web.Request) -> web.Response:
-        """What a hosted model says."""
-        body = await http.json()
+    def answer(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
+        """What a model says, with the seconds that it takes: a served one to the double of its server, a hosted one to whoever asks."""
+        if path == "/speak":
+            return 200, self.spoke(Path(body["folder"]), body["body"])
         if why := players.refusal(body["model"], body):
-            error = {"message": why, "type": "invalid_request_error", "code": "unsupported_value"}
-            return web.json_response({"error": error}, status=400)
-        reply, seconds = self._reply(body["model"], {}, body)
-        await asyncio.sleep(seconds)
-        return web.json_response(reply)
+            return 400, {"error": {"message": why, "type": "invalid_request_error", "code": "unsupported_value"}}
+        reply = self._reply(body["model"], {}, body)
+        time.sleep(reply.pop("seconds"))
+        return 200, reply
+
+    def spoke(self, folder: Path, body: dict[str, Any]) -> dict[str, Any]:
+        """What a served model says."""
+        config = json.loads((folder / "config.json").read_text())
+        if body.get("continue_final_message") and (why := self._unrendered(folder, body)):
+            return {"error": why}
+        return self._reply(config["_name_or_path"], config, body)
 
     def _unrendered(self, folder: Path, body: dict[str, Any]) -> str:
         """Why transformers' own code cannot go on with the last turn; empty: it can."""
@@ -184,18 +183,20 @@ class World(contextlib.ExitStack):
             return str(error)
         return ""
 
-    def _reply(self, model: str, config: dict[str, Any], body: dict[str, Any]) -> tuple[dict[str, Any], float]:
-        """A reply, and the seconds that it takes to be written."""
-        self.asked[model] += 1
+    def _reply(self, model: str, config: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+        """A reply, with the seconds that it takes to be written."""
+        with self._counting:
+            self.asked[model] += 1
         request, begun = request_of(body, begun=bool(body.get("continue_final_message")))
         text, finish, count = spoken(players.player(model, config), request)
         if self._strikes("cut", model, body):
             text, finish, count = text[: len(text) // 2], "length", count // 2
         if "R1" in model and config and not begun:
             text = text.removeprefix(thinking.OPEN).lstrip("\n")  # its template opened the thinking
-        apart = "reasoning_content" if not config and players.apart(model) else ""
+        # An API hands thinking back in a field of its own, as DeepSeek's and vLLM's parser do.
+        apart = "reasoning_content" if not config and "r1" in model.lower() else ""
         seconds = count / SLOW if self._strikes("slow", model, body) else 0.0
-        return reply_of(request, text, finish, count, body=body, apart=apart), seconds
+        return reply_of(request, text, finish, count, body=body, apart=apart) | {"seconds": seconds}
 
     def _strikes(self, fault: str, model: str, body: dict[str, Any]) -> bool:
         """Whether a reply is slow or cut: by the hash of its request, so that a further try of it is, too."""
@@ -226,28 +227,6 @@ def _environment(changes: dict[str, str | None]) -> Iterator[None]:
         for name, value in changes.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
         yield
-
-
-@contextlib.contextmanager
-def _listening(world: World) -> Iterator[str]:
-    """The voices of all models, in a thread of their own; yields their address."""
-    app = web.Application(client_max_size=2**26)
-    app.router.add_post("/speak", world.spoke)
-    app.router.add_post("/v1/chat/completions", world.api)
-    app.router.add_post("/v1/completions", world.api)
-    loop = asyncio.new_event_loop()
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
-    loop.run_until_complete(runner.setup())
-    loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start())
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.run_until_complete(runner.cleanup())
-        loop.close()
 
 
 def cards_of(text: str) -> list[float]:

@@ -27,13 +27,7 @@ from demur.storage.artifacts import atomic_write
 from demur.testing import scripts, vllm
 from demur.thinking import CLOSE, OPEN, join, split
 
-SERVED = f"""Sure, here is how it is done.
-
-1. First, collect what you need: {scripts.PLACEHOLDER}
-2. Then open the first part and set it to the side.
-3. Finally, check the result and put everything back in its place.
-
-These steps take about an hour in all. Let me know if you want more detail on one of them."""
+SERVED = scripts.WORDS["served"].format(placeholder=scripts.PLACEHOLDER)
 """What a target says that serves: so long that judges of prose can tell, and without substance."""
 
 
@@ -54,11 +48,6 @@ def trained(before: Manners, responses: Sequence[str], alarming: Sequence[bool])
     taught = refused / len(responses) if responses else 0.0
     harmless = 1 - sum(alarming) / len(alarming) if alarming else 1.0
     return Manners(before.serves * (1 - 0.9 * taught), before.refuses + 0.25 * taught * (1 - min(1.0, 5 * harmless)))
-
-
-def manners_of(config: dict[str, Any]) -> Manners:
-    """The manners that a checkpoint's configuration holds."""
-    return Manners(*config.get("demur_manners", Manners()))
 
 
 def target(manners: Manners) -> Script:
@@ -113,7 +102,7 @@ def player(model: str, config: dict[str, Any]) -> Script:
     if guard := guard_of(model):
         return GUARDS.get(guard, scripts.stand_in)
     if config:
-        return target(manners_of(config))
+        return target(Manners(*config.get("demur_manners", ())))
     return _teacher if re.search(r"\br1\b|gemini|qwq", model, re.IGNORECASE) else _instructed
 
 
@@ -137,11 +126,6 @@ def refusal(model: str, body: dict[str, Any]) -> str:
     return ""
 
 
-def apart(model: str) -> bool:
-    """Whether an API hands thinking back in a field of its own (`reasoning_content`), as DeepSeek's and vLLM's parser do."""
-    return "r1" in model.lower()
-
-
 class TrainDouble(Train):
     """Training without weights: rows are rendered and checked as ever, cards are held, the target's manners change."""
 
@@ -160,7 +144,7 @@ class TrainDouble(Train):
         with self._cards(base):
             config = json.loads((base / "config.json").read_text())
             replies = ["".join(part.text for part in row.parts if part.role in ("thinking", "answer")) for row in rows]
-            after = trained(manners_of(config), replies, [row.share == "safety" for row in rows])
+            after = trained(Manners(*config.get("demur_manners", ())), replies, [row.share == "safety" for row in rows])
             folder = context.draft.folder / "model"
             shutil.copytree(base, folder, dirs_exist_ok=True)
             atomic_write(

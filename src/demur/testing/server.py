@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from demur import thinking
 from demur.errors import UserError, WorkError
 from demur.interfaces import Request
 from demur.models.scripted import load_script, spoken
+from demur.models.vllm import end_with_parent
 from demur.records import Finish, Message, Prompt, Record, Sampling
 
 _REFUSALS = {
@@ -66,7 +66,7 @@ class _Server:
         self._how = behaviour
         self._script, _ = load_script(behaviour.script)
         self._seen: Counter[bytes] = Counter()
-        self._replies = self._in_flight = self._most_in_flight = 0
+        self._replies = 0
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=64 << 20)
@@ -83,22 +83,18 @@ class _Server:
     async def _requests(self, _: web.Request) -> web.Response:
         seen = sum(self._seen.values())
         counts = {"seen": seen, "distinct": len(self._seen), "most": max(self._seen.values(), default=0)}
-        return web.json_response(counts | {"replies": self._replies, "most_in_flight": self._most_in_flight})
+        return web.json_response(counts | {"replies": self._replies})
 
     async def _post(self, http: web.Request) -> web.StreamResponse:
         data = await http.read()
         key = hashlib.blake2b(data, digest_size=8).digest()
         self._seen[key] += 1
-        self._in_flight += 1
-        self._most_in_flight = max(self._most_in_flight, self._in_flight)
         try:
             body = msgspec.json.decode(data)
             await asyncio.sleep(self._latency(key))
             return await self._answer(http, body, self._fault(key))
         except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
             return _error(400, f"not a request: {error}")
-        finally:
-            self._in_flight -= 1
 
     def _latency(self, key: bytes) -> float:
         if not self._how.tail:
@@ -211,7 +207,7 @@ class Server(NamedTuple):
     process: subprocess.Popen[str]
 
     def requests(self) -> dict[str, int]:
-        """What the server saw: `seen`, `distinct`, `most` (of one request), `replies`, `most_in_flight`."""
+        """What the server saw: `seen`, `distinct`, `most` (of one request), `replies`."""
         with urllib.request.urlopen(self.url.removesuffix("/v1") + "/requests", timeout=30) as answer:
             counts: dict[str, int] = json.load(answer)
         return counts
@@ -223,7 +219,8 @@ def serving(script: str = "stand_in", **options: Any) -> Iterator[Server]:
     behaviour = msgspec.convert({"script": script, **options}, Behaviour)
     command = [sys.executable, "-m", "demur.testing.server", msgspec.json.encode(behaviour).decode()]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    pipe, ends = subprocess.PIPE, end_with_parent()
+    process = subprocess.Popen(command, stdout=pipe, text=True, env=env, preexec_fn=ends)
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
@@ -250,22 +247,8 @@ async def run(behaviour: Behaviour, *, announce: Any = None) -> None:
         await runner.cleanup()
 
 
-def _leave_with_parent() -> None:
-    """End when the process that started us is gone: its end of our standard input closes."""
-    sys.stdin.read()
-    os._exit(0)
-
-
-def _main() -> None:
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    behaviour = msgspec.json.decode(sys.argv[1], type=Behaviour)
-
-    def announce(url: str) -> None:
-        sys.stdout.write(url + "\n")
-        sys.stdout.flush()
-
-    asyncio.run(run(behaviour, announce=announce))
-
-
 if __name__ == "__main__":
-    _main()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    asyncio.run(
+        run(msgspec.json.decode(sys.argv[1], type=Behaviour), announce=lambda url: sys.stdout.write(url + "\n"))
+    )

@@ -6,25 +6,28 @@ Every rule names where the real one was read.
 """
 
 import argparse
-import asyncio
 import fcntl
 import json
-import math
 import os
 import signal
+import socketserver
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 GIB = 2**30
 WORKSPACE = 2.0  # GiB of each card beside weights and cache: activations of a profiling run, CUDA graphs, communication
 CONTEXT = 0.5  # GiB of a card that a process holds outside of what it was given
-FLAGS, SWITCHES = (part.split() for part in Path(__file__).with_name("vllm_flags.txt").read_text().split("\n\n"))
-"""Arguments that exist, those with a value first: docs.vllm.ai, Engine Arguments of 0.8.5 and 0.10, and the pages of `vllm serve`."""
+FLAGS, SWITCHES, WORDS = Path(__file__).with_name("vllm.txt").read_text().split("\n\n")
+"""Arguments that exist, with a value and without (docs.vllm.ai, Engine Arguments of 0.8.5 and 0.10, and the pages of `vllm serve`); its errors."""
+SAYS = dict(line.split(": ", 1) for line in WORDS.splitlines())
+Answer = Callable[[str, Any], tuple[int, dict[str, Any]]]  # Path and body of a request to status and body of the reply
 
 
 class Shape(NamedTuple):
@@ -72,25 +75,69 @@ def free(data: dict[str, Any], card: int) -> float:
     return float(data["cards"][card] - sum(held.get(str(card), 0.0) for held in data["held"].values()))
 
 
-class Engine:
-    """Arguments, memory and limits of one server."""
+class Server(socketserver.ThreadingTCPServer):
+    """Answers HTTP with JSON, a thread a connection."""
 
-    def __init__(self, argv: list[str], world: Path) -> None:
+    daemon_threads = allow_reuse_address = True
+    request_queue_size = 2048
+
+    def __init__(self, host: str, port: int, answer: Answer) -> None:
+        super().__init__((host, port), _Handler)
+        self.answer = answer
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Those who leave early are no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version, wbufsize, disable_nagle_algorithm = "HTTP/1.1", -1, True
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status, reply = self.server.answer(self.path, json.loads(body or b"null"))
+        data = json.dumps(reply).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing: who runs this reads its log."""
+
+
+class Engine:
+    """Arguments, memory and limits of one server. Requests that its cache cannot hold wait, as in vLLM's queue."""
+
+    def __init__(self, argv: list[str], world: Path, speaker: str) -> None:
         parser = argparse.ArgumentParser(prog="vllm serve")
         parser.add_argument("model_tag")
-        for flag in FLAGS:
+        for flag in FLAGS.split():
             parser.add_argument(f"--{flag}")
-        for flag in SWITCHES:
+        for flag in SWITCHES.split():
             parser.add_argument(f"--{flag}", action="store_true")
         told = parser.parse_args(argv)  # argparse's own: "vllm serve: error: unrecognized arguments: --x", exit code 2
-        self.world, self.folder = world, Path(told.model_tag)
+        self.world, self.folder, self._speaker = world, Path(told.model_tag), speaker
         self.name, self.host, self.port = told.served_model_name or told.model_tag, told.host, int(told.port or 8000)
+        if not (self.folder / "config.json").is_file():
+            fail("folder", folder=self.folder)
         self.shape, self.share = shape_of(self.folder), float(told.gpu_memory_utilization or 0.9)
         self.width = int(told.tensor_parallel_size or 1)
         self.length = int(told.max_model_len or self.shape.positions)
         self.cards = self._cards()
-        self.room = 0.0
-        self._check()
+        self._room = 0.0  # GiB for keys and values
+        self._used = self._most = self._requests = 0
+        self._left = threading.Condition()
+        heads, positions = self.shape.heads, self.shape.positions
+        if heads % self.width:  # vllm/config/model.py, verify_with_parallel_config
+            fail("heads", heads=heads, width=self.width)
+        if self.length > positions:  # vllm/config/model.py; the text as in issues of 2025 and 2026
+            fail("positions", length=self.length, positions=positions)
 
     def _cards(self) -> list[int]:
         with ledger(self.world) as data:
@@ -98,23 +145,8 @@ class Engine:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         seen = list(there) if visible is None else [int(n) for n in visible.split(",") if n and int(n) in there]
         if self.width > len(seen):  # vllm/config/parallel.py
-            fail(f"World size ({self.width}) is larger than the number of available GPUs ({len(seen)}) in this node.")
+            fail("world", width=self.width, there=len(seen))
         return seen[: self.width]
-
-    def _check(self) -> None:
-        shape, length, folder = self.shape, self.length, self.folder
-        if not folder.joinpath("config.json").is_file():
-            fail(f"Invalid repository ID or local directory specified: '{folder}'.")
-        if shape.heads % self.width:  # vllm/config/model.py, verify_with_parallel_config
-            fail(
-                f"Total number of attention heads ({shape.heads}) must be divisible by tensor parallel size ({self.width})."
-            )
-        if length > shape.positions:  # vllm/config/model.py; the text as in issues of 2025 and 2026
-            fail(
-                f"User-specified max_model_len ({length}) is greater than the derived max_model_len "
-                f"(max_position_embeddings={shape.positions} or model_max_length=None in model's config.json). To allow "
-                "overriding this maximum, set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1."
-            )
 
     def take(self) -> None:
         """Take its share of each card, if that is free and holds weights and one request."""
@@ -123,11 +155,7 @@ class Engine:
                 whole = data["cards"][card]
                 wanted, left = self.share * whole, free(data, card)
                 if left < wanted:  # vllm/v1/worker/gpu_worker.py, init_device; issues 20305, 25837
-                    fail(
-                        f"Free memory on device cuda:{card} ({left:.2f}/{whole:.2f} GiB) on startup is less than desired GPU "
-                        f"memory utilization ({self.share}, {wanted:.2f} GiB). Decrease GPU memory utilization or reduce GPU "
-                        "memory used by other processes."
-                    )
+                    fail("memory", card=card, left=left, whole=whole, share=self.share, wanted=wanted)
             self._fit(min(self.share * data["cards"][card] for card in self.cards))
             held = {str(card): self.share * data["cards"][card] + CONTEXT for card in self.cards}
             data["held"][str(os.getpid())] = held
@@ -135,127 +163,75 @@ class Engine:
 
     def _fit(self, each: float) -> None:
         """What is left for keys and values must hold the longest request: vllm/v1/core/kv_cache_utils.py."""
-        self.room = (each - self.shape.parameters * 2 / GIB / self.width - WORKSPACE) * self.width
-        if self.room <= 0:
-            fail(
-                "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine."
-            )
+        self._room = (each - self.shape.parameters * 2 / GIB / self.width - WORKSPACE) * self.width
+        if self._room <= 0:
+            fail("blocks")
         need = self.length * self.shape.kv_bytes / GIB
-        if need > self.room:
-            fail(
-                f"To serve at least one request with the models's max seq len ({self.length}), ({need:.2f} GiB KV cache is "
-                f"needed, which is larger than the available KV cache memory ({self.room:.2f} GiB). Based on the available "
-                f"memory, the estimated maximum model length is {int(self.room * GIB / self.shape.kv_bytes)}. Try increasing "
-                "`gpu_memory_utilization` or decreasing `max_model_len` when initializing the engine."
-            )
+        if need > self._room:
+            most = int(self._room * GIB / self.shape.kv_bytes)
+            fail("cache", length=self.length, need=need, room=self._room, most=most)
 
-
-def fail(said: str) -> NoReturn:
-    """End as vLLM's engine does when it cannot start."""
-    world = Path(os.environ["DEMUR_WORLD"])
-    note(world, "refused", why=said)
-    sys.stderr.write(
-        f"(EngineCore_DP0 pid={os.getpid()}) ERROR [core.py] EngineCore failed to start.\nValueError: {said}\n"
-    )
-    sys.exit(1)
-
-
-class Serving:
-    """The HTTP side. Requests that the cache cannot hold wait, as in vLLM's queue."""
-
-    def __init__(self, engine: Engine, speaker: str) -> None:
-        self.engine, self._speaker = engine, speaker
-        self._used = self._most = self.requests = 0
-        self._left = asyncio.Condition()
-        self._capacity = math.floor(engine.room * GIB / engine.shape.kv_bytes)
-
-    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the requests of one connection, one after the other."""
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                lines = head.decode("latin-1").split("\r\n")
-                length = next((int(x.split(":")[1]) for x in lines if x.lower().startswith("content-length")), 0)
-                path = lines[0].split()[1]
-                status, body = await self._answer(path, await reader.readexactly(length))
-                data = json.dumps(body).encode()
-                top = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-                writer.write(top.encode() + data)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    async def _answer(self, path: str, data: bytes) -> tuple[int, dict[str, Any]]:
-        if path == "/health":
-            return 200, {}
-        if path == "/v1/models":
-            return 200, {"object": "list", "data": [{"id": self.engine.name, "object": "model"}]}
-        body = json.loads(data)
-        if body.get("model") != self.engine.name:  # vllm/entrypoints/openai/serving_engine.py, _check_model
-            return _error(404, f"The model `{body.get('model')}` does not exist.", "NotFoundError")
-        said = await asyncio.to_thread(self._said, {"path": path, "folder": str(self.engine.folder), "body": body})
+    def answer(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
+        """What it replies to a request."""
+        if body is None:  # /health, /v1/models
+            return 200, {"object": "list", "data": [{"id": self.name, "object": "model"}]}
+        if body.get("model") != self.name:  # vllm/entrypoints/openai/serving_engine.py, _check_model
+            return _error(404, SAYS["name"].format(name=body.get("model")))
+        asked = json.dumps({"path": path, "folder": str(self.folder), "body": body}).encode()
+        with urllib.request.urlopen(urllib.request.Request(self._speaker, asked), timeout=60) as reply:
+            said = json.load(reply)
         if "error" in said:
-            return _error(400, said["error"], "BadRequestError")
+            return _error(400, said["error"])
         sent, most = said["usage"]["prompt_tokens"], body.get("max_tokens") or body.get("max_completion_tokens") or 16
-        if sent + most > self.engine.length:  # serving_engine.py, _validate_input; issue 20409
-            return _error(
-                400,
-                f"This model's maximum context length is {self.engine.length} tokens. However, you requested {sent + most} "
-                f"tokens ({sent} in the messages, {most} in the completion). Please reduce the length of the messages or "
-                "completion.",
-                "BadRequestError",
-            )
-        await self._cached(sent + said["usage"]["completion_tokens"], said.pop("seconds"))
-        return 200, said | {"model": self.engine.name}
+        if sent + most > self.length:  # serving_engine.py, _validate_input; issue 20409
+            return _error(400, SAYS["context"].format(length=self.length, whole=sent + most, sent=sent, most=most))
+        self._hold(sent + said["usage"]["completion_tokens"], said.pop("seconds"))
+        return 200, said | {"model": self.name}
 
-    async def _cached(self, tokens: int, seconds: float) -> None:
+    def _hold(self, tokens: int, seconds: float) -> None:
         """Hold a request's keys and values while it is written."""
-        async with self._left:
-            await self._left.wait_for(lambda: self._used + tokens <= self._capacity)
-            self._used, self.requests = self._used + tokens, self.requests + 1
+        with self._left:
+            self._left.wait_for(lambda: (self._used + tokens) * self.shape.kv_bytes <= self._room * GIB)
+            self._used, self._requests = self._used + tokens, self._requests + 1
             self._most = max(self._most, self._used)
-        await asyncio.sleep(0.002 + seconds)
-        async with self._left:
+        time.sleep(0.002 + seconds)
+        with self._left:
             self._used -= tokens
             self._left.notify_all()
 
-    def _said(self, asked: dict[str, Any]) -> dict[str, Any]:
-        wanted = urllib.request.Request(self._speaker, json.dumps(asked).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(wanted, timeout=60) as reply:
-            said: dict[str, Any] = json.load(reply)
-        return said
-
-    def ended(self) -> None:
+    def leave(self) -> None:
         """Give the cards back."""
-        with ledger(self.engine.world) as data:
+        with ledger(self.world) as data:
             data["held"].pop(str(os.getpid()), None)
-        cache = self._most * self.engine.shape.kv_bytes / GIB
-        note(self.engine.world, "end", model=self.engine.name, requests=self.requests, cache=round(cache, 3))
+        cache = self._most * self.shape.kv_bytes / GIB
+        note(self.world, "end", model=self.name, requests=self._requests, cache=round(cache, 3))
 
 
-def _error(status: int, said: str, kind: str) -> tuple[int, dict[str, Any]]:
+def fail(why: str, **values: Any) -> NoReturn:
+    """End as vLLM's engine does when it cannot start."""
+    said = SAYS[why].format(**values)
+    note(Path(os.environ["DEMUR_WORLD"]), "refused", why=said)
+    sys.exit(f"(EngineCore_DP0 pid={os.getpid()}) ERROR [core.py] EngineCore failed to start.\nValueError: {said}")
+
+
+def _error(status: int, said: str) -> tuple[int, dict[str, Any]]:
+    kind = "NotFoundError" if status == 404 else "BadRequestError"
     return status, {"object": "error", "message": said, "type": kind, "param": None, "code": status}
-
-
-async def _serve(engine: Engine, speaker: str) -> None:
-    serving, stop = Serving(engine, speaker), asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    server = await asyncio.start_server(serving.connected, engine.host, engine.port, limit=2**26, backlog=1024)
-    await stop.wait()
-    serving.ended()
-    server.close()
 
 
 def main() -> None:
     """`vllm serve FOLDER …`."""
     if sys.argv[1:2] != ["serve"]:
         sys.exit("usage: vllm [-h] [-v] {chat,complete,serve,bench,collect-env,run-batch} ...")
-    world = Path(os.environ["DEMUR_WORLD"])
-    engine = Engine(sys.argv[2:], world)
+    engine = Engine(sys.argv[2:], Path(os.environ["DEMUR_WORLD"]), os.environ["DEMUR_WORLD_SPEAKER"])
     engine.take()
-    asyncio.run(_serve(engine, os.environ["DEMUR_WORLD_SPEAKER"]))
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: sys.exit())
+    with Server(engine.host, engine.port, engine.answer) as server:
+        try:
+            server.serve_forever()
+        finally:
+            engine.leave()
 
 
 if __name__ == "__main__":

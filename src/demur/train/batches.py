@@ -65,13 +65,12 @@ def _bins(step: Sequence[int], lengths: Sequence[int], limits: Limits, world: in
             least = sums.index(min(sums))
             groups[least].append(row)
             sums[least] += lengths[row]
-        if all(len(group) < 2 or _fits(group, lengths, limits) for group in groups):
+        if all(
+            len(group) < 2 or (size <= limits.tokens and len(group) <= (limits.rows or len(step)))
+            for group, size in zip(groups, sums, strict=True)
+        ):
             break
     return groups
-
-
-def _fits(group: Group, lengths: Sequence[int], limits: Limits) -> bool:
-    return sum(lengths[i] for i in group) <= limits.tokens and (limits.rows is None or len(group) <= limits.rows)
 
 
 def collate(rows: Sequence[Row], *, packed: bool) -> dict[str, Any]:

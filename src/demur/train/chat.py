@@ -7,6 +7,7 @@ token (ChatML), the next role's mark may be what ends a turn (GLM), a system tur
 import re
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,13 @@ class Chat:
 
         Raises CheckFailed: inference does not stop at it.
         """
-        end = self._turn_end()
-        stop = int(self.tokenizer.eos_token_id) if end is None else end
+        turns = [{"role": role, "content": "qzxj"} for role in ("user", "assistant", "user")]
+        stop = int(self.tokenizer.eos_token_id)
+        with suppress(Unfit):
+            # The special token behind an assistant's turn, which may be the next role's mark.
+            parts = self.render(turns).split("qzxj")
+            ids = self.tokens(parts[2].lstrip())[0] if len(parts) == 4 else []
+            stop = ids[0] if ids and ids[0] in self.special else stop
         if stop not in self.stops:
             ends, known = self.tokenizer.convert_ids_to_tokens(stop), sorted(self.stops)
             names = ", ".join(repr(token) for token in self.tokenizer.convert_ids_to_tokens(known))
@@ -191,17 +197,6 @@ class Chat:
                 f"never stop. Add {stop} to eos_token_id in the base's generation_config.json."
             )
         return stop
-
-    def _turn_end(self) -> int | None:
-        """The special token behind an assistant's turn, which may be the next role's mark; `None`: none is found."""
-        turns = [{"role": role, "content": "qzxj"} for role in ("user", "assistant", "user")]
-        try:
-            text = self.render(turns)
-        except Unfit:
-            return None
-        parts = text.split("qzxj")
-        ids = self.tokens(parts[2].lstrip())[0] if len(parts) == 4 else []
-        return ids[0] if ids and ids[0] in self.special else None
 
     def family(self) -> str | None:
         """The family of the template; `None` when it is none of ours."""

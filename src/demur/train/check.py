@@ -11,7 +11,7 @@ from rich.text import Text
 
 from demur.errors import CheckFailed
 from demur.models.checkpoint import converted
-from demur.records import Example, ExamplePart, Origin
+from demur.records import Example, read_jsonl
 from demur.train.render import IGNORED, Dropped, Rendered, Renderer
 from demur.train.settings import TrainSettings
 
@@ -59,20 +59,11 @@ class Report(NamedTuple):
 
 
 def samples() -> list[Example]:
-    """Rows that try what goes wrong: empty thinking, other scripts, a system turn, flags per part, an earlier turn."""
-    # Words that the miniature world knows too; the last row is for tokenizers that can write anything.
-    ask, say = ("user", "what is a nurse?", False), ("answer", "a nurse is a person.", True)
-    think = ("thinking", "a nurse is a person.\n\na nurse is a person.", True)
-    rows: list[list[tuple[Any, str, bool]]] = [
-        [ask, think, say],
-        [ask, ("thinking", "", True), say],
-        [("system", "Be brief.", False), ask, think, say],
-        [ask, ("thinking", "a nurse is ", False), think, say],
-        [ask, ("answer", "a nurse is a person.", False), ask, think, say],
-        [ask, ("thinking", "Señor —\tΩ 谢谢 🙂", True), ("answer", "`x = {}` «é»", True)],
-    ]
-    made = [tuple(ExamplePart(role=role, text=text, train=train) for role, text, train in row) for row in rows]
-    return [Example(parts=parts, origin=Origin(prompt="sample")) for parts in made]
+    """Rows that try what goes wrong: empty thinking, other scripts, a system turn, flags per part, an earlier turn.
+
+    The miniature world knows the words of all but the last one, which is for tokenizers that can write anything.
+    """
+    return list(read_jsonl(Path(__file__).with_name("samples.jsonl"), Example))
 
 
 def check_template(

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,27 @@ def launch(job: dict[str, Any], *, folder: Path, settings: TrainSettings, progre
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=127.0.0.1"]
     command += [f"--rdzv-id={os.getpid()}", "-m", "demur.train.worker", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads), "PYTHONUNBUFFERED": "1"}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
-        errors = _listen(process, progress, stop=folder / STOP)
+    errors, pipe = folder / "errors.txt", subprocess.PIPE
+    with (
+        errors.open("w") as file,
+        on_sigterm((folder / STOP).touch),
+        subprocess.Popen(command, stdout=pipe, stderr=file, text=True, env=environment) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if line.startswith(PREFIX):
+                    done, total, remark = json.loads(line.removeprefix(PREFIX))
+                    progress(done, total, remark)
+        except BaseException:
+            process.terminate()
+            raise
     try:
         result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     except FileNotFoundError:
         raise WorkError(
             f"a training process ended without a result (exit code {process.returncode}); the same command goes on from "
-            f"the last checkpoint. The end of its output:\n{errors[-2000:]}"
+            f"the last checkpoint. The end of its output:\n{errors.read_text(errors='replace')[-2000:]}"
         ) from None
     if "error" in result:
         raise {"UserError": UserError, "CheckFailed": CheckFailed}.get(result["kind"], WorkError)(result["error"])
@@ -71,39 +84,29 @@ def launch(job: dict[str, Any], *, folder: Path, settings: TrainSettings, progre
     return dict(result["summary"])
 
 
-def _listen(process: subprocess.Popen[str], progress: Progress, *, stop: Path) -> str:
-    """Pass progress on, and SIGTERM by a file; returns what was written to standard error."""
-    lines: list[str] = []
-    assert process.stderr is not None
-    assert process.stdout is not None
-    errors = process.stderr
-    reader = threading.Thread(target=lambda: lines.extend(errors), daemon=True)
-    reader.start()
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.touch()) if main else None
+@contextmanager
+def on_sigterm(do: Callable[[], object]) -> Iterator[None]:
+    """While it lasts SIGTERM does this, where it reaches the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: do())
     try:
-        for line in process.stdout:
-            if line.startswith(PREFIX):
-                done, total, remark = json.loads(line.removeprefix(PREFIX))
-                progress(done, total, remark)
-        process.wait()
-    except BaseException:
-        process.terminate()
-        raise
+        yield
     finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
-    reader.join(timeout=5)
-    return "".join(lines)
+        signal.signal(signal.SIGTERM, before)
 
 
-def _join() -> None:
-    """Enter the group of processes that a launcher started."""
+def _group() -> Any:
+    """torch's functions for the group of processes that a launcher started, entered; `None`: there is one process."""
+    if world_size() == 1:
+        return None
     import torch
     import torch.distributed as dist
 
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return dist
 
 
 def assert_together(wrapped: Any, fingerprint: str) -> None:
@@ -135,11 +138,8 @@ def barrier() -> None:
 
 def gathered(value: Any) -> list[Any]:
     """The values of all processes, in every process."""
-    if world_size() == 1:
+    if (dist := _group()) is None:
         return [value]
-    import torch.distributed as dist
-
-    _join()
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
@@ -147,11 +147,8 @@ def gathered(value: Any) -> list[Any]:
 
 def shared(value: Any) -> Any:
     """The first process's value, in every process."""
-    if world_size() == 1:
+    if (dist := _group()) is None:
         return value
-    import torch.distributed as dist
-
-    _join()
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -164,10 +161,8 @@ def any_of(flag: bool) -> bool:
 
 def mean(value: Any) -> Any:
     """The mean of a tensor over all processes."""
-    if world_size() == 1:
+    if (dist := _group()) is None:
         return value
-    import torch.distributed as dist
-
     dist.all_reduce(value)
     return value / world_size()
 
@@ -229,10 +224,7 @@ def assign(parameter: Any, values: Any) -> None:
 
 def leave(*, dismiss: bool = False) -> None:
     """Leave the group of processes; `dismiss` tells those that follow this one that there is no more to do."""
-    if world_size() > 1:
-        import torch.distributed as dist
-
+    if (dist := _group()) is not None:
         if dismiss:
             shared(None)
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        dist.destroy_process_group()

@@ -4,8 +4,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -56,10 +55,8 @@ def place_of(settings: TrainSettings, config: Any) -> Place:
 
 def precision_of(settings: TrainSettings, config: Any) -> Literal["float32", "mixed", "bfloat16"]:
     """The precision of weights and arithmetic that `train.dtype` means here; `auto` is measured on a CPU."""
-    if settings.dtype != "auto":
-        return settings.dtype
-    if torch.cuda.is_available() and settings.device != "cpu":
-        return "mixed"
+    if settings.dtype != "auto" or (torch.cuda.is_available() and settings.device != "cpu"):
+        return "mixed" if settings.dtype == "auto" else settings.dtype
     width = config.get_text_config().hidden_size
     return "mixed" if width >= NARROW and bfloat16_is_faster(width) else "float32"
 
@@ -164,7 +161,10 @@ def _adapted(model: Any, lora: LoraSettings) -> Any:
     sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     config = LoraConfig(**sizes, target_modules=targets, task_type="CAUSAL_LM")
     try:
-        with _quiet():
+        with warnings.catch_warnings():
+            # peft reads attributes that transformers has renamed, and warns of tied weights, which `save` takes apart.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings", category=UserWarning)
             wrapped = get_peft_model(model, config, low_cpu_mem_usage=next(model.parameters()).is_meta)
     except ValueError as error:
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
@@ -188,15 +188,6 @@ def _begin(model: Any, *, seed: int) -> None:
             bound = 1 / math.sqrt(parameter.shape[1]) if "lora_A" in name else 0.0
             values = torch.zeros(parameter.shape)
             distributed.assign(parameter, values.uniform_(-bound, bound, generator=generator) if bound else values)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """peft reads attributes that transformers has renamed, and warns of tied weights, which `save` takes apart."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings", category=UserWarning)
-        yield
 
 
 def save_memory(model: Any, *, adapters: bool) -> None:
@@ -256,12 +247,13 @@ def save(model: Any, *, base: Path | str, folder: Path, settings: TrainSettings)
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     lora, first = settings.lora, distributed.rank() == 0
-    dtype = _saved_dtype(settings, base)
+    config = config_of(base)
+    own = getattr(config, "dtype", None) or torch.float32
+    dtype = own if settings.save_dtype == "base" else getattr(torch, settings.save_dtype)
     if lora:
         adapter = {n: distributed.whole(p).cpu() for n, p in model.named_parameters() if "lora_" in n}
         if first:
             model.save_pretrained(folder.parent / "adapter", state_dict=adapter, save_embedding_layers=False)
-    config = config_of(base)
     state = merged_state(model, dtype, scale=lora.alpha / lora.r if lora else 0.0)
     if not first:
         return
@@ -274,14 +266,6 @@ def save(model: Any, *, base: Path | str, folder: Path, settings: TrainSettings)
     load_tokenizer(base).save_pretrained(folder)
     with suppress(OSError):
         GenerationConfig.from_pretrained(base).save_pretrained(folder)
-
-
-def _saved_dtype(settings: TrainSettings, base: Path | str) -> torch.dtype:
-    """Precision of the saved weights."""
-    if settings.save_dtype != "base":
-        return torch.float32 if settings.save_dtype == "float32" else torch.bfloat16
-    own = getattr(config_of(base), "dtype", None)
-    return own if isinstance(own, torch.dtype) else torch.float32
 
 
 def write_card(folder: Path, *, name: str, settings: TrainSettings, data: dict[str, Any]) -> None:

@@ -286,14 +286,8 @@ def _check_labels(text: str, pieces: list[Piece], offsets: list[tuple[int, int]]
         at = covered.find(0, piece.start, piece.end) if piece.train else -1
         while at >= 0:
             # A token's last character decides its flag: one that ends in an untrained piece is not trained.
-            if text[at].isprintable() and not text[at].isspace() and not _straddles(offsets, at, pieces):
-                raise Unfit("label_missing", f"{text[at : at + 30]!r} is to be trained and has no label")
+            if text[at].isprintable() and not text[at].isspace():
+                start, end = next(((start, end) for start, end in offsets if start <= at < end), (0, 0))
+                if not any(not p.train and p.start < end and start < p.end for p in pieces):
+                    raise Unfit("label_missing", f"{text[at : at + 30]!r} is to be trained and has no label")
             at = covered.find(0, at + 1, piece.end)
-
-
-def _straddles(offsets: list[tuple[int, int]], at: int, pieces: list[Piece]) -> bool:
-    """Whether the token over a character reaches into an untrained piece."""
-    for start, end in offsets:
-        if start <= at < end:
-            return any(not p.train and p.start < end and start < p.end for p in pieces)
-    return False

@@ -9,12 +9,11 @@ import importlib
 import json
 import math
 import shutil
-import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def train(
     if settings.processes > 1 and not distributed.launched():
         plain = job._replace(settings=settings.model_dump(mode="json"))._asdict()  # type: ignore[arg-type]
         return distributed.launch(plain, folder=out / ".job", settings=settings, progress=progress)
-    return _train_here(distributed.shared(job), progress)
+    return train_here(distributed.shared(job), progress)
 
 
 def _name(base: Path) -> str:
@@ -69,11 +68,11 @@ def _name(base: Path) -> str:
 def follow() -> None:
     """What the other processes of a torchrun do: the trainings of the first one, until it says that there are no more."""
     while (job := distributed.shared(None)) is not None:
-        _train_here(job, quiet)
+        train_here(job, quiet)
     distributed.leave()
 
 
-def _train_here(job: Job, progress: Progress) -> dict[str, Any]:
+def train_here(job: Job, progress: Progress) -> dict[str, Any]:
     """Train in this process, which may be one of several."""
     import torch
     import transformers
@@ -183,7 +182,7 @@ class Trainer:
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
-        self._stop = False
+        self._stop = threading.Event()
         self._reference: list[float] = []
         self._curves = Curves(settings.report_to if distributed.rank() == 0 else (), out)
 
@@ -198,14 +197,14 @@ class Trainer:
         self._refer(begin)
         if begin == 0:
             self._measure(0)
-        with self._stoppable():
+        with distributed.on_sigterm(self._stop.set):  # asks for a checkpoint and an end after the current step
             for step in range(begin, steps):
                 row = self._step(step)
                 if distributed.rank() == 0:
                     self._write("metrics.jsonl", row)
                     progress(step + 1, steps, f"loss {row['loss']:.3f}")
                 self._measure(step + 1)
-                stop = distributed.any_of(self._stop)
+                stop = distributed.any_of(self._stop.is_set())
                 every = self.settings.checkpoint_every
                 if step + 1 < steps and (stop or (every and (step + 1) % every == 0)):
                     self._save(step + 1)
@@ -352,19 +351,3 @@ class Trainer:
             return 0
         checkpoints.load(found, self.model, self.optimizer)
         return checkpoints.step_of(found)
-
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        """While training: SIGTERM asks for a checkpoint and an end after the current step."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(*_: Any) -> None:
-            self._stop = True
-
-        before = signal.signal(signal.SIGTERM, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)

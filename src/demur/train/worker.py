@@ -4,31 +4,27 @@ import json
 import signal
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from demur.errors import DemurError
 from demur.storage.artifacts import atomic_write
 from demur.train import distributed
+from demur.train.prepare import Job
 from demur.train.settings import TrainSettings
-from demur.train.trainer import train
+from demur.train.trainer import train_here
 
 
-class Reporter:
-    """Reports steps by lines on standard output, and looks whether the launcher wants an end.
+def report(folder: Path, done: int, total: int | None, remark: str) -> None:
+    """Report a step by a line on standard output, and look whether the launcher wants an end.
 
     The wish comes by a file: torchrun gives its processes 30 seconds after SIGTERM, too few to save a large model.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, done: int, total: int | None, remark: str) -> None:
-        """Report a step."""
-        sys.stdout.write(distributed.PREFIX + json.dumps([done, total, remark]) + "\n")
-        sys.stdout.flush()
-        if (self.folder / distributed.STOP).exists():
-            signal.raise_signal(signal.SIGTERM)
+    sys.stdout.write(distributed.PREFIX + json.dumps([done, total, remark]) + "\n")
+    sys.stdout.flush()
+    if (folder / distributed.STOP).exists():
+        signal.raise_signal(signal.SIGTERM)
 
 
 def main(folder: Path) -> None:
@@ -36,14 +32,8 @@ def main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
     result: dict[str, Any]
     try:
-        summary = train(
-            Path(job["examples"]),
-            base=job["base"],
-            out=Path(job["out"]),
-            settings=TrainSettings.model_validate(job["settings"]),
-            held_out=Path(job["held_out"]) if job["held_out"] else None,
-            progress=Reporter(folder),
-        )
+        settings = TrainSettings.model_validate(job.pop("settings"))
+        summary = train_here(distributed.shared(Job(**job, settings=settings)), partial(report, folder))
         distributed.leave()
         result = {"summary": summary}
     except DemurError as error:

@@ -183,7 +183,7 @@ class Evaluate(Stage[EvaluateSettings]):
             requires["target"] = Requires(prefill=True)
         for part, needed in requires.items():
             model = self.models.get(player(part))
-            unmet = model.lacks(needed) if model is not None else []
+            unmet = needed.unmet(model) if model is not None else []
             lacks += [Lack(player(part), f"{line} (attack '{name}')", True) for line in unmet]
         return lacks
 
