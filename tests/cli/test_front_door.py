@@ -11,6 +11,7 @@ import pytest
 from tests.made import exit_code
 
 from demur.cli import VERBS, command_of
+from demur.cli.common import FLAGS
 
 VERB_NAMES = [verb for group in VERBS.values() for verb in group]
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,14 @@ def test_every_command_shows_examples(verb: str, capsys: pytest.CaptureFixture[s
         assert "demur " in command.help
     assert exit_code(verb, "--help") == 0
     assert f"demur {verb}" in capsys.readouterr().out
+
+
+def test_every_flag_and_argument_has_its_help_and_no_help_is_left_over() -> None:
+    shown = [(verb, one.name, one.help) for verb in VERB_NAMES for command in commands(verb) for one in command.params]
+    assert not [row for row in shown if not row[2]]
+    words = [text for text in FLAGS.values() if isinstance(text, str)]
+    words += [text for table in (FLAGS["arguments"], *FLAGS["verbs"].values()) for text in table.values()]
+    assert set(words) == {text for *_, text in shown}
 
 
 def test_examples_stay_commands_to_copy(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """`demur init NAME`: a commented study file to start from."""
 
-from importlib import resources
 from pathlib import Path
 
 from demur.cli import common
@@ -14,7 +13,7 @@ def init(name: str, flags: common.Flags) -> None:
     path = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if path.exists():
         raise UserError(f"{path} is there already: choose another name.")
-    text = (resources.files("demur.cli") / "init.yaml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("init.yaml").read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, text.replace("name: NAME", f"name: {path.stem}", 1))
     common.stdout.print(f"{path} is written. Next: demur check study {path} && demur plan {path} && demur run {path}")
