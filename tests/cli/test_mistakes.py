@@ -290,3 +290,23 @@ def test_a_study_of_no_stages_is_told_so(
     told = capfd.readouterr()
     assert "there is nothing to do" in " ".join((told.out + told.err).split())
     assert not Path("runs").exists()
+
+
+def test_a_server_that_is_down_is_told_before_another_is_asked(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["eval", "mini_harm", "--limit", "2", "--out", str(run), "--model", "scripted", "--target"]
+    with serving("stand_in") as server:
+        judge = ("--judge", "llama_guard3=http://127.0.0.1:9/v1", "--set", "models.judge.model=guard")
+        assert exit_code(*words, server.url, *judge) == 2
+        told = " ".join(capfd.readouterr().err.split())
+        assert "judge: http://127.0.0.1:9/v1 cannot be reached: ClientConnectorError: Cannot connect to host" in told
+        assert "Nothing was asked. Start what is down" in told
+        assert "ssl:default" not in told
+        assert exit_code("cost", str(run), "--json") == 0
+        assert json.loads(capfd.readouterr().out)["lines"] == []
+        assert exit_code(*words, server.url) == 0
+    # Its replies are kept: it is asked nothing, and may be down.
+    assert exit_code(*words, server.url, "--judge", "rules") == 0
+    assert exit_code(*words, "http://127.0.0.1:9/v1") == 2

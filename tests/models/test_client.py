@@ -15,7 +15,7 @@ from tests.made import replies
 
 from demur.errors import UserError, WorkError
 from demur.interfaces import requests_for
-from demur.models import client, transport
+from demur.models import client, limiter, transport
 from demur.models.answering import ESTIMATED, record
 from demur.models.config import Prices, Remote
 from demur.models.open import open_model
@@ -191,9 +191,13 @@ def test_a_server_that_is_down_stops_the_run_and_the_run_goes_on_later(tmp_path:
         assert server.requests()["seen"] == 30
 
 
-def test_a_server_that_always_fails_stops_the_run() -> None:
+def test_a_server_that_always_fails_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limiter, "REPORT", 0.0)
     with serving("echo", faults={"server_error": 1.0}, strikes=0) as server, pytest.raises(WorkError, match="HTTP 500"):
         ask(server, tries=2)
+    assert "Trying again, 2 times a request and for 900 s at most" in caplog.text, "not 900 s, and over after two"
 
 
 def test_a_server_that_answers_with_something_else_is_not_called_down() -> None:

@@ -62,25 +62,19 @@ class RemoteModel(Answering):
         """Who opened the thinking of its replies: `opened` by the template, `own` by the model, `apart` by the server, `plain`: none."""
         self._thinks: bool | None = None
         self.width = config.in_flight * len(urls)
-        self.identity = config.weights or (
-            f"{name}@{config.revision}" if config.revision else f"{name} at {config.where}"
-        )
+        self.identity = config.known_by(name)
 
     def check(self, sampling: Sampling) -> None:
         """Raise `UserError` for what this server, as declared, cannot do and what must not be left out."""
         config, where = self._config, self._config.where
         if sampling.prefill and config.api == "chat" and config.prefill == "no":
-            raise UserError(
-                f"{where}: a prefill is wanted; say how this server takes one: prefill=vllm, prefill=plain, or api=completions "
-                "with a template."
-            )
+            ways = "prefill=vllm, prefill=plain, or api=completions with a template"
+            raise UserError(f"{where}: a prefill is wanted; say how this server takes one: {ways}.")
         if sampling.system and "system" in config.forbidden:
             raise UserError(f"{where}: a system turn is wanted, and 'system' is forbidden here.")
         if sampling.thinking_budget is not None and not config.thinking_budget_field:
-            raise UserError(
-                f"{where}: thinking_budget={sampling.thinking_budget} is wanted; name this server's field with "
-                "thinking_budget_field (vLLM: thinking_token_budget), or leave the budget out."
-            )
+            how = "name this server's field with thinking_budget_field (vLLM: thinking_token_budget), or leave the budget out"
+            raise UserError(f"{where}: thinking_budget={sampling.thinking_budget} is wanted; {how}.")
         budgets_fit(sampling)
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
@@ -214,9 +208,10 @@ class RemoteModel(Answering):
             finally:
                 self._limiter.leave(address)
             tries += 1
-            self._health.failed(key, last.detail)
             # A server that says "later", or one that was well and is being restarted, is given time and not tries.
-            counted += not (last.later or (last.unreached and self._health.replies))
+            counts = not (last.later or (last.unreached and self._health.replies))
+            self._health.failed(key, last.detail, f"{self._config.tries} times a request and " if counts else "")
+            counted += counts
             left = started + self._config.patience - time.monotonic()
             if last.rest and last.rest > left:
                 raise WorkError(

@@ -123,6 +123,10 @@ class Remote(_Asked):
         """The addresses, those of the environment read."""
         return tuple(os.environ[url[1:]].rstrip("/") if url.startswith("$") else url for url in self.url)
 
+    def known_by(self, name: str) -> str:
+        """What its replies are kept under, with the model's name."""
+        return self.weights or (f"{name}@{self.revision}" if self.revision else f"{name} at {self.where}")
+
     def identity(self, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields that make the identity: the address too, where nothing else says which model it is."""
         return fields if self.revision or self.weights else fields | {"url": sorted(self.url)}
@@ -293,10 +297,8 @@ def parse_model(text: str) -> ModelConfig:
         return Scripted(script=text)
     if is_hub_id(text):
         return Local(hub=text)
-    raise UserError(
-        f"'{text}' is no model: give http://HOST:PORT/v1, a folder or .gguf file that exists, OWNER/NAME of the hub, "
-        "script:NAME or module:function."
-    )
+    allowed = "a folder or .gguf file that exists, OWNER/NAME of the hub, script:NAME or module:function"
+    raise UserError(f"'{text}' is no model: give http://HOST:PORT/v1, {allowed}.")
 
 
 def is_hub_id(text: str) -> bool:

@@ -118,13 +118,13 @@ class Health:
             self._failing.clear()
             self._since = 0.0
 
-    def failed(self, key: bytes, why: str) -> None:
-        """A try of a request failed."""
+    def failed(self, key: bytes, why: str, tries: str = "") -> None:
+        """A try of a request failed; `tries` says how often it is made, where that has an end."""
         now = time.monotonic()
         self._failing.add(key)
         if not self._since:
             self._since, self._next_line = now, now + REPORT / 3
-        self._report(now, f"{why}. Trying again, for {max(self._since + self._patience - now, 0):.0f} s at most")
+        self._report(now, f"{why}. Trying again, {tries}for {max(self._since + self._patience - now, 0):.0f} s at most")
 
     def waits(self, seconds: float, why: str) -> None:
         """The server asks to wait."""

@@ -137,7 +137,7 @@ def _unreached(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         look = "its spelling (--target, --judge … of a verb, models.NAME.url of a study) and this machine's network"
         return f"the host name {error.host} does not resolve ({error.os_error.strerror}): look at {look}"
-    return f"{type(error).__name__}: {wire.excerpt(str(error).encode())}"
+    return f"{type(error).__name__}: {wire.excerpt(str(error).replace(' ssl:default', '').encode())}"
 
 
 async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str = "", setting: str = "") -> str:
@@ -166,6 +166,23 @@ async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str =
     if len(names) != 1:
         raise UserError(f"{url} serves {len(names)} models ({', '.join(names[:10])}); {hint}")
     return names[0]
+
+
+async def silent(config: Remote) -> str:
+    """Why none of a server's addresses takes a connection; empty: one does, whatever it then says."""
+    urls, headers = reached(config)
+    why = ""
+    async with aiohttp.ClientSession(headers=headers) as session:
+        for url in urls:
+            try:
+                await _listed(url, session)
+            except aiohttp.ClientConnectorError as error:
+                why = _unreached(error)
+                continue
+            except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, wire.Unreadable):
+                pass
+            return ""
+    return why
 
 
 async def _listed(url: str, session: aiohttp.ClientSession) -> tuple[int, bytes]:

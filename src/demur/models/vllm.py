@@ -79,14 +79,9 @@ class Running:
         self._log = home / "server.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | environment,
-                start_new_session=True,
-                preexec_fn=end_with_parent() if sys.platform == "linux" else None,
-            )
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment,
+                start_new_session=True, preexec_fn=end_with_parent() if sys.platform == "linux" else None,
+            )  # fmt: skip
         self._command = command
 
     def wait(self, seconds: float) -> None:

@@ -19,13 +19,11 @@ from demur.storage.reply_cache import Reply
 
 SHOWN = 300  # Characters of a server's own words that an error repeats
 MOST = 10**12  # No count of tokens is larger
+_FILTERS = ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "sensitive")
 FINISHES: dict[str, Finish] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence", "end"), "stop"),
     **dict.fromkeys(("length", "max_tokens", "model_length", "max_output_tokens", "token_limit"), "length"),
-    **dict.fromkeys(
-        ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "sensitive"),
-        "content_filter",
-    ),
+    **dict.fromkeys(_FILTERS, "content_filter"),
 }
 """What servers call the end of a reply, in small letters. Any other name is the end of no whole reply."""
 
@@ -69,19 +67,14 @@ def read(data: bytes, *, limit: int = MOST) -> Reply:
     if finish == "content_filter":
         partial = f" after {len(content)} characters" if content else ""
         return Reply(failure="filtered", detail=f"the provider's filter ended a reply{partial}", tokens_out=tokens_out)
+    named = body.get("model")
     return Reply(
-        content=content,
-        reasoning=reasoning or None,
-        finish=finish,
-        tokens_in=_whole(usage.get("prompt_tokens")),
-        tokens_out=tokens_out,
+        content=content, reasoning=reasoning or None, finish=finish, notes=tuple(notes),
+        tokens_in=_whole(usage.get("prompt_tokens")), tokens_out=tokens_out,
         tokens_thinking=_whole(_mapping(usage.get("completion_tokens_details")).get("reasoning_tokens")),
-        served=excerpt(body["model"].encode(), most=100)
-        if isinstance(body.get("model"), str) and body["model"]
-        else "",
-        notes=tuple(notes),
+        served=excerpt(named.encode(), most=100) if isinstance(named, str) and named else "",
         first_tokens=_first_tokens(choice.get("logprobs")),
-    )
+    )  # fmt: skip
 
 
 def _decoded(data: bytes) -> dict[str, Any]:
@@ -149,10 +142,8 @@ def _first_tokens(said: Any) -> dict[str, float]:
     places: list[dict[str, float]] = []
     for token in content if isinstance(content, list) else ():
         listed = _mapping(token).get("top_logprobs")
-        pairs = (
-            [(_mapping(t).get("token"), _mapping(t).get("logprob")) for t in listed] if isinstance(listed, list) else []
-        )
-        places.append(_chances(pairs))
+        each = map(_mapping, listed if isinstance(listed, list) else ())
+        places.append(_chances((one.get("token"), one.get("logprob")) for one in each))
     places += [_chances(_mapping(place).items()) for place in (tops if isinstance(tops, list) else ())]
     return next((place for place in places if place and max(place, key=lambda token: place[token]).strip()), {})
 

@@ -26,12 +26,13 @@ from typing import Any, NamedTuple, cast
 
 from demur.errors import UserError, WorkError
 from demur.interfaces import Progress
-from demur.models.config import ModelConfig
+from demur.models.config import ModelConfig, Remote
 from demur.pipeline.dag import Planned, plan, write_graph
 from demur.pipeline.placement import Phase, Servers, key_of, schedule
 from demur.pipeline.stage import Context, Stage
 from demur.storage import artifacts
 from demur.storage.artifacts import Artifact, Manifest
+from demur.storage.reply_cache import ReplyCache
 
 CACHE = "replies"  # The folder of a run's replies
 
@@ -70,6 +71,7 @@ def execute(
         for name in (item.name for item in planned if item.name in done):
             say(Event(name, "reused"))
         way = Way(cache or out / CACHE, time.time())
+        _reach(todo, way.cache)
         phases = schedule(planned) if isinstance(workers, int) else []
         if any(phase.places for phase in phases):
             _in_phases(phases, done, way, say)
@@ -79,6 +81,27 @@ def execute(
             with local_pool(min(workers, len(todo)), say) as pool:
                 _drive(todo, done, way, pool, say)
         return {item.name: Artifact(item.folder) for item in planned}
+
+
+def _reach(todo: Sequence[Planned], cache: Path) -> None:
+    """See that the servers that others started are up, but for those whose replies are kept. Raises UserError: one is not."""
+    every = ((item.stage.models, ask) for item in todo for ask in item.stage.estimate() if ask.requests)
+    asks = [(ask.part, models.get(ask.part)) for models, ask in every]
+    asked = {one.where: (part, one) for part, one in asks if isinstance(one, Remote) and not one.missing()}
+
+    async def looked() -> list[str]:
+        from demur.models.transport import silent
+
+        return await asyncio.gather(*(silent(model) for _, model in asked.values()))
+
+    told = asyncio.run(looked()) if asked else []
+    down = [(*one, why) for one, why in zip(asked.values(), told, strict=True) if why]
+    if down:
+        with ReplyCache(cache) as kept:
+            down = [one for one in down if not kept.answered(one[1].known_by(one[1].model))]
+    if down:
+        lines = [f"{part}: {model.where} cannot be reached: {why}." for part, model, why in down]
+        raise UserError("\n".join([*lines, "Nothing was asked. Start what is down, and run the same command."]))
 
 
 def _in_phases(phases: Sequence[Phase], done: set[str], way: Way, say: Watch) -> None:
