@@ -52,7 +52,13 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
         (("run", "armless.yaml"), "this study has no arms"),
         (("check", "shapes", "script:stand_in"), "check shapes asks servers: name a URL"),
         (("check", "shapes", "http://127.0.0.1:9/v1", "--key-env", "NOKEY"), "NOKEY is not set: export it"),
-        (("diagnose", "prompts.csv"), "nothing to diagnose in runs/diagnose/stages/import"),
+        (("diagnose", "prompts.csv"), "nothing to diagnose in prompts.csv: no replies"),
+        (("repair", "prompts.csv"), "nothing to diagnose in prompts.csv: no replies"),
+        (
+            ("mix", "--share", "a=prompts.csv:1", "--out", "m"),
+            "share 'a': nothing to train on in prompts.csv: no replies",
+        ),
+        (("plan", str(STUDY), "--set", "arms.short.safety=1500"), "Raise prompts.harmful.n, or take what there is:"),
         (("eval", "xstest", "--target", "script:stand_in"), "into a folder, and name that: --data-dir FOLDER"),
         (("run", str(STUDY), "--set", "seeds=3"), "--set: 'seeds' = 3: a list is wanted, such as [3]"),
         (("run", str(STUDY), "--set", "train=5"), "--set: 'train' = 5: a mapping of keys to values is wanted"),
@@ -310,3 +316,30 @@ def test_a_server_that_is_down_is_told_before_another_is_asked(
     # Its replies are kept: it is asked nothing, and may be down.
     assert exit_code(*words, server.url, "--judge", "rules") == 0
     assert exit_code(*words, "http://127.0.0.1:9/v1") == 2
+
+
+def test_a_share_that_no_prompts_can_fill_is_told_before_a_teacher_is_paid(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "s.yaml"
+    text = (
+        "name: s\nmodels: {{teacher: 'script:demur.mini.teacher:script'}}\nprompts: {{harmful: {{source: mini-harmful, n: 20}}}}\n"
+        "distil: {{samples: 2}}\nmix: {{dedupe: {dedupe}}}\narms: {{a: {{format: improved, safety: {safety}}}}}\n"
+    )
+
+    def told(dedupe: str, safety: str) -> str:
+        study.write_text(text.format(dedupe=dedupe, safety=safety))
+        codes = {exit_code(*verb, str(study)) for verb in (("check", "study"), ("plan", "--out", str(tmp_path / "o")))}
+        shown = " ".join("".join(capfd.readouterr()).split())
+        assert codes == ({2} if "at most: prompts" in shown else {0}), shown
+        return shown
+
+    assert (
+        f"{study}:6: share 'safety' wants 50 rows and can have 40 at most: prompts.harmful gives 20 prompts, 2 samples each"
+        in told("none", "50")
+    )
+    assert "can have 20 at most: prompts.harmful gives 20 prompts; of rows that ask the same one stays" in told(
+        "near", "30"
+    )
+    for dedupe, safety in (("none", "40"), ("near", "20"), ("near", "{n: up to 50}")):
+        assert "at most: prompts" not in told(dedupe, safety)

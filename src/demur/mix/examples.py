@@ -53,18 +53,12 @@ def example_of(trace: Trace, *, share: str, no_thinking: NoThinking = "empty", b
         ExamplePart(role="thinking", text=(trace.thinking or "")[len(begun) :], train=trained),
         ExamplePart(role="answer", text=trace.answer or "", train=True),
     )
+    repairs = tuple(note for note in trace.notes if note.startswith("repair"))
     origin = Origin(
-        prompt=prompt.id,
-        trace=trace.id,
-        strategy=trace.strategy,
-        source=prompt.source,
-        repairs=tuple(note for note in trace.notes if note.startswith("repair")),
-        question=prompt.question if prompt.question != prompt.text else "",
-        category=prompt.category,
-        attack=prompt.attack,
+        prompt=prompt.id, trace=trace.id, strategy=trace.strategy, model=trace.model, repairs=repairs, source=prompt.source,
+        question=prompt.question if prompt.question != prompt.text else "", category=prompt.category, attack=prompt.attack,
         intent=prompt.intent,
-        model=trace.model,
-    )
+    )  # fmt: skip
     return Example(parts=parts, origin=origin, share=share, cluster=prompt.cluster)
 
 

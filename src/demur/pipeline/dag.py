@@ -93,9 +93,7 @@ def _hash(path: Path, known: dict[Path, str]) -> str:
 
 def write_graph(planned: Sequence[Planned], out: Path, *, add: bool) -> None:
     """Say which stages are the run's: these alone, or these beside those that were (`add`)."""
-    new = {
-        item.name: Present(folder=item.folder.name, kind=item.stage.kind, fingerprint=item.fingerprint)
-        for item in planned
-    }
+    rows = ((item.name, item.folder.name, item.stage.kind, item.fingerprint) for item in planned)
+    new = {name: Present(folder=folder, kind=kind, fingerprint=mark) for name, folder, kind, mark in rows}
     old = {name: stage for name, stage in present(out).items() if name not in new} if add else {}
     atomic_write(out / GRAPH, msgspec.json.format(msgspec.json.encode(old | new), indent=1))

@@ -47,28 +47,21 @@ def _shown(number: int, phase: Phase) -> dict[str, Any]:
     asks = [ask for item in phase.stages for ask in item.stage.estimate()]
     models = [
         {
-            "part": place.need.part,
-            "model": place.need.model.where.removesuffix("/model").rpartition("/stages/")[2],
-            "devices": list(place.devices),
-            "gigabytes": round(place.need.gigabytes, 1),
-            "share": place.share,
-            "max_model_len": place.need.length,
+            "part": place.need.part, "model": place.need.model.where.removesuffix("/model").rpartition("/stages/")[2],
+            "devices": list(place.devices), "gigabytes": round(place.need.gigabytes, 1), "share": place.share,
+            "max_model_len": place.need.length,  # and minutes at the speed that is declared for a busy server
             "minutes": round(place.need.tokens / model.least_speed / model.in_flight / place.copies / 60, 1)
-            if isinstance(model := place.need.model, Served)
-            else None,  # At the speed that is declared for a busy server
+            if isinstance(model := place.need.model, Served) else None,
         }
         for place in phase.places
-    ]
+    ]  # fmt: skip
     models += [row for item in phase.stages if phase.training for row in _training(item)]
+    work = "train" if phase.training else "generate" if phase.generating else "models up" if models else "prepare"
     return {
-        "phase": number,
-        "work": "train" if phase.training else "generate" if phase.generating else "models up" if models else "prepare",
-        "stages": [item.name for item in phase.stages],
-        "requests": sum(ask.requests for ask in asks),
-        "tokens": sum(ask.tokens_in + ask.tokens_out for ask in asks),
-        "models": models,
+        "phase": number, "work": work, "stages": [item.name for item in phase.stages], "models": models,
+        "requests": sum(ask.requests for ask in asks), "tokens": sum(ask.tokens_in + ask.tokens_out for ask in asks),
         "problem": phase.problem,
-    }
+    }  # fmt: skip
 
 
 def _training(item: Planned) -> list[dict[str, Any]]:

@@ -227,11 +227,9 @@ class Servers:
         Returns how models are asked then, to be sent to workers. Raises WorkError: a server does not start; its log says why.
         """
         wanted = {place.need.key: place for place in phase.places}
-        gone = [
-            key
-            for key, (place, _, _) in self._up.items()
-            if key not in wanted or wanted[key][1:] != place[1:] or wanted[key].need.length > place.need.length
-        ]
+        up = {key: place for key, (place, _, _) in self._up.items()}
+        same = {key for key in up.keys() & wanted.keys() if wanted[key][1:] == up[key][1:]}
+        gone = [key for key, one in up.items() if key not in same or wanted[key].need.length > one.need.length]
         with ThreadPoolExecutor(len(gone) + 1) as ending:  # at once: a server may take seconds
             list(ending.map(lambda key: self._up[key][1].close(), gone))
         self._gone |= {key: self._up.pop(key)[2] for key in gone}

@@ -109,17 +109,13 @@ def _looked_up(study: Study, problems: Problems) -> Study:
     study = study.model_copy(update={"models": study.models | dict.fromkeys(lost, ANYONE)})
     arms = {*study.arms} | {str(name) for name in problems.lost("arms")}
     look_up: dict[str, tuple[Callable[[str], object], Any]] = {
-        "arm": (partial(_among, "arm", arms), None),
         "base": (lambda name: base_of(study, name), Study.model_fields["base"].default),
-        "benchmark": (get_bench, "mini_harm"),
         "decoding": (partial(_among, "decoding preset", PRESETS), next(iter(PRESETS))),
-        "detector": (detector_requires, "rules"),
         "fixed": (partial(_among, "benchmark", {use.name for use in study.bench}), None),
-        "judge": (requires_model, "rules"),
-        "model": (partial(_among, "model", study.models), ANYONE.script),
-        "strategy": (load_strategy, "default"),
-        "taught": (load_strategy, None),
-    }
+        "arm": (partial(_among, "arm", arms), None), "model": (partial(_among, "model", study.models), ANYONE.script),
+        "benchmark": (get_bench, "mini_harm"), "detector": (detector_requires, "rules"), "judge": (requires_model, "rules"),
+        "strategy": (load_strategy, "default"), "taught": (load_strategy, None),
+    }  # fmt: skip
     data: dict[str, Any] = {}
     for place, kind, name in _names(study):
         find, instead = look_up[kind]

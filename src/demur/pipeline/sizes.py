@@ -125,10 +125,9 @@ def lacking(model: str, settings: TrainSettings, revision: str = "") -> str:
     if found is None or (found.cards and all(card.gigabytes >= found.gigabytes for card in found.cards)):
         return ""
     there, ways = devices(), []
-    changes: dict[str, dict[str, Any]] = {
-        f"train.processes={len(there)} --set train.parallel=fsdp2": {"processes": len(there), "parallel": "fsdp2"},
-        "train.lora=true": {"lora": LoraSettings()},
-    }
+    spread: dict[str, Any] = {"processes": len(there), "parallel": "fsdp2"}
+    ways_of = f"train.processes={len(there)} --set train.parallel=fsdp2"
+    changes = {ways_of: spread, "train.lora=true": {"lora": LoraSettings()}}
     for words, change in changes.items():
         other = training(model, settings.model_copy(update=change), revision)
         if other and change.keys() - {"lora"} and not (there and other.gigabytes <= min(c.gigabytes for c in there)):

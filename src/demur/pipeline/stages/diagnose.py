@@ -26,7 +26,7 @@ class Diagnose(Detecting[DetectorSettings]):
     async def run(self, context: Context) -> None:
         source = context.inputs["traces"]
         if not source.rows("traces") and source.manifest.kind == "import":
-            raise UserError(f"nothing to diagnose in {source.folder}: no replies.")
+            raise UserError(f"nothing to diagnose in {self.inputs['traces'].files['file']}: no replies.")
         detector = await self.detector(context)
         findings, measures, total = RecordFile(Finding), RecordFile(Measures), source.rows("traces")
         count = bare = present = flagged = 0

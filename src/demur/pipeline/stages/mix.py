@@ -2,15 +2,14 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from pydantic import Field
 
-from demur.errors import UserError
+from demur.errors import UserError, plural
 from demur.judge import open_judge
 from demur.mix import example_of, mix, pairs, unfit
 from demur.mix.draw import hold_out
@@ -22,8 +21,6 @@ from demur.settings import Strict
 from demur.storage import hub
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import RecordFile
-
-T = TypeVar("T")
 
 
 class MixStageSettings(Strict):
@@ -49,9 +46,8 @@ class Mix(Stage[MixStageSettings]):
         for name, options in settings.shares.items():
             # A default is left out of a record only when it is the same object, which a name sent to a worker is not.
             share = sys.intern(name)
-            found = await pool(
-                self._source(context, share, options), share=share, options=options, only=self._chosen(context, share)
-            )
+            source, only = self._source(context, share, options), self._chosen(context, share)
+            found = await pool(source, share=share, options=options, only=only)
             pools[share] = found.examples
             odd += found.odd
             left |= {f"{share}: {why}": count for why, count in sorted(found.left.items())}
@@ -98,7 +94,25 @@ class Mix(Stage[MixStageSettings]):
                 lacks += file_needs(name, self.files[name], share.form)
             elif share.hub:
                 lacks += hub_needs(name, share.file, share.hub)
+            else:
+                lacks += self._out_of_reach(name, share)
         return lacks
+
+    def _out_of_reach(self, name: str, share: ShareSettings) -> list[Lack]:
+        """That a share wants more rows than its prompts give if every reply is kept, which is known before anyone is asked."""
+        source = self.inputs[name]
+        while "traces" in source.inputs:  # repaired, or filtered once more
+            source = source.inputs["traces"]
+        if "prompts" not in source.inputs or share.up_to or share.n is None:
+            return []
+        pool, how, alike = source.inputs["prompts"], source.settings.distil, self.settings.mix.dedupe != "none"
+        each = 1 if alike else how.until_safe or how.samples
+        if not 0 < (most := pool.size().rows * each) < share.n:
+            return []
+        place = ".".join(map(str, pool.place))
+        why = "; of rows that ask the same one stays (mix.dedupe)" if alike else f", {plural(each, 'sample')} each"
+        told = f"share '{name}' wants {share.n:,} rows and can have {most:,} at most: {place} gives {pool.size().rows:,} prompts{why}"
+        return [Lack(name, f"{told}. Raise {place}.n, or take what there is: {name}: {{n: up to {share.n}}}.", True)]
 
     def identity(self) -> dict[str, object]:
         """Without the places of files."""
@@ -125,13 +139,13 @@ async def pool(source: Path | Artifact, *, share: str, options: ShareSettings, o
         return _pairs(source, share, options)
     examples, traces, odd = _read(source, options)
     if only is not None:
-        examples = _where(examples, [example.origin.trace in only for example in examples])
-        traces = _where(traces, [trace.id in only for trace in traces])
+        examples = examples.taken(np.flatnonzero([example.origin.trace in only for example in examples]))
+        traces = traces.taken(np.flatnonzero([trace.id in only for trace in traces]))
     left: Counter[str] = Counter()
     if options.grade:
         right = {v.trace async for v in open_judge("maths").verdicts(traces) if v.label == "correct"}
         left["its final answer is not the gold one"] = len(traces) - len(right)
-        traces = _where(traces, [trace.id in right for trace in traces])
+        traces = traces.taken(np.flatnonzero([trace.id in right for trace in traces]))
     made = RecordFile(Example, examples)
     for trace in traces:
         if reason := unfit(trace, no_thinking=options.no_thinking):
@@ -139,7 +153,8 @@ async def pool(source: Path | Artifact, *, share: str, options: ShareSettings, o
         else:
             made.append(example_of(trace, share=share, no_thinking=options.no_thinking))
     if not made and only is None and options.n != 0:
-        raise UserError(f"share '{share}': {_nothing(source, +left)}.")
+        where = options.file or (source.folder if isinstance(source, Artifact) else source)
+        raise UserError(f"share '{share}': nothing to train on in {where}: {_nothing(source, +left)}.")
     return Pool(made, +left, odd)
 
 
@@ -168,7 +183,7 @@ def _nothing(source: Path | Artifact, left: Counter[str]) -> str:
     paired = source.rows("pairs") if isinstance(source, Artifact) else 0
     reasons = ", ".join(f"{why} ({count:,})" for why, count in left.items())
     there = f"{paired:,} preference pairs (chosen, rejected; pairs: file draws them)" if paired else "no replies"
-    return f"nothing to train on in {source.folder if isinstance(source, Artifact) else source}: {reasons or there}"
+    return reasons or there
 
 
 def _read(source: Path | Artifact, options: ShareSettings) -> tuple[RecordFile[Example], RecordFile[Trace], list[Odd]]:
@@ -178,7 +193,3 @@ def _read(source: Path | Artifact, options: ShareSettings) -> tuple[RecordFile[E
         return examples, source.table("traces", Trace) if source.has("traces") else RecordFile(Trace), []
     loaded = load_file(source, form=options.form, intent=options.intent)
     return RecordFile(Example, loaded.examples), RecordFile(Trace, loaded.traces), loaded.odd
-
-
-def _where(rows: RecordFile[T], wanted: Sequence[bool]) -> RecordFile[T]:
-    return rows.taken(np.flatnonzero(wanted))

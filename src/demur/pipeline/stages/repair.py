@@ -29,14 +29,10 @@ class Repair(Detecting[RepairStageSettings]):
         source, draft = context.inputs["traces"], context.draft
         chosen = kept(source)
         traces = islice(source.read("traces", Trace), self.settings.limit)
-        done = await repair(
-            [trace for trace in traces if chosen is None or trace.id in chosen],
-            findings=context.inputs["findings"].read("findings", Finding) if "findings" in context.inputs else (),
-            settings=self.settings.repair,
-            detector=await self.detector(context),
-            teacher=await context.model("teacher"),
-            progress=context.progress,
-        )
+        given, how = [trace for trace in traces if chosen is None or trace.id in chosen], self.settings.repair
+        found = context.inputs["findings"].read("findings", Finding) if "findings" in context.inputs else ()
+        by, teacher, say = await self.detector(context), await context.model("teacher"), context.progress
+        done = await repair(given, findings=found, settings=how, detector=by, teacher=teacher, progress=say)
         for name in ("traces", "originals", "findings", "actions", "failures"):
             draft.write(name, getattr(done, name))
         draft.summary |= {"counts": done.counts, "patterns": done.patterns}

@@ -2,10 +2,12 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from demur.errors import UserError
 from demur.models.checkpoint import folder_of, identity_of
 from demur.models.config import Local
+from demur.pipeline import sizes
 from demur.pipeline.stage import Context, Lack, Stage, Tampered
 from demur.settings import Strict
 from demur.train.settings import TrainSettings
@@ -30,21 +32,18 @@ class Train(Stage[TrainStageSettings]):
     Settings = TrainStageSettings
 
     def run(self, context: Context) -> None:
-        from demur.pipeline.sizes import processes_of
         from demur.train.trainer import train
 
-        mixed = context.inputs["mix"]
-        rows = "examples" if self.settings.train.method == "sft" else "pairs"
+        mixed, settings = context.inputs["mix"], self.settings.train
+        rows = "examples" if settings.method == "sft" else "pairs"
         if not mixed.rows(rows):
-            raise UserError(f"{mixed.folder}: no {rows} to train on (train.method={self.settings.train.method}).")
-        context.draft.summary |= {"base": identity_of(base := self._from(context))} | train(
-            mixed.path(rows),
-            base=base,
-            out=context.draft.folder,
-            settings=self.settings.train.model_copy(update={"processes": processes_of(self.settings.train)}),
-            held_out=mixed.path("held_out") if mixed.has("held_out") else None,
-            progress=context.progress,
-        )
+            where = self.inputs["mix"].files.get("file", mixed.folder)
+            raise UserError(f"{where}: no {rows} to train on (train.method={settings.method}).")
+        base, held_out = self._from(context), mixed.path("held_out") if mixed.has("held_out") else None
+        settings = settings.model_copy(update={"processes": sizes.processes_of(settings)})
+        how: dict[str, Any] = {"settings": settings, "held_out": held_out}
+        made = train(mixed.path(rows), base=base, out=context.draft.folder, progress=context.progress, **how)
+        context.draft.summary |= {"base": identity_of(base)} | made
 
     def _from(self, context: Context) -> Path:
         """The weights that it goes on from: a stage's, or the base's, fetched where they are not here."""
@@ -53,23 +52,16 @@ class Train(Stage[TrainStageSettings]):
         return context.inputs["base"].folder / "model" if "base" in context.inputs else folder_of(base)
 
     def needs(self) -> list[Lack]:
-        from demur.pipeline.sizes import devices, lacking
-
-        base = self.models["base"]
+        base, settings = self.models["base"], self.settings.train
         if not isinstance(base, Local):
             return [Lack("base", f"{base.where} cannot be trained: give a folder with weights or a hub id.", True)]
-        lacks = super().needs()
-        lacks += [
-            Lack("train", f"train.report_to: {name} is not installed: pip install {name}")
-            for name in self.settings.train.report_to
-            if find_spec(name) is None
-        ]
-        if self.settings.train.device == "cuda" and not devices():
+        absent = [name for name in settings.report_to if find_spec(name) is None]
+        told = (f"train.report_to: {name} is not installed: pip install {name}" for name in absent)
+        lacks = super().needs() + [Lack("train", line) for line in told]
+        if settings.device == "cuda" and not sizes.devices():
             return [*lacks, Lack("train", "train.device=cuda, and nvidia-smi shows no GPU here", True)]
-        lack = lacking(base.weights_at, self.settings.train, base.revision)
+        lack = sizes.lacking(base.weights_at, settings, base.revision)
         return [*lacks, Lack("train", lack)] if lack else lacks
 
     def gpus(self) -> int:
-        from demur.pipeline.sizes import processes_of
-
-        return processes_of(self.settings.train)
+        return sizes.processes_of(self.settings.train)
