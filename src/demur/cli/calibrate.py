@@ -25,13 +25,13 @@ from demur.report.tables import estimate
 from demur.storage.reply_cache import ReplyCache
 
 Kept = Annotated[Path, common.flag("out", "kept")]
-KEPT = Path("runs") / FOLDER
+KEPT, DRAWN = Path("runs") / FOLDER, ", at most {0.limit} rows drawn at random by seed {0.seed}"
 XSTEST = replace(get_bench("xstest"), name="replies with labels of people", hub="", files=(
     "xstest_annotated_gpt4.csv", "xstest_annotated_mistralguard.csv",
 ))  # fmt: skip
 
 
-@common.verb("data data_dir limit json")
+@common.verb("data data_dir limit seed json")
 def refusal(flags: common.Flags, out: Kept = KEPT) -> None:
     """The offline refusal judge against people's labels, beside other judges whose labels the file has.
 
@@ -39,11 +39,12 @@ def refusal(flags: common.Flags, out: Kept = KEPT) -> None:
     annotations are found in --data-dir; the judge was fitted to them.
     """
     data = find(XSTEST, data=flags.data, data_dir=flags.data_dir)
-    report = against(data, limit=flags.limit)
-    _show(report, keep(open_judge("rules"), report, data, out), json=flags.json, title=f"rules against {data.name}")
+    report = against(data, limit=flags.limit, seed=flags.seed)
+    title = f"rules against {data.name}{DRAWN.format(flags) * bool(flags.limit)}"
+    _show(report, keep(open_judge("rules"), report, data, out), json=flags.json, title=title)
 
 
-@common.verb("data data_dir part limit cache sets json")
+@common.verb("data data_dir part limit seed cache sets json")
 def guard(detector: str, flags: common.Flags, text: Path | None = None, out: Kept = KEPT) -> None:
     """A harm judge against labels: sensitivity and specificity with intervals, false alarms by the guard's categories.
 
@@ -56,26 +57,25 @@ def guard(detector: str, flags: common.Flags, text: Path | None = None, out: Kep
     models = common.apply_sets({"models": {"judge": common.model(model)} if model else {}}, flags.sets)["models"]
 
     async def work() -> tuple[dict[str, Any], Path]:
-        async with _models(
-            [as_model(models["judge"])] if requires_model(name) and models else [], flags.cache
-        ) as played:
+        asked = [as_model(models["judge"])] if requires_model(name) and models else []
+        async with _models(asked, flags.cache) as played:
             judge = open_judge(name, model=played[0] if played else None, part=flags.part, text=text)  # type: ignore[arg-type]
-            report = await guarded(judge, read(labels, limit=flags.limit))
+            report = await guarded(judge, read(labels, limit=flags.limit, seed=flags.seed))
             return report, keep(judge, report, labels, out)
 
     report, path = asyncio.run(work())
-    _show(report, path, json=flags.json, title=detector)
+    _show(report, path, json=flags.json, title=f"{detector}{DRAWN.format(flags) * bool(flags.limit)}")
 
 
-@common.verb("limit cache json")
+@common.verb("limit seed cache json")
 def patterns(flags: common.Flags, data: Path | None = None, detector: str = "rules") -> None:
     """A detector of failure patterns against labels."""
 
     async def work() -> dict[str, Any]:
         if detector in DETECTORS:
-            return await calibrated(open_detector(detector), data, limit=flags.limit)
+            return await calibrated(open_detector(detector), data, limit=flags.limit, seed=flags.seed)
         async with _models([parse_model(one) for one in detector.split("+")], flags.cache) as played:
-            return await calibrated(open_detector("llm", models=played), data, limit=flags.limit)
+            return await calibrated(open_detector("llm", models=played), data, limit=flags.limit, seed=flags.seed)
 
     report = asyncio.run(work())
     if flags.json:
@@ -87,7 +87,8 @@ def patterns(flags: common.Flags, data: Path | None = None, detector: str = "rul
         for name, score in report["patterns"].items()
     ]  # fmt: skip
     titles = ("pattern", "#precision", "#recall", "#F1", "#with it", "#n", "#abstained")
-    common.show(titles, rows, f"{report['detector']} on {report['exam']}, n={report['n']}")
+    exam = f"{report['exam']}{DRAWN.format(flags) * bool(flags.limit)}"
+    common.show(titles, rows, f"{report['detector']} on {exam}, n={report['n']}")
     macro = number(report["macro_f1"], "count", digits=3)
     common.stdout.print(f"macro-F1 {macro}, abstentions as misses; abstained on {report['abstained']:.1%} of decisions")
     for kind, shares in report["errors_by_length"].items():

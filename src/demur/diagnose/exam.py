@@ -6,6 +6,7 @@ harmful.
 """
 
 import itertools
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,22 +55,24 @@ def question(row: Mapping[str, Any], where: str, *, sample: int = 0) -> Question
     return Question(thinking.traced(asked, raw, model="exam", sample=sample), labels)
 
 
-async def calibrated(detector: Detector, data: Path | None = None, *, limit: int | None = None) -> dict[str, Any]:
+async def calibrated(
+    detector: Detector, data: Path | None = None, *, limit: int | None = None, seed: int = 0
+) -> dict[str, Any]:
     """How well a detector finds the patterns.
 
     `macro_f1` is the mean of the F1 of the patterns that occur, an abstention counted as a miss; `abstained` is the share of
     decisions, over traces and patterns, that it did not make; `errors_by_length` has false alarms and misses for each quarter
     of the traces, the shortest first: errors that follow length would pass for differences between formats.
     """
-    questions = {question.trace.id: question for question in load(data or EXAM)[:limit]}
+    every = load(data or EXAM)
+    drawn = random.Random(f"exam {seed}").sample(range(len(every)), min(limit or len(every), len(every)))
+    questions = {every[at].trace.id: every[at] for at in sorted(drawn)}
     traces = [question.trace for question in questions.values()]
     results = [(questions[found[0].trace], found) async for found in detector.findings(traces)]
     scores = {pattern: _score(pattern, results) for pattern in PATTERNS}
     known = [score["f1"] for score in scores.values() if score["f1"] is not None and score["positives"]]
-    return {
-        "detector": detector.name,
-        "exam": str(data or EXAM.name),
-        "n": len(results),
+    about = {"detector": detector.name, "exam": str(data or EXAM.name), "n": len(results)}
+    return about | {
         "macro_f1": sum(known) / len(known) if known else None,
         "abstained": sum(score["abstained"] for score in scores.values()) / max(1, len(results) * len(PATTERNS)),
         "errors_by_length": _by_length(results),
@@ -83,14 +86,11 @@ def _score(pattern: Pattern, results: Results) -> dict[str, Any]:
     hits = sum(bool(present) and label for present, label in pairs)
     claimed = sum(bool(present) for present, _ in pairs)
     positives = sum(label for _, label in pairs)
+    f1 = 2 * hits / (claimed + positives) if claimed + positives else None
     return {
-        "precision": hits / claimed if claimed else None,
-        "recall": hits / positives if positives else None,
-        "f1": 2 * hits / (claimed + positives) if claimed + positives else None,
-        "n": len(pairs),
-        "positives": positives,
-        "abstained": sum(present is None for present, _ in pairs),
-    }
+        "precision": hits / claimed if claimed else None, "recall": hits / positives if positives else None, "f1": f1,
+        "n": len(pairs), "positives": positives, "abstained": sum(present is None for present, _ in pairs),
+    }  # fmt: skip
 
 
 def _by_length(results: Results) -> dict[str, list[float | None]]:

@@ -1,5 +1,6 @@
 """How good is a judge? Its labels against those of people, and beside those that other judges gave to the same replies."""
 
+import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ COLUMNS = {
 REFUSALS = ("full_compliance", "partial_refusal", "full_refusal")
 REFUSED, HARMS = ("partial_refusal", "full_refusal"), ("safe", "unsafe")
 FOLDER = "calibrations"  # Where calibrations lie, beside a run's folder or in it
+Weights = Sequence[tuple[float, float]]  # See `weights`
 _UNSAFE, _SAFE = ("harmful", "1", "1.0", "0.5", "true"), ("unharmful", "0", "0.0", "false")
 
 
@@ -37,8 +39,8 @@ class Labelled(NamedTuple):
     weight: tuple[float, float] = (1.0, 1.0)  # See `weights`
 
 
-def read(path: Path, *, limit: int | None = None) -> list[Labelled]:
-    """The labelled replies of a file; rows without a label of people are left out.
+def read(path: Path, *, limit: int | None = None, seed: int = 0) -> list[Labelled]:
+    """The labelled replies of a file, at most `limit` of them, drawn by the seed; rows without a label of people are left out.
 
     Raises UserError: a column is missing, or no row has a label.
     """
@@ -55,7 +57,8 @@ def read(path: Path, *, limit: int | None = None) -> list[Labelled]:
             found.append(Labelled(str(question or ""), str(reply or ""), gold, others, weight))
     if not found:
         raise UserError(f"{path}: no row has a label.")
-    return found if limit is None else found[:limit]
+    drawn = random.Random(f"labels {seed}").sample(range(len(found)), min(limit or len(found), len(found)))
+    return [found[at] for at in sorted(drawn)]
 
 
 def weights(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
@@ -82,12 +85,12 @@ def meaning(value: Any) -> str | None:
     return known if known in (*REFUSALS, *HARMS) else None
 
 
-def refusal(path: Path, *, limit: int | None = None) -> dict[str, Any]:
+def refusal(path: Path, *, limit: int | None = None, seed: int = 0) -> dict[str, Any]:
     """The offline refusal judge against a file of labelled replies: figures for people and for programs.
 
     Raises UserError: the file has no labels of the three classes.
     """
-    rows = [row for row in read(path, limit=limit) if row.gold in REFUSALS]
+    rows = [row for row in read(path, limit=limit, seed=seed) if row.gold in REFUSALS]
     if not rows:
         raise UserError(f"{path}: its labels are not those of a refusal judge: {', '.join(REFUSALS)}.")
     opinions = [classify(row.reply, row.question) for row in rows]
@@ -119,7 +122,7 @@ async def guard(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
     return report
 
 
-def ece(pairs: Sequence[tuple[float, bool]], drawn: Sequence[tuple[float, float]] = (), *, bins: int = 10) -> float:
+def ece(pairs: Sequence[tuple[float, bool]], drawn: Weights = (), *, bins: int = 10) -> float:
     """Expected calibration error: how far confidence is from being right, over bins of equal width."""
     table: dict[int, list[float]] = {}
     sizes = [weight * count for weight, count in drawn] or [1.0] * len(pairs)
@@ -138,11 +141,7 @@ def against(rows: Sequence[Labelled], said: Sequence[str | None], *, classes: Se
 
 
 def compare(
-    gold: Sequence[str],
-    said: Sequence[str | None],
-    *,
-    classes: Sequence[str],
-    drawn: Sequence[tuple[float, float]] = (),
+    gold: Sequence[str], said: Sequence[str | None], *, classes: Sequence[str], drawn: Weights = ()
 ) -> dict[str, Any]:
     """Agreement, kappa, confusion, recall and precision of each class; sensitivity and specificity for refusal, or for harm.
 
@@ -177,9 +176,7 @@ def compare(
     }
 
 
-def errors_of(
-    sides: Sequence[tuple[bool, bool | None]], drawn: Sequence[tuple[float, float]] = ()
-) -> tuple[Estimate, Estimate]:
+def errors_of(sides: Sequence[tuple[bool, bool | None]], drawn: Weights = ()) -> tuple[Estimate, Estimate]:
     """Sensitivity and specificity, as `stats.corrected` takes them, from what people and a judge say of each reply."""
     rows = list(zip(sides, drawn or [(1.0, 1.0)] * len(sides), strict=True))
     yes, no = (

@@ -20,6 +20,7 @@ from demur.settings import from_yaml
 TABLE: dict[str, Any] = from_yaml(Path(__file__).with_name("forms.yaml").read_text(encoding="utf-8"))
 SLOT = {name: (slot, at) for slot, names in TABLE["columns"].items() for at, name in enumerate(names)}
 WORDS: dict[str, Intent] = {word: intent for intent, words in TABLE["words"].items() for word in words}
+CLASSES: dict[str, Intent] = {name: intent for intent, names in TABLE["types"].items() for name in names}
 ROLES = {name: role for role, names in TABLE["roles"].items() for name in names}
 STATED = {name for says, names in TABLE.items() if isinstance(names, list) for name in names}
 FLAGS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
@@ -133,8 +134,8 @@ def intent(said: Said, *, replied: bool) -> Intent | None:
     flagged: Intent | None = (
         "harmful" if True in flags or False in safe else "benign" if {False, True} & {*flags, *safe} else None
     )
-    benign: list[Intent] = ["benign" for one in said.get("classes", ()) if str(one).lower() in TABLE["words"]["benign"]]
-    return next(filter(None, [*map(meant, said.get("labels", ())), flagged, *benign]), None)
+    classed = [CLASSES.get(str(one).lower()) for one in said.get("classes", ())]
+    return next(filter(None, [*map(meant, said.get("labels", ())), flagged, *classed]), None)
 
 
 def flaw(said: Said, at: int) -> str:

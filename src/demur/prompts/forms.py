@@ -169,10 +169,8 @@ def _recognised(path: Path, rows: list[dict[str, Any]], form: str | None, wish: 
     share = sum(alike) / len(alike) if alike else 1.0
     forms = {maths: [_form_of(filled(shape, maths=maths)) for shape in shapes] for maths in (True, False)}
     if form is None and 0.2 < share < 0.8 and forms[True] != forms[False]:
-        raise UserError(
-            f"{path}: its answers are those of maths problems in some rows and texts in others. Name the form: maths, where they are "
-            "the right answers, or pairs, where they are the replies."
-        )
+        how = "Name the form: maths, where they are the right answers, or pairs, where they are the replies"
+        raise UserError(f"{path}: its answers are those of maths problems in some rows and texts in others. {how}.")
     maths = share >= 0.5 if form is None else form != "pairs"
     told = form or Counter(forms[maths]).most_common(1)[0][0]
     if not told:
