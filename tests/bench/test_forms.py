@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,61 @@ def test_options_of_ones_own_need_no_code(row: dict[str, Any], right: str, tmp_p
     (prompt,) = read_prompts(get_bench("choice"), written(tmp_path / "choice.jsonl", [row]))
     gold = options(prompt)
     assert gold["options"]["ABC".index(gold["answer"])] == right
+
+
+@pytest.mark.parametrize(
+    ("bench", "row", "said"),
+    [
+        (
+            "choice",
+            {"question": "q", "options": "['w', 'x']", "answer": "A"},
+            "column options|choices: a list is wanted, such as",
+        ),
+        (
+            "choice",
+            {"question": "q", "options": 5, "answer": "A"},
+            'a list is wanted, such as ["a", "b"]; this is \'5\'',
+        ),
+        ("choice", {"question": "q", "options": [str(n) for n in range(30)], "answer": "3"}, "30 options, and '3'"),
+        ("choice", {"question": "q", "options": ["w", "x"], "answer": "²"}, "2 options, and '²' names none"),
+        (
+            "ifeval",
+            {"prompt": "p", "instruction_id_list": "['a']", "kwargs": "[{}]"},
+            "column instruction_id_list: a list",
+        ),
+        (
+            "ifeval",
+            {"prompt": "p", "instruction_id_list": ["a"], "kwargs": "{'n': 1}"},
+            "column kwargs: a list is wanted",
+        ),
+        (
+            "ifeval",
+            {"prompt": "p", "instruction_id_list": ["a"], "kwargs": [{}, {}]},
+            "column kwargs: an object for each instruction is wanted",
+        ),
+        (
+            "ifeval",
+            {"prompt": "p", "instruction_id_list": [], "kwargs": []},
+            "column kwargs: an object for each instruction is wanted",
+        ),
+        (
+            "ifeval",
+            {"prompt": "p", "instruction_id_list": ["a"], "kwargs": ["b"]},
+            "column kwargs: an object for each instruction is wanted",
+        ),
+    ],
+)
+def test_an_odd_cell_is_named_by_file_line_and_column(
+    bench: str, row: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    sound = {"question": "q", "options": '["w", "x"]', "answer": "w"} | {
+        "prompt": "p",
+        "instruction_id_list": ["a"],
+        "kwargs": "[{}]",
+    }
+    path = written(tmp_path / "odd.jsonl", [{key: sound[key] for key in row}, row])
+    with pytest.raises(UserError, match=f"{re.escape(f'{path}:2: ')}.*{re.escape(said)}"):
+        read_prompts(get_bench(bench), path)
 
 
 def test_an_answer_that_is_no_option(tmp_path: Path) -> None:

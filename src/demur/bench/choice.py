@@ -12,7 +12,7 @@ from pathlib import Path
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
-from demur.bench.forms import cell, pick, raw_rows
+from demur.bench.forms import cell, listed, pick, raw_rows
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.judge.base import Grader
@@ -33,9 +33,9 @@ def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> li
     An answer is an option's text, its letter, or its place from 0. Option: `shuffle`.
     """
     made = []
-    for number, row in enumerate(raw_rows(path), 1):
+    for row in raw_rows(path):
         question = cell(pick(row, bench.columns["question"], path))
-        options, right = _options(bench, row, f"{path}:{number}")
+        options, right = _options(bench, row, row["_at"])
         order = list(range(len(options)))
         if bench.options.get("shuffle"):
             random.Random(f"options {seed} {question}").shuffle(order)
@@ -52,18 +52,21 @@ def _options(bench: Bench, row: dict[str, Any], where: str) -> tuple[list[str], 
     if correct := cell(row.get("correct") or pick(row, bench.columns.get("correct", "?"), where)):
         wrong = [cell(pick(row, name, where)) for name in bench.options.get("wrong", ())]
         return [correct, *filter(None, wrong)], 0
-    found = pick(row, bench.columns.get("options", "?options|choices"), where)
-    if isinstance(found, str):
-        found = json.loads(found) if found.lstrip().startswith("[") else found.split("\n")
+    found = pick(row, said := bench.columns.get("options", "?options|choices"), where)
     if isinstance(found, dict):  # {"text": […], "label": […]}
         found = found.get("text")
+    if isinstance(found, str) and not found.lstrip().startswith("["):
+        found = found.split("\n")
+    elif found is not None:
+        found = listed(found, said.removeprefix("?"), where)
     options = [cell(option) for option in found or [row[letter] for letter in LETTERS if cell(row.get(letter))]]
     answer = cell(pick(row, bench.columns.get("answer", "answer|label|gold"), where))
     places = [options.index(answer)] if answer in options else []
     places += [LETTERS.index(answer.upper())] if len(answer) == 1 and answer.upper() in LETTERS else []
-    places += [int(answer)] if answer.isdigit() else []
-    if len(options) < 2 or not places or places[0] >= len(options):
-        raise UserError(f"{where}: {len(options)} options, and '{answer}' names none by its text, letter or place.")
+    places += [int(answer)] if answer.isdecimal() else []
+    if not 2 <= len(options) <= len(LETTERS) or not places or places[0] >= len(options):
+        told = f"{where}: {len(options)} options, and '{answer}' names none by its text, letter or place"
+        raise UserError(f"{told}; 2 to {len(LETTERS)} are wanted, and an answer among them.")
     return options, places[0]
 
 

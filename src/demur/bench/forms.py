@@ -4,6 +4,8 @@ A column is named by what releases call it: `a|b` is the first of these that the
 joined by a comma, and a leading `?` says that a file may lack it. A cell that holds a conversation stands for its first turn.
 """
 
+import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ FORMS = {  # Name -> `module:function(bench, path, *, n, seed)`, which returns p
     "humaneval": "demur.bench.livecodebench:humaneval",
     "ifeval": "demur.bench.ifeval:read",
 }
+ADDED = ("_file", "_at")
 BOXED = "Please think it through step by step, and give the final answer in \\boxed{}."
 
 
@@ -44,14 +47,14 @@ def rows(path: Path, columns: Mapping[str, str], where: Mapping[str, Sequence[st
 
 
 def raw_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a copy as they are. A folder's tables are read one after the other; `_file` is the stem of a row's file."""
+    """The rows of a copy as they are, of a folder table by table, with what `ADDED` names: the stem of its file, and its place."""
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         count = 0
-        for _, row in readers.rows(file):
+        for number, row in readers.rows(file):
             count += 1
-            yield row | {"_file": file.stem}
+            yield row | dict(zip(ADDED, (file.stem, f"{file}:{number}"), strict=True))
         if not count:
-            raise UserError(f"{file}: it is empty.")
+            raise UserError(f"{file}: it has no rows.")
 
 
 def pick(row: Mapping[str, Any], said: str, where: object) -> Any:
@@ -64,8 +67,16 @@ def pick(row: Mapping[str, Any], said: str, where: object) -> Any:
         return row[column]
     if said.startswith("?"):
         return None
-    shown = ", ".join(str(key) for key in row if key != "_file")
+    shown = ", ".join(str(key) for key in row if key not in ADDED)
     raise NoColumn(f"{where}: no column {' or '.join(said.split('|'))}; there are: {shown}.")
+
+
+def listed(value: Any, said: str, where: object) -> list[Any]:
+    """The list that a cell holds, also as a text of JSON. Raises UserError: it holds none."""
+    with contextlib.suppress(ValueError):
+        if isinstance(found := json.loads(value) if isinstance(value, str) else value, list):
+            return found
+    raise UserError(f'{where}: column {said}: a list is wanted, such as ["a", "b"]; this is {str(value)[:60]!r}.')
 
 
 def column_of(row: Mapping[str, Any], said: str) -> str | None:
@@ -85,18 +96,12 @@ def text(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> li
         request, context = row["prompt"], row.get("context", "")
         if not request and bench.count is None:
             continue  # a row of one's own file without a question; a release has none
-        made.append(
-            Prompt(
-                text=f"{context}\n\n---\n\n{request}" if context else request,
-                question=row.get("question") or request,
-                gold=context or None,
-                intent=_intent(bench, row, path),
-                source=path.stem if options.get("unique") else bench.name.partition("@")[0],
-                category=row.get("category", ""),
-                pair=row.get("pair", ""),
-                cluster=f"{bench.name.partition('@')[0]}-{row['pair']}" if row.get("pair") else "",
-            )
-        )
+        name, pair = bench.name.partition("@")[0], row.get("pair", "")
+        made.append(Prompt(
+            text=f"{context}\n\n---\n\n{request}" if context else request, question=row.get("question") or request,
+            gold=context or None, intent=_intent(bench, row, path), category=row.get("category", ""), pair=pair,
+            source=path.stem if options.get("unique") else name, cluster=f"{name}-{pair}" if pair else "",
+        ))  # fmt: skip
     return list({prompt.id: prompt for prompt in made}.values()) if options.get("unique") else made
 
 
@@ -128,10 +133,8 @@ def _intent(bench: Bench, row: Row, path: Path) -> Intent:
     intents = bench.options["intent"]
     found: Intent | None = intents if isinstance(intents, str) else intents.get(row["intent"].lower())  # type: ignore[assignment]
     if found is None:
-        raise UserError(
-            f"{path}: a row of {bench.name} does not say whether it is harmful: '{row['intent']}' in {bench.columns['intent']}. "
-            f"Known: {', '.join(intents)}."
-        )
+        told = f"{path}: a row of {bench.name} does not say whether it is harmful: '{row['intent']}'"
+        raise UserError(f"{told} in {bench.columns['intent']}. Known: {', '.join(intents)}.")
     return found
 
 

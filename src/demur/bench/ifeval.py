@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from demur.bench.forms import pick, raw_rows
+from demur.bench.forms import listed, pick, raw_rows
 from demur.bench.spec import Bench
+from demur.errors import UserError
 from demur.judge.base import Grader
 from demur.records import Prompt, Trace, Verdict
 from demur.registry import missing
@@ -19,11 +20,13 @@ def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> li
     """One prompt a row: `prompt`, `instruction_id_list`, `kwargs`; the first instruction's group is its category."""
     made = []
     for row in raw_rows(path):
-        text, *rest = (pick(row, column, path) for column in ("prompt", "instruction_id_list", "kwargs"))
-        names, kwargs = (json.loads(value) if isinstance(value, str) else value for value in rest)
+        text, lists = str(pick(row, "prompt", path)), ("instruction_id_list", "kwargs")
+        names, kwargs = (listed(pick(row, said, path), said, row["_at"]) for said in lists)
+        if not names or len(names) != len(kwargs) or not all(isinstance(one or {}, dict) for one in kwargs):
+            raise UserError(f"{row['_at']}: column kwargs: an object for each instruction is wanted, and one at least.")
         given = [{key: value for key, value in (one or {}).items() if value is not None} for one in kwargs]
         gold, group = json.dumps(list(zip(names, given, strict=True))), str(names[0]).partition(":")[0]
-        made.append(Prompt(text=str(text), intent="benign", source="ifeval", category=group, gold=gold))
+        made.append(Prompt(text=text, intent="benign", source="ifeval", category=group, gold=gold))
     return made
 
 

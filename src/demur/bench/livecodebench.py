@@ -29,10 +29,7 @@ LARGEST = 1 << 30  # Bytes that packed tests may unpack to
 STDIN = "Write a Python 3 program that reads from standard input and prints to standard output."
 FUNCTION = "Complete this Python 3 code; do not read any input:\n\n```python\n{starter}\n```"
 FENCED = "Give the whole program at the end, in one block that opens with ```python."
-COMPLETE = (
-    "Complete this Python 3 function. Give it whole, with its imports, in one block that opens with ```python.\n\n"
-    "```python\n{prompt}\n```"
-)
+COMPLETE = "Complete this Python 3 function. Give it whole, with its imports, in one block that opens with ```python.\n\n```python\n{prompt}\n```"
 CHECK = "\n\n{before}\n{test}\n\ncheck({name})\nprint('\\n{done}')\n"
 """What is run behind a program. Helpers that the prompt defines before the function are defined again."""
 _TEXTS = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE")
@@ -90,9 +87,8 @@ def private_tests(packed: str, where: str) -> list[dict[str, Any]]:
     texts = [argument for name, argument in steps if name in _TEXTS]
     strange = sorted({name for name, _ in steps} - set(_HARMLESS))
     if strange or len(texts) != 1:
-        raise UserError(
-            f"{where}: its private tests are a pickle that is not one text ({', '.join(strange)}); it was not loaded."
-        )
+        told = f"its private tests are a pickle that is not one text ({', '.join(strange)})"
+        raise UserError(f"{where}: {told}; it was not loaded.")
     unpacked: list[dict[str, Any]] = _json(str(texts[0]), where)
     return unpacked
 

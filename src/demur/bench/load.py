@@ -13,7 +13,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from demur.bench import get_bench, names
-from demur.bench.forms import FORMS, Form, NoColumn, column_of, raw_rows
+from demur.bench.forms import ADDED, FORMS, Form, NoColumn, column_of, raw_rows
 from demur.bench.spec import Bench
 from demur.errors import UserError
 from demur.records import Intent, Prompt
@@ -36,10 +36,8 @@ def load_prompts(
     path = find(bench, data=data, data_dir=data_dir)
     prompts = read_prompts(bench, path, seed=seed)
     if wrong := faults(bench, prompts):
-        raise UserError(
-            f"{path} is not {bench.name} as released: {'; '.join(wrong)}. "
-            f"`demur check bench {bench.name} --data {path}` shows more.{_whose(path)}"
-        )
+        more = f"`demur check bench {bench.name} --data {path}` shows more.{_whose(path)}"
+        raise UserError(f"{path} is not {bench.name} as released: {'; '.join(wrong)}. {more}")
     return prompts if limit is None else in_turn(prompts, limit)
 
 
@@ -91,7 +89,7 @@ def unread(name: str, path: Path | None) -> str:
     for total, row in enumerate(raw_rows(path), 1):  # noqa: B007
         there |= dict.fromkeys(row)
         read |= dict.fromkeys(column for one in wanted if (column := column_of(row, one)) is not None)
-    left = [column for column in there if column not in read and column != "_file"]
+    left = [column for column in there if column not in read and column not in ADDED]
     asked = len({prompt.id for prompt in read_prompts(bench, path)})
     said = [f"read: {', '.join(read)}; not read: {', '.join(left)}"] if left else []
     if total > asked:

@@ -19,10 +19,8 @@ METRICS: dict[str, Metric] = {
 }
 SUCCESS = ("attack_success", "served")  # A harmful request got through, by a harm judge or by one that sees refusals
 STORED = Bench(
-    name="stored",
-    sampling=Sampling(temperature=0.6, top_p=0.95, max_tokens=8192),
-    judge="rules",
+    name="stored", sampling=Sampling(temperature=0.6, top_p=0.95, max_tokens=8192), judge="rules",
     metrics=tuple(metric for name, metric in METRICS.items() if metric.intents),
     about="traces of a file that says nothing of a benchmark",
-)
+)  # fmt: skip
 """What stored traces are counted by when they come without a protocol."""
