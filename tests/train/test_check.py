@@ -55,12 +55,12 @@ def test_long_rows_are_listed_and_no_failure(stand_in: Path, make: Callable[...,
 def test_words_of_rows_are_masked_until_asked_for(
     stand_in: Path, make: Callable[..., Example], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write_jsonl(tmp_path / "rows.jsonl", [make("how to forge keys", "They ask of forging.", "Melt brass.")])
+    write_jsonl(tmp_path / "rows.jsonl", [make("how to forge keys", "They ask of forging>brass.", "Melt brass.")])
     command = ("check", "template", "--base", str(stand_in), "--examples", str(tmp_path / "rows.jsonl"))
     for more, told in (((), False), (("--words",), True)):
         assert exit_code(*command, *more) == 0
         text = capfd.readouterr().out
-        assert ("forging" in text) == told
+        assert ("forging" in text) == told, "not even in front of what could end a tag"
         assert ("fo·····" in text) != told
         assert "</think>" in text, "tags are what one looks for"
 

@@ -121,7 +121,7 @@ def render_report(report: Report, *, mask: bool = False) -> Group:
         for token in parts:
             visible = "".join("⏎\n" if c == "\n" else c if c.isprintable() else "·" for c in token.text)
             text.append(visible, style="green" if token.trained else "dim")
-        text.plain = re.sub(r"(?<=\w\w)\w(?![^<>\s]*>)", "·", text.plain) if mask else text.plain
+        text.plain = re.sub(r"(<[^<>\s]*>)|(?<=\w\w)\w", lambda m: m[1] or "·", text.plain) if mask else text.plain
         lines.append(text)
     lines += [Text(f"note: {note}", style="cyan") for note in report.notes]
     lines += [Text(f"left out: {d.example} {d.reason}: {d.detail}", style="yellow") for d in report.dropped[:10]]
