@@ -195,3 +195,13 @@ def test_a_file_of_ones_own_is_named_with_its_hash_as_the_source(
     (row,) = json.loads((run / "results.json").read_text())["protocols"]
     assert row["file"] == f"mine.jsonl {hash_file(own)[:16]}"
     assert row["file"] in (run / "summary.md").read_text()
+
+
+def test_a_row_says_of_how_many_replies_what_is_over_all_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("--limit", "12", "--out", str(tmp_path), "--target")
+    assert exit_code("eval", "mini_harm", "mini_benign", *words, "script:stand_in") == 0
+    assert exit_code("eval", "mini_harm", *words, "script:echo") == 0
+    shown = capfd.readouterr().out.splitlines()[-40:]
+    echo, other = (next(line for line in shown if line.startswith(f"{name} ")) for name in ("echo", "stand_in"))
+    assert echo.count(" n=12") == 2, "no answer and tokens: of fewer replies than the other's"
+    assert " n=" not in other

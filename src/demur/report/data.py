@@ -137,38 +137,24 @@ def of_run(run: Run, *, labels: Path | None = None) -> Report:
     as_it_is = [arm for arm, settings in arms.items() if not settings]
     raw = as_it_is[0] if len(as_it_is) == 1 < len(arms) else ""
     corrected = tuple(corrections(labels, found, columns)) if labels else ()
+    funnels = accounts(run, "distil", "funnel").items()
     return Report(
-        name=str(run.study.get("name") or "run"),
-        question=str(run.study.get("question") or ""),
-        stand_in=bool(run.study.get("stand_in")),
-        arms=tuple(found),
-        results=tuple(numbers),
-        subjects=tuple(_subjects(run)),
-        columns=tuple(columns),
+        name=str(run.study.get("name") or "run"), question=str(run.study.get("question") or ""),
+        stand_in=bool(run.study.get("stand_in")), bases=tuple(str(base) for base in run.study.get("bases") or ()),
+        arms=tuple(found), results=tuple(numbers), subjects=tuple(_subjects(run)), columns=tuple(columns),
         claims=tuple(doubted(declared(found, columns, run.study.get("compare") or []), broken)),
-        changes=tuple(against_raw(found, columns, raw)),
+        changes=tuple(against_raw(found, columns, raw)), incoherent=broken,
         best=tuple(best({arm: own for arm, own in found.items() if arm not in broken}, columns)),
-        incoherent=broken,
-        bases=tuple(str(base) for base in run.study.get("bases") or ()),
-        findings=tuple(findings(run, found, taken, broken)),
-        protocols=tuple(_protocols(run)),
-        patterns=tuple(patterns(run)),
-        measures=measures(run),
-        funnels={
-            n: in_order(own, "asked", "answered", "failed") for n, own in accounts(run, "distil", "funnel").items()
-        },
-        repairs=accounts(run, "repair", "counts"),
-        learnability=tuple(training.curves(run)),
-        learnt=taken,
-        crossing=tuple(crossing(run.evaluations)),
-        agreement=tuple(agreement(run.evaluations)),
-        judges=notes((column.judge for column in columns), run.stages, corrected),
-        corrected=corrected,
-        remarks=tuple(dict.fromkeys(remarks(run.evaluations, columns))),
+        findings=tuple(findings(run, found, taken, broken)), protocols=tuple(_protocols(run)),
+        patterns=tuple(patterns(run)), measures=measures(run), repairs=accounts(run, "repair", "counts"),
+        funnels={n: in_order(own, "asked", "answered", "failed") for n, own in funnels},
+        learnability=tuple(training.curves(run)), learnt=taken,
+        crossing=tuple(crossing(run.evaluations)), agreement=tuple(agreement(run.evaluations)),
+        judges=notes((column.judge for column in columns), run.stages, corrected), corrected=corrected,
+        remarks=tuple(dict.fromkeys(remarks(run.evaluations, columns))), published=published(run.study, found),
         mixes={n: [in_order(row, "share", "given") for row in own] for n, own in accounts(run, "mix", "table").items()},
-        published=published(run.study, found),
         stages={stage.manifest.name: stage.manifest.fingerprint for stage in run.stages},
-    )
+    )  # fmt: skip
 
 
 def _subjects(run: Run) -> Iterator[Subject]:

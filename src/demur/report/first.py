@@ -47,12 +47,13 @@ def first(report: Report) -> Iterator[Section]:
         own = [e for (_, *at), e in numbers.items() if tuple(at) == column[:5]]
         most[column] = max(own, key=lambda e: e.n + e.unscored)
     best = {(b.bench, b.attack, b.metric, b.arm) for b in report.best}
+    means = {column.metric for column in shown if column.bench != ALL}  # what else is over all counts replies
     rows: list[tuple[Cell | str, ...]] = []
     for arm in report.arms:
         cells = []
         for column in shown:
             mark, where = (*column[:3], arm) in best, format.where(arm, column.bench, column.attack)
-            asked = 0 if column.bench == ALL else most[column].n + most[column].unscored
+            asked = 0 if column.bench == ALL and column.metric in means else most[column].n + most[column].unscored
             cell = estimate(numbers.get((arm, *column[:5])), column.unit, where=where, best=mark, asked=asked)
             theirs = report.published.get("|".join((arm, *column[:3])))
             cells.append(cell if theirs is None else cell._replace(text=f"{cell.text} ({format.number(theirs)})"))
