@@ -72,7 +72,7 @@ def override(data: dict[str, Any], item: str) -> dict[str, Any]:
     try:
         value = _value(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"--set {item}: the value is not readable as YAML: {error}") from None
+        raise UserError(f"--set {item}: the value is not readable as YAML: {in_words(error)}") from None
     whole: dict[str, Any] = changed(data, path.split("."), value, item)
     return whole
 
@@ -80,6 +80,11 @@ def override(data: dict[str, Any], item: str) -> dict[str, Any]:
 def from_yaml(text: str) -> Any:
     """What a YAML text says, by libyaml where it is there: ten times as fast."""
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def in_words(error: Exception) -> str:
+    """What YAML says is wrong and where; it calls every text "<unicode string>"."""
+    return str(error).replace('in "<unicode string>", ', "in ")
 
 
 def _value(text: str) -> Any:
@@ -381,7 +386,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], LineTable]:
         hint = f"Did you mean '{path.with_name(near[0])}'?" if near else "`demur init NAME` writes one to start from."
         raise UserError(f"{path}: no such study file. {hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from None
+        raise UserError(f"{path}: not readable as YAML: {in_words(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: a study is a mapping of keys to values.")
     return data, table

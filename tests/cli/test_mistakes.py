@@ -58,6 +58,18 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
             ("mix", "--share", "a=prompts.csv:1", "--out", "m"),
             "share 'a': nothing to train on in prompts.csv: no replies",
         ),
+        (
+            (*EVAL, "--target", "script:echo"),
+            "--target is given twice, and takes one. Type the command once for each",
+        ),
+        (("judge", "rows.jsonl", "--part", "answer", "--part=thinking"), "--part is given twice"),
+        (
+            (*EVAL, "--set", "max_tokens=9"),
+            "a setting of each benchmark: bench.0.sampling.max_tokens=9, or --max-tokens 9",
+        ),
+        ((*EVAL, "--set", "top_p=0.5"), "--set top_p: a setting of each benchmark: bench.0.sampling.top_p=0.5"),
+        ((*EVAL, "--set", "bench=[1"), "is not readable as YAML: while parsing a flow sequence in line 1, column 1:"),
+        (("eval", "harmful=head.csv", "--target", "script:stand_in"), "head.csv: it has no rows."),
         (("plan", str(STUDY), "--set", "arms.short.safety=1500"), "Raise prompts.harmful.n, or take what there is:"),
         (("eval", "xstest", "--target", "script:stand_in"), "into a folder, and name that: --data-dir FOLDER"),
         (("run", str(STUDY), "--set", "seeds=3"), "--set: 'seeds' = 3: a list is wanted, such as [3]"),
@@ -91,6 +103,7 @@ def test_a_mistake_is_a_sentence(
     Path("armless.yaml").write_text("name: a\nprompts: {harmful: {source: mini, n: 2}}\n")
     Path("prompts.csv").write_text("prompt\nHow do I boil an egg?\nHow do I boil water?\n")
     Path("binary.jsonl").write_bytes(b"\0\1\2\xff")
+    Path("head.csv").write_text("prompt,category\n")
     assert exit_code(*args) == 2
     shown = capfd.readouterr()
     text = re.sub(r"[\s│]+", " ", shown.err + shown.out)
@@ -298,26 +311,6 @@ def test_a_study_of_no_stages_is_told_so(
     assert not Path("runs").exists()
 
 
-def test_a_server_that_is_down_is_told_before_another_is_asked(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    words = ["eval", "mini_harm", "--limit", "2", "--out", str(run), "--model", "scripted", "--target"]
-    with serving("stand_in") as server:
-        judge = ("--judge", "llama_guard3=http://127.0.0.1:9/v1", "--set", "models.judge.model=guard")
-        assert exit_code(*words, server.url, *judge) == 2
-        told = " ".join(capfd.readouterr().err.split())
-        assert "judge: http://127.0.0.1:9/v1 cannot be reached: ClientConnectorError: Cannot connect to host" in told
-        assert "Nothing was asked. Start what is down" in told
-        assert "ssl:default" not in told
-        assert exit_code("cost", str(run), "--json") == 0
-        assert json.loads(capfd.readouterr().out)["lines"] == []
-        assert exit_code(*words, server.url) == 0
-    # Its replies are kept: it is asked nothing, and may be down.
-    assert exit_code(*words, server.url, "--judge", "rules") == 0
-    assert exit_code(*words, "http://127.0.0.1:9/v1") == 2
-
-
 def test_a_share_that_no_prompts_can_fill_is_told_before_a_teacher_is_paid(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,3 +336,38 @@ def test_a_share_that_no_prompts_can_fill_is_told_before_a_teacher_is_paid(
     )
     for dedupe, safety in (("none", "40"), ("near", "20"), ("near", "{n: up to 50}")):
         assert "at most: prompts" not in told(dedupe, safety)
+
+
+def test_a_server_that_is_down_is_told_before_another_is_asked(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["eval", "mini_harm", "--limit", "2", "--out", str(run), "--model", "scripted", "--target"]
+    with serving("stand_in") as server:
+        judge = ("--judge", "llama_guard3=http://127.0.0.1:9/v1", "--set", "models.judge.model=guard")
+        assert exit_code(*words, server.url, *judge) == 2
+        told = " ".join(capfd.readouterr().err.split())
+        assert "judge: http://127.0.0.1:9/v1 cannot be reached: ClientConnectorError: Cannot connect to host" in told
+        assert "Nothing was asked. Start what is down" in told
+        assert "ssl:default" not in told
+        assert exit_code("cost", str(run), "--json") == 0
+        assert json.loads(capfd.readouterr().out)["lines"] == []
+        assert exit_code(*words, server.url) == 0
+    # Its replies are kept: it is asked nothing, and may be down.
+    assert exit_code(*words, server.url, "--judge", "rules") == 0
+    assert exit_code(*words, "http://127.0.0.1:9/v1") == 2
+
+
+def test_what_a_run_says_of_its_prompts_is_not_said_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert exit_code(*EVAL, "--out", str(run)) == 0
+    (traces,) = run.glob("stages/evaluate-*/traces.jsonl")
+    for source, said in ((run, "--intent and --limit are for files"), (traces, "leave the intent (benign) out")):
+        assert exit_code("judge", str(source), "--intent", "benign", "--out", str(tmp_path / "o")) == 2
+        assert said in " ".join(capfd.readouterr().err.split())
+    assert exit_code("judge", str(traces), "--out", str(tmp_path / "o")) == 0
+
+
+def test_a_report_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    assert exit_code("report", str(tmp_path / "nope"), "--out", str(tmp_path / "out")) == 2
+    assert not (tmp_path / "out").exists()

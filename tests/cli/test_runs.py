@@ -91,3 +91,8 @@ def test_a_page_names_every_command_that_made_what_it_shows(tmp_path: Path) -> N
     )
     assert exit_code("run", str(study), "--out", str(run)) == 0
     assert f"made by: demur run {study} --out {run}<" in (run / "report.html").read_text()
+    assert exit_code("run", str(study), "--set", "bench.0.limit=2", "--out", str(run)) == 0
+    assert exit_code("run", str(study), "--out", str(run)) == 0
+    typed = (run / "commands.txt").read_text().splitlines()
+    assert typed[:2] == made[:2]
+    assert typed[2:] == [f"demur run {study} --set bench.0.limit=2 --out {run}", f"demur run {study} --out {run}"]

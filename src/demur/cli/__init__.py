@@ -22,6 +22,7 @@ COMMAND: list[str] = []  # What was typed
 MODULES = {"eval": "evaluate"}
 SLOW = ("run", "plan", "eval", "attack", "judge", "distil", "diagnose", "train")
 """Verbs that import much, and read files and models, before they can show anything."""
+ONE = ("target", "judge", "teacher", "attacker", "attack-judge", "detector", "base", "model", "part", "attack")
 SHOWN = threading.Event()  # A verb has shown something, or has ended
 
 
@@ -97,6 +98,10 @@ def _call(verb: str, args: list[str]) -> int:
     command = command_of(verb)
     import typer
 
+    every = [option for one in (command, *getattr(command, "commands", {}).values()) for option in one.params]
+    flags = {option.opts[0] for option in every if option.opts[0][2:] in ONE and not option.multiple}
+    if twice := [flag for flag in flags if sum(word.partition("=")[0] == flag for word in args) > 1]:
+        raise UserError(f"{twice[0]} is given twice, and takes one. Type the command once for each, --out the same.")
     # Typer carries its own copy of click and names only some of its errors: usage errors are the base of one it names.
     usage: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:

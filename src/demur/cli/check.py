@@ -33,10 +33,8 @@ def study(files: list[Path], flags: common.Flags) -> None:
     for path in files:
         try:
             study, stages, missing, _ = common.load_study(path, flags)
-            lines = [
-                f"✓ {path}: {len(study.arms)} arms, {len(stages)} stages",
-                *(f"    missing here: {one}" for one in missing),
-            ]
+            lines = [f"✓ {path}: {len(study.arms)} arms, {len(stages)} stages"]
+            lines += [f"    missing here: {one}" for one in missing]
             found = {"sound": True, "stages": len(stages), "arms": len(study.arms), "missing": missing}
         except UserError as error:
             lines = [f"✗ {error}" if str(error).startswith(str(path)) else f"✗ {path}: {error}"]
@@ -112,10 +110,8 @@ def contamination(examples: Path, flags: common.Flags, benches: list[str] | None
             common.console.print(f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}")
         common.console.print(f"certificate: {where / 'contamination.json'} · pairs: {where / 'contaminated.jsonl'}")
     if not sound:
-        raise CheckFailed(
-            f"{len({one.example for one in pairs}):,} of {sum(map(len, sets.values())):,} training rows hold prompts that the model "
-            "will be scored on. Take them out with --remove."
-        )
+        share = f"{len({one.example for one in pairs}):,} of {sum(map(len, sets.values())):,} training rows"
+        raise CheckFailed(f"{share} hold prompts that the model will be scored on. Take them out with --remove.")
 
 
 @common.verb("data data_dir json")

@@ -84,10 +84,8 @@ def verb(flags: str, *, name: str | None = None) -> Callable[[Callable[..., None
         def command(**values: Any) -> None:
             work(**{one.name: values.pop(one.name) for one in own}, flags=Flags(**values))
 
-        taken = [
-            *(_worded(one, FLAGS["verbs"].get(work.__name__, {})) for one in own),
-            *(shared[one] for one in flags.split()),
-        ]
+        taken = [_worded(one, FLAGS["verbs"].get(work.__name__, {})) for one in own]
+        taken += [shared[one] for one in flags.split()]
         command.__signature__ = Signature([one.replace(kind=one.KEYWORD_ONLY) for one in taken])  # type: ignore[attr-defined]
         command.__name__, command.__doc__ = work.__name__, work.__doc__
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -174,10 +172,8 @@ def judge_of(text: str, *, unnamed: str = "") -> tuple[str, str]:
     if re.fullmatch(r"[\w-]+", name) and (equals or not alone):
         raise unknown("judge", name, JUDGES)
     if alone and unnamed:
-        raise UserError(
-            f"--judge {text}: {unnamed}, so say as what this model judges: "
-            f"--judge NAME={text}, with NAME one of {', '.join(filter(requires_model, JUDGES))}."
-        )
+        how = f"--judge NAME={text}, with NAME one of {', '.join(filter(requires_model, JUDGES))}"
+        raise UserError(f"--judge {text}: {unnamed}, so say as what this model judges: {how}.")
     return ("", text) if alone else (name, model)
 
 
@@ -216,9 +212,8 @@ def show(titles: Sequence[str], rows: Sequence[tuple[Any, ...]], name: str = "")
     """A table on standard output, as a report has it: a title that begins with # is of numbers."""
     from demur.report.tables import Cell, table
 
-    cells = [tuple(cell if isinstance(cell, Cell) else _cell(cell) for cell in row) for row in rows]
-    stdout.print(table(titles, cells, name))
+    def cell(one: Any) -> Cell | str:
+        one = "–" if one is None else f"{one:,}" if isinstance(one, int) else one
+        return one if isinstance(one, Cell) else str(one)
 
-
-def _cell(value: Any) -> str:
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    stdout.print(table(titles, [tuple(map(cell, row)) for row in rows], name))

@@ -1,5 +1,6 @@
 """`demur judge RUN_OR_FILE`: judge stored traces again, without asking the model that wrote them."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from demur.cli.runner import reading, run_stages, tell
 from demur.errors import UserError
 from demur.judge import requires_model
 from demur.models.config import ModelConfig, parse_model
-from demur.pipeline.stages.importing import Import
+from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.rejudge import Rejudge, RejudgeSettings
 from demur.prompts.forms import certain
 from demur.report.agreement import agreement, crossing
@@ -37,8 +38,7 @@ def judge(
     sources = _sources(source, reading(source, flags.intent, limit=limit), where, flags.cache)
     stages = [
         Rejudge(f"{name}-{of}", settings.model_copy(update=about), files={"traces": path}, models=models)
-        for name, settings, models in readers
-        for of, about, path in sources
+        for (name, settings, models), (of, about, path) in itertools.product(readers, sources)
     ]
     done = run_stages(stages, out=where, cache=flags.cache, title="judge")
     judged, verdicts = [done[stage.name] for stage in stages[: len(sources)]], VerdictIndex()
@@ -49,10 +49,8 @@ def judge(
     crossed = list(crossing(e._replace(arm="", bench="", attack="") for e in found))
     agree = list(agreement(found))
     if flags.json:
-        apart = {
-            cell.judge: {own.name: {"share": own.estimate} for own in crossed if own.judge == cell.judge}
-            for cell in crossed
-        }
+        names = {cell.judge for cell in crossed}
+        apart = {name: {own.name: {"share": own.estimate} for own in crossed if own.judge == name} for name in names}
         traces = sum(stage.rows("traces") for stage in judged)
         told = {"results": list(results(cells(found))), "crossed": apart, "agreement": agree}
         common.print_json({"n": traces, "out": str(where)} | told)
@@ -74,6 +72,8 @@ def _measured(run: Path) -> list[Artifact]:
 def _sources(source: Path, read: Import, where: Path, cache: Path | None) -> list[tuple[str, dict[str, Any], Path]]:
     """Each file of traces with its name, and what its stage says of it: arm, seed and benchmark."""
     if (source / "stages").is_dir():
+        if read.settings != ImportSettings():
+            raise UserError(f"--intent and --limit are for files: {source} says itself what its prompts want.")
         found = []
         for stage in _measured(source):
             settings = stage.manifest.settings

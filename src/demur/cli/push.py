@@ -56,11 +56,8 @@ def _contents(folder: Path) -> tuple[str, list[str], bool]:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     card = RepoCard.load(folder / "README.md", ignore_metadata_errors=True)
-    return (
-        kind,
-        list(filter_repo_objects(visible, allow_patterns=FILES[kind].split())),
-        "extra_gated_prompt" in card.data,
-    )
+    files = list(filter_repo_objects(visible, allow_patterns=FILES[kind].split()))
+    return kind, files, "extra_gated_prompt" in card.data
 
 
 def _send(folder: Path, repo: str, *, kind: str, files: list[str], public: bool, gate: Gate) -> str:

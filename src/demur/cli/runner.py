@@ -10,6 +10,7 @@ from demur import report
 from demur.cli import COMMAND, common
 from demur.cli.progress import Display
 from demur.errors import UserError, plural, scrubbed
+from demur.models.sampling import SamplingSettings
 from demur.pipeline import study as studies
 from demur.pipeline.dag import ordered
 from demur.pipeline.resolve import Resolved, make, needs
@@ -39,7 +40,7 @@ def run_stages(
 def _executed(
     stages: Sequence[Stage[Any]], *, out: Path, title: str, workers: int, cache: Path | None, on: str = "local", add: bool = True
 ) -> dict[str, Artifact]:  # fmt: skip
-    """Do stages with their progress shown, and write the command down beside those whose stages stay in the folder's graph."""
+    """Do stages with their progress shown, and write the command down: as the last where what was before is no more the run's."""
     with Display(common.console, [stage.name for stage in ordered(stages)], title=title, out=out) as display:
         if on == "local":
             done = execute(stages, out=out, cache=cache, workers=workers, watch=display, add=add)
@@ -50,7 +51,7 @@ def _executed(
             with ray_pool(on, cache=shared, say=display) as pool:
                 done = execute(stages, out=out.resolve(), cache=shared, workers=pool, watch=display, add=add)
     line, path = scrubbed(shlex.join(COMMAND)), out / COMMANDS
-    before = path.read_text().splitlines() if add and path.is_file() else []
+    before = [one for one in path.read_text().splitlines() if add or one != line] if path.is_file() else []
     if line:
         atomic_write(path, "".join(f"{one}\n" for one in dict.fromkeys((*before, line))))
     return done
@@ -117,6 +118,10 @@ def run_study(
 
 def run_measuring(study: dict[str, Any], flags: common.Flags) -> None:
     """Run a study of one arm, the model `target` as it is; other models that were measured in the folder stay in its table."""
+    for key, _, value in (item.partition("=") for item in flags.sets or ()):
+        if key in SamplingSettings.model_fields:
+            flag = f", or --{key.replace('_', '-')} {value}" * (study["name"] == "eval" and hasattr(flags, key))
+            raise UserError(f"--set {key}: a setting of each benchmark: bench.0.sampling.{key}={value}{flag}")
     plain = study | {"base": "target"} | flags.given("data_dir")
     resolved = make(common.apply_sets(plain, flags.sets), where=f"demur {study['name']}")
     folder = flags.out or Path("runs") / study["name"]
@@ -129,9 +134,9 @@ def run_measuring(study: dict[str, Any], flags: common.Flags) -> None:
 
 def tell(*runs: Path, out: Path | None = None, json: bool = False, more: dict[str, Any] | None = None) -> None:
     """Write results, summary and page of a run, or of several side by side, and print their table; as JSON in `more` where given."""
+    built = report.build(runs)
     if out:
         common.writable(out)
-    built = report.build(runs)
     paths = report.write(runs, out, built=built)
     if json:
         plain = report.as_json(built)

@@ -32,8 +32,8 @@ from demur.judge.model import Case, Format
 from demur.models.config import ModelConfig, Scripted, Served, as_model
 from demur.models.open import open_model
 from demur.models.requires import Requires
-from demur.prompts.forms import load_file
-from demur.records import Kept, Part, Prompt, Query
+from demur.prompts.forms import OWN, load_file
+from demur.records import Intent, Kept, Part, Prompt, Query
 from demur.registry import missing, resolve
 from demur.settings import Location, Strict, connection, identity_of
 from demur.storage import hub
@@ -88,7 +88,7 @@ class Size(NamedTuple):
     """How much a stage hands on at most."""
 
     rows: int
-    tokens: int  # Of one row, its reply included
+    tokens: int = UNKNOWN_PROMPT  # Of one row, its reply included
 
 
 @dataclass(frozen=True)
@@ -304,11 +304,11 @@ class Detecting(Stage[D]):
         return [Ask(part, *size) for part in self.panel]
 
 
-def file_needs(what: str, path: Path, form: str | None) -> list[Lack]:
+def file_needs(what: str, path: Path, form: str | None, *, intent: Intent | None = None) -> list[Lack]:
     """What is wrong with a file of rows, as far as its first ones tell; that there is none is said elsewhere."""
     try:
-        if path.exists():
-            load_file(path, form=form, glance=True)
+        if path.exists() and load_file(path, form=form, glance=True).form in OWN and intent:
+            return [Lack(what, f"{path} says of each prompt what it wants: leave the intent ({intent}) out.", True)]
     except UserError as error:
         return [Lack(what, str(error))]
     return []

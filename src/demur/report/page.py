@@ -23,8 +23,6 @@ from demur.storage.records_file import project
 
 SAMPLES = 3  # Traces shown of each kind: enough to see what the numbers are about; the viewer has them all
 LIMIT = 6_000  # Characters of a text on the page
-
-
 Sample = dict[str, Any]  # A trace as the page shows it
 
 
@@ -49,11 +47,12 @@ def page(report: Report, runs: Sequence[Path]) -> str:
 
 
 def _about(stages: Sequence[Artifact], runs: Sequence[Path]) -> str:
-    """Version, day and how to make it again: every command whose stages are shown."""
+    """Version, day and how to make it again: every command since the last `demur run`, which leaves no earlier stages."""
     versions = sorted({stage.manifest.host.get("demur", "") for stage in stages} - {""})
     last = max(((stage.folder / "manifest.json").stat().st_mtime for stage in stages), default=0.0)
     day = datetime.fromtimestamp(last, UTC).date().isoformat()
-    typed = [line for run in runs if (run / COMMANDS).is_file() for line in (run / COMMANDS).read_text().splitlines()]
+    texts = [f"\n{(run / COMMANDS).read_text()}" for run in runs if (run / COMMANDS).is_file()]
+    typed = [line for text in texts for line in "".join(text.rpartition("\ndemur run ")[1:]).strip().splitlines()]
     return f"demur {', '.join(versions)} · finished {day} · made by: {'; '.join(typed) or 'demur run RUN/study.yaml --out RUN'}"
 
 

@@ -20,8 +20,7 @@ from demur.judge.base import require, setup_of
 from demur.models.config import Local
 from demur.models.requires import Requires
 from demur.models.sampling import SamplingSettings, preset
-from demur.pipeline import stage as stages
-from demur.pipeline.stage import Context, Lack, Size, Stage, Tampered, Use, hub_needs, judging, sized
+from demur.pipeline.stage import CHARACTERS, Context, Lack, Size, Stage, Tampered, Use, hub_needs, judging, sized
 from demur.records import Part, Prompt, Sampling
 from demur.repair.cut import Intervened
 from demur.repair.settings import Intervention
@@ -113,12 +112,9 @@ class Evaluate(Stage[EvaluateSettings]):
         made = [prompt async for prompt in attack.attacked(questions)]
         place = {prompt.id: index for index, prompt in enumerate(questions)}
         attacked = sorted(made, key=lambda prompt: (place[prompt.parent or prompt.id], prompt.attack, prompt.id))
-        flow = await ask_and_judge(
-            target,
-            [request for prompt in attacked for request in attacks.requests(attack, prompt, sampling)],
-            readers,
-            progress=lambda done, _, remark: context.progress(done, len(attacked) * sampling.n, remark),
-        )
+        asks = [request for prompt in attacked for request in attacks.requests(attack, prompt, sampling)]
+        total, say = len(attacked) * sampling.n, context.progress
+        flow = await ask_and_judge(target, asks, readers, progress=lambda done, _, remark: say(done, total, remark))
         if context.generating:
             return
         # What an attacker could not write a prompt for is a failure like any other.
@@ -136,8 +132,7 @@ class Evaluate(Stage[EvaluateSettings]):
         require(flow.verdicts, max_unscored=use.max_unscored, who=f"{bench.name}: the judge")
 
     def _sampling(self) -> Sampling:
-        sampling = self.use.drawn()
-        decoding = self.settings.decoding
+        decoding, sampling = self.settings.decoding, self.use.drawn()
         return preset(decoding, sampling) if isinstance(decoding, str) else sampling
 
     def _questions(self, bench: Bench) -> list[Prompt]:
@@ -189,7 +184,7 @@ class Evaluate(Stage[EvaluateSettings]):
 
     def size(self) -> Size:
         bench, use, copy = get_bench(self.use.name), self.use, self.files.get("stand_in") or self.files.get("data")
-        why, size = "no copy is here", Size(0, stages.UNKNOWN_PROMPT)
+        why, size = "no copy is here", Size(0)
         if copy or not bench.hub:
             size, why = sized(_prompts, use.name, copy, use.limit, use.seed)
         most = min(filter(None, (use.limit, bench.count)), default=0)
@@ -202,7 +197,7 @@ class Evaluate(Stage[EvaluateSettings]):
         except (UserError, KeyError):  # told among the needs
             attack = attacks.make("none")
         replies = asked.rows * attack.each * sampling.n
-        sent = asked.tokens + attack.longer // stages.CHARACTERS
+        sent = asked.tokens + attack.longer // CHARACTERS
         twice = replies * (1 + isinstance(self.settings.decoding, Intervention))
         asks = [Ask("target", twice, twice * sent, twice * sampling.max_tokens)]
         readers = 1 + len(use.also)

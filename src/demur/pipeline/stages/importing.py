@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -41,12 +42,10 @@ class Import(Stage[ImportSettings]):
             at = len(examples) - settings.held_out
             draft.write("held_out", examples[at:])
             examples = examples[:at]
-        rows = {
-            "examples": draft.write("examples", examples),
-            "traces": draft.write("traces", loaded.traces[: settings.limit]),
-            "pairs": draft.write("pairs", preferred(loaded.pairs, share="file")[0][: settings.limit]),
-            "prompts": draft.write("prompts", loaded.prompts),
-        }
+        pairs = preferred(loaded.pairs, share="file")[0]
+        read: dict[str, Sequence[Any]] = {"examples": examples, "traces": loaded.traces, "pairs": pairs}
+        rows = {name: draft.write(name, own[: settings.limit]) for name, own in read.items()}
+        rows["prompts"] = draft.write("prompts", loaded.prompts)
         odd = draft.write("odd", loaded.odd)
         inside = [Artifact(path)] if is_published(path) else [one for one in artifacts(path) if one.rows("traces")]
         if len(inside) == 1 and (chosen := kept(inside[0])) is not None:
@@ -57,7 +56,7 @@ class Import(Stage[ImportSettings]):
         draft.summary["notes"] = loaded.notes
 
     def needs(self) -> list[Lack]:
-        return super().needs() + file_needs("data", self.files["file"], self.settings.form)
+        return super().needs() + file_needs("data", self.files["file"], self.settings.form, intent=self.settings.intent)
 
     def size(self) -> Size:
         return _size(self.files["file"], self.settings.form)
