@@ -1,6 +1,7 @@
 """Repair: only what the detector clears counts, originals stay, the audit is right, and asking again is bounded."""
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -169,6 +170,8 @@ def test_sentences_for_cutting_tile_the_text(text: str) -> None:
 
 
 def test_means_are_read_from_commas_or_lists() -> None:
+    with pytest.raises(ValueError, match="valid regular expression"):
+        RepairSettings.model_validate({"cue": "("})
     assert RepairSettings.model_validate({"with": "trim, drop"}).means == ("trim", "drop")
     assert RepairSettings.model_validate({"with": ["drop"]}).means == ("drop",)
     with pytest.raises(ValueError, match="mend"):
@@ -204,8 +207,8 @@ def test_a_reasoning_is_cut_at_a_share_or_at_a_cue() -> None:
         "One. Two.",
         "One. Two. Sure, three. Four.",
     ]
-    assert cut_at_cue(trace, "^sure") == "One. Two."
-    assert cut_at_cue(trace, "never") is None
+    assert cut_at_cue(trace, re.compile("^sure")) == "One. Two."
+    assert cut_at_cue(trace, re.compile("never")) is None
 
 
 def test_a_thinking_is_interrupted_where_it_goes_about_complying() -> None:
@@ -224,7 +227,7 @@ def test_a_thinking_is_interrupted_where_it_goes_about_complying() -> None:
     assert isinstance(found, Trace)
     assert (found.thinking, found.answer, found.sampling) == ("Hm. Wait. It would hurt. No.", "No.", Sampling())
     assert len(model.asked) == 2
-    plain = asyncio.run(Intervened(model, Intervention(cue="never")).answer(asked))
+    plain = asyncio.run(Intervened(model, Intervention.model_validate({"cue": "never"})).answer(asked))
     assert isinstance(plain, Trace)
     assert plain.answer == "Sure."
     begun = msgspec.structs.replace(asked, sampling=Sampling(prefill=thinking.join("I will explain it all.", None)))

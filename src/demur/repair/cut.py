@@ -31,10 +31,10 @@ def cut_at_share(trace: Trace, share: float) -> str:
     return "".join(pieces[: round(share * len(pieces))]).rstrip()
 
 
-def cut_at_cue(trace: Trace, cue: str) -> str | None:
+def cut_at_cue(trace: Trace, cue: re.Pattern[str]) -> str | None:
     """A reasoning before its first sentence with `cue`, a regular expression, such as for compliance; `None` without one."""
     pieces = sentences(trace.thinking or "")
-    at = next((place for place, piece in enumerate(pieces) if re.search(cue, piece, re.IGNORECASE)), None)
+    at = next((place for place, piece in enumerate(pieces) if re.search(cue.pattern, piece, re.IGNORECASE)), None)
     return None if at is None else "".join(pieces[:at]).rstrip()
 
 

@@ -1,25 +1,19 @@
 """What can be said about a repair."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from demur.models.sampling import Drawn
 from demur.settings import Strict
 
-COMPLIANCE = (
+COMPLIANCE = re.compile(  # In any case, as what a study says
     r"\b(?:let me|i(?:'ll| will| can| should)(?: now)?|let's) (?:provide|give|explain|outline|list|write|describe|walk|start)"
     r"|\bfirst,|\bstep (?:1|one)\b|\bhere(?:'s| is| are) (?:how|the steps|a)\b"
 )
 
 
-def _regular(value: str) -> str:
-    re.compile(value)
-    return value
-
-
-Regular = Annotated[str, AfterValidator(_regular)]  # A regular expression, in any case
 Means = Literal["reask", "continue", "trim", "align", "drop"]
 
 
@@ -27,7 +21,7 @@ class Intervention(Strict):
     """A defence while a model thinks, without training: cut before the first sentence that goes about complying, put a
     reminder there, and let it go on (after SafeRemind, arXiv 2601.03662, and SafeThink, arXiv 2602.11096)."""
 
-    cue: Regular = COMPLIANCE
+    cue: re.Pattern[str] = COMPLIANCE
     insert: str = "Wait, let me think about whether this could hurt somebody."
 
 
@@ -41,7 +35,7 @@ class RepairSettings(Drawn):
     tries: int = Field(default=2, ge=1)  # Most replies that `reask` or `continue` asks for one trace
     cut: Literal["pattern", "cue", "share"] = "pattern"
     """Where `continue` cuts: before the first sentence that shows a pattern, before the first that `cue` matches, or at `share`."""
-    cue: Regular = COMPLIANCE  # For the first sentence that goes about complying
+    cue: re.Pattern[str] = COMPLIANCE  # For the first sentence that goes about complying
     share: float = Field(default=0.5, ge=0, le=1)  # Of the sentences of a thinking
     insert: str = "Wait. This could hurt somebody, and it is not for me to help with that."
     """What `continue` puts where it cuts. The teacher goes on from there; loss falls on this and on what it adds."""
