@@ -12,7 +12,8 @@ from demur import stats
 from demur.attack import title
 from demur.bench.metrics import METRICS
 from demur.errors import plural as plural
-from demur.records import Estimate, Span
+from demur.records import Estimate, Span, Trace
+from demur.records import Finding as Found
 from demur.report.metrics import ALL
 from demur.report.tests import ALPHA, Finding, PairedTest
 from demur.stats import Difference
@@ -223,3 +224,14 @@ def pieces(text: str, marks: Sequence[tuple[str, Span]], *, limit: int | None = 
         names = tuple(dict.fromkeys(name for name, low, high in inside if low <= start and end <= high))
         cut.append(Piece(visible(text[start:end]), names))
     return cut
+
+
+def passages(trace: Trace, findings: Sequence[Found], limit: int | None) -> tuple[dict[str, list[Piece] | None], int]:
+    """Thinking and answer, cut by what was found in them, and how many characters a limit leaves out."""
+    texts = {"thinking": trace.thinking, "answer": trace.answer}
+    marks = [(found.pattern, span) for found in findings if found.present for span in found.spans]
+    shown = {
+        part: None if text is None else pieces(text, [m for m in marks if m[1].part == part], limit=limit)
+        for part, text in texts.items()
+    }
+    return shown, sum(max(0, len(text or "") - limit) for text in texts.values()) if limit else 0

@@ -5,19 +5,19 @@ The traces stay in their stages; the index is made anew whenever the viewer star
 
 import re
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 from demur.errors import UserError
 from demur.records import Finding, Trace, Verdict
 from demur.report.read import band, bench_name, family, present
 from demur.settings import read_yaml
 from demur.storage.artifacts import Artifact
-from demur.storage.records_file import RecordFile, project
+from demur.storage.records_file import project
 
-T = TypeVar("T", Trace, Verdict, Finding)
 FILTERS = ("arm", "bench", "attack", "intent", "outcome", "verdict", "pattern")
 SUCCESSES = ("unsafe", "full_compliance")
 TAGS = ("verdict", "pattern")  # Filters of which a trace may have several values
@@ -49,8 +49,8 @@ class Index:
         self.stages = [s for s in present(run, arms) if any(map(s.has, ("traces", "verdicts", "findings")))]
         if not any(stage.has("traces") for stage in self.stages):
             raise UserError(f"{run} {'holds no traces yet' if run.is_dir() else 'is no folder'}. Give a run's folder.")
-        self._files: dict[tuple[str, int], RecordFile[Any]] = {}
-        self._filled = 0
+        self._table: Callable[[int, str, type], Any] = cache(lambda at, name, kind: self.stages[at].table(name, kind))
+        self._filled = 0  # so many texts are indexed; files of records stay open
         self.db = sqlite3.connect("", check_same_thread=False)
         self.db.row_factory = sqlite3.Row
         self.db.executescript("pragma journal_mode=off;" + SCHEMA.read_text())
@@ -149,19 +149,13 @@ class Index:
     def trace(self, row: int) -> Trace | None:
         """A trace, read from its stage."""
         found = self.db.execute("select stage, place from traces where row = ?", (row,)).fetchone()
-        return None if found is None else self._read("traces", Trace, *found)
+        return None if found is None else self._table(found["stage"], "traces", Trace)[found["place"]]
 
     def notes(self, trace: str) -> tuple[list[Verdict], list[Finding]]:
         """All that judges and detectors said of a trace."""
-        rows = self.db.execute("select kind, stage, place from notes where trace = ?", (trace,)).fetchall()
-        verdicts = [self._read(kind, Verdict, *at) for kind, *at in rows if kind == "verdicts"]
-        return verdicts, [self._read(kind, Finding, *at) for kind, *at in rows if kind == "findings"]
-
-    def _read(self, name: str, kind: type[T], stage: int, place: int) -> T:
-        """A record of a stage; its file stays open."""
-        if (name, stage) not in self._files:
-            self._files[name, stage] = self.stages[stage].table(name, kind)
-        return cast("T", self._files[name, stage][place])
+        rows = self.db.execute("select stage, kind, place from notes where trace = ?", (trace,)).fetchall()
+        verdicts = [self._table(stage, kind, Verdict)[place] for stage, kind, place in rows if kind == "verdicts"]
+        return verdicts, [self._table(stage, kind, Finding)[place] for stage, kind, place in rows if kind == "findings"]
 
     def siblings(self, row: int) -> list[dict[str, Any]]:
         """What other arms and seeds answered to the same."""

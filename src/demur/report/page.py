@@ -13,7 +13,7 @@ from demur.judge.base import ABSTAINS
 from demur.records import Finding, Trace, Verdict
 from demur.report import figures, format
 from demur.report.data import Report
-from demur.report.format import pieces, visible
+from demur.report.format import passages, visible
 from demur.report.patterns import label
 from demur.report.read import bench_name, family
 from demur.report.sections import own_table, sections
@@ -112,14 +112,10 @@ def _judged(stage: Artifact, arm: str) -> Iterator[Sample]:
 
 def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, ...] = (), where: str = "") -> Sample:
     """A trace with its findings in place."""
-    marks = [(f.pattern.replace("_", " "), span) for f in findings for span in f.spans]
-    thinking, answer = trace.thinking or "", trace.answer or ""
+    texts, left = passages(trace, findings, LIMIT)
     return {
-        "where": where or f"trace={trace.id}", "tags": (*tags, trace.outcome.replace("_", " ")),
+        "where": where or f"trace={trace.id}", "tags": (*tags, trace.outcome.replace("_", " ")), **texts, "more": left,
         "prompt": visible(trace.prompt.text[:LIMIT]), "masked": trace.prompt.intent == "harmful",
-        "thinking": pieces(thinking, [m for m in marks if m[1].part == "thinking"], limit=LIMIT),
-        "answer": pieces(answer, [m for m in marks if m[1].part == "answer"], limit=LIMIT),
-        "more": max(0, len(thinking) - LIMIT) + max(0, len(answer) - LIMIT),
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from msgspec.structs import asdict
 
 from demur.errors import UserError
 from demur.records import PATTERNS, Trace, encode
-from demur.report.format import pieces, visible
+from demur.report.format import passages, visible
 from demur.report.index import Index
 from demur.report.labels import KINDS, Labels, widths
 
@@ -131,20 +131,13 @@ class Viewer:
 
     def _trace(self, request: web.Request) -> dict[str, Any]:
         row, trace = self._asked(request)
-        prompt, limit = trace.prompt, None if request.query.get("all") else SHOWN
-        verdicts, findings = self.index.notes(trace.id)
-        marks = [(f.pattern, span) for f in findings if f.present for span in f.spans]
-        texts = {"thinking": trace.thinking, "answer": trace.answer}
+        prompt, (verdicts, findings) = trace.prompt, self.index.notes(trace.id)
+        texts, left = passages(trace, findings, None if request.query.get("all") else SHOWN)
         return {
             "row": row, "id": trace.id, "model": trace.model, "outcome": trace.outcome, "intent": prompt.intent,
             "category": prompt.category, "source": prompt.source, "attack": prompt.attack, "prompt": visible(prompt.text),
             "question": visible(prompt.question) if prompt.question != prompt.text else "",
-            "gold": prompt.gold, "tokens": trace.tokens_out, "notes": trace.notes,
-            "texts": {
-                part: None if text is None else pieces(text, [m for m in marks if m[1].part == part], limit=limit)
-                for part, text in texts.items()
-            },
-            "more": sum(max(0, len(text or "") - limit) for text in texts.values()) if limit else 0,
+            "gold": prompt.gold, "tokens": trace.tokens_out, "notes": trace.notes, "texts": texts, "more": left,
             "verdicts": [asdict(v) | {"reason": visible(v.reason), "raw": visible(v.raw or "")[:4_000]} for v in verdicts],
             "findings": [
                 {"pattern": f.pattern, "present": f.present, "detector": f.detector, "reason": visible(f.reason)}

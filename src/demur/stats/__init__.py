@@ -12,7 +12,7 @@ Lang and Reiczigel 2014 (rates corrected for an imperfect judge);
 Zou and Donner 2008 (rates over strata). `benchmarks/coverage.py` measures what they promise.
 """
 
-from demur.stats.rates import USUAL, Better, at_least_one, corrected, drawn, mean, rate, ratio, stratified, wilson
+from demur.stats.rates import USUAL, Better, at_least_one, corrected, drawn, mean, rate, ratio, stratified
 from demur.stats.tests import (
     USUAL_BASES,
     Difference,
@@ -28,5 +28,5 @@ from demur.stats.tests import (
 
 __all__ = [
     "USUAL", "USUAL_BASES", "Better", "Difference", "at_least_one", "corrected", "drawn", "holm", "kappa", "mean", "minimum_detectable",
-    "non_inferior", "p_at", "paired", "prompts_needed", "rate", "ratio", "settles", "stratified", "wilson",
+    "non_inferior", "p_at", "paired", "prompts_needed", "rate", "ratio", "settles", "stratified",
 ]  # fmt: skip

@@ -89,19 +89,12 @@ def _blank(known: Sequence[int], values: Sequence[object], data: Sample, **more:
     return replace(NONE, n=len(known), unscored=len(values) - len(known), clusters=clusters, **more)
 
 
-def ratio(
-    pairs: Sequence[tuple[float, float] | None],
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    seeds: Sequence[int | None] | None = None,
-    truncated: int = 0,
-) -> Estimate:
-    """A ratio of two sums, its interval by linearisation."""
+def ratio(pairs: Sequence[tuple[float, float] | None], **ways: Any) -> Estimate:
+    """A ratio of two sums, its interval by linearisation; `ways` are those of `mean`."""
     known = [pair for pair in pairs if pair is not None]
     above, below = sum(a for a, _ in known), sum(b for _, b in known)
     value, share = (above / below, below / len(known)) if below else (0.0, 1.0)
-    lines = [None if pair is None else value + (pair[0] - value * pair[1]) / share for pair in pairs]
-    found = mean(lines, clusters=clusters, seeds=seeds, truncated=truncated)
+    found = mean([None if pair is None else value + (pair[0] - value * pair[1]) / share for pair in pairs], **ways)
     if not below:
         return replace(found, value=None, low=None, high=None, how="nothing to divide by")
     return replace(found, how=f"{found.how}, linearised ratio")
