@@ -14,7 +14,7 @@ from tests.report.made import evaluation, of_records, prompts_of
 from demur import stats
 from demur.bench import get_bench
 from demur.records import Failure, Label, Outcome, Prompt, Result, Trace, Verdict
-from demur.report.format import directed
+from demur.report.format import metric
 from demur.report.metrics import cells
 from demur.report.metrics import results as numbers
 from demur.report.read import read
@@ -156,7 +156,7 @@ def test_a_score_says_which_way_is_better(label: Label | None, judge: str, bette
     )
     assert score.better == better
     said = f"({better} is better)"
-    assert (said in directed(score.metric, score.better)) == (better != "neither")
+    assert (said in metric(score.metric, score.better)) == (better != "neither")
 
 
 def test_categories() -> None:

@@ -8,7 +8,6 @@ are named `NAME/X` (or `NAME/best_of_X`), with X a number, `along` finds and dra
 What draws stands in `DRAWN` of sections.py under an id of sections.json, and is a section of the page.
 """
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -43,26 +42,21 @@ class Line(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """From values to places of the drawing."""
+    """From values to places of the drawing; it begins at zero."""
 
     name: str
     high: float
     start: float
     end: float
-    low: float = 0.0
-    log: bool = False
 
     @property
     def ticks(self) -> list[float]:
-        """Quarters from zero, or thirds of powers of ten."""
-        if self.log:
-            return [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if self.low <= tick <= self.high]
+        """Quarters."""
         return [round(self.high * k / 4, 0 if self.high >= 8 else 3) for k in range(5)]
 
     def px(self, value: float) -> float:
         """Where a value stands."""
-        read = math.log if self.log else float
-        share = (read(value) - read(self.low)) / (read(self.high) - read(self.low) or 1.0)
+        share = value / self.high if self.high else 0.0
         return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 1)
 
 
@@ -140,9 +134,10 @@ def losses(report: Report) -> Iterator[Figure]:
         own = []
         for c in report.learnability:
             if c.series == series and len(c.steps) > 1:
-                points = zip(c.steps, (Estimate(value=y, low=None, high=None, n=0) for y in c.loss), strict=True)
-                positive = [(x, e) for x, e in points if e.value and e.value > 0]
-                own.append(Line(c.arm, positive, c.arm if c.seed is None else f"{c.arm}/{c.seed}"))
+                points = [
+                    (x, Estimate(value=y, low=None, high=None, n=0)) for x, y in zip(c.steps, c.loss, strict=True)
+                ]
+                own.append(Line(c.arm, points, c.arm if c.seed is None else f"{c.arm}/{c.seed}"))
         yield from lines(report, own, x="step", y=f"nats a token, {series}", unit="nats")
 
 
@@ -176,14 +171,13 @@ def along(report: Report, name: str, *, x: str, sign: str = "/", first: float | 
 
 
 def lines(report: Report, curves: Sequence[Line], *, x: str, y: str, unit: str = "share") -> Iterator[Figure]:
-    """A drawing of curves and its table, none of nothing; losses in nats have a logarithmic axis."""
+    """A drawing of curves and its table, none of nothing."""
     scale = 100 if unit == "share" else 1
     bounds = [b * scale for c in curves for _, e in c.points for b in (e.value, e.low, e.high) if b is not None]
     if not bounds:
         return
     across = ACROSS._replace(name=x, high=max(place for c in curves for place, _ in c.points))
     up = UP._replace(name=y, high=100 if unit == "share" else max(bounds))
-    up = up._replace(low=min(bounds), log=True) if unit == "nats" else up
     marks = [mark for curve in curves for mark in _curve(curve, colour(report, curve.arm), scale, unit)]
     every = sorted({place for curve in curves for place, _ in curve.points})
     kept = [*every[: -1 : -(-len(every) // POINTS)], every[-1]]

@@ -68,7 +68,7 @@ def first(report: Report) -> Iterator[Section]:
 def _head(column: Column, shown: dict[Column, Estimate]) -> Head:
     """A heading: the metric over all its columns, each with benchmark or attack, judge where several, and replies."""
     same = [other for other in shown if other.metric == column.metric and other.bench != ALL]
-    group = format.directed(column.metric, column.better, ", %" if column.unit == "share" else "")
+    group = format.metric(column.metric, column.better, ", %" if column.unit == "share" else "")
     if column.bench == ALL:
         return Head("mean" if same else "all benchmarks", group)
     one = len({other[:2] for other in same}) == 1

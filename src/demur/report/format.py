@@ -26,17 +26,13 @@ NAMES = {  # Metrics whose heading is not their name, beside those that declare 
 NONE = "–"
 
 
-def metric(name: str) -> str:
-    """A metric in words."""
+def metric(name: str, better: stats.Better = "neither", unit: str = "") -> str:
+    """A metric in words, with its unit and the way that is better."""
     head, slash, category = name.partition("/")
     known = METRICS.get(head)
     text = NAMES.get(head) or (known.title if known else "") or head.replace("_", " ")
-    return f"{text} · {category.replace('_', ' ')}" if slash else text
-
-
-def directed(name: str, better: stats.Better, unit: str = "") -> str:
-    """A metric in words, with the way that is better."""
-    return f"{metric(name)}{unit}{f' ({better} is better)' if better != 'neither' else ''}"
+    text += f" · {category.replace('_', ' ')}" if slash else ""
+    return f"{text}{unit}{f' ({better} is better)' if better != 'neither' else ''}"
 
 
 def number(value: float | None, unit: str = "share", *, digits: int = 1) -> str:

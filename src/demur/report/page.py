@@ -19,7 +19,6 @@ from demur.report.read import bench_name, family
 from demur.report.sections import own_table, sections
 from demur.report.tables import STAND_IN, Cell, Table, templates
 from demur.storage.artifacts import COMMANDS, Artifact, artifacts
-from demur.storage.records_file import project
 
 SAMPLES = 3  # Traces shown of each kind: enough to see what the numbers are about; the viewer has them all
 LIMIT = 6_000  # Characters of a text on the page
@@ -73,24 +72,14 @@ def samples(stages: Sequence[Artifact], prefix: str) -> Iterator[tuple[str, list
 
 
 def _diagnosed(source: Artifact, stage: Artifact) -> Iterator[Sample]:
-    """Traces in which most was found, different patterns first."""
-    found: dict[str, set[str]] = {}
-    fields = ("trace", "pattern", "present")
-    for name, pattern, present in project(stage.folder / "findings.jsonl", Finding, *fields):
-        if present:
-            found.setdefault(name, set()).add(pattern)
-    chosen: dict[str, set[str]] = {}
-    for name, patterns in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
-        if len(chosen) < SAMPLES and patterns not in chosen.values():
-            chosen[name] = patterns
+    """The first traces in which anything was found."""
     marks: dict[str, list[Finding]] = {}
-    for finding in stage.read("findings", Finding) if chosen else ():
-        if finding.present and finding.trace in chosen:
+    for finding in stage.read("findings", Finding):
+        if finding.present and (finding.trace in marks or len(marks) < SAMPLES):
             marks.setdefault(finding.trace, []).append(finding)
-    for trace in source.read("traces", Trace) if chosen else ():
-        if trace.id in chosen:
-            tags = tuple(f.pattern.replace("_", " ") for f in marks[trace.id])
-            yield sample(trace, findings=marks[trace.id], tags=tags)
+    for trace in source.read("traces", Trace) if marks else ():
+        if own := marks.get(trace.id):
+            yield sample(trace, findings=own, tags=tuple(f.pattern.replace("_", " ") for f in own))
 
 
 def _judged(stage: Artifact, arm: str) -> Iterator[Sample]:

@@ -184,5 +184,5 @@ def _every(report: Report) -> Iterator[Row]:
             bounds = f"{format.number(e.best)} … {format.number(e.worst)}" if bounded else ""
             arm = r.arm if r.seed is None else f"{r.arm}/{r.seed}"
             value = estimate(e, r.unit, where=format.where(r.arm, r.bench, r.attack))._replace(track=None)
-            about = format.place(r.bench, r.attack), format.directed(r.metric, r.better), judge
+            about = format.place(r.bench, r.attack), format.metric(r.metric, r.better), judge
             yield (arm, *about, value, format.of(e), f"{e.unscored:,}", f"{e.truncated:,}", bounds)

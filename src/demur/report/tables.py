@@ -1,6 +1,7 @@
 """One table, three writers: for a terminal, Markdown, a page."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions
@@ -133,6 +134,7 @@ def _block(table: Table, shown: Sequence[tuple[int, int, int]], width: int) -> R
     return made
 
 
+@cache
 def templates() -> Any:
     """What a page and its drawings are made of, and notes: in HTML and SVG all that is not marked as ours is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
