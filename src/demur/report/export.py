@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from demur import __version__
 from demur.errors import UserError
 from demur.records import Trace, Verdict
-from demur.report.read import bench_name, family, present
+from demur.report.read import about, family, present
 from demur.storage import readers
 from demur.storage.artifacts import Artifact
 
@@ -21,15 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class JudgedTrace(NamedTuple):
-    """A trace with what stands around it."""
-
-    arm: str
-    seed: int | None
-    bench: str
-    attack: str
-    trace: Trace
-    verdicts: tuple[Verdict, ...]
+Judged = tuple[Trace, list[Verdict]]
 
 
 def evaluations(run: Path) -> list[Artifact]:
@@ -40,15 +32,12 @@ def evaluations(run: Path) -> list[Artifact]:
     return found
 
 
-def judged(stage: Artifact) -> Iterator[JudgedTrace]:
+def judged(stage: Artifact) -> Iterator[Judged]:
     """The traces of a stage with their verdicts, in its order."""
-    settings, name = stage.manifest.settings, bench_name(stage)
     said: dict[str, list[Verdict]] = {}
     for verdict in stage.read("verdicts", Verdict) if stage.has("verdicts") else ():
         said.setdefault(verdict.trace, []).append(verdict)
-    for trace in stage.read("traces", Trace):
-        attack, verdicts = family(trace.prompt.attack), tuple(said.get(trace.id, ()))
-        yield JudgedTrace(str(settings.get("arm", "target")), settings.get("seed"), name, attack, trace, verdicts)
+    yield from ((trace, said.get(trace.id, [])) for trace in stage.read("traces", Trace))
 
 
 def to_csv(run: Path, out: Path) -> Path:
@@ -60,12 +49,14 @@ def to_csv(run: Path, out: Path) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for item in (item for stage in evaluations(run) for item in judged(stage)):
-            t, p = item.trace, item.trace.prompt
-            verdicts = "; ".join(f"{v.judge}/{v.part}={v.label or '?'}" for v in item.verdicts)
-            named = item._asdict() | {"trace": t.id, "prompt_id": p.id, "prompt": p.text, "verdicts": verdicts}
-            row = (named[key] if key in named else getattr(t if hasattr(t, key) else p, key) for key in COLUMNS)
-            writer.writerow(map(readers.inert, row))
+        for stage in evaluations(run):
+            own = dict(zip(("arm", "seed", "bench"), about(stage), strict=True))
+            for t, verdicts in judged(stage):
+                p = t.prompt
+                own |= {"attack": family(p.attack), "trace": t.id, "prompt_id": p.id, "prompt": p.text}
+                own["verdicts"] = "; ".join(f"{v.judge}/{v.part}={v.label or '?'}" for v in verdicts)
+                row = (own[key] if key in own else getattr(t if hasattr(t, key) else p, key) for key in COLUMNS)
+                writer.writerow(map(readers.inert, row))
     return path
 
 
@@ -75,46 +66,43 @@ def to_inspect(run: Path, out: Path) -> list[Path]:
 
     paths = list[Path]()
     for stage in evaluations(run):
-        groups: dict[str, list[JudgedTrace]] = {}
+        (arm, seed, bench), groups = about(stage), dict[str, list[Judged]]()
         for item in judged(stage):
-            groups.setdefault(item.attack, []).append(item)
+            groups.setdefault(family(item[0].prompt.attack), []).append(item)
         for attack, items in groups.items():
-            seed = "" if items[0].seed is None else f"-s{items[0].seed}"
-            name = re.sub(r"[^\w.-]", "-", f"{items[0].arm}{seed}-{items[0].bench}-{attack}")
+            trained = "" if seed is None else f"-s{seed}"
+            name = re.sub(r"[^\w.-]", "-", f"{arm}{trained}-{bench}-{attack}")
             path = out / f"{name}.eval"
             if path in paths:  # judged again: the same arm, benchmark and attack
                 path = out / f"{name}-{stage.manifest.fingerprint[:8]}.eval"
-            write_eval_log(_log(stage, items), str(path))
+            write_eval_log(_log(stage, attack, items), str(path))
             paths.append(path)
     return paths
 
 
-def _log(stage: Artifact, items: Sequence[JudgedTrace]) -> Any:
+def _log(stage: Artifact, attack: str, items: Sequence[Judged]) -> Any:
     """An evaluation as inspect-ai's record of it: each trace, and the shares of labels. Intervals are the report's to give."""
     from inspect_ai import log
     from inspect_ai.model import GenerateConfig
 
-    first, sampling = items[0], items[0].trace.sampling
+    (arm, seed, bench), sampling = about(stage), items[0][0].sampling
     moment = datetime.fromtimestamp((stage.folder / "manifest.json").stat().st_mtime, UTC).isoformat()
     spec = log.EvalSpec(
-        created=moment, model=f"{first.arm}/{first.trace.model}", packages={"demur": __version__},
-        task=f"{first.bench} under {first.attack}" if first.attack != "none" else first.bench,
-        task_args={"arm": first.arm, "seed": first.seed, "attack": first.attack},
-        dataset=log.EvalDataset(name=first.bench, samples=len(items)), config=log.EvalConfig(epochs=sampling.n),
-        model_generate_config=GenerateConfig(
-            **{key: getattr(sampling, key) for key in ("temperature", "top_p", "max_tokens", "seed")}
-        ),
+        created=moment, model=f"{arm}/{items[0][0].model}", packages={"demur": __version__},
+        task=f"{bench} under {attack}" if attack != "none" else bench, task_args={"arm": arm, "seed": seed, "attack": attack},
+        dataset=log.EvalDataset(name=bench, samples=len(items)), config=log.EvalConfig(epochs=sampling.n),
+        model_generate_config=GenerateConfig(**{k: getattr(sampling, k) for k in ("temperature", "top_p", "max_tokens", "seed")}),
         metadata={"demur_stage": stage.manifest.name, "demur_fingerprint": stage.manifest.fingerprint},
     )  # fmt: skip
     # Of harmful and harmless prompts apart, by judge and part; undecided verdicts are unscored.
-    sides: dict[str, list[JudgedTrace]] = {}
+    sides: dict[str, list[Judged]] = {}
     for item in items:
-        sides.setdefault(item.trace.prompt.intent, []).append(item)
+        sides.setdefault(item[0].prompt.intent, []).append(item)
     scores = list[log.EvalScore]()
     for side, own in sides.items():
         labels: dict[tuple[str, str], Counter[str]] = {}
-        for verdict in (v for item in own for v in item.verdicts):
-            labels.setdefault((verdict.judge, verdict.part), Counter()).update([verdict.label] if verdict.label else [])
+        for v in (v for _, verdicts in own for v in verdicts):
+            labels.setdefault((v.judge, v.part), Counter()).update([v.label] if v.label else [])
         for (judge, part), decided in labels.items():
             shares = {label: log.EvalMetric(name=label, value=n / decided.total()) for label, n in decided.items()}
             scores.append(log.EvalScore(
@@ -124,15 +112,14 @@ def _log(stage: Artifact, items: Sequence[JudgedTrace]) -> Any:
     return log.EvalLog(
         status="success", eval=spec, stats=log.EvalStats(started_at=moment, completed_at=moment),
         results=log.EvalResults(total_samples=len(items), completed_samples=len(items), scores=scores),
-        samples=[_sample(item) for item in items],
+        samples=[_sample(*item) for item in items],
     )  # fmt: skip
 
 
-def _sample(item: JudgedTrace) -> Any:
+def _sample(trace: Trace, verdicts: Sequence[Verdict]) -> Any:
     """A trace as a sample: reasoning and answer apart, each verdict a score."""
     from inspect_ai import log, model, scorer
 
-    trace = item.trace
     makers = {"system": model.ChatMessageSystem, "user": model.ChatMessageUser, "assistant": model.ChatMessageAssistant}
     sent = [makers[message.role](content=message.content) for message in trace.sent]
     content: list[Any] = [] if trace.thinking is None else [model.ContentReasoning(reasoning=trace.thinking)]
@@ -144,7 +131,7 @@ def _sample(item: JudgedTrace) -> Any:
             value="unscored" if v.label is None else v.label, answer=trace.part(v.part), explanation=v.reason or v.raw,
             metadata={"query": v.query, "score": v.score},
         )
-        for v in item.verdicts
+        for v in verdicts
     }  # fmt: skip
     output = model.ModelOutput(model=trace.model, choices=[model.ChatCompletionChoice(message=reply, stop_reason=stop)])
     asked = {name: getattr(trace.prompt, name) for name in ("intent", "category", "question")}

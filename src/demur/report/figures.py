@@ -134,10 +134,9 @@ def losses(report: Report) -> Iterator[Figure]:
         own = []
         for c in report.learnability:
             if c.series == series and len(c.steps) > 1:
-                points = [
-                    (x, Estimate(value=y, low=None, high=None, n=0)) for x, y in zip(c.steps, c.loss, strict=True)
-                ]
-                own.append(Line(c.arm, points, c.arm if c.seed is None else f"{c.arm}/{c.seed}"))
+                found = [Estimate(value=y, low=None, high=None, n=0) for y in c.loss]
+                name = c.arm if c.seed is None else f"{c.arm}/{c.seed}"
+                own.append(Line(c.arm, list(zip(c.steps, found, strict=True)), name))
         yield from lines(report, own, x="step", y=f"nats a token, {series}", unit="nats")
 
 

@@ -94,9 +94,7 @@ def _notes(report: Report, missing: Sequence[Column], beside: bool, mean: bool) 
             own[reason] = own.get(reason, 0) + round(e.value * e.n)
         elif bench == ALL:
             means.setdefault(arm, {})[metric] = e.value or 0.0
-    every = {
-        arm: [means.get(arm, {}).get(f"{part}_tokens", 0.0) for part in ("thinking", "answer")] for arm in report.arms
-    }
+    every = {a: [means.get(a, {}).get(t, 0.0) for t in ("thinking_tokens", "answer_tokens")] for a in report.arms}
     raw = next((claim.b for claim in report.changes), "")
     usual = every[raw][1] if raw else 0.0
     text = templates().get_template("notes.txt").render(

@@ -177,12 +177,9 @@ def because(test: PairedTest) -> str:
         if test.p_holm is not None and test.p_holm < ALPHA and test.shown:
             return f"{signed(d.value, unit)} is shown, and less than {by}"
         return f"{range_} holds both 0 and {by}" if test.expect != "same" else f"{range_} reaches beyond {by}"
-    ruled_out = (test.outcome == "supported") == (test.expect == "same")
-    return (
-        f"{range_} rules out {by}"
-        if ruled_out
-        else f"{signed(d.value, unit)}, p {p_value(test.p_holm, '= ')}, at least {by}"
-    )
+    if (test.outcome == "supported") == (test.expect == "same"):
+        return f"{range_} rules out {by}"
+    return f"{signed(d.value, unit)}, p {p_value(test.p_holm, '= ')}, at least {by}"
 
 
 def conclusion(found: Finding) -> str:

@@ -188,14 +188,8 @@ def _matching(wanted: Mapping[str, str], without: Collection[str]) -> tuple[str,
 def _lines(number: int, stage: Artifact) -> Iterator[tuple[Any, ...]]:
     """The rows of a stage's traces."""
     arm, seed, name = stage.manifest.settings.get("arm"), stage.manifest.settings.get("seed"), bench_name(stage)
-    fields = (
-        "id",
-        "strategy",
-        "sample",
-        "outcome",
-        *(f"prompt.{name}" for name in ("id", "parent", "attack", "intent", "text")),
-    )
-    rows = project(stage.folder / "traces.jsonl", Trace, *fields)
+    prompt_fields = (f"prompt.{field}" for field in ("id", "parent", "attack", "intent", "text"))
+    rows = project(stage.folder / "traces.jsonl", Trace, "id", "strategy", "sample", "outcome", *prompt_fields)
     for place, (trace, strategy, sample, outcome, prompt, parent, attack, intent, text) in enumerate(rows):
         who = str(arm or (f"teacher: {strategy}" if strategy else stage.manifest.name))
         key = f"{name}|{parent or prompt}|{family(attack)}|{sample}"

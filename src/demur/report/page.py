@@ -15,7 +15,7 @@ from demur.report import figures, format
 from demur.report.data import Report
 from demur.report.format import passages, visible
 from demur.report.patterns import label
-from demur.report.read import bench_name, family
+from demur.report.read import about, bench_name, family
 from demur.report.sections import own_table, sections
 from demur.report.tables import STAND_IN, Cell, Table, templates
 from demur.storage.artifacts import COMMANDS, Artifact, artifacts
@@ -61,11 +61,11 @@ def samples(stages: Sequence[Artifact], prefix: str) -> Iterator[tuple[str, list
     first: dict[str, tuple[str, Any]] = {}
     replies: dict[str, list[Sample]] = {}
     for stage in stages:
-        settings, source = stage.manifest.settings, makers.get(stage.manifest.inputs.get("traces", ""))
+        source = makers.get(stage.manifest.inputs.get("traces", ""))
         if stage.manifest.kind == "diagnose" and source is not None:
             yield f"{prefix}training traces: {label(source)}", list(_diagnosed(source, stage))
         elif stage.manifest.kind in ("evaluate", "judge") and stage.has("traces"):
-            arm, seed = str(settings.get("arm", "target")), settings.get("seed")
+            arm, seed, _ = about(stage)
             if first.setdefault(arm.partition("@")[0], (arm, seed)) == (arm, seed):
                 replies.setdefault(prefix + arm, []).extend(_judged(stage, prefix + arm))
     yield from ((f"replies of {arm}", own) for arm, own in replies.items())

@@ -43,10 +43,8 @@ def patterns(run: Run) -> Iterator[PatternRate]:
         for strategy, those in found.groups.items():
             several = len(found.groups) > 1
             name = f"{label(source)}: {strategy or 'none'}" if several else label(source)
-            single: dict[str, tuple[Pattern, ...]] = {
-                pattern: (pattern,) for pattern in PATTERNS if pattern in found.marks
-            }
-            for what, members in {**single, **CLASSES, "any": PATTERNS}.items():
+            sets: dict[str, tuple[Pattern, ...]] = {p: (p,) for p in PATTERNS if p in found.marks}
+            for what, members in {**sets, **CLASSES, "any": PATTERNS}.items():
                 yield found.rate(name, those, what, members)
 
 

@@ -220,9 +220,9 @@ def evaluations(stage: Artifact, later: VerdictIndex | None = None) -> Iterator[
         one = row_of(*prompt, "", sample)
         one.lost = kind.replace("_", " ")
         groups.setdefault(family(one.attack), []).append(one)
-    arm, seed = str(stage.manifest.settings.get("arm", "target")), stage.manifest.settings.get("seed")
-    protocol = protocol_of(bench_name(stage))
-    name = protocol.name if protocol else bench_name(stage)
+    arm, seed, name = about(stage)
+    protocol = protocol_of(name)
+    name = protocol.name if protocol else name
     for attack, members in groups.items():
         yield Evaluation(arm, seed, name, attack, members, tuple(judges), protocol, stage)
 
@@ -251,6 +251,12 @@ def band(label: str | None, score: float | None) -> str:
         return label
     low = 20 * min(4, int(5 * score))
     return f"{low}–{low + 20} %"
+
+
+def about(stage: Artifact) -> tuple[str, int | None, str]:
+    """Arm, seed and benchmark of an evaluation."""
+    settings = stage.manifest.settings
+    return str(settings.get("arm", "target")), settings.get("seed"), bench_name(stage)
 
 
 def bench_name(stage: Artifact) -> str:

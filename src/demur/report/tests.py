@@ -329,20 +329,17 @@ def aligned(a: Cell, b: Cell, column: Column | None = None) -> list[Aligned]:
     whole = any(len(set(own)) < len(own) for own in asked)
     left, right = _by_training(a, whole=whole), _by_training(b, whole=whole)
     return [
-        Aligned(
-            a.values[at], b.values[to], a.rows[at].cluster, (own[0] or other[0], (own[1], other[1])), column, at, to
-        )
-        for own, other in _trainings(left, right)
-        for key, at in left[own].items()
-        if (to := right[other].get(key)) is not None
+        Aligned(a.values[at], b.values[to], a.rows[at].cluster, (x[0] or y[0], (x[1], y[1])), column, at, to)
+        for x, y in _trainings(left, right)
+        for key, at in left[x].items()
+        if (to := right[y].get(key)) is not None
     ]
 
 
 def _trainings(left: Iterable[Made], right: Iterable[Made]) -> Iterator[tuple[Made, Made]]:
     """Which training of A stands against which of B: of one base those of one seed."""
-    ours, theirs = (
-        {base: [seed for b, seed in side if b == base] for base, _ in side} for side in map(list, (left, right))
-    )
+    sides = map(list, (left, right))
+    ours, theirs = ({base: [seed for b, seed in side if b == base] for base, _ in side} for side in sides)
     for (base, own), (other, its) in product(ours.items(), theirs.items()):
         if base == other or "" in (base, other):
             same = [(seed, seed) for seed in own if seed in its] or list(zip(own, its, strict=False))

@@ -132,6 +132,7 @@ class Viewer:
     def _trace(self, request: web.Request) -> dict[str, Any]:
         row, trace = self._asked(request)
         prompt, (verdicts, findings) = trace.prompt, self.index.notes(trace.id)
+        findings = sorted(findings, key=lambda found: PATTERNS.index(found.pattern))
         texts, left = passages(trace, findings, None if request.query.get("all") else SHOWN)
         return {
             "row": row, "id": trace.id, "model": trace.model, "outcome": trace.outcome, "intent": prompt.intent,
@@ -139,10 +140,7 @@ class Viewer:
             "question": visible(prompt.question) if prompt.question != prompt.text else "",
             "gold": prompt.gold, "tokens": trace.tokens_out, "notes": trace.notes, "texts": texts, "more": left,
             "verdicts": [asdict(v) | {"reason": visible(v.reason), "raw": visible(v.raw or "")[:4_000]} for v in verdicts],
-            "findings": [
-                {"pattern": f.pattern, "present": f.present, "detector": f.detector, "reason": visible(f.reason)}
-                for f in sorted(findings, key=lambda f: PATTERNS.index(f.pattern))
-            ],
+            "findings": [{"pattern": f.pattern, "present": f.present, "reason": visible(f.reason)} for f in findings],
             "siblings": self.index.siblings(row), "labels": self.labels.of(trace.id),
         }  # fmt: skip
 
