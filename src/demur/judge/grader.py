@@ -10,9 +10,9 @@ import os
 import resource
 import signal
 from concurrent.futures import CancelledError, TimeoutError
+from contextlib import AbstractContextManager
 from functools import partial
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from demur.errors import WorkError
 
@@ -29,7 +29,7 @@ class Graded(NamedTuple):
     reason: str = ""
 
 
-class Graders:
+class Graders(AbstractContextManager["Graders"]):
     """Warm workers, started when first needed. Any thread may ask; a worker that is killed is replaced."""
 
     def __init__(self, *, workers: int = 2, seconds: int = SECONDS, memory: int = MEMORY) -> None:
@@ -40,10 +40,7 @@ class Graders:
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPool(workers, initializer=_ready, initargs=(memory,), context=context)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *why: object) -> None:
         self._pool.stop()
         self._pool.join()
 
