@@ -31,9 +31,17 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-def connection(default: Any = ..., **limits: Any) -> Any:
+def connection(default: Any = ..., *, names: str = "", **limits: Any) -> Any:
     """A field that says how something is reached or run, such as a timeout: it changes no result and is in no fingerprint."""
-    return Field(default, json_schema_extra={"connection": True}, **limits)
+    return Field(default, json_schema_extra={"connection": True, "names": names}, **limits)
+
+
+def names(kind: str, default: Any = ..., **limits: Any) -> Any:
+    """A field that names a thing of a kind, such as a strategy or a model: what a study names is looked up before all else.
+
+    `KIND in place`: a file has the entries of the field beside the settings around it.
+    """
+    return Field(default, json_schema_extra={"names": kind}, **limits)
 
 
 def identity_of(settings: BaseModel) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from demur.errors import UserError, unknown
 from demur.interfaces import Model, Progress, Request, quiet
 from demur.records import Message, Prompt, Sampling
 from demur.registry import resolve
-from demur.settings import Problems, Strict
+from demur.settings import Problems, Strict, names
 
 ATTACKS: dict[str, str] = {  # Name -> `module:class`, a subclass of `base.Attack`
     "none": "demur.attack.static:NoAttack",
@@ -65,7 +65,7 @@ class AttackUse(Strict):
 
     name: str
     settings: BaseModel
-    models: dict[str, str]  # Part -> name of a model, where the study says so
+    models: dict[str, str] = names("model in place")  # Part -> name of a model, where the study says so
     given: dict[str, str]  # Key of a file -> where it is, where the study says so
 
     @model_validator(mode="before")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from demur import thinking
 from demur.models.sampling import Drawn
 from demur.records import Part, Sampling
-from demur.settings import Strict
+from demur.settings import Strict, names
 
 Keep = Literal["everything", "answer safe", "thinking and answer safe", "whole safe"]
 PARTS: dict[Keep, tuple[Part, ...]] = {  # The parts of a trace that a keep rule has judged
@@ -25,7 +25,7 @@ class Begin(Strict):
 
     text: str = ""
     file: str | None = None  # Beginnings, one a line or in a column `begin`; each prompt has its own of them
-    traces: str | None = None  # A strategy: its traces of the same prompts that the filter called unsafe, cut
+    traces: str | None = names("strategy", None)  # A strategy: its unsafe traces of the same prompts, cut
     share: float = Field(default=0.5, ge=0, le=1)  # Where they are cut, as a share of the thinking's sentences
 
     @model_validator(mode="before")

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from demur.attack.base import TEXTS
 from demur.bench import get_bench, names
 from demur.bench.load import unread
@@ -23,11 +25,12 @@ from demur.models.config import Scripted
 from demur.models.sampling import PRESETS
 from demur.pipeline.build import Builder, base_of
 from demur.pipeline.dag import ordered
-from demur.pipeline.stage import Lack, Stage, Use
+from demur.pipeline.stage import Lack, Stage
 from demur.pipeline.stages.evaluate import Evaluate
-from demur.pipeline.study import CLIFF, LOSS, SELF, STUDENT, Arm, Evidence, Loaded, ProbeUse, Study, TamperUse
+from demur.pipeline.study import CLIFF, LOSS, SELF, STUDENT, Evidence, Loaded, ProbeUse, Study, TamperUse
 from demur.settings import Location, Problems, changed, validate
 
+WORDS = {("model", SELF), ("strategy", "same"), ("judge", CLIFF)}  # What stands in the place of a name and is none
 ANYONE = Scripted(script="stand_in")  # The model in the place of one that is not there: it can play every part
 
 
@@ -107,20 +110,24 @@ def _looked_up(study: Study, problems: Problems) -> Study:
     """The study with a thing that exists in the place of every name that means nothing, so that all else can be looked at too."""
     lost = {str(name) for name in problems.lost("models")} - {*study.models}  # what is wrong with them was said
     study = study.model_copy(update={"models": study.models | dict.fromkeys(lost, ANYONE)})
-    arms = {*study.arms} | {str(name) for name in problems.lost("arms")}
     look_up: dict[str, tuple[Callable[[str], object], Any]] = {
+        "arm": (partial(_among, "arm", {*study.arms, *map(str, problems.lost("arms"))}), None),
         "base": (lambda name: base_of(study, name), Study.model_fields["base"].default),
+        "benchmark": (get_bench, "mini_harm"),
         "decoding": (partial(_among, "decoding preset", PRESETS), next(iter(PRESETS))),
-        "fixed": (partial(_among, "benchmark", {use.name for use in study.bench}), None),
-        "arm": (partial(_among, "arm", arms), None), "model": (partial(_among, "model", study.models), ANYONE.script),
-        "benchmark": (get_bench, "mini_harm"), "detector": (detector_requires, "rules"), "judge": (requires_model, "rules"),
-        "strategy": (load_strategy, "default"), "taught": (load_strategy, None),
-    }  # fmt: skip
+        "detector": (detector_requires, "rules"),
+        "judge": (requires_model, "rules"),
+        "measured": (partial(_among, "benchmark", {use.name for use in study.bench}), None),
+        "model": (partial(_among, "model", study.models), ANYONE.script),
+        "strategy": (load_strategy, "default"),
+        "taught": (load_strategy, None),
+    }
     data: dict[str, Any] = {}
-    for place, kind, name in _names(study):
+    taught = [(("distil", "teachers", name), "taught", name) for name in study.distil.teachers]
+    for place, kind, name in (*named(study), *taught):
         find, instead = look_up[kind]
         try:
-            find(name)
+            find(name) if (kind, name) not in WORDS else None
         except UserError as error:
             problems.add(place, str(error))
             data = data or study.model_dump(mode="json", exclude_unset=True)
@@ -131,52 +138,18 @@ def _looked_up(study: Study, problems: Problems) -> Study:
     return validate(Study, data, where="study")
 
 
-def _names(study: Study) -> Iterator[tuple[Location, str, str]]:
-    """Every name that a study gives: where, what kind of thing it is, and the name."""
-    yield ("base",), "base", study.base
-    yield from ((("bases", at), "base", base) for at, base in enumerate(study.bases))
-    uses: list[tuple[Location, str, Use]] = [
-        (("detector",), "detector", study.detector),
-        (("filter",), "judge", study.filter),
-    ]
-    uses += [(("bench", at, "judge"), "judge", use.judge) for at, use in enumerate(study.bench) if use.judge]
-    uses += [(("arms", name, "filter"), "judge", own.filter) for name, own in study.arms.items() if own.filter]
-    for place, kind, by in uses:
-        if by.kind != CLIFF or place[0] != "arms":
-            yield (*place, "kind"), kind, by.kind
-        yield from (((*place, "model"), "model", name) for name in by.models)
-    for strategy, name in study.distil.teachers.items():
-        yield ("distil", "teachers", strategy), "taught", strategy
-        yield ("distil", "teachers", strategy), "model", name
-    parts = {"teacher": study.distil.teacher, "classifier": study.distil.classifier}
-    yield from ((("distil", part), "model", name) for part, name in parts.items() if name)
-    if study.distil.begin.traces:
-        yield ("distil", "begin", "traces"), "strategy", study.distil.begin.traces
-    if study.benign_format != "same":
-        yield ("benign_format",), "strategy", study.benign_format
-    yield from ((("fixed", at), "fixed", name) for at, name in enumerate(study.fixed))
-    for at, use in enumerate(study.bench):
-        yield ("bench", at, "name"), "benchmark", use.name
-        yield from ((("bench", at, "attack", part), "model", name) for part, name in use.attack.models.items())
-    for name, own in study.arms.items():
-        yield from _names_of_arm(("arms", name), own)
-    for at, tamper in enumerate(study.tamper):
-        yield from _names_of_arm(("tamper", at, "rows"), tamper.rows)
-        yield from ((("tamper", at, "arms"), "arm", name) for name in tamper.arms)
-    yield from ((("compare", at, side), "arm", getattr(c, side)) for at, c in enumerate(study.compare) for side in "ab")
-
-
-def _names_of_arm(place: Location, arm: Arm) -> Iterator[tuple[Location, str, str]]:
-    """What an arm names, other arms and its filter aside."""
-    if arm.base is not None:
-        yield (*place, "base"), "base", arm.base
-    if isinstance(arm.decoding, str):
-        yield (*place, "decoding"), "decoding", arm.decoding
-    for key in ("format", "benign_format"):
-        if (strategy := getattr(arm, key)) not in (None, "same"):
-            yield (*place, key), "strategy", strategy
-    if arm.teacher and arm.teacher != SELF:
-        yield (*place, "teacher"), "model", arm.teacher
+def named(value: Any, kind: str = "", place: Location = ()) -> Iterator[tuple[Location, str, str]]:
+    """Every name that settings give (`settings.names`): where, what kind of thing it is, and the name."""
+    if isinstance(value, BaseModel):
+        for key, field in type(value).model_fields.items():
+            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            what, _, flat = str(extra.get("names") or (kind if key == "kind" else "")).partition(" ")
+            yield from named(getattr(value, key), what, place if flat else (*place, field.alias or key))
+    elif isinstance(value, dict | tuple):
+        for at, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from named(one, kind, (*place, at))
+    elif kind and isinstance(value, str):
+        yield place, kind, value
 
 
 def _among(what: str, known: Collection[str], name: str) -> None:
@@ -187,10 +160,7 @@ def _among(what: str, known: Collection[str], name: str) -> None:
 
 def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place: Location) -> None:
     """What a finding rests on must be measured by the study."""
-    for side in ("a", "b"):
-        name = getattr(evidence, side)
-        with problems.at(*place, side):
-            _among("arm", {*study.arms, *map(str, problems.lost("arms"))}, name)
+    for name in (evidence.a, evidence.b):
         arm = study.arms.get(name)
         if evidence.metric == LOSS and arm is not None and not (arm.trained and study.held_out):
             problems.add(place, f"'{LOSS}' is measured on held_out rows of trained arms; '{name}' has none.")
@@ -241,8 +211,6 @@ def _check_rounds(study: Study, name: str, problems: Problems) -> None:
     """An arm that goes on from another: there must be one, of the same bases and seeds, and an end to it."""
     chain, place = [name], ("arms", name, "after")
     while (after := study.arms[chain[-1]].after) is not None:
-        with problems.at(*place):
-            _among("arm", {*study.arms, *map(str, problems.lost("arms"))}, after)
         if after in chain or after not in study.arms:
             break
         chain.append(after)

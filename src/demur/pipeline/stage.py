@@ -51,7 +51,7 @@ class Use(Strict):
     """A judge or detector as a study names it: a word, or a kind with the model that plays it (several: a panel)."""
 
     kind: str
-    model: str | tuple[str, ...] | None = connection(None)
+    model: str | tuple[str, ...] | None = connection(None, names="model")
     text: str | None = connection(None)  # A file in the place of its own rubric or instruction. Its content counts
 
     @model_validator(mode="before")

@@ -20,7 +20,7 @@ from demur.pipeline.stages.probe import ProbeSettings
 from demur.prompts import PromptsSettings
 from demur.records import Part, Pattern
 from demur.repair.settings import Intervention, RepairSettings
-from demur.settings import Problems, Strict, connection, override, read_yaml, validate
+from demur.settings import Problems, Strict, connection, names, override, read_yaml, validate
 from demur.storage.artifacts import atomic_write
 
 SELF = "self"  # The teacher that is the weights under training
@@ -40,24 +40,24 @@ def named(name: str) -> str:
 class Arm(Strict):
     """One model of the comparison: a base as it is, or trained on a mix."""
 
-    after: str | None = None
+    after: str | None = names("arm", None)
     """Another arm, on whose checkpoint (of the same base and seed) this one is trained: preferences behind fine-tuning, another
     round of self-training. Without training data of its own it is that checkpoint, such as with another decoding."""
-    base: str | None = None  # A folder, a hub id, `mini-lrm-a` or, where it is not trained, a URL. Default: the study's
-    format: str | None = None  # The strategy of its safety data. Without it and shares from files it is not trained
-    teacher: str | None = None  # Who writes its traces in place of the study's: a model, or `self`, its own weights
+    base: str | None = names("base", None)  # A folder, hub id, `mini-lrm-a`; untrained, a URL too
+    format: str | None = names("strategy", None)  # Without it and shares from files: not trained
+    teacher: str | None = names("model", None)  # Who writes its traces: a model, or `self`, its own weights
     distil: dict[str, Any] = {}  # Settings of distillation in which this arm's safety traces differ from the study's
     safety: int | ShareSettings = 0
     maths: int | ShareSettings = 0
     benign: int | ShareSettings = 0
     without: tuple[Pattern, ...] = ()  # Safety traces in which the detector found one of these patterns are left out
-    filter: Use | None = None
+    filter: Use | None = names("judge", None)
     """Another judge than the study's for this arm's safety traces, such as one that is known to leak. `cliff` comes behind the
     study's: what `model` (else the arm's own weights) would answer at each part of a thinking, and no row whose refusal fades."""
     keep: Keep | None = None  # Another rule than the study's: `everything` leaves the traces unfiltered
-    benign_format: str | None = None  # Another strategy than the study's for the benign rows
+    benign_format: str | None = names("strategy", None)  # Another strategy than the study's for the benign rows
     repair: RepairSettings | None = None  # Repair the safety traces first, such as `{with: [trim, align, drop]}`
-    decoding: str | Intervention | None = None
+    decoding: str | Intervention | None = names("decoding", None)
     """A defence by decoding alone: zero, less or primer (`models/sampling.py`), or {cue, insert}: a reminder in mid-thinking."""
     train: dict[str, Any] = {}  # Training settings in which this arm differs from the study's
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)  # Seeds of this arm; default: the study's
@@ -72,8 +72,8 @@ class Arm(Strict):
 class Comparison(Strict):
     """A claim that the report tests: two arms on one benchmark, paired by prompt."""
 
-    a: str
-    b: str
+    a: str = names("arm")
+    b: str = names("arm")
     bench: str = ""  # Empty: every benchmark
     margin: float | None = None  # For `b not worse than a by more than this`, in the metric's unit
 
@@ -81,8 +81,8 @@ class Comparison(Strict):
 class Evidence(Strict):
     """A test that a finding rests on: what arm `a` does against arm `b`, paired by prompt, over all seeds and bases."""
 
-    a: str
-    b: str
+    a: str = names("arm")
+    b: str = names("arm")
     metric: str = "attack_success"  # One of a benchmark's, or `loss`: nats a response token on held-out rows at the end
     bench: str = ""  # Empty: every benchmark that has the metric, pooled
     attack: tuple[str, ...] = ()  # Empty: however the benchmarks put their questions, pooled
@@ -112,7 +112,7 @@ class TamperUse(Strict):
     steps: tuple[int, ...] = (5, 10, 50)  # Where the curve is measured; 0 is the arm as it was
     bench: str
     attack: str = "none"
-    arms: tuple[str, ...] = ()  # Empty: every arm
+    arms: tuple[str, ...] = names("arm", ())  # Empty: every arm
     seeds: tuple[int, ...] = ()  # Empty: the arms' own
 
 
@@ -134,9 +134,9 @@ class Copy(NamedTuple):
 class Teaching(DistilSettings):
     """How traces are made, and by whom."""
 
-    teacher: str | None = None  # The model that writes; default: the one named teacher
-    teachers: dict[str, str] = {}  # Strategy -> the model that writes its traces, where they differ
-    classifier: str | None = None  # The model that says which policy a prompt falls under; else its own category does
+    teacher: str | None = names("model", None)  # The model that writes; default: the one named teacher
+    teachers: dict[str, str] = names("model", {})  # Strategy -> the model that writes its traces, where they differ
+    classifier: str | None = names("model", None)  # Says which policy a prompt falls under; else its own category does
 
     def settings(self, **changes: Any) -> DistilSettings:
         """What a stage is set to."""
@@ -149,8 +149,8 @@ class Study(Strict):
 
     name: Annotated[str, AfterValidator(named)] = "unnamed"  # It must be given: `resolve` says so with all else
     question: str = ""  # What the study is asked; the report's first line
-    base: str = "mini-lrm-a"
-    bases: tuple[str, ...] = ()
+    base: str = names("base", "mini-lrm-a")
+    bases: tuple[str, ...] = names("base", ())
     """Several bases in its place: every arm that names none is made from each, and the report pools them."""
     revisions: dict[str, str] = {}  # Hub id of a base -> its branch, tag or commit
     models: dict[str, ModelConfig] = {}
@@ -159,9 +159,9 @@ class Study(Strict):
     prompts: dict[str, PromptsSettings] = {}  # Pools of prompts: harmful, benign, maths
     traces: dict[str, ShareSettings] = {}  # Pools of ready traces from files, such as maths
     distil: Teaching = Teaching()
-    benign_format: str = "default"  # The strategy for benign prompts; `same`: that of the arm
-    detector: Use = Use(kind="rules")  # Default: the model named `detector`, where there is one; else a screen by rules
-    filter: Use = Use(kind="rules")  # The judge that decides which distilled traces are kept
+    benign_format: str = names("strategy", "default")  # The strategy for benign prompts; `same`: that of the arm
+    detector: Use = names("detector", Use(kind="rules"))  # Default: the model `detector` where there is one; else rules
+    filter: Use = names("judge", Use(kind="rules"))  # The judge that decides which distilled traces are kept
     mix: MixDefaults = MixDefaults()
     train: dict[str, Any] = {}  # Settings of training; `stage: KIND` trains by another stage, whose settings they are
     arms: dict[Annotated[str, AfterValidator(named)], Arm] = {}
@@ -171,7 +171,7 @@ class Study(Strict):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     compare: tuple[Comparison, ...] = ()
     findings: tuple[Finding, ...] = ()  # Claims with the tests that decide them; the report's first table
-    fixed: tuple[str, ...] = ()  # Benchmarks whose prompts are all that there are (`aime24`): rates are of these alone
+    fixed: tuple[str, ...] = names("measured", ())  # Benchmarks whose prompts are all that there are
     held_out: int = Field(default=0, ge=0)  # Safety rows of each arm kept out of training to measure learnability on
     data_dir: str | None = connection(None)
     serve: dict[str, Any] = {}

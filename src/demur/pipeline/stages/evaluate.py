@@ -24,7 +24,7 @@ from demur.pipeline.stage import CHARACTERS, Context, Lack, Size, Stage, Tampere
 from demur.records import Part, Prompt, Sampling
 from demur.repair.cut import Intervened
 from demur.repair.settings import Intervention
-from demur.settings import Strict, connection, identity_of
+from demur.settings import Strict, connection, identity_of, names
 from demur.storage import hub
 
 FILE = "attack_"  # How files that the attack reads are named here, in front of their own key
@@ -33,9 +33,9 @@ FILE = "attack_"  # How files that the attack reads are named here, in front of 
 class BenchUse(Strict):
     """A benchmark as a study uses it. What is left out is as the benchmark's protocol says."""
 
-    name: str
+    name: str = names("benchmark")
     attack: AttackUse = NO_ATTACK
-    judge: Use | None = None  # Another judge than the protocol's, and the model that plays it
+    judge: Use | None = names("judge", None)  # Another judge than the protocol's, and the model that plays it
     part: Part | None = None  # Another part than the protocol's
     also: tuple[Part, ...] = ()  # Further parts that the same judge reads, such as `[thinking]`: both are then crossed
     limit: int | None = Field(default=None, ge=1)
