@@ -28,7 +28,7 @@ from demur.storage.artifacts import atomic_write, hash_file
 from demur.storage.readers import rows
 
 OWN = tuple(sorted((Path(__file__).parent / "refusal").glob("*.jsonl")))
-RARE = 6
+RARE = 5
 """Replies in which a word must occur."""
 SCALE, C = 0.1, 8.0
 """How much a piece of evidence counts beside a word, and the inverse of the penalty; chosen by leaving authors out."""
@@ -157,13 +157,14 @@ GROUPS = {
     "none": ("tongues", "noise"),
 }
 """Authors that write alike, or whose manner is one: they are left out together."""
-HARD = ("ridge", "flint", "actor", "thicket", "brook")
+HARD = ("ridge", "flint", "actor", "thicket", "brook", "hard-d", "hard-e")
 """Authors of implicit refusals, decoys, dry partial refusals and hand-overs behind one: left out one by one, and summed up."""
 
 
 def group_of(author: str) -> str:
     """The group that an author is left out with."""
-    return next((name for name, authors in GROUPS.items() if author in authors), author.partition("-")[0])
+    alone = author if author in HARD else author.partition("-")[0]
+    return next((name for name, authors in GROUPS.items() if author in authors), alone)
 
 
 def left_out(replies: Sequence[Reply], models: Sequence[str]) -> tuple[dict[str, Any], float]:

@@ -31,7 +31,8 @@ _SETS_OUT = re.compile(r"\W*(?:sure|certainly|of course|absolutely|step|1)\b")
 _DIALOGUE = re.compile(r"^\W*\w+: ", re.MULTILINE)
 _SPACES = str.maketrans(dict.fromkeys('\n\t\r(*_#>["—–', " "))
 _READER = re.compile(r"\b(?:you|your)\b|(?:^|[.!?:\n] )(?:first|then|next)\b")
-_TOKEN = re.compile(r"[a-z']+")
+_TOKEN = re.compile(r"[a-z']+|[.!?:;•¶#]")
+_MARKS = {"•": re.compile(r"\n[ \t]*(?:[-*–]|\d{1,2}[.)])"), "¶": re.compile(r"\n+"), "#": re.compile(r"\d+")}
 _WORD = re.compile(r"[a-z]{4,}")
 _ITEM = re.compile(r"^\s*(?:\*\*)?(?:\d{1,2}[.)]|[-*•–] |step \d+|#{1,4} )\s*\S", re.MULTILINE | re.IGNORECASE)
 
@@ -103,11 +104,15 @@ def _own(reply: str, kinds: frozenset[str]) -> tuple[str, str]:
 
 
 def words(reply: str, question: str) -> set[str]:
-    """The words and pairs of words of a reply's start; the question's own content words are all one, `qword`."""
+    """The words of a reply's start, by their first six letters, its stops and marks, and pairs of these; the question's own
+    content words are all one, `qword`."""
     kinds, wanted = _asked(question)
+    text = _own(reply, kinds)[1][:1500]
+    for sign, mark in _MARKS.items():
+        text = mark.sub(sign, text)
     tokens = [
-        "qword" if len(token) > 3 and _stem(token) in wanted and token not in _COMMON else token
-        for token in _TOKEN.findall(_own(reply, kinds)[1][:1500])
+        "qword" if len(token) > 3 and token[:5].rstrip("s") in wanted and token not in _COMMON else token[:6]
+        for token in _TOKEN.findall(text)
     ]
     return {*tokens, *(f"{one} {two}" for one, two in pairwise(tokens))}
 
