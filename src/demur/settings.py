@@ -81,7 +81,7 @@ def override(data: dict[str, Any], item: str) -> dict[str, Any]:
         value = _value(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--set {item}: the value is not readable as YAML: {in_words(error)}") from None
-    whole: dict[str, Any] = changed(data, path.split("."), value, item)
+    whole: dict[str, Any] = changed(data, path.split("."), value, f"--set {item}")
     return whole
 
 
@@ -116,7 +116,7 @@ def changed(data: Any, keys: Sequence[str], value: Any, item: str = "") -> Any:
         return new
     if isinstance(data, (bool, int, float, str)):
         return changed({}, keys, value, item)
-    raise UserError(f"--set {item}: '{head}' is no place in a list of {len(data)}")
+    raise UserError(f"{item}: '{head}' is no place in a list of {len(data)}")
 
 
 WANTED = {  # pydantic's kinds of errors that it says in words of Python

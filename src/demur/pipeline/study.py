@@ -20,7 +20,7 @@ from demur.pipeline.stages.probe import ProbeSettings
 from demur.prompts import PromptsSettings
 from demur.records import Part, Pattern
 from demur.repair.settings import Intervention, RepairSettings
-from demur.settings import Problems, Strict, connection, names, override, read_yaml, validate
+from demur.settings import Problems, Strict, changed, connection, names, override, read_yaml, validate
 from demur.storage.artifacts import atomic_write
 
 SELF = "self"  # The teacher that is the weights under training
@@ -246,8 +246,7 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
     arms = set(data.get("arms") or {})
     if quick:
         for key, value in (data.get("quick") or {}).items():
-            text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1e9).strip()
-            data = override(data, f"{key}={text}")
+            data = changed(data, key.split("."), value, f"quick: {key}")
     base, left_out = data.get("base"), {f"arms.{name}=null": name for name in arms}
     for item in sets or []:
         data = override(_spelled(data, item), item)
