@@ -2,8 +2,7 @@
 
 import functools
 import json
-import os
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +74,16 @@ def converted(path: Path) -> Path:
         raise UserError(f"{path}: no such file.")
     folder = cache_folder() / "gguf" / hash_file(path)[:16]
     if not (folder / "config.json").is_file():
-        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-        try:
-            _convert(path, draft)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as draft:
+            made = _convert(path, Path(draft) / "made")
             if not folder.exists():  # Another process may have been first.
-                draft.rename(folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+                made.rename(folder)
     return folder
 
 
-def _convert(path: Path, folder: Path) -> None:
-    """Write weights, tokenizer and chat template.
+def _convert(path: Path, folder: Path) -> Path:
+    """Write weights, tokenizer and chat template into a folder.
 
     Raises UserError: transformers cannot read the file, or the package gguf is missing.
     """
@@ -106,3 +103,4 @@ def _convert(path: Path, folder: Path) -> None:
     model.hf_quantizer = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder

@@ -248,22 +248,19 @@ class RemoteModel(Answering):
                 self._health.waits(problem.rest, problem.detail)
             raise
         if reply.failure == "refused_by_server":
-            self._hopeless(reply.detail)
+            self._refused += 1
+            # When all of the first requests are refused it is the configuration, not the requests.
+            if self._refused >= 8 and not self._health.replies:
+                raise WorkError(
+                    f"{self._config.where} refused the first {self._refused} requests ({reply.detail}). Does it know all that is sent? "
+                    "See forbidden, max_tokens_field and extra_body. `demur retry RUN` asks the refused ones again."
+                )
             return reply
         if reply.failure is None:
             address.succeeded(time.monotonic() - began)
             self._health.succeeded()
             self._recognise(reply.served)
         return reply
-
-    def _hopeless(self, said: str) -> None:
-        """Raise `WorkError` when all of the first requests are refused: then it is the configuration, not the requests."""
-        self._refused += 1
-        if self._refused >= 8 and not self._health.replies:
-            raise WorkError(
-                f"{self._config.where} refused the first {self._refused} requests ({said}). Does it know all that is sent? "
-                "See forbidden, max_tokens_field and extra_body. `demur retry RUN` asks the refused ones again."
-            )
 
     def _recognise(self, served: str) -> None:
         """See that the server is still the one that the cache knows by this identity.

@@ -239,14 +239,10 @@ def cards_of(text: str) -> list[float]:
 
 def shares_of(items: list[str]) -> dict[str, float]:
     """`0.1` (of every part) or `target=0.1`, several times."""
-    found = {}
-    for item in items:
-        part, _, share = item.rpartition("=")
-        try:
-            found[part] = float(share)
-        except ValueError:
-            raise UserError(f"{item}: write SHARE, or PART=SHARE such as target=0.1.") from None
-    return found
+    try:
+        return {part: float(share) for part, _, share in (item.rpartition("=") for item in items)}
+    except ValueError:
+        raise UserError(f"{', '.join(items)}: write SHARE, or PART=SHARE such as target=0.1.") from None
 
 
 @contextlib.contextmanager

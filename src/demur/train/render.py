@@ -13,6 +13,7 @@ before the first step:
     whole           nothing is truncated: a longer row is dropped, counted and listed
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
@@ -266,14 +267,8 @@ def conversation(example: Example) -> tuple[Messages, list[ExamplePart]]:
 
 def _flags(offsets: list[tuple[int, int]], pieces: list[Piece]) -> list[bool]:
     """Whether each token is trained: its last character decides."""
-    flags = []
-    at = 0
-    for start, end in offsets:
-        last = max(start, end - 1)
-        while at < len(pieces) - 1 and last >= pieces[at].end:
-            at += 1
-        flags.append(pieces[at].train)
-    return flags
+    ends = [piece.end for piece in pieces[:-1]]
+    return [pieces[bisect_right(ends, max(start, end - 1))].train for start, end in offsets]
 
 
 def _check_labels(text: str, pieces: list[Piece], offsets: list[tuple[int, int]], labels: list[int]) -> None:
