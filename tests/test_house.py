@@ -153,8 +153,8 @@ def test_an_optional_package_has_one_group_which_the_message_for_a_missing_one_n
 
 ROOMS = {
     "attack": 1111, "bench": 783, "cli": 2124, "diagnose": 742, "distil": 463, "judge": 2119, "mini": 975, "mix": 994,
-    "models": 2643, "pipeline": 3367, "prompts": 1139, "repair": 429, "report": 3649, "stats": 623, "storage": 1288,
-    "testing": 1608, "train": 2245,
+    "models": 2638, "pipeline": 3367, "prompts": 1139, "repair": 429, "report": 3649, "stats": 623, "storage": 1288,
+    "testing": 1604, "train": 2240,
 }  # fmt: skip
 """Most lines of each room: what they have today. They were to be 20,000 together: only ever lower a number here."""
 
