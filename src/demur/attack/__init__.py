@@ -13,8 +13,8 @@ from pydantic import BaseModel, SerializationInfo, model_serializer, model_valid
 
 from demur.attack.base import Attack, AttackSettings
 from demur.errors import UserError, unknown
-from demur.interfaces import Model, Progress, Request, quiet
-from demur.records import Message, Prompt, Sampling
+from demur.interfaces import Model, Progress, Request, quiet, requests_for
+from demur.records import Prompt, Sampling
 from demur.registry import resolve
 from demur.settings import Problems, Strict, names
 
@@ -149,10 +149,9 @@ def requests(attack: Attack, prompt: Prompt, sampling: Sampling) -> Iterator[Req
     """
     if begun := attack.prefill(prompt):
         sampling = replace(sampling, prefill=(sampling.prefill or "") + begun)
-    system = () if sampling.system is None else (Message(role="system", content=sampling.system),)
-    messages = (*system, *attack.turns(prompt), Message(role="user", content=prompt.text))
-    for sample in range(sampling.n):
-        yield Request(messages=messages, sampling=sampling, prompt=prompt, sample=sample)
+    for request in requests_for([prompt], sampling):
+        *system, asked = request.messages
+        yield replace(request, messages=(*system, *attack.turns(prompt), asked))
 
 
 def _split(value: Any) -> dict[str, Any]:
