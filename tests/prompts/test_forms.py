@@ -162,7 +162,7 @@ def test_what_a_row_says_of_itself_is_read(tmp_path: Path, more: dict[str, Any],
         {"label": 1},
         {"toxicity": 0.93},
         {"label": "contrast_homonyms"},
-        {"type": "safe_targets"},
+        {"type": "riddles"},
         {"domain": "biology"},
     ],
 )
