@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.made import exit_code
 
-from demur.cli.retry import forget_stages
+from demur.cli.retry import lacking
 from demur.records import Failure, Prompt
 from demur.storage.artifacts import Manifest, artifacts, drafted
 from demur.storage.reply_cache import FILE, Reply, ReplyCache, key_of
@@ -75,7 +75,7 @@ def test_retry_makes_again_what_lacked_replies_and_all_that_came_of_it(
     assert "1 failed request will be asked again; 4 stages will be made again" in said
     with ReplyCache(run / "replies") as cache:
         assert cache.failures() == {}
-    assert forget_stages(run, set()) == []
+    assert lacking(run, set()) == []
 
 
 def test_cost_and_retry_of_a_damaged_cache_use_what_can_be_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

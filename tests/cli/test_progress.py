@@ -13,6 +13,7 @@ from tests.made import exit_code
 
 from demur.cli import progress
 from demur.pipeline.run import Event
+from demur.storage.artifacts import locked
 
 
 def test_plain_lines_say_once_a_minute_how_far_it_is_and_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,12 +61,13 @@ def test_status_says_how_far_a_training_is_and_how_long_it_takes(
         for seconds, step in ((5, 1), (60, 61)):
             clock[0] += seconds
             show(Event("train-a", "progress", step, 400, "loss 0.21"))
-        assert exit_code("status", str(tmp_path)) == 0
-        shown = capfd.readouterr().out
+        with locked(tmp_path):
+            assert exit_code("status", str(tmp_path)) == 0
+            assert exit_code("status", str(tmp_path), "--json") == 0
+        *lines, last = capfd.readouterr().out.splitlines(keepends=True)
+        shown, told = "".join(lines), json.loads(last)
         assert "at work: train-a: 61/400  0:05:39 left  loss 0.21  (0:00:0" in shown
         assert "waiting: train-b\n" in shown
-        assert exit_code("status", str(tmp_path), "--json") == 0
-        told = json.loads(capfd.readouterr().out)
         assert (told["running"], told["waiting"]) == ({"train-a": "61/400  0:05:39 left  loss 0.21"}, ["train-b"])
         show(Event("train-a", "done"))
     assert exit_code("status", str(tmp_path)) == 0
@@ -82,7 +84,7 @@ def test_a_stage_that_has_ended_since_the_last_note_is_not_said_to_be_at_work(
     monkeypatch.setattr("demur.cli.status.is_whole", lambda folder: folder.name == "train-a-0")
     assert exit_code("status", str(tmp_path), "--json") == 0
     told = json.loads(capfd.readouterr().out)
-    assert (told["running"], told["waiting"]) == ({"train-b": "9/10"}, [])
+    assert (told["running"], told["stopped"], told["waiting"]) == ({}, {"train-b": "9/10"}, [])
     monkeypatch.setattr("demur.cli.status.is_whole", lambda folder: True)
     assert exit_code("status", str(tmp_path)) == 0
     assert "everything is done" in capfd.readouterr().out

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.made import exit_code
+from tests.made import demur, exit_code
 
 from demur.cli import main
+from demur.testing.server import serving
 
 
 def test_a_history_of_two_runs_and_a_file_of_somebody_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +77,7 @@ def test_a_run_that_is_not_finished_is_listed_as_that(
 
 
 def test_a_page_names_every_command_that_made_what_it_shows(tmp_path: Path) -> None:
-    """An evaluation, another in its folder, and what judged them again; a study in the folder is all that is there."""
+    """An evaluation, another in its folder, and what judged them again; a study alone with its folder replaces itself."""
     run = tmp_path / "run"
     made = []
     for bench in ("mini_harm", "mini_benign", "mini_harm"):
@@ -86,6 +87,7 @@ def test_a_page_names_every_command_that_made_what_it_shows(tmp_path: Path) -> N
     assert f"made by: {made[0]}; {made[1]}<" in (run / "report.html").read_text()
     assert exit_code("judge", str(run), "--out", str(tmp_path / "again")) == 0
     assert f"made by: demur judge {run} --out {tmp_path}/again<" in (tmp_path / "again" / "report.html").read_text()
+    run = tmp_path / "alone"
     (study := tmp_path / "s.yaml").write_text(
         "name: s\narms: {raw: {}}\nbench: [{name: mini_harm, limit: 1}]\nbase: t\nmodels: {t: script:stand_in}\n"
     )
@@ -94,5 +96,133 @@ def test_a_page_names_every_command_that_made_what_it_shows(tmp_path: Path) -> N
     assert exit_code("run", str(study), "--set", "bench.0.limit=2", "--out", str(run)) == 0
     assert exit_code("run", str(study), "--out", str(run)) == 0
     typed = (run / "commands.txt").read_text().splitlines()
-    assert typed[:2] == made[:2]
-    assert typed[2:] == [f"demur run {study} --set bench.0.limit=2 --out {run}", f"demur run {study} --out {run}"]
+    assert typed == [f"demur run {study} --set bench.0.limit=2 --out {run}", f"demur run {study} --out {run}"]
+
+
+def _shown(run: Path) -> set[tuple[str, str]]:
+    return {(one["arm"], one["bench"]) for one in json.loads((run / "results.json").read_text())["results"]}
+
+
+def _evaluated(run: Path, *targets: str, limit: int = 3) -> None:
+    for target in targets:
+        words = ("eval", "mini_harm", "--target", target, "--limit", str(limit), "--out", str(run))
+        assert exit_code(*words) == 0
+
+
+def test_going_on_and_retry_keep_what_other_commands_made(tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    _evaluated(run, "script:echo", "script:stand_in")
+    two = _shown(run)
+    assert {arm for arm, _ in two} == {"echo", "stand_in"}
+    for words in (["retry", str(run)], ["run", f"{run}/study.yaml", "--out", str(run)], ["report", str(run)]):
+        assert exit_code(*words) == 0
+        assert _shown(run) == two, words
+    assert exit_code("run", f"{run}/study.yaml", "--set", "bench.0.limit=2", "--out", str(run)) == 0
+    assert {arm for arm, _ in _shown(run)} == {"echo", "stand_in"}
+
+
+def test_a_study_in_the_folder_of_another_command_says_that_both_are_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "r"
+    _evaluated(run, "script:echo")
+    (study := tmp_path / "s.yaml").write_text(
+        "name: s\narms: {raw: {}}\nbench: [{name: mini_harm, limit: 1}]\nbase: t\nmodels: {t: script:stand_in}\n"
+    )
+    capfd.readouterr()
+    assert exit_code("run", str(study), "--out", str(run)) == 0
+    assert "1 other evaluation stays in the table" in capfd.readouterr().err
+    assert {arm for arm, _ in _shown(run)} == {"echo", "raw"}
+    for limit in (2, 1):
+        assert exit_code("run", str(study), "--set", f"bench.0.limit={limit}", "--out", str(run)) == 0
+        assert {arm for arm, _ in _shown(run)} == {"echo", "raw"}, "its other settings take the place of its own alone"
+
+
+def test_retry_makes_again_what_an_earlier_command_made_by_the_study_of_that_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "r"
+    monkeypatch.setenv("KEY_OF_IT", "a-secret-of-tests")
+    with serving("stand_in", faults={"too_long": 0.5}) as server:
+        words = ("eval", "mini_harm", "--target", server.url, "--model", "m", "--key-env", "KEY_OF_IT", "--limit", "8")
+        assert exit_code(*words, "--out", str(run)) == 0
+        _evaluated(run, "script:echo")
+        two, (study,) = _shown(run), run.glob("studies/*.yaml")
+        before = {path: path.read_bytes() for path in [study, run / "study.yaml"]}
+        lost = sum(len(path.read_bytes().splitlines()) for path in run.glob("stages/*/failures.jsonl"))
+        assert 0 < lost < 8
+        monkeypatch.delenv("KEY_OF_IT")
+        capfd.readouterr()
+        assert exit_code("retry", str(run)) == 2, "what makes it again cannot be done here: nothing is removed"
+        assert "KEY_OF_IT is not set" in capfd.readouterr().err
+        assert exit_code("status", str(run)) == 0
+        assert "everything is done" in capfd.readouterr().out
+        monkeypatch.setenv("KEY_OF_IT", "a-secret-of-tests")
+        assert exit_code("retry", str(run)) == 0
+        assert f"{lost} failed requests will be asked again; 1 stage will be made again" in capfd.readouterr().err
+    assert _shown(run) == two
+    assert not any(path.read_bytes() for path in run.glob("stages/*/failures.jsonl"))
+    assert {path: path.read_bytes() for path in before} == before
+    assert exit_code("status", str(run)) == 0
+    assert "everything is done\n" in capfd.readouterr().out
+
+
+def test_retry_goes_on_with_what_an_earlier_command_left_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("moody.py").write_text(
+        'from pathlib import Path\n\n\ndef answer(*_):\n    if Path("down").exists():\n'
+        '        raise ValueError("out of order")\n    return "No."\n'
+    )
+    Path("down").touch()
+    with pytest.raises(ValueError, match="out of order"):
+        _evaluated(Path("r"), "script:moody:answer")
+    capfd.readouterr()
+    assert exit_code("status", "r") == 0
+    shown = capfd.readouterr().out
+    assert "failed: evaluate-moody-answer-s0-mini_harm-none: out of order\n" in shown
+    assert "waiting" not in shown
+    assert "go on:   demur run r/study.yaml --out r\n" in shown
+    _evaluated(Path("r"), "script:stand_in")
+    Path("down").unlink()
+    capfd.readouterr()
+    assert exit_code("status", "r") == 0
+    assert "go on:   demur retry r\n" in capfd.readouterr().out
+    assert exit_code("runs", ".", "--json") == 0
+    assert "unfinished, 1 of 2 stages" in capfd.readouterr().out
+    assert exit_code("retry", "r") == 0
+    assert {arm for arm, _ in _shown(Path("r"))} == {"moody-answer", "stand_in"}
+
+
+def test_what_a_stopped_process_was_at_is_not_said_to_be_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("stopping.py").write_text(
+        "import os\nimport signal\n\n\ndef answer(*_):\n    os.kill(os.getpid(), signal.SIGTERM)\n    return 'No.'\n"
+    )
+    done = demur("eval", "mini_harm", "--target", "script:stopping:answer", "--limit", "8", "--out", "r")
+    assert done.returncode == 143, done.stderr
+    assert exit_code("status", "r") == 0
+    shown = capfd.readouterr().out
+    assert "stopped: evaluate-" in shown
+    assert "at work" not in shown
+
+
+def test_status_and_runs_say_the_same_of_what_was_judged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    _evaluated(tmp_path / "r", "script:stand_in")
+    again = tmp_path / "again"
+    capfd.readouterr()
+    assert exit_code("judge", str(tmp_path / "r"), "--out", str(again), "--json") == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (told["n"], "crossed" in told, "results" in told["report"]) == (3, True, True)
+    assert exit_code("runs", str(again), "--json") == 0
+    assert "unfinished" not in capfd.readouterr().out
+    assert exit_code("status", str(again)) == 0
+    assert "everything is done\n" in capfd.readouterr().out
+    (again / "results.json").unlink()
+    assert exit_code("status", str(again)) == 0
+    assert f"everything is done but the report: demur report {again}\n" in capfd.readouterr().out
+    assert exit_code("runs", str(again), "--json") == 0
+    assert "everything is done but the report" in capfd.readouterr().out

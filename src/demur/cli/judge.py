@@ -53,7 +53,7 @@ def judge(
         apart = {name: {own.name: {"share": own.estimate} for own in crossed if own.judge == name} for name in names}
         traces = sum(stage.rows("traces") for stage in judged)
         told = {"results": list(results(cells(found))), "crossed": apart, "agreement": agree}
-        common.print_json({"n": traces, "out": str(where)} | told)
+        tell(where, json=True, more={"n": traces, "out": str(where)} | told)
         return
     tell(where)
     if crossed:

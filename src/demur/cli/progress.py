@@ -23,11 +23,12 @@ from demur.cli import SHOWN
 from demur.pipeline.run import Event
 from demur.storage.artifacts import atomic_write
 
-RUNNING = "running.json"  # How far the stages are that run, for `demur status`
+RUNNING = "running.json"  # How far the stages are that run, and why one failed, for `demur status`
 NOTED = 5.0  # Seconds between two notes of it
 EVERY = 60.0  # Seconds between two plain lines about running stages
 STEADY = 10.0  # Seconds of work from which the time that is left is estimated
 ENDED, RUNS = ("done", "reused"), ("started", "progress")
+FAILED = "failed: "  # How a note of a stage that failed begins
 
 
 class Display:
@@ -73,10 +74,10 @@ class Display:
             self._print(event)
 
     def _note(self) -> None:
-        """Write down how far the stages are that run; that is no result, so a full disk is no matter."""
+        """Write down how far the stages are that run, and why one failed; that is no result, so a full disk is no matter."""
         if self._out is not None:
             self._noted, path = time.monotonic(), self._out / RUNNING
-            far = {one.name: self._far(one) for one in self._in(*RUNS)}
+            far = {one.name: self._far(one) for one in self._in(*RUNS, "failed")}
             with contextlib.suppress(OSError):
                 atomic_write(path, json.dumps(far, ensure_ascii=False)) if far else path.unlink(missing_ok=True)
 
@@ -103,6 +104,8 @@ class Display:
     def _far(self, event: Event) -> str:
         """How far a running stage is: `120/400  0:03:10 left  loss 0.21`."""
         now = time.monotonic()
+        if event.state == "failed":
+            return FAILED + event.remark
         if not event.done:
             began = self._began.get(event.name, now)
             return f"began {timedelta(seconds=round(now - began))} ago  {event.remark}".rstrip()

@@ -18,10 +18,12 @@ from demur.pipeline.run import CACHE, execute
 from demur.pipeline.stage import Stage
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.prompts.forms import Odd
-from demur.settings import Problems, validate
+from demur.records import digest
+from demur.settings import Problems, read_yaml, validate
 from demur.storage.artifacts import COMMANDS, GRAPH, LOCK, Artifact, artifacts, atomic_write, locked
 
 STUDY = "study.yaml"
+STUDIES = "studies"  # The folder of those that were run here before it, and whose stages are still the run's
 ODD = 5  # Rows kept aside that are shown
 
 
@@ -108,12 +110,29 @@ def run_study(
     if (out / STUDY).exists() and not any((out / mark).exists() for mark in (GRAPH, LOCK)):
         raise UserError(f"{out} is no run of demur and has a {STUDY} of its own: choose another --out.")
     with locked(out):
-        studies.save(study, out / STUDY)
+        add = _saved(study, out, add=add)
+    there = {one.manifest.name for one in artifacts(out) if add and one.manifest.kind == "evaluate"}
+    if earlier := there - {stage.name for stage in ordered(stages)}:
+        many = "other evaluations stay" if len(earlier) > 1 else "other evaluation stays"
+        alone = "a mean is over what this command asks alone, no answer and tokens over all. For a table of its own: --out FOLDER"
+        common.console.print(f"{out}: {len(earlier)} {many} in the table; {alone}", soft_wrap=True)
     workers = study.workers or default_workers()
     size = f"{plural(len(study.arms), 'arm')} x {plural(len(study.seeds), 'seed')}"
     title = f"{study.name} · {size} · base {', '.join(study.bases) or study.base} · {plural(workers, 'worker')}"
     _executed(stages, out=out, title=title, workers=workers, cache=cache, on=on, add=add)
     tell(out, json=json)
+
+
+def _saved(study: studies.Study, out: Path, *, add: bool) -> bool:
+    """Save a study as the folder's; whether what else is there stays, with its study. A folder's only study replaces itself."""
+    path, kept = out / STUDY, out / STUDIES
+    before, name = (path.read_text(), read_yaml(path)[0].get("name")) if path.is_file() else ("", None)
+    studies.save(study, path)
+    add = add or kept.is_dir() or name != study.name
+    if add and before and before != path.read_text():
+        kept.mkdir(exist_ok=True)
+        atomic_write(kept / f"{name}-{digest(before)[:8]}.yaml", before)
+    return add or before == path.read_text()
 
 
 def run_measuring(study: dict[str, Any], flags: common.Flags) -> None:
@@ -125,10 +144,6 @@ def run_measuring(study: dict[str, Any], flags: common.Flags) -> None:
     plain = study | {"base": "target"} | flags.given("data_dir")
     resolved = make(common.apply_sets(plain, flags.sets), where=f"demur {study['name']}")
     folder = flags.out or Path("runs") / study["name"]
-    if earlier := {stage.manifest.name for stage in artifacts(folder)} - {stage.name for stage in resolved.stages}:
-        many = "other evaluations stay" if len(earlier) > 1 else "other evaluation stays"
-        alone = "a mean is over what this command asks alone, no answer and tokens over all. For a table of its own: --out FOLDER"
-        common.console.print(f"{folder}: {len(earlier)} {many} in the table; {alone}", soft_wrap=True)
     run_study(resolved, out=folder, cache=flags.cache, json=flags.json, add=True)
 
 

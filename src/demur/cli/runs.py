@@ -9,10 +9,11 @@ import msgspec
 
 from demur.cli import common
 from demur.cli.runner import STUDY
+from demur.cli.status import standing
 from demur.errors import UserError
 from demur.report import Report, format
 from demur.settings import read_yaml
-from demur.storage.artifacts import GRAPH, is_whole, present
+from demur.storage.artifacts import GRAPH
 
 TITLES = ("date", "run", "study", "arm", "model", "headline numbers")
 MODEL = ("model", "path", "hub", "script", "plugin", "url")  # What a model of a study is called by, the best name first
@@ -21,9 +22,9 @@ MODEL = ("model", "path", "hub", "script", "plugin", "url")  # What a model of a
 @common.verb("json")
 def runs(flags: common.Flags, folder: Path = Path("runs")) -> None:
     """Date, study, arm, model and headline numbers of every run under a folder, the newest last."""
-    begun = [path for path in folder.rglob(GRAPH) if not path.with_name("results.json").exists()]
+    begun = {path: left for path in folder.rglob(GRAPH) if (left := standing(path.parent).left(path.parent))}
     found = sorted([*folder.rglob("results.json"), *begun], key=lambda path: path.stat().st_mtime)
-    rows = [row for path in found for row in (_unfinished if path in begun else _rows)(path)]
+    rows = [row for path in found for row in ([_unfinished(path, begun[path])] if path in begun else _rows(path))]
     if not rows:
         raise UserError(f"{folder} holds no results of a run.")
     if flags.json:
@@ -39,17 +40,15 @@ def _row(path: Path, **own: Any) -> dict[str, Any]:
     return {"date": f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}", "run": str(path.parent)} | own
 
 
-def _unfinished(path: Path) -> Iterator[dict[str, Any]]:
-    """The row of a run that has stages to be done and no results yet."""
-    stages = [is_whole(path.parent / "stages" / stage.folder) for stage in present(path.parent).values()]
+def _unfinished(path: Path, why: str) -> dict[str, Any]:
+    """The row of a run that has stages to be done, or no results yet."""
     file = path.with_name(STUDY)
     study = read_yaml(file)[0] if file.is_file() else {}
     models = [one[key] for one in (study.get("models") or {}).values() for key in MODEL if key in one][:1]
     named = [*(study.get("bases") or [study.get("base", "mini-lrm-a")]), *models] if study else []
     name, arms = study.get("name", path.parent.name), ", ".join(study.get("arms") or ())
     model = ", ".join(str(one) for one in named if one != "target")
-    why = f"unfinished, {sum(stages)} of {len(stages)} stages (demur status {path.parent})"
-    yield _row(path, study=name, arm=arms, model=model, numbers={}, why=why)
+    return _row(path, study=name, arm=arms, model=model, numbers={}, why=why)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

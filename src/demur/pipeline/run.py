@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from demur.errors import UserError, WorkError
+from demur.errors import UserError, WorkError, scrubbed
 from demur.interfaces import Progress
 from demur.models.config import ModelConfig, Remote
 from demur.pipeline.dag import Planned, plan, write_graph
@@ -222,7 +222,7 @@ def _drive(todo: Sequence[Planned], done: set[str], way: Way, pool: Pool, say: W
         for name, outcome in pool.wait():
             job = running.pop(name)
             if isinstance(outcome, Exception):
-                say(Event(name, "failed"))
+                say(Event(name, "failed", remark=scrubbed(str(outcome) or type(outcome).__name__)))
                 outcome.add_note(f"in stage {name}")
                 failure = failure or outcome
                 continue
