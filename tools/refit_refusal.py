@@ -28,7 +28,7 @@ from demur.storage.artifacts import atomic_write, hash_file
 from demur.storage.readers import rows
 
 OWN = tuple(sorted((Path(__file__).parent / "refusal").glob("*.jsonl")))
-RARE = 5
+RARE = 6
 """Replies in which a word must occur."""
 SCALE, C = 0.1, 8.0
 """How much a piece of evidence counts beside a word, and the inverse of the penalty; chosen by leaving authors out."""
@@ -157,7 +157,7 @@ GROUPS = {
     "none": ("tongues", "noise"),
 }
 """Authors that write alike, or whose manner is one: they are left out together."""
-HARD = ("ridge", "flint", "actor", "thicket", "brook", "hard-d", "hard-e")
+HARD = ("ridge", "flint", "actor", "thicket", "brook", "hard-d", "hard-e", "hard-h")
 """Authors of implicit refusals, decoys, dry partial refusals and hand-overs behind one: left out one by one, and summed up."""
 
 
