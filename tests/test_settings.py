@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -212,3 +212,24 @@ def test_what_was_said_to_be_wrong_is_not_said_to_be_missing_too() -> None:
     with pytest.raises(UserError) as error:
         validate(Study, {"name": "x", "findings": [{"claim": "c", "evidence": []}]}, where="s.yaml")
     assert str(error.value) == "s.yaml: 'findings.0.evidence' is empty: at least one is wanted"
+
+
+@pytest.mark.parametrize(("item", "place", "wanted"), [
+    ("bench.0.attack.width=5", ("bench", 0, "attack"), {"name": "tap", "width": 5}),
+    ("bench.0.judge.text=x.md", ("bench", 0, "judge"), {"kind": "rules", "text": "x.md"}),
+    ("bench.1.limit=3", ("bench", 1, "name"), "xstest"),
+    ("arms.x.safety.cap=2", ("arms", "x", "safety"), {"n": 300, "cap": 2}),
+    ("distil.begin.share=0.3", ("distil", "begin"), {"text": "Ok", "share": 0.3}),
+    ("train.lora.rank=8", ("train", "lora"), {"rank": 8}),
+])  # fmt: skip
+def test_a_word_that_is_short_for_a_mapping_keeps_its_meaning_when_a_key_below_it_is_set(
+    item: str, place: tuple[Any, ...], wanted: object
+) -> None:
+    from demur.pipeline.study import Study
+
+    bench = [{"name": "advbench", "attack": "tap", "judge": "rules"}, "xstest"]
+    data: Any = {"name": "a", "arms": {"x": {"safety": 300}}, "bench": bench, "distil": {"begin": "Ok"}}
+    found: Any = override(data | {"train": {"lora": True}}, item, Study)
+    for key in place:
+        found = found[key]
+    assert found == wanted

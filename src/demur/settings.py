@@ -69,8 +69,8 @@ def _identity(value: Any) -> Any:
     return PLAIN.dump_python(value, mode="json")
 
 
-def override(data: dict[str, Any], item: str) -> dict[str, Any]:
-    """Plain data with one `path.to.key=value` applied; the value is read as YAML.
+def override(data: dict[str, Any], item: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Plain data, of the settings `model`, with one `path.to.key=value` applied; the value is read as YAML.
 
     Raises UserError: there is no `=`, or the path goes through something that has no keys.
     """
@@ -81,8 +81,7 @@ def override(data: dict[str, Any], item: str) -> dict[str, Any]:
         value = _value(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--set {item}: the value is not readable as YAML: {in_words(error)}") from None
-    whole: dict[str, Any] = changed(data, path.split("."), value, f"--set {item}")
-    return whole
+    return dict(changed(data, path.split("."), value, f"--set {item}", [model]))
 
 
 def from_yaml(text: str) -> Any:
@@ -103,19 +102,21 @@ def _value(text: str) -> Any:
     return value
 
 
-def changed(data: Any, keys: Sequence[str], value: Any, item: str = "") -> Any:
-    """A copy of nested data with one place changed; `item` is the override that says so."""
+def changed(data: Any, keys: Sequence[str], value: Any, item: str = "", kinds: Sequence[Any] = ()) -> Any:
+    """A copy of nested data, which are of one of some `kinds`, with one place changed; `item` is the override that says so."""
     if not keys:
         return value
-    head, *rest = keys
+    (head, *rest), inner = keys, [step for kind in kinds for step in _step(kind, keys[0])]
     if isinstance(data, list) and head.isdigit() and int(head) < len(data):
-        return [changed(old, rest, value, item) if i == int(head) else old for i, old in enumerate(data)]
+        return [changed(old, rest, value, item, inner) if i == int(head) else old for i, old in enumerate(data)]
     if data is None or isinstance(data, dict):
-        new = dict(data or {})
-        new[head] = changed(new.get(head), rest, value, item) if rest else value
-        return new
+        return (data or {}) | {head: changed((data or {}).get(head), rest, value, item, inner)}
     if isinstance(data, (bool, int, float, str)):
-        return changed({}, keys, value, item)
+        for kind in (one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)):
+            with contextlib.suppress(pydantic.ValidationError):  # a word that is short for a mapping is written out
+                data = kind.model_validate(data).model_dump(mode="json", exclude_defaults=True)
+                break
+        return changed(data if isinstance(data, dict) else {}, keys, value, item, kinds)
     raise UserError(f"{item}: '{head}' is no place in a list of {len(data)}")
 
 
@@ -249,8 +250,7 @@ def validate(model: type[M], data: Any, *, where: str) -> M:
     problems = Problems(where)
     settings = problems.read(model, data)
     problems.check()
-    assert settings is not None
-    return settings
+    return typing.cast(M, settings)
 
 
 def _there(data: Any, location: Location) -> Location:
@@ -283,20 +283,21 @@ def _explain(model: type[BaseModel], problem: Any, location: Location) -> str:
     if problem["type"] == "missing":
         return f"'{key}' is missing{inside}."
     value, message = problem["input"], WANTED.get(problem["type"], "")
-    said = "is empty" if value in (None, (), [], {}) else f"= {value!r}"
+    said = "is empty" if value in (None, (), [], {}) else "" if isinstance(value, dict) else f"= {value!r}"
     words = (_words_at(model, (*problem["loc"], 0)) or _words_at(model, problem["loc"])) if message else set()
     if not message or (problem["type"] == "literal_error" and not words):
         message = str(problem["msg"]).removeprefix("Value error, ")
     elif said == "is empty":
         message, value = (message, min(words)) if words else (message.partition(", such as")[0], value)
     hint = f".{nearest(str(problem['input']), words)}" if words else ""
-    return f"'{'.'.join(str(k) for k in location)}' {said}: {message.replace('{value}', str(value))}{hint}"
+    place = f"'{'.'.join(map(str, location))}' {said}".strip() + ": "
+    return f"{place * bool(location)}{message.replace('{value}', str(value))}{hint}"
 
 
 def _words_at(model: type[BaseModel], location: Location) -> set[str]:
     """The words that are allowed at a place, where it takes words of a list."""
-    literals = [kind for kind in _kinds_at(model, location) if typing.get_origin(kind) is Literal]
-    return {word for kind in literals for word in typing.get_args(kind) if isinstance(word, str)}
+    kinds = (typing.get_args(kind) for kind in _kinds_at(model, location) if typing.get_origin(kind) is Literal)
+    return {word for words in kinds for word in words if isinstance(word, str)}
 
 
 def _allowed_at(model: type[BaseModel], location: Location) -> Any:
@@ -375,9 +376,8 @@ class LineTable:
     def has(self, location: Location) -> bool:
         """Whether the text itself has a key at this place, and nothing has overridden it."""
         keys = [str(key) for key in location]
-        if any(keys[: len(path)] == path for path in self.overridden):
-            return False
-        return (*self._known(location[:-1]), keys[-1]) in self._lines
+        gone = any(keys[: len(path)] == path for path in self.overridden)
+        return not gone and (*self._known(location[:-1]), keys[-1]) in self._lines
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], LineTable]:

@@ -155,3 +155,58 @@ def test_one_wrong_word_is_one_error(
     assert wrong.strip(" :").partition(":")[0] in first or "no model writes" in first or "rows of harmful" in first
     assert not any("short" not in line for line in others), "a line an arm where two arms are wrong"
     assert not first.startswith("✗ first.yaml: first.yaml")
+
+
+def test_help_says_what_is_true_of_each_verb(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for args, said in [
+        (("distil",), "such as strategy=improved"), (("repair",), "such as with=trim,drop"), (("mix",), "dedupe=exact"),
+        (("serve",), "latency=0.05"), (("train",), "by the same path as in a study file"),
+        (("calibrate", "guard"), "runs/calibrate/replies"), (("check", "contamination"), "else runs/contamination"),
+        (("eval",), "RUN/replies"), (("judge",), "default: rules"), (("view",), "in a browser"),
+    ]:  # fmt: skip
+        assert exit_code(*args, "--help") == 0
+        assert said in re.sub(r"\s+", " ", capsys.readouterr().out), args
+    for verb in ("check", "bench", "calibrate"):
+        assert exit_code(verb, "--help") == 0
+        assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("distil none.jsonl", ("needs a judge", "none.jsonl: no such file", "--teacher")),
+        ("distil ask.csv --data other.csv", ("named twice, ask.csv and --data other.csv",)),
+        ("attack pair --target script:stand_in --data ask.csv", ("--attacker;", "--attack-judge;")),
+        ("mix --share a=ask.csv:0", ("0 rows",)),
+        ("mix --share a=ask.csv:80% --share b=ask.csv:40%", ("demur mix: the ratios add up to 1.2",)),
+        (
+            "attack tap --target script:stand_in --data ask.csv --set bench.0.attack.widht=5",
+            ("attack 'tap'", "'width'"),
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_flag_that_helps(
+    args: str,
+    said: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ask.csv", "other.csv"):
+        Path(name).write_text("prompt\nHow do I boil an egg?\nHow do I fry an egg?\n")
+    assert exit_code(*args.split(), "--out", "m") == 2
+    shown = capsys.readouterr().err
+    assert all(words in shown for words in said), shown
+    assert "{'" not in shown
+
+
+def test_what_is_wrong_with_a_study_is_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("name: x\narms: {a: {}}\nbehch: []\nseedz: [1]\n")
+    assert exit_code("check", "study", str(bad), "--json") == 2
+    (row,) = json.loads(capsys.readouterr().out)["studies"]
+    assert [next(key for key in ("behch", "seedz") if key in line) for line in row["errors"]] == ["behch", "seedz"]

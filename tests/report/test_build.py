@@ -16,7 +16,7 @@ import yaml
 from msgspec.structs import replace
 from rich.console import Console
 from tests.made import rewrite
-from tests.report.made import make_run, prompts_of, publish, trace_of
+from tests.report.made import evaluation, make_run, prompts_of, publish, trace_of
 
 from demur import report, stats
 from demur.errors import UserError, WorkError
@@ -28,6 +28,7 @@ from demur.report.metrics import Cell, Column, cells
 from demur.report.read import Row, read
 from demur.report.sections import comparison, sections
 from demur.report.tables import estimate
+from demur.report.tables import plain as plain_text
 from demur.report.tests import PairedTest, declared, difference
 from demur.storage.artifacts import Artifact, artifacts
 
@@ -786,3 +787,23 @@ def test_a_stage_whose_file_was_cut_is_refused_and_not_counted(run: Path, tmp_pa
     path.write_bytes(b"".join(lines[: len(lines) // 2]))
     with pytest.raises(WorkError, match=r"verdicts\.jsonl is damaged"):
         report.build(out)
+
+
+@pytest.mark.parametrize(("scored", "mean"), [(1, ""), (30, "?"), (60, "50 [")])
+def test_a_mean_is_of_numbers_that_are_shown_and_as_doubtful_as_they_are(
+    tmp_path: Path, scored: int, mean: str
+) -> None:
+    plain, seen = prompts_of("harm", "harmful", 60), prompts_of("harm", "harmful", 60, "mini-seen")
+    evaluation(tmp_path, "raw", None, "mini_harm", "", plain, lambda _, prompt: "full_compliance")
+    some = {prompt.id for prompt in seen[:scored]}
+    evaluation(
+        tmp_path, "raw", None, "mini_harm", "mini-seen", seen, lambda _, p: "full_refusal" if p.id in some else None
+    )
+    built = report.build(tmp_path)
+    section = next(one for one in sections(built) if one.id == "results")
+    heads, row = section.tables[0].heads, section.tables[0].rows[0]
+    means = [plain_text(cell) for head, cell in zip(heads, row, strict=True) if head.title == "mean"]
+    assert bool(means) == bool(mean)
+    assert not means or mean in means[0]
+    assert not means or ("?" in means[0]) == (mean == "?")
+    assert any(r.bench == "all" and r.metric == "attack_success" for r in built.results) == bool(mean)

@@ -510,3 +510,12 @@ def test_the_same_data_give_the_same_numbers() -> None:
     values: Sequence[float] = list(np.random.default_rng(4).random(80))
     other = list(reversed(values))
     assert stats.paired(values, other) == stats.paired(values, other)
+
+
+@pytest.mark.parametrize("value", [0.9993, 0.1, 7.0, 0.0])
+@pytest.mark.parametrize("n", [3, 7, 60])
+def test_equal_values_are_equal_whatever_floats_make_of_their_mean(value: float, n: int) -> None:
+    found = stats.mean([value] * n)
+    assert "all values equal" in found.how
+    assert found.high is not None
+    assert found.high - value > 0.02 * value

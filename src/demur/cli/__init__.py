@@ -83,6 +83,7 @@ def command_of(verb: str) -> Any:
         command.help = f"{words['about'].capitalize()}."
     for name, one in (commands or {"": command}).items():
         examples = words["examples"][name] if name else words["examples"]
+        one.short_help = str(one.help).partition("\n\n")[0]  # whole, where the group lists its commands
         # Commands to copy stay one a line.
         one.help = f"{one.help}\n\n\b\nExamples:\n{textwrap.indent(examples, '  ')}"
     return command

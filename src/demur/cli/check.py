@@ -38,7 +38,7 @@ def study(files: list[Path], flags: common.Flags) -> None:
             found = {"sound": True, "stages": len(stages), "arms": len(study.arms), "missing": missing}
         except UserError as error:
             lines = [f"✗ {error}" if str(error).startswith(str(path)) else f"✗ {path}: {error}"]
-            found = {"sound": False, "error": str(error)}
+            found = {"sound": False, "errors": str(error).splitlines()}
         rows.append({"file": str(path)} | found)
         for line in () if flags.json else lines:
             common.stdout.print(line, soft_wrap=True)  # a place that is broken in two cannot be clicked
@@ -104,10 +104,10 @@ def contamination(examples: Path, flags: common.Flags, benches: list[str] | None
             for name, certificate in certificates.items()
             for one in certificate.compared
         ]
-        titles = ("arm", "benchmark", "#prompts", "#held by rows", "#rows", *(f"#{rule}" for rule in RULES))
-        common.show(titles, rows_of)
-        for one in pairs[:SHOWN]:
-            common.console.print(f"{one.rule} {one.score:.2f}\n  row     {one.row_text}\n  prompt  {one.prompt_text}")
+        titles = ("arm", "benchmark", "#prompts", "#prompts held", "#rows that hold one")
+        common.show((*titles, *(f"#{rule} pairs" for rule in RULES)), rows_of)
+        for p in pairs[:SHOWN]:
+            common.console.print(f"{p.bench}, {p.rule} {p.score:.2f}\n  row    {p.row_text}\n  prompt {p.prompt_text}")
         common.console.print(f"certificate: {where / 'contamination.json'} · pairs: {where / 'contaminated.jsonl'}")
     if not sound:
         share = f"{len({one.example for one in pairs}):,} of {sum(map(len, sets.values())):,} training rows"

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import reduce
 from inspect import Parameter, Signature, signature
@@ -84,8 +85,8 @@ def verb(flags: str, *, name: str | None = None) -> Callable[[Callable[..., None
         def command(**values: Any) -> None:
             work(**{one.name: values.pop(one.name) for one in own}, flags=Flags(**values))
 
-        taken = [_worded(one, FLAGS["verbs"].get(work.__name__, {})) for one in own]
-        taken += [shared[one] for one in flags.split()]
+        words = FLAGS["verbs"].get(work.__name__, {})
+        taken = [_worded(one, words) for one in (*own, *(shared[one] for one in flags.split()))]
         command.__signature__ = Signature([one.replace(kind=one.KEYWORD_ONLY) for one in taken])  # type: ignore[attr-defined]
         command.__name__, command.__doc__ = work.__name__, work.__doc__
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -96,9 +97,11 @@ def verb(flags: str, *, name: str | None = None) -> Callable[[Callable[..., None
 
 
 def _worded(one: Parameter, words: Mapping[str, str]) -> Parameter:
-    """A parameter with its help: a flag or an argument, as flags.toml has it, unless the function says how it is given."""
+    """A parameter with its help: a flag or an argument, as flags.toml has it, which has the verb's own words before all others."""
     if get_origin(one.annotation) is Annotated:
-        return one
+        kind, info = one.annotation.__origin__, copy(one.annotation.__metadata__[0])
+        info.help = words.get(info.default, info.help)  # typer keeps the name of an annotated one there
+        return one.replace(annotation=Annotated[kind, info])
     option = one.name.replace("_", "-")
     if f"--{option}" in words:
         how = typer.Option(f"--{option}", help=words[f"--{option}"])
@@ -114,14 +117,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(encode(value).decode() + "\n")
 
 
-def apply_sets(data: dict[str, Any], sets: list[str] | None) -> dict[str, Any]:
-    """Apply `a.b=value` overrides to nested plain data (values are read as YAML) and return the new data.
-
-    Whether the keys exist is decided by the schema that reads the result, which knows the nearest allowed name.
-    """
+def apply_sets(data: dict[str, Any], sets: list[str] | None, model: Any = None) -> dict[str, Any]:
+    """Apply `a.b=value` overrides to nested plain data of the settings `model`, which has the last word on their keys."""
     from demur.settings import override
 
-    return reduce(override, sets or (), data)
+    return reduce(lambda plain, item: override(plain, item, model), sets or (), data)
 
 
 def model(text: str) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from demur.distil.settings import DistilSettings
 from demur.distil.strategy import load
 from demur.errors import UserError
 from demur.models.config import ModelConfig, parse_model
+from demur.pipeline.resolve import needs
 from demur.pipeline.stages.distil import Distil, DistilStageSettings
 from demur.pipeline.stages.importing import Import
 from demur.pipeline.stages.prompts import Prompts
 from demur.prompts import PromptsSettings
 from demur.report.format import number
-from demur.settings import validate
+from demur.settings import Problems, validate
 
 
 @common.verb("teacher judge intent limit seed out cache sets json")
@@ -21,25 +22,26 @@ def distil(flags: common.Flags, file: Path | None = None, data: Path | None = No
     """Make traces: ask a teacher under a strategy, judge, keep what the rule keeps. Every drop has a reason."""
     if (source := file or data) is None:
         raise UserError("which prompts? Name a file of them: demur distil FILE --teacher MODEL.")
+    if file and data and file != data:
+        raise UserError(f"prompts are named twice, {file} and --data {data}: give one of the two.")
     settings = validate(DistilSettings, common.apply_sets({"seed": flags.seed}, flags.sets), where="demur distil")
     drawn = {"source": str(source), "n": flags.limit, "intent": flags.intent}
     prompts = Prompts("prompts", validate(PromptsSettings, drawn, where="demur distil"), files={"source": source})
     inputs: dict[str, Prompts | Import] = {"prompts": prompts}
-    if given:
-        inputs["given"] = reading(given, name="import-given")
-    kind, models = "rules", dict[str, ModelConfig]()
+    inputs |= {"given": reading(given, name="import-given")} if given else {}
+    kind, models, problems = "rules", dict[str, ModelConfig](), Problems("demur distil")
     if settings.parts and load(settings.strategy).constant is None:  # a constant reply needs no filter
         if flags.judge is None:
-            raise UserError("the keep rule needs a judge: --judge NAME or NAME=MODEL, or --set keep=everything.")
-        kind, player = common.judge_of(flags.judge, unnamed="a filter is a judge by name")
+            problems.add((), "the keep rule needs a judge: --judge NAME or NAME=MODEL, or --set keep=everything.")
+        kind, player = common.judge_of(flags.judge or kind, unnamed="a filter is a judge by name")
         models |= {"filter": parse_model(player)} if player else {}
-    if flags.teacher:
-        models["teacher"] = parse_model(flags.teacher)
+    models |= {"teacher": parse_model(flags.teacher)} if flags.teacher else {}
     files = {"strategy": Path(settings.strategy)} if settings.strategy.endswith(".md") else {}
-    if settings.begin.file:
-        files["begin"] = Path(settings.begin.file)
+    files |= {"begin": Path(settings.begin.file)} if settings.begin.file else {}
     own = DistilStageSettings(distil=settings, filter=kind)
     stage = Distil(f"distil-{Path(settings.strategy).stem}", own, inputs=inputs, files=files, models=models)
+    if problems:
+        needs([stage], problems)  # which says what else is wrong, too
     done = run_stage(stage, flags)
     found = [] if flags.json else done.manifest.summary["tokens"].items()
     # A teacher that counts no tokens, as a constant reply does not, leaves nothing to show.

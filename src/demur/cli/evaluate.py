@@ -48,9 +48,7 @@ def evaluate(
     run_measuring({"name": "eval", "models": models, "arms": {arm: {}}, "bench": uses}, flags)
 
 
-def tested(
-    target: str, own: dict[str, Any], flags: common.Flags, *others: str
-) -> tuple[str, dict[str, dict[str, Any]]]:
+def tested(target: str, own: dict[str, Any], flags: common.Flags, *others: str) -> tuple[str, dict[str, Any]]:
     """What the measured model is called in tables, and the models: the target, and those of `others` that a flag names.
 
     A server says what its only model is called.

@@ -20,7 +20,7 @@ def mix(
     flags: common.Flags, share: Annotated[list[str] | None, common.flag("share", metavar="NAME=FILE[:N|:P%]")] = None
 ) -> None:
     """Draw a training set from named shares. Files are recognised: see docs/data-forms.md."""
-    plain = common.apply_sets({"shares": shares(share or []), "seed": flags.seed}, flags.sets)
+    plain = common.apply_sets({"shares": shares(share or []), "seed": flags.seed}, flags.sets, MixSettings)
     if not plain["shares"]:
         raise UserError("a mix of what? --share NAME=FILE names a share; see demur mix --help.")
     settings = validate(MixSettings, plain, where="demur mix")

@@ -17,7 +17,7 @@ from demur.settings import validate
 @common.verb("detector teacher intent limit out cache sets json")
 def repair(file: Path, flags: common.Flags) -> None:
     """Repair traces; originals stay beside them, with what was done to each."""
-    plain = common.apply_sets({}, flags.sets)
+    plain = common.apply_sets({}, flags.sets, RepairSettings)
     if not flags.teacher and not {"with", "means"} & set(plain):
         plain["with"] = "trim,align,drop"
     kind, models = detecting(flags.detector, file)

@@ -142,7 +142,7 @@ def run_measuring(study: dict[str, Any], flags: common.Flags) -> None:
             flag = f", or --{key.replace('_', '-')} {value}" * (study["name"] == "eval" and hasattr(flags, key))
             raise UserError(f"--set {key}: a setting of each benchmark: bench.0.sampling.{key}={value}{flag}")
     plain = study | {"base": "target"} | flags.given("data_dir")
-    resolved = make(common.apply_sets(plain, flags.sets), where=f"demur {study['name']}")
+    resolved = make(common.apply_sets(plain, flags.sets, studies.Study), where=f"demur {study['name']}")
     folder = flags.out or Path("runs") / study["name"]
     run_study(resolved, out=folder, cache=flags.cache, json=flags.json, add=True)
 

@@ -28,17 +28,16 @@ class ShareSettings(Strict):
     cap: int | None = Field(default=None, ge=1)  # At most so many of one cluster: of one question, however wrapped
     no_thinking: NoThinking = "drop"  # Replies without: left out, or with an empty block that is trained, or is masked
     pairs: Literal["none", "judged", "repaired", "against", "file"] = "none"
-    """Preference pairs in place of examples: of safe and unsafe samples of a prompt, of repaired traces and their originals, of
-    traces and the one reply `against`, or those of a file. A mix is of pairs or of examples."""
+    """Preference pairs in place of examples: of safe and unsafe samples of a prompt, of repaired traces and their originals, of traces and the one reply `against`, or those of a file. A mix is of pairs or of examples."""
     against: str = ""
-    """A raw reply that every trace is preferred to, such as a refusal of what should be answered; its thinking stands behind the
-    first sentence of the trace's."""
+    """A raw reply that every trace is preferred to, such as a refusal of what should be answered; its thinking stands behind the first sentence of the trace's."""
     grade: bool = False  # Leave out maths traces whose final answer is not the gold one, or that have none to compare
     licence: str = ""  # Licence of the source, for the card of a published set
 
     @model_validator(mode="before")
     @classmethod
     def _up_to(cls, value: Any) -> Any:
+        value = {"n": value} if type(value) is int else value  # a number is short for it
         match = re.fullmatch(r"up to (\d+)", str(value.get("n"))) if isinstance(value, dict) else None
         return value | {"n": int(match[1]), "up_to": True} if match else value
 
@@ -57,8 +56,7 @@ class MixDefaults(Strict):
     shares: dict[str, ShareSettings] = {}
     total: int | None = Field(default=None, ge=1)  # Of the whole mix; needed only where every share is a ratio
     dedupe: Literal["near", "exact", "none"] = "near"
-    """Of examples that ask the same in the same wrapper one stays: the same but for letters' case, punctuation and
-    white space (exact), or nearly the same words too (near)."""
+    """Of examples that ask the same in the same wrapper one stays: the same but for letters' case, punctuation and white space (exact), or nearly the same words too (near)."""
     similarity: float = Field(default=0.8, gt=0.4, le=1)  # Estimated Jaccard similarity from which questions are near
     seed: int = 0  # Seed of every draw and of the order
 
@@ -72,10 +70,12 @@ class MixSettings(MixDefaults):
     def _fits(self) -> Self:
         if len({share.pairs == "none" for share in self.shares.values()}) > 1:
             raise ValueError("a mix is of preference pairs or of examples; some shares say pairs and some do not")
+        if all(share.n == 0 for share in self.shares.values()):
+            raise ValueError("every share asks for 0 rows: there would be nothing to train on")
         ratios = [share.ratio for share in self.shares.values() if share.ratio is not None]
+        whole = sum(ratios) > 1 - 1e-9
         if sum(ratios) > 1 + 1e-9:
             raise ValueError(f"the ratios add up to {sum(ratios):g}; 1 is the whole")
-        whole = sum(ratios) > 1 - 1e-9
         if len(ratios) < len(self.shares) and whole:
             raise ValueError("the ratios add up to 1, so that nothing is left for the other shares")
         if ratios and len(ratios) == len(self.shares) and not whole:

@@ -246,10 +246,10 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
     arms = set(data.get("arms") or {})
     if quick:
         for key, value in (data.get("quick") or {}).items():
-            data = changed(data, key.split("."), value, f"quick: {key}")
+            data = changed(data, key.split("."), value, f"quick: {key}", [Study])
     base, left_out = data.get("base"), {f"arms.{name}=null": name for name in arms}
     for item in sets or []:
-        data = override(_spelled(data, item), item)
+        data = override(_spelled(data, item), item, Study)
         if item in left_out:
             del data["arms"][left_out[item]]
         lines.overridden.append(item.partition("=")[0].split("."))

@@ -54,7 +54,11 @@ def first(report: Report) -> Iterator[Section]:
         for column in shown:
             mark, where = (*column[:3], arm) in best, format.where(arm, column.bench, column.attack)
             asked = 0 if column.bench == ALL and column.metric in means else most[column].n + most[column].unscored
-            cell = estimate(numbers.get((arm, *column[:5])), column.unit, where=where, best=mark, asked=asked)
+            parts = [c for c in shown if not asked and c.metric == column.metric and column.judge in ("", c.judge)]
+            doubt = any(doubtful(numbers[at]) for c in parts if (at := (arm, *c[:5])) in numbers)  # a mean's parts'
+            cell = estimate(
+                numbers.get((arm, *column[:5])), column.unit, where=where, best=mark, asked=asked, doubt=doubt
+            )
             theirs = report.published.get("|".join((arm, *column[:3])))
             cells.append(cell if theirs is None else cell._replace(text=f"{cell.text} ({format.number(theirs)})"))
         rows.append((Cell(arm, "warn" if arm in report.incoherent else ""), *cells))

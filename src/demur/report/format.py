@@ -90,9 +90,7 @@ def spread(difference: Difference, unit: str = "share") -> str:
 
 def p_value(p: float | None, sign: str = "") -> str:
     """A p value with as many digits as it deserves: `0.031`, `= 0.031`, `< 0.001`."""
-    if p is None:
-        return sign + NONE
-    return "< 0.001" if p < 0.001 else f"{sign}{p:.3f}" if p < 0.1 else f"{sign}{p:.2f}"
+    return sign + NONE if p is None else "< 0.001" if p < 0.001 else f"{sign}{p:.3f}" if p < 0.1 else f"{sign}{p:.2f}"
 
 
 def distance(value: float, unit: str) -> str:

@@ -173,7 +173,9 @@ def headlines(evaluations: Sequence[Evaluation], found: Cells) -> list[Column]:
 
 
 def averages(found: Cells, columns: Sequence[Column]) -> Iterator[Result]:
-    """Of each arm, numbers over several columns, each of which weighs the same: of the first table (all of them), tokens, no answer."""
+    """Of each arm, numbers over several columns, each of which weighs the same: of the first table (all that have one), tokens, no answer."""
+    known = {(a, c) for a, own in found.items() for c in columns if c in own and own[c].estimate(c).value is not None}
+    columns = [column for column in columns if any((arm, column) in known for arm in found)]
     groups: dict[Column, dict[Column, float]] = {}
     places = [(column.metric, column.bench, column.attack) for column in columns]
     for column, at in zip(columns, places, strict=True):
@@ -186,7 +188,7 @@ def averages(found: Cells, columns: Sequence[Column]) -> Iterator[Result]:
                 groups.setdefault(column._replace(bench=ALL, attack=ALL), {})[column] = 1.0
     for arm, own in found.items():
         for whole, members in groups.items():
-            there = {column: own[column] for column in members if column in own}
+            there = {c: own[c] for c in members if (arm, c) in known or (whole.metric in OVER_ALL and c in own)}
             if len(there) == len(members) or (there and whole.metric in OVER_ALL):
                 yield Result(arm=arm, estimate=estimate(there, members), **whole._asdict())
 
@@ -209,10 +211,8 @@ def _values(evaluation: Evaluation, by_category: bool) -> Values:
     """What each reply counts as in each column; or in the rates within each category of prompts, `METRIC/CATEGORY`."""
     blank = Column(evaluation.bench, evaluation.attack, "", "", "answer")
     for judge, part in evaluation.judges:
-        own, judged = (
-            blank._replace(judge=judge, part=part),
-            [(r, r.verdicts.get((judge, part))) for r in evaluation.rows],
-        )
+        own = blank._replace(judge=judge, part=part)
+        judged = [(r, r.verdicts.get((judge, part))) for r in evaluation.rows]
         for metric, those in _metrics(evaluation, judge, judged):
             column = own._replace(metric=metric.name, better=metric.better)
             said = [(row, None if v is None or v.label is None else v.label in metric.labels) for row, v in those]

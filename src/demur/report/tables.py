@@ -76,8 +76,8 @@ def table(titles: Sequence[str], rows: Sequence[tuple[Cell | str, ...]], name: s
 
 
 def estimate(
-    found: Estimate | None, unit: str = "share", *, where: str = "", best: bool = False, asked: int = 0
-) -> Cell:
+    found: Estimate | None, unit: str = "share", *, where: str = "", best: bool = False, asked: int = 0, doubt: bool = False
+) -> Cell:  # fmt: skip
     """A number as a cell, with its n where that is small, or less than was asked. Where nothing is scored there is none to show."""
     if found is None:
         return Cell("")
@@ -92,8 +92,8 @@ def estimate(
         return Cell(found.how if found.how.startswith("screen:") else few, "soft", about, where)
     track = (100 * found.low, 100 * found.value, 100 * found.high) if unit == "share" else None
     small = found.n < FEW or found.n < (1 - OPEN) * max(asked, found.n + found.unscored)
-    beside = f" {DOUBT}" * doubtful(found) + f" n={found.n:,}" * small + " *" * best
-    tone = "warn" if doubtful(found) else "best" if best else ""
+    beside = f" {DOUBT}" * (doubt := doubt or doubtful(found)) + f" n={found.n:,}" * small + " *" * best
+    tone = "warn" if doubt else "best" if best else ""
     return Cell(format.interval(found, unit) + beside, tone, about, where, track)
 
 
@@ -140,11 +140,9 @@ def templates() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     how: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(
-        loader=PackageLoader("demur.report"), autoescape=select_autoescape(("html", "svg")), **how
-    )
-    environment.filters["cell"] = lambda cell: cell if isinstance(cell, Cell) else Cell(cell)
-    return environment
+    made = Environment(loader=PackageLoader("demur.report"), autoescape=select_autoescape(("html", "svg")), **how)
+    made.filters["cell"] = lambda cell: cell if isinstance(cell, Cell) else Cell(cell)
+    return made
 
 
 def markdown(table: Table) -> str:

@@ -75,7 +75,7 @@ def mean(
         return replace(blank, how=why)
     value = float(data.values.mean())
     variance, freedom, how = data.variance(data.cluster_variance())
-    if not variance:
+    if variance <= (1e-12 * value) ** 2:  # float noise apart, none
         # All alike says that others are rare, not that there are none: two more observations, at zero and at twice the value.
         scale, n = abs(value) or 1.0, data.clusters + 2
         variance, how = 2 * scale * scale / (n * (n - 1)), f"{how}; all values equal, two pseudo-observations"

@@ -168,7 +168,7 @@ class Evaluate(Stage[EvaluateSettings]):
         name, lacks = self.use.attack.name, list[Lack]()
         for part in self.use.attack.parts:
             if player(part) not in self.models:
-                how = f"name one beside its settings, or give the study a model '{player(part)}'."
+                how = f"--{player(part).replace('_', '-')}; in a study a model '{player(part)}', or one named beside its settings."
                 lacks.append(Lack(player(part), f"attack '{name}' needs a model for its part '{part}': {how}", True))
         try:
             requires = attacks.make(self.use.attack, self.attack_files()).requires()
