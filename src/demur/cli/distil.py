@@ -43,7 +43,6 @@ def distil(flags: common.Flags, file: Path | None = None, data: Path | None = No
     if problems:
         needs([stage], problems)  # which says what else is wrong, too
     done = run_stage(stage, flags)
-    found = [] if flags.json else done.manifest.summary["tokens"].items()
-    # A teacher that counts no tokens, as a constant reply does not, leaves nothing to show.
+    found = [] if flags.json else done.manifest.summary["tokens"].items()  # a constant reply counts none
     if rows := [(name, s["n"], *(number(s[key], "tokens") for key in ("mean", "p90"))) for name, s in found if s["n"]]:
         common.show(("tokens of", "#n", "#mean", "#90th percentile"), rows)
