@@ -1,8 +1,4 @@
-"""Plain data to checked settings: what every settings model, study file and `--set` goes through.
-
-Whatever is wrong is said with file, line, the nearest allowed key and all allowed keys, before anything is asked or
-loaded.
-"""
+"""Plain data to checked settings: what is wrong is said with file, line, the nearest allowed key and all allowed keys."""
 
 import contextlib
 import copy
@@ -38,17 +34,13 @@ def connection(default: Any = ..., *, names: str = "", **limits: Any) -> Any:
 
 def names(kind: str, default: Any = ..., **limits: Any) -> Any:
     """A field that names a thing of a kind, such as a strategy or a model: what a study names is looked up before all else.
-
-    `KIND in place`: a file has the entries of the field beside the settings around it.
-    """
+    `KIND in place`: a file has the entries of the field beside the settings around it."""
     return Field(default, json_schema_extra={"names": kind}, **limits)
 
 
 def identity_of(settings: BaseModel) -> dict[str, Any]:
     """The plain data of settings without connection fields, at any depth: what a fingerprint is made of.
-
-    A settings class has the last word where it has a method `identity(fields)`, such as one that knows a better name.
-    """
+    A settings class has the last word where it has a method `identity(fields)`, such as one that knows a better name."""
     fields = {
         name: _identity(getattr(settings, name))
         for name, field in type(settings).model_fields.items()
@@ -70,10 +62,7 @@ def _identity(value: Any) -> Any:
 
 
 def override(data: dict[str, Any], item: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Plain data, of the settings `model`, with one `path.to.key=value` applied; the value is read as YAML.
-
-    Raises UserError: there is no `=`, or the path goes through something that has no keys.
-    """
+    """Plain data, of the settings `model`, with one `path.to.key=value` applied, read as YAML. Raises UserError: it is none."""
     path, equals, text = item.partition("=")
     if not equals or not path:
         raise UserError(f"--set {item}: write it as path.to.key=value")
@@ -109,15 +98,15 @@ def changed(data: Any, keys: Sequence[str], value: Any, item: str = "", kinds: S
     (head, *rest), inner = keys, [step for kind in kinds for step in _step(kind, keys[0])]
     if isinstance(data, list) and head.isdigit() and int(head) < len(data):
         return [changed(old, rest, value, item, inner) if i == int(head) else old for i, old in enumerate(data)]
+    if isinstance(data, (list, tuple)):
+        raise UserError(f"{item}: '{head}' is no place in a list of {len(data)}")
     if data is None or isinstance(data, dict):
         return (data or {}) | {head: changed((data or {}).get(head), rest, value, item, inner)}
-    if isinstance(data, (bool, int, float, str)):
-        for kind in (one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)):
-            with contextlib.suppress(pydantic.ValidationError):  # a word that is short for a mapping is written out
-                data = kind.model_validate(data).model_dump(mode="json", exclude_defaults=True)
-                break
-        return changed(data if isinstance(data, dict) else {}, keys, value, item, kinds)
-    raise UserError(f"{item}: '{head}' is no place in a list of {len(data)}")
+    for kind in (one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)):
+        with contextlib.suppress(pydantic.ValidationError):  # a word that is short for a mapping is written out
+            data = kind.model_validate(data).model_dump(mode="json", exclude_defaults=True)
+            break
+    return changed(data if isinstance(data, dict) else {}, keys, value, item, kinds)
 
 
 WANTED = {  # pydantic's kinds of errors that it says in words of Python
@@ -157,7 +146,7 @@ class Problems:
         """Take in what is wrong at a place of the file; `written`: because of what is written there."""
         self._wrong.append((place, text))
         line = self._lines.line(place) if self._lines and place else None
-        where = f"{self._where}:{line}" if line else self._where
+        where = f"{self._where}:{line}" if line else "--set" if text.startswith("--set") else self._where
         if self._lines and place and not self._lines.has(place if written else place[:1]):
             # The file does not say it, so an override did.
             where = "--set" if written or place[0] in [path[0] for path in self._lines.overridden] else where
@@ -190,9 +179,7 @@ class Problems:
 
     def read(self, model: type[M], data: Any, *, place: Location = ()) -> M | None:
         """Settings from plain data; what is wrong is taken in and then left out, so that the rest can be looked at too.
-
-        `place` is where the data stand in the file; returns `None` when nothing can be made of what is left.
-        """
+        `place` is where the data stand in the file; returns `None` when nothing can be made of what is left."""
         for _ in range(100):
             try:
                 return model.model_validate(data)
@@ -229,6 +216,11 @@ class Problems:
                 place = (*above, at + (at >= int(gone)), *place[depth + 1 :])
         return place
 
+    def join(self, other: "Problems") -> None:
+        """Take in what is wrong with the same file, read another way."""
+        for text, places in other._found.items():
+            self._found[text] = list(dict.fromkeys([*self._found.get(text, ()), *places]))
+
     def check(self) -> None:
         """Raise what was found. Raises SettingsError: one line a problem."""
         lines = []
@@ -243,10 +235,7 @@ class Problems:
 
 
 def validate(model: type[M], data: Any, *, where: str) -> M:
-    """Plain data as a checked, frozen settings object.
-
-    Raises SettingsError: one line for each thing that is wrong: where, what, the nearest allowed key, all allowed keys.
-    """
+    """Plain data as a checked, frozen settings object. Raises SettingsError: one line for each thing that is wrong."""
     problems = Problems(where)
     settings = problems.read(model, data)
     problems.check()
@@ -258,7 +247,7 @@ def _there(data: Any, location: Location) -> Location:
     place: list[int | str] = []
     for key in location:
         with contextlib.suppress(KeyError, IndexError, TypeError):
-            data = data[key]
+            data = ({} if isinstance(data, str) else data)[key]  # a text that is split into entries is one place
             place.append(key)
     return tuple(place)
 
@@ -342,6 +331,7 @@ class LineTable:
     def __init__(self, text: str) -> None:
         """Raises YAMLError: it is none, or stands for too much, aliases written out: a few lines of them can stand for billions."""
         self.overridden: list[list[str]] = []  # Places that something else than the text speaks of now
+        self.twice: dict[Location, str] = {}  # Keys that a mapping has twice, of which YAML takes the last
         self._lines: dict[tuple[str, ...], int] = {}
         self._count = 0
         if (root := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
@@ -356,11 +346,22 @@ class LineTable:
         if self._count > LARGEST:
             raise yaml.YAMLError(f"more than {LARGEST:,} values, aliases written out")
         if isinstance(value, yaml.MappingNode):
+            seen: dict[str, int] = {}
             for key, inner in value.value:
-                self._note((*place, key.value if isinstance(key, yaml.ScalarNode) else ""), key, inner)
+                there = (*place, key.value if isinstance(key, yaml.ScalarNode) else "")
+                if there[-1] in seen and there[-1] not in ("", "<<"):
+                    self.twice[there] = f"'{'.'.join(there)}' is given twice, first in line {seen[there[-1]]}."
+                seen[there[-1]] = key.start_mark.line + 1
+                self._note(there, key, inner)
         elif isinstance(value, yaml.SequenceNode):
             for at, inner in enumerate(value.value):
                 self._note((*place, str(at)), inner, inner)
+
+    def move(self, old: tuple[str, ...], new: tuple[str, ...]) -> None:
+        """Say of a place, and of all that is in it, the lines of another that stands for it."""
+        own = {(*new, *at[len(old) :]): line for at, line in self._lines.items() if at[: len(old)] == old}
+        kept = {at: line for at, line in self._lines.items() if at[: len(new)] != new}
+        self._lines = {new[:depth]: own.get(new, 1) for depth in range(len(new))} | kept | own
 
     def _known(self, location: Location) -> tuple[str, ...]:
         """What of a place the text has; names of a union's members, which pydantic adds, are in no text."""
@@ -381,10 +382,7 @@ class LineTable:
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], LineTable]:
-    """The plain data of a YAML file and its line numbers.
-
-    Raises UserError: the file is not there, is no YAML, or holds no mapping.
-    """
+    """The plain data of a YAML file and its line numbers. Raises UserError: it is not there, no YAML, or no mapping."""
     try:
         text = path.read_text(encoding="utf-8")
         table = LineTable(text)
@@ -393,6 +391,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], LineTable]:
         near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.y*ml")], n=1)
         hint = f"Did you mean '{path.with_name(near[0])}'?" if near else "`demur init NAME` writes one to start from."
         raise UserError(f"{path}: no such study file. {hint}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; a study is a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not readable as YAML: {in_words(error)}") from None
     if not isinstance(data, dict):

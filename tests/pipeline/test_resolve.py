@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -54,6 +55,32 @@ FAULTS = {
     "train: {lrr: 1.0}": ("lrr", "'lr'"),
     "train: {stage: trane}": ("trane", "'train'"),
     "compare: [{a: short, b: shorter}]": ("shorter", "'short'"),
+    "compare: [{a: short, b: short}]": ("arm 'short' is compared with itself",),
+    "bench: [mini_harm]\ncompare: [{a: short, b: raw, bench: mini_hrm}]": ("'mini_hrm'", "Did you mean 'mini_harm'?"),
+    "bench: [mini_harm, {name: mini_harm}]": ("'mini_harm' is measured in the same way already",),
+    "seeds: [0, 1, 0]": ("a seed is given twice",),
+    "  own: {format: short, safety: 2, seeds: [1, 1]}": ("a seed is given twice",),
+    "  own: {format: short, safety: 2, repair: {with: trimm}}": ("'arms.own.repair.with' = 'trimm'", "'trim'"),
+    "  own: {format: short, safety: 2, repair: {with: 'trimm,dropp'}}": ("'trimm", "Did you mean 'trim'?", "'drop'?"),
+    "  raw: {format: short, safety: 2}": ("'arms.raw' is given twice, first in line 9",),
+    "seeds: [1]\ntrain: {steps: 2}\ntrain: {steps: 3, steps: 3}": ("'train' is given twice", "'train.steps' is given"),
+    "quick: {train.stps: 3}": ("unknown key 'stps' in 'train'", "'steps'"),
+    "bench: [mini_harm]\nquick:\n  bench.0.sampling.temprature: 0": ("temprature", "'temperature'"),
+    "quick: {arms: {zz: {format: shrt, safety: 3}}}": ("unknown strategy 'shrt'",),
+    "bench: [mini_harm]\nquick: {bench.3.limit: 3}": ("quick: bench.3.limit: '3' is no place in a list of 1",),
+    "models: 5": ("'models' = 5: a mapping",),
+    "bench: [{name: mini_harm, attack: {kind: pair, streams: 2}}]": ("a mapping with one: {name: pair, streams: 3}",),
+    "bench: [{name: mini_harm, attack: {name: tap, width: 0, branches: 0, iterations: -3, streams: 0}}]": (
+        "'width' = 0",
+        "'branches' = 0",
+        "'iterations' = -3",
+        "'streams' = 0",
+    ),
+    "bench: [{name: mini_harm, attack: {name: crescendo, keep_last: 0, iterations: 0, streams: 0}}]": (
+        "'keep_last' = 0",
+        "'iterations' = 0",
+        "'streams' = 0",
+    ),
     "findings: [{claim: c, evidence: [{a: shrt, b: raw, expect: lower, by: 0.1}]}]": ("shrt", "'short'"),
     "bench: [mini_harm]\nfindings: [{claim: c, evidence: [{a: raw, b: short, metric: atack_success, expect: lower, by: 0.1}]}]": (
         "atack_success",
@@ -81,6 +108,29 @@ def test_a_fault_is_said_with_its_place_and_the_nearest_name(
         assert f"wrong.yaml:{line}: " in text
         for word in FAULTS[fault]:
             assert word in text
+
+
+def test_quick_is_said_where_the_file_says_it_with_and_without_the_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = HEAD + "bench: [mini_harm]\nquick:\n  train.stps: 3\n  arms:\n    zz: {format: shrt, safety: 3}\n"
+    for verb in (("check", "study"), ("plan", "--quick")):
+        told = said(text, tmp_path, capsys, *verb)
+        assert "wrong.yaml:13: unknown key 'stps'" in told
+        assert "wrong.yaml:15: unknown strategy 'shrt'" in told
+        assert "--set" not in told
+    assert "'quick' = 5: a mapping" in said(HEAD + "quick: 5\n", tmp_path, capsys, "plan", "--quick")
+    assert "'arms' = 5: a mapping" in said("name: x\narms: 5\n", tmp_path, capsys)
+
+
+def test_each_file_has_its_answer_and_a_folder_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "good.yaml").write_text(HEAD + "bench: [mini_harm]\ndata_dir: nowhere\n")
+    files = [str(tmp_path / name) for name in ("absent.yaml", "", "good.yaml")]
+    assert exit_code("check", "study", *files, "--json") == 2
+    rows = json.loads(capsys.readouterr().out)["studies"]
+    assert [row["sound"] for row in rows] == [False, False, True]
+    assert "Is a directory" in rows[1]["errors"][0]
+    assert rows[2]["missing"] == ["data_dir   nowhere: no such folder"]
 
 
 def test_all_faults_of_a_file_are_said_in_one_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,10 +107,7 @@ NO_ATTACK = AttackUse(name="none", settings=AttackSettings(), models={}, given={
 
 
 def parse(value: str | Mapping[str, Any]) -> AttackUse:
-    """An attack as it is written in a study or on the command line, checked against its own settings.
-
-    Raises UserError: no such attack, or a key that it does not know; the nearest and the allowed ones are given.
-    """
+    """An attack as a study or the command line writes it. Raises UserError: no such attack, or a setting that it has not."""
     return AttackUse(**_split(value))
 
 
@@ -159,7 +156,7 @@ def _split(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         name, _, file = value.partition("=")
         value = {"name": name} | ({"file": file} if file else {})
-    if not isinstance(value, Mapping) or not isinstance(value.get("name", "none"), str):
+    if not isinstance(value, Mapping) or not isinstance(value.get("name", None if value else "none"), str):
         raise UserError(f"an attack is a name, or a mapping with one: {{name: pair, streams: 3}}; given: {value!r}")
     name, rest = value.get("name", "none"), {k: v for k, v in value.items() if k != "name" and v is not None}
     kind, problems = attack_class(name), Problems(f"attack '{name}'")

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from msgspec.structs import replace
+from pydantic import Field
 
 from demur.attack.base import TEXTS, AttackSettings, File, texts
 from demur.attack.search import WIDEST, Search, SearchSettings, Stream
@@ -75,10 +76,10 @@ class PairPaperV1(PairPaperV2):
 class TapSettings(SearchSettings):
     """Tree of attacks with pruning (Mehrotra et al. 2023, arXiv 2312.02119), with that paper's parameters."""
 
-    streams: int = 1
-    iterations: int = 10
-    branches: int = 4  # Prompts that are written from each conversation
-    width: int = 10  # Conversations that go on: those with the highest scores
+    streams: int = Field(default=1, ge=1)
+    iterations: int = Field(default=10, ge=1)
+    branches: int = Field(default=4, ge=1)  # Prompts that are written from each conversation
+    width: int = Field(default=10, ge=1)  # Conversations that go on: those with the highest scores
 
 
 class Tap(Pair):
@@ -92,9 +93,9 @@ class Tap(Pair):
 class CrescendoSettings(SearchSettings):
     """One conversation of ten turns; the attacker is reminded of all of them."""
 
-    streams: int = 1
-    iterations: int = 10
-    keep_last: int = 10
+    streams: int = Field(default=1, ge=1)
+    iterations: int = Field(default=10, ge=1)
+    keep_last: int = Field(default=10, ge=1)
 
 
 class Crescendo(Search):

@@ -9,9 +9,9 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
-from functools import reduce
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
@@ -119,16 +119,18 @@ def print_json(value: Any) -> None:
 
 def apply_sets(data: dict[str, Any], sets: list[str] | None, model: Any = None) -> dict[str, Any]:
     """Apply `a.b=value` overrides to nested plain data of the settings `model`, which has the last word on their keys."""
-    from demur.settings import override
+    from demur.settings import Problems, override
 
-    return reduce(lambda plain, item: override(plain, item, model), sets or (), data)
+    problems = Problems("")
+    for item in sets or ():
+        with problems.at():
+            data = override(data, item, model)
+    problems.check()
+    return data
 
 
 def model(text: str) -> dict[str, Any]:
-    """The model that a flag names, as a study file holds it; a shipped base is its folder.
-
-    Raises UserError: it is no model.
-    """
+    """The model that a flag names, as a study file holds it; a shipped base is its folder. Raises UserError: it is none."""
     from demur.models.checkpoint import base_folder
     from demur.models.config import parse_model
 
@@ -139,10 +141,7 @@ def model(text: str) -> dict[str, Any]:
 
 
 def base(text: str) -> Local:
-    """The model to train that a flag names: a shipped base, a folder, a GGUF file, a hub id.
-
-    Raises UserError: it is none of these.
-    """
+    """The model to train that a flag names: a shipped base, a folder, a GGUF file, a hub id. Raises UserError: it is none."""
     from demur.models import BASES
     from demur.models.checkpoint import base_folder
     from demur.models.config import Local, is_hub_id
@@ -160,9 +159,7 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
 
 def judge_of(text: str, *, unnamed: str = "") -> tuple[str, str]:
     """Name and model in `--judge TEXT`: a judge alone has no model, a model alone (a URL, a folder, a hub id) no name.
-
-    Raises UserError: an unknown name, or a model alone where `unnamed` says why a name is wanted.
-    """
+    Raises UserError: an unknown name, or a model alone where `unnamed` says why a name is wanted."""
     from demur.judge import JUDGES, requires_model
 
     name, equals, model = text.partition("=")
@@ -201,8 +198,13 @@ def load_study(path: Path, flags: Flags) -> Resolved:
 
     sets = [*(flags.sets or []), *([f"data_dir={flags.data_dir}"] if flags.data_dir else [])]
     loaded = study.read(path, sets=sets, quick=flags.quick)
-    if loaded.study and not loaded.study.arms:
+    if loaded.study and not loaded.study.arms and not loaded.problems.within("arms"):
         loaded.problems.add(("arms",), "this study has no arms. Write arms: {raw: {}} for the base as it is.")
+    if loaded.study and loaded.study.quick and not (flags.quick or flags.sets):
+        small = study.read(path, sets=sets, quick=True)
+        with suppress(UserError):
+            resolve.resolve(small)
+        loaded.problems.join(small.problems)
     if not (resolved := resolve.resolve(loaded)).stages:
         raise UserError(f"{path}: there is nothing to do: bench is empty, and no arm is trained.")
     return resolved

@@ -12,7 +12,7 @@ from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.mix import Mix, MixStageSettings
 from demur.settings import validate
 
-SHARE = re.compile(r"(?P<name>[^=]+)=(?P<file>.+?)(?::(?P<n>\d+)|:(?P<percent>[\d.]+)%)?")
+SHARE = re.compile(r"(?P<name>[^=]+)=(?P<file>.+?)(?<!%)(?::(?P<n>\d+)|:(?P<percent>\d+\.?\d*|\.\d+)%)?")
 
 
 @common.verb("seed out sets json")

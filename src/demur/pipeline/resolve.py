@@ -44,10 +44,7 @@ class Resolved(NamedTuple):
 
 
 def resolve(loaded: Loaded) -> Resolved:
-    """The stages of a study, everything about it looked up.
-
-    Raises UserError: all that is wrong with it and, beside that, what is missing here, one line each.
-    """
+    """The stages of a study. Raises UserError: all that is wrong with it and, beside that, what is missing here, line by line."""
     study, problems = loaded.study, loaded.problems
     if study is None:
         problems.check()
@@ -55,7 +52,10 @@ def resolve(loaded: Loaded) -> Resolved:
     check_study(study, problems)
     builder = Builder(_looked_up(study, problems), problems)
     stages = builder.all()
-    missing = needs(stages, problems, builder.missing)
+    lacks = builder.missing
+    if study.data_dir and not (study.stand_in or Path(study.data_dir).is_dir()):
+        lacks = [(("data_dir",), Lack("data_dir", f"{study.data_dir}: no such folder")), *lacks]
+    missing = needs(stages, problems, lacks)
     measured = [stage for stage in stages if isinstance(stage, Evaluate)]
     notes = dict.fromkeys(unread(stage.use.name, stage.files.get("data")) for stage in measured if not missing)
     texts = [(stage.use.attack.name, path) for stage in measured for path in stage.attack_files().values()]
@@ -71,9 +71,7 @@ def make(data: dict[str, Any], *, where: str) -> Resolved:
 
 def needs(stages: Iterable[Stage[Any]], problems: Problems, missing: Sequence[tuple[Location, Lack]] = ()) -> list[str]:
     """What stages and all that they read lack on this machine, one line each, `missing` included.
-
-    Raises UserError: something is wrong with them, or was before.
-    """
+    Raises UserError: something is wrong with them, or was before."""
     lacks = list(missing)
     for stage in ordered(stages):
         with problems.at(*stage.place):
@@ -97,6 +95,7 @@ def check_study(study: Study, problems: Problems) -> None:
     for name in study.arms:
         _check_arm(study, name, problems)
     _check_depth(study, problems)
+    _check_repeats(study, problems)
     if study.bases and "base" in study.model_fields_set:
         problems.add(("bases",), "'base' and 'bases' are both given. For one base set bases=[] as well.")
     if len({Path(base).name for base in study.bases}) < len(study.bases):
@@ -156,6 +155,26 @@ def _among(what: str, known: Collection[str], name: str) -> None:
     """Look a name up among those that are known."""
     if name not in known:
         raise unknown(what, name, known)
+
+
+def _check_repeats(study: Study, problems: Problems) -> None:
+    """Nothing is measured twice or compared with itself, and what is compared is measured."""
+    own: dict[Location, tuple[int, ...]] = {
+        ("arms", name, "seeds"): arm.seeds or () for name, arm in study.arms.items()
+    }
+    for place, seeds in {("seeds",): study.seeds, **own}.items():
+        if len(set(seeds)) < len(seeds) and not problems.within(*place):
+            problems.add(place, "a seed is given twice.")
+    sound = [at for at in range(len(study.bench)) if not problems.within("bench", at)]
+    for earlier, later in itertools.combinations(sound, 2):
+        if study.bench[earlier] == study.bench[later]:
+            problems.add(("bench", later), f"'{study.bench[later].name}' is measured in the same way already.")
+    measured = {use.name for use in study.bench}
+    for at, pair in enumerate(study.compare):
+        if pair.a == pair.b:
+            problems.add(("compare", at), f"arm '{pair.a}' is compared with itself.")
+        if pair.bench and pair.bench not in measured and not problems.mentions("bench", pair.bench):
+            problems.add(("compare", at, "bench"), str(unknown("benchmark", pair.bench, measured)))
 
 
 def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place: Location) -> None:

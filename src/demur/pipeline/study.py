@@ -194,7 +194,7 @@ class Study(Strict):
     @model_validator(mode="before")
     @classmethod
     def _by_model(cls, data: Any) -> Any:
-        there = isinstance(data, dict) and "detector" in (data.get("models") or {})
+        there = isinstance(data, dict) and "detector" in _entries(data, "models")
         return {"detector": "llm"} | data if there else data
 
     def mix_of(self, name: str, arm: Arm | None = None) -> MixSettings:
@@ -211,10 +211,6 @@ class Study(Strict):
                 shares[share] = options | ready | {"n": wanted}
         data = self.mix.model_dump(exclude_unset=True) | {"shares": shares}
         return validate(MixSettings, data, where=f"mix of arm '{name}'")
-
-    def copy_of(self, name: str, base: str) -> Copy:
-        """An arm on one base."""
-        return next((copy for copy in self.copies(name) if copy.base == base), Copy(name, name, base))
 
     def copies(self, name: str) -> list[Copy]:
         """An arm on each of its bases."""
@@ -238,33 +234,39 @@ class Loaded(NamedTuple):
 
 
 def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> Loaded:
-    """A study from its file, with overrides applied; what is wrong is gathered.
-
-    Raises UserError: the file is not there or no YAML, or an override is none.
-    """
+    """A study from its file, with overrides applied; what is wrong is gathered. Raises UserError: there is no such YAML file."""
     data, lines = read_yaml(path)
-    arms = set(data.get("arms") or {})
-    if quick:
-        for key, value in (data.get("quick") or {}).items():
-            data = changed(data, key.split("."), value, f"quick: {key}", [Study])
+    problems, arms = Problems(str(path), lines), set(_entries(data, "arms"))
+    for place, twice in lines.twice.items():
+        problems.add(place, twice)
+    for key, value in _entries(data, "quick").items() if quick else ():
+        with problems.at("quick", key):
+            data = changed(data, str(key).split("."), value, f"quick: {key}", [Study])
+            lines.move(("quick", str(key)), tuple(str(key).split(".")))
     base, left_out = data.get("base"), {f"arms.{name}=null": name for name in arms}
     for item in sets or []:
-        data = override(_spelled(data, item), item, Study)
-        if item in left_out:
-            del data["arms"][left_out[item]]
-        lines.overridden.append(item.partition("=")[0].split("."))
-    data, notes = _pruned(data, gone=arms - set(data.get("arms") or {}))
-    if base and data.get("base") == base and any(item.startswith("bases=") for item in sets or []) and data["bases"]:
+        with problems.at():
+            data = override(_spelled(data, item), item, Study)
+            if item in left_out:
+                del data["arms"][left_out[item]]
+            lines.overridden.append(item.partition("=")[0].split("."))
+    data, notes = _pruned(data, gone=arms - set(_entries(data, "arms")))
+    several = data.get("bases") and any(item.startswith("bases=") for item in sets or [])
+    if base and data.get("base") == base and several:
         del data["base"]
         notes.append(f"base: {base} gives way to the bases of --set")
-    problems = Problems(str(path), lines)
     return Loaded(problems.read(Study, data), problems, notes)
+
+
+def _entries(data: dict[str, Any], key: str) -> dict[Any, Any]:
+    """A mapping in the data; empty where something else stands there, which the schema says."""
+    return found if isinstance(found := data.get(key), dict) else {}
 
 
 def _spelled(data: dict[str, Any], item: str) -> dict[str, Any]:
     """The data with a model spelled out that is written as a word and of which an override changes a setting."""
     match = re.match(r"models\.([^.=]+)\.", item)
-    word = (data.get("models") or {}).get(match[1]) if match else None
+    word = _entries(data, "models").get(match[1]) if match else None
     if match is None or not isinstance(word, str):
         return data
     model = parse_model(word).model_dump(mode="json", exclude_unset=True)
