@@ -79,6 +79,9 @@ def mean(
         # All alike says that others are rare, not that there are none: two more observations, at zero and at twice the value.
         scale, n = abs(value) or 1.0, data.clusters + 2
         variance, how = 2 * scale * scale / (n * (n - 1)), f"{how}; all values equal, two pseudo-observations"
+    if strata and 0.0 < value < 1.0 and {*values} <= {0.0, 1.0, None}:  # a mean of shares: rare events are skewed
+        low, high = wilson(value, value * (1.0 - value) / variance, t_quantile(freedom))
+        return replace(blank, value=value, low=low, high=high, how=f"Wilson, {how}")
     half = t_quantile(freedom) * math.sqrt(variance)
     return replace(blank, value=value, low=value - half, high=value + half, how=how)
 
