@@ -15,10 +15,11 @@ def test_a_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("DEMUR_CACHE", str(tmp_path / "cache"))
     made: list[Path] = []
 
-    def convert(path: Path, folder: Path) -> None:
+    def convert(path: Path, folder: Path) -> Path:
         made.append(path)
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
+        return folder
 
     monkeypatch.setattr(gguf, "_convert", convert)
     file = tmp_path / "a.gguf"

@@ -70,11 +70,13 @@ def test_the_first_label_is_what_the_model_writes_first(
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=40).map(str.strip)
+PLAIN = TEXT.filter(lambda text: not re.search(r"<[|｜/]?\w", text))
+"""Texts without control tokens, which are refused; Hypothesis draws words of the source, too."""
 
 
 @pytest.mark.parametrize("name", ["r1-distill", "qwen3"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(question=TEXT, thought=TEXT, answer=TEXT)
+@given(question=PLAIN, thought=PLAIN, answer=PLAIN)
 def test_any_text_is_trained_whole(
     name: str, tokenizers_by_name: dict[str, Any], make: Make, question: str, thought: str, answer: str
 ) -> None:
