@@ -96,6 +96,16 @@ def of_a_judge(cell: Cell, labels: int, quality: tuple[float, float]) -> bool:
     return found.value is None or covered(found, truth)
 
 
+def of_columns(cell: Cell, columns: int) -> bool:
+    """One draw of a mean of rates over columns that weigh alike, all but two of them with the same prompts."""
+    n, rng, truth = cell.prompts, cell.rng, cell.truth()
+    values = (rng.random((columns, n)) < truth).astype(float).ravel().tolist()
+    prompts = [f"{max(0, column - columns + 3)} {prompt}" for column in range(columns) for prompt in range(n)]
+    weights = dict.fromkeys(range(columns), 1.0)
+    stratum = np.repeat(np.arange(columns), n).tolist()
+    return covered(stats.mean(values, clusters=prompts, stratum=stratum, strata=weights), truth)
+
+
 def _flips(hits: int, n: int) -> list[bool | None]:
     return [i < hits for i in range(n)]
 
@@ -112,6 +122,8 @@ def designs() -> Iterator[tuple[str, str, Callable[..., bool], tuple[Any, ...]]]
     for quality in ((0.95, 0.95), (0.8, 0.95), (0.9, 0.85)):
         for labels in (100, 200):
             yield "corrected for a judge's errors", f"labels={labels} {quality}", of_a_judge, (labels, quality)
+    for columns in (3, 6):
+        yield "mean over columns", f"columns={columns}", of_columns, (columns,)
 
 
 def held(draws: int, within: float, number: int) -> dict[str, float]:

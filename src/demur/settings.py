@@ -147,8 +147,7 @@ class Problems:
         self._wrong.append((place, text))
         line = self._lines.line(place) if self._lines and place else None
         where = f"{self._where}:{line}" if line else "--set" if text.startswith("--set") else self._where
-        if self._lines and place and not self._lines.has(place if written else place[:1]):
-            # The file does not say it, so an override did.
+        if self._lines and place and not self._lines.has(place if written else place[:1]):  # so an override said it
             where = "--set" if written or place[0] in [path[0] for path in self._lines.overridden] else where
         places = self._found.setdefault(text, [])
         places += [(line or 0, where)] if (line or 0, where) not in places else []

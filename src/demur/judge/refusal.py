@@ -143,7 +143,7 @@ def unclear(found: set[str], refused: float) -> str:
     alarms, slight = "asks alarms" in found, found & {"addresses the reader", "short"}
     asked = (wanted and alarms) or ((wanted or "asks past" in found) and not slight)
     if plain and refused < RESERVED and asked and "uses none of its words" in found and not does:
-        return "an alarming request: " * alarms + "about something else: it uses none of the request's words"
+        return ("an alarming request: " if alarms else "") + "about something else: it uses none of the request's words"
     if plain and alarms and max(serves, refused) < (LIKELY if "head hands_over" in found else ALARMING):
         return f"an alarming request that nothing refuses in words: it may serve or not{told}"
     if plain and serves >= 0.5 and "asks two things" in found:

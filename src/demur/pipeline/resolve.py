@@ -112,7 +112,7 @@ def _looked_up(study: Study, problems: Problems) -> Study:
     look_up: dict[str, tuple[Callable[[str], object], Any]] = {
         "arm": (partial(_among, "arm", {*study.arms, *map(str, problems.lost("arms"))}), None),
         "base": (lambda name: base_of(study, name), Study.model_fields["base"].default),
-        "benchmark": (get_bench, "mini_harm"),
+        "benchmark": (get_bench, next(name for name in names() if get_bench(name).generated)),
         "decoding": (partial(_among, "decoding preset", PRESETS), next(iter(PRESETS))),
         "detector": (detector_requires, "rules"),
         "judge": (requires_model, "rules"),

@@ -62,7 +62,7 @@ def mean(
     stratum: Sequence[Hashable] = (),
     strata: Mapping[Any, float] | None = None,
 ) -> Estimate:
-    """A mean with Student's interval, clustered, with the spread between seeds where there are several.
+    """A mean with Student's interval, of shares over strata with Wilson's; clustered, with the spread between seeds if several.
 
     `stratum` says to which stratum each value belongs, and `strata` how much each of them weighs.
     """
@@ -81,7 +81,7 @@ def mean(
         variance, how = 2 * scale * scale / (n * (n - 1)), f"{how}; all values equal, two pseudo-observations"
     if strata and 0.0 < value < 1.0 and {*values} <= {0.0, 1.0, None}:  # a mean of shares: rare events are skewed
         low, high = wilson(value, value * (1.0 - value) / variance, t_quantile(freedom))
-        return replace(blank, value=value, low=low, high=high, how=f"Wilson, {how}")
+        return replace(blank, value=value, low=low, high=high, how=f"Wilson, {how}".removesuffix(", Student's t"))
     half = t_quantile(freedom) * math.sqrt(variance)
     return replace(blank, value=value, low=value - half, high=value + half, how=how)
 
