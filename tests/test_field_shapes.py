@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "HH, several turns": ({"chosen": f"{HH} Hi\n\nHuman: More\n\nAssistant: {A}", "rejected": f"{HH} {NO}"}, "several questions"),
     "a Human's second turn": ({"prompt": f"{HH} Hi\n\nHuman: More\n\nAssistant:", "response": A}, "several questions"),
     "UltraFeedback": ({"instruction": Q, "completions": [{"response": A}], "correct_answers": ["None"], "incorrect_answers": ["None"]}, "completions"),
-    "Natural Reasoning": ({"question": Q, "responses": [{"response_model": "l", "response": A}]}, "a reply that is no text"),
+    "Natural Reasoning": ({"question": Q, "responses": [{"response_model": "l", "response": A}]}, "a reply that is not text"),
     "Do-Not-Answer": ({"question": Q, "GPT4_response": A, "ChatGPT_response": A}, "chatgpt_response"),
     "MedSafetyBench": ({"harmful_medical_request": Q, "safe_response": A}, "harmful_medical_request"),
     "TruthfulQA": ({"question": Q, "best_answer": A, "incorrect_answers": ["x"]}, "incorrect_answers"),

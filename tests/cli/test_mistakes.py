@@ -92,8 +92,8 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
         (("run", str(STUDY.with_suffix(".yml"))), "Did you mean"),
         (("mix", "--out", "m"), "--share NAME=FILE names a share"),
         (("diagnose", "binary.jsonl"), "not JSON"),
-        (("judge", "rows.jsonl"), "rows.jsonl: no column says what the prompts want, and that decides how replies are"),
-        (("distil", "rows.jsonl", "--set", "strategy=nocot"), "Say it of all by --intent harmful (or benign"),
+        (("judge", "rows.jsonl"), "states what the prompts want, and that decides how replies are counted"),
+        (("distil", "rows.jsonl", "--set", "strategy=nocot"), "State it for all by --intent harmful (or benign"),
         (
             ("eval", "rows.jsonl", "--target", "script:stand_in"),
             "say what its prompts want, as harmful=rows.jsonl or as benign=rows.jsonl",

@@ -291,7 +291,7 @@ def test_judge_a_file_again(tmp_path: Path) -> None:
     write_jsonl(path, rows)
     out = tmp_path / "again"
     with pytest.raises(
-        UserError, match="no column says what the prompts want, and that decides how replies are counted"
+        UserError, match="states what the prompts want, and that decides how replies are counted"
     ):
         called(judge, str(path), "--out", str(out))
     words = [str(path), "--intent", "harmful"]

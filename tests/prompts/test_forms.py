@@ -13,7 +13,8 @@ from tests.made import publish
 from demur import thinking
 from demur.errors import UserError
 from demur.mix import examples_of
-from demur.prompts.forms import FORMS, OWN, Loaded, load_file
+from demur.prompts.forms import FORMS, OWN_FORMS, Loaded, load_file, require_intent
+from demur.prompts.rows import ASSUMED
 from demur.records import UNSAFE, Example, ExamplePart, Origin, Prompt, write_jsonl
 
 THOUGHT = thinking.join("Let me see.", "Four.")
@@ -77,7 +78,7 @@ def test_a_public_form_gives_one_whole_trace(tmp_path: Path, name: str) -> None:
 
 def test_every_form_is_tried() -> None:
     tried = {form for form, _ in WHOLE.values()} | {form for form, *_ in MATHS.values()} | {"table"}
-    assert set(FORMS) - set(OWN) == tried | {"preferences", "two replies"}
+    assert set(FORMS) - set(OWN_FORMS) == tried | {"preferences", "two replies"}
 
 
 MATHS: dict[str, tuple[str, dict[str, Any], str, bool]] = {
@@ -104,14 +105,14 @@ def test_maths_is_maths_and_a_worked_solution_becomes_thinking(tmp_path: Path, n
 
 
 @pytest.mark.parametrize("gold", [float("nan"), float("inf"), None, {"a": 1}, ["4", "5"], [], "", True])
-def test_what_is_no_single_answer_never_becomes_gold(tmp_path: Path, gold: Any) -> None:
+def test_only_a_single_answer_becomes_gold(tmp_path: Path, gold: Any) -> None:
     loaded = load(tmp_path, {"problem": "p", "answer": "4"}, {"problem": "q", "answer": gold})
     assert [(p.text, p.gold) for p in loaded.prompts] == [("p", "4")]
     assert len(loaded.odd) == 1
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "category"),
     [
         ({"violence": True, "theft": False, "fraud": True}, "violence, fraud"),
         (["a", "b"], "a, b"),
@@ -123,8 +124,8 @@ def test_what_is_no_single_answer_never_becomes_gold(tmp_path: Path, gold: Any) 
         (None, ""),
     ],
 )
-def test_classes_are_words(tmp_path: Path, value: Any, said: str) -> None:
-    assert load(tmp_path, {"prompt": "q", "response": "a", "category": value}).prompts[0].category == said
+def test_classes_are_words(tmp_path: Path, value: Any, category: str) -> None:
+    assert load(tmp_path, {"prompt": "q", "response": "a", "category": value}).prompts[0].category == category
 
 
 INTENTS: list[tuple[dict[str, Any], str]] = [
@@ -147,12 +148,12 @@ INTENTS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("more", "intent"), INTENTS)
-def test_what_a_row_says_of_itself_is_read(tmp_path: Path, more: dict[str, Any], intent: str) -> None:
+def test_an_intent_that_a_row_states_is_read(tmp_path: Path, more: dict[str, Any], intent: str) -> None:
     loaded = load(tmp_path, {"prompt": "q"} | more)
     assert loaded.prompts[0].intent == intent
     assert not loaded.notes
     (other,) = load(tmp_path, {"prompt": "q"} | more, intent="code").prompts
-    assert other.intent == "code", "the caller's word goes before the row's"
+    assert other.intent == "code", "the caller takes precedence over the row"
 
 
 @pytest.mark.parametrize(
@@ -166,12 +167,29 @@ def test_what_a_row_says_of_itself_is_read(tmp_path: Path, more: dict[str, Any],
         {"domain": "biology"},
     ],
 )
-def test_what_no_row_says_is_assumed_with_a_word(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_an_intent_that_no_row_states_is_assumed_and_reported(tmp_path: Path, more: dict[str, Any]) -> None:
     loaded = load(tmp_path, {"prompt": "q"} | more)
     unclear = "" if set(more) <= {"type"} else f" ({', '.join(more)} cannot be understood)"
     wants = "benign" if "domain" in more else "harmful"
-    assert loaded.notes == [f"a.jsonl: no column says what the prompts want; they are taken for {wants}{unclear}"]
+    assert loaded.notes == [f"a.jsonl: {ASSUMED} {wants}{unclear}"]
+    assert loaded.prompts[0].intent == wants
     assert not load(tmp_path, {"prompt": "q"} | more, intent="benign").notes
+
+
+def test_the_note_on_an_assumed_intent_claims_no_more_than_what_was_done(tmp_path: Path) -> None:
+    """A column may state the intent in a way that is not read, and some rows of a file may state it where others do not."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a", "is_benign": True},
+        {"prompt": "b", "intent": "harmless"},
+        {"prompt": "c"},
+    ]
+    loaded = load(tmp_path, *rows)
+    assert [prompt.intent for prompt in loaded.prompts] == ["harmful", "benign", "harmful"]
+    known = "no column that demur reads states what the prompts want"
+    assert loaded.notes == [f"a.jsonl: {known}; unless intent is set, they are recorded as harmful (2 of 3 rows)"]
+    with pytest.raises(UserError, match=rf"a\.jsonl: {known} \(2 of 3 rows\), and that decides .* --intent harmful"):
+        require_intent(loaded.notes)
+    require_intent(load(tmp_path, *rows, intent="benign").notes)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +260,7 @@ def test_parts_of_a_turn_are_taken_apart(tmp_path: Path, content: Any, outcome: 
         ([USER, {"role": "assistant", "content": None, "tool_calls": [{}]}], "a turn of role 'assistant' with tool calls"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "a part of type 'image_url'"),
         ("Hello?", "a conversation is a list of turns, this is str"),
-        ([7], "a turn is no object"),
+        ([7], "a turn is not an object"),
         ([{"role": "user", "content": ""}], "no text of a question"),
     ],
 )  # fmt: skip
@@ -273,15 +291,15 @@ def test_columns_that_would_vanish_refuse_the_file(tmp_path: Path, row: dict[str
     if {"prompt", "question"} & set(row):
         loaded = load(tmp_path, row, form="table", intent="benign")
         assert len(loaded.prompts) == 1
-        assert "columns not used" in loaded.notes[0], "whoever names the form is told what it leaves aside"
+        assert "columns not used" in loaded.notes[0], "naming the form reports what it ignores"
 
 
-def test_columns_that_nobody_knows_are_told(tmp_path: Path) -> None:
+def test_unknown_columns_are_reported(tmp_path: Path) -> None:
     loaded = load(tmp_path, {"prompt": "q", "intent": "benign", "id": 1, "gpt4_notes": "text", "remarks": "x"})
     assert loaded.notes == ["a.jsonl: columns not used: gpt4_notes, remarks"]
 
 
-def test_answers_that_may_be_gold_or_replies_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
+def test_answers_are_gold_or_replies_by_their_content(tmp_path: Path) -> None:
     replies = load(tmp_path, *({"question": str(i), "answer": "Use a whetstone and some water."} for i in range(9)))
     assert (replies.form, replies.traces[0].answer) == ("pairs", "Use a whetstone and some water.")
     mixed = [{"question": str(i), "answer": "4" if i % 2 else "Use a whetstone."} for i in range(9)]
@@ -313,12 +331,12 @@ def test_a_prompt_that_looks_like_a_list_stays_a_text(tmp_path: Path, text: str)
     assert [(t.prompt.text, t.answer) for t in loaded.traces] == [(text, text)]
 
 
-def test_what_no_terminal_should_get_is_in_no_note(tmp_path: Path) -> None:
+def test_notes_hold_no_control_characters(tmp_path: Path) -> None:
     (note,) = load(tmp_path, {"prompt": "q", "intent": "benign", "\x1b[31mred\u202e": "x"}).notes
     assert note == "a.jsonl: columns not used: [31mred"
 
 
-def test_answers_that_are_texts_are_no_gold_and_are_told(tmp_path: Path) -> None:
+def test_answers_that_are_texts_are_not_gold_and_are_reported(tmp_path: Path) -> None:
     loaded = load(tmp_path, {"prompt": "q", "response": "a", "intent": "benign", "correct_answer": "Paris, of course"})
     assert (loaded.prompts[0].gold, loaded.notes) == (None, ["a.jsonl: columns not used: correct_answer"])
 
@@ -359,17 +377,17 @@ def test_preferences_of_public_shapes(tmp_path: Path, name: str) -> None:
     [
         ("strings", {"rejected": THOUGHT}, "chosen and rejected are the same"),
         ("messages alone", {"score_rejected": 8.0}, r"chosen is scored no better \(8.0\) than rejected \(8.0\)"),
-        ("messages", {"rejected": [USER | {"content": "3+3"}, BOT]}, "are no two replies to one question"),
+        ("messages", {"rejected": [USER | {"content": "3+3"}, BOT]}, "are not two replies to one question"),
         ("messages", {"rejected": [USER]}, "no text under rejected"),
         ("transcripts", {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"}, "several questions"),
-        ("two", {"safer_response_id": 0}, r"cannot be told \(better_response_id and safer_response_id\)"),
-        ("two", {"better_response_id": None, "safer_response_id": None}, r"cannot be told \(.*better_response_id"),
-        ("two", {"better_response_id": 7, "safer_response_id": 7}, "cannot be told"),
-        ("two by safety", {"is_response_0_safe": True}, "cannot be told"),
+        ("two", {"safer_response_id": 0}, r"not clear which .*\(better_response_id and safer_response_id\)"),
+        ("two", {"better_response_id": None, "safer_response_id": None}, r"not clear which .*\(.*better_response_id"),
+        ("two", {"better_response_id": 7, "safer_response_id": 7}, "not clear which of response_0, response_1 is better"),
+        ("two by safety", {"is_response_0_safe": True}, "not clear which of response_0, response_1 is better"),
         ("two by safety", {"better_response_id": 0}, "better and marked unsafe"),
     ],
 )  # fmt: skip
-def test_preferences_that_cannot_be_told_apart_say_why(
+def test_preferences_that_cannot_be_ranked_have_a_reason(
     tmp_path: Path, name: str, change: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(UserError, match=rf"no row could be read as .*a\.jsonl:1: .*{reason}"):
@@ -431,13 +449,15 @@ def test_odd_rows_are_kept_aside_with_file_and_line(tmp_path: Path) -> None:
         ("a.csv", b"Prompt,prompt\nq,r\n", "two columns have one name but for capitals"),
     ],
 )
-def test_a_file_of_which_no_row_can_be_read_says_why(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_a_file_without_a_readable_row_is_an_error_with_the_reason(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
         load_file(tmp_path / name)
 
 
-def test_cut_and_wrong_replies_are_left_out_with_a_word(tmp_path: Path) -> None:
+def test_cut_and_wrong_replies_are_left_out_with_a_reason(tmp_path: Path) -> None:
     row = {
         "problem": "2+2",
         "answer": "4",
@@ -467,7 +487,7 @@ def test_cut_and_wrong_replies_are_left_out_with_a_word(tmp_path: Path) -> None:
         assert loaded.odd[0].reason in ("its reply is marked wrong", "its reply is cut")
 
 
-def test_what_cannot_be_recognised_says_what_was_found(tmp_path: Path) -> None:
+def test_a_form_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no row could be read as 'maths'"):
         load(tmp_path, {"prompt": "x"}, form="maths")
     with pytest.raises(UserError, match=r"Did you mean 'maths'"):
@@ -505,10 +525,10 @@ def test_real_files_are_recognised_row_for_row(data_dir: Path) -> None:
         "xstest_prompts.csv": ("table", 450, 0),
         "xstest_annotated_gpt4.csv": ("pairs", 450, 450),
     }
-    for name, said in expected.items():
+    for name, counts in expected.items():
         loaded = load_file(data_dir / name)
-        assert (loaded.form, len(loaded.prompts), len(loaded.traces)) == said, name
+        assert (loaded.form, len(loaded.prompts), len(loaded.traces)) == counts, name
         assert loaded.odd == []
         if name.startswith(("star1", "lrm", "math", "aime")):
-            assert Counter(trace.outcome for trace in loaded.traces) == {"complete": said[2]}
+            assert Counter(trace.outcome for trace in loaded.traces) == {"complete": counts[2]}
             assert all(trace.thinking is not None for trace in loaded.traces)

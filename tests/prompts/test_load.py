@@ -87,7 +87,7 @@ def test_every_source_is_there_and_those_from_files_say_so(name: str) -> None:
     if name.startswith("mini-"):
         assert len(load(PromptsSettings(source=name, n=5))) == 5
     else:
-        with pytest.raises(UserError, match="say data: FILE"):
+        with pytest.raises(UserError, match="give data: FILE"):
             load(PromptsSettings(source=name))
 
 

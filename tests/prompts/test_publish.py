@@ -53,7 +53,7 @@ def test_a_data_set_reads_back_in_demur_and_says_what_it_is(run: Path) -> None:
     assert head["extra_gated_prompt"]
     assert head["license"] == "other"
     assert [item["split"] for item in head["configs"][0]["data_files"]] == ["train", "held_out"]
-    for said in (
+    for line in (
         "| star1_first300.json | Apache-2.0 | 5 |",
         "| star1_first300.json | CC0-1.0 | 1 |",
         "| default | train | 5 |",
@@ -61,7 +61,7 @@ def test_a_data_set_reads_back_in_demur_and_says_what_it_is(run: Path) -> None:
         "| xstest | 2 | 1 | 1 |",
         "Harmful content",
     ):
-        assert said in readme
+        assert line in readme
     assert "/home/me" not in readme
     loaded = load_file(folder / "data" / "default" / "train.jsonl")
     assert loaded.form == "published"

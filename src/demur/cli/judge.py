@@ -11,7 +11,7 @@ from demur.judge import requires_model
 from demur.models.config import ModelConfig, parse_model
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.rejudge import Rejudge, RejudgeSettings
-from demur.prompts.forms import certain
+from demur.prompts.forms import require_intent
 from demur.report.agreement import agreement, crossing
 from demur.report.format import number
 from demur.report.metrics import cells, results
@@ -85,7 +85,7 @@ def _sources(source: Path, read: Import, where: Path, cache: Path | None) -> lis
     done = run_stages([read], out=where, cache=cache, title="read")["import"]
     if not done.rows("traces"):
         raise UserError(f"nothing to judge in {source}: no replies.")
-    certain(done.manifest.summary["notes"])
+    require_intent(done.manifest.summary["notes"])
     return [(source.stem, {"arm": source.stem}, done.folder / "traces.jsonl")]
 
 

@@ -32,7 +32,7 @@ from demur.judge.model import Case, Format
 from demur.models.config import ModelConfig, Scripted, Served, as_model
 from demur.models.open import open_model
 from demur.models.requires import Requires
-from demur.prompts.forms import OWN, load_file
+from demur.prompts.forms import OWN_FORMS, load_file
 from demur.records import Intent, Kept, Part, Prompt, Query
 from demur.registry import missing, resolve
 from demur.settings import Location, Strict, connection, identity_of
@@ -307,7 +307,7 @@ class Detecting(Stage[D]):
 def file_needs(what: str, path: Path, form: str | None, *, intent: Intent | None = None) -> list[Lack]:
     """What is wrong with a file of rows, as far as its first ones tell; that there is none is said elsewhere."""
     try:
-        if path.exists() and load_file(path, form=form, glance=True).form in OWN and intent:
+        if path.exists() and load_file(path, form=form, glance=True).form in OWN_FORMS and intent:
             return [Lack(what, f"{path} says of each prompt what it wants: leave the intent ({intent}) out.", True)]
     except UserError as error:
         return [Lack(what, str(error))]

@@ -1,4 +1,4 @@
-"""Where prompts and traces come from: sources by name, and one loader for the files that people have."""
+"""Where prompts and traces come from: sources by name, and a loader for the files that people have."""
 
 from pathlib import Path
 from typing import Self
@@ -21,26 +21,25 @@ SOURCES = {
     "xstest-train": "demur.bench.xstest:read_train",
     "orbench-hard": "demur.bench.load:orbench_hard",
 }
-"""Name -> `module:function`, called as `read(path, n=…, seed=…)`; the path is `None` for what is generated, and the
-local copy (`data`) for what is not."""
+"""Name -> `module:function`, called as `read(path, n=…, seed=…)`; the path is the local copy, or `None`."""
 GENERATED = frozenset({"mini-harmful", "mini-benign", "mini-arithmetic"})  # Sources that read no file
 
 
 class PromptsSettings(Strict):
-    """A set of prompts: from where, how many, and in which wrappers."""
+    """A set of prompts: their source, how many, and in which wrappers."""
 
     source: str  # A file or folder, the name of a source, or `module:function`
     data: Path | None = None  # For a named source: its local copy
-    n: int | None = Field(default=None, ge=1)  # How many are drawn; all when left out. More than there are is an error.
+    n: int | None = Field(default=None, ge=1)  # How many are drawn; all when left out. Asking for too many is an error.
     seed: int = 0  # Seed of the draw and of the pairing with templates
-    intent: Intent | None = None  # What all of them want; told from the rows when left out
-    form: str | None = None  # The form of the file; told from its rows when left out
+    intent: Intent | None = None  # What all of them want; read from the rows when left out
+    form: str | None = None  # The form of the file; inferred from its rows when left out
     templates: Path | None = None
-    """Templates with a place for `{question}`: a text file with one a line, or a table; `tools/recover_templates.py` makes one."""
+    """Texts with a place for `{question}`: a file with one a line, or a table as of `tools/recover_templates.py`."""
     per_question: int = Field(default=1, ge=1)  # In how many different templates each question is put
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.per_question > 1 and self.templates is None:
-            raise ValueError("per_question says in how many templates a question is put; give templates too")
+            raise ValueError("per_question is the number of templates for each question; give templates too")
         return self

@@ -1,4 +1,4 @@
-"""Settings to prompts: a source is read, drawn from by its seed, and put into wrappers."""
+"""Settings to prompts: a source is read, put into wrappers, and drawn from by its seed."""
 
 import random
 from pathlib import Path
@@ -7,7 +7,7 @@ import msgspec
 
 from demur.errors import UserError, unknown
 from demur.prompts import GENERATED, SOURCES, PromptsSettings
-from demur.prompts.forms import certain, load_file
+from demur.prompts.forms import load_file, require_intent
 from demur.prompts.wrappers import read_templates, wrap
 from demur.records import Prompt
 from demur.registry import resolve
@@ -15,10 +15,7 @@ from demur.storage.readers import READERS
 
 
 def load(settings: PromptsSettings) -> list[Prompt]:
-    """The prompts that settings mean; the same settings give the same prompts in the same order.
-
-    Raises UserError: an unknown source, a file that is not there, or fewer prompts than `n`.
-    """
+    """The prompts that settings describe, in a fixed order. Raises UserError: no source, or fewer than `n` prompts."""
     prompts = _read(settings)
     if settings.intent is not None:
         prompts = [msgspec.structs.replace(prompt, intent=settings.intent) for prompt in prompts]
@@ -44,20 +41,20 @@ def _read(settings: PromptsSettings) -> list[Prompt]:
     path = Path(settings.source)
     if path.exists() and settings.source not in SOURCES:
         if settings.data is not None:
-            raise UserError(f"{settings.source} is a file itself; data is for a named source.")
+            raise UserError(f"{settings.source} is itself a file; data is for a named source.")
         loaded = load_file(path, form=settings.form, intent=settings.intent)
-        certain(loaded.notes)
+        require_intent(loaded.notes)
         return loaded.prompts
     if settings.form is not None:
-        raise UserError(f"form says how a file is read, and '{settings.source}' is no file.")
+        raise UserError(f"form is for files, and '{settings.source}' is not a file.")
     if settings.source not in SOURCES and ":" not in settings.source:
         if "/" in settings.source or path.suffix in READERS:
             raise UserError(f"{settings.source}: no such file.")
         raise unknown("source", settings.source, SOURCES, where=", and no file of that name")
     read = resolve("source", settings.source, SOURCES)
     if settings.source in SOURCES and (settings.data is not None) == (settings.source in GENERATED):
-        told = "is generated: leave data out" if settings.data else "is read from a local copy: say data: FILE"
-        raise UserError(f"source '{settings.source}' {told}.")
-    # A generated source makes as many as it is asked for; templates multiply them afterwards.
-    found: list[Prompt] = read(settings.data, n=None if settings.templates else settings.n, seed=settings.seed)
-    return found
+        problem = "is generated: leave data out" if settings.data else "is read from a local copy: give data: FILE"
+        raise UserError(f"source '{settings.source}' {problem}.")
+    # A generated source makes `n` prompts; with templates, each question gives several, and `n` is drawn of those.
+    prompts: list[Prompt] = read(settings.data, n=None if settings.templates else settings.n, seed=settings.seed)
+    return prompts

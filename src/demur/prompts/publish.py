@@ -1,7 +1,7 @@
-"""A run's training rows as a data set that others can read, with a card.
+"""Publishes a run's training rows as a data set with a card.
 
 OUT/README.md                  the card, with the metadata that the hub and `datasets` read
-OUT/data/CONFIG/SPLIT.jsonl    flat rows, which demur reads back as they were
+OUT/data/CONFIG/SPLIT.jsonl    flat rows, which demur can read back
 OUT/contamination.json         the certificates of exactly these rows, where the run has some
 """
 
@@ -26,8 +26,9 @@ CERTIFICATE = "contamination.json"
 def export_hf(source: Path, out: Path | None = None, *, licences: Mapping[str, str] | None = None) -> Path:
     """Write the training rows of a run as a data set that `datasets.load_dataset` reads, and return its folder.
 
-    `source` is a run (each of its mixtures becomes a configuration), a finished stage, or a JSON Lines file of examples; `out` is by
-    default `export-hf` in the run, or beside the file. `licences` are of files and sources, by name; a component may state its own.
+    `source` is a run (one configuration a mixture), a finished stage, or a JSON Lines file of examples; `out` is by default
+    `export-hf` in the run or beside the file. `licences` of files and sources, by name, are used where a
+    component does not state its own.
 
     Raises UserError: there are no examples, or `out` holds something else.
     """
@@ -77,17 +78,17 @@ def _sets(source: Path) -> tuple[Sets, dict[str, str]]:
 
 
 def _certificates(path: Path, sets: Sets) -> dict[str, Any]:
-    """The run's certificate of each configuration, of exactly the rows published here: another would vouch for nothing."""
+    """The run's certificates by configuration, of exactly the rows that are published."""
     known = json.loads(path.read_bytes())["certificates"].values() if path.is_file() else ()
-    by_hash = {rows: one for one in known for rows in (one["rows_hash"], one.get("left_hash")) if rows}
+    by_hash = {rows: each for each in known for rows in (each["rows_hash"], each.get("left_hash")) if rows}
     hashes = {config: digest(sorted(e.id for e in rows)) for (config, split), rows in sets.items() if split == "train"}
     return {config: by_hash[rows] for config, rows in hashes.items() if rows in by_hash}
 
 
 def flat(example: Example) -> dict[str, Any]:
-    """A row as a table has it: every column in every row, texts where nothing else is needed."""
-    kinds = ("system", "user", "thinking", "answer")
-    system, user, thought, answer = ("".join(p.text for p in example.parts if p.role == kind) for kind in kinds)
+    """A row for a table: the same columns in every row, texts wherever possible."""
+    roles = ("system", "user", "thinking", "answer")
+    system, user, thought, answer = ("".join(p.text for p in example.parts if p.role == role) for role in roles)
     reply = thinking.join(thought if any(p.role == "thinking" for p in example.parts) else None, answer)
     turns = {"system": system, "user": user, "assistant": reply}
     return msgspec.structs.asdict(example.origin) | {
@@ -104,13 +105,13 @@ def flat(example: Example) -> dict[str, Any]:
 
 
 def _licensed(row: dict[str, Any], stated: Mapping[str, str], known: Mapping[str, str]) -> dict[str, Any]:
-    """A row with the file or set that it is from, and its licence: what its component states, or that of the name."""
+    """A row with the file or set that it is from, and the licence that its component states, or that of file or set."""
     name = row["model"].removeprefix("file:") if row["model"].startswith("file:") else row["source"] or "not stated"
     return row | {"file": name, "licence": stated.get(row["share"]) or known.get(name, "not stated")}
 
 
 def harmful(rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether flat rows hold harmful requests, as far as they say; one that does not say, in a safety component, counts."""
+    """Whether flat rows hold harmful requests, by their intent; a row of a safety component without intent counts."""
     return any(row["intent"] == "harmful" or (not row["intent"] and row["share"].startswith("safety")) for row in rows)
 
 
@@ -133,7 +134,7 @@ def _card(name: str, sets: Mapping[tuple[str, str], Any], certificates: Mapping[
         configs=[{"config_name": config, "data_files": data} for config, data in files.items()],
         tags=["safety", "reasoning", "refusal", "demur", *(["not-for-all-audiences"] if harmful(rows) else [])],
     )
-    told: dict[str, Any] = {"name": name, "version": demur.__version__, "rows": rows, "sets": sets}
-    told |= {"configs": list(files), "certificates": certificates, "harmful": harmful(rows)}
-    card = DatasetCard.from_template(head, template_path=str(Path(__file__).with_name("card.md")), **told)
+    values: dict[str, Any] = {"name": name, "version": demur.__version__, "rows": rows, "sets": sets}
+    values |= {"configs": list(files), "certificates": certificates, "harmful": harmful(rows)}
+    card = DatasetCard.from_template(head, template_path=str(Path(__file__).with_name("card.md")), **values)
     return str(card.content)

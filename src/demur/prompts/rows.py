@@ -1,7 +1,7 @@
-"""One row of a file to prompts, traces and preferences, by the slots of `forms.yaml` that its columns fill.
+"""One row of a file to prompts, traces and preference pairs, by the slots of `forms.yaml` that its columns fill.
 
-What cannot be read raises `OddRow`; a part that its own flags call cut or wrong is `LeftOut`; columns of no use and assumed intents are
-counted in `notes`. A trace made from a file has the model `file:NAME`, and what was sent is the prompt behind the row's system text.
+A row that cannot be read raises `OddRow`; a reply that the row itself marks as cut or wrong becomes a `LeftOut`; unused
+columns and assumed intents are counted in `notes`. A trace has the model `file:NAME` and the system text of its row.
 """
 
 import re
@@ -12,23 +12,25 @@ from typing import Any, NamedTuple
 
 from demur import thinking
 from demur.prompts import columns as c
-from demur.prompts.columns import TABLE, OddRow, Row, Said, text, truth
+from demur.prompts.columns import TABLE, OddRow, Row, Shape, Statements, text, truth
 from demur.records import UNSAFE, Intent, Message, Prompt, Sampling, Trace
 
 TRANSCRIPT = re.compile(r"\s*Human:(?P<prompt>.*?)\n\nAssistant:(?P<reply>.*)", re.DOTALL)  # As HH-RLHF writes it
-UNUSED, ASSUMED = "columns not used: ", "no column says what the prompts want; they are taken for"  # How notes begin
-CLAIMS = frozenset((*TABLE["labels"], *TABLE["harmful prompt"]))
+UNUSED = "columns not used: "  # How the note on such a column begins
+ASSUMED = "no column that demur reads states what the prompts want; unless intent is set, they are recorded as"
+LABELS = frozenset((*TABLE["labels"], *TABLE["harmful prompt"]))  # Columns that should state an intent
 REPLIES = frozenset(("reply", "messages", "generations", "chosen", "two"))
+WRITERS = ("deepseek_", "gemini_")  # Two models wrote in s1K-1.1; their columns begin so
 
 
 class LeftOut(NamedTuple):
-    """A part of a row that is not used, and why."""
+    """A reply that is not used, and why."""
 
     reason: str
 
 
 class Preference(NamedTuple):
-    """Two replies to one prompt, and why the one is preferred."""
+    """Two replies to one prompt, and why the first is preferred."""
 
     chosen: Trace
     rejected: Trace
@@ -36,16 +38,16 @@ class Preference(NamedTuple):
 
 
 class File(NamedTuple):
-    """What a row is read with."""
+    """What is known of a file before its rows are read."""
 
     name: str
     form: str
-    intent: Intent | None  # What all prompts want, over what their rows say
+    intent: Intent | None  # What all prompts want, whatever their rows state
     maths: bool  # Whether its answers are those of maths problems
-    named: bool  # Whether somebody named the form: columns that it has no use for are then left aside
+    named: bool  # Whether the user named the form: columns that it cannot use are then ignored
 
 
-class Talk(NamedTuple):
+class Conversation(NamedTuple):
     """The conversation of a row."""
 
     question: str
@@ -53,142 +55,139 @@ class Talk(NamedTuple):
     replies: list[str]
 
 
-Cells = dict[str, list[str]]
-Columns = tuple[tuple[str, str], ...]  # The columns of a row and what fills each; see `columns.filling`
+Slots = dict[str, list[str]]  # Columns by slot, the preferred one first
 
 
 @lru_cache(maxsize=4096)
-def filled(columns: Columns, *, maths: bool) -> Cells:
-    """The filled columns by slot, with `answer` and `solution`, which may be gold or the reply, told apart."""
-    found = c.slots(columns)
-    if "answer" in found:
-        told = {"reply", "generations"} & set(found) or ((maths or "messages" in found) and "thinking" not in found)
-        slot = "gold" if told else "reply"
-        found[slot] = found.get(slot, []) + found.pop("answer")
-    if {"solution", "thinking", "reply"} <= set(found) and "gold" not in found:  # s1K
-        found["gold"] = found.pop("solution")
-    if "reply" not in found:  # a reply may be empty: some models answer nothing
-        blank = [name for name, fills in columns if fills == "blank" and c.place(name)[0] == "reply"]
-        found |= {"reply?": blank} if blank else {}
-    return found
+def filled(shape: Shape, *, maths: bool) -> Slots:
+    """The filled columns by slot, with `answer` and `solution`, which may be gold or the reply, under one of these."""
+    slots = c.slots(shape)
+    if "answer" in slots:
+        replied = {"reply", "generations"} & set(slots)
+        gold = replied or ((maths or "messages" in slots) and "thinking" not in slots)
+        slot = "gold" if gold else "reply"
+        slots[slot] = slots.get(slot, []) + slots.pop("answer")
+    if {"solution", "thinking", "reply"} <= set(slots) and "gold" not in slots:  # s1K
+        slots["gold"] = slots.pop("solution")
+    if "reply" not in slots:  # a reply may be empty: some models answer nothing
+        blank = [name for name, kind in shape if kind == "blank" and c.slot_of(name)[0] == "reply"]
+        slots |= {"reply?": blank} if blank else {}
+    return slots
 
 
-def misfit(cells: Cells, form: str) -> tuple[list[str], list[str]]:
-    """What a form needs and a row lacks, and the columns that stand for something which the form has no use for."""
+def misfit(slots: Slots, form: str) -> tuple[list[str], list[str]]:
+    """The slots that a form needs and a row leaves empty, and the columns with a meaning that the form cannot use."""
     needs = TABLE["forms"][form]["needs"]
     used = (*needs, *TABLE["forms"][form].get("may", []), "", "reply?")
-    extra = [f"{name} ({slot})" for slot, names in cells.items() if slot not in used for name in names]
-    return [slot for slot in needs if slot not in cells and f"{slot}?" not in cells], extra
+    extra = [f"{name} ({slot})" for slot, names in slots.items() if slot not in used for name in names]
+    return [slot for slot in needs if slot not in slots and f"{slot}?" not in slots], extra
 
 
 @lru_cache(maxsize=4096)
-def _used(columns: Columns, file: File) -> tuple[Cells, list[str]]:
-    """The columns that a form uses, by slot, and those that it does not use.
-
-    Raises OddRow: something is lacking, or would vanish.
-    """
-    cells = filled(columns, maths=file.maths)
-    lacking, extra = misfit(cells, file.form)
-    if lacking:
-        raise OddRow(f"no text under {', '.join(TABLE['columns'][lacking[0]][:8])}")
+def _used(shape: Shape, file: File) -> tuple[Slots, list[str]]:
+    """The columns that a form uses, by slot, and the others. Raises OddRow: one is missing, or one would vanish."""
+    slots = filled(shape, maths=file.maths)
+    missing, extra = misfit(slots, file.form)
+    if missing:
+        raise OddRow(f"no text under {', '.join(TABLE['columns'][missing[0]][:8])}")
     if extra and not file.named:
         raise OddRow(f"the form '{file.form}' has no use for {', '.join(extra)}")
-    aside, unused = {name.partition(" (")[0] for name in extra}, list[str]()
-    for slot, names in cells.items():
-        kept = {"": 0, "other reply": 0, "generations": len(names), "two": len(names)}.get(slot, 1)
-        kept = 0 if file.form == "messages" and slot in ("prompt", "solution") else kept
-        unused += [*names[kept:], *aside.intersection(names[:kept])]
-    return {slot.rstrip("?"): names for slot, names in cells.items() if names[0] not in aside}, unused
+    ignored, unused = {name.partition(" (")[0] for name in extra}, list[str]()
+    for slot, names in slots.items():
+        count = {"": 0, "other reply": 0, "generations": len(names), "two": len(names)}.get(slot, 1)
+        count = 0 if file.form == "messages" and slot in ("prompt", "solution") else count
+        unused += [*names[count:], *ignored.intersection(names[:count])]
+    return {slot.rstrip("?"): names for slot, names in slots.items() if names[0] not in ignored}, unused
 
 
 def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace | Preference | LeftOut]:
-    """The prompt of a row, then its replies."""
+    """The prompt of a row, then its replies or its preference pair. Raises OddRow."""
     row = c.keyed(row)
-    cells, unused = _used(c.filling(row), file)
+    slots, unused = _used(c.shape(row), file)
     for name in unused:
         notes[UNUSED + name] += 1
-    said = c.stated(row)
+    statements = c.stated(row)
     if file.form in ("preferences", "two replies"):
-        names, reason = _told_apart(row, cells, said)
-        both = [_talk(row, cells | {"reply": [name]}, file) for name in names]
-        if both[0][:2] != both[1][:2] or not all(side.replies for side in both):
-            raise OddRow(f"{names[0]} and {names[1]} are no two replies to one question")
-        if both[0].replies == both[1].replies:
+        names, reason = _ranked(row, slots, statements)
+        chosen, rejected = (_conversation(row, slots | {"reply": [name]}, file) for name in names)
+        if chosen[:2] != rejected[:2] or not (chosen.replies and rejected.replies):
+            raise OddRow(f"{names[0]} and {names[1]} are not two replies to one question")
+        if chosen.replies == rejected.replies:
             raise OddRow(f"{names[0]} and {names[1]} are the same")
-        prompt = _prompt(row, both[0].question, cells, file, said, notes)
+        prompt = _prompt(row, chosen.question, slots, file, statements, notes)
         yield prompt
-        yield Preference(_trace(prompt, both[0], 0, file), _trace(prompt, both[1], 0, file), reason)
+        yield Preference(_trace(prompt, chosen, 0, file), _trace(prompt, rejected, 0, file), reason)
         return
-    talk = _talk(row, cells, file)
-    prompt = _prompt(row, talk.question, cells, file, said, notes)
+    talk = _conversation(row, slots, file)
+    prompt = _prompt(row, talk.question, slots, file, statements, notes)
     yield prompt
     marks = ("the worked solution stands as thinking",) if "maths" in file.form else ()
-    marks = (UNSAFE,) if said and c.unsafe(said) else marks
+    marks = (UNSAFE,) if statements and c.unsafe(statements) else marks
     for at in range(len(talk.replies)):
-        if said and (reason := c.flaw(said, at)):
-            yield LeftOut(f"generation {at} {reason}" if "generations" in cells else f"its reply {reason}")
+        if statements and (flaw := c.flaw(statements, at)):
+            yield LeftOut(f"generation {at} {flaw}" if "generations" in slots else f"its reply {flaw}")
         else:
             yield _trace(prompt, talk, at, file, notes=marks)
 
 
-def _first(row: Row, cells: Cells, slot: str) -> Any:
-    """The cell that counts in a slot; a list only where it is one of turns."""
-    value = row[cells[slot][0]] if slot in cells else None
+def _cell(row: Row, slots: Slots, slot: str) -> Any:
+    """The cell that counts in a slot, `None` where it is empty; a list only where it is one of turns."""
+    value = row[slots[slot][0]] if slot in slots else None
     if value is None or (isinstance(value, str) and not value.startswith("[")):
         return value
-    found = c.listed(value)
-    turned = isinstance(found, list) and all(isinstance(t, dict) and {"role", "from"} & t.keys() for t in found)
-    if found and isinstance(found, list) and (slot == "messages" or turned):
-        return found
+    items = c.parsed(value)
+    turns = isinstance(items, list) and all(isinstance(item, dict) and {"role", "from"} & item.keys() for item in items)
+    if items and isinstance(items, list) and (turns or slot == "messages"):
+        return items
     return text(value) if isinstance(value, list) else value
 
 
-def _talk(row: Row, cells: Cells, file: File) -> Talk:
-    """The conversation, whether its turns stand in a list, in columns, or in a transcript."""
+def _conversation(row: Row, slots: Slots, file: File) -> Conversation:
+    """The conversation of a row, whether its turns are in a list, in columns, or in a transcript."""
     chat, several = file.form == "messages", file.form == "generations"
-    asked = _first(row, cells, "messages" if chat else "prompt")
-    prompt, reply = _transcript(asked, None if several else _first(row, cells, "reply"))
+    asked = _cell(row, slots, "messages" if chat else "prompt")
+    prompt, reply = _transcript(asked, None if several else _cell(row, slots, "reply"))
     if not (chat or isinstance(prompt, list)):
-        under = text(_first(row, cells, "context")) if "context" in cells else None
-        prompt = "\n\n".join(filter(None, (text(prompt), under)))
-    if chat or not isinstance(prompt, str) or isinstance(reply, list):
-        question, system, others = _turned(row, cells, prompt, reply, chat=chat)
+        prompt = "\n\n".join(filter(None, (text(prompt), text(_cell(row, slots, "context")))))
+    if chat or isinstance(prompt, list) or isinstance(reply, list):
+        question, system, replies = _from_turns(row, slots, prompt, reply, chat=chat)
     else:
-        question, system, others = prompt, "", [_thought(row, cells, reply)] if "reply" in cells and not several else []
+        question, system = prompt, ""
+        replies = [_with_thinking(row, slots, reply)] if "reply" in slots and not several else []
     if not question.strip():
         raise OddRow("no text of a question")
-    if "\0" in question or any("\0" in other for other in others):
+    if "\0" in question or any("\0" in reply for reply in replies):
         raise OddRow("several questions; one, and one reply, can be used")
     if several:
-        values = [row[name] for name in cells["generations"]]
-        others = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    elif "maths" in file.form and (worked := _worked(row, cells))[0]:
-        others = [thinking.join(worked[0].strip(), f"The final answer is $\\boxed{{{worked[1]}}}$.")]
-    if not all(isinstance(other, str) for other in others):
-        raise OddRow("a reply that is no text")
-    return Talk(question, system or (text(_first(row, cells, "system")) if "system" in cells else None), others)
+        cells = [row[name] for name in slots["generations"]]
+        replies = [item for cell in cells for item in (cell if isinstance(cell, list) else [cell])]
+    elif "maths" in file.form and (worked := _worked(row, slots))[0]:
+        replies = [thinking.join(worked[0].strip(), f"The final answer is $\\boxed{{{worked[1]}}}$.")]
+    if not all(isinstance(reply, str) for reply in replies):
+        raise OddRow("a reply that is not text")
+    return Conversation(question, system or text(_cell(row, slots, "system")), replies)
 
 
-def _turned(row: Row, cells: Cells, prompt: Any, reply: Any, *, chat: bool) -> tuple[str, str, list[str]]:
-    """Question, system text and replies of a conversation whose turns stand in lists."""
-    said = c.turns(reply) if isinstance(reply, list) else []
-    if not any(role == "user" for role, _ in said):
-        said = [*([("user", prompt)] if isinstance(prompt, str) and not chat else c.turns(prompt)), *said]
-    answered = [at for at, (role, _) in enumerate(said) if role == "assistant"]
-    if answered and chat and "thinking" in cells and thinking.split(said[answered[-1]][1]).thinking is None:
-        said[answered[-1]] = ("assistant", _thought(row, cells, said[answered[-1]][1]))
-    elif "reply" in cells and not answered:
-        said.append(("assistant", _thought(row, cells, reply)))
-    order = [role for role, _ in said if role != "system"]
-    found = {role: [content for own, content in said if own == role] for role in ("user", "system", "assistant")}
+def _from_turns(row: Row, slots: Slots, prompt: Any, reply: Any, *, chat: bool) -> tuple[str, str, list[str]]:
+    """Question, system text and replies of a conversation whose turns are in lists."""
+    turns = c.turns(reply) if isinstance(reply, list) else []
+    if not any(role == "user" for role, _ in turns):
+        turns = [*([("user", prompt)] if isinstance(prompt, str) and not chat else c.turns(prompt)), *turns]
+    answers = [at for at, (role, _) in enumerate(turns) if role == "assistant"]
+    if answers and chat and "thinking" in slots and thinking.split(turns[answers[-1]][1]).thinking is None:
+        turns[answers[-1]] = ("assistant", _with_thinking(row, slots, turns[answers[-1]][1]))
+    elif "reply" in slots and not answers:
+        turns.append(("assistant", _with_thinking(row, slots, reply)))
+    texts = {role: [content for by, content in turns if by == role] for role in ("user", "system", "assistant")}
+    order = [role for role, _ in turns if role != "system"]
     if order not in (["user"], ["user", "assistant"]):
         count = f"{order.count('user')} questions and {order.count('assistant')} replies"
         raise OddRow(f"{count}; one of each, in this order, can be used")
-    return found["user"][0], "\n\n".join(found["system"]), found["assistant"]
+    return texts["user"][0], "\n\n".join(texts["system"]), texts["assistant"]
 
 
 def _transcript(prompt: Any, reply: Any) -> tuple[Any, Any]:
-    """Question and reply, where a conversation is written as `Human: … Assistant: …`; a null byte stands where it has more turns."""
+    """Question and reply, also of a transcript (`Human: … Assistant: …`); a null byte marks further turns."""
     if prompt is None and isinstance(reply, str) and (match := TRANSCRIPT.fullmatch(reply)):
         return match["prompt"].strip(), match["reply"].replace("\n\nHuman:", "\0").strip()
     if isinstance(prompt, str) and (match := TRANSCRIPT.fullmatch(prompt)):
@@ -196,81 +195,82 @@ def _transcript(prompt: Any, reply: Any) -> tuple[Any, Any]:
     return prompt, reply
 
 
-def _thought(row: Row, cells: Cells, reply: Any) -> str:
-    """A reply with the thinking of its own writer in front of it."""
-    if "thinking" not in cells and isinstance(reply, str):
+def _with_thinking(row: Row, slots: Slots, reply: Any) -> str:
+    """A reply with the thinking of the same writer in front of it."""
+    if "thinking" not in slots and isinstance(reply, str):
         return reply
-    name = cells.get("reply", ["reply"])[0]
-    writers = [writer for writer in ("deepseek_", "gemini_") if name.startswith(writer)]
-    names = [own for own in cells.get("thinking", []) if own.startswith(tuple(writers))]
-    names = names or [own for own in cells.get("thinking", []) if not own.startswith(("deepseek_", "gemini_"))]
+    reply_column = slots.get("reply", ["reply"])[0]
+    writers = tuple(writer for writer in WRITERS if reply_column.startswith(writer))
+    names = [name for name in slots.get("thinking", []) if name.startswith(writers)]
+    names = names or [name for name in slots.get("thinking", []) if not name.startswith(WRITERS)]
     answer = reply if reply == "" else text(reply)
     thought = row[names[0]] if names else ""
     thought = "\n".join(filter(None, map(text, thought))) if isinstance(thought, list) else thought and text(thought)
     if answer is None or thought is None:
-        raise OddRow(f"no text under {name if answer is None else names[0]}")
+        raise OddRow(f"no text under {reply_column if answer is None else names[0]}")
     return thinking.from_fields(thought, answer)[0] if thought else answer
 
 
-def _worked(row: Row, cells: Cells) -> tuple[str, str]:
+def _worked(row: Row, slots: Slots) -> tuple[str, str]:
     """The worked solution of a maths problem and its final answer."""
-    solution = text(_first(row, cells, "solution")) or ""
-    gold = text(_first(row, cells, "gold")) if "gold" in cells else c.boxed(solution)
+    solution = text(_cell(row, slots, "solution")) or ""
+    gold = text(_cell(row, slots, "gold")) if "gold" in slots else c.boxed(solution)
     if gold is None:
-        under = cells["gold"][0] if "gold" in cells else f"a box of {cells['solution'][0]}"
-        raise OddRow(f"no single answer under {under}")
+        where = slots["gold"][0] if "gold" in slots else f"a box of {slots['solution'][0]}"
+        raise OddRow(f"no single answer under {where}")
     if "####" in gold:  # GSM8K
         solution, _, gold = gold.partition("####")
     return solution, gold.strip()
 
 
-def _prompt(row: Row, asked: str, cells: Cells, file: File, said: Said, notes: Counter[str]) -> Prompt:
-    gold = _worked(row, cells)[1] if file.maths and ("gold" in cells or "maths" in file.form) else None
-    told = c.intent(said, replied=not REPLIES.isdisjoint(cells)) if said else None
-    wants = file.intent or told or ("maths" if gold else None)
-    claims = [name for name in row if name in CLAIMS and truth(row[name]) is not False]
-    if "gold" in cells and gold is None:
-        notes[UNUSED + cells["gold"][0]] += 1
-    if wants is None:
-        wants = "benign" if file.form == "messages" or "domain" in claims else "harmful"
-        unclear = f" ({', '.join(claims)} cannot be understood)" if claims else ""
-        notes[f"{ASSUMED} {wants}{unclear}"] += 1
-    elif claims == ["label"] and "reply" in cells and file.intent is None:
+def _prompt(row: Row, question: str, slots: Slots, file: File, statements: Statements, notes: Counter[str]) -> Prompt:
+    gold = _worked(row, slots)[1] if file.maths and ("gold" in slots or "maths" in file.form) else None
+    if "gold" in slots and gold is None:
+        notes[UNUSED + slots["gold"][0]] += 1
+    stated = c.intent(statements, replied=not REPLIES.isdisjoint(slots)) if statements else None
+    intent = file.intent or stated or ("maths" if gold else None)
+    labels = [name for name in row if name in LABELS and truth(row[name]) is not False]
+    if intent is None:
+        intent = "benign" if file.form == "messages" or "domain" in labels else "harmful"
+        unclear = f" ({', '.join(labels)} cannot be understood)" if labels else ""
+        notes[f"{ASSUMED} {intent}{unclear}"] += 1
+    elif labels == ["label"] and "reply" in slots and file.intent is None:
         notes["'label' is taken to be about the prompt, not about the reply"] += 1
-    source, kind = text(row.get("source")) or file.name, c.category(said) if said else ""
-    attacked = text(_first(row, cells, "attacked")) if "attacked" in cells else None
+    source, category = text(row.get("source")) or file.name, c.category(statements) if statements else ""
+    attacked = text(_cell(row, slots, "attacked"))
     if attacked is None:
-        return Prompt(text=asked, intent=wants, source=source, category=kind, gold=gold)
-    name = cells["attacked"][0]
-    attack = f"pap:{(kind or 'unnamed').strip().lower().replace(' ', '_')}" if name == "final_query" else name
-    parent = Prompt(text=asked, intent=wants).id
-    return Prompt(text=attacked, intent=wants, source=source, attack=attack, parent=parent, question=asked)
+        return Prompt(text=question, intent=intent, source=source, category=category, gold=gold)
+    attack = slots["attacked"][0]
+    if attack == "final_query":
+        attack = f"pap:{(category or 'unnamed').strip().lower().replace(' ', '_')}"
+    parent = Prompt(text=question, intent=intent).id
+    return Prompt(text=attacked, intent=intent, source=source, attack=attack, parent=parent, question=question)
 
 
-def _trace(prompt: Prompt, talk: Talk, at: int, file: File, *, notes: tuple[str, ...] = ()) -> Trace:
+def _trace(prompt: Prompt, talk: Conversation, at: int, file: File, *, notes: tuple[str, ...] = ()) -> Trace:
     before = (Message(role="system", content=talk.system),) if talk.system else ()
     sent = (*before, Message(role="user", content=prompt.text))
     model, sampling = f"file:{file.name}", Sampling(system=talk.system)
     return thinking.traced(prompt, talk.replies[at], notes=notes, model=model, sampling=sampling, sent=sent, sample=at)
 
 
-def _told_apart(row: Row, cells: Cells, said: Said) -> tuple[list[str], str]:
-    """The columns of the better and of the worse reply, and what says so."""
-    if "chosen" in cells:
-        scores = [*said.get("score chosen", ()), *said.get("score rejected", ())]
+def _ranked(row: Row, slots: Slots, statements: Statements) -> tuple[list[str], str]:
+    """The columns of the better and of the worse reply, and the reason. Raises OddRow: neither is better."""
+    if "chosen" in slots:
+        scores = [*statements.get("score chosen", ()), *statements.get("score rejected", ())]
         if len(scores) == 2 and all(isinstance(score, (int, float)) for score in scores) and scores[0] <= scores[1]:
             raise OddRow(f"chosen is scored no better ({scores[0]}) than rejected ({scores[1]})")
-        return [cells["chosen"][0], cells["rejected"][0]], "chosen"
-    names = cells["two"]
-    ends = [name.rpartition("_")[2] for name in names]
-    says = {str(value).strip().lower().rpartition("_")[2] for value in said.get("better", ())}
+        return [slots["chosen"][0], slots["rejected"][0]], "chosen"
+    names = slots["two"]
+    endings = [name.rpartition("_")[2] for name in names]
+    better = {str(value).strip().lower().rpartition("_")[2] for value in statements.get("better", ())}
     safe = [truth(row.get(f"is_{name}_safe")) for name in names]
-    if not says and sorted(map(str, safe)) == ["False", "True"]:
-        says = {ends[safe.index(True)]}
-    if len(names) != 2 or len(says) != 1 or not says <= set(ends):
+    if not better and sorted(map(str, safe)) == ["False", "True"]:
+        better = {endings[safe.index(True)]}
+    if len(names) != 2 or len(better) != 1 or not better <= set(endings):
         columns = [name for name in row if name in TABLE["better"]] or ["no " + ", ".join(TABLE["better"])]
-        raise OddRow(f"which of {', '.join(names)} is better cannot be told ({' and '.join(columns)})")
-    best = ends.index(says.pop())
+        raise OddRow(f"it is not clear which of {', '.join(names)} is better ({' and '.join(columns)})")
+    best = endings.index(better.pop())
     if (safe[best], safe[1 - best]) == (False, True):
         raise OddRow(f"{names[best]} is better and marked unsafe, {names[1 - best]} is marked safe")
     return [names[best], names[1 - best]], "better by its file"

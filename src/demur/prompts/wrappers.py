@@ -1,16 +1,17 @@
-"""Wrappers: texts around a question, such as jailbreak templates. Filling them, and finding the questions in wrapped prompts.
+"""Wrappers: texts around a question, such as jailbreak templates. Filling them, and finding the questions in them.
 
-A template is text with `{question}` where the question goes, as often as it likes; `{question:1/3}` stands for the first
-of three equal pieces. `tools/recover_templates.py` writes a file of templates from prompts whose questions are known.
+A template is a text with `{question}` wherever the question goes; `{question:1/3}` stands for the first of three equal
+pieces. `tools/recover_templates.py` writes a file of templates from prompts whose questions are known.
 
 Jailbreak sets put a few hundred questions into a few dozen templates and publish only the result. Compared as they are,
-all rows of one template look alike, and one question in twenty templates looks like twenty questions. `unwrap` takes for a wrapper
-what several rows share at their beginning and end, word for word and at length; what differs between them is the question.
+all rows of one template look alike, and one question in twenty templates looks like twenty questions. To `unwrap`, the
+wrapper is what several rows share word for word, at length, at their beginning and end; the rest is the question.
 """
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from os.path import commonprefix
 from pathlib import Path
@@ -24,31 +25,28 @@ from demur.storage import readers
 
 SLOT = re.compile(r"\{question(?::([1-9])/([1-9]))?\}")
 FEWEST = 5  # Rows that must share a wrapper
-SHORTEST = 60  # Characters of a wrapper at least; plain questions share beginnings too ("Give instructions for …")
-LAST_WORD = re.compile(r"[^\W_]+\Z")  # Of what texts share: it may be the beginning of what differs
-LIKE = 8  # Letters by which a repetition is looked for
-START = 24  # Characters that two neighbours must share to be looked at together
-_shared = commonprefix  # What texts begin with, letter by letter
+SHORTEST = 60  # Least characters of a wrapper; plain questions share beginnings too ("Give instructions for …")
+LAST_WORD = re.compile(r"[^\W_]+\Z")  # Of a shared text: it may be the beginning of a word that differs
+PROBE = 8  # Characters by which a repetition is looked for
+START = 24  # Characters that two neighbours must share to be compared
+shared_beginning = commonprefix  # Character by character
 
 
 def fill(template: str, question: str) -> str:
-    """The wrapped question. What looks like a slot inside the question stays text."""
+    """The wrapped question. What looks like a slot inside the question remains text."""
     return SLOT.sub(lambda slot: piece(question, int(slot[1] or 1), int(slot[2] or 1)), template)
 
 
 def piece(text: str, number: int, of: int) -> str:
-    """One of `of` consecutive pieces of equal length; what is left over lengthens the first ones by a character."""
+    """One of `of` consecutive pieces of equal length; the first are a character longer where something is left over."""
     size, longer = divmod(len(text), of)
     begin = (number - 1) * size + min(number - 1, longer)
     return text[begin : begin + size + (number <= longer)]
 
 
 def read_templates(path: Path) -> dict[str, str]:
-    """Templates from a table or a text file, by the column `name`; those without a name are numbered.
-
-    Raises UserError: none, two of one name, or a row without a place for the question.
-    """
-    found: dict[str, str] = {}
+    """Templates of a file by the column `name`, or numbered. Raises UserError: none, two of one name, or no slot."""
+    templates: dict[str, str] = {}
     for number, row in readers.rows(path):
         text = next((value for value in row.values() if isinstance(value, str) and SLOT.search(value)), None)
         if text is None:
@@ -56,30 +54,30 @@ def read_templates(path: Path) -> dict[str, str]:
                 f"{path}:{number}: a template without {{question}}, which marks where the question goes. "
                 "From prompts that are wrapped already, tools/recover_templates.py makes a file of templates."
             )
-        name = str(row.get("name") or len(found) + 1)
-        if name in found:
+        name = str(row.get("name") or len(templates) + 1)
+        if name in templates:
             raise UserError(f"{path}:{number}: a second template named '{name}'.")
-        found[name] = text
-    if not found:
+        templates[name] = text
+    if not templates:
         raise UserError(f"{path}: no templates in it.")
-    return found
+    return templates
 
 
 def wrap(prompts: Sequence[Prompt], templates: Mapping[str, str], *, each: int, seed: int) -> list[Prompt]:
     """Each question in `each` different templates, drawn by the seed and the question alone."""
     if each > len(templates):
         raise UserError(f"per_question = {each}, but there are {len(templates)} templates.")
-    names, made = list(templates), []
+    names, wrapped = list(templates), []
     for prompt in prompts:
         for i in sorted(random.Random(f"templates {seed} {prompt.id}").sample(range(len(names)), each)):
-            text = fill(templates[names[i]], prompt.text)
+            text, attack = fill(templates[names[i]], prompt.text), f"template:{names[i]}"
             parent = prompt.parent or prompt.id
-            made.append(msgspec.structs.replace(prompt, id="", text=text, attack=f"template:{names[i]}", parent=parent))
-    return made
+            wrapped.append(msgspec.structs.replace(prompt, id="", text=text, attack=attack, parent=parent))
+    return wrapped
 
 
 class Unwrapped(NamedTuple):
-    """The question inside a prompt, and the id of what was around it."""
+    """The question inside a prompt, and the id of the template around it."""
 
     question: str
     template: str
@@ -88,36 +86,36 @@ class Unwrapped(NamedTuple):
 def unwrap(texts: Iterable[str]) -> dict[str, Unwrapped]:
     """The question inside each text that stands in a wrapper."""
     every, found = dict.fromkeys(texts), dict[str, Unwrapped]()
-    joined: dict[tuple[str, str], str] = {}
-    changed = 0
-    for number, behind in enumerate((False, None, True, None)):
-        if number == 3 and not changed:
-            break
-        # A question that several templates end with looks like a wrapper itself: endings are for what has none yet.
-        asked = [(t, found[t].question if t in found else t) for t in every if not (behind and t in found)]
-        questions = {question for _, question in asked}
-        inner = _repetitions(questions) if behind is None else _alike(questions, behind=behind)
-        changed += number * len(inner)
-        for text, new in ((text, inner[question]) for text, question in asked if question in inner):
-            pair = (found[text].template if text in found else "", new.template)
-            found[text] = Unwrapped(new.question, joined.setdefault(pair, digest(pair)[:8]))
+
+    def peel(search: Callable[[set[str]], dict[str, Unwrapped]], texts: Iterable[str]) -> bool:
+        """Take off these texts the layer of wrappers that a search finds; whether there was one."""
+        bare = {text: found[text].question if text in found else text for text in texts}
+        inner = search(set(bare.values()))
+        for text, (question, template) in ((text, inner[bare[text]]) for text in bare if bare[text] in inner):
+            layers = (found[text].template if text in found else "", template)
+            found[text] = Unwrapped(question, digest(layers)[:8])
+        return bool(inner)
+
+    peel(_alike, every)
+    repeated = peel(_repetitions, every)
+    # A question that several templates end with looks like a wrapper itself: only texts without a wrapper are compared.
+    if peel(partial(_alike, step=-1), [text for text in every if text not in found]) or repeated:
+        peel(_repetitions, every)
     return found
 
 
-def _alike(asked: Iterable[str], *, behind: bool) -> dict[str, Unwrapped]:
-    """Texts that begin alike, or end alike where templates begin with the question, without what they share."""
-    turned = sorted(text[::-1] if behind else text for text in asked)
-    runs = [list(run) for _, run in groupby(turned, key=lambda text: text[:START])]
+def _alike(texts: Iterable[str], *, step: int = 1) -> dict[str, Unwrapped]:
+    """Texts that begin alike or, read backwards (`step` -1), end alike, where templates begin with the question."""
+    runs = [list(run) for _, run in groupby(sorted(text[::step] for text in texts), key=lambda text: text[:START])]
     groups = [group for run in runs if len(run) >= FEWEST for group in _split(run)]
-    whole = ([text[::-1] for text in group] if behind else group for group in groups)
-    return {text: bare for group in whole for text, bare in _taken_apart(group).items()}
+    return {text: bare for group in groups for text, bare in _without_wrapper([text[::step] for text in group]).items()}
 
 
-def _repetitions(asked: Iterable[str]) -> dict[str, Unwrapped]:
-    """Texts that have one thing first, last and perhaps between, with the same words around it."""
+def _repetitions(texts: Iterable[str]) -> dict[str, Unwrapped]:
+    """Texts with the question first, last and perhaps in between, and the same words around it."""
     around: dict[str, dict[str, str]] = {}
-    for text in asked:
-        question = _border(text) if len(text) > SHORTEST and text.rfind(text[:LIKE]) > 0 else ""
+    for text in texts:
+        question = _border(text) if len(text) > SHORTEST and text.rfind(text[:PROBE]) > 0 else ""
         frame = text.replace(question, "\0") if question else ""
         if len(frame) >= SHORTEST:
             around.setdefault(frame, {})[text] = question
@@ -126,8 +124,8 @@ def _repetitions(asked: Iterable[str]) -> dict[str, Unwrapped]:
 
 
 def _split(run: list[str]) -> list[list[str]]:
-    """Part a run whose rows go on to share much more in parts: two templates that begin alike."""
-    common = len(_shared(run))
+    """Divide a run whose parts share much more than the whole: two templates that begin alike."""
+    common = len(shared_beginning(run))
     finer = [list(part) for _, part in groupby(run, key=lambda text: text[: common + SHORTEST])]
     parts = [part for part in finer if len(part) >= FEWEST]
     if len(parts) < 2 or sum(map(len, parts)) < 0.8 * len(run):
@@ -135,10 +133,10 @@ def _split(run: list[str]) -> list[list[str]]:
     return [group for part in parts for group in _split(part)]
 
 
-def _taken_apart(group: list[str]) -> dict[str, Unwrapped]:
-    """The question of each row of a group, if what they share is long enough to be a wrapper."""
-    before = LAST_WORD.sub("", _shared(group))
-    after = LAST_WORD.sub("", _shared([text[len(before) :][::-1] for text in group]))[::-1]
+def _without_wrapper(group: list[str]) -> dict[str, Unwrapped]:
+    """The question of each text of a group, if what they share is long enough to be a wrapper."""
+    before = LAST_WORD.sub("", shared_beginning(group))
+    after = LAST_WORD.sub("", shared_beginning([text[len(before) :][::-1] for text in group]))[::-1]
     inner = {text: text[len(before) : len(text) - len(after)].strip() for text in group}
     if len(before) + len(after) < SHORTEST or not all(inner.values()):
         return {}
@@ -147,8 +145,8 @@ def _taken_apart(group: list[str]) -> dict[str, Unwrapped]:
 
 
 def _border(text: str) -> str:
-    """The longest text that stands both at the beginning and at the end, without overlapping itself."""
-    at = text.find(text[:LIKE], -(-len(text) // 2))
+    """The longest text that is both the beginning and the end, without overlapping itself."""
+    at = text.find(text[:PROBE], -(-len(text) // 2))
     while at >= 0 and not text.startswith(text[at:]):
-        at = text.find(text[:LIKE], at + 1)
+        at = text.find(text[:PROBE], at + 1)
     return text[at:].strip() if at >= 0 else ""
