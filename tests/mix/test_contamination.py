@@ -92,12 +92,12 @@ def test_coverage_is_what_a_plain_count_says(bench: list[str], rows: list[str]) 
         for j, text in enumerate(texts)
         if normal(row) != text
     }
-    said = {
+    reported = {
         (h.row, h.prompt): h.score for h in Index(bench, limits=Limits(0.3, 1.1)).hits(rows) if h.rule == "coverage"
     }
     clear = {pair: score for pair, score in expected.items() if abs(score - 0.3) > 1e-6}
-    assert {pair for pair, score in clear.items() if score > 0.3} == {pair for pair in said if pair in clear}
-    assert all(abs(said[pair] - expected[pair]) < 1e-3 for pair in said)
+    assert {pair for pair, score in clear.items() if score > 0.3} == {pair for pair in reported if pair in clear}
+    assert all(abs(reported[pair] - expected[pair]) < 1e-3 for pair in reported)
 
 
 @given(st.lists(TEXT, min_size=1, max_size=6), st.lists(TEXT, max_size=6))
@@ -136,11 +136,11 @@ def test_the_check_fails_says_what_to_do_and_can_take_rows_out(
     with pytest.raises(CheckFailed, match=r"of 1,000 training rows .* --remove"):
         check_contamination(source, flags, benches)
     check_contamination(source, flags, benches, remove=True)
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     left = load_file(tmp_path / "examples.jsonl").examples
-    certificate = said["certificates"]["rows"]
+    certificate = summary["certificates"]["rows"]
     assert certificate["removed"] == 1000 - len(left) > 950
-    assert said["clean"] is True
+    assert summary["clean"] is True
     compared = {one["bench"]: one for one in certificate["compared"]}
     assert compared["advbench"]["rows"] == 0
     assert len(compared["harmbench"]["held"]) == 198

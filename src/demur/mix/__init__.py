@@ -1,4 +1,4 @@
-"""Traces to training examples and preference pairs, and named components of them to one training set."""
+"""Turns traces into training examples and preference pairs, and draws named components into one training set."""
 
 from demur.mix.draw import Drop, Mixed, Row, mix
 from demur.mix.examples import Unfit, example_of, examples_of, unfit

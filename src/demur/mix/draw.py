@@ -1,8 +1,8 @@
-"""Named components to one training set, of examples or of preference pairs, with an account that adds up.
+"""Draws named components into one training set, of examples or of preference pairs, with counts that add up.
 
-Every row that comes in goes out or is listed with the reason why not. Pools are sorted by prompt and id before anything is drawn and
-every component has a random stream of its own, so that the same seed gives the same rows whatever the order of the files, and
-changing one component leaves the others as they were. A pair is drawn as its chosen side.
+Every input row is drawn, or listed with the reason why not. Pools are sorted by prompt and id before anything is drawn,
+and every component has its own random stream: the same seed draws the same rows whatever the order of the files, and
+changing one component leaves the others as they were. A pair is drawn by its chosen side.
 """
 
 import random
@@ -16,7 +16,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from demur.errors import UserError
-from demur.mix.duplicates import asked, clusters, normal
+from demur.mix.duplicates import clusters, normal, user_text
 from demur.mix.settings import MixSettings, ShareSettings
 from demur.records import Example, Pair, Record
 from demur.storage.records_file import RecordFile
@@ -26,7 +26,7 @@ Pool = Sequence[Example] | Sequence[Pair]
 
 
 class Drop(Record, frozen=True, kw_only=True):
-    """An example that is not in the mix, and why; for a duplicate, which example stands for it."""
+    """An example that is not in the mix, and why; for a duplicate, the example that was kept instead."""
 
     example: str
     share: str
@@ -35,7 +35,7 @@ class Drop(Record, frozen=True, kw_only=True):
 
 
 class Row(Record, frozen=True, kw_only=True):
-    """One line of the account: what came in is what went out and what was dropped."""
+    """The counts of one component: `given` is the sum of the others."""
 
     share: str
     given: int
@@ -46,7 +46,7 @@ class Row(Record, frozen=True, kw_only=True):
 
 
 class Mixed(NamedTuple):
-    """A mix: examples or pairs in the order of training, the account, and what was dropped; on the disk, but for the account."""
+    """A mix: examples or pairs in the order of training, the counts, and what was dropped. The records are on disk."""
 
     examples: RecordFile[Any]
     table: list[Row]
@@ -54,32 +54,28 @@ class Mixed(NamedTuple):
 
 
 class Item(msgspec.Struct, gc=False):
-    """What drawing needs of an example; its text stays where it is, since there may be millions."""
+    """What drawing needs to know of an example, without its text: there may be millions."""
 
     id: str
     share: str
-    place: str
+    sort_key: str
     cluster: str
-    said: int  # Hash of what the user says, normalised
+    text_hash: int  # Of the user's text, normalised
     attack: str
     stratum: str
-    at: int  # Its place in the pool
+    place: int  # In the pool
 
 
 def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
-    """Draw the components from their pools: name -> examples or pairs.
-
-    Raises UserError: a pool is missing, or a component asks for more than there is (with how many there are).
-    """
-    # By name: a fingerprint does not see the order of keys, so neither may the result.
+    """Draw the components from their pools, by name. Raises UserError: a pool is missing, or has too few examples."""
+    # Sorted, since a fingerprint does not depend on the order of keys, and the result may not either.
     shares = {name: settings.shares[name] for name in sorted(settings.shares)}
-    if lacks := sorted(shares.keys() - pools.keys()):
-        raise UserError(f"share '{lacks[0]}': no pool '{lacks[0]}'. Pools: {', '.join(sorted(pools)) or 'none'}.")
-    sources = {name: pools[name] for name in shares}
-    given = {name: _items(name, share, sources[name]) for name, share in shares.items()}
-    _cluster(given, sources, settings)
+    if missing := sorted(shares.keys() - pools.keys()):
+        raise UserError(f"share '{missing[0]}': no pool '{missing[0]}'. Pools: {', '.join(sorted(pools)) or 'none'}.")
+    given = {name: _items(name, share, pools[name]) for name, share in shares.items()}
+    _cluster(given, pools, settings)
     drops = RecordFile(Drop)
-    usable = {name: _capped(name, _unlike(own, settings.dedupe, drops), settings, drops) for name, own in given.items()}
+    usable = {name: _capped(name, _new(pool, settings.dedupe, drops), settings, drops) for name, pool in given.items()}
     drawn: dict[str, list[Item]] = {}
     taken: dict[int, str] = {}
     short: list[str] = []
@@ -100,31 +96,30 @@ def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
         )
     chosen = [item for name in shares for item in drawn[name]]
     random.Random(f"order {settings.seed}").shuffle(chosen)
-    paired = any(isinstance(row, Pair) for source in sources.values() for row in source[:1])
-    rows = (_whole(item, sources[item.share]) for item in chosen)
-    made: RecordFile[Any] = RecordFile(Pair if paired else Example, rows)
+    paired = any(isinstance(row, Pair) for name in shares for row in pools[name][:1])
+    rows: RecordFile[Any] = RecordFile(Pair if paired else Example, (_row(item, pools[item.share]) for item in chosen))
     counts = Counter((drop.share, drop.reason) for drop in drops) + Counter((item.share, "taken") for item in chosen)
     columns = ("duplicate", "over_cap", "not_drawn", "taken")
     table = [Row(share=n, given=len(items), **{c: counts[n, c] for c in columns}) for n, items in given.items()]
-    return Mixed(made, table, drops)
+    return Mixed(rows, table, drops)
 
 
 def hold_out(rows: RecordFile[Any], count: int, share: ShareSettings) -> tuple[RecordFile[Any], RecordFile[Any]]:
-    """Some rows kept out of training, whole clusters, and the others; never so many that what is asked for cannot be drawn.
+    """Rows to keep out of training, in whole clusters, and the other rows, of which enough for the share are left.
 
-    The last by prompt are taken: what is then drawn of the rest is about the same prompts in every format.
+    The last by prompt are held out: what is then drawn of the rest has about the same prompts in every format.
     """
-    names = [(example.cluster, example.origin.prompt, example.id) for example in map(_side, rows)]
-    order = sorted(range(len(rows)), key=names.__getitem__)
-    sizes = Counter(cluster for cluster, _, _ in names)
+    keys = [(example.cluster, example.origin.prompt, example.id) for example in map(_side, rows)]
+    order = sorted(range(len(rows)), key=keys.__getitem__)
+    sizes = Counter(cluster for cluster, _, _ in keys)
     room = len(rows) - share.n if share.n is not None and not share.up_to else len(rows)
     held: set[str] = set()
-    for cluster in dict.fromkeys(names[at][0] for at in reversed(order[len(order) - count :])):
+    for cluster in dict.fromkeys(keys[at][0] for at in reversed(order[len(order) - count :])):
         if sizes[cluster] <= room:
             held.add(cluster)
             room -= sizes[cluster]
-    out = [[at for at in order if (names[at][0] in held) is wanted] for wanted in (True, False)]
-    return rows.taken(out[0]), rows.taken(out[1])
+    held_out, others = ([at for at in order if (keys[at][0] in held) is wanted] for wanted in (True, False))
+    return rows.taken(held_out), rows.taken(others)
 
 
 def _side(row: Example | Pair) -> Example:
@@ -132,19 +127,19 @@ def _side(row: Example | Pair) -> Example:
 
 
 def _items(name: str, share: ShareSettings, pool: Pool) -> list[Item]:
-    """The pool of a component in an order of its own, each example under the component's name."""
+    """The pool of a component, sorted, each example under the component's name."""
     by, items = share.balance, []
-    for at, example in enumerate(map(_side, pool)):
+    for place, example in enumerate(map(_side, pool)):
         origin = example.origin
         stratum = "" if by == "none" else origin.attack if by == "template" else str(getattr(origin, by))
-        renamed = _renamed(name, example).id
-        # By prompt first: of pools that ask the same, such as two formats, the same prompts are drawn.
-        place = f"{origin.prompt} {renamed} {origin.trace}"
-        said, words = hash(normal(asked(example))), (sys.intern(origin.attack), sys.intern(stratum))
-        items.append(Item(renamed, name, place, example.cluster, said, *words, at))
-    items.sort(key=lambda item: item.place)
+        key = _renamed(name, example).id
+        # By prompt first: of pools with the same prompts, such as two formats, the same prompts are drawn.
+        sort_key = f"{origin.prompt} {key} {origin.trace}"
+        text_hash, words = hash(normal(user_text(example))), (sys.intern(origin.attack), sys.intern(stratum))
+        items.append(Item(key, name, sort_key, example.cluster, text_hash, *words, place))
+    items.sort(key=lambda item: item.sort_key)
     for item in items:
-        item.place = ""  # only the order asked for it
+        item.sort_key = ""  # frees its memory
     return items
 
 
@@ -152,48 +147,49 @@ def _renamed(share: str, example: Example) -> Example:
     return example if example.share == share else replace(example, share=share, id="")
 
 
-def _whole(item: Item, pool: Pool) -> Example | Pair:
-    """The row of an item, in the cluster that was found for it."""
-    row = pool[item.at]
+def _row(item: Item, pool: Pool) -> Example | Pair:
+    """The row of an item, under its share's name and in its cluster."""
+    row = pool[item.place]
     sides = (row.chosen, row.rejected) if isinstance(row, Pair) else (row,)
-    made = [replace(_renamed(item.share, side), cluster=item.cluster) for side in sides]
-    return Pair(chosen=made[0], rejected=made[1], reason=row.reason) if isinstance(row, Pair) else made[0]
+    clustered = [replace(_renamed(item.share, side), cluster=item.cluster) for side in sides]
+    return (
+        Pair(chosen=clustered[0], rejected=clustered[1], reason=row.reason) if isinstance(row, Pair) else clustered[0]
+    )
 
 
-def _cluster(given: Mapping[str, list[Item]], sources: Mapping[str, Pool], settings: MixSettings) -> None:
-    """Make clusters whole over all components, where clusters are asked for."""
+def _cluster(given: Mapping[str, list[Item]], pools: Mapping[str, Pool], settings: MixSettings) -> None:
+    """Join clusters over all components, where clusters are needed."""
     near = settings.dedupe == "near"
     if not near and not any(share.cap for share in settings.shares.values()):
         return
-    together = (_side(sources[name][item.at]) for name, items in given.items() for item in items)
-    found = iter(clusters(together, similarity=settings.similarity if near else 1.0))
-    for items in given.values():
-        for item in items:
-            item.cluster = next(found)
+    every = [item for items in given.values() for item in items]
+    examples = (_side(pools[item.share][item.place]) for item in every)
+    joined = clusters(examples, similarity=settings.similarity if near else 1.0)
+    for item, cluster in zip(every, joined, strict=True):
+        item.cluster = cluster
 
 
 def _keys(item: Item, dedupe: str) -> tuple[int, ...]:
-    """What an example asks: what the user says, and the question with its wrapper. One in common makes a duplicate."""
+    """What an example asks: its text, and its question in its wrapper. Having one in common makes a duplicate."""
     if dedupe == "near" and (not item.attack or item.attack.startswith("template:")):
-        return item.said, hash((item.cluster, item.attack))
-    return (item.said,) if dedupe != "none" else ()
+        return item.text_hash, hash((item.cluster, item.attack))
+    return (item.text_hash,) if dedupe != "none" else ()
 
 
-def _unlike(
-    items: Sequence[Item], dedupe: str, drops: RecordFile[Drop], seen: dict[int, str] | None = None
+def _new(
+    items: Sequence[Item], dedupe: str, drops: RecordFile[Drop], known: dict[int, str] | None = None
 ) -> list[Item]:
-    """The examples that ask something new: unlike those before them or, where they are given, unlike those seen."""
-    own = seen is None
-    shared: set[int] = set()
-    if own:
+    """The examples that are no duplicates of those before them or, where given, of the `known` ones (key -> id)."""
+    repeated: set[int] = set()
+    if known is None:
         values, counts = np.unique([key for item in items for key in _keys(item, dedupe)], return_counts=True)
-        shared = set(values[counts > 1].tolist())  # most keys are one example's own, and need not be remembered
-    known, kept = seen or {}, []
+        repeated = set(values[counts > 1].tolist())  # most keys occur once, and need not be remembered
+    known, kept = known or {}, []
     for item in items:
         first = next((known[key] for key in _keys(item, dedupe) if key in known), None)
         if first is None:
             kept.append(item)
-            known.update((key, item.id) for key in _keys(item, dedupe) if key in shared)
+            known.update((key, item.id) for key in _keys(item, dedupe) if key in repeated)
         else:
             drops.append(Drop(example=item.id, share=item.share, reason="duplicate", kept=first))
     return kept
@@ -202,8 +198,8 @@ def _unlike(
 def _take(
     name: str, n: int | None, usable: list[Item], settings: MixSettings, taken: dict[int, str], drops: RecordFile[Drop]
 ) -> list[Item]:
-    """Draw `n` (all: `None`), as far as there are so many, of a component's examples that no component before it has taken."""
-    free = _unlike(usable, settings.dedupe, drops, taken) if taken else usable
+    """Draw at most `n` (`None`: all) of a component's examples, none a duplicate of what other components took."""
+    free = _new(usable, settings.dedupe, drops, taken) if taken else usable
     most = len(free) if n is None else min(n, len(free))
     drawn = _draw(free, most, random.Random(f"draw {settings.seed} {name}"))
     if len(drawn) < len(free):
@@ -215,22 +211,22 @@ def _take(
 
 
 def _capped(name: str, items: list[Item], settings: MixSettings, drops: RecordFile[Drop]) -> list[Item]:
-    """At most so many of one cluster, drawn by the seed."""
+    """The examples within the component's cap on each cluster, drawn by the seed."""
     cap = settings.shares[name].cap
     if cap is None:
         return items
-    order, seen, over = list(range(len(items))), Counter[str](), set()
+    order, sizes, over = list(range(len(items))), Counter[str](), set()
     random.Random(f"cap {settings.seed} {name}").shuffle(order)
     for i in order:
-        seen[items[i].cluster] += 1
-        if seen[items[i].cluster] > cap:
+        sizes[items[i].cluster] += 1
+        if sizes[items[i].cluster] > cap:
             over.add(i)
     drops.extend(Drop(example=items[i].id, share=name, reason="over_cap") for i in sorted(over))
     return [item for i, item in enumerate(items) if i not in over]
 
 
 def _sizes(usable: Mapping[str, list[Item]], counted: int, settings: MixSettings) -> dict[str, int]:
-    """How many of each component that is a ratio of the whole, given how many the others have."""
+    """The sizes of components that are a ratio of the whole, where the others have `counted` examples."""
     ratios = {name: s.ratio for name, s in sorted(settings.shares.items()) if s.ratio is not None}
     if not ratios:
         return {}
@@ -242,7 +238,7 @@ def _sizes(usable: Mapping[str, list[Item]], counted: int, settings: MixSettings
 
 
 def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:
-    """Split a number in proportion to weights, by largest remainders; the parts add up to it."""
+    """Split a number in proportion to weights by the largest remainders; the parts add up to it."""
     whole = sum(weights.values())
     exact = {name: total * weight / whole for name, weight in weights.items()}
     parts = {name: int(value) for name, value in exact.items()}
@@ -253,13 +249,13 @@ def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def _draw(items: list[Item], n: int, rng: random.Random) -> list[Item]:
-    """`n` of the examples, of each class the same number as far as it goes."""
+    """`n` of the examples, as nearly as possible the same number of each class."""
     strata: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         strata[item.stratum].append(item)
     wanted = {}
     by_size = sorted(strata, key=lambda name: (len(strata[name]), name))
-    for i, name in enumerate(by_size):  # what small classes lack is drawn from the others
+    for i, name in enumerate(by_size):  # what small classes lack, the larger ones fill up
         wanted[name] = min(len(strata[name]), n // (len(by_size) - i))
         n -= wanted[name]
     return [item for name in sorted(strata) for item in rng.sample(strata[name], wanted[name])]

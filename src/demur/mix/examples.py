@@ -1,7 +1,7 @@
 """Traces to training examples."""
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from demur import thinking
 from demur.errors import UserError
@@ -18,12 +18,12 @@ class Unfit(NamedTuple):
 
 
 def unfit(trace: Trace, *, no_thinking: NoThinking = "drop") -> str:
-    """Why a trace cannot be trained on; empty when it can."""
+    """Why a trace cannot be trained on; empty where it can."""
     return "its file marks the reply as harmful" if UNSAFE in trace.notes else unformed(trace, no_thinking=no_thinking)
 
 
 def unformed(trace: Trace, *, no_thinking: NoThinking = "empty") -> str:
-    """Why a trace is no whole reply; empty when it is."""
+    """Why a trace is not a whole reply; empty where it is."""
     if trace.outcome == "no_thinking":
         return "it has no thinking" if no_thinking == "drop" or not trace.answer else ""
     if trace.outcome != "complete":
@@ -32,11 +32,10 @@ def unformed(trace: Trace, *, no_thinking: NoThinking = "empty") -> str:
 
 
 def example_of(trace: Trace, *, share: str, no_thinking: NoThinking = "empty", begun: str | None = None) -> Example:
-    """The prompt and the response as an example: loss falls on thinking and answer alone.
+    """The prompt and the reply as an example, with loss on thinking and answer alone.
 
-    What a strategy sent beside the prompt is dropped; a system text that is no strategy's is part of the conversation and
-    stays. A reply without thinking gets an empty block, on which no loss falls when it is `masked`; none falls on how a thinking was
-    `begun` either (default: with what the model was given).
+    A strategy's instruction is left out; any other system text is part of the conversation. A reply without thinking
+    gets an empty block, without loss where `masked`. There is no loss on how the thinking was `begun` (by a prefill).
 
     Raises UserError: the trace is truncated or malformed, or its answer is empty.
     """
@@ -53,25 +52,24 @@ def example_of(trace: Trace, *, share: str, no_thinking: NoThinking = "empty", b
         ExamplePart(role="thinking", text=(trace.thinking or "")[len(begun) :], train=trained),
         ExamplePart(role="answer", text=trace.answer or "", train=True),
     )
-    repairs = tuple(note for note in trace.notes if note.startswith("repair"))
-    origin = Origin(
-        prompt=prompt.id, trace=trace.id, strategy=trace.strategy, model=trace.model, repairs=repairs, source=prompt.source,
-        question=prompt.question if prompt.question != prompt.text else "", category=prompt.category, attack=prompt.attack,
-        intent=prompt.intent,
-    )  # fmt: skip
+    about: dict[str, Any] = {name: getattr(prompt, name) for name in ("source", "category", "attack", "intent")}
+    about |= {name: getattr(trace, name) for name in ("strategy", "model")}
+    about["repairs"] = tuple(note for note in trace.notes if note.startswith("repair"))
+    about["question"] = prompt.question if prompt.question != prompt.text else ""
+    origin = Origin(prompt=prompt.id, trace=trace.id, **about)
     return Example(parts=parts, origin=origin, share=share, cluster=prompt.cluster)
 
 
 def _begun(trace: Trace) -> str:
-    """What the thinking was begun with for the model: it is context, and no loss falls on it."""
-    given = thinking.split(trace.sampling.prefill or "", finish="length").thinking or ""
-    return given if given and (trace.thinking or "").startswith(given) else ""
+    """How the prefill began the thinking: that is context, without loss."""
+    prefilled = thinking.split(trace.sampling.prefill or "", finish="length").thinking or ""
+    return prefilled if (trace.thinking or "").startswith(prefilled) else ""
 
 
 def examples_of(
     traces: Iterable[Trace], *, share: str, no_thinking: NoThinking = "drop"
 ) -> tuple[list[Example], list[Unfit]]:
-    """The examples of all traces that can be trained on, and the others with the reason."""
+    """The examples of all traces that can be trained on, and the reasons why others cannot."""
     reasons = [(trace, unfit(trace, no_thinking=no_thinking)) for trace in traces]
-    made = [example_of(trace, share=share, no_thinking=no_thinking) for trace, reason in reasons if not reason]
-    return made, [Unfit(trace.id, reason) for trace, reason in reasons if reason]
+    examples = [example_of(trace, share=share, no_thinking=no_thinking) for trace, reason in reasons if not reason]
+    return examples, [Unfit(trace.id, reason) for trace, reason in reasons if reason]

@@ -1,6 +1,6 @@
 """Preference pairs: a safe and an unsafe trace of one prompt, a trace after and before its repair, the pairs of a file.
 
-Each way returns the pairs and, by reason, how many traces or candidates made none. Replies without thinking get an empty block.
+Each function returns the pairs, and by reason how many candidates became none. Missing thinking becomes an empty block.
 """
 
 import re
@@ -14,78 +14,78 @@ from demur import thinking
 from demur.mix.examples import example_of, unformed
 from demur.records import Pair, Trace, Verdict
 
-LABELS = {"safe": True, "full_refusal": True, "unsafe": False, "full_compliance": False}  # By a filter's label
-REPAIRED = re.compile(r"repair: .*, from (\w+)")
-FIRST = re.compile(r"[^.!?\n]*[.!?]+\s+")
-Made = tuple[list[Pair], Counter[str]]
+SAFE = {"safe": True, "full_refusal": True, "unsafe": False, "full_compliance": False}  # By the label of a filter
+REPAIRED = re.compile(r"repair: .*, from (\w+)")  # A note on a repaired trace, with the id of the original
+FIRST_SENTENCE = re.compile(r"[^.!?\n]*[.!?]+\s+")
+Candidate = tuple[Trace, Trace, str]  # Chosen, rejected, reason
+Pairs = tuple[list[Pair], Counter[str]]
 
 
-def judged(traces: Iterable[Trace], verdicts: Iterable[Verdict], *, share: str) -> Made:
+def judged(traces: Iterable[Trace], verdicts: Iterable[Verdict], *, share: str) -> Pairs:
     """A safe trace of each prompt preferred to an unsafe one, in order, each trace at most once.
 
-    A trace is safe when all verdicts on it are, and unsafe when one is; one of which a judge cannot tell makes no pair.
+    A trace is unsafe where one verdict on it is, and safe where all are; with an undecided verdict it is neither.
     """
-    said: dict[str, set[bool | None]] = {}
+    labels: dict[str, set[bool | None]] = {}
     for verdict in verdicts:
-        said.setdefault(verdict.trace, set()).add(LABELS.get(verdict.label or ""))
+        labels.setdefault(verdict.trace, set()).add(SAFE.get(verdict.label or ""))
     sides: dict[str, tuple[list[Trace], list[Trace]]] = {}
     left: Counter[str] = Counter()
     for trace in traces:
-        labels = said.get(trace.id, {None})
-        if False in labels or None not in labels:
-            sides.setdefault(trace.prompt.id, ([], []))[False in labels].append(trace)
+        safe = labels.get(trace.id, {None})
+        if False in safe or None not in safe:
+            sides.setdefault(trace.prompt.id, ([], []))[False in safe].append(trace)
         else:
             left["no judge decided on it"] += 1
-    found = [pair for safe, unsafe in sides.values() for pair in zip_longest(safe, unsafe)]
-    left["no safe trace of its prompt"] = sum(safe is None for safe, _ in found)
-    left["no unsafe trace of its prompt"] = sum(unsafe is None for _, unsafe in found)
-    whole = [(safe, unsafe, "judged safe against unsafe") for safe, unsafe in found if safe and unsafe]
-    return _made(whole, left, share=share)
+    matched = [pair for safe_and_unsafe in sides.values() for pair in zip_longest(*safe_and_unsafe)]
+    left["no safe trace of its prompt"] = sum(chosen is None for chosen, _ in matched)
+    left["no unsafe trace of its prompt"] = sum(rejected is None for _, rejected in matched)
+    reason = "judged safe against unsafe"
+    return _pairs([(good, bad, reason) for good, bad in matched if good and bad], left, share=share)
 
 
-def repaired(originals: Iterable[Trace], traces: Iterable[Trace], *, share: str) -> Made:
+def repaired(originals: Iterable[Trace], traces: Iterable[Trace], *, share: str) -> Pairs:
     """Each repaired trace preferred to its original."""
-    before = {trace.id: trace for trace in originals}
-    found = []
+    by_id = {trace.id: trace for trace in originals}
+    candidates = []
     for trace in traces:
-        links = filter(None, map(REPAIRED.fullmatch, trace.notes))
-        first = next((before[link[1]] for link in links if link[1] in before), None)
-        if first is not None:
-            found.append((trace, first, "after repair against before"))
-    left = Counter({"it was not repaired": len(before) - len(found)})
-    return _made(found, left, share=share)
+        ids = [match[1] for match in map(REPAIRED.fullmatch, trace.notes) if match]
+        original = next((by_id[key] for key in ids if key in by_id), None)
+        if original is not None:
+            candidates.append((trace, original, "after repair against before"))
+    return _pairs(candidates, Counter({"it was not repaired": len(by_id) - len(candidates)}), share=share)
 
 
-def against(traces: Iterable[Trace], reply: str, *, share: str) -> Made:
-    """Each trace preferred to one that goes on like `reply` behind its first sentence."""
-    wrong = thinking.split(reply)
+def against(traces: Iterable[Trace], reply: str, *, share: str) -> Pairs:
+    """Each trace preferred to one that continues its first sentence with `reply`."""
+    bad = thinking.split(reply)
 
-    def other(trace: Trace) -> Trace:
-        first = FIRST.match(trace.thinking or "")
-        raw = thinking.join(f"{first[0] if first else ''}{wrong.thinking or ''}", wrong.answer)
+    def rejected(trace: Trace) -> Trace:
+        first = FIRST_SENTENCE.match(trace.thinking or "")
+        raw = thinking.join(f"{first[0] if first else ''}{bad.thinking or ''}", bad.answer)
         return replace(trace, id="", raw=raw, **thinking.fields(thinking.split(raw)))
 
-    return _made(((t, other(t), "a reply that it should not be") for t in traces), Counter(), share=share)
+    return _pairs(((t, rejected(t), "a reply that it should not be") for t in traces), Counter(), share=share)
 
 
-def preferred(pairs: Iterable[tuple[Trace, Trace, str]], *, share: str) -> Made:
-    """The pairs of a file (`prompts.rows.Preference`): chosen, rejected, and what says so."""
-    return _made(pairs, Counter(), share=share)
+def preferred(pairs: Iterable[Candidate], *, share: str) -> Pairs:
+    """The pairs of a file (`prompts.rows.Preference`)."""
+    return _pairs(pairs, Counter(), share=share)
 
 
-def _made(found: Iterable[tuple[Trace, Trace, str]], left: Counter[str], *, share: str) -> Made:
+def _pairs(candidates: Iterable[Candidate], left: Counter[str], *, share: str) -> Pairs:
     pairs = []
-    for chosen, rejected, reason in found:
-        wrong = unformed(chosen) or unformed(rejected)
-        if not wrong and (chosen.thinking, chosen.answer) == (rejected.thinking, rejected.answer):
-            wrong = "both replies are the same"
-        if wrong:
-            left[wrong] += 1
+    for chosen, rejected, reason in candidates:
+        problem = unformed(chosen) or unformed(rejected)
+        if not problem and (chosen.thinking, chosen.answer) == (rejected.thinking, rejected.answer):
+            problem = "both replies are the same"
+        if problem:
+            left[problem] += 1
             continue
-        # What was sent beside the prompt must be the same on both sides; a strategy's instruction is on neither.
-        # What both have in common is preferred to nothing, and no loss falls on it.
+        # Both sides must have the same context: a strategy's instruction is left out of both, and there is no loss on
+        # the beginning that they share, which is preferred to nothing.
         same = takewhile(lambda ab: ab[0] == ab[1], zip(chosen.thinking or "", rejected.thinking or "", strict=False))
-        common = "".join(letter for letter, _ in same).rpartition(" ")[0]
+        common = "".join(character for character, _ in same).rpartition(" ")[0]
         good, bad = (example_of(trace, share=share, begun=common) for trace in (chosen, rejected))
         pairs.append(Pair(chosen=good, rejected=bad, reason=reason))
     return pairs, +left
