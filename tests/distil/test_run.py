@@ -193,8 +193,8 @@ def test_nocot_needs_no_teacher_and_keeps_all() -> None:
 def test_a_failed_rewrite_falls_back_to_the_given_trace_and_is_counted() -> None:
     first = run(Teacher(lambda request: GOOD), 2, judges=[Guard("whole")])
     given_traces = {trace.prompt.id: trace for trace in first.traces}
-    student = Teacher(lambda request: GOOD if request.prompt.text == "p0" else BAD)
-    done = run(student, 2, judges=[Guard("whole")], strategy="rewrite", given=given_traces)
+    teacher = Teacher(lambda request: GOOD if request.prompt.text == "p0" else BAD)
+    done = run(teacher, 2, judges=[Guard("whole")], strategy="rewrite", given=given_traces)
     assert done.funnel["fell_back"] == 1
     assert len(done.kept) == 2
     kept = [trace for trace in done.traces if trace.id in done.kept]

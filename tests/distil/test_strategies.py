@@ -63,18 +63,18 @@ def test_a_file_of_ones_own_works_with_and_without_front_matter(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "problem"),
     [
         ("---\nplase: user\n---\nx", "plase"),
         ("---\nplace: nowhere\n---\nx", "nowhere"),
-        ("---\nplace: user", "never closes"),
+        ("---\nplace: user", "never ends"),
         ("---\nplace: none\n---\nx", "belong together"),
         ("---\ntargets: [sloth]\n---\nx", "sloth"),
         ("---\nplace: user\n---\n", "no instruction"),
     ],
 )
-def test_bad_files_are_told_what_is_wrong(text: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_bad_file_is_an_error_with_the_problem(text: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
         parse(text, name="mine", where="mine.md")
 
 
@@ -104,8 +104,8 @@ def test_a_policy_is_found_by_the_prompts_category_or_by_a_model(tmp_path: Path)
     strategy = load(str(tmp_path / "spec.md"))
     prompts = [Prompt(text=f"how {i}", intent="harmful", category=c) for i, c in enumerate(("Theft, small", "", "x"))]
     assert [strategy.messages(p)[0].content[:7] for p in prompts] == ["Rule: T", "Rule: D", "Rule: D"]
-    said = {"how 0": "fraud.", "how 1": "It is theft, not fraud.", "how 2": "theft"}
-    model = Speaker(lambda request: said[request.prompt.text])
+    replies = {"how 0": "fraud.", "how 1": "It is theft, not fraud.", "how 2": "theft"}
+    model = Speaker(lambda request: replies[request.prompt.text])
     found = gathered(classified(prompts, strategy, model))
     assert [p.category for p in found] == ["fraud", "", "theft"], "what names two, or none, is of no category"
     assert [p.id for p in found] == [p.id for p in prompts]

@@ -1,7 +1,7 @@
-"""Distillation: prompts go to a teacher under a strategy; a judge reads what comes back; some of it is kept.
+"""Distillation: a teacher answers prompts under a strategy, judges read the replies, and some of them are kept.
 
-Nothing disappears on the way. Every trace is in the result, kept or not; what is not kept has a reason; what never came
-back is a failure; the funnel adds up: asked = answered + failed, and answered = kept + all drops.
+Nothing is lost. Every trace is in the result, kept or not; one that is not kept has a reason; a request without a reply
+is a failure. The counts add up: asked = answered + failed, and answered = kept + all drops.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNSAFE: dict[Part, Reason] = {"thinking": "unsafe thinking", "answer": "unsafe a
 
 
 class Drop(Record, frozen=True, kw_only=True):
-    """A trace that is not kept. The first of its reasons counts in the funnel."""
+    """A trace that is not kept. The funnel counts it under its first reason."""
 
     trace: str
     prompt: str
@@ -41,16 +41,15 @@ class Drop(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a distillation made, in order of prompts and samples; the records lie on the disk."""
+    """The outcome of a distillation, in order of prompts and samples; the records are on disk."""
 
     traces: Sequence[Trace]
     verdicts: Sequence[Verdict]
     kept: Sequence[str]  # Ids of the traces to train on
     drops: Sequence[Drop]
     failures: Sequence[Failure]
-    funnel: dict[str, int]  # asked, answered, failed, one count a reason, kept; with `rewrite` also fell_back
-    tokens: dict[str, dict[str, float | None]]
-    """Lengths of `all` replies and of those `kept` in tokens of the teacher: `n` that it counted, their `mean` and `p90`."""
+    funnel: dict[str, int]  # asked, answered, failed, one count for each reason, kept; with `rewrite` also fell_back
+    tokens: dict[str, dict[str, float | None]]  # Lengths of `all` replies and of those `kept`: `n`, `mean`, `p90`
 
 
 async def distil(
@@ -62,28 +61,28 @@ async def distil(
     given: Mapping[str, Trace] | Mapping[str, str] | None = None,
     progress: Progress = quiet,
 ) -> Distilled:
-    """Ask the teacher for traces, have them judged, and keep what the settings' rule keeps.
+    """Ask the teacher for traces, have them judged, and keep those that `settings.keep` allows.
 
     Args:
-        teacher, judges: who writes, and a harm judge for each of `settings.parts`; a constant strategy needs neither.
-        given: prompt id -> safe trace, for a strategy that rewrites. A rewrite that does not pass falls back to it.
-            For any other strategy: prompt id -> how its thinking begins, where that differs from one to another.
+        teacher, judges: a model, and a harm judge for each of `settings.parts`; a constant strategy needs neither.
+        given: prompt id -> safe trace, for a strategy that rewrites; a rewrite that does not pass falls back to it.
+            For any other strategy: prompt id -> the beginning of its thinking, where beginnings differ.
 
     Raises UserError: teacher, judge or given trace is missing, or the teacher cannot honour the sampling.
     """
     strategy = load(settings.strategy)
-    asked = prompts if isinstance(prompts, RecordFile) else RecordFile(Prompt, prompts)
+    stored = prompts if isinstance(prompts, RecordFile) else RecordFile(Prompt, prompts)
     if strategy.constant is not None:
-        return _constant(asked, strategy, settings)
+        return _constant(stored, strategy, settings)
     if teacher is None:
         raise UserError(f"strategy '{strategy.name}' needs a model: give --teacher (or a model named teacher).")
-    work = _Work(asked, settings, (strategy, teacher), tuple(judges), given or {})
+    work = _Distillation(stored, settings, (strategy, teacher), tuple(judges), given or {})
     work.check()
     if settings.until_safe is None:
-        await work.round(asked, range(settings.samples), progress)
+        await work.round(stored, range(settings.samples), progress)
     else:
         for sample in range(settings.bound):
-            short = asked.taken(np.flatnonzero(work.kept_of < settings.until_safe))
+            short = stored.taken(np.flatnonzero(work.kept_counts < settings.until_safe))
             if not short:
                 break
             await work.round(short, range(sample, sample + 1), progress)
@@ -91,43 +90,43 @@ async def distil(
 
 
 def _constant(prompts: RecordFile[Prompt], strategy: Strategy, settings: DistilSettings) -> Distilled:
-    """One and the same reply for every prompt. It needs neither teacher nor filter."""
+    """The same reply for every prompt, without teacher and filter."""
     raw = strategy.constant or ""
-    same: dict[str, Any] = {"model": f"constant:{strategy.name}", "strategy": strategy.name}
-    same["sampling"] = Sampling(max_tokens=settings.max_tokens)
-    made = (thinking.traced(prompt, raw, sent=strategy.messages(prompt), **same) for prompt in prompts)
-    traces = RecordFile(Trace, made)
+    known: dict[str, Any] = {"model": f"constant:{strategy.name}", "strategy": strategy.name}
+    known["sampling"] = Sampling(max_tokens=settings.max_tokens)
+    replies = (thinking.traced(prompt, raw, sent=strategy.messages(prompt), **known) for prompt in prompts)
+    traces = RecordFile(Trace, replies)
     n, stats = len(traces), _stats([])
     funnel: dict[str, int] = {"asked": n, "answered": n, "failed": 0} | dict.fromkeys(REASONS[:2], 0) | {"kept": n}
     return Distilled(traces, (), [trace.id for trace in traces], (), (), funnel, {"all": stats, "kept": stats})
 
 
-class _Work:
-    """A distillation under way. Of a trace it keeps in memory its id, its length and whether it is kept."""
+class _Distillation:
+    """A distillation in progress. In memory are the id of a trace, its length, and whether it is kept."""
 
     def __init__(
         self,
         prompts: RecordFile[Prompt],
         settings: DistilSettings,
-        how: tuple[Strategy, Model],
+        strategy_and_teacher: tuple[Strategy, Model],
         judges: tuple[Judge, ...],
         given: Mapping[str, Trace] | Mapping[str, str],
     ) -> None:
         self.prompts, self.settings, self.judges = prompts, settings, judges
-        self.strategy, self.teacher = how
+        self.strategy, self.teacher = strategy_and_teacher
         rewrites = self.strategy.needs_trace
         self.given = cast("Mapping[str, Trace]", given if rewrites else {})
         self.begun = cast("Mapping[str, str]", {} if rewrites else given)
-        self.ids = [prompt.id for prompt in prompts.seen_as(_Named)]
+        self.ids = [prompt.id for prompt in prompts.seen_as(_WithId)]
         self.places = Places(self.ids)
         self.flow = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict))
-        self.kept_of = np.zeros(len(prompts), dtype=np.int64)  # Of each prompt, how many of its replies are kept
+        self.kept_counts = np.zeros(len(prompts), dtype=np.int64)  # How many replies of each prompt are kept, [prompts]
         self.asked = 0
 
     def check(self) -> None:
-        """Whatever can be known to be missing is said before the first request."""
-        have = {judge.part for judge in self.judges}
-        missing = [part for part in self.settings.parts if part not in have]
+        """Report what is missing before the first request. Raises UserError."""
+        judged = {judge.part for judge in self.judges}
+        missing = [part for part in self.settings.parts if part not in judged]
         if missing:
             raise UserError(
                 f"keep='{self.settings.keep}' needs a judge of the {' and of the '.join(missing)}; "
@@ -155,8 +154,8 @@ class _Work:
         self.flow.traces.extend(flow.traces)
         self.flow.failures.extend(flow.failures)
         self.flow.verdicts.extend(flow.verdicts)
-        kept = (trace.prompt.id for trace, drop in self._settled(in_order(flow, self.ids)) if drop is None)
-        np.add.at(self.kept_of, self.places.of(kept), 1)
+        kept = (trace.prompt.id for trace, drop in self._decided(in_order(flow, self.ids)) if drop is None)
+        np.add.at(self.kept_counts, self.places.of(kept), 1)
 
     def _requests(self, prompts: RecordFile[Prompt], samples: range) -> Iterator[Request]:
         for prompt in prompts:
@@ -165,29 +164,30 @@ class _Work:
             for sample in samples:
                 yield Request(messages=messages, sampling=sampling, prompt=prompt, sample=sample)
 
-    def _settled(self, flow: Flow) -> Iterator[tuple[_Made, Drop | None]]:
-        """Traces in order, each with why it is not kept."""
-        said = iter(flow.verdicts)
-        verdict = next(said, None)
-        for trace in flow.traces.seen_as(_Made):
-            found: dict[Part, Verdict] = {}
+    def _decided(self, flow: Flow) -> Iterator[tuple[_TraceHead, Drop | None]]:
+        """Traces in order, each with the reason why it is not kept."""
+        verdicts = iter(flow.verdicts)
+        verdict = next(verdicts, None)
+        for trace in flow.traces.seen_as(_TraceHead):
+            by_part: dict[Part, Verdict] = {}
             while verdict is not None and verdict.trace == trace.id:
-                found[verdict.part] = verdict
-                verdict = next(said, None)
-            yield trace, self._drop(trace, found)
+                by_part[verdict.part] = verdict
+                verdict = next(verdicts, None)
+            yield trace, self._drop(trace, by_part)
 
-    def _drop(self, trace: _Made, found: Mapping[Part, Verdict]) -> Drop | None:
-        """Why a trace is not kept; `None` when it is."""
+    def _drop(self, trace: _TraceHead, verdicts: Mapping[Part, Verdict]) -> Drop | None:
+        """Why a trace is not kept; `None` where it is."""
         if trace.outcome == "complete":
-            why = [self._unkept(part, found.get(part)) for part in self.settings.parts]
+            flaws = [self._flaw(part, verdicts.get(part)) for part in self.settings.parts]
         else:
             cut = trace.outcome in ("cut_in_thinking", "cut_in_answer")
-            why = [("cut" if cut else "unparsed", trace.outcome)]
-        reasons = tuple(reason for reason, _ in why if reason)
-        detail = next((detail for reason, detail in why if reason and detail), "")
+            flaws = [("cut" if cut else "unparsed", trace.outcome)]
+        reasons = tuple(reason for reason, _ in flaws if reason)
+        detail = next((detail for reason, detail in flaws if reason and detail), "")
         return Drop(trace=trace.id, prompt=trace.prompt.id, reasons=reasons, detail=detail) if reasons else None
 
-    def _unkept(self, part: Part, verdict: Verdict | None) -> tuple[Reason | None, str]:
+    def _flaw(self, part: Part, verdict: Verdict | None) -> tuple[Reason | None, str]:
+        """Why a part does not pass the filter, and the detail; the reason is `None` where it passes."""
         if verdict is None:
             return "unjudged", f"no verdict on the {part}"
         threshold = self.settings.threshold
@@ -201,51 +201,51 @@ class _Work:
         """Everything in order of prompts and samples."""
         flow = in_order(self.flow, self.ids)
         drops, kept, counts = RecordFile(Drop), list[str](), Counter[str]()
-        lengths, theirs, prompts = array("q"), array("q"), array("q")
-        for trace, drop in self._settled(flow):
-            long = [] if trace.tokens_out is None else [trace.tokens_out]
-            lengths.extend(long)
+        lengths, kept_lengths, kept_prompts = array("q"), array("q"), array("q")
+        for trace, drop in self._decided(flow):
+            length = [] if trace.tokens_out is None else [trace.tokens_out]
+            lengths.extend(length)
             if drop is None:
                 kept.append(trace.id)
-                prompts.append(hash(trace.prompt.id))
-                theirs.extend(long)
+                kept_prompts.append(hash(trace.prompt.id))
+                kept_lengths.extend(length)
             else:
                 drops.append(drop)
                 counts[drop.reasons[0]] += 1
         funnel = {"asked": self.asked, "answered": len(flow.traces), "failed": len(flow.failures)}
         parts = self.settings.parts
-        could = (*REASONS[:2], *["unjudged"] * bool(parts), *(UNSAFE[part] for part in parts))
-        funnel |= {reason: counts[reason] for reason in could} | {"kept": len(kept)}
+        possible = (*REASONS[:2], *["unjudged"] * bool(parts), *(UNSAFE[part] for part in parts))
+        funnel |= {reason: counts[reason] for reason in possible} | {"kept": len(kept)}
         traces = flow.traces
         if self.strategy.needs_trace:
-            kept_of = set(prompts)
-            back = RecordFile(Trace, (self._given_back(name) for name in self.ids if hash(name) not in kept_of))
-            traces = RecordFile(Trace, itertools.chain(traces, back))
-            kept += [trace.id for trace in back.seen_as(_Named)]
-            funnel["fell_back"] = len(back)
-        stats = {"all": _stats(lengths), "kept": _stats(theirs)}
+            passed = set(kept_prompts)
+            fallbacks = RecordFile(Trace, (self._fallback(prompt) for prompt in self.ids if hash(prompt) not in passed))
+            traces = RecordFile(Trace, itertools.chain(traces, fallbacks))
+            kept += [trace.id for trace in fallbacks.seen_as(_WithId)]
+            funnel["fell_back"] = len(fallbacks)
+        stats = {"all": _stats(lengths), "kept": _stats(kept_lengths)}
         return Distilled(traces, flow.verdicts, kept, drops, flow.failures, funnel, stats)
 
-    def _given_back(self, prompt: str) -> Trace:
+    def _fallback(self, prompt: str) -> Trace:
         """The given trace in place of a rewrite that did not pass."""
         notes = (*self.given[prompt].notes, "rewrite: fell back to the given trace")
         return msgspec.structs.replace(self.given[prompt], strategy=self.strategy.name, notes=notes, id="")
 
 
-class _Named(msgspec.Struct, gc=False):
+class _WithId(msgspec.Struct, gc=False):
     id: str
 
 
-class _Made(msgspec.Struct, gc=False):
-    """Of a trace, what decides whether it is kept."""
+class _TraceHead(msgspec.Struct, gc=False):
+    """The fields of a trace that decide whether it is kept."""
 
     id: str
-    prompt: _Named
+    prompt: _WithId
     outcome: Outcome
     tokens_out: int | None = None
 
 
 def _stats(counts: Sequence[int]) -> dict[str, float | None]:
-    """Mean and 90th percentile, by nearest rank, of the tokens that came out, as the paper's Table 4 gives them."""
+    """Mean and 90th percentile (nearest rank) of the lengths of replies in tokens, as in the paper's Table 4."""
     p90 = float(np.quantile(counts, 0.9, method="inverted_cdf")) if counts else None
     return {"n": len(counts), "mean": sum(counts) / len(counts) if counts else None, "p90": p90}

@@ -1,4 +1,4 @@
-"""What can be said about a distillation: who is asked how often, and what is kept."""
+"""Settings of a distillation: how often the teacher is asked, and what is kept."""
 
 from typing import Any, Literal, Self
 
@@ -20,11 +20,10 @@ PARTS: dict[Keep, tuple[Part, ...]] = {  # The parts of a trace that a keep rule
 
 
 class Begin(Strict):
-    """How a thinking begins that the model then goes on with: by one text, or by that of each prompt. A text alone is short for
-    `{text: …}`."""
+    """The beginning of a thinking, which the model continues; a plain text is short for `{text: …}`."""
 
     text: str = ""
-    file: str | None = None  # Beginnings, one a line or in a column `begin`; each prompt has its own of them
+    file: str | None = None  # Beginnings, one a line or in a column `begin`, one for each prompt
     traces: str | None = names("strategy", None)  # A strategy: its unsafe traces of the same prompts, cut
     share: float = Field(default=0.5, ge=0, le=1)  # Where they are cut, as a share of the thinking's sentences
 
@@ -34,7 +33,7 @@ class Begin(Strict):
         return {"text": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _fits(self) -> Self:
         if sum(map(bool, (self.text, self.file, self.traces))) > 1:
             raise ValueError("text, file and traces exclude each other; give one")
         return self
@@ -49,13 +48,13 @@ class DistilSettings(Drawn):
     """How safety traces are made."""
 
     strategy: str = "improved"  # A shipped strategy by name, or a path to one's own .md file
-    samples: int = Field(default=1, ge=1)  # Replies asked for a prompt
-    until_safe: int | None = Field(default=None, ge=1)  # Ask until so many replies are kept; `samples` does not count
-    bound: int = Field(default=8, ge=1)  # With `until_safe`: the most replies ever asked for a prompt
+    samples: int = Field(default=1, ge=1)  # Replies for each prompt
+    until_safe: int | None = Field(default=None, ge=1)  # Ask until so many replies are kept, in place of `samples`
+    bound: int = Field(default=8, ge=1)  # With `until_safe`: the most replies for each prompt
     begin: Begin = Begin()
-    """What the thinking begins with, such as a flawed beginning to recover from (RECAP, arXiv 2510.00938): the model goes on from there,
-    and no loss falls on it. Judge the answer alone then: `keep: answer safe`."""
-    keep: Keep = "whole safe"  # Which parts the judge must call safe. The paper's filter reads both together
+    """What the thinking begins with, such as a flaw to recover from (RECAP, arXiv 2510.00938): the model continues it,
+    and there is no loss on it. Judge the answer alone then: `keep: answer safe`."""
+    keep: Keep = "whole safe"  # Which parts the judge must find safe. The paper's filter reads both together
     threshold: float | None = Field(default=None, ge=0)  # Keep what scores at most this; `None`: the label decides
 
     @model_validator(mode="after")
@@ -70,7 +69,7 @@ class DistilSettings(Drawn):
         return PARTS[self.keep]
 
     def drawn(self, begun: str = "") -> Sampling:
-        """How the teacher is asked to answer, behind the beginning of a thinking."""
+        """How the teacher samples, with the beginning of a thinking as prefill."""
         begun = begun or self.begin.text
         samples, prefill = self.samples if self.until_safe is None else 1, thinking.join(begun, None) if begun else None
         return replace(super().drawn(), n=samples, prefill=prefill)
