@@ -53,10 +53,10 @@ class Judging(Speaker):
         assert sampling.temperature == 0
 
     def reply(self, request: Request, **known: Any) -> Trace | Failure:
-        said = self.says(request)
-        if isinstance(said, Failure):
-            return said
-        self.say = lambda _: said
+        reply = self.says(request)
+        if isinstance(reply, Failure):
+            return reply
+        self.say = lambda _: reply
         return super().reply(request, **known)
 
 
@@ -131,9 +131,9 @@ def test_a_refused_request_is_no_reply() -> None:
     ],
 )
 def test_the_rules_between_the_keys_are_kept(change: dict[str, Any], why: str) -> None:
-    reply, said = parse(json.dumps(CLEAN | change))
+    reply, problem = parse(json.dumps(CLEAN | change))
     assert reply is None
-    assert why in said
+    assert why in problem
 
 
 def test_inconsistency_is_two_judgements_crossed() -> None:

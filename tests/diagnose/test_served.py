@@ -46,16 +46,16 @@ def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def told(verb: ModuleType, arguments: list[str]) -> dict[str, Any]:
+def summary_of(verb: ModuleType, arguments: list[str]) -> dict[str, Any]:
     result = CliRunner().invoke(APPS[verb.__name__], [*arguments, "--json"])
     assert result.exit_code == 0, result.output
-    said: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return said
+    summary: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return summary
 
 
 def made(prompts: Path, out: Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     with serving("played_here:plays", **options) as server:
-        distilled = told(
+        distilled = summary_of(
             distil_verb,
             [
                 "--data",
@@ -71,7 +71,7 @@ def made(prompts: Path, out: Path, **options: Any) -> tuple[dict[str, Any], dict
             ],
         )
         folder = next((out / "distil" / "stages").glob("distil-default-*"))
-        found = told(diagnose_verb, [str(folder), "--detector", server.url, "--out", str(out / "diagnose")])
+        found = summary_of(diagnose_verb, [str(folder), "--detector", server.url, "--out", str(out / "diagnose")])
     return distilled, found
 
 
@@ -82,7 +82,7 @@ def test_faults_on_the_way_change_nothing(prompts: Path, tmp_path: Path) -> None
     assert calm[0]["funnel"] == rough[0]["funnel"]
     assert calm[0]["funnel"]["asked"] == 24
     assert 0 < calm[0]["funnel"]["kept"] < 24
-    own, others = ([{**rate, "detector": ""} for rate in said[1]["report"]["patterns"]] for said in (calm, rough))
+    own, others = ([{**rate, "detector": ""} for rate in run[1]["report"]["patterns"]] for run in (calm, rough))
     assert own == others
     table = {rate["pattern"]: rate["before"] for rate in calm[1]["report"]["patterns"]}
     assert table["harmful_additions"]["value"] > 0

@@ -78,20 +78,20 @@ def written(path: Path) -> Path:
 
 def test_the_verbs_diagnose_and_repair_a_file(tmp_path: Path) -> None:
     file = written(tmp_path / "pairs.jsonl")
-    told = CliRunner().invoke(APPS[diagnose_verb.__name__], [str(file), "--out", str(tmp_path / "d"), "--json"])
-    assert told.exit_code == 0, told.output
-    said = json.loads(told.stdout.splitlines()[-1])
-    assert said["traces"] == 6
-    weak = [rate for rate in said["report"]["patterns"] if rate["pattern"] == "weak_vacillation"]
+    done = CliRunner().invoke(APPS[diagnose_verb.__name__], [str(file), "--out", str(tmp_path / "d"), "--json"])
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["traces"] == 6
+    weak = [rate for rate in summary["report"]["patterns"] if rate["pattern"] == "weak_vacillation"]
     assert "value" not in weak[0]["before"] or weak[0]["before"]["value"] is None
     assert "weak vacillation | screen: 3 flagged of 6, read them |" in (tmp_path / "d" / "summary.md").read_text()
-    told = CliRunner().invoke(
+    done = CliRunner().invoke(
         APPS[repair_verb.__name__], [str(file), "--set", "with=[trim,drop]", "--out", str(tmp_path / "r"), "--json"]
     )
-    assert told.exit_code == 0, told.output
-    said = json.loads(told.stdout.splitlines()[-1])
-    assert said["counts"] == {"clean": 3, "trim": 3}
-    assert said["report"]["repairs"] == {"repair": {"clean": 3, "trim": 3}}
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["counts"] == {"clean": 3, "trim": 3}
+    assert summary["report"]["repairs"] == {"repair": {"clean": 3, "trim": 3}}
 
 
 def test_a_runs_own_model_is_the_detector_where_none_is_named(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def _class(kind: str) -> Any:
 
 
 def requires_model(kind: str) -> bool:
-    """Whether a detector, by name or `module:attribute`, asks a model; its class says so by `requires_model = True`.
+    """Whether the class of a detector (by name or `module:attribute`) has `requires_model = True`: it asks a model.
 
     Raises UserError: no such detector.
     """
@@ -31,13 +31,13 @@ def requires_model(kind: str) -> bool:
 
 
 def is_screen(kind: str) -> bool:
-    """Whether what a detector finds is for reading, and its rates hold only corrected by labels (`screen = True`)."""
+    """Whether the class has `screen = True`: findings select traces to read, and rates need correction by labels."""
     return bool(getattr(_class(kind), "screen", False))
 
 
 def open_detector(kind: str, *, models: Sequence[Model] = (), instruction: Path | None = None) -> Detector:
-    """A detector by name, or `module:attribute`. One that asks a model takes who judges, becomes a panel that votes where
-    several do, and may be given a file in place of the instruction that ships.
+    """A detector by name or `module:attribute`. One that asks a model takes the `models` (several vote as a panel) and
+    may take a file with another `instruction`.
 
     Raises UserError: no such detector, or it asks a model and none is given.
     """
@@ -51,6 +51,6 @@ def open_detector(kind: str, *, models: Sequence[Model] = (), instruction: Path 
         raise UserError(f"detector '{kind}' asks a model and none is given: name one, or use the detector 'rules'.")
     from demur.diagnose.llm import Panel
 
-    given = {"instruction": instruction} if instruction else {}
-    members: list[Detector] = [make(model=model, **given) for model in models]
+    options = {"instruction": instruction} if instruction else {}
+    members: list[Detector] = [make(model=model, **options) for model in models]
     return members[0] if len(members) == 1 else Panel(members)
