@@ -17,7 +17,7 @@ from demur.errors import UserError
 from demur.interfaces import Request
 from demur.mix.examples import example_of
 from demur.records import Failure, Finding, Message, Prompt, Sampling, Span, Trace
-from demur.repair.cut import SENTENCE, Intervened, cut_at_cue, cut_at_share, place, probe
+from demur.repair.cut import SENTENCE, Intervened, cut_at_cue, cut_at_share, cut_for_repair, probe
 from demur.repair.run import WANTED, Repaired, repair
 from demur.repair.settings import Intervention, RepairSettings
 
@@ -196,8 +196,8 @@ def test_a_cut_at_a_pattern_leaves_no_half_sentence() -> None:
     trace = made("a", ("This is bad. One would need a thing for it. No.", "x"))
     span = Span(part="thinking", start=trace.thinking.index("a thing"), end=33, text="a thing")  # type: ignore[union-attr]
     found = Finding(trace=trace.id, pattern="harmful_additions", present=True, detector="d", spans=(span,))
-    assert place(trace, [found], RepairSettings()) == "This is bad."
-    assert place(trace, [], RepairSettings()) is None
+    assert cut_for_repair(trace, [found], RepairSettings()) == "This is bad."
+    assert cut_for_repair(trace, [], RepairSettings()) is None
 
 
 def test_a_reasoning_is_cut_at_a_share_or_at_a_cue() -> None:
@@ -242,6 +242,6 @@ def test_a_probe_asks_for_the_answer_behind_every_share_of_the_thinking() -> Non
     )
     trace = made("a", ("One. Two. Three. Four.", "x"))
     found = gathered(probe([trace], model=model))
-    said = {share: reply.answer for _, share, reply in found if isinstance(reply, Trace)}
-    assert said == {0.1: "Sure.", 0.25: "Sure.", 0.5: "No.", 0.75: "No.", 1.0: "No."}
+    answers = {share: reply.answer for _, share, reply in found if isinstance(reply, Trace)}
+    assert answers == {0.1: "Sure.", 0.25: "Sure.", 0.5: "No.", 0.75: "No.", 1.0: "No."}
     assert {name for name, _, _ in found} == {trace.id}

@@ -1,1 +1,1 @@
-"""Traces with failure patterns are mended or dropped, and what became of them is counted."""
+"""Repairs or drops traces with failure patterns, and counts the outcomes."""

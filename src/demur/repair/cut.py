@@ -1,7 +1,7 @@
-"""Cut a reasoning at a sentence, insert a text, let a model go on: to repair, to make pairs, to probe where refusing is decided.
+"""Cuts a reasoning at a sentence, inserts a text, and lets a model continue: to repair, to intervene, to probe.
 
-After Chain-of-Guardrails, IPO (arXiv 2509.24393), SafeRemind (arXiv 2601.03662) and the probes of the refusal cliff (arXiv
-2510.06036), all without hidden states: the model is given what it thought so far and goes on from there.
+After Chain-of-Guardrails, IPO (arXiv 2509.24393), SafeRemind (arXiv 2601.03662) and the probes of the refusal cliff
+(arXiv 2510.06036), all without hidden states: the model is given the beginning of its thinking and continues it.
 """
 
 import re
@@ -21,7 +21,7 @@ IN_FLIGHT = 256
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text with the white space behind them; together they are the text."""
+    """The sentences of a text, each with the white space after it; joined, they are the text."""
     return [match[0] for match in SENTENCE.finditer(text) if match[0]]
 
 
@@ -32,14 +32,14 @@ def cut_at_share(trace: Trace, share: float) -> str:
 
 
 def cut_at_cue(trace: Trace, cue: re.Pattern[str]) -> str | None:
-    """A reasoning before its first sentence with `cue`, a regular expression, such as for compliance; `None` without one."""
+    """A reasoning before its first sentence that `cue` matches; `None` where it matches none."""
     pieces = sentences(trace.thinking or "")
     at = next((place for place, piece in enumerate(pieces) if re.search(cue.pattern, piece, re.IGNORECASE)), None)
     return None if at is None else "".join(pieces[:at]).rstrip()
 
 
-def place(trace: Trace, findings: Sequence[Finding], settings: RepairSettings) -> str | None:
-    """A reasoning up to where a repair cuts it; `None` where there is nothing to cut at, such as no evidence of a pattern in it."""
+def cut_for_repair(trace: Trace, findings: Sequence[Finding], settings: RepairSettings) -> str | None:
+    """A reasoning up to the cut of a repair; `None` without a place to cut at, such as evidence of a pattern."""
     if settings.cut == "share":
         return cut_at_share(trace, settings.share)
     if settings.cut == "cue":
@@ -50,32 +50,31 @@ def place(trace: Trace, findings: Sequence[Finding], settings: RepairSettings) -
     return text[: places[-1]].rstrip() if places else None
 
 
-def going_on(trace: Trace, begun: str, *, sampling: Sampling, closed: bool = False, sample: int = 0) -> Request:
-    """The request in which a model goes on behind the beginning of a reasoning; `closed`: it must answer at once."""
+def continuation(trace: Trace, begun: str, *, sampling: Sampling, closed: bool = False, sample: int = 0) -> Request:
+    """The request to continue a reasoning from its beginning; where `closed`, to answer at once."""
     sampling = msgspec.structs.replace(sampling, prefill=thinking.join(begun, "" if closed else None))
     return Request(messages=trace.sent, sampling=sampling, prompt=trace.prompt, sample=sample)
 
 
 class Intervened(Answering):
-    """A model whose thinking is interrupted once, where it goes about complying: what it says behind the reminder counts."""
+    """A model whose thinking is interrupted once, where it begins to comply; the reply after the reminder counts."""
 
     def __init__(self, model: Model, settings: Intervention) -> None:
         self.model, self.settings, self.identity, self.check = model, settings, model.identity, model.check
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
-        """The reply as it is where no sentence is a cue; else what follows on the reminder, in whose place the cue stood."""
+        """The reply where the cue matches no sentence; else one that continues the reminder put in its place."""
         first = await self.model.answer(request, fresh=fresh)
         kept = cut_at_cue(first, self.settings.cue) if isinstance(first, Trace) and first.thinking else None
         if kept is None or not isinstance(first, Trace):
             return first
-        given = thinking.split(request.sampling.prefill or thinking.OPEN, finish="length")
-        if given.answer is not None:
+        prefilled = thinking.split(request.sampling.prefill or thinking.OPEN, finish="length")
+        if prefilled.answer is not None:
             return first
-        # What was begun for the model stays: the reminder stands behind it.
-        begun = max(kept, given.thinking or "", key=len)
-        reply = await self.model.answer(
-            going_on(first, f"{begun} {self.settings.insert}".strip(), sampling=request.sampling, sample=request.sample)
-        )
+        # A prefill is kept: the reminder comes after it.
+        begun = max(kept, prefilled.thinking or "", key=len)
+        text = f"{begun} {self.settings.insert}".strip()
+        reply = await self.model.answer(continuation(first, text, sampling=request.sampling, sample=request.sample))
         if isinstance(reply, Failure):
             return reply
         notes = (*reply.notes, f"interrupted after {len(begun)} characters of its thinking")
@@ -85,20 +84,20 @@ class Intervened(Answering):
 def probe(
     traces: Sequence[Trace], *, model: Model, shares: Sequence[float] = SHARES, samples: int = 1
 ) -> AsyncIterator[tuple[str, float, Trace | Failure]]:
-    """What a model answers when its thinking ends at each share of a trace's sentences: (id of the trace, share, reply).
+    """A model's answers where its thinking ends at each share of a trace's sentences: (id of the trace, share, reply).
 
-    A judge of refusals over the replies gives P(refuse | prefix): a fall towards the end is the refusal cliff.
+    A refusal judge's verdicts on the replies estimate P(refuse | prefix); a fall towards the end is the refusal cliff.
     """
 
-    async def one(at: tuple[Trace, float, int]) -> tuple[str, float, Trace | Failure]:
-        trace, share, sample = at
+    async def forced(cut: tuple[Trace, float, int]) -> tuple[str, float, Trace | Failure]:
+        trace, share, sample = cut
         begun, sampling = cut_at_share(trace, share), msgspec.structs.replace(trace.sampling, n=1)
-        request = going_on(trace, begun, sampling=sampling, closed=True, sample=trace.sample * samples + sample)
+        request = continuation(trace, begun, sampling=sampling, closed=True, sample=trace.sample * samples + sample)
         reply = await model.answer(request)
         if isinstance(reply, Trace):
             notes = (*reply.notes, f"probe: {share:g} of {trace.id}")
             reply = msgspec.structs.replace(reply, notes=notes, id="")
         return trace.id, share, reply
 
-    places = [(t, share, sample) for t in traces if t.thinking for share in shares for sample in range(samples)]
-    return answered(places, one, limit=IN_FLIGHT)
+    cuts = [(t, share, sample) for t in traces if t.thinking for share in shares for sample in range(samples)]
+    return answered(cuts, forced, limit=IN_FLIGHT)
