@@ -303,6 +303,24 @@ def test_what_speaks_of_arms_that_are_left_out_is_left_out_too(
         assert "train" not in told, item
 
 
+def test_a_tampering_loses_the_arms_that_are_left_out_and_goes_with_its_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "right.yaml"
+    tampering = "{{name: {}, rows: {{benign: 2}}, bench: mini_harm, steps: [1], arms: [{}]}}"
+    pools = HEAD.replace("arms:\n", "  benign: {source: mini-benign, n: 4}\narms:\n")
+    rows = [tampering.format("both", "raw, short"), tampering.format("last", "short"), tampering.format("every", "")]
+    path.write_text(f"{pools}bench: [mini_harm]\ntamper: [{', '.join(rows)}]\n")
+    loaded = load_study(path, sets=["arms.short=null"])
+    assert loaded.study is not None
+    assert [(use.name, use.arms) for use in loaded.study.tamper] == [("both", ("raw",)), ("every", ())]
+    assert exit_code("plan", str(path), "--set", "arms.short=null") == 0
+    shown = capsys.readouterr().out
+    assert "tamper: 1 of 3 left out: they name arms left out" in shown
+    assert "tamper: 1 of 3 now without the arms left out" in shown
+    assert len(load_study(path).study.tamper) == 3  # type: ignore[union-attr]
+
+
 def test_a_copy_that_is_not_the_release_is_told_before_anything_is_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -274,20 +274,30 @@ def _spelled(data: dict[str, Any], item: str) -> dict[str, Any]:
 
 
 def _pruned(data: dict[str, Any], *, gone: set[str]) -> tuple[dict[str, Any], list[str]]:
-    """The data without comparisons and findings that speak of arms which an override left out."""
+    """The data without what names arms that an override left out, and a note on each section that this changed."""
     notes: list[str] = []
-    for key in ("compare", "findings"):
+    for key in ("compare", "findings", "tamper"):
         rows = data.get(key)
-        if gone and isinstance(rows, list) and (kept := [row for row in rows if not gone & _arms_of(row)]) != rows:
-            notes.append(f"{key}: {len(rows) - len(kept)} of {len(rows)} left out: they speak of arms left out")
-            data = data | {key: kept}
+        if gone and isinstance(rows, list):
+            pruned = [_without_arms(row, gone) for row in rows]
+            data = data | {key: [row for row in pruned if row is not None]}
+            if lost := pruned.count(None):
+                notes.append(f"{key}: {lost} of {len(rows)} left out: they name arms left out")
+            if shorter := sum(after not in (None, row) for row, after in zip(rows, pruned, strict=True)):
+                notes.append(f"{key}: {shorter} of {len(rows)} now without the arms left out")
     return data, notes
 
 
-def _arms_of(row: Any) -> set[str]:
-    """The arms that a comparison or a finding speaks of."""
-    rows = row.get("evidence", [row]) if isinstance(row, dict) else []
-    return {str(one.get(side)) for one in rows if isinstance(one, dict) for side in ("a", "b")}
+def _without_arms(row: Any, gone: set[str]) -> Any:
+    """A comparison, finding or tampering without the arms `gone`; `None` when nothing is left to measure."""
+    if not isinstance(row, dict):
+        return row
+    if isinstance(arms := row.get("arms"), list) and arms:  # an empty list means every arm
+        left = [arm for arm in arms if str(arm) not in gone]
+        return row | {"arms": left} if left else None
+    pairs = row.get("evidence", [row])
+    pairs = [pair for pair in pairs if isinstance(pair, dict)] if isinstance(pairs, list) else []
+    return None if gone & {str(pair.get(side)) for pair in pairs for side in ("a", "b")} else row
 
 
 def save(study: Study, path: Path) -> None:
