@@ -103,9 +103,12 @@ def changed(data: Any, keys: Sequence[str], value: Any, item: str = "", kinds: S
     if data is None or isinstance(data, dict):
         return (data or {}) | {head: changed((data or {}).get(head), rest, value, item, inner)}
     for kind in (one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)):
-        with contextlib.suppress(pydantic.ValidationError):  # a word that is short for a mapping is written out
+        try:  # a word that is short for a mapping is written out
             data = kind.model_validate(data).model_dump(mode="json", exclude_defaults=True)
             break
+        except pydantic.ValidationError as error:
+            if error.errors()[0]["type"] != "model_type":
+                return data  # A wrong word, which is reported when the data are read
     return changed(data if isinstance(data, dict) else {}, keys, value, item, kinds)
 
 

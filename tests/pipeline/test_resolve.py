@@ -265,6 +265,16 @@ def test_a_slip_in_an_override_is_said(
     assert "--set" in told
 
 
+def test_a_mistyped_attack_is_named_when_an_override_changes_a_setting_below_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path := tmp_path / "wrong.yaml").write_text(HEAD + "bench: [{name: mini_harm, attack: pirr}]\n")
+    assert exit_code("plan", str(path), "--set", "bench.0.attack.width=5") == 2
+    message = capsys.readouterr().err
+    assert "wrong.yaml:11: unknown attack 'pirr'. Did you mean 'pair'?" in message
+    assert "'none'" not in message.partition("Allowed")[0]
+
+
 @pytest.mark.parametrize(
     "name", ["qwen/7b", "../../x", "", "a b", ".hidden", "=cmd|x", "$\\frac$", "[/x]", "<b>x</b>", "a" * 65]
 )
