@@ -1,4 +1,4 @@
-"""Plain data to checked settings: what is wrong is said with file, line, the nearest allowed key and all allowed keys."""
+"""Plain data to checked settings. A problem is reported with file, line, the nearest allowed key and all allowed keys."""
 
 import contextlib
 import copy
@@ -28,26 +28,25 @@ class Strict(BaseModel):
 
 
 def connection(default: Any = ..., *, names: str = "", **limits: Any) -> Any:
-    """A field that says how something is reached or run, such as a timeout: it changes no result and is in no fingerprint."""
+    """A field about how something is reached or run, such as a timeout: it changes no result and is in no fingerprint."""
     return Field(default, json_schema_extra={"connection": True, "names": names}, **limits)
 
 
 def names(kind: str, default: Any = ..., **limits: Any) -> Any:
-    """A field that names a thing of a kind, such as a strategy or a model: what a study names is looked up before all else.
-    `KIND in place`: a file has the entries of the field beside the settings around it."""
+    """A field that names a thing of a kind. `KIND in place`: in a file its entries stand beside the settings around it."""
     return Field(default, json_schema_extra={"names": kind}, **limits)
 
 
 def identity_of(settings: BaseModel) -> dict[str, Any]:
     """The plain data of settings without connection fields, at any depth: what a fingerprint is made of.
-    A settings class has the last word where it has a method `identity(fields)`, such as one that knows a better name."""
+    A settings class with a method `identity(fields)` decides for itself, such as one that knows a better name."""
     fields = {
         name: _identity(getattr(settings, name))
         for name, field in type(settings).model_fields.items()
         if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("connection"))
     }
-    last_word = getattr(settings, "identity", None)
-    return last_word(fields) if callable(last_word) else fields
+    decide = getattr(settings, "identity", None)
+    return decide(fields) if callable(decide) else fields
 
 
 def _identity(value: Any) -> Any:
@@ -62,57 +61,51 @@ def _identity(value: Any) -> Any:
 
 
 def override(data: dict[str, Any], item: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Plain data, of the settings `model`, with one `path.to.key=value` applied, read as YAML. Raises UserError: it is none."""
+    """Plain data of the settings `model` with one `path.to.key=value` applied, read as YAML. Raises UserError: another form."""
     path, equals, text = item.partition("=")
     if not equals or not path:
         raise UserError(f"--set {item}: write it as path.to.key=value")
     try:
-        value = _value(text)
+        value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--set {item}: the value is not readable as YAML: {in_words(error)}") from None
+    with contextlib.suppress(ValueError):  # YAML reads `1e-3` as text
+        value = float(value) if isinstance(value, str) else value
     return dict(changed(data, path.split("."), value, f"--set {item}", [model]))
 
 
 def from_yaml(text: str) -> Any:
-    """What a YAML text says, by libyaml where it is there: ten times as fast."""
+    """The data of a YAML text, read by libyaml where it is installed: ten times as fast."""
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def in_words(error: Exception) -> str:
-    """What YAML says is wrong and where; it calls every text "<unicode string>"."""
+    """A YAML error as text, without the "<unicode string>" that YAML calls every text."""
     return str(error).replace('in "<unicode string>", ', "in ")
 
 
-def _value(text: str) -> Any:
-    """A value as YAML reads it, with `1e-3` read as a number too."""
-    value = yaml.safe_load(text)
-    with contextlib.suppress(ValueError):
-        return float(value) if isinstance(value, str) else value
-    return value
-
-
 def changed(data: Any, keys: Sequence[str], value: Any, item: str = "", kinds: Sequence[Any] = ()) -> Any:
-    """A copy of nested data, which are of one of some `kinds`, with one place changed; `item` is the override that says so."""
+    """A copy of nested data, whose type is one of `kinds`, with one place changed; `item` is the override, for errors."""
     if not keys:
         return value
     (head, *rest), inner = keys, [step for kind in kinds for step in _step(kind, keys[0])]
     if isinstance(data, list) and head.isdigit() and int(head) < len(data):
         return [changed(old, rest, value, item, inner) if i == int(head) else old for i, old in enumerate(data)]
     if isinstance(data, (list, tuple)):
-        raise UserError(f"{item}: '{head}' is no place in a list of {len(data)}")
+        raise UserError(f"{item}: '{head}' is not a place in a list of {len(data)}")
     if data is None or isinstance(data, dict):
         return (data or {}) | {head: changed((data or {}).get(head), rest, value, item, inner)}
-    for kind in (one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)):
+    for kind in (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)):
         try:  # a word that is short for a mapping is written out
             data = kind.model_validate(data).model_dump(mode="json", exclude_defaults=True)
             break
         except pydantic.ValidationError as error:
             if error.errors()[0]["type"] != "model_type":
-                return data  # A wrong word, which is reported when the data are read
+                return data  # a wrong word, which is reported when the data are read
     return changed(data if isinstance(data, dict) else {}, keys, value, item, kinds)
 
 
-WANTED = {  # pydantic's kinds of errors that it says in words of Python
+WANTED = {  # Messages for those of pydantic's error types whose own messages speak of Python
     "tuple_type": "a list is wanted, such as [{value}]",
     "list_type": "a list is wanted, such as [{value}]",
     "dict_type": "a mapping of keys to values is wanted",
@@ -123,92 +116,98 @@ WANTED = {  # pydantic's kinds of errors that it says in words of Python
 
 
 class SettingsError(UserError):
-    """What is wrong with some plain data, thing by thing."""
+    """Problems of some plain data."""
 
-    found: Sequence[tuple[Location, str]] = ()  # Where in the data, and what
+    details: Sequence[tuple[Location, str]] = ()  # The place in the data and the message of each
 
 
 class Problems:
-    """Everything that is wrong with some plain data, each with its places, gathered to be said at once."""
+    """All problems of some plain data, collected with their places so that they can be reported together."""
 
     def __init__(self, where: str, lines: "LineTable | None" = None) -> None:
         self._where, self._lines = where, lines
-        self._left_out: list[Location] = []
-        self._wrong: list[tuple[Location, str]] = []
-        self._found: dict[str, list[tuple[int, str]]] = {}  # What is wrong -> line and place where the data say it
+        self._left_out: list[Location] = []  # Entries of lists that `read` left out
+        self._details: list[tuple[Location, str]] = []
+        self._places: dict[str, dict[tuple[int, str], None]] = {}  # Message -> lines: the number, and what a user reads
 
     def __bool__(self) -> bool:
-        return bool(self._found)
+        return bool(self._places)
 
-    def add(self, place: Location, message: str) -> None:
-        """Take a problem in; `place` is where the data say it."""
+    def add(self, place: Location, message: str, *, written: bool = False) -> None:
+        """Add problems of a place in the data, one a line; `written`: what is written there causes them."""
+        place, line = self._original(place), None
         for text in message.splitlines():
-            self._take(self._original(place), text, written=False)
-
-    def _take(self, place: Location, text: str, *, written: bool) -> None:
-        """Take in what is wrong at a place of the file; `written`: because of what is written there."""
-        self._wrong.append((place, text))
-        line = self._lines.line(place) if self._lines and place else None
-        where = f"{self._where}:{line}" if line else "--set" if text.startswith("--set") else self._where
-        if self._lines and place and not self._lines.has(place if written else place[:1]):  # so an override said it
-            where = "--set" if written or place[0] in [path[0] for path in self._lines.overridden] else where
-        places = self._found.setdefault(text, [])
-        places += [(line or 0, where)] if (line or 0, where) not in places else []
+            where = "--set" if text.startswith("--set") else self._where
+            if self._lines and place:
+                line = self._lines.line(place)
+                where = f"{self._where}:{line}" if line else where
+                where = "--set" if self._lines.from_override(place, written=written) else where
+            self._details.append((place, text))
+            self._places.setdefault(text, {})[line or 0, where] = None
 
     @contextlib.contextmanager
     def at(self, *place: int | str) -> Iterator[None]:
-        """Turn a `UserError` of the block into problems of this place, or of places inside it where it knows them."""
+        """Turn a `UserError` of the block into problems of this place, or of places inside it where it names them."""
         try:
             yield
         except UserError as error:
-            for inside, text in getattr(error, "found", [((), str(error))]):
+            for inside, text in error.details if isinstance(error, SettingsError) else [((), str(error))]:
                 self.add((*place, *inside), text)
 
     def within(self, *place: int | str) -> bool:
-        """Whether something is wrong at a place or inside it: what follows from that need not be said."""
-        return self._is_wrong(self._original(place))
+        """Whether there is a problem at a place or inside it, so that what follows from it need not be reported."""
+        place = self._original(place)
+        return any(known[: len(place)] == place for known, _ in self._details)
 
-    def lost(self, section: str) -> set[int | str]:
-        """The entries of a section in which something is wrong: they may have been left out."""
-        return {place[1] for place, _ in self._wrong if place[:1] == (section,) and len(place) > 1}
+    def faulty(self, section: str) -> set[int | str]:
+        """The entries of a section that have problems; `read` may have left them out."""
+        return {place[1] for place, _ in self._details if place[:1] == (section,) and len(place) > 1}
 
     def mentions(self, section: str, name: str) -> bool:
-        """Whether a name was spoken of because of what is wrong in a section."""
-        return any(place[:1] == (section,) and f"'{name}'" in text for place, text in self._wrong)
-
-    def _is_wrong(self, place: Location) -> bool:
-        return any(wrong[: len(place)] == place for wrong, _ in self._wrong)
+        """Whether a problem of a section mentions a name."""
+        return any(place[:1] == (section,) and f"'{name}'" in text for place, text in self._details)
 
     def read(self, model: type[M], data: Any, *, place: Location = ()) -> M | None:
-        """Settings from plain data; what is wrong is taken in and then left out, so that the rest can be looked at too.
-        `place` is where the data stand in the file; returns `None` when nothing can be made of what is left."""
+        """Settings from plain data that stand at `place` in the file; `None` where too little of the data is valid. What has
+        a problem is left out or replaced by a valid value and the rest read again, so that all problems are found."""
         for _ in range(100):
             try:
                 return model.model_validate(data)
             except pydantic.ValidationError as error:
-                every = error.errors(include_url=False, include_context=True)
-                places: dict[Location, Any] = {}  # What to leave out -> what is put there instead
-                deep = {at[:depth] for at in (_there(data, p["loc"]) for p in every) for depth in range(len(at))}
-                # Of the complaints about a union's members, only those about the member that fits best.
-                for problem in [p for p in every if p["type"] == "missing" or _there(data, p["loc"]) not in deep]:
-                    absent = problem["loc"][-1:] if problem["type"] == "missing" else ()
-                    for inside, text in getattr(problem.get("ctx", {}).get("error"), "found", [((), "")]):
-                        out = _there(data, (*problem["loc"], *inside))
-                        location = self._original((*place, *out, *absent))
-                        if problem["type"] in ("too_short", "missing") and self._is_wrong(location):
-                            # What was wrong of it was said and left out.
-                            instead = _allowed_at(model, problem["loc"]) if absent else None
-                            places[out if instead is None else (*out, *absent)] = instead
-                            continue
-                        places[out] = None
-                        self._take(location, text or _explain(model, problem, location), written=not absent)
-                if () in places:
-                    return None
-                for out in sorted(places, key=lambda one: [(str(type(key)), key) for key in one], reverse=True):
-                    gone = places[out] is None
-                    data = _without(data, out) if gone else changed(data, [str(key) for key in out], places[out])
-                    self._left_out += [(*place, *out)] if gone and isinstance(out[-1], int) else []
+                repairs = dict(self._repair(model, *complaint, place) for complaint in _complaints(data, error))
+            if () in repairs:
+                return None
+            data = self._repaired(data, repairs, place)
         return None
+
+    def _repair(
+        self, model: type[BaseModel], problem: Any, at: Location, message: str, place: Location
+    ) -> tuple[Location, Any]:
+        """Add a problem of data that stand at `place`. Returns how to go on: where in the data to put a valid value, and
+        that value, or `None` to leave out what is there."""
+        absent = problem["loc"][-1:] if problem["type"] == "missing" else ()
+        whole = (*place, *at, *absent)
+        if problem["type"] in ("too_short", "missing") and self.within(*whole):  # what was there has been left out
+            words, kinds = _words_at(model, problem["loc"]), _kinds_at(model, problem["loc"])
+            valid = min(words) if words else 1 if {int, float} & {*kinds} else None
+            return ((*at, *absent), valid) if absent and valid is not None else (at, None)
+        self.add(whole, message or _explain(model, problem, self._original(whole)), written=not absent)
+        return at, None
+
+    def _repaired(self, data: Any, repairs: dict[Location, Any], place: Location) -> Any:
+        """A copy of data that stand at `place` in the file, with the repairs made, the last entries of lists first."""
+        data = copy.deepcopy(data)
+        for at in sorted(repairs, key=lambda at: [(str(type(key)), key) for key in at], reverse=True):
+            if repairs[at] is not None:
+                data = changed(data, [str(key) for key in at], repairs[at])
+                continue
+            inner = data
+            for key in at[:-1]:
+                inner = inner[key]
+            del inner[at[-1]]
+            if isinstance(at[-1], int):
+                self._left_out.append((*place, *at))
+        return data
 
     def _original(self, place: Location) -> Location:
         """A place as the file has it: entries of lists that were left out are counted again."""
@@ -219,82 +218,78 @@ class Problems:
         return place
 
     def join(self, other: "Problems") -> None:
-        """Take in what is wrong with the same file, read another way."""
-        for text, places in other._found.items():
-            self._found[text] = list(dict.fromkeys([*self._found.get(text, ()), *places]))
+        """Add the problems of the same file, read in another way."""
+        for text, places in other._places.items():
+            self._places[text] = self._places.get(text, {}) | places
 
     def check(self) -> None:
-        """Raise what was found. Raises SettingsError: one line a problem."""
+        """Raise SettingsError where there are problems: one line for each."""
         lines = []
-        for text, places in sorted(self._found.items(), key=lambda one: min(one[1])[0]):
+        for text, places in sorted(self._places.items(), key=lambda item: min(item[1])[0]):
             first, *others = (where for _, where in sorted(places))
             more = f" (also {', '.join(others)})" if others else ""
             lines.append(f"{'' if text.startswith(self._where) or first in text else f'{first}: '}{text}{more}")
         if lines:
             error = SettingsError("\n".join(lines))
-            error.found = [(at, text if self._where in text else f"{self._where}: {text}") for at, text in self._wrong]
+            error.details = [(at, t if self._where in t else f"{self._where}: {t}") for at, t in self._details]
             raise error
 
 
 def validate(model: type[M], data: Any, *, where: str) -> M:
-    """Plain data as a checked, frozen settings object. Raises SettingsError: one line for each thing that is wrong."""
+    """Plain data as a checked, frozen settings object. Raises SettingsError: one line for each problem."""
     problems = Problems(where)
     settings = problems.read(model, data)
     problems.check()
     return typing.cast(M, settings)
 
 
-def _there(data: Any, location: Location) -> Location:
-    """As much of a location as the data have: some keys are names of a union's members, or of what is missing."""
-    place: list[int | str] = []
+def _complaints(data: Any, error: pydantic.ValidationError) -> Iterator[tuple[Any, Location, str]]:
+    """pydantic's errors, each with its place in the data, and with a message where a `SettingsError` caused it.
+    Of a union's members only the one that fits best counts: an error at a place gives way to errors inside it."""
+    every = [(one, _present(data, one["loc"])) for one in error.errors(include_url=False, include_context=True)]
+    around = {place[:depth] for _, place in every for depth in range(len(place))}
+    for problem, place in every:
+        if problem["type"] == "missing" or place not in around:
+            cause = problem.get("ctx", {}).get("error")
+            for inside, text in cause.details if isinstance(cause, SettingsError) else [((), "")]:
+                yield problem, _present(data, (*problem["loc"], *inside)), text
+
+
+def _present(data: Any, location: Location) -> Location:
+    """What the data have of a location: some of its keys name a union's members, or what is missing."""
+    place: Location = ()
     for key in location:
         with contextlib.suppress(KeyError, IndexError, TypeError):
-            data = ({} if isinstance(data, str) else data)[key]  # a text that is split into entries is one place
-            place.append(key)
-    return tuple(place)
-
-
-def _without(data: Any, place: Location) -> Any:
-    """A copy of nested data without one place."""
-    whole = inner = copy.deepcopy(data)
-    for key in place[:-1]:
-        inner = inner[key]
-    del inner[place[-1]]
-    return whole
+            data, place = ({} if isinstance(data, str) else data)[key], (*place, key)  # a text has no places inside
+    return place
 
 
 def _explain(model: type[BaseModel], problem: Any, location: Location) -> str:
-    """One complaint in our own words."""
+    """A message for one of pydantic's errors."""
     inside = f" in '{'.'.join(map(str, location[:-1]))}'" if location[:-1] else ""
     key = str(location[-1]) if location else ""
     if problem["type"] == "extra_forbidden":
-        fields = [getattr(kind, "model_fields", {}) for kind in _kinds_at(model, problem["loc"][:-1])]
-        allowed = {field.alias or name for own in fields for name, field in own.items()}
+        models = [getattr(kind, "model_fields", {}) for kind in _kinds_at(model, problem["loc"][:-1])]
+        allowed = {field.alias or name for fields in models for name, field in fields.items()}
         return f"unknown key '{key}'{inside}.{nearest(key, allowed)}"
     if problem["type"] == "missing":
         return f"'{key}' is missing{inside}."
     value, message = problem["input"], WANTED.get(problem["type"], "")
-    said = "is empty" if value in (None, (), [], {}) else "" if isinstance(value, dict) else f"= {value!r}"
+    stated = "is empty" if value in (None, (), [], {}) else "" if isinstance(value, dict) else f"= {value!r}"
     words = (_words_at(model, (*problem["loc"], 0)) or _words_at(model, problem["loc"])) if message else set()
     if not message or (problem["type"] == "literal_error" and not words):
         message = str(problem["msg"]).removeprefix("Value error, ")
-    elif said == "is empty":
+    elif stated == "is empty":
         message, value = (message, min(words)) if words else (message.partition(", such as")[0], value)
     hint = f".{nearest(str(problem['input']), words)}" if words else ""
-    place = f"'{'.'.join(map(str, location))}' {said}".strip() + ": "
-    return f"{place * bool(location)}{message.replace('{value}', str(value))}{hint}"
+    place = f"'{'.'.join(map(str, location))}' {stated}".strip() + ": " if location else ""
+    return f"{place}{message.replace('{value}', str(value))}{hint}"
 
 
 def _words_at(model: type[BaseModel], location: Location) -> set[str]:
-    """The words that are allowed at a place, where it takes words of a list."""
+    """The words that a place of a settings model allows, where it takes words from a list."""
     kinds = (typing.get_args(kind) for kind in _kinds_at(model, location) if typing.get_origin(kind) is Literal)
     return {word for words in kinds for word in words if isinstance(word, str)}
-
-
-def _allowed_at(model: type[BaseModel], location: Location) -> Any:
-    """A word or number that is allowed at a place, where it takes those."""
-    words = _words_at(model, location)
-    return min(words) if words else 1 if {int, float} & {*_kinds_at(model, location)} else None
 
 
 def _kinds_at(model: type[BaseModel], location: Location) -> list[Any]:
@@ -311,7 +306,7 @@ def _step(kind: Any, key: int | str) -> list[Any]:
         fields = kind.model_fields | {field.alias: field for field in kind.model_fields.values() if field.alias}
         if str(key) in fields:
             return _members(fields[str(key)].annotation)
-        return [kind] if str(key) == kind.__name__ else []  # pydantic names the member of a union; that leads nowhere
+        return [kind] if str(key) == kind.__name__ else []  # pydantic puts the name of a union's member into a location
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (dict, list, tuple, set, frozenset) or (origin and isinstance(key, int)):
         return _members(arguments[-1] if arguments[-1] is not Ellipsis else arguments[0])
@@ -328,19 +323,19 @@ def _members(annotation: Any) -> list[Any]:
 
 
 class LineTable:
-    """Line numbers of a YAML text by place."""
+    """The line numbers of a YAML text by place."""
 
     def __init__(self, text: str) -> None:
-        """Raises YAMLError: it is none, or stands for too much, aliases written out: a few lines of them can stand for billions."""
-        self.overridden: list[list[str]] = []  # Places that something else than the text speaks of now
-        self.twice: dict[Location, str] = {}  # Keys that a mapping has twice, of which YAML takes the last
+        """Raises YAMLError: not YAML, or too much with aliases written out: a few lines of them can stand for billions."""
+        self.overridden: list[list[str]] = []  # Places that overrides have set since
+        self.duplicates: dict[Location, str] = {}  # Keys that a mapping has twice (YAML takes the last) -> message
         self._lines: dict[tuple[str, ...], int] = {}
         self._count = 0
         if (root := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
             self._note((), root, root)
 
     def _note(self, place: tuple[str, ...], named: yaml.Node, value: yaml.Node) -> None:
-        """Take in a value, which stands where it is named, and all that is in it."""
+        """Note the lines of a value, by the node that names it, and of all inside it."""
         self._lines[place] = named.start_mark.line + 1
         self._count += 1
         if len(place) > DEEPEST:
@@ -349,48 +344,51 @@ class LineTable:
             raise yaml.YAMLError(f"more than {LARGEST:,} values, aliases written out")
         if isinstance(value, yaml.MappingNode):
             seen: dict[str, int] = {}
-            for key, inner in value.value:
-                there = (*place, key.value if isinstance(key, yaml.ScalarNode) else "")
-                if there[-1] in seen and there[-1] not in ("", "<<"):
-                    self.twice[there] = f"'{'.'.join(there)}' is given twice, first in line {seen[there[-1]]}."
-                seen[there[-1]] = key.start_mark.line + 1
-                self._note(there, key, inner)
+            for node, inner in value.value:
+                key = node.value if isinstance(node, yaml.ScalarNode) else ""
+                if key in seen and key not in ("", "<<"):
+                    name = ".".join((*place, key))
+                    self.duplicates[*place, key] = f"'{name}' is given twice, first in line {seen[key]}."
+                seen[key] = node.start_mark.line + 1
+                self._note((*place, key), node, inner)
         elif isinstance(value, yaml.SequenceNode):
             for at, inner in enumerate(value.value):
                 self._note((*place, str(at)), inner, inner)
 
     def move(self, old: tuple[str, ...], new: tuple[str, ...]) -> None:
-        """Say of a place, and of all that is in it, the lines of another that stands for it."""
-        own = {(*new, *at[len(old) :]): line for at, line in self._lines.items() if at[: len(old)] == old}
+        """Give a place, and all inside it, the lines of another place whose value it has taken."""
+        moved = {(*new, *at[len(old) :]): line for at, line in self._lines.items() if at[: len(old)] == old}
         kept = {at: line for at, line in self._lines.items() if at[: len(new)] != new}
-        self._lines = {new[:depth]: own.get(new, 1) for depth in range(len(new))} | kept | own
+        self._lines = {new[:depth]: moved.get(new, 1) for depth in range(len(new))} | kept | moved
 
     def _known(self, location: Location) -> tuple[str, ...]:
-        """What of a place the text has; names of a union's members, which pydantic adds, are in no text."""
+        """What the text has of a location, without the names of a union's members that pydantic adds."""
         known: tuple[str, ...] = ()
         for key in map(str, location):
             known = (*known, key) if (*known, key) in self._lines else known
         return known
 
     def line(self, location: Location) -> int | None:
-        """The line, from 1, of a key; of its nearest parent when it is not in the file."""
+        """The line, from 1, of a key; of its nearest parent where the file lacks the key."""
         return self._lines.get(self._known(location))
 
-    def has(self, location: Location) -> bool:
-        """Whether the text itself has a key at this place, and nothing has overridden it."""
-        keys = [str(key) for key in location]
-        gone = any(keys[: len(path)] == path for path in self.overridden)
-        return not gone and (*self._known(location[:-1]), keys[-1]) in self._lines
+    def from_override(self, location: Location, *, written: bool) -> bool:
+        """Whether an override, not the text, causes a problem of a place; `written`: what is written there causes it."""
+        keys = [str(key) for key in (location if written else location[:1])]
+        hidden = any(keys[: len(path)] == path for path in self.overridden)
+        if not hidden and (*self._known(tuple(keys[:-1])), keys[-1]) in self._lines:
+            return False
+        return written or keys[0] in {path[0] for path in self.overridden}
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], LineTable]:
-    """The plain data of a YAML file and its line numbers. Raises UserError: it is not there, no YAML, or no mapping."""
+    """The plain data of a YAML file and its line numbers. Raises UserError: the file is missing, or not a YAML mapping."""
     try:
         text = path.read_text(encoding="utf-8")
         table = LineTable(text)
         data = yaml.safe_load(text)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.y*ml")], n=1)
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.y*ml")], n=1)
         hint = f"Did you mean '{path.with_name(near[0])}'?" if near else "`demur init NAME` writes one to start from."
         raise UserError(f"{path}: no such study file. {hint}") from None
     except OSError as error:

@@ -70,11 +70,11 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
         ((*EVAL, "--set", "top_p=0.5"), "--set top_p: a setting of each benchmark: bench.0.sampling.top_p=0.5"),
         (
             (*EVAL, "--set", "bench.9.limit=3", "--set", "bench.7=2"),
-            "--set bench.9.limit=3: '9' is no place in a list of 1 --set bench.7=2: '7' is no place in a list of 1",
+            "--set bench.9.limit=3: '9' is not a place in a list of 1 --set bench.7=2: '7' is not a place in a list of 1",
         ),
         (
             ("plan", str(STUDY), "--set", "bench.99.limit=3", "--set", "train.stps=3"),
-            "is no place in a list of 6 --set: unknown key 'stps' in 'train'. Did you mean 'steps'?",
+            "is not a place in a list of 6 --set: unknown key 'stps' in 'train'. Did you mean 'steps'?",
         ),
         (("plan", str(STUDY), "--set", "bench.99=3", "--set", "bases=[1"), "not readable as YAML"),
         (("repair", "rows.jsonl", "--set", "with=trimm"), "'with' = 'trimm': no such value. Did you mean 'trim'?"),

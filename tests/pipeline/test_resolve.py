@@ -67,7 +67,7 @@ FAULTS = {
     "quick: {train.stps: 3}": ("unknown key 'stps' in 'train'", "'steps'"),
     "bench: [mini_harm]\nquick:\n  bench.0.sampling.temprature: 0": ("temprature", "'temperature'"),
     "quick: {arms: {zz: {format: shrt, safety: 3}}}": ("unknown strategy 'shrt'",),
-    "bench: [mini_harm]\nquick: {bench.3.limit: 3}": ("quick: bench.3.limit: '3' is no place in a list of 1",),
+    "bench: [mini_harm]\nquick: {bench.3.limit: 3}": ("quick: bench.3.limit: '3' is not a place in a list of 1",),
     "models: 5": ("'models' = 5: a mapping",),
     "bench: [{name: mini_harm, attack: {kind: pair, streams: 2}}]": ("a mapping with one: {name: pair, streams: 3}",),
     "bench: [{name: mini_harm, attack: {name: tap, width: 0, branches: 0, iterations: -3, streams: 0}}]": (

@@ -107,10 +107,10 @@ def check_study(study: Study, problems: Problems) -> None:
 
 def _looked_up(study: Study, problems: Problems) -> Study:
     """The study with a thing that exists in the place of every name that means nothing, so that all else can be looked at too."""
-    lost = {str(name) for name in problems.lost("models")} - {*study.models}  # what is wrong with them was said
+    lost = {str(name) for name in problems.faulty("models")} - {*study.models}  # what is wrong with them was said
     study = study.model_copy(update={"models": study.models | dict.fromkeys(lost, ANYONE)})
     look_up: dict[str, tuple[Callable[[str], object], Any]] = {
-        "arm": (partial(_among, "arm", {*study.arms, *map(str, problems.lost("arms"))}), None),
+        "arm": (partial(_among, "arm", {*study.arms, *map(str, problems.faulty("arms"))}), None),
         "base": (lambda name: base_of(study, name), Study.model_fields["base"].default),
         "benchmark": (get_bench, next(name for name in names() if get_bench(name).generated)),
         "decoding": (partial(_among, "decoding preset", PRESETS), next(iter(PRESETS))),

@@ -237,8 +237,8 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
     """A study from its file, with overrides applied; what is wrong is gathered. Raises UserError: there is no such YAML file."""
     data, lines = read_yaml(path)
     problems, arms = Problems(str(path), lines), set(_entries(data, "arms"))
-    for place, twice in lines.twice.items():
-        problems.add(place, twice)
+    for place, message in lines.duplicates.items():
+        problems.add(place, message)
     for key, value in _entries(data, "quick").items() if quick else ():
         with problems.at("quick", key):
             data = changed(data, str(key).split("."), value, f"quick: {key}", [Study])
