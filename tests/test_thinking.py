@@ -271,7 +271,7 @@ def test_contents_of_typed_parts() -> None:
     for _ in range(50):
         deep = [deep]
     for odd in (deep, 7, {"a": 1}):
-        with pytest.raises(ValueError, match="no text"):
+        with pytest.raises(ValueError, match="not a string"):
             from_parts([{"type": "thinking", "thinking": odd}])
 
 

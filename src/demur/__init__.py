@@ -6,7 +6,7 @@ The data's path, and with it the tree of this package:
                                       |-> diagnose -> Finding -> repair -> Trace
     Traces + maths + benign -> mix -> Examples -> train -> checkpoint -> bench -> Estimates -> report
 
-`records` holds what travels, `protocols` who acts on it. Importing this package imports neither torch nor a network client.
+`records` holds what travels, `interfaces` who acts on it. Importing this package imports neither torch nor a network client.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The three ways demur ends early. Every message says what was wrong, what is allowed and what to do.
+"""The three ways demur ends early. Every message states what was wrong, what is allowed and what to do.
 
 `UserError` ends a command with exit code 2 (found before work started), `WorkError` and `CheckFailed` with 1.
 None of them is shown with a traceback.
@@ -14,7 +14,7 @@ _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 
 
 def keep_secret(text: str) -> None:
-    """Strike a text out of every error, and of whatever goes through `scrubbed`, from now on."""
+    """Remove a text from every error, and from all that goes through `scrubbed`, from now on."""
     if len(text) >= 4:
         _secrets.add(text)
 
@@ -33,7 +33,7 @@ def disarmed(text: str) -> str:
 
 
 class DemurError(Exception):
-    """What every deliberate error of demur is. No secret and no control character of others stands in its message."""
+    """The base of all deliberate errors. Messages hold no secrets and no control characters."""
 
     exit_code = 1
 
@@ -48,7 +48,7 @@ class UserError(DemurError, ValueError):
 
 
 class WorkError(DemurError, RuntimeError):
-    """Work that had begun failed; the message says how to go on. Nothing that was finished is lost."""
+    """Work that had begun failed; the message states how to go on. Nothing that was finished is lost."""
 
 
 class CheckFailed(DemurError):
@@ -61,12 +61,13 @@ def plural(count: int, word: str) -> str:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """What is allowed in the place of a name, the nearest first: ` Did you mean 'a' or 'b'? Allowed: a, b, c.`"""
+    """A hint for a wrong name, the nearest allowed names first: ` Did you mean 'a' or 'b'? Allowed: a, b, c.`"""
     names = sorted(allowed)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.55)
-    like = [difflib.SequenceMatcher(None, one, name).ratio() for one in near]  # several may be as near as each other
-    named = " or ".join(f"'{one}'" for one in sorted(near[: like.count(max(like, default=0))]))
-    return (f" Did you mean {named}?" if near else "") + f" Allowed: {', '.join(names)}."
+    ratios = [difflib.SequenceMatcher(None, other, name).ratio() for other in near]
+    best = sorted(near[: ratios.count(max(ratios, default=0))])  # several may be equally near
+    hint = " Did you mean " + " or ".join(f"'{other}'" for other in best) + "?" if near else ""
+    return f"{hint} Allowed: {', '.join(names)}."
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str], *, where: str = "") -> UserError:

@@ -1,6 +1,6 @@
 """Asking and judging at the same time: the judges start on the first trace while the model still writes the last.
 
-What comes goes to the disk; in memory are the requests in flight, and the traces for which a judge has yet to find time.
+Results go to disk; memory holds only the requests in flight and the traces that wait for a judge.
 """
 
 import asyncio
@@ -15,16 +15,16 @@ from demur.records import Failure, Trace, Verdict
 from demur.storage.records_file import I64, Places, RecordFile, numbers
 from demur.thinking import Parsed
 
-AHEAD = 4096  # Traces that may wait for a judge; then the model waits too
+AHEAD = 4096  # Most traces that may wait for a judge; beyond that the model waits too
 
 
 class Flow(NamedTuple):
-    """What came of it, in the order in which it became ready."""
+    """The results, in the order in which they became ready."""
 
     traces: RecordFile[Trace]
     failures: RecordFile[Failure]
     verdicts: RecordFile[Verdict]
-    filed_again: int = 0  # Replies without tags that others showed to be thinking
+    filed_again: int = 0  # Replies without tags that other replies of the model show to be thinking
 
 
 async def ask_and_judge(
@@ -36,24 +36,24 @@ async def ask_and_judge(
     judged: Callable[[Trace], bool] = lambda trace: True,
     progress: Progress = quiet,
 ) -> Flow:
-    """Ask a model and have every judge read what comes back, each with a queue of its own.
+    """Ask a model and have every judge read the replies, each from a queue of its own.
 
-    `mark` changes a trace as it comes in, such as to name its strategy; judges see those for which `judged` holds.
+    `mark` changes a trace when it arrives, such as to name its strategy; judges see those for which `judged` holds.
 
-    Raises WorkError: too many answers hold a mark of thinking that was not read as one.
+    Raises WorkError: too many answers hold a thinking tag that was not recognised.
     """
     flow = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict))
     queues: list[asyncio.Queue[Trace | None]] = [asyncio.Queue(AHEAD) for _ in judges]
     parsed = Parsed()
     waiting: dict[tuple[str, int], list[Request]] = {}
 
-    async def asked() -> AsyncIterator[Request]:
+    async def remembered() -> AsyncIterator[Request]:
         async for request in stream(requests):
             waiting.setdefault((request.prompt.id, request.sample), []).append(request)
             yield request
 
     async def ask() -> None:
-        async for reply in model.answers(asked()):
+        async for reply in model.answers(remembered()):
             same = waiting.pop(key := (reply.prompt.id, reply.sample))
             request = same.pop()
             if same:  # the same prompt, asked twice
@@ -72,21 +72,22 @@ async def ask_and_judge(
         for queue in queues:
             await queue.put(None)
 
-    await _together(ask(), *(_judge(who, queue, flow.verdicts) for who, queue in zip(judges, queues, strict=True)))
+    readers = (_judge(judge, queue, flow.verdicts) for judge, queue in zip(judges, queues, strict=True))
+    await _together(ask(), *readers)
     parsed.require()
     return flow._replace(filed_again=parsed.filed_again)
 
 
-def _out_of_time(lost: Failure, request: Request) -> Trace:
-    """A reply that time ended is truncated like one that its budget ended: left out, the longest thoughts would not count."""
+def _out_of_time(failure: Failure, request: Request) -> Trace:
+    """A timeout as a truncated reply, like one that its budget ended: left out, the longest thoughts would not count."""
     return Trace(
-        prompt=lost.prompt, model=lost.model, sampling=request.sampling, sent=request.messages, sample=lost.sample,
+        prompt=failure.prompt, model=failure.model, sampling=request.sampling, sent=request.messages, sample=failure.sample,
         raw="", thinking=None, answer=None, outcome="cut_in_thinking", opened_by=None, finish="timeout",
     )  # fmt: skip
 
 
-async def _judge(who: Judge, queue: asyncio.Queue[Trace | None], verdicts: RecordFile[Verdict]) -> None:
-    """Have a judge read what comes out of its queue, up to `None`."""
+async def _judge(judge: Judge, queue: asyncio.Queue[Trace | None], verdicts: RecordFile[Verdict]) -> None:
+    """Have a judge read the traces of its queue, up to `None`."""
     more = True
 
     async def arriving() -> AsyncIterator[Trace]:
@@ -95,9 +96,9 @@ async def _judge(who: Judge, queue: asyncio.Queue[Trace | None], verdicts: Recor
             yield trace
         more = False
 
-    async for verdict in who.verdicts(arriving()):
+    async for verdict in judge.verdicts(arriving()):
         verdicts.append(verdict)
-    while more:  # a judge that has stopped listening must not hold up the model
+    while more:  # a judge that stopped reading early must not block the model
         more = await queue.get() is not None
 
 
@@ -106,7 +107,7 @@ class _Id(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Row(msgspec.Struct, gc=False):
-    """Of a trace, failure or verdict, what its place depends on."""
+    """The fields of a trace, failure or verdict that decide its place."""
 
     prompt: _Id = _Id()
     id: str = ""
@@ -117,25 +118,24 @@ class _Row(msgspec.Struct, gc=False):
 
 
 def in_order(flow: Flow, asked: Iterable[str]) -> Flow:
-    """The traces and failures in the order in which prompts (by their ids) were asked, verdicts by trace, judge and part."""
+    """Traces and failures in the order in which the prompts of these ids were asked; verdicts by trace, judge and part."""
     prompts = Places(asked)
 
     def by_prompt(rows: RecordFile[_Row]) -> I64:
         place = prompts.of(row.prompt.id for row in rows)
         return np.lexsort((numbers(row.sample for row in rows), place))
 
-    replies = flow.traces.seen_as(_Row)
-    traces = flow.traces.taken(by_prompt(replies))
-    said = flow.verdicts.seen_as(_Row)
-    names = sorted({(verdict.judge, verdict.part) for verdict in said})
-    who = numbers(names.index((verdict.judge, verdict.part)) for verdict in said)
-    place = Places(row.id for row in traces.seen_as(_Row)).of(verdict.trace for verdict in said)
+    traces = flow.traces.taken(by_prompt(flow.traces.seen_as(_Row)))
     failures = flow.failures.taken(by_prompt(flow.failures.seen_as(_Row)))
-    return Flow(traces, failures, flow.verdicts.taken(np.lexsort((who, place))), flow.filed_again)
+    verdicts = flow.verdicts.seen_as(_Row)
+    readers = sorted({(verdict.judge, verdict.part) for verdict in verdicts})
+    reader = numbers(readers.index((verdict.judge, verdict.part)) for verdict in verdicts)
+    place = Places(row.id for row in traces.seen_as(_Row)).of(verdict.trace for verdict in verdicts)
+    return Flow(traces, failures, flow.verdicts.taken(np.lexsort((reader, place))), flow.filed_again)
 
 
 async def _together(*work: Coroutine[Any, Any, None]) -> None:
-    """Run side by side; the first error ends the others and is raised as it is."""
+    """Run coroutines side by side; the first error ends the others and is raised as it is."""
     try:
         async with asyncio.TaskGroup() as group:
             for coroutine in work:

@@ -1,7 +1,7 @@
 """Who acts on the records. Stages know each other only through these Protocols, never by import.
 
-Everything streams: a judge starts on the first trace while the model still writes the last. An implementation yields in
-whatever order results become ready; whoever publishes an artifact sorts.
+Everything streams: a judge starts on the first trace while the model still writes the last. Implementations yield results
+in the order in which they become ready; the publisher of an artifact sorts them.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
@@ -11,11 +11,11 @@ from demur.records import Failure, Finding, Message, Part, Prompt, Query, Record
 
 
 class Request(Record, frozen=True, kw_only=True):
-    """What a model is asked: the conversation, how to sample, and what it is about."""
+    """What a model is asked: the conversation, how to sample, and the prompt that it is about."""
 
     messages: tuple[Message, ...]
     sampling: Sampling
-    prompt: Prompt  # Not sent; it travels on to the trace
+    prompt: Prompt  # Not sent; passed on to the trace
     sample: int = 0
 
 
@@ -25,7 +25,7 @@ Traces = Iterable[Trace] | AsyncIterable[Trace]
 
 
 class Ask(NamedTuple):
-    """What a stage may ask of one model at most: upper bounds, for `demur plan`."""
+    """Upper bounds on what a stage asks of one model, for `demur plan`."""
 
     part: str  # target, teacher, attacker, judge …
     requests: int
@@ -41,7 +41,7 @@ class Model(Protocol):
 
     @property
     def identity(self) -> str:
-        """Hash of weights and template for what we load, name and declared revision for what is remote."""
+        """Hash of weights and template of a loaded model; name and declared revision of a remote one."""
 
     def check(self, sampling: Sampling) -> None:
         """Raise `UserError` when a field of `sampling` cannot be honoured. Called before the first request."""
@@ -50,14 +50,13 @@ class Model(Protocol):
         """The reply to one request, durable in the cache before it is returned.
 
         Args:
-            request: what is asked. The same request is asked once, ever: a stored reply is returned at once.
-            fresh: ask again, and put the new reply in the place of the stored one. For a reader that can make nothing of
-                a stored reply, such as a judge whose verdict is unreadable: it asks, and once more with `fresh` where that
-                cannot be read. So a judge that was mended is heard by the next run, and nothing unreadable is frozen.
+            request: what is asked. A request is asked once only: a stored reply is returned at once.
+            fresh: ask again, and replace the stored reply. For readers that cannot parse a stored reply, such as a judge's
+                verdict: they ask, and once more with `fresh` if need be. So nothing unreadable stays in the cache.
         """
 
     def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
-        """One `Trace` or `Failure` a request, in the order in which they become ready."""
+        """One `Trace` or `Failure` for each request, in the order in which they become ready."""
 
 
 class Judge(Protocol):
@@ -65,18 +64,18 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """How it is called in verdicts and tables."""
+        """Its name in verdicts and tables."""
 
     @property
     def query(self) -> Query:
-        """Whether it sees the original question or what was sent."""
+        """Whether it sees the original question or the text that was sent."""
 
     @property
     def part(self) -> Part:
         """The part of the trace that it sees."""
 
     def verdicts(self, traces: Traces) -> AsyncIterator[Verdict]:
-        """Exactly one `Verdict` a trace; it never raises for what a model wrote."""
+        """Exactly one `Verdict` for each trace. Never raises for what a model wrote."""
 
 
 class Detector(Protocol):
@@ -84,28 +83,28 @@ class Detector(Protocol):
 
     @property
     def name(self) -> str:
-        """How it is called in findings, verdicts and tables."""
+        """Its name in findings, verdicts and tables."""
 
     @property
     def english(self) -> bool:
-        """Whether it reads English, so that the measures of English prose apply to its traces."""
+        """Whether it reads English, so that measures of English prose apply to its traces."""
 
     def decides(self, text: str) -> bool:
-        """Whether a reasoning, in the language that it reads, decides what to do with the request."""
+        """Whether a reasoning, in the detector's language, decides what to do with the request."""
 
     def findings(self, traces: Traces) -> AsyncIterator[tuple[Finding, ...]]:
-        """For each trace exactly one `Finding` a pattern, in the order of `records.PATTERNS`."""
+        """For each trace one `Finding` for each pattern, in the order of `records.PATTERNS`."""
 
 
-Progress = Callable[[int, int | None, str], None]  # How much is done, how much there is (`None`: unknown), a remark
+Progress = Callable[[int, int | None, str], None]  # How much is done, of how much (`None`: unknown), a remark
 
 
 def quiet(done: int, total: int | None, remark: str) -> None:
-    """A `Progress` for those who do not look."""
+    """A `Progress` that reports nothing."""
 
 
 async def stream(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
-    """Either kind of iterable, read as an asynchronous one."""
+    """Either kind of iterable as an asynchronous iterator."""
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item
@@ -115,7 +114,7 @@ async def stream(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
 
 
 def requests_for(prompts: Iterable[Prompt], sampling: Sampling) -> Iterable[Request]:
-    """The plain requests for prompts: system turn if any, then the prompt; `n` samples each, prompts in order."""
+    """Plain requests for prompts: a system turn if any, then the prompt; `n` samples of each, prompts in order."""
     system = (Message(role="system", content=sampling.system),) if sampling.system is not None else ()
     for prompt in prompts:
         messages = (*system, Message(role="user", content=prompt.text))

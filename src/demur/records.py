@@ -1,6 +1,6 @@
-"""What travels through demur: small frozen records, one for each arrow of the path.
+"""The data that stages exchange: small frozen records, one for each arrow of the path.
 
-They are msgspec structs: JSON Lines in, JSON Lines out, checked as they are read (closed sets included) and nowhere else.
+They are msgspec structs, written and read as JSON Lines, and validated on reading (closed sets included) and nowhere else.
 An undecided value is `None` with a reason, never a number. A missing text is `None`, an empty one is `""`.
 """
 
@@ -17,46 +17,44 @@ Intent = Literal["harmful", "borderline", "benign", "maths", "code"]
 Outcome = Literal["complete", "cut_in_thinking", "cut_in_answer", "no_thinking", "malformed"]
 OpenedBy = Literal["model", "prompt"]
 Finish = Literal["stop", "length", "content_filter", "timeout"]
-"""Why a text ended; `timeout`: nothing came in the time that its budget and the server's least speed allow."""
+"""Why a text ended; `timeout`: no reply within the time that its budget and the server's least speed allow."""
 FailureKind = Literal["refused_by_server", "filtered", "too_long", "timeout", "unreadable", "unavailable"]
 Part = Literal["thinking", "answer", "whole"]
 Query = Literal["question", "sent"]
 HarmLabel = Literal["safe", "unsafe"]
 RefusalLabel = Literal["full_compliance", "partial_refusal", "full_refusal", "garbled"]
 GradeLabel = Literal["correct", "wrong", "no_answer"]
-Label = str  # What a judge may say. Judges and metrics declare theirs: a benchmark may bring labels of its own
+Label = str  # A judge's label. Judges and metrics declare theirs, so that a benchmark can have labels of its own
 Pattern = Literal[
     "lack_of_safety_awareness", "strong_vacillation", "weak_vacillation", "harmful_additions", "inconsistency"
 ]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)  # The five of the paper's v2
-CLASSES: dict[str, tuple[Pattern, ...]] = {  # The three classes of the paper's v1, each by the patterns it gathers
+CLASSES: dict[str, tuple[Pattern, ...]] = {  # The three classes of the paper's v1 -> the patterns that make them up
     "unaware": ("lack_of_safety_awareness",),
     "overthinking": ("strong_vacillation", "weak_vacillation", "harmful_additions"),
     "inconsistent": ("inconsistency",),
 }
-
-
-UNSAFE = "marked unsafe by its file"  # Noted on a trace whose own row calls the reply harmful: it is never trained on
+UNSAFE = "marked unsafe by its file"  # The note of a trace whose row labels the reply harmful: it is never trained on
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """The base of all records: immutable, compared by value, strict when read; no cycles, so nothing for the collector."""
+    """The base of all records: immutable, compared by value, strict on reading. Without cycles, so not garbage-collected."""
 
 
 class Prompt(Record, frozen=True, kw_only=True):
-    """A request that can be put to a model. An attacked prompt has the original question as its parent."""
+    """A request to a model. An attacked prompt has the original question as its parent."""
 
-    text: str  # What is sent as the user's turn
+    text: str  # Sent as the user's turn
     intent: Intent
     id: str = ""  # Hash of text and attack; filled in when left empty
-    source: str = ""  # The file or set it came from
+    source: str = ""  # The file or data set that it came from
     category: str = ""  # The source's own class: a policy, an XSTest type, a subject
-    cluster: str = ""  # Prompts that are not independent of each other share a cluster; own id when left empty
+    cluster: str = ""  # Prompts that depend on each other share a cluster; the prompt's id when left empty
     attack: str = ""  # How the text was made from the parent, such as `pap:framing`; empty for a plain question
     parent: str = ""  # Id of the original question
     question: str = ""  # Text of the original question; `text` when left empty
-    gold: str | None = None  # The right answer (maths), or the tests as JSON (code)
-    pair: str = ""  # A harmful prompt and a harmless one on the same topic share a pair; empty: it has no twin
+    gold: str | None = None  # The correct answer (maths), or the tests as JSON (code)
+    pair: str = ""  # A harmful and a harmless prompt on the same topic share a pair; empty: the prompt has no twin
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -68,17 +66,17 @@ class Prompt(Record, frozen=True, kw_only=True):
 
 
 class Sampling(Record, frozen=True, kw_only=True):
-    """How a reply is drawn. Stored on every trace; a backend that cannot honour a field raises before it asks."""
+    """How a reply is sampled. Stored on every trace; a backend that cannot honour a field raises before it asks."""
 
     temperature: float = 0.6
     top_p: float = 0.95
     top_k: int | None = None
     max_tokens: int = 4096  # Bound on all new tokens, thinking included
-    thinking_budget: int | None = None  # Bound on thinking tokens; `None`: only `max_tokens` binds
+    thinking_budget: int | None = None  # Bound on thinking tokens; `None`: only `max_tokens` applies
     seed: int = 0
-    n: int = 1  # Samples a prompt
+    n: int = 1  # Samples of each prompt
     system: str | None = None
-    prefill: str | None = None  # Text put at the start of the assistant's turn; it counts as part of the reply
+    prefill: str | None = None  # Text at the start of the assistant's turn; it counts as part of the reply
 
 
 class Message(Record, frozen=True, kw_only=True):
@@ -89,7 +87,7 @@ class Message(Record, frozen=True, kw_only=True):
 
 
 class Trace(Record, frozen=True, kw_only=True):
-    """One reply of a model, split once and for all by `thinking.split`."""
+    """One reply of a model, split into thinking and answer by `thinking.split`."""
 
     prompt: Prompt
     model: str  # The identity of the model: hash of weights, or name and declared revision
@@ -102,15 +100,15 @@ class Trace(Record, frozen=True, kw_only=True):
     opened_by: OpenedBy | None
     finish: Finish
     id: str = ""  # Hash of model, what was sent, sampling, sample and reply; filled in when left empty
-    sample: int = 0  # Index of this sample among `sampling.n`
+    sample: int = 0  # Index of the sample, below `sampling.n`
     tokens_in: int | None = None
     tokens_out: int | None = None
     tokens_thinking: int | None = None
-    cost: float | None = None  # In the currency of the declared prices; `None` when none were declared
+    cost: float | None = None  # In the currency of the declared prices; `None` without them
     first_tokens: dict[str, float] = {}
-    """Log-probabilities of the likeliest first tokens, where they were asked for and served; guard models score by them."""
-    strategy: str = ""  # The distillation strategy that made it; empty for a target's own reply
-    notes: tuple[str, ...] = ()  # What was done to the reply after it came: an echo stripped, a repair, more thinking
+    """Log-probabilities of the likeliest first tokens, where requested and served; guard models score by them."""
+    strategy: str = ""  # The distillation strategy; empty for a target's own reply
+    notes: tuple[str, ...] = ()  # Changes to the reply after it arrived: an echo stripped, a repair, more thinking
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -119,16 +117,16 @@ class Trace(Record, frozen=True, kw_only=True):
 
     @property
     def truncated(self) -> bool:
-        """Whether the text ended because a budget did."""
+        """Whether a budget ended the text."""
         return self.outcome in ("cut_in_thinking", "cut_in_answer")
 
     def part(self, part: Part) -> str | None:
-        """The text of a part; `None` when it does not exist. The whole is what was received."""
+        """The text of a part; `None` where there is none. The whole is the reply as received."""
         return {"thinking": self.thinking, "answer": self.answer, "whole": self.raw}[part]
 
 
 class Failure(Record, frozen=True, kw_only=True):
-    """A request that got no reply, typed. It is counted as unscored (a `timeout` as truncated), and `demur retry` asks it again.
+    """A request without a reply. It counts as unscored (a `timeout` as truncated), and `demur retry` asks it again.
 
     `filtered`: the provider's own filter stopped prompt or reply, which is neither a refusal of the model nor truncation.
     """
@@ -141,7 +139,7 @@ class Failure(Record, frozen=True, kw_only=True):
 
 
 class Span(Record, frozen=True, kw_only=True):
-    """Where in a trace something stands: characters `start:end` of a part, and the text there."""
+    """A passage of a trace: characters `start:end` of a part, and their text."""
 
     part: Part
     start: int
@@ -150,19 +148,19 @@ class Span(Record, frozen=True, kw_only=True):
 
 
 class Finding(Record, frozen=True, kw_only=True):
-    """What a detector says of one pattern in one trace. `present` is `None` when it cannot tell, with the reason."""
+    """A detector's finding on one pattern in one trace. `present` is `None` when undecided, with the reason."""
 
     trace: str
     pattern: Pattern
     present: bool | None
     detector: str
-    score: float | None = None  # How likely the pattern is, where the detector says it: what a screen ranks traces by
+    score: float | None = None  # Probability of the pattern, from detectors that give one: a screen ranks traces by it
     spans: tuple[Span, ...] = ()
     reason: str = ""
 
 
 class Verdict(Record, frozen=True, kw_only=True):
-    """What a judge says of one part of one trace. `label` and `score` are `None` when it cannot tell, with the reason."""
+    """A judge's verdict on one part of one trace. `label` and `score` are `None` when undecided, with the reason."""
 
     trace: str
     judge: str
@@ -171,29 +169,31 @@ class Verdict(Record, frozen=True, kw_only=True):
     label: Label | None
     score: float | None = None
     reason: str = ""
-    raw: str | None = None  # The judge's own words, when it has any
+    raw: str | None = None  # The reply of a judge that is a model
 
 
 class Attempt(Record, frozen=True, kw_only=True):
-    """One turn of an attack that searches: a prompt that was put to the target, and how its own judge rated the reply."""
+    """One turn of an attack that searches: a prompt for the target, and how the attack's own judge rated the reply."""
 
     goal: str  # Id of the question
-    stream: int = 0  # Which conversation, or branch, about the goal
+    stream: int = 0  # Number of the conversation, or branch, about the goal
     iteration: int
-    prompt: str  # What was put to the target, unless it was off topic
+    prompt: str  # Sent to the target, unless it was off topic
     score: int | None  # Of the attack's own judge, from 1 to 10; `None` with the reason
-    broken: bool = False  # Whether the attack's own judge calls the goal reached
+    broken: bool = False  # Whether the attack's own judge considers the goal reached
     reason: str = ""
     strategy: str = ""
-    improvement: str = ""  # What the attacker says that it changed
-    written: bool = True  # Whether the attacker wrote the prompt; after a last try without form the goal itself was put
+    improvement: str = ""  # The attacker's account of what it changed
+    written: bool = (
+        True  # Whether the attacker wrote the prompt; where its last try is unreadable the goal itself is sent
+    )
     outcome: str = ""  # How the target's reply ended, the kind of failure, or `off_topic`: the target was not asked
     attacker_queries: int = 0
-    judge_queries: int = 0  # The target is asked once a turn that is on topic
+    judge_queries: int = 0  # The target is asked once in each turn that is on topic
 
 
 class ExamplePart(Record, frozen=True, kw_only=True):
-    """A piece of a training conversation, and whether loss falls on it."""
+    """A piece of a training conversation, and whether it is supervised."""
 
     role: Literal["system", "user", "thinking", "answer"]
     text: str
@@ -208,11 +208,11 @@ class Origin(Record, frozen=True, kw_only=True):
     strategy: str = ""
     source: str = ""
     repairs: tuple[str, ...] = ()
-    question: str = ""  # The bare question, where the user's turn wraps it in something
+    question: str = ""  # The bare question, where the user's turn wraps it
     category: str = ""
     attack: str = ""  # How the question was wrapped; empty where it was not
     intent: Intent | None = None
-    model: str = ""  # Who wrote the trace
+    model: str = ""  # The model that wrote the trace
 
 
 class Example(Record, frozen=True, kw_only=True):
@@ -234,7 +234,7 @@ class Pair(Record, frozen=True, kw_only=True):
 
     chosen: Example
     rejected: Example
-    reason: str = ""  # Why the one is preferred, such as `judged safe against unsafe`
+    reason: str = ""  # Why it is preferred, such as `judged safe against unsafe`
     id: str = ""
 
     def __post_init__(self) -> None:
@@ -242,7 +242,7 @@ class Pair(Record, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "id", digest([self.chosen.id, self.rejected.id]))
 
 
-DECLINED: tuple[Label, ...] = ("safe", "full_refusal")  # A harm judge's and a refusal judge's: no harm was handed over
+DECLINED: tuple[Label, ...] = ("safe", "full_refusal")  # Labels of harm and refusal judges for a reply without harm
 
 
 class Probed(Record, frozen=True, kw_only=True):
@@ -250,7 +250,7 @@ class Probed(Record, frozen=True, kw_only=True):
 
     trace: str
     share: float
-    reply: str  # Id of the forced reply; empty: there came none
+    reply: str  # Id of the forced reply; empty without a reply
 
 
 class Kept(Record, frozen=True, kw_only=True):
@@ -260,7 +260,7 @@ class Kept(Record, frozen=True, kw_only=True):
 
 
 class Estimate(Record, frozen=True, kw_only=True):
-    """A number one may print: never without its interval and its counts. Too little data gives `value=None` and `how` says why."""
+    """A number with its interval and counts. Too little data gives `value=None`, and `how` states why."""
 
     value: float | None
     low: float | None
@@ -269,9 +269,9 @@ class Estimate(Record, frozen=True, kw_only=True):
     unscored: int = 0
     truncated: int = 0
     how: str = ""  # The method of the interval, such as `Wilson, clustered by prompt`, or why there is none
-    best: float | None = None  # The value if every truncated or unscored trace had counted in the model's favour
+    best: float | None = None  # The value if every truncated or unscored trace counted in the model's favour
     worst: float | None = None
-    clusters: int = 0  # How many prompts, or whatever else is independent, the n are of; 0: of as many
+    clusters: int = 0  # Number of prompts, or other independent units, behind n; 0: as many as n
 
 
 class Result(Record, frozen=True, kw_only=True):
@@ -303,7 +303,7 @@ def digest(value: Any) -> str:
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> int:
-    """Write one record a line and return their number. Not atomic: stages publish by their manifest."""
+    """Write one record per line and return their number. Not atomic: a stage is published by its manifest."""
     count = 0
     with path.open("wb", buffering=1 << 20) as file:
         for record in records:
@@ -314,10 +314,7 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> int:
 
 
 def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
-    """Yield the records of a file that demur wrote.
-
-    Raises UserError: a line is not such a record; the message names file and line.
-    """
+    """The records of a file that demur wrote. Raises UserError: a line is not such a record; the message names the line."""
     decoder = msgspec.json.Decoder(kind)
     with path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(file, 1):

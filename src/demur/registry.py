@@ -1,6 +1,6 @@
-"""Names to things, without imports: every kind is a literal dict of name -> `module:attribute`, looked up when used.
+"""Names to things, without imports: each kind has a literal dict of name -> `module:attribute`, looked up when used.
 
-What lives elsewhere is named the same way: `--judge my_package.my_judge:Judge` needs no registration.
+Code outside demur is named the same way: `--judge my_package.my_judge:Judge` needs no registration.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ from demur.errors import DemurError, UserError, unknown
 
 
 def resolve(kind: str, name: str, table: Mapping[str, str]) -> Any:
-    """The thing that `name` means: an entry of `table`, or any importable `module:attribute`.
+    """The object that `name` means: an entry of `table`, or any importable `module:attribute`.
 
-    Raises UserError: an unknown name (with the nearest one), a module or an attribute that is not there, a module of others that
-    fails as it is imported.
+    Raises UserError: an unknown name (with the nearest), a missing module or attribute, a module outside demur that fails
+    on import.
     """
     target = table.get(name, name)
     module_name, colon, attribute = target.partition(":")
@@ -29,37 +29,37 @@ def resolve(kind: str, name: str, table: Mapping[str, str]) -> Any:
         raise missing(error, f"{kind} '{name}'") from error
     except DemurError:
         raise
-    except (Exception, SystemExit) as error:  # whatever somebody's module does as it is imported
+    except (Exception, SystemExit) as error:  # whatever a module outside demur does on import
         if name in table:
             raise
-        at = f"{type(error).__name__}: {getattr(error, 'msg', error)} ({_place(error, module_name)})"
-        raise UserError(f"{kind} '{name}': module {module_name} cannot be imported: {at}.") from error
+        reason = f"{type(error).__name__}: {getattr(error, 'msg', error)} ({_place(error, module_name)})"
+        raise UserError(f"{kind} '{name}': module {module_name} cannot be imported: {reason}.") from error
     if not hasattr(module, attribute):
         raise UserError(f"{kind} '{name}': module {module_name} has no '{attribute}'.")
     return getattr(module, attribute)
 
 
 def _place(error: BaseException, module: str) -> str:
-    """Where a module went wrong: the line of the text that is no Python, else the last of its own that ran."""
+    """Where a module failed: the line with the syntax error, else the last of its own lines that ran."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     spec, frames = importlib.util.find_spec(module), traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if spec and frame.filename == spec.origin] or frames
-    return f"{own[-1].filename}, line {own[-1].lineno}"
+    frame = ([frame for frame in frames if spec and frame.filename == spec.origin] or frames)[-1]
+    return f"{frame.filename}, line {frame.lineno}"
 
 
 def code_in(data: Any, place: str = "") -> Iterator[str]:
-    """Each place of plain data that names code outside demur, which runs when the data are used."""
+    """Each place of plain data that names code outside demur: such code runs when the data are used."""
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
             yield from code_in(value, f"{place}.{key}".lstrip("."))
     elif isinstance(data, str) and (named := re.fullmatch(r"(?:script:)?(\w+)((?:\.\w+)*:[A-Za-z_]\w*)", data)):
-        with contextlib.suppress(ValueError):  # of a module that runs as a program
+        with contextlib.suppress(ValueError):  # raised for a module that runs as a program
             if named[1] != "demur" and importlib.util.find_spec(named[1]):
                 yield f"{place}: {named[1]}{named[2]}"
 
 
-GROUPS = {  # Optional groups of dependencies, with the modules that they bring
+GROUPS = {  # Optional groups of dependencies -> the modules that they install
     "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "psutil"),
     "gguf": ("gguf",),
     "ray": ("ray",),
@@ -72,7 +72,7 @@ GROUPS = {  # Optional groups of dependencies, with the modules that they bring
 
 
 def missing(error: ModuleNotFoundError, what: str) -> UserError:
-    """The error for a module that is not installed: which group to install."""
+    """The error for a module that is not installed; it names the group to install."""
     root = (error.name or "").partition(".")[0]
     group = next((name for name, modules in GROUPS.items() if root in modules), None)
     if group is None:

@@ -1,17 +1,17 @@
 """Raw text to (thinking, answer, outcome) and back. The only module that knows the tags (`thinking.toml` has them by family).
 
-A reasoning model thinks between two marks, then answers. Model families write other marks, chat templates differ in who
-writes the opening one, budgets end texts anywhere, and some servers deliver the thinking apart from the answer. A tool that
-strips "whatever stands between both tags" scores unfinished thoughts as answers; here every text gets exactly one outcome:
+A reasoning model thinks between two marks, then answers. Model families use different marks; either the model or its chat
+template writes the opening one; budgets end texts anywhere; some servers return the thinking apart from the answer. A tool
+that strips "whatever is between the tags" scores unfinished thoughts as answers. Here every text gets exactly one outcome:
 
-    complete         thinking and answer are there and the model stopped by itself
+    complete         thinking and answer are present and the model stopped by itself
     cut_in_thinking  the budget ended inside the thinking: there is no answer
     cut_in_answer    the budget ended inside the answer
     no_thinking      an answer without any thinking
     malformed        stopped inside the thinking, several blocks, or an opening mark in mid-text
 
-A mark that stands in code or between quotation marks is text. Nothing is thrown away: `join` of a `Split` is the raw text
-again, to the byte. Time is linear in the length of the text.
+A mark inside code or quotation marks is text. Nothing is lost: `join` of a `Split` gives the raw text back, to the byte.
+Time is linear in the length of the text.
 """
 
 import re
@@ -26,9 +26,9 @@ from demur.records import Finish, Message, OpenedBy, Outcome, Prompt, Sampling, 
 
 OPEN = "<think>"
 CLOSE = "</think>"
-REACH = 400  # How many characters at the end of a rendered prompt are read for an opening mark
-UNPARSED = 0.05  # Share of a model's replies with an unparsed mark above which its run stops
-AS_TEXT = "marks of thinking are text, as declared"  # Noted on traces of models with `thinking: none`
+REACH = 400  # Characters at the end of a rendered prompt that are searched for an opening mark
+UNPARSED = 0.05  # Share of a model's replies with an unparsed mark above which the run stops
+AS_TEXT = "marks of thinking are text, as declared"  # The note of traces of models with `thinking: none`
 FILED_AGAIN = "filed again as thinking: this server's template opens it"
 """The note of a trace without tags that other replies of its model show to be thinking."""
 
@@ -37,15 +37,15 @@ class Marks(NamedTuple):
     """How a family of models marks its thinking, as regular expressions."""
 
     open: str
-    close: str  # With whatever opens the answer behind it
-    end: str = ""  # What may close the answer
+    close: str  # Includes the mark that opens the answer, if any
+    end: str = ""  # May follow the answer
 
 
 _TAG = r"(?:[a-z]{1,8}:)?(?:think|thinking|thoughts?|reasoning)"
 _TABLE: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 FAMILIES = {  # Marks by family
-    name: Marks(**{part: pattern.replace("TAG", _TAG) for part, pattern in own.items()})
-    for name, own in _TABLE["families"].items()
+    name: Marks(**{part: pattern.replace("TAG", _TAG) for part, pattern in patterns.items()})
+    for name, patterns in _TABLE["families"].items()
 }
 ALL = tuple(FAMILIES)
 _OPENS = {name: re.compile(marks.open, re.I if name == "tags" else 0) for name, marks in FAMILIES.items()}
@@ -53,20 +53,20 @@ _CLOSES = {name: re.compile(marks.close, re.I if name == "tags" else 0) for name
 _ENDS = {name: re.compile(rf"(?:{marks.end})\Z", re.I) for name, marks in FAMILIES.items() if marks.end}
 _ALONE = {name: re.compile(rf"^(?:{marks.close})(?=[ \t]*$)", re.I | re.M) for name, marks in FAMILIES.items()}
 _LEAD = re.compile(r"(?:[\s\ufeff\u200b\u2060]|<s>|<\|im_start\|>assistant|<[|｜]assistant[|｜]>)*", re.I)
-"""What servers leave in front of a reply."""
+"""White space and tokens that servers leave before a reply."""
 FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
-"""Where messages hold the thinking apart from the content."""
+"""Fields of a message that hold the thinking apart from the content."""
 _LOOKS_LIKE = re.compile(_TABLE["looks_like"].replace("TAG", _TAG), re.IGNORECASE | re.MULTILINE)
 _TEXTUAL = re.compile(r"str|NoneType|(?!redacted)(\w+[_.])?(text|thinking|reasoning|thought|summary)s?")
-_TEXTS = ("thinking", "reasoning", "text", "summary", "content", "value")  # Where parts of a message hold their text
+_TEXTS = ("thinking", "reasoning", "text", "summary", "content", "value")  # Keys of the text in a part of a message
 _CODE = re.compile(r"^ {0,3}(`{3,}(?=[^`\n]*$)|~{3,})([^\n]*)$|(`+)|\n", re.MULTILINE)
 QUOTES = "\"'“‘„«"
 _QUOTED = re.compile(rf"(?:^|[^\w.,!?…])[{QUOTES}][\"'”’“»]\Z")
-"""What stands around a mark in quotation marks: one that opens, one that closes."""
+"""The characters around a mark that is quoted: one that opens, one that closes."""
 
 
 class Seams(NamedTuple):
-    """The marks and the white space around the parts, so that nothing is lost."""
+    """The marks and the white space around the parts, from which `join` restores the raw text."""
 
     before_open: str = ""
     after_open: str = "\n"
@@ -78,11 +78,11 @@ class Seams(NamedTuple):
 
 
 CANONICAL = Seams()
-"""How R1-like models write: `<think>\\nthinking\\n</think>\\n\\nanswer`."""
+"""The format of R1-like models: `<think>\\nthinking\\n</think>\\n\\nanswer`."""
 
 
 class Split(NamedTuple):
-    """A raw text, taken apart."""
+    """The parts of a raw text."""
 
     thinking: str | None
     answer: str | None
@@ -92,20 +92,20 @@ class Split(NamedTuple):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a trace says of marks other than the usual tags."""
+        """The note for a trace whose marks are not the usual tags."""
         if self.thinking is None or (self.seams.open == OPEN and self.seams.close == CLOSE):
             return ()
         marks = [self.seams.open] * (self.opened_by == "model") + [self.seams.close] * (self.answer is not None)
-        odd = "".join(marks).replace(OPEN, "").replace(CLOSE, "").strip()
-        return (f"thinking marked by {' … '.join(marks)}",) if odd else ()
+        unusual = "".join(marks).replace(OPEN, "").replace(CLOSE, "").strip()
+        return (f"thinking marked by {' … '.join(marks)}",) if unusual else ()
 
 
 def split(raw: str, *, finish: Finish = "stop", opened: bool = False, family: str = "") -> Split:
-    """Take a reply apart.
+    """Split a reply into thinking and answer.
 
     Args:
         raw: the reply as received.
-        finish: why the generation ended; `length` makes an unfinished text a truncated one.
+        finish: why the generation ended; with `length` an unfinished text is truncated.
         opened: whether the prompt ended in an opening mark, so that the reply starts inside the thinking.
         family: the marks to look for, one of `FAMILIES`, or `none`; empty: all of them.
     """
@@ -119,7 +119,7 @@ def split(raw: str, *, finish: Finish = "stop", opened: bool = False, family: st
     name = min(firsts, key=lambda name: firsts[name].start(), default="tags")
     before = firsts[name].start() if firsts else len(raw)
     if not opened and any(next(_marks(raw, _OPENS[other], code, end=before), None) for other in names):
-        # Text, then a block: everything is kept where it will be judged, and the outcome says that the form is wrong.
+        # Text, then a block: everything stays in the answer, which is judged, and the outcome marks the wrong form.
         return _plain(raw, "malformed")
     if opened or firsts:
         return _inside(raw, 0, finish, "prompt", name)
@@ -142,7 +142,7 @@ def join(
 def traced(
     prompt: Prompt, raw: str, *, finish: Finish = "stop", opened: bool = False, family: str = "", **known: Any
 ) -> Trace:
-    """A reply as a record; `known` are its other fields. What was sent is the bare prompt unless they say otherwise."""
+    """A reply as a record; `known` are its other fields. Without `sent` among them the bare prompt was sent."""
     parts = split(raw, finish=finish, opened=opened, family=family)
     known["sampling"] = known.get("sampling") or Sampling()
     known["sent"] = known.get("sent") or (Message(role="user", content=prompt.text),)
@@ -151,19 +151,17 @@ def traced(
 
 
 def fields(parts: Split) -> dict[str, Any]:
-    """The fields of a trace that a split decides, its notes apart."""
-    return {
-        "thinking": parts.thinking, "answer": parts.answer, "outcome": parts.outcome, "opened_by": parts.opened_by
-    }  # fmt: skip
+    """The fields of a trace that a split decides, except its notes."""
+    return dict(zip(Split._fields[:4], parts[:4], strict=True))
 
 
 def from_fields(
     reasoning: str | None, content: str | None, *, finish: Finish = "stop", opened: bool = False, family: str = ""
 ) -> tuple[str, Split]:
-    """Raw text and parts of a reply whose server may have taken the thinking out of the content already.
+    """Raw text and parts of a reply whose server may have moved the thinking out of the content.
 
-    Such a server may still leave a closing mark, an empty block or the whole block in the content, and may file a thought
-    that was cut in both fields.
+    Such a server may still leave a closing mark, an empty block or the whole block in the content, and may put a truncated
+    thought into both fields.
 
     Args:
         reasoning: the server's own thinking field; `None` or empty when it has none.
@@ -177,14 +175,14 @@ def from_fields(
     if inner.thinking is not None and not (inner.answer and answer):  # marks, or the whole reply, in the field
         thinking, answer = inner.thinking, answer or inner.answer or ""
     parts = split(answer, finish=finish, family=family)
-    again = parts.thinking in ("", thinking)
-    if parts.thinking and not again:
+    repeated = parts.thinking in ("", thinking)
+    if parts.thinking and not repeated:
         thinking = f"{thinking}\n\n{parts.thinking}"
     if not answer or answer == thinking or parts.answer is None:
         unfinished: Outcome = "cut_in_thinking" if finish == "length" else "malformed"
         return join(thinking, None), Split(thinking, None, unfinished, "model")
     outcome: Outcome = "cut_in_answer" if finish == "length" else "complete"
-    if parts.outcome == "malformed" or (parts.opened_by == "model" and not again):
+    if parts.outcome == "malformed" or (parts.opened_by == "model" and not repeated):
         outcome = "malformed"
     return join(thinking, parts.answer), Split(thinking, parts.answer, outcome, "model")
 
@@ -192,20 +190,18 @@ def from_fields(
 def from_parts(content: Sequence[Any]) -> tuple[str | None, str | None, list[str]]:
     """Reasoning and content of a message whose content is a list of typed parts, and the types of parts that are neither.
 
-    Reasoning and content are `None` where there is no such part.
-
-    Raises ValueError: the text of a part is no text.
+    Reasoning and content are `None` where there is no such part. Raises ValueError: the text of a part is not a string.
     """
-    found: dict[bool, list[str]] = {True: [], False: []}
+    reasoning: list[str] = []
+    answer: list[str] = []
     others = []
     for part in content:
         kind = str(part.get("type") or "text") if isinstance(part, Mapping) else type(part).__name__
         if _TEXTUAL.fullmatch(kind):
-            found["think" in kind or "reason" in kind].append(_text(part))
+            (reasoning if "think" in kind or "reason" in kind else answer).append(_text(part))
         else:
             others.append(kind)
-    thinking, answer = (by.join(found[key]) if found[key] else None for key, by in ((True, "\n"), (False, "")))
-    return thinking, answer, others
+    return "\n".join(reasoning) if reasoning else None, "".join(answer) if answer else None, others
 
 
 def _text(part: Any, depth: int = 8) -> str:
@@ -216,7 +212,7 @@ def _text(part: Any, depth: int = 8) -> str:
         return _text(next((part[key] for key in keys if part[key]), None), depth - 1)
     if isinstance(part, list) and depth:
         return "".join(_text(item, depth - 1) for item in part)
-    raise ValueError("a part whose text is no text")
+    raise ValueError("a part whose text is not a string")
 
 
 def opens_thinking(prompt: str) -> bool:
@@ -226,44 +222,41 @@ def opens_thinking(prompt: str) -> bool:
 
 
 def foreign(template: str) -> str | None:
-    """The mark by which a chat template opens the thinking, where that is not the usual tag."""
+    """The mark with which a chat template opens the thinking, unless it is the usual tag."""
     marks = (mark for name, opens in _OPENS.items() if name != "harmony-bare" and (mark := opens.search(template)))
     return None if OPEN in template else next((mark[0] for mark in marks), None)
 
 
 def unparsed(text: str) -> str | None:
-    """The first thing in a text that looks like a mark of thinking and was not read as one; code and quotations do not count."""
+    """The first unparsed mark of thinking in a text, or what looks like one; code and quotations do not count."""
     mark = next(_marks(text, _LOOKS_LIKE, _code(text)), None)
     return mark[0] if mark else None
 
 
 class Parsed:
-    """Watches the replies of models for marks of thinking in their answers: a thought would be judged as an answer."""
+    """Counts marks of thinking in models' answers: a thought must not be judged as an answer."""
 
     def __init__(self) -> None:
         self._replies: Counter[str] = Counter()
-        self.filed_again = 0  # How many were filed again as thinking, by what others showed
+        self.filed_again = 0  # Replies that were classed as thinking because of others of their model
         self._marked: dict[str, Counter[str]] = {}
 
     def add(self, trace: Trace) -> None:
-        """Look at a reply."""
+        """Count a reply."""
         self._replies[trace.model] += 1
         self.filed_again += FILED_AGAIN in trace.notes
         if AS_TEXT not in trace.notes and (mark := unparsed(trace.answer or "")):
             self._marked.setdefault(trace.model, Counter())[mark] += 1
 
     def require(self) -> None:
-        """Stop where the answers are not what they seem.
-
-        Raises WorkError: more than `UNPARSED` of a model's replies hold such a mark; the message names model, mark and share.
-        """
+        """Raises WorkError: more than `UNPARSED` of a model's replies hold such a mark; the message names it."""
         for model, marks in self._marked.items():
             share = marks.total() / self._replies[model]
             if share > (UNPARSED if marks.total() > 1 else 0.5):
                 raise WorkError(
                     f"{share:.0%} of the replies of {model} hold a mark of thinking that was not read as one, such as "
                     f"{marks.most_common(1)[0][0]!r}: thoughts would be judged as answers. If the model marks its thinking "
-                    f"in a known way, declare it (thinking: {' | '.join(FAMILIES)}); if these are no thoughts, thinking: none."
+                    f"in a known way, declare it (thinking: {' | '.join(FAMILIES)}); if these are not thoughts, thinking: none."
                 )
 
 
@@ -276,15 +269,14 @@ def _plain(raw: str, outcome: Outcome) -> Split:
 def _inside(
     raw: str, start: int, finish: Finish, opened_by: OpenedBy, family: str, opening: tuple[str, str] = ("", OPEN)
 ) -> Split:
-    """Split a text that is inside the thinking from `start` on. One mark closes a thinking; more are more blocks."""
-    code, closes = _code(raw), _CLOSES[family]
-    found = list(_marks(raw, closes, code, start))
-    if not found and finish == "stop":
+    """Split a text that is inside the thinking from `start` on. One mark closes a thinking; more mean several blocks."""
+    code = _code(raw)
+    marks = list(_marks(raw, _CLOSES[family], code, start))
+    if not marks and finish == "stop":
         # A fence that the thinking left open may seem to hold the mark.
-        found = list(_ALONE[family].finditer(raw, start))[:1]
-    # A mark written twice is one mark: nothing stands between.
-    runs: list[tuple[int, int]] = []
-    for mark in found:
+        marks = list(_ALONE[family].finditer(raw, start))[:1]
+    runs: list[tuple[int, int]] = []  # Marks with nothing between them count as one
+    for mark in marks:
         if runs and not raw[runs[-1][1] : mark.start()].strip():
             runs[-1] = (runs[-1][0], mark.end())
         else:
@@ -318,12 +310,12 @@ def _end(raw: str, start: int, family: str) -> int:
 def _marks(
     text: str, pattern: re.Pattern[str], code: Sequence[tuple[int, int]], start: int = 0, end: int | None = None
 ) -> Iterator[re.Match[str]]:
-    """Marks that are no text: neither in code nor between quotation marks."""
+    """Marks that are neither in code nor quoted."""
     spans = iter(code)
     inside = next(spans, None)
     at, end, quick = start, len(text) if end is None else end, pattern.pattern[0] == "<"
     while at >= 0:
-        # Looking for a letter is twenty times as fast as looking for a pattern.
+        # Searching for a character is twenty times as fast as searching for a pattern.
         at = text.find("<", at, end) if quick else at
         mark = (pattern.match if quick else pattern.search)(text, at, end) if at >= 0 else None
         if mark is None:
@@ -341,7 +333,7 @@ def _marks(
 
 
 def _code(text: str) -> list[tuple[int, int]]:
-    """Where code stands: closed fences, and what is between equal runs of backticks on one line; in order."""
+    """The spans of code, in order: closed fences, and text between equal runs of backticks on one line."""
     if "`" not in text and "~~~" not in text:
         return []
     found: list[tuple[int, int]] = []
@@ -356,7 +348,7 @@ def _code(text: str) -> list[tuple[int, int]]:
         elif fence is None:
             fence = mark
         elif mark[1].startswith(fence[1]) and not mark[2].strip():
-            # Some write their thinking into a fence.
+            # Some models write their thinking into a fence.
             found += [(fence.start(), mark.end())] if not re.fullmatch(_TAG, fence[2].strip()) else []
             fence = None
     return sorted(found)

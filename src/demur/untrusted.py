@@ -1,8 +1,8 @@
 """What a model wrote is hostile input: text that goes into another model's prompt, and JSON that comes out of a reply.
 
-A reply can hold control tokens of any chat family (`[/INST]`, `<|eot_id|>`), the headings under which a judge's prompt puts
-things ("AI assistant:"), or a verdict ready to be read ("unsafe", "Judgment: 0"). None is deleted, since it is part of
-what is judged: tokens are broken by a space and such lines are marked as quoted. What text remains text.
+A reply can hold control tokens of any chat family (`[/INST]`, `<|eot_id|>`), headings of a judge's prompt ("AI assistant:"),
+or a ready verdict ("unsafe", "Judgment: 0"). None is deleted, since all of it is judged: a space breaks the tokens, and such
+lines are marked as quoted.
 """
 
 import json
@@ -25,28 +25,28 @@ _FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
 def filled(template: str, **values: str) -> str:
-    """A template with `{name}` replaced by each value, in one pass; other braces, and those in the values, are text."""
+    """A template with each `{name}` replaced by its value, in one pass; other braces, and those in values, are text."""
     return re.sub(r"\{(\w+)\}", lambda slot: values.get(slot[1], slot[0]), template)
 
 
 def neutral(text: str, *, template: str = "") -> str:
-    """The text with control tokens broken, invisible characters gone, and lines quoted that look like a prompt's own.
+    """A text with control tokens broken, invisible characters removed, and lines quoted that look like a prompt's own.
 
-    A line that stands in `template`, the prompt into which the text will go, is quoted whatever it looks like.
+    A line that also stands in `template`, the prompt that will hold the text, is always quoted.
     """
-    own = {line.strip() for line in template.split("\n")} - {""}
+    headings = {line.strip() for line in template.split("\n")} - {""}
     text = _INVISIBLE.sub("", _BREAKS.sub("\n", text))
     text = TOKENS.sub(lambda match: f"{match.group()} " if match.group() in "<[◁" else f" {match.group()}", text)
-    if own:
-        text = "\n".join(f"| {line}" if line.strip() in own else line for line in text.split("\n"))
+    if headings:
+        text = "\n".join(f"| {line}" if line.strip() in headings else line for line in text.split("\n"))
     return _LINES.sub(lambda match: f"| {match.group()}", text)
 
 
 def clip(text: str, tokens: int) -> str:
     """The start of a text, about so many tokens of a Llama tokenizer long.
 
-    Four letters, a digit, a punctuation character or a line break count as a token. That is a little more than the
-    tokenizer would count in English, so that the clipped text is never longer than the protocol allows by much.
+    Four letters, a digit, a punctuation character or a line break count as one token. In English that is slightly more
+    than the tokenizer counts, so the clipped text hardly ever exceeds what the protocol allows.
     """
     for count, match in enumerate(_PIECE.finditer(text), 1):
         if count > tokens:
@@ -55,15 +55,15 @@ def clip(text: str, tokens: int) -> str:
 
 
 def unfenced(reply: str) -> str:
-    """A reply without the fence around it, where one fenced block is all that it is."""
-    found = _FENCE.fullmatch(reply.strip())
-    return found.group(1) if found else reply.strip()
+    """A reply without its fence, where the whole reply is one fenced block."""
+    block = _FENCE.fullmatch(reply.strip())
+    return block.group(1) if block else reply.strip()
 
 
 def json_object(reply: str, key: str) -> dict[str, Any] | None:
     """The first JSON object in a reply that has `key`; `None` when there is none.
 
-    Fences and words around the object are forgiven, and line breaks inside its texts; another form is not.
+    Fences and words around the object are accepted, as are line breaks inside its strings.
     """
     fenced = _FENCE.search(reply)
     text = fenced.group(1) if fenced else reply
