@@ -31,14 +31,14 @@ Body = dict[str, Any]
 
 @contextmanager
 def answering(reply: Callable[[Body], tuple[int, Body]]) -> Iterator[tuple[str, list[Body]]]:
-    """A chat server that says what `reply` says (status, body); with all that it was asked."""
+    """A chat server that answers as `reply` does (status, body); with all that it was asked."""
     asked: list[Body] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            status, said = reply(asked[-1])
-            body = json.dumps(said).encode()
+            status, content = reply(asked[-1])
+            body = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -56,7 +56,7 @@ def answering(reply: Callable[[Body], tuple[int, Body]]) -> Iterator[tuple[str, 
         server.server_close()
 
 
-def said(content: str | None, finish: str = "stop", **fields: Any) -> tuple[int, Body]:
+def chat_reply(content: str | None, finish: str = "stop", **fields: Any) -> tuple[int, Body]:
     """A whole answer of a chat server."""
     message = {"role": "assistant", "content": content, **fields}
     choice = {"index": 0, "message": message, "finish_reason": finish}
@@ -94,7 +94,7 @@ def _vllm(template: str) -> Callable[[Body], tuple[int, Body]]:
             render_jinja_template([body["messages"]], chat_template=template, continue_final_message=True)
         except ValueError as error:
             return 400, {"error": {"message": str(error), "type": "BadRequestError", "code": 400}}
-        return said(REFUSED)
+        return chat_reply(REFUSED)
 
     return reply
 
@@ -124,8 +124,8 @@ def test_a_closed_thinking_that_the_template_deletes_is_no_result(
 
 
 WONDER = "They want harm. " * 30
-CUT, WHOLE = said(WONDER, "length"), said(f"It harms.\n{CLOSE}\n\n{REFUSED}")
-APART, PLAIN = said(REFUSED, reasoning_content="It harms."), said(REFUSED)
+CUT, WHOLE = chat_reply(WONDER, "length"), chat_reply(f"It harms.\n{CLOSE}\n\n{REFUSED}")
+APART, PLAIN = chat_reply(REFUSED, reasoning_content="It harms."), chat_reply(REFUSED)
 AGAIN = "replies filed again as cut in the thinking, since the server's template opens it: 4"
 
 
@@ -134,10 +134,10 @@ AGAIN = "replies filed again as cut in the thinking, since the server's template
     [
         (WHOLE, False, CUT, "cut_in_thinking"),  # nobody sees the template, but the others close what they did not open
         (WHOLE, True, CUT, "cut_in_thinking"),
-        (WHOLE, False, said(WONDER), "malformed"),  # the end token stands inside the thinking
+        (WHOLE, False, chat_reply(WONDER), "malformed"),  # the end token stands inside the thinking
         (APART, False, CUT, "cut_in_thinking"),  # a server that takes thinking apart, where there is a closing tag
         (PLAIN, False, CUT, "cut_in_answer"),
-        (said(join("It harms.", REFUSED)), False, CUT, "cut_in_answer"),
+        (chat_reply(join("It harms.", REFUSED)), False, CUT, "cut_in_answer"),
     ],
 )
 def test_a_template_that_opens_the_thinking_is_learnt_and_what_has_no_tags_filed_again(
@@ -163,13 +163,13 @@ def test_a_template_that_opens_the_thinking_is_learnt_and_what_has_no_tags_filed
 
 
 @pytest.mark.parametrize(
-    ("told", "outcome", "note"),
+    ("first", "outcome", "note"),
     [(WHOLE, "cut_in_thinking", FILED_AGAIN), (PLAIN, "cut_in_answer", ""), (CUT, "cut_in_answer", "cannot be told")],
 )
 def test_where_all_replies_are_truncated_one_short_question_tells(
-    told: tuple[int, Body], outcome: str, note: str, tmp_path: Path
+    first: tuple[int, Body], outcome: str, note: str, tmp_path: Path
 ) -> None:
-    with answering(lambda body: told if "one and one" in str(body) else CUT) as (url, asked):
+    with answering(lambda body: first if "one and one" in str(body) else CUT) as (url, asked):
         assert evaluated(url, tmp_path) == 0
     found = traces_of(tmp_path)
     assert len(found) == 8 == len(asked) - 1
@@ -204,7 +204,7 @@ def test_a_model_that_does_not_think_is_waited_for_no_longer_than_eight_replies(
 def test_no_request_holds_stop_strings_and_thinking_that_eats_the_budget_is_told(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with answering(lambda _: said(None, "length", reasoning_content="I wonder. " * 30)) as (url, asked):
+    with answering(lambda _: chat_reply(None, "length", reasoning_content="I wonder. " * 30)) as (url, asked):
         assert evaluated(url, tmp_path, "--max-tokens", "64") == 0
     assert len(asked) == 8
     assert not {name for body in asked for name in body if "stop" in name}
@@ -217,7 +217,7 @@ def test_no_request_holds_stop_strings_and_thinking_that_eats_the_budget_is_told
 
 def test_samples_that_do_not_differ_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A server that ignores temperature and seed."""
-    with answering(lambda _: said(join("It harms.", REFUSED))) as (url, asked):
+    with answering(lambda _: chat_reply(join("It harms.", REFUSED))) as (url, asked):
         assert evaluated(url, tmp_path, "--samples", "4") == 0
     assert len(asked) == 32
     assert "samples do not differ" in capfd.readouterr().out

@@ -83,7 +83,7 @@ def test_house_numbers(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= 400, "a module has at most 400 lines"
     tree = ast.parse(text)
-    assert ast.get_docstring(tree), "a module tells its story in a docstring"
+    assert ast.get_docstring(tree), "a module begins with a docstring"
     for function in _functions(tree):
         length = (function.end_lineno or 0) - function.lineno + 1
         assert length <= 60, f"{function.name} has {length} lines; 60 are allowed"
@@ -147,13 +147,13 @@ def test_an_optional_package_has_one_group_which_the_message_for_a_missing_one_n
     }
     users = [package for group, packages in groups.items() if group != "dev" for package in packages]
     assert len(users) == len(set(users)), "a package of two groups is changed in one of them"
-    told = {group: set(modules) for group, modules in GROUPS.items()}
-    assert told | {"dev": set()} == groups | {"dev": set()}, "registry.GROUPS"
+    declared = {group: set(modules) for group, modules in GROUPS.items()}
+    assert declared | {"dev": set()} == groups | {"dev": set()}, "registry.GROUPS"
 
 
 ROOMS = {
     "attack": 1108, "bench": 783, "cli": 2218, "diagnose": 730, "distil": 460, "judge": 2115, "mini": 975, "mix": 992,
-    "models": 2638, "pipeline": 3389, "prompts": 1132, "repair": 422, "report": 3649, "stats": 626, "storage": 1288,
+    "models": 2638, "pipeline": 3375, "prompts": 1132, "repair": 422, "report": 3649, "stats": 626, "storage": 1288,
     "testing": 1604, "train": 2240,
 }  # fmt: skip
 """Most lines of each room: what they have today. They were to be 20,000 together: only ever lower a number here."""

@@ -1,4 +1,4 @@
-"""What is wrong in a settings file is said with place, nearest key and allowed keys."""
+"""Problems of a settings file are reported with place, nearest key and allowed keys."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEXT = "name: x\narms:\n  improved:\n    train: 2\n    trian: 3\n"
 
 
 def checked(model: type[BaseModel], data: object, lines: LineTable) -> None:
-    """Read what a file says."""
+    """Read the data of a file."""
     problems = Problems("study.yaml", lines)
     problems.read(model, data)
     problems.check()
@@ -80,7 +80,7 @@ class Listed(Strict):
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         ("with: []", "study.yaml:1: 'with' is empty: at least one is wanted. Allowed: drop, trim."),
         ("with:", "study.yaml:1: 'with' is empty: a list is wanted, such as [drop]. Allowed: drop, trim."),
@@ -94,13 +94,13 @@ class Listed(Strict):
     ],
 )
 def test_an_empty_or_wrong_word_of_a_list_is_said_with_the_words_that_are_allowed(
-    written: str, said: str, tmp_path: Path
+    written: str, message: str, tmp_path: Path
 ) -> None:
     (path := tmp_path / "study.yaml").write_text(written)
     data, lines = read_yaml(path)
     with pytest.raises(UserError) as error:
         checked(Listed, data, lines)
-    assert str(error.value) == said
+    assert str(error.value) == message
 
 
 def test_missing_and_unreadable(tmp_path: Path) -> None:
@@ -200,10 +200,13 @@ def test_aliases_within_reason_are_read(tmp_path: Path) -> None:
 def test_a_brace_in_a_wrong_value_is_text() -> None:
     from demur.pipeline.study import Study
 
-    for wrong, said in (({"name": "{x}"}, "'{x}' is no name"), ({"name": "x", "seeds": "{0}"}, "such as [{0}]")):
+    for wrong, message in (
+        ({"name": "{x}"}, "'{x}' is not a valid name"),
+        ({"name": "x", "seeds": "{0}"}, "such as [{0}]"),
+    ):
         with pytest.raises(UserError) as error:
             validate(Study, wrong, where="s.yaml")
-        assert said in str(error.value)
+        assert message in str(error.value)
 
 
 def test_what_was_said_to_be_wrong_is_not_said_to_be_missing_too() -> None:

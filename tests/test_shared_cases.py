@@ -1,4 +1,4 @@
-"""Every case of the shared folder of small inputs: its own script says what is right, in its exit code."""
+"""Every case of the shared folder of small inputs: its own script checks the result and exits accordingly."""
 
 from __future__ import annotations
 

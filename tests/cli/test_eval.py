@@ -12,7 +12,7 @@ import pytest
 from tests.made import demur, exit_code
 
 from demur.cli.evaluate import name_of
-from demur.pipeline.study import named
+from demur.pipeline.study import valid_name
 from demur.records import Trace, Verdict, read_jsonl
 from demur.storage.artifacts import hash_file
 from demur.testing.server import serving
@@ -140,7 +140,7 @@ def test_a_model_is_called_by_its_end(target: str, model: str | None, name: str)
 def test_a_long_name_is_a_legal_one_and_stays_its_own() -> None:
     long = [name_of("http://127.0.0.1:8000/v1", f"an-owner/{'a-fine-tuned-model-' * 4}{end}") for end in "ab"]
     assert long[0] != long[1]
-    assert [named(one) for one in long] == long
+    assert [valid_name(one) for one in long] == long
 
 
 def test_a_server_is_one_row_with_and_without_its_models_name_and_two_servers_of_one_name_are_two(

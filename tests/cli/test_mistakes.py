@@ -344,7 +344,7 @@ def test_a_share_that_no_prompts_can_fill_is_told_before_a_teacher_is_paid(
         f"{study}:6: share 'safety' wants 50 rows and can have 40 at most: prompts.harmful gives 20 prompts, 2 samples each"
         in told("none", "50")
     )
-    assert "can have 20 at most: prompts.harmful gives 20 prompts; of rows that ask the same one stays" in told(
+    assert "can have 20 at most: prompts.harmful gives 20 prompts; rows with the same question count once" in told(
         "near", "30"
     )
     for dedupe, safety in (("none", "40"), ("near", "20"), ("near", "{n: up to 50}")):

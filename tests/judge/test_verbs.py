@@ -290,9 +290,7 @@ def test_judge_a_file_again(tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
     write_jsonl(path, rows)
     out = tmp_path / "again"
-    with pytest.raises(
-        UserError, match="states what the prompts want, and that decides how replies are counted"
-    ):
+    with pytest.raises(UserError, match="states what the prompts want, and that decides how replies are counted"):
         called(judge, str(path), "--out", str(out))
     words = [str(path), "--intent", "harmful"]
     first = called(judge, *words, "--judge", "rules", "--out", str(out))

@@ -179,9 +179,9 @@ def test_stopped_it_ends_at_once_and_says_how_to_go_on(
     process = _until(study, tmp_path / "out", "train-default-s0: started")
     with process:
         process.send_signal(how)
-        _, told = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "run the same command to go on" in told
+    assert "run the same command to go on" in error
 
 
 def test_a_damaged_stage_is_not_taken_for_whole(finished: tuple[Path, Path], tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Healthy:
 
 
 def phases(tmp_path: Path, cards: tuple[Device, ...], **changes: Any) -> list[Phase]:
-    return schedule(plan(make(LARGE | changes, where="test").stages, tmp_path), there=cards)
+    return schedule(plan(make(LARGE | changes, where="test").stages, tmp_path), cards=cards)
 
 
 def shape(found: list[Phase]) -> list[set[str]]:
@@ -111,14 +111,14 @@ def test_what_each_process_would_load_for_itself_is_not_shared(tmp_path: Path) -
     assert [len(phase.stages) for phase in twice] == [3, 3, 3]
 
 
-@pytest.mark.parametrize(("said", "together"), [("cuda", [2, 2, 2]), ("cuda:1", [2, 2, 2]), ("auto", [6])])
-def test_targets_that_name_one_card_take_turns_on_it(said: str, together: list[int], tmp_path: Path) -> None:
-    own = {name: {"hub": f"owner/{name}-7B", "device": said} for name in "ABC"}
+@pytest.mark.parametrize(("device", "together"), [("cuda", [2, 2, 2]), ("cuda:1", [2, 2, 2]), ("auto", [6])])
+def test_targets_that_name_one_card_take_turns_on_it(device: str, together: list[int], tmp_path: Path) -> None:
+    own = {name: {"hub": f"owner/{name}-7B", "device": device} for name in "ABC"}
     arms = {name: {"base": name} for name in "ABC"}
     found = phases(tmp_path, BIG, arms=arms, serve={}, models=LARGE["models"] | own)
     assert [len(phase.stages) for phase in found] == together
-    named = {"cuda": [0], "cuda:1": [1]}.get(said)
-    assert named is None or all(cards_of(phase) == named for phase in found), "the plan says where it is"
+    named = {"cuda": [0], "cuda:1": [1]}.get(device)
+    assert named is None or all(cards_of(phase) == named for phase in found), "the plan shows where it is"
 
 
 def test_targets_that_fit_beside_no_judge_are_asked_side_by_side(tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def test_how_a_model_of_a_card_is_reached_can_be_sent(tmp_path: Path) -> None:
     places = (placement.Place(placement.Need("target", mine, 20.0, 100), (3,), 0.9),)
     reach = pickle.loads(pickle.dumps(placement.Servers().move_to(Phase((), places))))
     assert (reach(mine).device, reach(other).device) == ("cuda:3", "auto")
-    said = mine.model_copy(update={"device": "cuda:0"})
-    assert reach(said) == said
+    pinned = mine.model_copy(update={"device": "cuda:0"})
+    assert reach(pinned) == pinned
 
 
 @pytest.mark.parametrize(("targets", "most"), [(1, 8), (3, 2), (12, 1)])
@@ -213,7 +213,7 @@ def test_what_is_done_side_by_side_takes_as_long_as_the_longest(tmp_path: Path) 
         slow = {"engine": "vllm", "least_speed": 0.1}
         plain = LARGE | {"serve": slow, "arms": {name: ARMS["arms"][name] for name in arms}}
         planned = plan(make(plain, where="test").stages, tmp_path)
-        return outlook(planned, schedule(planned, there=cards))
+        return outlook(planned, schedule(planned, cards=cards))
 
     alone, three = seen(BIG[:1], "A"), seen(BIG[:3], "ABC")
     assert len(alone["phases"]) == len(three["phases"]) == 1
@@ -222,15 +222,15 @@ def test_what_is_done_side_by_side_takes_as_long_as_the_longest(tmp_path: Path) 
     assert minutes == next(row["minutes"] for row in alone["phases"][0]["models"] if row["part"] == "target")
 
 
-def test_a_plan_says_how_a_training_is_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_shows_how_a_training_is_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "devices", lambda: BIG)
     planned = plan(make(LARGE | {"train": {}}, where="test").stages, tmp_path)
-    rows = [phase for phase in outlook(planned, schedule(planned, there=BIG))["phases"] if phase["work"] == "train"]
-    [told] = rows[0]["models"]
-    assert (told["part"], told["devices"], told["gigabytes"]) == ("train (fsdp2)", list(range(8)), 15.8)
+    rows = [phase for phase in outlook(planned, schedule(planned, cards=BIG))["phases"] if phase["work"] == "train"]
+    [row] = rows[0]["models"]
+    assert (row["part"], row["devices"], row["gigabytes"]) == ("train (fsdp2)", list(range(8)), 15.8)
 
 
-def test_what_does_not_fit_says_why_and_the_smallest_change(tmp_path: Path) -> None:
+def test_what_does_not_fit_states_why_and_the_smallest_change(tmp_path: Path) -> None:
     tiny = phases(tmp_path, (Device("tiny", 12.0, 0),))
     assert "Llama-Guard-3-8B needs about" in tiny[0].problem
     assert "answer it by a url" in tiny[0].problem
@@ -252,13 +252,13 @@ def test_sizes_are_read_off_names(name: str, size: float | None) -> None:
     assert parameters(name) == size
 
 
-def test_what_training_lacks_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_training_lacks_states_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     full, lora = TrainSettings(), TrainSettings(lora=LoraSettings())
     monkeypatch.setattr(sizes, "devices", lambda: ())
-    told = lacking("x/R1-Distill-Qwen-7B", full)
-    assert "no GPU" in told
-    assert "126 GB" in told
-    assert "--set train.lora=true needs about 21 GB" in told
+    message = lacking("x/R1-Distill-Qwen-7B", full)
+    assert "no GPU" in message
+    assert "126 GB" in message
+    assert "--set train.lora=true needs about 21 GB" in message
     assert lacking("mini-lrm-a", full) == ""
     monkeypatch.setattr(sizes, "devices", lambda: BIG)
     assert lacking("x/R1-Distill-Qwen-7B", lora) == ""

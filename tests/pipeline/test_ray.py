@@ -61,7 +61,7 @@ def test_a_lost_node_costs_nothing_but_time(cluster: Any, tmp_path: Path) -> Non
             if event.state == "done" and killer.ident is None:
                 killer.start()
 
-        with ray_pool("ray", cache=out / "replies", say=watch) as pool:
+        with ray_pool("ray", cache=out / "replies", watch=watch) as pool:
             there = execute(nodes, out=out, workers=pool, watch=watch)
         killer.join()
         asked_there = server.requests()["seen"] - asked_here

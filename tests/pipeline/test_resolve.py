@@ -1,4 +1,4 @@
-"""Everything that is wrong with a study is said before anything starts: all at once, each with its place and the nearest name."""
+"""Everything that is wrong with a study is reported before anything starts: all at once, each with its place and the nearest name."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ FAULTS = {
 }
 
 
-def said(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *verb: str) -> str:
-    """What `check study` (or another verb) says of a file that is wrong."""
+def report(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *verb: str) -> str:
+    """The report of `check study` (or another verb) on a file that is wrong."""
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     assert exit_code(*(verb or ("check", "study")), str(path)) == 2
@@ -99,28 +99,28 @@ def said(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *verb: s
 
 
 @pytest.mark.parametrize("fault", [f for f, words in FAULTS.items() if words])
-def test_a_fault_is_said_with_its_place_and_the_nearest_name(
+def test_a_fault_is_reported_with_its_place_and_the_nearest_name(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = (HEAD + fault).count("\n") + 1
     for verb in (("check", "study"), ("plan",)):
-        text = said(HEAD + fault + "\n", tmp_path, capsys, *verb)
+        text = report(HEAD + fault + "\n", tmp_path, capsys, *verb)
         assert f"wrong.yaml:{line}: " in text
         for word in FAULTS[fault]:
             assert word in text
 
 
-def test_quick_is_said_where_the_file_says_it_with_and_without_the_flag(
+def test_quick_is_reported_where_the_file_has_it_with_and_without_the_flag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = HEAD + "bench: [mini_harm]\nquick:\n  train.stps: 3\n  arms:\n    zz: {format: shrt, safety: 3}\n"
     for verb in (("check", "study"), ("plan", "--quick")):
-        told = said(text, tmp_path, capsys, *verb)
-        assert "wrong.yaml:13: unknown key 'stps'" in told
-        assert "wrong.yaml:15: unknown strategy 'shrt'" in told
-        assert "--set" not in told
-    assert "'quick' = 5: a mapping" in said(HEAD + "quick: 5\n", tmp_path, capsys, "plan", "--quick")
-    assert "'arms' = 5: a mapping" in said("name: x\narms: 5\n", tmp_path, capsys)
+        reported = report(text, tmp_path, capsys, *verb)
+        assert "wrong.yaml:13: unknown key 'stps'" in reported
+        assert "wrong.yaml:15: unknown strategy 'shrt'" in reported
+        assert "--set" not in reported
+    assert "'quick' = 5: a mapping" in report(HEAD + "quick: 5\n", tmp_path, capsys, "plan", "--quick")
+    assert "'arms' = 5: a mapping" in report("name: x\narms: 5\n", tmp_path, capsys)
 
 
 def test_each_file_has_its_answer_and_a_folder_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,11 +133,11 @@ def test_each_file_has_its_answer_and_a_folder_is_none(tmp_path: Path, capsys: p
     assert rows[2]["missing"] == ["data_dir   nowhere: no such folder"]
 
 
-def test_all_faults_of_a_file_are_said_in_one_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_faults_of_a_file_are_reported_in_one_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     benches = ["{limit: 3}", *_benches()]
     text = HEAD + "bench:\n" + "".join(f"  - {bench}\n" for bench in benches)
     text += "train: {lrr: 1}\nfilter: mini-harn\ncompare: [{a: short, b: shorter}]\n"
-    told = said(text, tmp_path, capsys)
+    reported = report(text, tmp_path, capsys)
     for word in (
         "pirr",
         "streems",
@@ -152,12 +152,12 @@ def test_all_faults_of_a_file_are_said_in_one_answer(tmp_path: Path, capsys: pyt
         "'xstest_llm' cannot be played by",
         "attack 'pair' needs a model",
     ):
-        assert word in told
+        assert word in reported
     first = HEAD.count("\n") + 2
     for offset, bench in enumerate(benches):
         if FAULTS.get(f"bench: [{bench}]", True):
-            assert re.search(rf"wrong\.yaml:{first + offset}\b", told), bench
-    assert "Traceback" not in told
+            assert re.search(rf"wrong\.yaml:{first + offset}\b", reported), bench
+    assert "Traceback" not in reported
 
 
 def _benches() -> list[str]:
@@ -218,23 +218,23 @@ trian: 3                                                # unknown key 'trian'; D
 
 
 @pytest.mark.parametrize("verb", [("check", "study"), ("plan",), ("run",)])
-def test_one_mistake_of_each_kind_is_said_in_one_answer(
+def test_one_mistake_of_each_kind_is_reported_in_one_answer(
     verb: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong names hide no wrong setting, and neither hides what is missing; each line of the file says what must be said of it."""
+    """Wrong names hide no wrong setting, and neither hides what is missing; each line of the file states what must be reported of it."""
     monkeypatch.chdir(tmp_path)
-    told = said(ONE_OF_EACH, tmp_path, capsys, *verb).splitlines()
-    assert any("'name' is missing." in line for line in told)
+    reported = report(ONE_OF_EACH, tmp_path, capsys, *verb).splitlines()
+    assert any("'name' is missing." in line for line in reported)
     for number, text in enumerate(ONE_OF_EACH.splitlines(), 1):
-        here = [line for line in told if re.search(rf"wrong\.yaml:{number}\b", line)]
+        here = [line for line in reported if re.search(rf"wrong\.yaml:{number}\b", line)]
         wanted = text.partition("# ")[2].split("; ") if "# " in text else []
         for words in wanted:
-            assert any(words in line for line in here), f"line {number}: {words} is not said"
+            assert any(words in line for line in here), f"line {number}: {words} is not reported"
         assert bool(here) == bool(wanted) or "sums" in text, f"line {number}: {here}"
     assert not any(Path(tmp_path / "runs").glob("*"))
 
 
-def test_plan_and_run_say_the_same_and_ask_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_and_run_report_the_same_and_ask_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(HEAD + "bench: [{name: mini_harm, attack: pirr}]\n")
     for verb in ("plan", "run"):
@@ -254,15 +254,15 @@ def test_plan_and_run_say_the_same_and_ask_nobody(tmp_path: Path, capsys: pytest
         ("arms.short.train.lrr=1", "lrr"),
     ],
 )
-def test_a_slip_in_an_override_is_said(
+def test_a_slip_in_an_override_is_reported(
     item: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "right.yaml"
     path.write_text(HEAD + "bench: [{name: mini_harm}]\n")
     assert exit_code("plan", str(path), "--set", item) == 2
-    told = capsys.readouterr().err
-    assert word in told
-    assert "--set" in told
+    reported = capsys.readouterr().err
+    assert word in reported
+    assert "--set" in reported
 
 
 def test_a_mistyped_attack_is_named_when_an_override_changes_a_setting_below_it(
@@ -271,7 +271,7 @@ def test_a_mistyped_attack_is_named_when_an_override_changes_a_setting_below_it(
     (path := tmp_path / "wrong.yaml").write_text(HEAD + "bench: [{name: mini_harm, attack: pirr}]\n")
     assert exit_code("plan", str(path), "--set", "bench.0.attack.width=5") == 2
     message = capsys.readouterr().err
-    assert "wrong.yaml:11: unknown attack 'pirr'. Did you mean 'pair'?" in message
+    assert "wrong.yaml:11: 'bench.0.attack' = 'pirr': unknown attack 'pirr'. Did you mean 'pair'?" in message
     assert "'none'" not in message.partition("Allowed")[0]
 
 
@@ -279,8 +279,8 @@ def test_a_mistyped_attack_is_named_when_an_override_changes_a_setting_below_it(
     "name", ["qwen/7b", "../../x", "", "a b", ".hidden", "=cmd|x", "$\\frac$", "[/x]", "<b>x</b>", "a" * 65]
 )
 def test_names_of_arms_and_studies_are_no_paths(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is no name" in said(HEAD + f"  '{name}': {{}}\n", tmp_path, capsys)
-    assert "is no name" in said(HEAD.replace("name: wrong", f"name: '{name}'"), tmp_path, capsys)
+    assert "is not a valid name" in report(HEAD + f"  '{name}': {{}}\n", tmp_path, capsys)
+    assert "is not a valid name" in report(HEAD.replace("name: wrong", f"name: '{name}'"), tmp_path, capsys)
 
 
 def test_a_judges_own_text_is_part_of_what_is_judged_by(tmp_path: Path) -> None:
@@ -297,9 +297,7 @@ def test_a_judges_own_text_is_part_of_what_is_judged_by(tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_what_speaks_of_arms_that_are_left_out_is_left_out_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_names_arms_that_are_left_out_is_left_out_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "right.yaml"
     path.write_text(
         HEAD + "bench: [mini_harm]\ncompare: [{a: raw, b: short}]\n"
@@ -307,10 +305,10 @@ def test_what_speaks_of_arms_that_are_left_out_is_left_out_too(
     )
     for item in ("arms={raw: {}}", "arms.short=null"):
         assert exit_code("plan", str(path), "--set", item) == 0
-        told = capsys.readouterr().out
-        assert "compare: 1 of 1 left out" in told, item
-        assert "findings: 1 of 1 left out" in told, item
-        assert "train" not in told, item
+        reported = capsys.readouterr().out
+        assert "compare: 1 of 1 left out" in reported, item
+        assert "findings: 1 of 1 left out" in reported, item
+        assert "train" not in reported, item
 
 
 def test_a_tampering_loses_the_arms_that_are_left_out_and_goes_with_its_last(
@@ -331,15 +329,15 @@ def test_a_tampering_loses_the_arms_that_are_left_out_and_goes_with_its_last(
     assert len(load_study(path).study.tamper) == 3  # type: ignore[union-attr]
 
 
-def test_a_copy_that_is_not_the_release_is_told_before_anything_is_asked(
+def test_a_copy_that_is_not_the_release_is_reported_before_anything_is_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sums.jsonl").write_text('{"problem": "What is 2 + 2?", "answer": "4"}\n')
     path = tmp_path / "other.yaml"
     path.write_text(HEAD + f"bench: [{{name: math500, data: {tmp_path / 'sums.jsonl'}}}]\n")
     assert exit_code("plan", str(path)) == 2
-    said = " ".join(capsys.readouterr().out.split())
-    assert "is not math500 as released: it holds 1 prompts, the release 500; its texts hash to" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "is not math500 as released: it holds 1 prompts, the release 500; its texts hash to" in output
 
 
 def test_programs_of_a_model_want_isolation_before_anything_is_asked(

@@ -94,7 +94,7 @@ def test_what_is_saved_is_the_same_study(path: Path, tmp_path: Path) -> None:
 def test_overrides_reach_every_depth(small: Path) -> None:
     sets = ["train.lr=5e-4", "arms.short.safety=6", "bench.1.limit=3", "seeds=[4]", "base=mini-lrm-b"]
     loaded, made = load(small, sets=sets).study, stages(small, *sets)
-    assert made["train-short-s4"].settings.train.lr == 2e-3, "what an arm says goes before what the study says"
+    assert made["train-short-s4"].settings.train.lr == 2e-3, "the settings of an arm go before those of the study"
     assert made["train-nocot-s7"].settings.train.lr == 5e-4
     assert loaded.mix_of("short").shares["safety"].n == 6
     assert loaded.bench[1].limit == 3
@@ -110,7 +110,7 @@ def test_overrides_go_before_the_quick_version_and_that_before_the_file(small: P
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"compare": [{"a": "short", "b": "shorter"}]}, "unknown arm 'shorter'"),
         ({"arms": {"short": {"format": "short", "safety": 8, "maths": 5}}, "compare": []}, "no pool of that name"),
@@ -126,18 +126,18 @@ def test_overrides_go_before_the_quick_version_and_that_before_the_file(small: P
         ({"stand_in_data": {"advbench": "x"}}, "stand_in_data is for smoke runs alone"),
     ],
 )
-def test_what_is_wrong_is_named(small: Path, change: dict[str, object], said: str) -> None:
+def test_what_is_wrong_is_named(small: Path, change: dict[str, object], message: str) -> None:
     small.write_text(yaml.safe_dump(yaml.safe_load(SMALL) | change))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load(small)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [("bench=[{name: advbenchh}]", "advbenchh"), ("arms.short.format=shorty", "shorty")],
 )
-def test_an_unknown_benchmark_or_strategy_is_named(small: Path, change: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_an_unknown_benchmark_or_strategy_is_named(small: Path, change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load(small, sets=[change])
 
 
@@ -218,7 +218,7 @@ def test_bases_of_an_override_take_the_place_of_the_base(small: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sets", "said"),
+    ("sets", "message"),
     [
         (["arms.short.filter=mini-harms"], "mini-harm"),
         (["arms.short.filter=mini-harm", "arms.short.keep=everything"], "give one of the two"),
@@ -238,21 +238,21 @@ def test_bases_of_an_override_take_the_place_of_the_base(small: Path) -> None:
         (["findings=[{claim: x, evidence: [{a: short, b: nocot, expect: lower, by: 0.1, metric: loss}]}]"], "held_out"),
     ],
 )  # fmt: skip
-def test_what_filters_bases_and_findings_may_not_be(small: Path, sets: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_filters_bases_and_findings_may_not_be(small: Path, sets: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load(small, sets=sets)
 
 
 @pytest.mark.parametrize(
-    ("sets", "said"),
+    ("sets", "message"),
     [
         (["bases=[a/x, b/x]"], "different last names"),
         (["base=mini-lrm-b"], "both given"),
         (["arms.short.format=self"], "takes one base"),
     ],
 )
-def test_what_several_bases_forbid(several: Path, sets: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_several_bases_forbid(several: Path, sets: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load(several, sets=sets)
 
 

@@ -50,7 +50,7 @@ def _executed(
             from demur.pipeline.ray import ray_pool
 
             shared = (cache or out / CACHE).resolve()
-            with ray_pool(on, cache=shared, say=display) as pool:
+            with ray_pool(on, cache=shared, watch=display) as pool:
                 done = execute(stages, out=out.resolve(), cache=shared, workers=pool, watch=display, add=add)
     line, path = scrubbed(shlex.join(COMMAND)), out / COMMANDS
     before = [one for one in path.read_text().splitlines() if add or one != line] if path.is_file() else []

@@ -1,6 +1,6 @@
-"""What a study would ask and where its models would be, as plain data for `demur plan`; nobody is asked.
+"""What a study would ask and where its models would run, as plain data for `demur plan`. No model is asked.
 
-Bounds: every reply as long as its budget lets it; an adaptive attack as if no goal were ever reached.
+The counts are upper bounds: every reply as long as its budget allows; an adaptive attack as if no goal were ever reached.
 """
 
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from typing import Any
 
 from demur.models.config import Local, Served
 from demur.pipeline.dag import Planned
-from demur.pipeline.placement import Phase
+from demur.pipeline.placement import Phase, Place
 from demur.pipeline.sizes import training
 from demur.train.settings import TrainSettings
 
 
 def outlook(planned: Sequence[Planned], phases: Sequence[Phase]) -> dict[str, Any]:
-    """What would be asked of whom at most, by kind of stage and by part, and the schedule."""
+    """Upper bounds on requests, tokens and cost, by kind of stage and by part, and the schedule."""
     kinds: dict[str, dict[str, Any]] = {}
     parts: dict[str, dict[str, Any]] = {}
     for item in planned:
-        blank = {"kind": item.stage.kind, "of": 0, "done": 0, "requests": 0, "tokens": 0, "cost": None}
-        row = kinds.setdefault(item.stage.kind, blank)
+        counts = {"of": 0, "done": 0, "requests": 0, "tokens": 0, "cost": None}
+        row = kinds.setdefault(item.stage.kind, {"kind": item.stage.kind} | counts)
         row["of"] += 1
         row["done"] += item.done
         for ask in () if item.done else item.stage.estimate():
@@ -37,24 +37,14 @@ def outlook(planned: Sequence[Planned], phases: Sequence[Phase]) -> dict[str, An
     minutes = [max((model["minutes"] or 0.0 for model in phase["models"]), default=0.0) for phase in shown]
     costs = [part["cost"] for part in parts.values() if part["cost"] is not None]
     total = {"hours": round(sum(minutes) / 60, 1) or None, "cost": sum(costs) if costs else None}
-    return {
-        "stages": list(kinds.values()), "parts": [parts[name] for name in sorted(parts)], "phases": shown, "total": total,
-    }  # fmt: skip
+    by_name = [parts[name] for name in sorted(parts)]
+    return {"stages": list(kinds.values()), "parts": by_name, "phases": shown, "total": total}
 
 
 def _shown(number: int, phase: Phase) -> dict[str, Any]:
     """A phase as plain data."""
     asks = [ask for item in phase.stages for ask in item.stage.estimate()]
-    models = [
-        {
-            "part": place.need.part, "model": place.need.model.where.removesuffix("/model").rpartition("/stages/")[2],
-            "devices": list(place.devices), "gigabytes": round(place.need.gigabytes, 1), "share": place.share,
-            "max_model_len": place.need.length,  # and minutes at the speed that is declared for a busy server
-            "minutes": round(place.need.tokens / model.least_speed / model.in_flight / place.copies / 60, 1)
-            if isinstance(model := place.need.model, Served) else None,
-        }
-        for place in phase.places
-    ]  # fmt: skip
+    models = [_placed(place) for place in phase.places]
     models += [row for item in phase.stages if phase.training for row in _training(item)]
     work = "train" if phase.training else "generate" if phase.generating else "models up" if models else "prepare"
     return {
@@ -64,14 +54,24 @@ def _shown(number: int, phase: Phase) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _placed(place: Place) -> dict[str, Any]:
+    """A model as a row of the schedule; its minutes are those at the least speed that is declared for a busy server."""
+    need, model, minutes = place.need, place.need.model, None
+    if isinstance(model, Served):
+        minutes = round(need.tokens / model.least_speed / model.in_flight / place.copies / 60, 1)
+    name = model.where.removesuffix("/model").rpartition("/stages/")[2]
+    row = {"part": need.part, "model": name, "devices": list(place.devices), "gigabytes": round(need.gigabytes, 1)}
+    return row | {"share": place.share, "max_model_len": need.length, "minutes": minutes}
+
+
 def _training(item: Planned) -> list[dict[str, Any]]:
-    """A training as a row of the schedule: how it is spread, over which cards, and what it takes of each."""
+    """A training as a row of the schedule: how it is distributed, over which cards, and its memory on each."""
     base, settings = item.stage.models.get("base"), getattr(item.stage.settings, "train", None)
     if not isinstance(base, Local) or not isinstance(settings, TrainSettings):
         return []
-    found = training(base.weights_at, settings, base.revision)
-    if found is None:
+    size = training(base.weights_at, settings, base.revision)
+    if size is None:
         return []
-    row = {"part": f"train ({found.wrapper})", "model": base.where, "devices": [card.number for card in found.cards]}
-    size = {"gigabytes": round(found.gigabytes, 1), "max_model_len": settings.max_length}
-    return [row | size | {"share": 1.0, "minutes": None}]
+    row: dict[str, Any] = {"part": f"train ({size.wrapper})", "model": base.where}
+    row |= {"devices": [card.number for card in size.cards], "gigabytes": round(size.gigabytes, 1)}
+    return [row | {"max_model_len": settings.max_length, "share": 1.0, "minutes": None}]

@@ -1,9 +1,9 @@
 """The same stages as tasks of a Ray cluster: `demur run STUDY --on ray` (this machine) or `--on ray://ADDRESS`.
 
-Artifacts lie in the run's folder, which every node must see (a shared POSIX folder). SQLite and network file systems do
-not go together, so a stage writes its replies to a cache of its own beside the run's, and the driver merges it when the
-stage has ended. A stage whose worker or node was lost is started again by Ray; it finds that cache and asks nothing
-twice that was answered. One training over several nodes is torchrun's work.
+The run's folder must be a POSIX folder that all nodes share. SQLite does not work on network file systems, so each stage
+writes its replies to a cache of its own beside the run's, and the driver merges it when the stage has ended. Ray restarts a
+stage whose worker or node was lost; it finds that cache and asks nothing twice. For one training over several nodes use
+torchrun.
 """
 
 from __future__ import annotations
@@ -18,21 +18,19 @@ from typing import Any
 from demur.errors import DemurError, UserError, WorkError
 from demur.interfaces import quiet
 from demur.pipeline.placement import Phase, Servers, needs_of, place
-from demur.pipeline.run import Event, Job, Pool, Watch, do
+from demur.pipeline.run import Event, Pool, Task, Watch, run_task
 from demur.pipeline.sizes import devices
 from demur.pipeline.stage import Stage
 from demur.registry import missing
 from demur.storage.reply_cache import ReplyCache
 
-RETRIES = 5  # Times that a stage is started again after its worker or node was lost
+RETRIES = 5  # Restarts of a stage whose worker or node was lost
 
 
 @contextlib.contextmanager
-def ray_pool(address: str, *, cache: Path, say: Watch) -> Iterator[RayPool]:
-    """Workers on a Ray cluster while the block lasts: `ray`, the one that this machine is part of (or a new one), or `ray://HOST:PORT`.
-
-    Raises UserError: Ray is not installed, or the cluster is not there.
-    """
+def ray_pool(address: str, *, cache: Path, watch: Watch) -> Iterator[RayPool]:
+    """Workers on a Ray cluster, for the block: `ray` (the cluster of this machine, or a new one) or `ray://HOST:PORT`.
+    Raises UserError: Ray is not installed, or the cluster cannot be reached."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -46,7 +44,7 @@ def ray_pool(address: str, *, cache: Path, say: Watch) -> Iterator[RayPool]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f"--on {address}: {error}. Start one with `ray start --head`, or use --on ray.") from None
     try:
-        yield RayPool(ray, cache, say)
+        yield RayPool(ray, cache, watch)
     finally:
         if ours:
             ray.shutdown()
@@ -55,56 +53,61 @@ def ray_pool(address: str, *, cache: Path, say: Watch) -> Iterator[RayPool]:
 class RayPool(Pool):
     """Workers that are Ray tasks."""
 
-    def __init__(self, ray: Any, cache: Path, say: Watch) -> None:
-        super().__init__(say)
+    def __init__(self, ray: Any, cache: Path, watch: Watch) -> None:
+        super().__init__(watch)
         self._ray, self._cache = ray, cache
-        self._jobs: dict[Any, Job] = {}  # Task -> its job
+        self._tasks: dict[Any, Task] = {}  # Ray's reference to the outcome -> the task
 
     @property
     def slots(self) -> int:  # type: ignore[override]
-        """One stage a CPU of the cluster, as it is now."""
+        """One stage for each CPU of the cluster, as it is now."""
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
-    def submit(self, job: Job) -> None:
-        """Start a stage as a task; its resources follow from its kind."""
-        own = job._replace(way=job.way._replace(cache=self._cache / "stages" / job.planned.folder.name))
-        gpus = self._gpus(job.planned.stage)
-        self._jobs[self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task).remote(own)] = own
-        self._say(Event(job.planned.name, "started"))
+    def submit(self, task: Task) -> None:
+        """Start a stage as a task of Ray, with the resources of its kind and a reply cache of its own."""
+        cache = self._cache / "stages" / task.planned.folder.name
+        task = task._replace(environment=task.environment._replace(cache=cache))
+        gpus = self._gpus(task.planned.stage)
+        reference = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_run_on_node).remote(task)
+        self._tasks[reference] = task
+        self._watch(Event(task.planned.name, "started"))
 
     def _gpus(self, stage: Stage[Any]) -> int:
-        """What a stage gets of one node: a training at most what the largest has; what no node can hold, Ray would wait for."""
+        """The GPUs of one node that a stage gets; for a training at most those of the largest node."""
         most = max(int(node["Resources"].get("GPU", 0)) for node in self._ray.nodes() if node["Alive"])
         wanted = stage.gpus() if most else 0
-        if wanted > most and not stage.trains:
+        if wanted > most and not stage.trains:  # Ray would wait for such a node
             raise UserError(f"{stage.name} takes {wanted} GPUs of one node, and no node has more than {most}.")
         return min(wanted, most)
 
     def wait(self) -> Sequence[tuple[str, float | Exception]]:
         """Block until a stage has ended; its replies are merged into the run's cache."""
         ended = []
-        for task in self._ray.wait(list(self._jobs), num_returns=1)[0]:
-            (name, own), lost = ((job := self._jobs.pop(task)).planned.name, job.way.cache), f"lost {RETRIES + 1} times"
+        for reference in self._ray.wait(list(self._tasks), num_returns=1)[0]:
+            task = self._tasks.pop(reference)
+            name, own_cache = task.planned.name, task.environment.cache
             try:
-                took, failed = self._ray.get(task)
+                seconds, reason = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                took, failed = 0.0, f"{lost} ({type(error).__name__}). Run the same command to go on."
-            if own.is_dir():
+                lost = f"lost {RETRIES + 1} times ({type(error).__name__})"
+                seconds, reason = 0.0, f"{lost}. Run the same command to go on."
+            if own_cache.is_dir():
                 with ReplyCache(self._cache) as cache:
-                    cache.merge(own)
-                shutil.rmtree(own, ignore_errors=True)
-            ended.append((name, WorkError(f"{name}: {failed}") if failed else float(took)))
+                    cache.merge(own_cache)
+                shutil.rmtree(own_cache, ignore_errors=True)
+            ended.append((name, WorkError(f"{name}: {reason}") if reason else float(seconds)))
         return ended
 
 
-def _task(job: Job) -> tuple[float, str]:
-    """Run one stage on the cards that Ray gave it; the seconds, and what went wrong in words (a lost node raises instead)."""
-    devices.cache_clear()  # a worker gets other cards for another stage
+def _run_on_node(task: Task) -> tuple[float, str]:
+    """Run one stage on the GPUs that Ray assigned; returns the seconds, and why it failed (a lost node raises instead)."""
+    devices.cache_clear()  # a worker gets other GPUs for another stage
     try:
-        places, problem = place(needs_of(job.planned), devices())
+        places, problem = place(needs_of(task.planned), devices())
         if problem:
             return 0.0, problem
-        with contextlib.closing(Servers()) as running:
-            return do(job._replace(way=job.way._replace(reach=running.move_to(Phase((), places)))), quiet), ""
+        with contextlib.closing(Servers()) as servers:
+            here = task.environment._replace(reach=servers.move_to(Phase((), places)))
+            return run_task(task._replace(environment=here), quiet), ""
     except DemurError as error:
         return 0.0, str(error)

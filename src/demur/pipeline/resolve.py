@@ -1,7 +1,7 @@
-"""Everything about a study that is wrong or missing, found before anything is asked; and its stages, which `build.py` makes.
+"""Everything about a study that is wrong or missing, found before anything is asked; and its stages, which `build.py` builds.
 
-`check study`, `plan` and `run` go through `resolve`. What only the whole of a study can tell is told by `check_study`: names that
-must be there, claims that must be measured, arms that fit.
+`check study`, `plan` and `run` call `resolve`. `check_study` checks what spans several settings: names that must exist, claims
+that must be measured, arms that depend on each other.
 """
 
 import itertools
@@ -27,30 +27,30 @@ from demur.pipeline.build import Builder, base_of
 from demur.pipeline.dag import ordered
 from demur.pipeline.stage import Lack, Stage
 from demur.pipeline.stages.evaluate import Evaluate
-from demur.pipeline.study import CLIFF, LOSS, SELF, STUDENT, Evidence, Loaded, ProbeUse, Study, TamperUse
+from demur.pipeline.study import CLIFF, LOSS, SELF, SELF_WRITTEN, Evidence, Loaded, ProbeUse, Study, TamperUse
 from demur.settings import Location, Problems, changed, validate
 
-WORDS = {("model", SELF), ("strategy", "same"), ("judge", CLIFF)}  # What stands in the place of a name and is none
-ANYONE = Scripted(script="stand_in")  # The model in the place of one that is not there: it can play every part
+RESERVED = {("model", SELF), ("strategy", "same"), ("judge", CLIFF)}  # Words that are valid in the place of a name
+PLACEHOLDER = Scripted(script="stand_in")  # Replaces an unknown model: it can play every part
 
 
 class Resolved(NamedTuple):
-    """A study that is sound, its stages, and what is missing on this machine."""
+    """A valid study, its stages, and what is missing on this machine."""
 
     study: Study
     stages: list[Stage[Any]]
-    missing: list[str]  # One line each: the part, and how to give it
+    missing: list[str]  # One line each: the part, and how to provide it
     notes: list[str]
 
 
 def resolve(loaded: Loaded) -> Resolved:
-    """The stages of a study. Raises UserError: all that is wrong with it and, beside that, what is missing here, line by line."""
+    """The stages of a study. Raises UserError: something is wrong with it; then what is missing here is reported too."""
     study, problems = loaded.study, loaded.problems
     if study is None:
         problems.check()
     assert study is not None
     check_study(study, problems)
-    builder = Builder(_looked_up(study, problems), problems)
+    builder = Builder(_with_valid_names(study, problems), problems)
     stages = builder.all()
     lacks = builder.missing
     if study.data_dir and not (study.stand_in or Path(study.data_dir).is_dir()):
@@ -71,7 +71,7 @@ def make(data: dict[str, Any], *, where: str) -> Resolved:
 
 def needs(stages: Iterable[Stage[Any]], problems: Problems, missing: Sequence[tuple[Location, Lack]] = ()) -> list[str]:
     """What stages and all that they read lack on this machine, one line each, `missing` included.
-    Raises UserError: something is wrong with them, or was before."""
+    Raises UserError: something is wrong with them, or there are problems already."""
     lacks = list(missing)
     for stage in ordered(stages):
         with problems.at(*stage.place):
@@ -87,7 +87,7 @@ def needs(stages: Iterable[Stage[Any]], problems: Problems, missing: Sequence[tu
 
 
 def check_study(study: Study, problems: Problems) -> None:
-    """Add what only the whole of a study can tell to be wrong, each at its place."""
+    """Add the problems that span several settings of a study."""
     if "name" not in study.model_fields_set and not problems.within("name"):
         problems.add(("name",), "'name' is missing.")
     if study.stand_in_data and not study.stand_in:
@@ -105,11 +105,11 @@ def check_study(study: Study, problems: Problems) -> None:
             _check_evidence(study, evidence, problems, ("findings", at, "evidence", number))
 
 
-def _looked_up(study: Study, problems: Problems) -> Study:
-    """The study with a thing that exists in the place of every name that means nothing, so that all else can be looked at too."""
-    lost = {str(name) for name in problems.faulty("models")} - {*study.models}  # what is wrong with them was said
-    study = study.model_copy(update={"models": study.models | dict.fromkeys(lost, ANYONE)})
-    look_up: dict[str, tuple[Callable[[str], object], Any]] = {
+def _with_valid_names(study: Study, problems: Problems) -> Study:
+    """The study with a valid name in the place of each unknown one, which is a problem, so that all else can be checked too."""
+    faulty = {str(name) for name in problems.faulty("models")} - {*study.models}  # reported already
+    study = study.model_copy(update={"models": study.models | dict.fromkeys(faulty, PLACEHOLDER)})
+    look_up: dict[str, tuple[Callable[[str], object], Any]] = {  # Kind -> how it is looked up, and a valid name
         "arm": (partial(_among, "arm", {*study.arms, *map(str, problems.faulty("arms"))}), None),
         "base": (lambda name: base_of(study, name), Study.model_fields["base"].default),
         "benchmark": (get_bench, next(name for name in names() if get_bench(name).generated)),
@@ -117,52 +117,51 @@ def _looked_up(study: Study, problems: Problems) -> Study:
         "detector": (detector_requires, "rules"),
         "judge": (requires_model, "rules"),
         "measured": (partial(_among, "benchmark", {use.name for use in study.bench}), None),
-        "model": (partial(_among, "model", study.models), ANYONE.script),
+        "model": (partial(_among, "model", study.models), PLACEHOLDER.script),
         "strategy": (load_strategy, "default"),
-        "taught": (load_strategy, None),
+        "key": (load_strategy, None),
     }
     data: dict[str, Any] = {}
-    taught = [(("distil", "teachers", name), "taught", name) for name in study.distil.teachers]
-    for place, kind, name in (*named(study), *taught):
-        find, instead = look_up[kind]
+    keys = [(("distil", "teachers", name), "key", name) for name in study.distil.teachers]
+    for place, kind, name in (*names_in(study), *keys):
+        find, valid = look_up[kind]
         try:
-            find(name) if (kind, name) not in WORDS else None
+            find(name) if (kind, name) not in RESERVED else None
         except UserError as error:
             problems.add(place, str(error))
             data = data or study.model_dump(mode="json", exclude_unset=True)
-            data = data if instead is None else changed(data, [str(key) for key in place], instead)
+            data = data if valid is None else changed(data, [str(key) for key in place], valid)
     if not data:
         return study
-    data["models"] = data.get("models", {}) | {ANYONE.script: ANYONE.model_dump(exclude_unset=True)}
+    data["models"] = data.get("models", {}) | {PLACEHOLDER.script: PLACEHOLDER.model_dump(exclude_unset=True)}
     return validate(Study, data, where="study")
 
 
-def named(value: Any, kind: str = "", place: Location = ()) -> Iterator[tuple[Location, str, str]]:
-    """Every name that settings give (`settings.names`): where, what kind of thing it is, and the name."""
+def names_in(value: Any, kind: str = "", place: Location = ()) -> Iterator[tuple[Location, str, str]]:
+    """Every name that settings give (`settings.names`): its place, the kind of thing it names, and the name."""
     if isinstance(value, BaseModel):
         for key, field in type(value).model_fields.items():
             extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-            what, _, flat = str(extra.get("names") or (kind if key == "kind" else "")).partition(" ")
-            yield from named(getattr(value, key), what, place if flat else (*place, field.alias or key))
+            inner, _, flat = str(extra.get("names") or (kind if key == "kind" else "")).partition(" ")
+            yield from names_in(getattr(value, key), inner, place if flat else (*place, field.alias or key))
     elif isinstance(value, dict | tuple):
-        for at, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from named(one, kind, (*place, at))
+        for at, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from names_in(item, kind, (*place, at))
     elif kind and isinstance(value, str):
         yield place, kind, value
 
 
-def _among(what: str, known: Collection[str], name: str) -> None:
-    """Look a name up among those that are known."""
+def _among(kind: str, known: Collection[str], name: str) -> None:
+    """Raises UserError: a name is not among the known ones."""
     if name not in known:
-        raise unknown(what, name, known)
+        raise unknown(kind, name, known)
 
 
 def _check_repeats(study: Study, problems: Problems) -> None:
     """Nothing is measured twice or compared with itself, and what is compared is measured."""
-    own: dict[Location, tuple[int, ...]] = {
-        ("arms", name, "seeds"): arm.seeds or () for name, arm in study.arms.items()
-    }
-    for place, seeds in {("seeds",): study.seeds, **own}.items():
+    seeds_at: dict[Location, tuple[int, ...]] = {("seeds",): study.seeds}
+    seeds_at |= {("arms", name, "seeds"): arm.seeds or () for name, arm in study.arms.items()}
+    for place, seeds in seeds_at.items():
         if len(set(seeds)) < len(seeds) and not problems.within(*place):
             problems.add(place, "a seed is given twice.")
     sound = [at for at in range(len(study.bench)) if not problems.within("bench", at)]
@@ -178,7 +177,7 @@ def _check_repeats(study: Study, problems: Problems) -> None:
 
 
 def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place: Location) -> None:
-    """What a finding rests on must be measured by the study."""
+    """The study must measure what a finding rests on."""
     for name in (evidence.a, evidence.b):
         arm = study.arms.get(name)
         if evidence.metric == LOSS and arm is not None and not (arm.trained and study.held_out):
@@ -203,23 +202,23 @@ def _check_evidence(study: Study, evidence: Evidence, problems: Problems, place:
 
 
 def _benches(name: str) -> list[Bench]:
-    """The benchmark of a name; where there is none, which is said where it is named, it could be any."""
+    """The benchmark of a name; all benchmarks for an unknown name, which is reported elsewhere."""
     try:
         return [get_bench(name)]
     except UserError:
-        return [get_bench(one) for one in names()]
+        return [get_bench(known) for known in names()]
 
 
 def _check_arm(study: Study, name: str, problems: Problems) -> None:
-    """What an arm needs must be in the study."""
+    """The settings of an arm must fit each other and the study."""
     arm, place = study.arms[name], ("arms", name)
     ready = isinstance(arm.safety, ShareSettings) and (arm.safety.file or arm.safety.hub)
-    said = arm.filter or arm.keep or arm.benign_format or arm.distil or arm.teacher
-    if said and (arm.format is None or ready):
-        problems.add(place, f"arm '{name}' says how its traces are filtered, and no teacher writes them for it.")
+    about_traces = arm.filter or arm.keep or arm.benign_format or arm.distil or arm.teacher
+    if about_traces and (arm.format is None or ready):
+        problems.add(place, f"arm '{name}' has settings for its traces, and no teacher writes them for it.")
     if arm.filter and arm.keep == "everything":
         problems.add(place, f"arm '{name}' names a filter and keeps everything: give one of the two.")
-    if study.bases and ("@" in name or {arm.format, arm.benign_format} & set(STUDENT)):
+    if study.bases and ("@" in name or {arm.format, arm.benign_format} & set(SELF_WRITTEN)):
         problems.add(place, f"arm '{name}' trains a model on its own traces, which takes one base: set 'base'.")
     _check_rounds(study, name, problems)
     if arm.format is not None and not arm.safety and not problems.within(*place):
@@ -227,7 +226,7 @@ def _check_arm(study: Study, name: str, problems: Problems) -> None:
 
 
 def _check_rounds(study: Study, name: str, problems: Problems) -> None:
-    """An arm that goes on from another: there must be one, of the same bases and seeds, and an end to it."""
+    """The arms that an arm follows (`after`) must exist, have the same bases and seeds, and not form a circle."""
     chain, place = [name], ("arms", name, "after")
     while (after := study.arms[chain[-1]].after) is not None:
         if after in chain or after not in study.arms:
@@ -236,20 +235,21 @@ def _check_rounds(study: Study, name: str, problems: Problems) -> None:
     if after in chain:
         problems.add(place, f"{' goes on from '.join([*chain, str(after)])}: that has no beginning.")
     for later, earlier in itertools.pairwise(chain):
-        mine, its = ({copy.base for copy in study.copies(one)} for one in (later, earlier))
-        if not mine <= its or (study.arms[earlier].trained and {*study.seeds_of(later)} - {*study.seeds_of(earlier)}):
+        needed, given = ({copy.base for copy in study.copies(arm)} for arm in (later, earlier))
+        seeds = {*study.seeds_of(later)} - {*study.seeds_of(earlier)} if study.arms[earlier].trained else set()
+        if not needed <= given or seeds:
             problems.add(place, f"'{later}' goes on from '{earlier}', which has other bases or seeds.")
 
 
 def _check_depth(study: Study, problems: Problems) -> None:
-    """What is probed and tampered with must be a benchmark's and an arm's."""
-    asked = {(use.name, use.attack.name) for use in study.bench}
+    """Probes and tamperings must name benchmarks of the study, and train all arms on the same rows."""
+    measured = {(use.name, use.attack.name) for use in study.bench}
     uses: list[tuple[Location, ProbeUse | TamperUse]] = [(("probe", at), use) for at, use in enumerate(study.probe)]
     uses += [(("tamper", at), use) for at, use in enumerate(study.tamper)]
     for place, use in uses:
-        if (use.bench, use.attack) not in asked and not problems.mentions("bench", use.attack):
-            told = f"'{use.bench}' with attack '{use.attack}' is not under 'bench', where its replies come from."
-            problems.add(place, told)
+        if (use.bench, use.attack) not in measured and not problems.mentions("bench", use.attack):
+            message = f"'{use.bench}' with attack '{use.attack}' is not under 'bench', where its replies come from."
+            problems.add(place, message)
     for at, tamper in enumerate(study.tamper):
         if tamper.rows.after or tamper.rows.teacher == SELF or (not tamper.rows.trained and not tamper.rows.benign):
             problems.add(("tamper", at, "rows"), "every arm trains on the same rows: no 'after', no teacher 'self'.")

@@ -1,8 +1,8 @@
 """Runs a graph of stages: in this process, in one-thread workers that stay alive, or on a Ray cluster.
 
-What is published under the same fingerprint is reused. Workers are separate processes with one thread each: independent
-trainings in parallel beat one training on two threads (and two threads on a busy machine can be ten times slower), and
-they stay alive because importing the training libraries takes seconds.
+Stages that are published under the same fingerprint are reused. Workers are processes with one thread each: independent
+trainings in parallel beat one training on two threads (and two threads on a busy machine can be ten times slower). They
+stay alive because importing the training libraries takes seconds.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ CACHE = "replies"  # The folder of a run's replies
 
 
 class Event(NamedTuple):
-    """What a running stage reports."""
+    """A report on the progress of a stage."""
 
-    name: str
+    name: str  # Of the stage
     state: str  # reused, started, progress, done or failed
     done: int = 0
     total: int | None = None
@@ -55,230 +55,233 @@ def execute(
     stages: Sequence[Stage[Any]], *, out: Path, cache: Path | None = None, workers: int | Pool = 1,
     watch: Watch | None = None, add: bool = True,
 ) -> dict[str, Artifact]:  # fmt: skip
-    """Do what is not done yet of some stages and all that they read; returns all artifacts by stage name.
+    """Run some stages and all that they read, as far as they are not done yet; returns all artifacts by stage name.
 
-    `workers` are so many processes of this machine (1: this one) where no model has cards, or a pool elsewhere. Replies are kept in
-    `cache`, by default in the run's folder `out`. With `add` the run's other stages stay in its graph; else these are the whole of it.
+    `workers` is a number of processes of this machine (1: this one), for models without cards, or a pool elsewhere. Replies are
+    stored in `cache`, by default in the run's folder `out`. With `add` the run's other stages stay in its graph.
 
-    Raises WorkError: a stage failed; what was finished is kept and the same call goes on from there.
+    Raises WorkError: a stage failed; finished stages are kept, and the same call continues from there.
     """
-    say = watch or (lambda event: None)
+    watch = watch or (lambda event: None)
     with artifacts.locked(out):
         planned = plan(stages, out)
         write_graph(planned, out, add=add)
         done = {item.name for item in planned if item.done}
         todo = [item for item in planned if item.name not in done]
-        for name in (item.name for item in planned if item.name in done):
-            say(Event(name, "reused"))
-        way = Way(cache or out / CACHE, time.time())
-        _reach(todo, way.cache)
+        for item in planned:
+            if item.name in done:
+                watch(Event(item.name, "reused"))
+        environment = Environment(cache or out / CACHE, time.time())
+        check_servers(todo, environment.cache)
         phases = schedule(planned) if isinstance(workers, int) else []
         if any(phase.places for phase in phases):
-            _in_phases(phases, done, way, say)
+            _run_phases(phases, done, environment, watch)
         elif not isinstance(workers, int):
-            _drive(todo, done, way, workers, say)
+            _run_all(todo, done, environment, workers, watch)
         else:
-            with local_pool(min(workers, len(todo)), say) as pool:
-                _drive(todo, done, way, pool, say)
+            with local_pool(min(workers, len(todo)), watch) as pool:
+                _run_all(todo, done, environment, pool, watch)
         return {item.name: Artifact(item.folder) for item in planned}
 
 
-def _reach(todo: Sequence[Planned], cache: Path) -> None:
-    """See that the servers that others started are up, but for those whose replies are kept. Raises UserError: one is not."""
-    every = ((item.stage.models, ask) for item in todo for ask in item.stage.estimate() if ask.requests)
-    asks = [(ask.part, models.get(ask.part)) for models, ask in every]
-    asked = {one.where: (part, one) for part, one in asks if isinstance(one, Remote) and not one.missing()}
+def check_servers(todo: Sequence[Planned], cache: Path) -> None:
+    """Check that servers outside demur are up, unless their replies are cached. Raises UserError: one is down."""
+    asks = ((item.stage, ask.part) for item in todo for ask in item.stage.estimate() if ask.requests)
+    asked = ((part, stage.models.get(part)) for stage, part in asks)
+    servers = {model.where: (part, model) for part, model in asked if isinstance(model, Remote) and not model.missing()}
 
-    async def looked() -> list[str]:
+    async def check() -> list[str]:
         from demur.models.transport import silent
 
-        return await asyncio.gather(*(silent(model) for _, model in asked.values()))
+        return await asyncio.gather(*(silent(model) for _, model in servers.values()))
 
-    told = asyncio.run(looked()) if asked else []
-    down = [(*one, why) for one, why in zip(asked.values(), told, strict=True) if why]
+    reasons = asyncio.run(check()) if servers else []
+    down = [(part, model, why) for (part, model), why in zip(servers.values(), reasons, strict=True) if why]
+    lines: list[str] = []
     if down:
-        with ReplyCache(cache) as kept:
-            down = [one for one in down if not kept.answered(one[1].known_by(one[1].model))]
-    if down:
-        lines = [f"{part}: {model.where} cannot be reached: {why}." for part, model, why in down]
+        with ReplyCache(cache) as replies:
+            for part, model, why in down:
+                if not replies.answered(model.known_by(model.model)):
+                    lines.append(f"{part}: {model.where} cannot be reached: {why}.")
+    if lines:
         raise UserError("\n".join([*lines, "Nothing was asked. Start what is down, and run the same command."]))
 
 
-def _in_phases(phases: Sequence[Phase], done: set[str], way: Way, say: Watch) -> None:
-    """Follow a schedule, each phase with its models up and a process for each target, this one where there are no two."""
+def _run_phases(phases: Sequence[Phase], done: set[str], environment: Environment, watch: Watch) -> None:
+    """Follow a schedule, each phase with its models up and one process for each target (this one if there is one target)."""
     if problems := [phase.problem for phase in phases if phase.problem]:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    with contextlib.closing(Servers()) as running:
+    with contextlib.closing(Servers()) as servers:
         for phase in phases:
-            here = way._replace(reach=running.move_to(phase), generating=phase.generating)
-            with local_pool(sum(place.need.part == "target" for place in phase.places), say) as pool:
-                # Who only asks publishes nothing.
-                _drive(phase.stages, set(done) if phase.generating else done, here, pool, say)
+            here = environment._replace(reach=servers.move_to(phase), generating=phase.generating)
+            with local_pool(sum(place.need.part == "target" for place in phase.places), watch) as pool:
+                # A phase that only asks finishes no stage.
+                _run_all(phase.stages, set(done) if phase.generating else done, here, pool, watch)
 
 
-class Way(NamedTuple):
-    """How the stages of a run, or of a phase of it, are done."""
+class Environment(NamedTuple):
+    """What the stages of a run, or of one of its phases, share."""
 
     cache: Path
-    began: float  # When the run did: what is in the cache since is its own
-    reach: Callable[[ModelConfig], ModelConfig] | None = None  # What a model is asked by, where servers are up
-    generating: bool = False  # Only ask; nothing is published
+    began: float  # Start of the run, to tell cached replies of earlier runs from its own
+    reach: Callable[[ModelConfig], ModelConfig] | None = None  # A model -> how it is asked, where servers are up
+    generating: bool = False  # Only ask, publish nothing
 
 
-class Job(NamedTuple):
-    """Everything a worker needs, to be sent."""
+class Task(NamedTuple):
+    """A stage to run, with all that a worker needs. It can be pickled."""
 
     planned: Planned
-    way: Way
+    environment: Environment
 
     @property
-    def lane(self) -> str:
-        """Of stages with the same, one is at work at a time: their target, where a schedule gives it its cards."""
-        target = self.planned.stage.played(self.planned.folders).get("target") if self.way.reach else None
+    def lock(self) -> str:
+        """Tasks with the same lock run one at a time: those of one target, where a schedule gives it cards."""
+        target = self.planned.stage.players(self.planned.folders).get("target") if self.environment.reach else None
         return key_of(target) if target is not None else self.planned.name
 
 
-def do(job: Job, progress: Progress) -> float:
+def run_task(task: Task, progress: Progress) -> float:
     """Run one stage and publish it; returns the seconds it took."""
-    (stage, mark, folder, marks, inputs), (cache, since, reach, generating) = job
-    with artifacts.drafted(folder, fresh=not stage.resumable) as (draft, began):
-        there = {part: Artifact(path) for part, path in inputs.items()}
-        context = Context(stage, inputs=there, draft=draft, cache=cache, progress=progress)
-        context.since, context.reach, context.generating = since, reach or context.reach, generating
+    (stage, fingerprint, folder, inputs, folders), (cache, began, reach, generating) = task
+    with artifacts.drafted(folder, fresh=not stage.resumable) as (draft, start):
+        read = {part: Artifact(path) for part, path in folders.items()}
+        context = Context(stage, inputs=read, draft=draft, cache=cache, progress=progress)
+        context.since, context.reach, context.generating = began, reach or context.reach, generating
         try:
             if (work := stage.run(context)) is not None:
-                asyncio.run(_finished(context, work))
+                asyncio.run(_awaited(context, work))
         finally:
             _release(trained=stage.trains)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
         if generating:
             return seconds
         if context.cache and context.cache.found:
             draft.line += f"; {context.cache.found:,} repl{'y' if context.cache.found == 1 else 'ies'} from the cache"
         manifest = Manifest(
-            name=stage.name, kind=stage.kind, version=stage.version, fingerprint=mark, inputs=marks,
+            name=stage.name, kind=stage.kind, version=stage.version, fingerprint=fingerprint, inputs=inputs,
             settings=stage.settings.model_dump(mode="json", by_alias=True), seconds=round(seconds, 3),
-            models={part: one.model_dump(mode="json", exclude_defaults=True) for part, one in stage.models.items()},
+            models={part: model.model_dump(mode="json", exclude_defaults=True) for part, model in stage.models.items()},
         )  # fmt: skip
         draft.publish(manifest)
     return seconds
 
 
 def _release(*, trained: bool) -> None:
-    """Give memory back: a server, a training or another worker may need it next."""
+    """Free memory: a server, a training or another worker may need it next."""
     if (torch := sys.modules.get("torch")) is None:
         return
     if trained or torch.cuda.is_initialized():
         gc.collect()
-    torch.cuda.empty_cache()  # nothing where there is no accelerator
+    torch.cuda.empty_cache()  # does nothing without an accelerator
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        # Freed tensors leave holes in the heap: a worker kept 3.8 of the 4.3 GB that training a model of 135M takes.
+        # Freed tensors fragment the heap: a worker kept 3.8 of the 4.3 GB that training a model of 135M takes.
         libc.malloc_trim(0)
 
 
-async def _finished(context: Context, work: Awaitable[None]) -> None:
-    """A stage's work to its end; its models are closed with it."""
+async def _awaited(context: Context, work: Awaitable[None]) -> None:
+    """Await a stage's work, then close its models."""
     async with context:
         await work
 
 
 class Pool:
-    """Who runs stages: this process, one stage at a time, done when it is submitted. Others work elsewhere."""
+    """Runs stages in this process, each when it is submitted. Subclasses run them elsewhere."""
 
     slots = 1  # Stages at the same time
 
-    def __init__(self, say: Watch) -> None:
-        self._say = say
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._ended: list[tuple[str, float | Exception]] = []
 
-    def submit(self, job: Job) -> None:
+    def submit(self, task: Task) -> None:
         """Start a stage."""
         try:
-            outcome: float | Exception = do(job, reported(job.planned.name, self._say))
+            outcome: float | Exception = run_task(task, reported(task.planned.name, self._watch))
         except Exception as error:
             outcome = error
-        self._ended = [(job.planned.name, outcome)]
+        self._ended = [(task.planned.name, outcome)]
 
     def wait(self) -> Sequence[tuple[str, float | Exception]]:
-        """Block until at least one has ended; returns those that have, with the seconds they took or what they raised."""
+        """Block until at least one stage has ended; returns the ended ones with their seconds, or the errors they raised."""
         return self._ended
 
 
-def _drive(todo: Sequence[Planned], done: set[str], way: Way, pool: Pool, say: Watch) -> None:
-    """Run stages as their inputs become ready; the first failure stops new ones and is raised when the rest have ended."""
-    waiting = {item.name: Job(item, way) for item in todo}
-    running: dict[str, Job] = {}
+def _run_all(todo: Sequence[Planned], done: set[str], environment: Environment, pool: Pool, watch: Watch) -> None:
+    """Run stages as their inputs become ready; after a failure start none, and raise it when the running ones have ended."""
+    waiting = {item.name: Task(item, environment) for item in todo}
+    running: dict[str, Task] = {}
     failure: Exception | None = None
     while waiting or running:
-        busy = {job.lane for job in running.values()}
-        for name, job in list(waiting.items()):
-            ready = all(one.name in done for one in job.planned.stage.inputs.values())
-            if ready and not failure and len(running) < pool.slots and (lane := job.lane) not in busy:
+        locks = {task.lock for task in running.values()}
+        for name, task in list(waiting.items()):
+            ready = all(stage.name in done for stage in task.planned.stage.inputs.values())
+            if ready and not failure and len(running) < pool.slots and (lock := task.lock) not in locks:
                 running[name] = waiting.pop(name)
-                pool.submit(job)
-                busy.add(lane)
+                pool.submit(task)
+                locks.add(lock)
         if not running:
             break
         for name, outcome in pool.wait():
-            job = running.pop(name)
+            task = running.pop(name)
             if isinstance(outcome, Exception):
-                say(Event(name, "failed", remark=scrubbed(str(outcome) or type(outcome).__name__)))
+                watch(Event(name, "failed", remark=scrubbed(str(outcome) or type(outcome).__name__)))
                 outcome.add_note(f"in stage {name}")
                 failure = failure or outcome
                 continue
             done.add(name)
-            if not way.generating:
-                line = str(Artifact(job.planned.folder).manifest.summary.get("line", ""))
-                say(Event(name, "done", remark=line, seconds=outcome))
+            if not environment.generating:
+                line = str(Artifact(task.planned.folder).manifest.summary.get("line", ""))
+                watch(Event(name, "done", remark=line, seconds=outcome))
     if failure is not None:
         raise failure
 
 
 class _Workers(Pool):
-    """One-thread worker processes on this machine. They stay alive from stage to stage; one that dies fails its stage."""
+    """One-thread worker processes on this machine, each kept for many stages; one that is killed fails its stage."""
 
-    def __init__(self, slots: int, say: Watch) -> None:
-        super().__init__(say)
+    def __init__(self, slots: int, watch: Watch) -> None:
+        super().__init__(watch)
         self.slots = slots
         self._idle: list[Connection] = []
-        self._running: dict[Connection, str] = {}
+        self._running: dict[Connection, str] = {}  # Connection to a worker -> its stage
         self._processes: dict[Connection, BaseProcess] = {}
 
-    def submit(self, job: Job) -> None:
-        here = self._idle.pop() if self._idle else self._start()
-        here.send(job)
-        self._running[here] = job.planned.name
+    def submit(self, task: Task) -> None:
+        worker = self._idle.pop() if self._idle else self._start()
+        worker.send(task)
+        self._running[worker] = task.planned.name
 
     def _start(self) -> Connection:
         spawn = multiprocessing.get_context("spawn")
         here, there = spawn.Pipe()
-        process = spawn.Process(target=_worker, args=(there, os.getpid()), daemon=False)
+        process = spawn.Process(target=_work, args=(there, os.getpid()), daemon=False)
         process.start()
         there.close()
         self._processes[here] = process
         return here
 
     def wait(self) -> Sequence[tuple[str, float | Exception]]:
-        """Pass on what workers report until some stages have ended."""
+        """Pass on the events of workers until some stages have ended."""
         ended: list[tuple[str, float | Exception]] = []
         while not ended:
-            for here in cast("list[Connection]", connection.wait(list(self._running))):
+            for worker in cast("list[Connection]", connection.wait(list(self._running))):
                 try:
-                    message = here.recv()
-                    self._idle += [] if isinstance(message, Event) else [here]
+                    message = worker.recv()
+                    self._idle += [] if isinstance(message, Event) else [worker]
                 except (EOFError, OSError):
                     message = WorkError(KILLED)
-                    self._processes.pop(here).join(1)
+                    self._processes.pop(worker).join(1)
                 if isinstance(message, Event):
-                    self._say(message)
+                    self._watch(message)
                 else:
-                    ended.append((self._running.pop(here), message))
+                    ended.append((self._running.pop(worker), message))
         return ended
 
     def stop(self) -> None:
         """End all workers within seconds; a training may write a checkpoint first."""
-        for here, process in self._processes.items():
-            here.close()
+        for worker, process in self._processes.items():
+            worker.close()
             process.terminate()
         until = time.monotonic() + GRACE
         for process in self._processes.values():
@@ -295,13 +298,13 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_
 
 
 @contextlib.contextmanager
-def local_pool(slots: int, say: Watch) -> Iterator[Pool]:
-    """Worker processes on this machine, of one thread each, ended with the block; this process where one is enough."""
+def local_pool(slots: int, watch: Watch) -> Iterator[Pool]:
+    """One-thread worker processes on this machine, stopped at the end of the block; this process if one is enough."""
     if slots <= 1:
-        yield Pool(say)
+        yield Pool(watch)
         return
-    pool, before = _Workers(slots, say), {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))  # child processes are born with them
+    pool, before = _Workers(slots, watch), {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # inherited by the workers
     try:
         yield pool
     finally:
@@ -310,8 +313,8 @@ def local_pool(slots: int, say: Watch) -> Iterator[Pool]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _worker(parent: Connection, pid: int) -> None:
-    """A worker: it runs what it is sent until its parent has no more. It dies with it, and leaves Ctrl-C to it."""
+def _work(parent: Connection, pid: int) -> None:
+    """The main function of a worker: run tasks until the parent has no more. It ends with its parent and ignores Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -319,30 +322,30 @@ def _worker(parent: Connection, pid: int) -> None:
         os._exit(1)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            job = parent.recv()
+            task = parent.recv()
             try:
-                ended: Any = do(job, reported(job.planned.name, parent.send))
+                outcome: Any = run_task(task, reported(task.planned.name, parent.send))
             except Exception as error:
-                ended = error if _can_be_sent(error) else WorkError(f"{type(error).__name__}: {error}")
-            parent.send(ended)
+                outcome = error if _is_picklable(error) else WorkError(f"{type(error).__name__}: {error}")
+            parent.send(outcome)
 
 
-def _can_be_sent(error: Exception) -> bool:
+def _is_picklable(error: Exception) -> bool:
     try:
         return isinstance(pickle.loads(pickle.dumps(error)), type(error))  # noqa: S301
     except Exception:
         return False
 
 
-def reported(name: str, say: Watch) -> Progress:
-    """Says that a stage has started; returns its progress, which is passed on at most five times a second."""
+def reported(name: str, watch: Watch) -> Progress:
+    """Report that a stage has started; returns its progress function, which reports at most five times a second."""
     last = 0.0
 
     def progress(done: int, total: int | None, remark: str) -> None:
         nonlocal last
         if time.monotonic() - last > 0.2 or done == total:
             last = time.monotonic()
-            say(Event(name, "progress", done, total, remark))
+            watch(Event(name, "progress", done, total, remark))
 
-    say(Event(name, "started"))
+    watch(Event(name, "started"))
     return progress

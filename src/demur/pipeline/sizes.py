@@ -1,4 +1,4 @@
-"""What models take: their sizes, the accelerators of this machine, and how a training is spread over them."""
+"""Memory: the sizes of models, the accelerators of this machine, and how a training is distributed over them."""
 
 import contextlib
 import functools
@@ -15,10 +15,10 @@ from demur.models.config import is_hub_id
 from demur.train.settings import LoraSettings, TrainSettings
 
 TRAIN_BYTES, LORA_BYTES = 18.0, 3.0
-"""Bytes a parameter: full fine-tuning in mixed precision (weights twice, gradients, two moments); adapters over 16-bit weights."""
-KV_BYTES = 16e-6  # Of keys and values, a token and parameter, without a config.json: 0.13 MB a token at 8 billion
+"""Bytes per parameter: full fine-tuning in mixed precision (weights twice, gradients, two moments); adapters over 16-bit weights."""
+KV_BYTES = 16e-6  # Of keys and values per token and parameter, without a config.json: 0.13 MB a token at 8 billion
 REPLICATED = 0.7  # Part of a card that weights, gradients and optimizer may fill before they are sharded
-SMALL = 300e6  # Parameters up to which a CPU will do
+SMALL = 300e6  # Parameters up to which a CPU is enough
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([BM])(?![a-z])", re.IGNORECASE)
 
 
@@ -32,20 +32,20 @@ class Device(NamedTuple):
 
 @functools.cache
 def devices() -> tuple[Device, ...]:
-    """The accelerators that `nvidia-smi` knows and CUDA_VISIBLE_DEVICES leaves; none without it."""
+    """The accelerators that `nvidia-smi` lists and CUDA_VISIBLE_DEVICES allows; none without that tool."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
-    asked = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
-    rows = [line.rpartition(",") for line in done.stdout.splitlines() if "," in line]
-    found = [Device(name.strip(), float(memory) / 1024, number) for number, (name, _, memory) in enumerate(rows)]
+    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    output = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout
+    rows = [line.rpartition(",") for line in output.splitlines() if "," in line]
+    cards = [Device(name.strip(), float(memory) / 1024, number) for number, (name, _, memory) in enumerate(rows)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return tuple(d for d in found if visible is None or str(d.number) in visible.split(","))
+    return tuple(card for card in cards if visible is None or str(card.number) in visible.split(","))
 
 
 class Shape(NamedTuple):
-    """What decides a model's memory."""
+    """What a model's memory depends on."""
 
     parameters: float
     token: float  # Bytes of keys and values of one token, over all layers
@@ -54,23 +54,23 @@ class Shape(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def shape(model: str, revision: str = "") -> Shape | None:
-    """The size of a model: from its config.json here or in the hub's cache, else from its weights or the size in its name."""
+    """The size of a model, from its config.json here or in the hub's cache, else from its weights or name."""
     folder = Path(model)
     path: Any = folder / "config.json" if folder.is_dir() else None
     if path is None and is_hub_id(model):
         from huggingface_hub import constants, try_to_load_from_cache
 
-        found = try_to_load_from_cache(model, "config.json", constants.HF_HUB_CACHE, revision or None)
-        path = Path(found) if isinstance(found, str) else None
+        cached = try_to_load_from_cache(model, "config.json", constants.HF_HUB_CACHE, revision or None)
+        path = Path(cached) if isinstance(cached, str) else None
     if path is not None and path.is_file():
-        with contextlib.suppress(KeyError, ValueError):  # an architecture that counts in another way
+        with contextlib.suppress(KeyError, ValueError):  # an architecture with other keys
             return _dense(json.loads(path.read_text()))
     size = parameters(model)
     return Shape(size, size * KV_BYTES) if size else None
 
 
 def _dense(c: Mapping[str, Any]) -> Shape:
-    """The size of a dense decoder of the Llama kind."""
+    """The size of a Llama-like dense decoder, from its config."""
     width, layers, heads = c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"]
     kv, head = c.get("num_key_value_heads") or heads, c.get("head_dim") or width // heads
     layer = 2 * width * head * (heads + kv) + 3 * width * c["intermediate_size"]
@@ -79,7 +79,7 @@ def _dense(c: Mapping[str, Any]) -> Shape:
 
 
 def parameters(model: str) -> float | None:
-    """How many parameters a model has: from its folder's weights, or from the size in its name."""
+    """The number of parameters of a model, from its folder's weights or the size in its name."""
     folder = Path(model)
     if model and folder.is_dir():
         index = folder / "model.safetensors.index.json"
@@ -87,12 +87,12 @@ def parameters(model: str) -> float | None:
             return float(json.loads(index.read_text())["metadata"]["total_size"]) / 2
         weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         return weights / 2 if weights else None
-    found = _SIZE.search(model.rpartition("/")[2].replace("-", " "))
-    return float(found[1]) * (1e9 if found[2].upper() == "B" else 1e6) if found else None
+    size = _SIZE.search(model.rpartition("/")[2].replace("-", " "))
+    return float(size[1]) * (1e9 if size[2].upper() == "B" else 1e6) if size else None
 
 
 class Training(NamedTuple):
-    """What a training takes on this machine."""
+    """How a training is distributed on this machine."""
 
     cards: tuple[Device, ...]
     wrapper: str  # single, ddp (each card holds a copy) or fsdp2 (they share one)
@@ -100,13 +100,13 @@ class Training(NamedTuple):
 
 
 def processes_of(settings: TrainSettings) -> int:
-    """Processes of a training: as it says, else one for each accelerator."""
-    there = 1 if settings.device == "cpu" else len(devices())
-    return settings.processes or max(1, min(there, settings.batch))
+    """Processes of a training: as set, else one for each accelerator."""
+    cards = 1 if settings.device == "cpu" else len(devices())
+    return settings.processes or max(1, min(cards, settings.batch))
 
 
 def training(model: str, settings: TrainSettings, revision: str = "") -> Training | None:
-    """Where a training would be, and how it is spread; `None`: a CPU will do, or nobody knows the size."""
+    """How a training would be distributed; `None` if a CPU is enough, or the size is unknown."""
     size = shape(model, revision)
     if size is None or size.parameters <= SMALL or settings.device == "cpu":
         return None
@@ -120,21 +120,20 @@ def training(model: str, settings: TrainSettings, revision: str = "") -> Trainin
 
 
 def lacking(model: str, settings: TrainSettings, revision: str = "") -> str:
-    """Why a model cannot be trained on this machine, and the smallest change; empty when it can, or when nobody knows."""
-    found = training(model, settings, revision)
-    if found is None or (found.cards and all(card.gigabytes >= found.gigabytes for card in found.cards)):
+    """Why this machine cannot train a model, and the smallest change that helps; empty if it can, or the size is unknown."""
+    needed = training(model, settings, revision)
+    if needed is None or (needed.cards and all(card.gigabytes >= needed.gigabytes for card in needed.cards)):
         return ""
-    there, ways = devices(), []
-    spread: dict[str, Any] = {"processes": len(there), "parallel": "fsdp2"}
-    ways_of = f"train.processes={len(there)} --set train.parallel=fsdp2"
-    changes = {ways_of: spread, "train.lora=true": {"lora": LoraSettings()}}
-    for words, change in changes.items():
+    cards, hints = devices(), []
+    sharded: dict[str, Any] = {"processes": len(cards), "parallel": "fsdp2"}
+    flags = f"train.processes={len(cards)} --set train.parallel=fsdp2"
+    for words, change in {flags: sharded, "train.lora=true": {"lora": LoraSettings()}}.items():
         other = training(model, settings.model_copy(update=change), revision)
-        if other and change.keys() - {"lora"} and not (there and other.gigabytes <= min(c.gigabytes for c in there)):
+        if other is None or other.gigabytes >= needed.gigabytes:
             continue
-        if other and other.gigabytes < found.gigabytes:
-            ways.append(f"--set {words} needs about {other.gigabytes:.0f} GB on each of {max(1, len(other.cards))}")
-    cards = f"{len(found.cards)} of {len(there)} GPUs with {there[0].gigabytes:.0f} GB each" if there else "no GPU"
+        if "lora" in change or (cards and other.gigabytes <= min(card.gigabytes for card in cards)):
+            hints.append(f"--set {words} needs about {other.gigabytes:.0f} GB on each of {max(1, len(other.cards))}")
+    have = f"{len(needed.cards)} of {len(cards)} GPUs with {cards[0].gigabytes:.0f} GB each" if cards else "no GPU"
     kind = "LoRA" if settings.lora else "full fine-tuning"
-    each = " on each" if len(found.cards) > 1 else ""
-    return "; ".join([cards, f"{model} {kind} needs about {found.gigabytes:.0f} GB{each}", *ways])
+    each = " on each" if len(needed.cards) > 1 else ""
+    return "; ".join([have, f"{model} {kind} needs about {needed.gigabytes:.0f} GB{each}", *hints])

@@ -1,7 +1,6 @@
-"""A study: plain data under a strict schema. One file says all that is done; `resolve.py` turns it into stages.
+"""A study: plain data under a strict schema, in one YAML file; `resolve.py` turns it into stages.
 
-The settings of each stage are defined where that stage lives; a study is composed of them. A YAML file and the class
-`Study` are the same thing.
+The settings of each stage are defined beside that stage; the class `Study` is composed of them.
 """
 
 import re
@@ -23,17 +22,18 @@ from demur.repair.settings import Intervention, RepairSettings
 from demur.settings import Problems, Strict, changed, connection, names, override, read_yaml, validate
 from demur.storage.artifacts import atomic_write
 
-SELF = "self"  # The teacher that is the weights under training
-CLIFF = "cliff"  # The filter that probes where traces decide
-STUDENT = ("self", "structured", "rewrite")  # Strategies whose traces the model under training writes itself
-LONGEST = 64  # Letters of a name of an arm or a study: it names folders
-LOSS = "loss"  # The metric of a finding that is no benchmark's
+SELF = "self"  # A teacher: the weights under training
+CLIFF = "cliff"  # A filter: it probes where traces decide
+SELF_WRITTEN = ("self", "structured", "rewrite")  # Strategies whose traces the model under training writes itself
+LONGEST = 64  # Characters of the name of an arm or a study
+LOSS = "loss"  # A metric of findings that belongs to no benchmark
 
 
-def named(name: str) -> str:
-    """A name of an arm or a study as it is. Raises ValueError: it is a path, or else no name of a folder."""
+def valid_name(name: str) -> str:
+    """The name of an arm or a study, unchanged. Raises ValueError: it cannot name a folder, such as a path."""
     if not re.fullmatch(rf"\w[\w.-]{{0,{LONGEST - 1}}}", name):
-        raise ValueError(f"'{name}' is no name: up to {LONGEST} letters, digits, '_', '-' and '.': it names folders")
+        how = f"up to {LONGEST} letters, digits, '_', '-' and '.', since it names folders"
+        raise ValueError(f"'{name}' is not a valid name: {how}")
     return name
 
 
@@ -41,26 +41,26 @@ class Arm(Strict):
     """One model of the comparison: a base as it is, or trained on a mix."""
 
     after: str | None = names("arm", None)
-    """Another arm, on whose checkpoint (of the same base and seed) this one is trained: preferences behind fine-tuning, another
+    """Another arm from whose checkpoint (of the same base and seed) this one is trained: preferences after fine-tuning, another
     round of self-training. Without training data of its own it is that checkpoint, such as with another decoding."""
     base: str | None = names("base", None)  # A folder, hub id, `mini-lrm-a`; untrained, a URL too
-    format: str | None = names("strategy", None)  # Without it and shares from files: not trained
-    teacher: str | None = names("model", None)  # Who writes its traces: a model, or `self`, its own weights
-    distil: dict[str, Any] = {}  # Settings of distillation in which this arm's safety traces differ from the study's
+    format: str | None = names("strategy", None)  # Of its traces; without it and shares from files: not trained
+    teacher: str | None = names("model", None)  # The model that writes its traces, or `self`: its own weights
+    distil: dict[str, Any] = {}  # Settings of distillation in which its safety traces differ from the study's
     safety: int | ShareSettings = 0
     maths: int | ShareSettings = 0
     benign: int | ShareSettings = 0
-    without: tuple[Pattern, ...] = ()  # Safety traces in which the detector found one of these patterns are left out
+    without: tuple[Pattern, ...] = ()  # Safety traces with one of these patterns are left out
     filter: Use | None = names("judge", None)
-    """Another judge than the study's for this arm's safety traces, such as one that is known to leak. `cliff` comes behind the
-    study's: what `model` (else the arm's own weights) would answer at each part of a thinking, and no row whose refusal fades."""
+    """Another judge than the study's for its safety traces, such as one that is known to leak. `cliff` follows the study's: it
+    asks `model` (else the arm's own weights) at each part of a thinking, and removes rows whose refusal fades."""
     keep: Keep | None = None  # Another rule than the study's: `everything` leaves the traces unfiltered
     benign_format: str | None = names("strategy", None)  # Another strategy than the study's for the benign rows
     repair: RepairSettings | None = None  # Repair the safety traces first, such as `{with: [trim, align, drop]}`
     decoding: str | Intervention | None = names("decoding", None)
     """A defence by decoding alone: zero, less or primer (`models/sampling.py`), or {cue, insert}: a reminder in mid-thinking."""
-    train: dict[str, Any] = {}  # Training settings in which this arm differs from the study's
-    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)  # Seeds of this arm; default: the study's
+    train: dict[str, Any] = {}  # Training settings in which it differs from the study
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)  # Default: the study's
 
     @property
     def trained(self) -> bool:
@@ -70,26 +70,26 @@ class Arm(Strict):
 
 
 class Comparison(Strict):
-    """A claim that the report tests: two arms on one benchmark, paired by prompt."""
+    """Two arms that the report compares on one benchmark, paired by prompt."""
 
     a: str = names("arm")
     b: str = names("arm")
     bench: str = ""  # Empty: every benchmark
-    margin: float | None = None  # For `b not worse than a by more than this`, in the metric's unit
+    margin: float | None = None  # For a test that `b` is worse than `a` by at most this, in the metric's unit
 
 
 class Evidence(Strict):
-    """A test that a finding rests on: what arm `a` does against arm `b`, paired by prompt, over all seeds and bases."""
+    """A test that a finding rests on: arm `a` against arm `b`, paired by prompt, over all seeds and bases."""
 
     a: str = names("arm")
     b: str = names("arm")
     metric: str = "attack_success"  # One of a benchmark's, or `loss`: nats a response token on held-out rows at the end
     bench: str = ""  # Empty: every benchmark that has the metric, pooled
-    attack: tuple[str, ...] = ()  # Empty: however the benchmarks put their questions, pooled
-    part: Part | None = None  # Another part than the one that each benchmark's judge reads first
-    expect: Literal["lower", "higher", "same"]  # What the claim expects of `a`
+    attack: tuple[str, ...] = ()  # Empty: all attacks of the benchmarks, pooled
+    part: Part | None = None  # Another part than each benchmark's judge reads first
+    expect: Literal["lower", "higher", "same"]  # How `a` compares to `b` if the claim is true
     by: float = Field(gt=0)  # The smallest difference that matters, in the metric's unit (0.05: five points)
-    weights: dict[str, Annotated[float, Field(gt=0)]] = {}  # Attack (`none`: plain) -> weight; default: all the same
+    weights: dict[str, Annotated[float, Field(gt=0)]] = {}  # Attack (`none`: plain) -> weight; default: equal
 
     @field_validator("attack", mode="before")
     @classmethod
@@ -98,26 +98,26 @@ class Evidence(Strict):
 
 
 class ProbeUse(ProbeSettings):
-    """Where in their thinking the arms decide to refuse: a benchmark's replies cut, the answer forced."""
+    """Where in their thinking the arms decide to refuse: replies to a benchmark are cut, and the answer forced."""
 
     bench: str
     attack: str = "none"  # One of the benchmark's attacks in this study
 
 
 class TamperUse(Strict):
-    """How much fine-tuning undoes an arm: attack success after so many steps on rows that are no safety data."""
+    """How soon fine-tuning undoes an arm: attack success after some steps on rows without safety data."""
 
-    name: str  # What the rows are called, such as benign
-    rows: Arm  # What it is trained on and how, as an arm says it; `train` over the study's
+    name: str  # Of the rows, such as benign
+    rows: Arm  # Training rows and settings, in the form of an arm; `train` overrides the study's
     steps: tuple[int, ...] = (5, 10, 50)  # Where the curve is measured; 0 is the arm as it was
     bench: str
     attack: str = "none"
     arms: tuple[str, ...] = names("arm", ())  # Empty: every arm
-    seeds: tuple[int, ...] = ()  # Empty: the arms' own
+    seeds: tuple[int, ...] = ()  # Empty: those of each arm
 
 
 class Finding(Strict):
-    """A claim that the study puts to the test: supported when all of its evidence is, refuted when some is."""
+    """A claim that the study tests: supported when all of its evidence is, refuted when some is."""
 
     claim: str
     evidence: tuple[Evidence, ...] = Field(min_length=1)
@@ -132,30 +132,30 @@ class Copy(NamedTuple):
 
 
 class Teaching(DistilSettings):
-    """How traces are made, and by whom."""
+    """How traces are made, and by which models."""
 
-    teacher: str | None = names("model", None)  # The model that writes; default: the one named teacher
+    teacher: str | None = names("model", None)  # The model that writes traces; default: the one named teacher
     teachers: dict[str, str] = names("model", {})  # Strategy -> the model that writes its traces, where they differ
-    classifier: str | None = names("model", None)  # Says which policy a prompt falls under; else its own category does
+    classifier: str | None = names("model", None)  # Assigns a policy to each prompt; default: the prompt's category
 
     def settings(self, **changes: Any) -> DistilSettings:
-        """What a stage is set to."""
-        own = self.model_dump(exclude={"teacher", "teachers", "classifier"})
-        return validate(DistilSettings, own | changes, where="distil")
+        """The settings of a stage."""
+        shared = self.model_dump(exclude={"teacher", "teachers", "classifier"})
+        return validate(DistilSettings, shared | changes, where="distil")
 
 
 class Study(Strict):
     """Everything that a run does."""
 
-    name: Annotated[str, AfterValidator(named)] = "unnamed"  # It must be given: `resolve` says so with all else
-    question: str = ""  # What the study is asked; the report's first line
+    name: Annotated[str, AfterValidator(valid_name)] = "unnamed"  # Required, which `resolve` checks
+    question: str = ""  # The question that the study answers; the report's first line
     base: str = names("base", "mini-lrm-a")
     bases: tuple[str, ...] = names("base", ())
-    """Several bases in its place: every arm that names none is made from each, and the report pools them."""
+    """Several bases instead: every arm that names none is made from each, and the report pools them."""
     revisions: dict[str, str] = {}  # Hub id of a base -> its branch, tag or commit
     models: dict[str, ModelConfig] = {}
-    """Whoever answers, named freely. A part that names no model is played by the one of the part's own name: teacher,
-    filter, judge, attacker, attack_judge, detector."""
+    """Models by name. A part that names no model is played by the model of the part's own name: teacher, filter, judge,
+    attacker, attack_judge, detector."""
     prompts: dict[str, PromptsSettings] = {}  # Pools of prompts: harmful, benign, maths
     traces: dict[str, ShareSettings] = {}  # Pools of ready traces from files, such as maths
     distil: Teaching = Teaching()
@@ -163,29 +163,29 @@ class Study(Strict):
     detector: Use = names("detector", Use(kind="rules"))  # Default: the model `detector` where there is one; else rules
     filter: Use = names("judge", Use(kind="rules"))  # The judge that decides which distilled traces are kept
     mix: MixDefaults = MixDefaults()
-    train: dict[str, Any] = {}  # Settings of training; `stage: KIND` trains by another stage, whose settings they are
-    arms: dict[Annotated[str, AfterValidator(named)], Arm] = {}
+    train: dict[str, Any] = {}  # Settings of training, or with `stage: KIND` those of another stage that trains
+    arms: dict[Annotated[str, AfterValidator(valid_name)], Arm] = {}
     bench: tuple[BenchUse, ...] = ()
     probe: tuple[ProbeUse, ...] = ()
     tamper: tuple[TamperUse, ...] = ()
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     compare: tuple[Comparison, ...] = ()
     findings: tuple[Finding, ...] = ()  # Claims with the tests that decide them; the report's first table
-    fixed: tuple[str, ...] = names("measured", ())  # Benchmarks whose prompts are all that there are
+    fixed: tuple[str, ...] = names("measured", ())  # Benchmarks whose prompts are the whole population, not a sample
     held_out: int = Field(default=0, ge=0)  # Safety rows of each arm kept out of training to measure learnability on
     data_dir: str | None = connection(None)
     serve: dict[str, Any] = {}
-    """How bases and trained models are served for their benchmarks, in the words of a served model: `vllm`, or {engine: vllm,
-    tensor_parallel: 2, max_model_len: 40000, …}. Empty: they run in the stage's own process."""
-    workers: int | None = connection(None, ge=1)  # Stages at a time without cards; default: the cores, or 1 with cards
-    stand_in: bool = False  # Every model replaced by small local ones; the report says so across its head
-    stand_in_data: dict[str, str] = {}  # Benchmark -> a few rows where no copy of it is here. Only `--stand-in` sets it
+    """How bases and trained models are served for their benchmarks, with the settings of a served model: `vllm`, or {engine:
+    vllm, tensor_parallel: 2, max_model_len: 40000, …}. Empty: they run in the stage's own process."""
+    workers: int | None = connection(None, ge=1)  # Stages at a time without GPUs; default: the cores, or 1 with GPUs
+    stand_in: bool = False  # Every model replaced by small local ones; the report says so in its header
+    stand_in_data: dict[str, str] = {}  # Benchmark -> a few rows where it has no local copy. Only `--stand-in` sets it
     quick: dict[str, Any] = {}  # Overrides, by path, for `--quick`
 
     @field_validator("serve", mode="before")
     @classmethod
     def _engine(cls, value: Any) -> Any:
-        """An engine alone is short for `{engine: …}`; the words are those of a served model."""
+        """An engine alone is short for `{engine: …}`; all settings are checked as those of a served model."""
         value = {"engine": value} if isinstance(value, str) and value else value or {}
         if value:
             as_model({"path": "."} | value, where="serve")
@@ -194,15 +194,15 @@ class Study(Strict):
     @model_validator(mode="before")
     @classmethod
     def _by_model(cls, data: Any) -> Any:
-        there = isinstance(data, dict) and "detector" in _entries(data, "models")
-        return {"detector": "llm"} | data if there else data
+        has_model = isinstance(data, dict) and "detector" in _entries(data, "models")
+        return {"detector": "llm"} | data if has_model else data
 
     def mix_of(self, name: str, arm: Arm | None = None) -> MixSettings:
         """The mix of an arm: the study's settings, with the arm's shares."""
         arm, shares = arm or self.arms[name], dict[str, Any]()
         for share, wanted in (("safety", arm.safety), ("maths", arm.maths), ("benign", arm.benign)):
-            own = self.mix.shares.get(share)
-            options = own.model_dump(exclude_unset=True) if own else {}
+            defaults = self.mix.shares.get(share)
+            options = defaults.model_dump(exclude_unset=True) if defaults else {}
             if isinstance(wanted, ShareSettings):
                 shares[share] = options | wanted.model_dump(exclude_unset=True)
             elif wanted:
@@ -217,24 +217,24 @@ class Study(Strict):
         base = self.arms[name].base
         if base is not None or not self.bases:
             return [Copy(name, name, self.base if base is None else base)]
-        return [Copy(f"{name}@{Path(one).name}", name, one) for one in self.bases]
+        return [Copy(f"{name}@{Path(base).name}", name, base) for base in self.bases]
 
-    def seeds_of(self, arm: str) -> tuple[int, ...]:
-        """The seeds of an arm; an arm that is not trained, and goes on from none that is, has one."""
-        one = self.arms[arm]
-        return (one.seeds or self.seeds) if one.trained or one.after else (0,)
+    def seeds_of(self, name: str) -> tuple[int, ...]:
+        """The seeds of an arm; one that is neither trained nor follows another arm has a single one."""
+        arm = self.arms[name]
+        return (arm.seeds or self.seeds) if arm.trained or arm.after else (0,)
 
 
 class Loaded(NamedTuple):
-    """A study as far as it could be read, and what is wrong with it."""
+    """A study as far as it could be read, and its problems."""
 
     study: Study | None
     problems: Problems
-    notes: list[str]  # What was left out because an override left its subject out
+    notes: list[str]  # What was left out together with what an override removed
 
 
 def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> Loaded:
-    """A study from its file, with overrides applied; what is wrong is gathered. Raises UserError: there is no such YAML file."""
+    """A study from its file, with overrides applied and problems collected. Raises UserError: there is no such YAML file."""
     data, lines = read_yaml(path)
     problems, arms = Problems(str(path), lines), set(_entries(data, "arms"))
     for place, message in lines.duplicates.items():
@@ -243,12 +243,12 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
         with problems.at("quick", key):
             data = changed(data, str(key).split("."), value, f"quick: {key}", [Study])
             lines.move(("quick", str(key)), tuple(str(key).split(".")))
-    base, left_out = data.get("base"), {f"arms.{name}=null": name for name in arms}
+    base, removals = data.get("base"), {f"arms.{name}=null": name for name in arms}
     for item in sets or []:
         with problems.at():
-            data = override(_spelled(data, item), item, Study)
-            if item in left_out:
-                del data["arms"][left_out[item]]
+            data = override(_spelled_out(data, item), item, Study)
+            if item in removals:
+                del data["arms"][removals[item]]
             lines.overridden.append(item.partition("=")[0].split("."))
     data, notes = _pruned(data, gone=arms - set(_entries(data, "arms")))
     several = data.get("bases") and any(item.startswith("bases=") for item in sets or [])
@@ -259,12 +259,12 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
 
 
 def _entries(data: dict[str, Any], key: str) -> dict[Any, Any]:
-    """A mapping in the data; empty where something else stands there, which the schema says."""
-    return found if isinstance(found := data.get(key), dict) else {}
+    """A mapping in the data; empty where the value is not a mapping, which the schema reports."""
+    return value if isinstance(value := data.get(key), dict) else {}
 
 
-def _spelled(data: dict[str, Any], item: str) -> dict[str, Any]:
-    """The data with a model spelled out that is written as a word and of which an override changes a setting."""
+def _spelled_out(data: dict[str, Any], item: str) -> dict[str, Any]:
+    """The data with a model that is given as a word written as a mapping, where an override changes one of its settings."""
     match = re.match(r"models\.([^.=]+)\.", item)
     word = _entries(data, "models").get(match[1]) if match else None
     if match is None or not isinstance(word, str):

@@ -80,9 +80,9 @@ def test_a_probe_finds_the_known_chance_to_refuse_at_every_place(tmp_path: Path)
 def test_a_fall_is_seen_by_its_last_place() -> None:
     rows = {"rises": (0, 1), "falls": (1, 0), "flat": (0, 0), "unknown": (1, None)}
     places = [Probed(trace=t, share=s, reply=f"{t}{s}") for t in rows for s in (0.5, 1.0)]
-    says = {None: None, 1: "full_refusal", 0: "full_compliance"}
+    labels = {None: None, 1: "full_refusal", 0: "full_compliance"}
     verdicts = {
-        f"{t}{s}": Verdict(trace=f"{t}{s}", judge="j", query="question", part="answer", label=says[label])
+        f"{t}{s}": Verdict(trace=f"{t}{s}", judge="j", query="question", part="answer", label=labels[label])
         for t, row in rows.items()
         for s, label in zip((0.5, 1.0), row, strict=True)
     }
@@ -152,7 +152,7 @@ def test_tampering_is_measured_after_so_many_steps_and_before(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"arms": {"a": {"after": "b", "format": "short", "safety": 4}, "b": {"after": "a", "format": "short", "safety": 4}}}, "no beginning"),
         ({"arms": {"a": {"after": "nobody", "format": "short", "safety": 4}}}, "nobody"),
@@ -162,8 +162,8 @@ def test_tampering_is_measured_after_so_many_steps_and_before(tmp_path: Path) ->
         ({"tamper": [{"name": "x", "rows": {"benign": 4}, "bench": "mini_harm", "attack": "pivot"}]}, "pivot"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_said_before_it_starts(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_is_reported_before_it_starts(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make(rounds(**wrong), where="test")
 
 
@@ -234,10 +234,10 @@ def test_an_arm_without_rows_of_its_own_is_another_arms_checkpoint_with_another_
 
 def test_a_forced_answer_that_never_came_is_unscored(tmp_path: Path) -> None:
     forced = [thinking.traced(Prompt(text=f"q{i}", intent="harmful"), "No.", model="m") for i in range(8)]
-    says: dict[str, Any] = {"judge": "j", "query": "question", "part": "answer", "label": "full_refusal"}
+    fields: dict[str, Any] = {"judge": "j", "query": "question", "part": "answer", "label": "full_refusal"}
     records: dict[str, list[Any]] = {
         "forced": forced,
-        "verdicts": [Verdict(trace=reply.id, **says) for reply in forced],
+        "verdicts": [Verdict(trace=reply.id, **fields) for reply in forced],
         "failures": [Failure(prompt=forced[0].prompt, model="m", kind="timeout", detail="")],
         "places": [Probed(trace="t", share=0.5, reply=name) for name in (*(reply.id for reply in forced), "")],
     }

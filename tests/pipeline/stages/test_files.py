@@ -68,7 +68,7 @@ def test_wrong_maths_traces_are_left_out_by_the_grader(tmp_path: Path) -> None:
     graded = pool(tmp_path / "maths.jsonl", share="maths", options=ShareSettings(grade=True))
     assert len(every.examples) == 3
     assert len(graded.examples) == 2
-    assert graded.left["its final answer is not the gold one"] == 1
+    assert graded.left_out["its final answer is not the gold one"] == 1
 
 
 def test_pairs_are_drawn_from_judged_samples_and_from_repairs(tmp_path: Path) -> None:

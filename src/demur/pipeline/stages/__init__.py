@@ -1,4 +1,4 @@
-"""What each kind of stage is: one class a file, listed here by name. Stages never import each other."""
+"""The kinds of stages, one class in each file, listed here by name. Stages never import each other."""
 
 STAGES: dict[str, str] = {
     "prompts": "demur.pipeline.stages.prompts:Prompts",
@@ -12,4 +12,4 @@ STAGES: dict[str, str] = {
     "probe": "demur.pipeline.stages.probe:Probe",
     "judge": "demur.pipeline.stages.rejudge:Rejudge",
 }
-"""Kind -> `module:Class`; one's own is named the same way where a study names a stage (`train: {stage: module:Class}`)."""
+"""Kind -> `module:Class`; a study names your own in the same way (`train: {stage: module:Class}`)."""

@@ -1,7 +1,4 @@
-"""Finds the failure patterns in traces: findings.jsonl, measures.jsonl.
-
-It streams: of a trace nothing stays in memory, so that millions fit.
-"""
+"""Finds the failure patterns in traces: findings.jsonl, measures.jsonl. It streams: no trace stays in memory."""
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -30,39 +27,39 @@ class Diagnose(Detecting[DetectorSettings]):
         detector = await self.detector(context)
         findings, measures, total = RecordFile(Finding), RecordFile(Measures), source.rows("traces")
         count = bare = present = flagged = 0
-        async for trace, found in paired(detector, islice(source.read("traces", Trace), self.settings.limit)):
+        async for trace, of_trace in paired(detector, islice(source.read("traces", Trace), self.settings.limit)):
             count, bare = count + 1, bare + (not trace.thinking)
             if detector.english:
                 measures.append(measured(trace))
-            there = sum(finding.present is True for finding in found)
-            present, flagged = present + there, flagged + (there > 0)
-            findings.extend(found)
+            patterns = sum(finding.present is True for finding in of_trace)
+            present, flagged = present + patterns, flagged + (patterns > 0)
+            findings.extend(of_trace)
             context.progress(count, total, "")
         context.draft.write("findings", findings)
         if detector.english:
             context.draft.write("measures", measures)
         context.draft.summary |= {"traces": count, "detector": detector.name}
-        of = f"{count:,} traces{f' ({bare:,} without thinking)' if bare else ''}"
-        screen = f"screen: {flagged:,} of {of} flagged; what a screen does not flag is not clean"
-        counted = f"{of}, patterns in {flagged:,} of them, {present:,} in all"
-        context.draft.line = screen if is_screen(self.settings.detector) else counted
+        read = f"{count:,} traces{f' ({bare:,} without thinking)' if bare else ''}"
+        context.draft.line = f"{read}, patterns in {flagged:,} of them, {present:,} in all"
+        if is_screen(self.settings.detector):
+            context.draft.line = f"screen: {flagged:,} of {read} flagged; what a screen does not flag is not clean"
 
     def estimate(self) -> list[Ask]:
-        return self.detecting(self.size())
+        return self.detector_asks(self.size())
 
 
 async def paired(detector: Detector, traces: Iterable[Trace]) -> AsyncIterator[tuple[Trace, tuple[Finding, ...]]]:
-    """Traces with their findings, in the order of the traces; held back only where a detector answers out of order."""
+    """Traces with their findings, in the order of the traces; buffered where a detector answers out of order."""
     waiting: deque[Trace] = deque()
     early: dict[str, tuple[Finding, ...]] = {}
 
-    def passing() -> Iterator[Trace]:
+    def remembered() -> Iterator[Trace]:
         for trace in traces:
             waiting.append(trace)
             yield trace
 
-    async for found in detector.findings(passing()):
-        early[found[0].trace] = found
+    async for findings in detector.findings(remembered()):
+        early[findings[0].trace] = findings
         while waiting and waiting[0].id in early:
             trace = waiting.popleft()
             yield trace, early.pop(trace.id)

@@ -9,12 +9,11 @@ from demur.distil.strategy import CLASSIFIED, Strategy, classified, load
 from demur.errors import UserError
 from demur.interfaces import Ask
 from demur.models.requires import Requires
-from demur.pipeline.stage import Context, Lack, Size, Stage, judging, kept, tokens
+from demur.pipeline.stage import Context, Lack, Size, Stage, judge_asks, kept_traces, tokens
 from demur.records import Kept, Part, Prompt, Trace
 from demur.repair.cut import cut_at_share
 from demur.settings import Strict
 from demur.storage import readers
-from demur.storage.artifacts import Artifact
 from demur.storage.records_file import RecordFile
 from demur.thinking import OPEN
 
@@ -24,14 +23,14 @@ TEACHERLESS = (
 
 
 class DistilStageSettings(Strict):
-    """How traces are made, and which judge keeps them."""
+    """How traces are made, and which judge filters them."""
 
     distil: DistilSettings = DistilSettings()
     filter: str = "rules"  # Kind of the judge that decides which traces are kept
 
 
 class Distil(Stage[DistilStageSettings]):
-    """Inputs: prompts; given (traces to rewrite); begun (traces to begin with); teacher (a stage that trained it). Models: teacher;
+    """Inputs: prompts; given (traces to rewrite); begun (traces to begin with); teacher (a stage that trains it). Models: teacher;
     filter; classifier (of prompts, by policy). Files: strategy, begin."""
 
     kind = "distil"
@@ -46,8 +45,9 @@ class Distil(Stage[DistilStageSettings]):
         if "strategy" in self.files:
             settings = settings.model_copy(update={"strategy": str(self.files["strategy"])})
         asked = context.inputs["prompts"].table("prompts", Prompt)
-        given = _kept_traces(context.inputs["given"]) if "given" in context.inputs else None
-        if given is not None:
+        given: dict[str, Trace] = {}  # Id of a prompt -> the first of its traces
+        if "given" in context.inputs:
+            given = {trace.prompt.id: trace for trace in reversed([*kept_traces(context.inputs["given"])])}
             asked = asked.taken([at for at, prompt in enumerate(asked) if prompt.id in given])
         if (classifier := await context.model("classifier")) is not None:
             asked = RecordFile(Prompt, [prompt async for prompt in classified(asked, self.strategy, classifier)])
@@ -56,20 +56,20 @@ class Distil(Stage[DistilStageSettings]):
             asked = asked.taken([at for at, prompt in enumerate(asked) if begun.get(prompt.id)])
         if context.generating:
             settings = settings.model_copy(update={"keep": "everything"})
-        read = () if context.generating else self._parts
-        judges = [await context.judge(self.settings.filter, player="filter", part=part) for part in read]
+        parts = () if context.generating else self._parts
+        judges = [await context.judge(self.settings.filter, player="filter", part=part) for part in parts]
         teacher = await context.model("teacher")
-        made = await distil(
+        distilled = await distil(
             asked, settings=settings, teacher=teacher, judges=judges, given=given or begun, progress=context.progress
         )
         for name in ("traces", "verdicts", "drops", "failures"):
-            draft.write(name, getattr(made, name))
-        draft.write("kept", (Kept(trace=trace) for trace in made.kept))
-        draft.summary |= {"strategy": settings.strategy, "funnel": made.funnel, "tokens": made.tokens}
-        draft.line = f"{made.funnel['asked']:,} asked → {made.funnel['kept']:,} kept"
+            draft.write(name, getattr(distilled, name))
+        draft.write("kept", (Kept(trace=trace) for trace in distilled.kept))
+        draft.summary |= {"strategy": settings.strategy, "funnel": distilled.funnel, "tokens": distilled.tokens}
+        draft.line = f"{distilled.funnel['asked']:,} asked → {distilled.funnel['kept']:,} kept"
 
     def _begun(self, context: Context, asked: Iterable[Prompt]) -> dict[str, str]:
-        """How the thinking about each prompt begins, where that differs from one to another."""
+        """Id of a prompt -> how its thinking begins, where the beginnings come from a file or from traces."""
         if "begin" in self.files:
             rows = [str(row.get("begin") or row.get("prompt") or "") for _, row in readers.rows(self.files["begin"])]
             if not any(rows):
@@ -85,7 +85,7 @@ class Distil(Stage[DistilStageSettings]):
 
     @property
     def _parts(self) -> tuple[Part, ...]:
-        """The parts that are judged; a constant reply needs no filter."""
+        """The parts that are judged: none of a constant reply."""
         return () if self.strategy.constant is not None else self.settings.distil.parts
 
     def needs(self) -> list[Lack]:
@@ -108,7 +108,7 @@ class Distil(Stage[DistilStageSettings]):
         return () if self.settings.distil.until_safe else ("filter",)
 
     def size(self) -> Size:
-        """Traces: every prompt as often as it may be asked, every reply as long as it may get."""
+        """Upper bound on the traces: every prompt asked as often, and every reply as long, as the settings allow."""
         settings, asked = self.settings.distil, self.inputs["prompts"].size()
         replies = settings.bound if settings.until_safe else settings.samples
         if self.strategy.constant is not None:
@@ -119,14 +119,14 @@ class Distil(Stage[DistilStageSettings]):
     def estimate(self) -> list[Ask]:
         if self.strategy.constant is not None:
             return []
-        made, most = self.size(), self.settings.distil.max_tokens
-        sent = made.tokens - most + tokens(self.strategy.instruction)
-        judged = Size(made.rows * len(self._parts), made.tokens)
-        asks = [Ask("teacher", made.rows, made.rows * sent, made.rows * most)]
+        traces, most = self.size(), self.settings.distil.max_tokens
+        sent = traces.tokens - most + tokens(self.strategy.instruction)
+        judged = Size(traces.rows * len(self._parts), traces.tokens)
+        asks = [Ask("teacher", traces.rows, traces.rows * sent, traces.rows * most)]
         if "classifier" in self.models:
             rows = self.inputs["prompts"].size().rows
             asks.append(Ask("classifier", rows, rows * sent, rows * CLASSIFIED))
-        return asks + judging(self, self.settings.filter, judged, "filter", readers=len(self._parts))
+        return asks + judge_asks(self, self.settings.filter, judged, "filter", readers=len(self._parts))
 
     def identity(self) -> dict[str, object]:
         data = super().identity()
@@ -139,10 +139,3 @@ class Distil(Stage[DistilStageSettings]):
         if self.strategy.policies:
             data["policies"] = self.strategy.policies
         return data
-
-
-def _kept_traces(artifact: Artifact) -> dict[str, Trace]:
-    """The first trace of each prompt of a stage among those that its filter kept, where it has one."""
-    chosen = kept(artifact)
-    traces = [trace for trace in artifact.read("traces", Trace) if chosen is None or trace.id in chosen]
-    return {trace.prompt.id: trace for trace in reversed(traces)}

@@ -9,46 +9,44 @@ from pydantic import Field, field_serializer, model_validator
 
 from demur import attack as attacks
 from demur.attack import NO_ATTACK, PLAYED_BY, AttackUse
-from demur.attack.base import Attack
 from demur.bench import get_bench, parse
 from demur.bench.load import load_prompts, read_prompts
-from demur.bench.spec import Bench
 from demur.errors import UserError, plural
 from demur.generate import ask_and_judge, in_order
-from demur.interfaces import Ask, Model
+from demur.interfaces import Ask
 from demur.judge.base import require, setup_of
 from demur.models.config import Local
 from demur.models.requires import Requires
 from demur.models.sampling import SamplingSettings, preset
-from demur.pipeline.stage import CHARACTERS, Context, Lack, Size, Stage, Tampered, Use, hub_needs, judging, sized
+from demur.pipeline.stage import CHARACTERS, Context, Lack, Size, Stage, Tampered, Use, hub_needs, judge_asks, size_of
 from demur.records import Part, Prompt, Sampling
 from demur.repair.cut import Intervened
 from demur.repair.settings import Intervention
 from demur.settings import Strict, connection, identity_of, names
 from demur.storage import hub
 
-FILE = "attack_"  # How files that the attack reads are named here, in front of their own key
+FILE = "attack_"  # Prefix of the keys of an attack's files among those of the stage
 
 
 class BenchUse(Strict):
-    """A benchmark as a study uses it. What is left out is as the benchmark's protocol says."""
+    """A benchmark in a study. The defaults are those of the benchmark's protocol."""
 
     name: str = names("benchmark")
     attack: AttackUse = NO_ATTACK
     judge: Use | None = names("judge", None)  # Another judge than the protocol's, and the model that plays it
     part: Part | None = None  # Another part than the protocol's
-    also: tuple[Part, ...] = ()  # Further parts that the same judge reads, such as `[thinking]`: both are then crossed
+    also: tuple[Part, ...] = ()  # More parts for the same judge, such as `[thinking]`; the report crosses the verdicts
     limit: int | None = Field(default=None, ge=1)
-    seed: int = 0  # Which prompts, for a set that is generated
+    seed: int = 0  # Of the prompts of a generated benchmark
     samples: int | None = Field(default=None, ge=1)
-    sampling: SamplingSettings = SamplingSettings()  # Sampling settings in which this study differs from the protocol
+    sampling: SamplingSettings = SamplingSettings()  # Changes to the sampling of the protocol
     data: str | None = None  # A local copy
     max_unscored: float = connection(0.05, ge=0, le=1)  # Share of replies on which the judge itself may fail
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        """`xstest` is short for `{name: xstest}`, `harmful=FILE` for a benchmark on a file of yours."""
+        """`xstest` is short for `{name: xstest}`; `harmful=FILE` is a benchmark on a file of your own."""
         if isinstance(value, str):
             return parse(value)
         name = value.get("name") if isinstance(value, dict) else ""
@@ -73,18 +71,18 @@ class BenchUse(Strict):
 
 
 class EvaluateSettings(Strict):
-    """Which arm, on what."""
+    """A benchmark, and the arm that is measured on it."""
 
     bench: BenchUse
     arm: str = "target"
-    seed: int | None = None  # Of its training; `None`: it was not trained
+    seed: int | None = None  # Of its training; `None`: not trained
     decoding: str | Intervention | None = None  # A defence by decoding alone
-    tampered: Tampered | None = None  # How the arm was fine-tuned before, to see whether that undoes it
+    tampered: Tampered | None = None  # The fine-tuning that should undo the arm
     serve: dict[str, Any] = {}  # How a trained model is served, {engine: vllm, …}; empty: in the stage's own process
 
 
 class Evaluate(Stage[EvaluateSettings]):
-    """Inputs: target (a stage that trained it). Models: target (or its base), judge, attacker, attack_judge. Files: data, attack."""
+    """Inputs: target (a stage that trains it). Models: target (or its base), judge, attacker, attack_judge. Files: data, attack."""
 
     kind = "evaluate"
     version = 2
@@ -96,7 +94,10 @@ class Evaluate(Stage[EvaluateSettings]):
 
     async def run(self, context: Context) -> None:
         use, bench, sampling = self.use, get_bench(self.use.name), self._sampling()
-        questions = self._questions(bench)
+        if "stand_in" in self.files:  # rows in the place of a release, without a check against it
+            questions = read_prompts(bench, self.files["stand_in"])[: use.limit]
+        else:
+            questions = _prompts(use.name, self.files.get("data"), use.limit, use.seed)
         if bench.hub and not {"data", "stand_in"} & self.files.keys():
             context.draft.summary["fetched"] = hub.told(bench.hub)
         target = await context.model("target")
@@ -108,16 +109,19 @@ class Evaluate(Stage[EvaluateSettings]):
         parts = (use.part or (None if use.judge else bench.part), *use.also)
         parts = () if context.generating else parts
         readers = [await context.judge(use.judge_kind, part=part, query=query) for part in parts]
-        attack = await self._attack(context, target)
-        made = [prompt async for prompt in attack.attacked(questions)]
+        players = [(part, await context.model(player(part))) for part in use.attack.parts]
+        models = {part: model for part, model in players if model is not None}
+        files, report = self.attack_files(), context.progress
+        attack = attacks.open_attack(use.attack, files=files, target=target, models=models, progress=report)
+        attacked = [prompt async for prompt in attack.attacked(questions)]
         place = {prompt.id: index for index, prompt in enumerate(questions)}
-        attacked = sorted(made, key=lambda prompt: (place[prompt.parent or prompt.id], prompt.attack, prompt.id))
+        attacked.sort(key=lambda prompt: (place[prompt.parent or prompt.id], prompt.attack, prompt.id))
         asks = [request for prompt in attacked for request in attacks.requests(attack, prompt, sampling)]
-        total, say = len(attacked) * sampling.n, context.progress
-        flow = await ask_and_judge(target, asks, readers, progress=lambda done, _, remark: say(done, total, remark))
+        total = len(attacked) * sampling.n
+        flow = await ask_and_judge(target, asks, readers, progress=lambda done, _, remark: report(done, total, remark))
         if context.generating:
             return
-        # What an attacker could not write a prompt for is a failure like any other.
+        # A question for which the attacker wrote no prompt is a failure like any other.
         flow.failures.extend(attack.failures)
         asked = [prompt.id for prompt in (*attacked, *(failure.prompt for failure in attack.failures))]
         records: dict[str, Iterable[Any]] = in_order(flow, asked)._asdict() | attack.records
@@ -135,36 +139,23 @@ class Evaluate(Stage[EvaluateSettings]):
         decoding, sampling = self.settings.decoding, self.use.drawn()
         return preset(decoding, sampling) if isinstance(decoding, str) else sampling
 
-    def _questions(self, bench: Bench) -> list[Prompt]:
-        """The benchmark's prompts, checked; or the rows that stand in for a release, which have nothing to be checked by."""
-        if "stand_in" in self.files:
-            return read_prompts(bench, self.files["stand_in"])[: self.use.limit]
-        return _prompts(self.use.name, self.files.get("data"), self.use.limit, self.use.seed)
-
-    async def _attack(self, context: Context, target: Model) -> Attack:
-        models = {part: await context.model(player(part)) for part in self.use.attack.parts}
-        played = {part: model for part, model in models.items() if model is not None}
-        return attacks.open_attack(
-            self.use.attack, files=self.attack_files(), target=target, models=played, progress=context.progress
-        )
-
     def attack_files(self) -> dict[str, Path]:
-        """What the attack reads, by its own keys."""
+        """The files of the attack, by its own keys."""
         return {key.removeprefix(FILE): path for key, path in self.files.items() if key.startswith(FILE)}
 
     def needs(self) -> list[Lack]:
         lacks = super().needs() + self.judge_needs(self.use.judge_kind) + self._attack_needs()
         bench, use, copy = get_bench(self.use.name), self.use, self.files.get("data")
         if copy or "stand_in" in self.files or bench.generated:
-            fault = sized(_prompts, use.name, copy, use.limit, use.seed)[1] if copy and copy.exists() else ""
+            fault = size_of(_prompts, use.name, copy, use.limit, use.seed)[1] if copy and copy.exists() else ""
             return [*lacks, Lack("bench", fault)] if fault else lacks
-        lacking = hub_needs("bench", None, bench.hub) if bench.hub else [Lack("bench", "no local copy")]
         how = f"Put {' or '.join(bench.files)} into a folder, and name that: --data-dir FOLDER."
-        told = [f"{bench.name}: {lack.message.rstrip('.')}. {how}" for lack in lacking]
-        return lacks + [lack._replace(message=text) for lack, text in zip(lacking, told, strict=True)]
+        for lack in hub_needs("bench", None, bench.hub) if bench.hub else [Lack("bench", "no local copy")]:
+            lacks.append(lack._replace(message=f"{bench.name}: {lack.message.rstrip('.')}. {how}"))
+        return lacks
 
     def _attack_needs(self) -> list[Lack]:
-        """Models that its parts lack or that cannot play them, a target that takes no begun reply, files that are wrong."""
+        """Parts without a model or with an unfit one, a target that cannot continue a begun reply, and wrong files."""
         name, lacks = self.use.attack.name, list[Lack]()
         for part in self.use.attack.parts:
             if player(part) not in self.models:
@@ -172,7 +163,7 @@ class Evaluate(Stage[EvaluateSettings]):
                 lacks.append(Lack(player(part), f"attack '{name}' needs a model for its part '{part}': {how}", True))
         try:
             requires = attacks.make(self.use.attack, self.attack_files()).requires()
-        except (UserError, KeyError) as error:  # a file that is not there was told where the stage was made
+        except (UserError, KeyError) as error:  # KeyError: a missing file, which was reported as the stage was built
             return [*lacks, Lack("attack", str(error))] if isinstance(error, UserError) else lacks
         if self._sampling().prefill or isinstance(self.settings.decoding, Intervention):
             requires["target"] = Requires(prefill=True)
@@ -184,26 +175,26 @@ class Evaluate(Stage[EvaluateSettings]):
 
     def size(self) -> Size:
         bench, use, copy = get_bench(self.use.name), self.use, self.files.get("stand_in") or self.files.get("data")
-        why, size = "no copy is here", Size(0)
+        size, unknown = Size(0), "no local copy"
         if copy or not bench.hub:
-            size, why = sized(_prompts, use.name, copy, use.limit, use.seed)
+            size, unknown = size_of(_prompts, use.name, copy, use.limit, use.seed)
         most = min(filter(None, (use.limit, bench.count)), default=0)
-        return size._replace(rows=most) if why else size
+        return size._replace(rows=most) if unknown else size
 
     def estimate(self) -> list[Ask]:
         asked, sampling, use = self.size(), self._sampling(), self.use
         try:
             attack = attacks.make(use.attack, self.attack_files())
-        except (UserError, KeyError):  # told among the needs
+        except (UserError, KeyError):  # which `needs` reports
             attack = attacks.make("none")
         replies = asked.rows * attack.each * sampling.n
         sent = asked.tokens + attack.longer // CHARACTERS
-        twice = replies * (1 + isinstance(self.settings.decoding, Intervention))
-        asks = [Ask("target", twice, twice * sent, twice * sampling.max_tokens)]
+        requests = replies * (1 + isinstance(self.settings.decoding, Intervention))  # which interrupts and asks again
+        asks = [Ask("target", requests, requests * sent, requests * sampling.max_tokens)]
         readers = 1 + len(use.also)
-        heard, own_limit = asked.rows * attack.heard, attack.sampling.get("target", sampling).max_tokens
-        judged = Size((replies + heard) * readers, sent + max(sampling.max_tokens, own_limit))
-        asks += judging(self, use.judge_kind, judged, readers=readers)
+        turns, limit = asked.rows * attack.heard, attack.sampling.get("target", sampling).max_tokens
+        judged = Size((replies + turns) * readers, sent + max(sampling.max_tokens, limit))
+        asks += judge_asks(self, use.judge_kind, judged, readers=readers)
         return asks + [Ask(player(part), *rest) for part, *rest in attack.estimate(asked.rows, asked.tokens)]
 
     def readers(self) -> tuple[str, ...]:
@@ -213,7 +204,7 @@ class Evaluate(Stage[EvaluateSettings]):
         return super().gpus() + isinstance(self.models.get("target"), Local)
 
     def identity(self) -> dict[str, Any]:
-        """Without the names of models and the places of files."""
+        """Without the names of models and the paths of files."""
         data, attack = super().identity(), self.use.attack
         data["bench"] |= {"attack": [attack.name, identity_of(attack.settings)]}
         data["bench"].pop("data")
@@ -221,10 +212,10 @@ class Evaluate(Stage[EvaluateSettings]):
 
 
 def player(part: str) -> str:
-    """The part of a stage by which a part of an attack is known: its judge is not the evaluation's."""
+    """The stage's part for a part of an attack, whose judge is not that of the evaluation."""
     return PLAYED_BY.get(part, part)
 
 
 def _prompts(name: str, path: Path | None, limit: int | None, seed: int) -> list[Prompt]:
-    """The prompts of a benchmark's copy, checked."""
+    """The prompts of a benchmark's copy, checked against the release."""
     return load_prompts(get_bench(name), data=path, limit=limit, seed=seed)

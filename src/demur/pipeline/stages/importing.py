@@ -1,4 +1,4 @@
-"""Reads a file of any known form: traces, examples, preference pairs, prompts and odd rows, each in a file of its own."""
+"""Reads a file of any known form: traces, examples, preference pairs, prompts and odd rows, each into its own file."""
 
 import functools
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ from demur.storage.artifacts import Artifact, artifacts, is_published
 class ImportSettings(Strict):
     """How a file is read."""
 
-    form: str | None = None  # Its form; told from its rows when left out
-    intent: Intent | None = None  # What its prompts want; told from its rows when left out
+    form: str | None = None  # Its form; default: inferred from its rows
+    intent: Intent | None = None  # The intent of its prompts; default: inferred from its rows
     limit: int | None = None  # Only so many traces, examples and pairs
     held_out: int | None = Field(default=None, ge=0)
-    """The file is to be trained on: examples, of its traces where it has none, of which the last so many are kept out."""
+    """For a file to train on: examples (made of its traces if need be) are written, and the last so many kept out."""
 
 
 class Import(Stage[ImportSettings]):
-    """Files: file, or the folder of a finished stage, whose filter's decision (`kept`) is taken along."""
+    """Files: file, which may be the folder of a finished stage; then its filter's decision (`kept`) is copied too."""
 
     kind = "import"
     Settings = ImportSettings
@@ -44,15 +44,15 @@ class Import(Stage[ImportSettings]):
             examples = examples[:at]
         pairs = preferred(loaded.pairs, share="file")[0]
         read: dict[str, Sequence[Any]] = {"examples": examples, "traces": loaded.traces, "pairs": pairs}
-        rows = {name: draft.write(name, own[: settings.limit]) for name, own in read.items()}
-        rows["prompts"] = draft.write("prompts", loaded.prompts)
+        counts = {name: draft.write(name, rows[: settings.limit]) for name, rows in read.items()}
+        counts["prompts"] = draft.write("prompts", loaded.prompts)
         odd = draft.write("odd", loaded.odd)
-        inside = [Artifact(path)] if is_published(path) else [one for one in artifacts(path) if one.rows("traces")]
-        if len(inside) == 1 and (chosen := kept(inside[0])) is not None:
+        stages = [Artifact(path)] if is_published(path) else [s for s in artifacts(path) if s.rows("traces")]
+        if len(stages) == 1 and (chosen := kept(stages[0])) is not None:
             draft.write("kept", (Kept(trace=t.id) for t in loaded.traces[: settings.limit] if t.id in chosen))
-        counted = ", ".join(f"{count:,} {name}" for name, count in rows.items() if count)
-        draft.line = f"{counted} read as {loaded.form}" + (f", {odd:,} odd rows kept aside" if odd else "")
-        draft.line = "; ".join([draft.line, *loaded.notes])
+        counted = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+        counted += f" read as {loaded.form}" + (f", {odd:,} odd rows kept aside" if odd else "")
+        draft.line = "; ".join([counted, *loaded.notes])
         draft.summary["notes"] = loaded.notes
 
     def needs(self) -> list[Lack]:
@@ -63,7 +63,7 @@ class Import(Stage[ImportSettings]):
 
 
 def _trainable(path: Path, traces: Sequence[Trace]) -> list[Example]:
-    """The rows that traces make. Raises UserError: none."""
+    """The traces as training rows. Raises UserError: none can be trained on."""
     rows, unfit = examples_of(traces, share="data", no_thinking="empty")
     if not rows:
         reasons = ", ".join(sorted({item.reason for item in unfit})) or "it holds no answers"

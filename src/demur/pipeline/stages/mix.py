@@ -24,15 +24,15 @@ from demur.storage.records_file import RecordFile
 
 
 class MixStageSettings(Strict):
-    """The mix, and what of the safety share does not go into it."""
+    """The mix, and which safety rows are left out of it."""
 
     mix: MixSettings
     held_out: int = Field(default=0, ge=0)  # Safety rows kept out of training to measure learnability on
-    without: tuple[Pattern, ...] = ()  # Safety traces in which one of these patterns was found are left out
+    without: tuple[Pattern, ...] = ()  # Safety traces with one of these patterns are left out
 
 
 class Mix(Stage[MixStageSettings]):
-    """Inputs and files: one a share, by its name; findings (for `without`). A share with neither comes from the hub."""
+    """Inputs and files: one for each share, by its name; findings (for `without`). A share with neither is from the hub."""
 
     kind = "mix"
     version = 7
@@ -41,30 +41,30 @@ class Mix(Stage[MixStageSettings]):
     async def run(self, context: Context) -> None:
         settings, draft = self.settings.mix, context.draft
         pools: dict[str, RecordFile[Any]] = {}
-        left: dict[str, int] = {}
+        left_out: dict[str, int] = {}
         odd: list[Odd] = []
         for name, options in settings.shares.items():
-            # A default is left out of a record only when it is the same object, which a name sent to a worker is not.
+            # A record omits a default only if it is the same object, which an unpickled name is not.
             share = sys.intern(name)
             source, only = self._source(context, share, options), self._chosen(context, share)
-            found = await pool(source, share=share, options=options, only=only)
-            pools[share] = found.examples
-            odd += found.odd
-            left |= {f"{share}: {why}": count for why, count in sorted(found.left.items())}
+            drawn_from = await pool(source, share=share, options=options, only=only)
+            pools[share] = drawn_from.examples
+            odd += drawn_from.odd
+            left_out |= {f"{share}: {reason}": count for reason, count in sorted(drawn_from.left_out.items())}
         held: RecordFile[Any] = RecordFile(Example)
         if self.settings.held_out and "safety" in pools:
             held, pools["safety"] = hold_out(pools["safety"], self.settings.held_out, settings.shares["safety"])
-        inside = {name: share.model_copy(update={"file": None, "hub": ""}) for name, share in settings.shares.items()}
-        mixed = mix(pools, settings.model_copy(update={"shares": inside}))
-        made = "examples" if all(share.pairs == "none" for share in settings.shares.values()) else "pairs"
-        for name, rows in ((made, mixed.examples), ("drops", mixed.drops), ("held_out", held), ("odd", odd)):
+        shares = {name: share.model_copy(update={"file": None, "hub": ""}) for name, share in settings.shares.items()}
+        mixed = mix(pools, settings.model_copy(update={"shares": shares}))
+        kind = "examples" if all(share.pairs == "none" for share in shares.values()) else "pairs"
+        for name, rows in ((kind, mixed.examples), ("drops", mixed.drops), ("held_out", held), ("odd", odd)):
             draft.write(name, rows)
-        draft.summary |= {"table": msgspec.to_builtins(mixed.table), "left_out": left}
+        draft.summary |= {"table": msgspec.to_builtins(mixed.table), "left_out": left_out}
         draft.line = " + ".join(f"{row.taken:,} {row.share}" for row in mixed.table)
         draft.line += f" ({len(odd):,} odd rows kept aside)" if odd else ""
 
     def _source(self, context: Context, share: str, options: ShareSettings) -> Path | Artifact:
-        """Where a share's rows are: a stage, a local file, or what the hub gives."""
+        """The source of a share: a stage, a local file, or a file that is fetched from the hub."""
         if share in context.inputs:
             return context.inputs[share]
         if share in self.files:
@@ -74,16 +74,16 @@ class Mix(Stage[MixStageSettings]):
         return path
 
     def _chosen(self, context: Context, share: str) -> set[str] | None:
-        """The traces that a filter kept and in which no unwanted pattern was found; `None`: all."""
+        """The traces that a filter kept and that have no unwanted pattern; `None`: all."""
         if share not in context.inputs:
             return None
         source = context.inputs[share]
         chosen = kept(source)
         if share != "safety" or not self.settings.without:
             return chosen
-        found = context.inputs["findings"].read("findings", Finding)
-        bad = {finding.trace for finding in found if finding.present and finding.pattern in self.settings.without}
-        return (chosen if chosen is not None else {trace.id for trace in source.read("traces", Trace)}) - bad
+        findings = context.inputs["findings"].read("findings", Finding)
+        unwanted = {f.trace for f in findings if f.present and f.pattern in self.settings.without}
+        return (chosen if chosen is not None else {trace.id for trace in source.read("traces", Trace)}) - unwanted
 
     def needs(self) -> list[Lack]:
         lacks = super().needs()
@@ -99,23 +99,25 @@ class Mix(Stage[MixStageSettings]):
         return lacks
 
     def _out_of_reach(self, name: str, share: ShareSettings) -> list[Lack]:
-        """That a share wants more rows than its prompts give if every reply is kept, which is known before anyone is asked."""
+        """A lack where a share asks for more rows than its prompts can give, even if every reply is kept."""
         source = self.inputs[name]
         while "traces" in source.inputs:  # repaired, or filtered once more
             source = source.inputs["traces"]
         if "prompts" not in source.inputs or share.up_to or share.n is None:
             return []
-        pool, how, alike = source.inputs["prompts"], source.settings.distil, self.settings.mix.dedupe != "none"
-        each = 1 if alike else how.until_safe or how.samples
-        if not 0 < (most := pool.size().rows * each) < share.n:
+        prompts, distil, dedupe = source.inputs["prompts"], source.settings.distil, self.settings.mix.dedupe != "none"
+        rows, each = prompts.size().rows, 1 if dedupe else distil.until_safe or distil.samples
+        most = rows * each
+        if not 0 < most < share.n:
             return []
-        place = ".".join(map(str, pool.place))
-        why = "; of rows that ask the same one stays (mix.dedupe)" if alike else f", {plural(each, 'sample')} each"
-        told = f"share '{name}' wants {share.n:,} rows and can have {most:,} at most: {place} gives {pool.size().rows:,} prompts{why}"
-        return [Lack(name, f"{told}. Raise {place}.n, or take what there is: {name}: {{n: up to {share.n}}}.", True)]
+        place = ".".join(map(str, prompts.place))
+        why = "; rows with the same question count once (mix.dedupe)" if dedupe else f", {plural(each, 'sample')} each"
+        what = f"share '{name}' wants {share.n:,} rows and can have {most:,} at most"
+        how = f"Raise {place}.n, or take what there is: {name}: {{n: up to {share.n}}}."
+        return [Lack(name, f"{what}: {place} gives {rows:,} prompts{why}. {how}", True)]
 
     def identity(self) -> dict[str, object]:
-        """Without the places of files."""
+        """Without the paths of files."""
         data = super().identity()
         for share in self.files:
             data["mix"]["shares"][share].pop("file", None)
@@ -123,39 +125,36 @@ class Mix(Stage[MixStageSettings]):
 
 
 class Pool(NamedTuple):
-    """What a share draws from, and what it cannot."""
+    """The rows that a share draws from, and those that are of no use."""
 
-    examples: RecordFile[Any]  # Examples, or pairs where the share says so
-    left: Counter[str]  # Reason -> how many traces cannot be trained on
-    odd: list[Odd]  # Rows of a file that nothing could be made of
+    examples: RecordFile[Any]  # Examples, or pairs where the share asks for pairs
+    left_out: Counter[str]  # Reason -> number of traces that cannot be trained on
+    odd: list[Odd]  # Rows of a file that could not be read
 
 
 async def pool(source: Path | Artifact, *, share: str, options: ShareSettings, only: set[str] | None = None) -> Pool:
-    """What a share draws from, why some of its traces cannot be trained on, and a file's odd rows.
-
-    `only` are the ids of the traces that count, where a filter chose; examples go by the trace they were made of.
-    """
+    """The rows that a share draws from; `only` are the ids of the traces that a filter chose. Raises UserError: no rows."""
     if options.pairs != "none":
         return _pairs(source, share, options)
     examples, traces, odd = _read(source, options)
     if only is not None:
         examples = examples.taken(np.flatnonzero([example.origin.trace in only for example in examples]))
         traces = traces.taken(np.flatnonzero([trace.id in only for trace in traces]))
-    left: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     if options.grade:
-        right = {v.trace async for v in open_judge("maths").verdicts(traces) if v.label == "correct"}
-        left["its final answer is not the gold one"] = len(traces) - len(right)
-        traces = traces.taken(np.flatnonzero([trace.id in right for trace in traces]))
-    made = RecordFile(Example, examples)
+        correct = {v.trace async for v in open_judge("maths").verdicts(traces) if v.label == "correct"}
+        left_out["its final answer is not the gold one"] = len(traces) - len(correct)
+        traces = traces.taken(np.flatnonzero([trace.id in correct for trace in traces]))
+    rows = RecordFile(Example, examples)
     for trace in traces:
         if reason := unfit(trace, no_thinking=options.no_thinking):
-            left[reason] += 1
+            left_out[reason] += 1
         else:
-            made.append(example_of(trace, share=share, no_thinking=options.no_thinking))
-    if not made and only is None and options.n != 0:
+            rows.append(example_of(trace, share=share, no_thinking=options.no_thinking))
+    if not rows and only is None and options.n != 0:
         where = options.file or (source.folder if isinstance(source, Artifact) else source)
-        raise UserError(f"share '{share}': nothing to train on in {where}: {_nothing(source, +left)}.")
-    return Pool(made, +left, odd)
+        raise UserError(f"share '{share}': nothing to train on in {where}: {_why_empty(source, +left_out)}.")
+    return Pool(rows, +left_out, odd)
 
 
 def _pairs(source: Path | Artifact, share: str, options: ShareSettings) -> Pool:
@@ -163,27 +162,26 @@ def _pairs(source: Path | Artifact, share: str, options: ShareSettings) -> Pool:
     odd: list[Odd] = []
     if isinstance(source, Path):
         loaded = load_file(source, form=options.form, intent=options.intent)
-        (made, left), odd = pairs.preferred(loaded.pairs, share=share), loaded.odd
+        (rows, left_out), odd = pairs.preferred(loaded.pairs, share=share), loaded.odd
     elif options.pairs == "file":
-        made, left = list(source.read("pairs", Pair)), Counter()
+        rows, left_out = list(source.read("pairs", Pair)), Counter()
     elif options.pairs == "against":
-        made, left = pairs.against(source.read("traces", Trace), options.against, share=share)
+        rows, left_out = pairs.against(source.read("traces", Trace), options.against, share=share)
     elif options.pairs == "judged":
-        made, left = pairs.judged(source.read("traces", Trace), source.read("verdicts", Verdict), share=share)
+        rows, left_out = pairs.judged(source.read("traces", Trace), source.read("verdicts", Verdict), share=share)
     else:
-        made, left = pairs.repaired(source.read("originals", Trace), source.read("traces", Trace), share=share)
-    if not made:
-        reasons = ", ".join(f"{why} ({count:,})" for why, count in left.items()) or "there are none"
+        rows, left_out = pairs.repaired(source.read("originals", Trace), source.read("traces", Trace), share=share)
+    if not rows:
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in left_out.items()) or "there are none"
         raise UserError(f"share '{share}': no preference pairs ({options.pairs}): {reasons}.")
-    return Pool(RecordFile(Pair, made), left, odd)
+    return Pool(RecordFile(Pair, rows), left_out, odd)
 
 
-def _nothing(source: Path | Artifact, left: Counter[str]) -> str:
+def _why_empty(source: Path | Artifact, left_out: Counter[str]) -> str:
     """Why there is nothing to train on."""
     paired = source.rows("pairs") if isinstance(source, Artifact) else 0
-    reasons = ", ".join(f"{why} ({count:,})" for why, count in left.items())
-    there = f"{paired:,} preference pairs (chosen, rejected; pairs: file draws them)" if paired else "no replies"
-    return reasons or there
+    otherwise = f"{paired:,} preference pairs (chosen, rejected; pairs: file draws them)" if paired else "no replies"
+    return ", ".join(f"{reason} ({count:,})" for reason, count in left_out.items()) or otherwise
 
 
 def _read(source: Path | Artifact, options: ShareSettings) -> tuple[RecordFile[Example], RecordFile[Trace], list[Odd]]:

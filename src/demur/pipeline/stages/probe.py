@@ -1,12 +1,11 @@
 """Cuts the thinking of traces at several places and forces the answer there: forced, verdicts, places, failures.
 
-Whether a reply declines, place by place, shows where a model decides and whether that decision fades towards the end (the
-refusal cliff, arXiv 2510.06036). As a filter (`keep`) it also leaves the traces and, in kept.jsonl, those that do not fall.
+Whether the reply declines, place by place, shows where a model decides and whether its refusal fades towards the end (the
+refusal cliff, arXiv 2510.06036). As a filter (`keep`) it also writes the traces and, in kept.jsonl, those without a fall.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from msgspec.structs import replace
@@ -16,7 +15,7 @@ from demur.generate import Flow, in_order
 from demur.interfaces import Ask
 from demur.judge.base import require
 from demur.models.requires import Requires
-from demur.pipeline.stage import Context, Lack, Size, Stage, judging, kept
+from demur.pipeline.stage import Context, Lack, Size, Stage, judge_asks, kept_traces
 from demur.records import DECLINED, Failure, Kept, Message, Probed, Trace, Verdict
 from demur.repair.cut import SHARES, probe
 from demur.settings import Strict
@@ -24,12 +23,12 @@ from demur.storage.records_file import RecordFile
 
 
 class ProbeSettings(Strict):
-    """Where thinking is cut, and how often it is answered."""
+    """Where thinking is cut, and how many answers are forced there."""
 
     shares: tuple[float, ...] = Field(default=SHARES, min_length=1)  # Shares of a thinking's sentences
     samples: int = Field(default=1, ge=1)  # Forced answers at each place of each trace
     limit: int | None = Field(default=None, ge=1)  # Only the first so many traces
-    fall: float = Field(default=0.0, ge=0, le=1)  # As a filter: by how much P(decline) may fall towards the last place
+    fall: float = Field(default=0.0, ge=0, le=1)  # As a filter: the most that P(decline) may fall at the last place
 
     @field_validator("shares")
     @classmethod
@@ -40,11 +39,11 @@ class ProbeSettings(Strict):
 
 
 class ProbeStageSettings(Strict):
-    """What is probed, and who reads the forced answers."""
+    """What is probed, and the judge of the forced answers."""
 
     probe: ProbeSettings = ProbeSettings()
-    judge: str  # Kind of judge: one that sees refusals, or harm
-    keep: bool = False  # Whether it is a filter
+    judge: str  # Kind of judge: of refusals, or of harm
+    keep: bool = False  # Whether the stage is a filter
     arm: str = "target"
     seed: int | None = None
     bench: str = ""
@@ -52,45 +51,46 @@ class ProbeStageSettings(Strict):
 
 
 class Probe(Stage[ProbeStageSettings]):
-    """Inputs: traces; target (a stage that trained it). Models: target, judge."""
+    """Inputs: traces; target (a stage that trains it). Models: target, judge."""
 
     kind = "probe"
     Settings = ProbeStageSettings
 
     async def run(self, context: Context) -> None:
-        settings, source, draft = self.settings.probe, context.inputs["traces"], context.draft
-        chosen = kept(source)
-        traces = [t for t in source.read("traces", Trace) if chosen is None or t.id in chosen]
-        asked = list(islice((_bare(t) for t in traces if t.thinking and t.outcome == "complete"), settings.limit))
+        settings, draft = self.settings.probe, context.draft
+        traces = list(kept_traces(context.inputs["traces"]))
+        asked = [t for t in traces if t.thinking and t.outcome == "complete"][: settings.limit]
+        # The model under training is asked the bare prompt, without what a strategy sent beside it.
+        asked = [replace(t, sent=(Message(role="user", content=t.prompt.text),)) if t.strategy else t for t in asked]
         target = await context.model("target")
         assert target is not None
         flow, places = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict)), list[Probed]()
         total = len(asked) * len(settings.shares) * settings.samples
-        async for of, share, reply in probe(asked, model=target, shares=settings.shares, samples=settings.samples):
+        async for trace, share, reply in probe(asked, model=target, shares=settings.shares, samples=settings.samples):
             if isinstance(reply, Trace):
                 flow.traces.append(reply)
             else:
                 flow.failures.append(reply)
-            places.append(Probed(trace=of, share=share, reply=reply.id if isinstance(reply, Trace) else ""))
+            places.append(Probed(trace=trace, share=share, reply=reply.id if isinstance(reply, Trace) else ""))
             context.progress(len(flow.traces) + len(flow.failures), total, "")
         if context.generating:
             return
         judge = await context.judge(self.settings.judge, part="answer")
         async for verdict in judge.verdicts(flow.traces):
             flow.verdicts.append(verdict)
-        found = in_order(flow, (trace.prompt.id for trace in asked))
+        flow = in_order(flow, (trace.prompt.id for trace in asked))
         order = {trace.id: at for at, trace in enumerate(asked)}
         places.sort(key=lambda place: (order[place.trace], place.share, place.reply))
-        for name, rows in (("forced", found.traces), ("verdicts", found.verdicts), ("failures", found.failures)):
+        for name, rows in (("forced", flow.traces), ("verdicts", flow.verdicts), ("failures", flow.failures)):
             draft.write(name, rows)
         draft.write("places", places)
         draft.line = f"{len(asked):,} traces cut at {len(settings.shares)} places"
         if self.settings.keep:
-            stays = steady(places, {v.trace: v for v in found.verdicts}, fall=settings.fall)
+            stays = steady(places, {v.trace: v for v in flow.verdicts}, fall=settings.fall)
             draft.write("traces", traces)
             draft.write("kept", (Kept(trace=trace.id) for trace in traces if trace.id in stays))
             draft.line += f", {len(stays):,} kept"
-        require(found.verdicts, who=f"judge '{self.settings.judge}'")
+        require(flow.verdicts, who=f"judge '{self.settings.judge}'")
 
     def needs(self) -> list[Lack]:
         unmet = self._unmet("target", Requires(prefill=True), "a probe's target")
@@ -106,22 +106,16 @@ class Probe(Stage[ProbeStageSettings]):
         given, settings = self.size(), self.settings.probe
         rows = min(given.rows, settings.limit or given.rows) * len(settings.shares) * settings.samples
         asks = [Ask("target", rows, rows * given.tokens, rows * given.tokens)]
-        return asks + judging(self, self.settings.judge, Size(rows, given.tokens))
-
-
-def _bare(trace: Trace) -> Trace:
-    """A trace as the model under training would be asked: without what a strategy sent beside the prompt."""
-    bare = (Message(role="user", content=trace.prompt.text),)
-    return replace(trace, sent=bare) if trace.strategy else trace
+        return asks + judge_asks(self, self.settings.judge, Size(rows, given.tokens))
 
 
 def steady(places: Sequence[Probed], verdicts: Mapping[str, Verdict], *, fall: float) -> set[str]:
-    """Traces whose P(decline) at the last place is at most `fall` below its highest. One that nobody can tell of is not."""
-    shares: dict[str, dict[float, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    """Traces whose P(decline) at the last place is at most `fall` below its highest. Undecided ones are left out."""
+    declined: dict[str, dict[float, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for place in places:
         verdict = verdicts.get(place.reply)
         if verdict is not None and verdict.label is not None:
-            shares[place.trace][place.share].append(verdict.label in DECLINED)
+            declined[place.trace][place.share].append(verdict.label in DECLINED)
     last = max((place.share for place in places), default=1.0)
-    rates = {trace: {at: sum(own) / len(own) for at, own in found.items()} for trace, found in shares.items()}
-    return {trace for trace, own in rates.items() if last in own and max(own.values()) - own[last] <= fall}
+    rates = {trace: {at: sum(d) / len(d) for at, d in by_share.items()} for trace, by_share in declined.items()}
+    return {trace for trace, rate in rates.items() if last in rate and max(rate.values()) - rate[last] <= fall}

@@ -1,10 +1,10 @@
-"""Judges stored traces again without asking the model: traces (as they were), verdicts."""
+"""Judges stored traces again without asking the model: traces (unchanged), verdicts."""
 
 from demur.errors import plural
 from demur.generate import Flow, in_order
 from demur.interfaces import Ask
 from demur.judge.base import require, setup_of
-from demur.pipeline.stage import Context, Lack, Size, Stage, judging, tokens
+from demur.pipeline.stage import Context, Lack, Size, Stage, judge_asks, tokens
 from demur.records import Failure, Part, Query, Trace, Verdict
 from demur.settings import Strict
 from demur.storage.records_file import RecordFile
@@ -14,11 +14,11 @@ class RejudgeSettings(Strict):
     """Which judge reads what, and whose traces they are."""
 
     judge: str  # Kind of judge
-    part: Part | None = None  # The part that it reads; `None`: as it declares
-    query: Query | None = None  # What it is shown as the request; `None`: as it declares
+    part: Part | None = None  # The part that it reads; `None`: its default
+    query: Query | None = None  # What it sees as the request; `None`: its default
     arm: str = "target"
     seed: int | None = None
-    bench: str = "demur.bench.metrics:STORED"  # The benchmark whose metrics the verdicts are for
+    bench: str = "demur.bench.metrics:STORED"  # The benchmark whose metrics the verdicts serve
 
 
 class Rejudge(Stage[RejudgeSettings]):
@@ -38,9 +38,9 @@ class Rejudge(Stage[RejudgeSettings]):
         async for verdict in judge.verdicts(traces):
             verdicts.append(verdict)
             context.progress(len(verdicts), len(traces), settings.judge)
-        found = in_order(Flow(traces, RecordFile(Failure), verdicts), (trace.prompt.id for trace in traces))
-        context.draft.write("traces", found.traces)
-        context.draft.write("verdicts", found.verdicts)
+        flow = in_order(Flow(traces, RecordFile(Failure), verdicts), (trace.prompt.id for trace in traces))
+        context.draft.write("traces", flow.traces)
+        context.draft.write("verdicts", flow.verdicts)
         context.draft.write("judges", [setup_of(judge)])
         context.draft.line = plural(len(traces), "trace")
         require(verdicts, who=f"judge '{settings.judge}'")
@@ -55,4 +55,4 @@ class Rejudge(Stage[RejudgeSettings]):
         return Size(len(sizes), max(sizes, default=0))
 
     def estimate(self) -> list[Ask]:
-        return judging(self, self.settings.judge, self.size())
+        return judge_asks(self, self.settings.judge, self.size())

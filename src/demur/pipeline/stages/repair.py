@@ -1,4 +1,4 @@
-"""Mends traces with failure patterns: traces.jsonl to go on with, originals, findings, actions, failures."""
+"""Repairs traces with failure patterns: traces.jsonl (the result), originals, findings, actions, failures."""
 
 from itertools import islice
 
@@ -9,34 +9,35 @@ from demur.records import Finding, Trace
 from demur.repair.run import ROUNDS, repair
 from demur.repair.settings import RepairSettings
 
-WISHES = 300  # Bound on the tokens in which a teacher is told what was wrong
+CRITIQUE = 300  # Bound on the tokens that describe to a teacher what was wrong
 
 
 class RepairStageSettings(DetectorSettings):
-    """How traces are mended, and by whom what comes out is read."""
+    """How traces are repaired, and by which detector the results are read."""
 
     repair: RepairSettings = RepairSettings()
 
 
 class Repair(Detecting[RepairStageSettings]):
-    """Inputs: traces; findings (else they are made). Models: teacher (for `reask`)."""
+    """Inputs: traces; findings (made here if absent). Models: teacher (for `reask` and `continue`)."""
 
     kind = "repair"
     version = 3
     Settings = RepairStageSettings
 
     async def run(self, context: Context) -> None:
-        source, draft = context.inputs["traces"], context.draft
-        chosen = kept(source)
-        traces = islice(source.read("traces", Trace), self.settings.limit)
-        given, how = [trace for trace in traces if chosen is None or trace.id in chosen], self.settings.repair
-        found = context.inputs["findings"].read("findings", Finding) if "findings" in context.inputs else ()
-        by, teacher, say = await self.detector(context), await context.model("teacher"), context.progress
-        done = await repair(given, findings=found, settings=how, detector=by, teacher=teacher, progress=say)
+        source, draft, settings = context.inputs["traces"], context.draft, self.settings
+        chosen, traces = kept(source), islice(source.read("traces", Trace), settings.limit)
+        given = [trace for trace in traces if chosen is None or trace.id in chosen]
+        findings = context.inputs["findings"].read("findings", Finding) if "findings" in context.inputs else ()
+        by, teacher, report = await self.detector(context), await context.model("teacher"), context.progress
+        repaired = await repair(
+            given, findings=findings, settings=settings.repair, detector=by, teacher=teacher, progress=report
+        )
         for name in ("traces", "originals", "findings", "actions", "failures"):
-            draft.write(name, getattr(done, name))
-        draft.summary |= {"counts": done.counts, "patterns": done.patterns}
-        draft.line = ", ".join(f"{count:,} {did}" for did, count in done.counts.items())
+            draft.write(name, getattr(repaired, name))
+        draft.summary |= {"counts": repaired.counts, "patterns": repaired.patterns}
+        draft.line = ", ".join(f"{count:,} {action}" for action, count in repaired.counts.items())
 
     def needs(self) -> list[Lack]:
         lacks = super().needs()
@@ -52,9 +53,9 @@ class Repair(Detecting[RepairStageSettings]):
         return given._replace(tokens=given.tokens + self.settings.repair.max_tokens)
 
     def estimate(self) -> list[Ask]:
-        settings, made = self.settings.repair, self.size()
-        again = made.rows * settings.tries * len({"reask", "continue"} & {*settings.means})
-        asks = [Ask("teacher", again, again * (made.tokens + WISHES), again * settings.max_tokens)] if again else []
-        # Read: each trace, unless its findings are given, and every candidate.
-        readings = made.rows * ((0 if "findings" in self.inputs else 1) + ROUNDS + 1) + again
-        return asks + self.detecting(made._replace(rows=readings))
+        settings, given = self.settings.repair, self.size()
+        again = given.rows * settings.tries * len({"reask", "continue"} & {*settings.means})
+        asks = [Ask("teacher", again, again * (given.tokens + CRITIQUE), again * settings.max_tokens)] if again else []
+        # The detector reads each trace, unless its findings are given, and every candidate.
+        readings = given.rows * ((0 if "findings" in self.inputs else 1) + ROUNDS + 1) + again
+        return asks + self.detector_asks(given._replace(rows=readings))

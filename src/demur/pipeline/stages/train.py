@@ -1,8 +1,6 @@
 """Fine-tunes a base on a mix: model/ (a checkpoint), metrics.jsonl, learnability.jsonl."""
 
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 from demur.errors import UserError
 from demur.models.checkpoint import folder_of, identity_of
@@ -23,8 +21,8 @@ class TrainStageSettings(Strict):
 
 
 class Train(Stage[TrainStageSettings]):
-    """Inputs: mix (examples, held_out; or pairs, for a preference method); base (a stage whose checkpoint it goes on from).
-    Models: base, which that began from."""
+    """Inputs: mix (examples, held_out; or pairs, for a preference method); base (a stage whose checkpoint it starts from).
+    Models: base (of that checkpoint, if there is one)."""
 
     kind = "train"
     resumable = trains = True
@@ -34,30 +32,28 @@ class Train(Stage[TrainStageSettings]):
     def run(self, context: Context) -> None:
         from demur.train.trainer import train
 
-        mixed, settings = context.inputs["mix"], self.settings.train
+        mixed, draft, settings = context.inputs["mix"], context.draft, self.settings.train
         rows = "examples" if settings.method == "sft" else "pairs"
         if not mixed.rows(rows):
             where = self.inputs["mix"].files.get("file", mixed.folder)
             raise UserError(f"{where}: no {rows} to train on (train.method={settings.method}).")
-        base, held_out = self._from(context), mixed.path("held_out") if mixed.has("held_out") else None
+        model = self.models["base"]
+        assert isinstance(model, Local)
+        base = context.inputs["base"].folder / "model" if "base" in context.inputs else folder_of(model)
         settings = settings.model_copy(update={"processes": sizes.processes_of(settings)})
-        how: dict[str, Any] = {"settings": settings, "held_out": held_out}
-        made = train(mixed.path(rows), base=base, out=context.draft.folder, progress=context.progress, **how)
-        context.draft.summary |= {"base": identity_of(base)} | made
-
-    def _from(self, context: Context) -> Path:
-        """The weights that it goes on from: a stage's, or the base's, fetched where they are not here."""
-        base = self.models["base"]
-        assert isinstance(base, Local)
-        return context.inputs["base"].folder / "model" if "base" in context.inputs else folder_of(base)
+        examples, held_out = mixed.path(rows), mixed.path("held_out") if mixed.has("held_out") else None
+        summary = train(
+            examples, base=base, out=draft.folder, settings=settings, held_out=held_out, progress=context.progress
+        )
+        draft.summary |= {"base": identity_of(base)} | summary
 
     def needs(self) -> list[Lack]:
         base, settings = self.models["base"], self.settings.train
         if not isinstance(base, Local):
             return [Lack("base", f"{base.where} cannot be trained: give a folder with weights or a hub id.", True)]
         absent = [name for name in settings.report_to if find_spec(name) is None]
-        told = (f"train.report_to: {name} is not installed: pip install {name}" for name in absent)
-        lacks = super().needs() + [Lack("train", line) for line in told]
+        lacks = super().needs()
+        lacks += [Lack("train", f"train.report_to: {name} is not installed: pip install {name}") for name in absent]
         if settings.device == "cuda" and not sizes.devices():
             return [*lacks, Lack("train", "train.device=cuda, and nvidia-smi shows no GPU here", True)]
         lack = sizes.lacking(base.weights_at, settings, base.revision)
