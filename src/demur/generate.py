@@ -125,13 +125,13 @@ def in_order(flow: Flow, asked: Iterable[str]) -> Flow:
         place = prompts.of(row.prompt.id for row in rows)
         return np.lexsort((numbers(row.sample for row in rows), place))
 
-    traces = flow.traces.taken(by_prompt(flow.traces.seen_as(_Row)))
-    failures = flow.failures.taken(by_prompt(flow.failures.seen_as(_Row)))
-    verdicts = flow.verdicts.seen_as(_Row)
+    traces = flow.traces.take(by_prompt(flow.traces.read_as(_Row)))
+    failures = flow.failures.take(by_prompt(flow.failures.read_as(_Row)))
+    verdicts = flow.verdicts.read_as(_Row)
     readers = sorted({(verdict.judge, verdict.part) for verdict in verdicts})
     reader = numbers(readers.index((verdict.judge, verdict.part)) for verdict in verdicts)
-    place = Places(row.id for row in traces.seen_as(_Row)).of(verdict.trace for verdict in verdicts)
-    return Flow(traces, failures, flow.verdicts.taken(np.lexsort((reader, place))), flow.filed_again)
+    place = Places(row.id for row in traces.read_as(_Row)).of(verdict.trace for verdict in verdicts)
+    return Flow(traces, failures, flow.verdicts.take(np.lexsort((reader, place))), flow.filed_again)
 
 
 async def _together(*work: Coroutine[Any, Any, None]) -> None:

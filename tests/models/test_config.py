@@ -153,8 +153,8 @@ def test_what_a_model_is_declared_to_refuse() -> None:
 
 def test_a_models_sampling_changes_only_what_it_says() -> None:
     base = Sampling(temperature=0.1, max_tokens=9, system="s")
-    assert SamplingSettings().over(base) == base
-    assert SamplingSettings(temperature=0.0, thinking_budget=3).over(base) == Sampling(
+    assert SamplingSettings().override(base) == base
+    assert SamplingSettings(temperature=0.0, thinking_budget=3).override(base) == Sampling(
         temperature=0.0, max_tokens=9, system="s", thinking_budget=3
     )
 

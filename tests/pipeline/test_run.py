@@ -189,7 +189,7 @@ def test_a_run_knows_its_present_stages(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("stages/*"))) == 5
     assert [one.manifest.settings["n"] for one in runs.artifacts(tmp_path) if one.manifest.kind == "make"] == [4, 3]
     execute([Make("more", Count(n=1))], out=tmp_path)
-    assert list(runs.present(tmp_path)) == ["make-a", "make-b", "join", "more"]
+    assert list(runs.stage_graph(tmp_path)) == ["make-a", "make-b", "join", "more"]
 
 
 class Hoard(Stage[Count]):

@@ -29,7 +29,7 @@ def test_rows_are_a_list(texts: list[str], data: st.DataObject) -> None:
         assert len(rows) == count
     assert list(rows) == there
     order = data.draw(st.permutations(range(len(there))))
-    turned = rows.taken(order)
+    turned = rows.take(order)
     assert list(turned) == [there[at] for at in order]
     assert list(turned[1:]) == [there[at] for at in order][1:], "a view of a view"
     assert [bytes(line) for line in turned.lines()] == [encode(there[at]) for at in order]

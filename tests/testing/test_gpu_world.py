@@ -540,7 +540,7 @@ def test_wall_6_held_out_rows_starve_no_arm(world: World, tmp_path: Path, monkey
     assert execute(mixes, out=tmp_path / "run")[mixes[0].name].rows("examples") == 4
 
     def as_it_was(rows: Any, count: int, share: Any) -> Any:
-        return rows.taken(range(count)[: len(rows)]), rows.taken(range(count, len(rows)))
+        return rows.take(range(count)[: len(rows)]), rows.take(range(count, len(rows)))
 
     monkeypatch.setattr("demur.pipeline.stages.mix.hold_out", as_it_was)
     monkeypatch.setattr("demur.pipeline.stages.mix.Mix.version", 0)

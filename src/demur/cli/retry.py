@@ -10,7 +10,7 @@ from demur.cli.runner import STUDIES, STUDY, require, run_stages, tell
 from demur.errors import UserError, plural
 from demur.pipeline.dag import plan
 from demur.pipeline.stage import Stage
-from demur.storage.artifacts import COMMANDS, Artifact, artifacts, is_whole, locked, present
+from demur.storage.artifacts import COMMANDS, Artifact, artifacts, is_whole, locked, stage_graph
 from demur.storage.reply_cache import ReplyCache
 
 
@@ -19,7 +19,7 @@ def retry(run: Path, flags: common.Flags) -> None:
     """Forget failed requests and the stages that were made without their replies, then go on with the run."""
     with ReplyCache(folder_of(run, flags.cache)) as kept, locked(run):
         gone = lacking(run, {line.stage for line in kept.ledger() if line.failed})
-        undone = {s.folder for s in present(run).values() if not is_whole(run / "stages" / s.folder)}
+        undone = {s.folder for s in stage_graph(run).values() if not is_whole(run / "stages" / s.folder)}
         found, left = _by_study(run, undone | {artifact.folder.name for artifact in gone})
         for artifact in gone:
             shutil.rmtree(artifact.folder)

@@ -12,7 +12,7 @@ from demur.cli import common
 from demur.cli.progress import FAILED, RUNNING
 from demur.cli.runner import STUDIES, STUDY
 from demur.errors import UserError
-from demur.storage.artifacts import LOCK, is_whole, present
+from demur.storage.artifacts import LOCK, is_whole, stage_graph
 
 
 class Standing(NamedTuple):
@@ -34,7 +34,7 @@ class Standing(NamedTuple):
 
 def standing(run: Path) -> Standing:
     """Where a run stands, as its graph, its stages and the note of its last process have it."""
-    stages = {name: (stage.kind, is_whole(run / "stages" / stage.folder)) for name, stage in present(run).items()}
+    stages = {name: (stage.kind, is_whole(run / "stages" / stage.folder)) for name, stage in stage_graph(run).items()}
     noted: dict[str, str] = msgspec.json.decode(path.read_bytes()) if (path := run / RUNNING).is_file() else {}
     noted = {name: text for name, text in noted.items() if not stages.get(name, ("", True))[1]}  # some may have ended
     failed = {name: text.removeprefix(FAILED) for name, text in noted.items() if text.startswith(FAILED)}
@@ -58,7 +58,7 @@ def _held(run: Path) -> bool:
 @common.verb("json")
 def status(run: Path, flags: common.Flags) -> None:
     """Which stages of a run are done, how far those are that run (12/120: steps, replies), and which are not done."""
-    if not present(run):
+    if not stage_graph(run):
         raise UserError(f"{run} {'is no run: it has no stages.json' if run.is_dir() else 'is no folder'}.")
     found = standing(run)
     groups: dict[str, list[bool]] = {}

@@ -82,7 +82,7 @@ async def distil(
         await work.round(stored, range(settings.samples), progress)
     else:
         for sample in range(settings.bound):
-            short = stored.taken(np.flatnonzero(work.kept_counts < settings.until_safe))
+            short = stored.take(np.flatnonzero(work.kept_counts < settings.until_safe))
             if not short:
                 break
             await work.round(short, range(sample, sample + 1), progress)
@@ -117,7 +117,7 @@ class _Distillation:
         rewrites = self.strategy.needs_trace
         self.given = cast("Mapping[str, Trace]", given if rewrites else {})
         self.begun = cast("Mapping[str, str]", {} if rewrites else given)
-        self.ids = [prompt.id for prompt in prompts.seen_as(_WithId)]
+        self.ids = [prompt.id for prompt in prompts.read_as(_WithId)]
         self.places = Places(self.ids)
         self.flow = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict))
         self.kept_counts = np.zeros(len(prompts), dtype=np.int64)  # How many replies of each prompt are kept, [prompts]
@@ -168,7 +168,7 @@ class _Distillation:
         """Traces in order, each with the reason why it is not kept."""
         verdicts = iter(flow.verdicts)
         verdict = next(verdicts, None)
-        for trace in flow.traces.seen_as(_TraceHead):
+        for trace in flow.traces.read_as(_TraceHead):
             by_part: dict[Part, Verdict] = {}
             while verdict is not None and verdict.trace == trace.id:
                 by_part[verdict.part] = verdict
@@ -221,7 +221,7 @@ class _Distillation:
             passed = set(kept_prompts)
             fallbacks = RecordFile(Trace, (self._fallback(prompt) for prompt in self.ids if hash(prompt) not in passed))
             traces = RecordFile(Trace, itertools.chain(traces, fallbacks))
-            kept += [trace.id for trace in fallbacks.seen_as(_WithId)]
+            kept += [trace.id for trace in fallbacks.read_as(_WithId)]
             funnel["fell_back"] = len(fallbacks)
         stats = {"all": _stats(lengths), "kept": _stats(kept_lengths)}
         return Distilled(traces, flow.verdicts, kept, drops, flow.failures, funnel, stats)

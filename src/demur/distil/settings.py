@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from demur import thinking
-from demur.models.sampling import Drawn
+from demur.models.sampling import TeacherSampling
 from demur.records import Part, Sampling
 from demur.settings import Strict, names
 
@@ -44,7 +44,7 @@ class Begin(Strict):
         return bool(self.text or self.file or self.traces)
 
 
-class DistilSettings(Drawn):
+class DistilSettings(TeacherSampling):
     """How safety traces are made."""
 
     strategy: str = "improved"  # A shipped strategy by name, or a path to one's own .md file

@@ -119,7 +119,7 @@ def hold_out(rows: RecordFile[Any], count: int, share: ShareSettings) -> tuple[R
             held.add(cluster)
             room -= sizes[cluster]
     held_out, others = ([at for at in order if (keys[at][0] in held) is wanted] for wanted in (True, False))
-    return rows.taken(held_out), rows.taken(others)
+    return rows.take(held_out), rows.take(others)
 
 
 def _side(row: Example | Pair) -> Example:

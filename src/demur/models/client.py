@@ -62,7 +62,7 @@ class RemoteModel(Answering):
         """Who opened the thinking of its replies: `opened` by the template, `own` by the model, `apart` by the server, `plain`: none."""
         self._thinks: bool | None = None
         self.width = config.in_flight * len(urls)
-        self.identity = config.known_by(name)
+        self.identity = config.cache_identity(name)
 
     def check(self, sampling: Sampling) -> None:
         """Raise `UserError` for what this server, as declared, cannot do and what must not be left out."""

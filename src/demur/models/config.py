@@ -123,7 +123,7 @@ class Remote(_Asked):
         """The addresses, those of the environment read."""
         return tuple(os.environ[url[1:]].rstrip("/") if url.startswith("$") else url for url in self.url)
 
-    def known_by(self, name: str) -> str:
+    def cache_identity(self, name: str) -> str:
         """What its replies are kept under, with the model's name."""
         return self.weights or (f"{name}@{self.revision}" if self.revision else f"{name} at {self.where}")
 

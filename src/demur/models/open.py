@@ -49,7 +49,7 @@ class Defaulted:
 
     def check(self, sampling: Sampling) -> None:
         """As the model's own."""
-        self._model.check(self._defaults.under(sampling))
+        self._model.check(self._defaults.complete(sampling))
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """As the model's own."""
@@ -61,7 +61,7 @@ class Defaulted:
             yield result
 
     def _with(self, request: Request) -> Request:
-        return replace(request, sampling=self._defaults.under(request.sampling))
+        return replace(request, sampling=self._defaults.complete(request.sampling))
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ class Defaults(Strict):
     thinking_budget: int | None = Field(default=None, ge=0)  # Bound on thinking tokens
     prefill: str | None = None  # Text put at the start of the assistant's turn
 
-    def under(self, asked: Sampling) -> Sampling:
+    def complete(self, asked: Sampling) -> Sampling:
         """`asked`, with what it leaves unset as set here."""
         mine = self.model_dump(exclude_none=True)
         return msgspec.structs.replace(asked, **{k: v for k, v in mine.items() if getattr(asked, k) is None})
@@ -33,12 +33,12 @@ class SamplingSettings(Defaults):
     n: int | None = Field(default=None, ge=1)  # Samples a prompt
     system: str | None = None  # System turn of every request
 
-    def over(self, base: Sampling) -> Sampling:
+    def override(self, base: Sampling) -> Sampling:
         """`base`, changed in what is set here."""
         return msgspec.structs.replace(base, **self.model_dump(exclude_unset=True, exclude_none=True))
 
 
-class Drawn(Strict):
+class TeacherSampling(Strict):
     """How a teacher draws its replies. The paper names no temperature; 0.6 and 0.95 are what DeepSeek recommends for R1."""
 
     temperature: float = Field(default=0.6, ge=0)

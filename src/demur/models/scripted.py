@@ -36,7 +36,7 @@ def load_script(name: str) -> tuple[Script, str]:
     return script, f"script:{name}@{digest([name, source])[:8]}"
 
 
-def spoken(script: Script, request: Request) -> tuple[str, Finish, int]:
+def run_script(script: Script, request: Request) -> tuple[str, Finish, int]:
     """What a script says to a request within its budget: text, why it ended, and the number of words."""
     sampling = request.sampling
     text = (sampling.prefill or "") + script(request.messages, sampling, random.Random(seed_of(request)))
@@ -64,9 +64,9 @@ class ScriptedModel(Answering):
 
         async def ask() -> Reply:
             if self._config.timeout is None:
-                text, finish, count = spoken(self._script, request)
+                text, finish, count = run_script(self._script, request)
             else:
-                work = asyncio.to_thread(spoken, self._script, request)
+                work = asyncio.to_thread(run_script, self._script, request)
                 try:
                     text, finish, count = await asyncio.wait_for(work, self._config.timeout)
                 except TimeoutError:

@@ -168,7 +168,7 @@ async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str =
     return names[0]
 
 
-async def silent(config: Remote) -> str:
+async def why_unreachable(config: Remote) -> str:
     """Why none of a server's addresses takes a connection; empty: one does, whatever it then says."""
     urls, headers = reached(config)
     why = ""

@@ -15,7 +15,7 @@ from demur.errors import UserError
 from demur.pipeline.stage import Stage
 from demur.records import digest
 from demur.settings import identity_of
-from demur.storage.artifacts import GRAPH, Present, atomic_write, hash_path, is_whole, present
+from demur.storage.artifacts import GRAPH, StageEntry, atomic_write, hash_path, is_whole, stage_graph
 
 
 class Planned(NamedTuple):
@@ -85,8 +85,8 @@ def _hash(path: Path, known: dict[Path, str]) -> str:
 
 def write_graph(planned: Sequence[Planned], out: Path, *, add: bool) -> None:
     """Write which stages are the run's: these alone, or with `add` also those that were."""
-    graph = present(out) if add else {}
+    graph = stage_graph(out) if add else {}
     for item in planned:
         graph.pop(item.name, None)  # so that it follows those that stay
-        graph[item.name] = Present(folder=item.folder.name, kind=item.stage.kind, fingerprint=item.fingerprint)
+        graph[item.name] = StageEntry(folder=item.folder.name, kind=item.stage.kind, fingerprint=item.fingerprint)
     atomic_write(out / GRAPH, msgspec.json.format(msgspec.json.encode(graph), indent=1))

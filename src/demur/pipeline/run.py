@@ -91,9 +91,9 @@ def check_servers(todo: Sequence[Planned], cache: Path) -> None:
     servers = {model.where: (part, model) for part, model in asked if isinstance(model, Remote) and not model.missing()}
 
     async def check() -> list[str]:
-        from demur.models.transport import silent
+        from demur.models.transport import why_unreachable
 
-        return await asyncio.gather(*(silent(model) for _, model in servers.values()))
+        return await asyncio.gather(*(why_unreachable(model) for _, model in servers.values()))
 
     reasons = asyncio.run(check()) if servers else []
     down = [(part, model, why) for (part, model), why in zip(servers.values(), reasons, strict=True) if why]
@@ -101,7 +101,7 @@ def check_servers(todo: Sequence[Planned], cache: Path) -> None:
     if down:
         with ReplyCache(cache) as replies:
             for part, model, why in down:
-                if not replies.answered(model.known_by(model.model)):
+                if not replies.answered(model.cache_identity(model.model)):
                     lines.append(f"{part}: {model.where} cannot be reached: {why}.")
     if lines:
         raise UserError("\n".join([*lines, "Nothing was asked. Start what is down, and run the same command."]))
@@ -156,8 +156,8 @@ def run_task(task: Task, progress: Progress) -> float:
         seconds = time.monotonic() - start
         if generating:
             return seconds
-        if context.cache and context.cache.found:
-            draft.line += f"; {context.cache.found:,} repl{'y' if context.cache.found == 1 else 'ies'} from the cache"
+        if context.cache and context.cache.hits:
+            draft.line += f"; {context.cache.hits:,} repl{'y' if context.cache.hits == 1 else 'ies'} from the cache"
         manifest = Manifest(
             name=stage.name, kind=stage.kind, version=stage.version, fingerprint=fingerprint, inputs=inputs,
             settings=stage.settings.model_dump(mode="json", by_alias=True), seconds=round(seconds, 3),

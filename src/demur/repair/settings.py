@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from demur.models.sampling import Drawn
+from demur.models.sampling import TeacherSampling
 from demur.settings import Strict
 
 COMPLIANCE = re.compile(  # Matched in any case, as a study's own `cue` is
@@ -23,7 +23,7 @@ class Intervention(Strict):
     insert: str = "Wait, let me think about whether this could hurt somebody."
 
 
-class RepairSettings(Drawn):
+class RepairSettings(TeacherSampling):
     """How traces with patterns are repaired. In a study file and in `--set` the means are called `with`."""
 
     model_config = ConfigDict(populate_by_name=True)

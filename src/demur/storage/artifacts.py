@@ -150,7 +150,7 @@ def is_whole(folder: Path) -> bool:
     return sizes == {name: info.size for name, info in files.items()}
 
 
-class Present(Record, frozen=True, kw_only=True):
+class StageEntry(Record, frozen=True, kw_only=True):
     """A stage of the present graph."""
 
     folder: str
@@ -158,15 +158,15 @@ class Present(Record, frozen=True, kw_only=True):
     fingerprint: str
 
 
-def present(run: Path) -> dict[str, Present]:
+def stage_graph(run: Path) -> dict[str, StageEntry]:
     """The stages of a run's present graph by name, done or not; empty where none was ever written."""
     path = run / GRAPH
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, Present]) if path.is_file() else {}
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, StageEntry]) if path.is_file() else {}
 
 
 def artifacts(run: Path) -> list[Artifact]:
     """The published stages of a run's present graph, in its order; all by name where no graph was written."""
-    folders = [run / "stages" / stage.folder for stage in present(run).values()]
+    folders = [run / "stages" / stage.folder for stage in stage_graph(run).values()]
     if not folders:
         folders = sorted(path.parent for path in (run / "stages").glob(f"*/{MANIFEST}"))
     return [Artifact(folder) for folder in folders if is_published(folder)]

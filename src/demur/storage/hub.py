@@ -85,7 +85,7 @@ def fetch(spec: str) -> Path:
     return _joined(spec, found)
 
 
-def told(spec: str) -> dict[str, str]:
+def provenance(spec: str) -> dict[str, str]:
     """What of a specification is in the hub's cache, for a run's records: OWNER--NAME/snapshots/COMMIT/FILE -> its SHA-256."""
     files = [path for one in parse(spec) for path in _files(one, local=True)]
     return {path.as_posix().rpartition("/datasets--")[2]: _hash(path) for path in files}

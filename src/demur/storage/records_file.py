@@ -79,7 +79,7 @@ class RecordFile(Sequence[T]):
     def __getitem__(self, at: slice) -> RecordFile[T]: ...
     def __getitem__(self, at: int | slice) -> T | RecordFile[T]:
         if isinstance(at, slice):
-            return self.taken(range(*at.indices(len(self))))
+            return self.take(range(*at.indices(len(self))))
         if not -len(self) <= at < len(self):
             raise IndexError(at)
         return self._read(at % len(self))
@@ -117,13 +117,13 @@ class RecordFile(Sequence[T]):
         for at in range(len(self)):
             yield msgspec.Raw(self._line(at).strip())
 
-    def taken(self, order: Sequence[int] | I64) -> RecordFile[T]:
+    def take(self, order: Sequence[int] | I64) -> RecordFile[T]:
         """These rows in this order, without copying them."""
         view = copy.copy(self)
         view._order = order if self._order is None else np.asarray(self._order)[np.asarray(order, dtype=np.int64)]
         return view
 
-    def seen_as(self, kind: type[U]) -> RecordFile[U]:
+    def read_as(self, kind: type[U]) -> RecordFile[U]:
         """The same rows read as a kind with fewer fields, which costs less."""
         view = cast("RecordFile[Any]", copy.copy(self))
         view._kind, view._decoder = kind, msgspec.json.Decoder(kind)

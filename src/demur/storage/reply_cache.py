@@ -123,7 +123,7 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
             raise cache_care.trouble(self.path, error) from error
         except OSError as error:
             raise WorkError(f"{self.folder}: the reply cache cannot be opened: {error.strerror}.") from error
-        self.found, self._since = 0, since  # Replies that were there already, before this time
+        self.hits, self._since = 0, since  # Replies that were there already, before this time
         self._asked: dict[bytes, asyncio.Future[Reply]] = {}
         self._writer = ThreadPoolExecutor(1, "reply cache")
         self._commits = self._connect()
@@ -182,7 +182,7 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
         """The stored reply of a request; `None` also for a row that no longer is what was written."""
         for body, crc, at in self._rows("SELECT body, crc, at FROM replies WHERE key = ?", key):
             if zlib.crc32(body) == crc:
-                self.found += at < self._since
+                self.hits += at < self._since
                 return msgspec.json.decode(body, type=Reply)
             log.warning("%s: a stored reply is damaged, and is asked again", self.path)
             self._delete("key = ?", key)

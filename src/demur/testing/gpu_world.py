@@ -30,7 +30,7 @@ import yaml
 from demur import thinking
 from demur.errors import DemurError, UserError
 from demur.models.config import Remote, Served
-from demur.models.scripted import spoken
+from demur.models.scripted import run_script
 from demur.models.vllm import served
 from demur.pipeline import sizes
 from demur.pipeline.dag import ordered
@@ -188,7 +188,7 @@ class World(contextlib.ExitStack):
         with self._counting:
             self.asked[model] += 1
         request, begun = request_of(body, begun=bool(body.get("continue_final_message")))
-        text, finish, count = spoken(players.player(model, config), request)
+        text, finish, count = run_script(players.player(model, config), request)
         if self._strikes("cut", model, body):
             text, finish, count = text[: len(text) // 2], "length", count // 2
         if "R1" in model and config and not begun:

@@ -26,7 +26,7 @@ from aiohttp import web
 from demur import thinking
 from demur.errors import UserError, WorkError
 from demur.interfaces import Request
-from demur.models.scripted import load_script, spoken
+from demur.models.scripted import load_script, run_script
 from demur.models.vllm import end_with_parent
 from demur.records import Finish, Message, Prompt, Record, Sampling
 
@@ -135,7 +135,7 @@ class _Server:
         # A last assistant's turn is a begun reply, unless it is asked greedily: then a guard is shown a conversation.
         goes_on = body.get("continue_final_message") or body.get("temperature", 1.0) > 0
         request, begun = request_of(body, begun=bool(goes_on), cap=self._how.cap)
-        text, finish, count = spoken(self._script, request)
+        text, finish, count = run_script(self._script, request)
         if thinking.CLOSE in begun:
             text = thinking.split(text, finish=finish).answer or text
             count = len(text.split())

@@ -48,12 +48,12 @@ class Distil(Stage[DistilStageSettings]):
         given: dict[str, Trace] = {}  # Id of a prompt -> the first of its traces
         if "given" in context.inputs:
             given = {trace.prompt.id: trace for trace in reversed([*kept_traces(context.inputs["given"])])}
-            asked = asked.taken([at for at, prompt in enumerate(asked) if prompt.id in given])
+            asked = asked.take([at for at, prompt in enumerate(asked) if prompt.id in given])
         if (classifier := await context.model("classifier")) is not None:
             asked = RecordFile(Prompt, [prompt async for prompt in classified(asked, self.strategy, classifier)])
         begun = self._begun(context, asked)
         if "begun" in context.inputs:
-            asked = asked.taken([at for at, prompt in enumerate(asked) if begun.get(prompt.id)])
+            asked = asked.take([at for at, prompt in enumerate(asked) if begun.get(prompt.id)])
         if context.generating:
             settings = settings.model_copy(update={"keep": "everything"})
         parts = () if context.generating else self._parts

@@ -66,7 +66,7 @@ class BenchUse(Strict):
 
     def drawn(self) -> Sampling:
         """The protocol's sampling with the study's changes."""
-        sampling = self.sampling.over(get_bench(self.name).sampling)
+        sampling = self.sampling.override(get_bench(self.name).sampling)
         return sampling if self.samples is None else replace(sampling, n=self.samples)
 
 
@@ -99,7 +99,7 @@ class Evaluate(Stage[EvaluateSettings]):
         else:
             questions = _prompts(use.name, self.files.get("data"), use.limit, use.seed)
         if bench.hub and not {"data", "stand_in"} & self.files.keys():
-            context.draft.summary["fetched"] = hub.told(bench.hub)
+            context.draft.summary["fetched"] = hub.provenance(bench.hub)
         target = await context.model("target")
         assert target is not None
         target.check(sampling)

@@ -70,7 +70,7 @@ class Mix(Stage[MixStageSettings]):
         if share in self.files:
             return self.files[share]
         path = hub.fetch(options.hub)
-        context.draft.summary.setdefault("fetched", {}).update(hub.told(options.hub))
+        context.draft.summary.setdefault("fetched", {}).update(hub.provenance(options.hub))
         return path
 
     def _chosen(self, context: Context, share: str) -> set[str] | None:
@@ -138,13 +138,13 @@ async def pool(source: Path | Artifact, *, share: str, options: ShareSettings, o
         return _pairs(source, share, options)
     examples, traces, odd = _read(source, options)
     if only is not None:
-        examples = examples.taken(np.flatnonzero([example.origin.trace in only for example in examples]))
-        traces = traces.taken(np.flatnonzero([trace.id in only for trace in traces]))
+        examples = examples.take(np.flatnonzero([example.origin.trace in only for example in examples]))
+        traces = traces.take(np.flatnonzero([trace.id in only for trace in traces]))
     left_out: Counter[str] = Counter()
     if options.grade:
         correct = {v.trace async for v in open_judge("maths").verdicts(traces) if v.label == "correct"}
         left_out["its final answer is not the gold one"] = len(traces) - len(correct)
-        traces = traces.taken(np.flatnonzero([trace.id in correct for trace in traces]))
+        traces = traces.take(np.flatnonzero([trace.id in correct for trace in traces]))
     rows = RecordFile(Example, examples)
     for trace in traces:
         if reason := unfit(trace, no_thinking=options.no_thinking):
