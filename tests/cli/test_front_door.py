@@ -62,7 +62,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--badflag"], "No such option"),
         (["attack", "none"], "--target"),
         (["eval", "xtest", "--target", "script:echo"], "Did you mean 'xstest'"),
-        (["eval", "xstest", "--target", "nowhere"], "is no model"),
+        (["eval", "xstest", "--target", "nowhere"], "is not a model"),
         (["diagnose", "none.jsonl"], "none.jsonl"),
         (["status", "none"], "is no folder"),
         (["mix"], "--share NAME=FILE"),

@@ -196,7 +196,7 @@ def test_the_right_address_is_found_and_said(
         for wrong in (server.url.removesuffix("/v1"), f"{server.url}/chat/completions"):
             assert exit_code("eval", "mini_harm", "--target", wrong, "--limit", "2", "--out", "o") == 2
             told = capfd.readouterr().err
-            assert f"{server.url} is: give that address" in told
+            assert f"{server.url} does: give that address" in told
             assert "cannot be reached" not in told, "it was"
         assert exit_code("eval", "mini_harm", "--target", server.url, "--limit", "2", "--out", "o") == 0
         capfd.readouterr()

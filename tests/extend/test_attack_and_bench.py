@@ -61,6 +61,6 @@ def test_a_benchmark_with_labels_of_its_own(tmp_path: Path) -> None:
 def test_begun_replies_are_held_against_what_the_target_can_continue() -> None:
     study = {"name": "x", "arms": {"raw": {}}, "bench": [{"name": "mini_harm", "attack": "pivot"}]}
     target = {"url": "http://127.0.0.1:9/v1", "model": "m", "revision": "1"}
-    with pytest.raises(UserError, match="begun reply"):
+    with pytest.raises(UserError, match="prefill"):
         make(study | {"base": "t", "models": {"t": target}}, where="test")
     make(study | {"base": "t", "models": {"t": target | {"prefill": "plain"}}}, where="test")

@@ -48,7 +48,7 @@ def written(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2) -
 
 @pytest.fixture(scope="session")
 def make_checkpoint() -> Callable[..., Path]:
-    """Writes a checkpoint into a folder; `seed`, `hidden` and `layers` can be said."""
+    """Writes a checkpoint into a folder; `seed`, `hidden` and `layers` are options."""
     return written
 
 

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from demur.models import cells
-from demur.models.cells import Alone, cells_for
-from demur.models.sampler import Rule, Writer, Written
+from demur.models.cells import OneRow, cells_for
+from demur.models.sampler import BatchGenerator, Generated, TokenSampler
 
 SIZE: dict[str, Any] = {
     "vocab_size": 64,
@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
 }
-GREEDY = Rule(temperature=0.0, top_p=1.0, top_k=None)
+GREEDY = TokenSampler(temperature=0.0, top_p=1.0, top_k=None)
 
 
 class Row(NamedTuple):
@@ -55,10 +55,12 @@ def rows(count: int) -> list[Row]:
     return [Row(prompt, rng.getrandbits(62), rng.randrange(1, 24)) for prompt in sorted(made, key=len)]
 
 
-def write(model: Any, asked: list[Row], *, width: int, rule: Rule = GREEDY, stops: int = 1) -> dict[int, Written]:
-    found: dict[int, Written] = {}
-    writer = Writer(model, stops=frozenset({stops}), width=width)
-    writer.run(rule, deque(asked), lambda row, written: found.update({row.seed: written}), threading.Event())
+def write(
+    model: Any, asked: list[Row], *, width: int, sampler: TokenSampler = GREEDY, stops: int = 1
+) -> dict[int, Generated]:
+    found: dict[int, Generated] = {}
+    batch = BatchGenerator(model, stops=frozenset({stops}), width=width)
+    batch.run(sampler, deque(asked), lambda row, generated: found.update({row.seed: generated}), threading.Event())
     return found
 
 
@@ -70,17 +72,17 @@ def test_every_kind_of_model_writes_what_transformers_writes(kind: str) -> None:
         ids = torch.tensor([row.prompt])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=row.limit, do_sample=False)
         assert found[row.seed].tokens == out[0, len(row.prompt) :].tolist()
-    assert isinstance(cells_for(model), Alone) == (kind == "lfm2")
+    assert isinstance(cells_for(model), OneRow) == (kind == "lfm2")
 
 
 @pytest.mark.slow
 def test_a_rows_logits_are_the_same_bits_in_every_batch() -> None:
     model = model_of("llama", torch.bfloat16)
-    drawn = Rule(temperature=1.0, top_p=0.95, top_k=None)
+    drawn = TokenSampler(temperature=1.0, top_p=0.95, top_k=None)
     asked = rows(24)
-    alone = {row.seed: write(model, [row], width=1, rule=drawn)[row.seed].tokens for row in asked}
+    alone = {row.seed: write(model, [row], width=1, sampler=drawn)[row.seed].tokens for row in asked}
     for width in (2, 7, 24):
-        assert {seed: one.tokens for seed, one in write(model, asked, width=width, rule=drawn).items()} == alone
+        assert {seed: one.tokens for seed, one in write(model, asked, width=width, sampler=drawn).items()} == alone
 
     def logits(prompts: list[list[int]]) -> torch.Tensor:
         store = cells_for(model)
@@ -97,17 +99,17 @@ def test_a_rows_logits_are_the_same_bits_in_every_batch() -> None:
 
 @pytest.mark.slow
 def test_where_memory_is_short_fewer_rows_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that grow beyond it are begun anew, one by one, when others have ended; one alone is always written."""
+    """Rows that grow beyond it are begun anew, one by one, when others have ended; one alone is always generated."""
     model, asked = model_of("llama"), [row._replace(limit=60) for row in rows(8)]
     whole = write(model, asked, width=8, stops=-1)
     widest: list[tuple[int, int]] = []
-    step = cells.Many.step
+    step = cells.ManyRows.step
 
     def counted(self: Any, tokens: list[int]) -> torch.Tensor:
         widest.append((len(tokens), max(self._lengths) + 1))
         return step(self, tokens)
 
-    monkeypatch.setattr(cells.Many, "step", counted)
+    monkeypatch.setattr(cells.ManyRows, "step", counted)
     cell = 2 * 4 * 2 * 16 * 4
     for most, together in ((200, 6), (1, 1)):
         widest.clear()
@@ -122,21 +124,21 @@ def test_a_row_that_ends_makes_room_for_one_that_waits() -> None:
     model, asked = model_of("llama"), rows(12)
     seen: list[int] = []
     step = type(cells_for(model)).step
-    lines, ended = deque(asked[:6]), list[int]()
+    jobs, ended = deque(asked[:6]), list[int]()
 
     def counted(self: Any, tokens: list[int]) -> torch.Tensor:
         seen.append(len(tokens))
         return step(self, tokens)
 
-    def end(row: Row, written: Written) -> None:
+    def end(row: Row, generated: Generated) -> None:
         ended.append(row.seed)
         if len(ended) == 3:  # More are asked while it writes.
-            lines.extend(asked[6:])
+            jobs.extend(asked[6:])
 
-    writer = Writer(model, stops=frozenset(), width=3)
+    batch = BatchGenerator(model, stops=frozenset(), width=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(cells_for(model)), "step", counted)
-        writer.run(GREEDY, lines, end, threading.Event())
+        batch.run(GREEDY, jobs, end, threading.Event())
     assert sorted(ended) == sorted(row.seed for row in asked)
     assert max(seen) == 3
     # No step without a neighbour while rows wait: the whole took about a third of the steps of one at a time.

@@ -35,13 +35,13 @@ def prompts(count: int) -> list[Prompt]:
 
 
 def ask(
-    server: Server | str, count: int = 40, *, cache: Path | None = None, sampling: Sampling | None = None, **role: Any
+    server: Server | str, count: int = 40, *, cache: Path | None = None, sampling: Sampling | None = None, **config: Any
 ) -> list[Trace | Failure]:
-    """What a role at a server answers to some prompts, in their order."""
+    """What a model at a server answers to some prompts, in their order."""
     url = server if isinstance(server, str) else server.url
 
     requests = requests_for(prompts(count), sampling or Sampling())
-    found = replies(Remote(url=(url,), **role), requests, cache=cache)
+    found = replies(Remote(url=(url,), **config), requests, cache=cache)
     return sorted(found, key=lambda one: int(one.prompt.text.split()[1]))
 
 
@@ -175,7 +175,7 @@ def test_refusals_are_typed_and_asked_again_only_when_forgotten(tmp_path: Path) 
         assert answers(ask(server, cache=tmp_path)) == RIGHT
 
 
-def test_a_role_that_is_refused_as_such_stops_the_run() -> None:
+def test_a_configuration_that_is_refused_as_such_stops_the_run() -> None:
     with serving("echo", faults={"refused": 1.0}, strikes=0) as server, pytest.raises(WorkError, match="forbidden"):
         ask(server)
 
@@ -201,8 +201,8 @@ def test_a_server_that_always_fails_stops_the_run(
 
 
 def test_a_server_that_answers_with_something_else_is_not_called_down() -> None:
-    said = r"^(?!.*is down).*answers, but not as a model does: no JSON"
-    with serving("echo", faults={"half_json": 1.0}, strikes=0) as server, pytest.raises(WorkError, match=said):
+    message = r"^(?!.*is down).*answers, but not as a model does: no JSON"
+    with serving("echo", faults={"half_json": 1.0}, strikes=0) as server, pytest.raises(WorkError, match=message):
         ask(server, tries=2)
 
 
@@ -236,7 +236,7 @@ def test_another_model_behind_the_same_name_is_noticed_in_a_run_and_across_runs(
 
 
 def tail_only(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -> str:
-    """What a model says whose template opened the thinking already."""
+    """The reply of a model whose template opened the thinking already."""
     return join("A thought.", f"{len(messages[-1].content)} characters were sent.", opened_by="prompt")
 
 
@@ -256,7 +256,7 @@ def test_samples_differ_in_their_key_and_seed(tmp_path: Path) -> None:
     assert sorted(one.sample for one in found) == sorted([0, 1, 2] * 5)
 
 
-def test_what_a_server_cannot_honour_is_said_before_anything_is_asked() -> None:
+def test_what_a_server_cannot_honour_is_an_error_before_anything_is_asked() -> None:
     with serving("echo") as server:
         wrong: list[tuple[Sampling, dict[str, Any], str]] = [
             (Sampling(system="x"), {"forbidden": ("system",)}, "'system' is forbidden"),
@@ -264,9 +264,9 @@ def test_what_a_server_cannot_honour_is_said_before_anything_is_asked() -> None:
             (Sampling(prefill="x"), {}, "prefill=vllm"),
             (Sampling(thinking_budget=9, max_tokens=9), {"thinking_budget_field": "b"}, "leaves nothing"),
         ]
-        for sampling, role, match in wrong:
+        for sampling, config, match in wrong:
             with pytest.raises(UserError, match=match):
-                ask(server, 1, sampling=sampling, **role)
+                ask(server, 1, sampling=sampling, **config)
         assert server.requests()["seen"] == 0
         (found,) = ask(server, 1, forbidden=("temperature", "seed"))
         assert isinstance(found, Trace)
@@ -324,7 +324,7 @@ def test_a_url_that_serves_nothing_is_a_clear_error() -> None:
 
 
 @pytest.mark.parametrize("named", [{}, {"model": "m", "tries": 2}])
-def test_a_host_that_does_not_resolve_is_said_with_its_setting_and_what_to_look_at(
+def test_a_host_that_does_not_resolve_is_reported_with_its_setting_and_what_to_look_at(
     named: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(*_: Any, **__: Any) -> None:
@@ -332,8 +332,8 @@ def test_a_host_that_does_not_resolve_is_said_with_its_setting_and_what_to_look_
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setenv("MY_HOST", "http://nosuch.example/v1")
-    said = r"\$MY_HOST.* cannot be reached: the host name nosuch.example does not resolve \(.*look at its spelling .*network"
-    with pytest.raises((UserError, WorkError), match=said):
+    message = r"\$MY_HOST.* cannot be reached: the host name nosuch.example does not resolve \(.*look at its spelling .*network"
+    with pytest.raises((UserError, WorkError), match=message):
         ask("$MY_HOST", 1, **named)
     with pytest.raises((UserError, WorkError), match=r"http://nosuch.example/v1 cannot be reached: the host name"):
         ask("http://nosuch.example/v1", 1, **named)
@@ -363,12 +363,12 @@ def test_a_server_that_says_later_is_asked_until_patience_ends() -> None:
 
 def test_thinking_tokens_are_estimated_where_a_server_does_not_count_them() -> None:
     request = next(iter(requests_for([Prompt(text="Hi?", intent="benign")], Sampling())))
-    said = Reply(content="<think>aaaa</think>bbbbbbbbbbbb", tokens_out=16)
-    found = record(request, said, model="m")
+    reply = Reply(content="<think>aaaa</think>bbbbbbbbbbbb", tokens_out=16)
+    found = record(request, reply, model="m")
     assert isinstance(found, Trace)
     assert found.tokens_thinking == 4
     assert found.notes == (ESTIMATED,)
-    counted = record(request, Reply(content=said.content, tokens_out=16, tokens_thinking=7), model="m")
+    counted = record(request, Reply(content=reply.content, tokens_out=16, tokens_thinking=7), model="m")
     assert isinstance(counted, Trace)
     assert (counted.tokens_thinking, counted.notes) == (7, ())
     plain = record(request, Reply(content="plain", tokens_out=3), model="m")

@@ -1,4 +1,4 @@
-"""What a user writes about a model, and what is said when it cannot be."""
+"""How a user describes a model, and the errors for descriptions that are wrong."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_text_becomes_a_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "nothing", "./not/there", "/not/there", "~/not/there", "a/b/c", "ftp://x/y", "a b/c", "a/b..c", "-a/b"]
 )
-def test_what_is_no_model_says_what_is_allowed(text: str) -> None:
+def test_a_wrong_text_is_an_error_with_what_is_allowed(text: str) -> None:
     with pytest.raises(UserError, match=r"script:NAME"):
         parse_model(text)
 
@@ -53,7 +53,7 @@ def test_a_models_kind_follows_from_its_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         ({}, "one of url, path, hub, script"),
         ({"url": "http://x", "modle": "m"}, "unknown key 'modle' in 'model'. Did you mean 'model'?"),
@@ -61,18 +61,18 @@ def test_a_models_kind_follows_from_its_keys() -> None:
         ({"path": "x", "timeout": 8}, "unknown key 'timeout'"),
         ({"path": "x", "engine": "transformers"}, "Allowed: vllm"),
         ({"path": "x", "hub": "a/b"}, "exactly one of path and hub"),
-        ({"hub": "a b/c"}, "no id of the hub"),
-        ({"url": "localhost:8000"}, "no URL"),
+        ({"hub": "a b/c"}, "not a hub id"),
+        ({"url": "localhost:8000"}, "not a URL"),
         ({"url": []}, "'model.url' is empty: at least one is wanted"),
         ({"script": "echo", "url": "http://x"}, "unknown key 'script'"),
         ({"url": "http://x", "sampling": {"thinking_bugdet": 3}}, "unknown key 'thinking_bugdet' in 'model.sampling'. Did you mean 'thinking_budget'?"),
         ({"url": "http://x", "headers": {"X-Api-Key": "abc"}}, "is a secret"),
     ],
 )  # fmt: skip
-def test_a_setting_that_a_kind_does_not_use_is_an_error(written: dict[str, Any], said: str) -> None:
+def test_a_setting_that_a_kind_does_not_use_is_an_error(written: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         as_model(written)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_no_password_of_a_url_is_kept_or_shown() -> None:
@@ -86,8 +86,8 @@ def test_errors_name_the_place_of_a_model_in_a_study() -> None:
     class Study(Strict):
         models: dict[str, ModelConfig] = {}
 
-    made = validate(Study, {"models": {"a": "script:echo", "b": {"url": "http://x"}}}, where="s")
-    assert made.models["a"] == Scripted(script="echo")
+    study = validate(Study, {"models": {"a": "script:echo", "b": {"url": "http://x"}}}, where="s")
+    assert study.models["a"] == Scripted(script="echo")
     with pytest.raises(UserError, match=r"unknown key 'modle' in 'models\.b'\. Did you mean 'model'\?"):
         validate(Study, {"models": {"b": {"url": "http://x", "modle": 1}}}, where="s")
 
@@ -98,8 +98,8 @@ def test_what_is_missing_is_listed_without_asking_anyone(tmp_path: Path, monkeyp
     remote = Remote(url=("http://x/v1",), key_env="NO_KEY", headers={"X-A": "$NO_HEADER", "X-B": "plain"})
     assert [line.split()[0] for line in remote.missing()] == ["NO_KEY", "NO_HEADER"]
     (line,) = Local(path=str(tmp_path / "gone")).missing()
-    assert "is no folder" in line
-    assert "is no folder" in Local(path=str(tmp_path / "gone.gguf")).missing()[0]
+    assert "is neither a folder" in line
+    assert "is neither a folder" in Local(path=str(tmp_path / "gone.gguf")).missing()[0]
     assert Local(path=str(tmp_path)).missing() == []
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("DEMUR_VLLM", raising=False)
@@ -160,8 +160,8 @@ def test_a_models_sampling_changes_only_what_it_says() -> None:
 
 
 def test_settings_of_a_plug_in_are_checked_by_its_class() -> None:
-    made = Custom(plugin="tests.models.plugged:Backend", settings={"word": "x"})
-    assert made.missing() == []
+    custom = Custom(plugin="tests.models.plugged:Backend", settings={"word": "x"})
+    assert custom.missing() == []
     (line,) = Custom(plugin="tests.models.plugged:Backend", settings={"wrod": "x"}).missing()
     assert "Did you mean 'word'" in line
     (line,) = Custom(plugin="tests.models.plugged:Nothing").missing()
@@ -170,7 +170,7 @@ def test_settings_of_a_plug_in_are_checked_by_its_class() -> None:
     assert "has no 'scrip'" in line, "a module of demur's own may run"
 
 
-def test_a_models_own_sampling_holds_where_the_protocol_leaves_it_open() -> None:
+def test_a_models_own_sampling_fills_what_a_request_leaves_unset() -> None:
     from tests.made import replies
 
     from demur.interfaces import requests_for
@@ -178,14 +178,14 @@ def test_a_models_own_sampling_holds_where_the_protocol_leaves_it_open() -> None
 
     model = as_model({"script": "echo", "sampling": {"prefill": "Well, ", "top_k": 5}})
     prompts = [Prompt(text="hello", intent="benign")]
-    open_, own = Sampling(), Sampling(prefill="No: ")
-    for asked, begun in ((open_, "Well, "), (own, "No: ")):
-        (trace,) = replies(model, list(requests_for(prompts, asked)))
-        assert trace.raw.startswith(begun)  # type: ignore[union-attr]
-        assert (trace.sampling.prefill, trace.sampling.top_k) == (begun, 5)  # type: ignore[union-attr]
+    unset, set_ = Sampling(), Sampling(prefill="No: ")
+    for sampling, start in ((unset, "Well, "), (set_, "No: ")):
+        (trace,) = replies(model, list(requests_for(prompts, sampling)))
+        assert trace.raw.startswith(start)  # type: ignore[union-attr]
+        assert (trace.sampling.prefill, trace.sampling.top_k) == (start, 5)  # type: ignore[union-attr]
 
 
-def test_what_every_protocol_says_is_not_set_at_the_model() -> None:
+def test_what_every_request_sets_is_not_set_at_the_model() -> None:
     with pytest.raises(UserError, match="temperature"):
         as_model({"script": "echo", "sampling": {"temperature": 0.1}})
 

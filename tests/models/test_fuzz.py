@@ -1,4 +1,4 @@
-"""Whatever a server answers is a reply, or is said to be none: no other error, and no waiting."""
+"""Whatever a server answers is a reply, or is reported as unreadable: no other error, and no waiting."""
 
 from __future__ import annotations
 

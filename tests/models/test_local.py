@@ -38,9 +38,9 @@ def prompts(count: int, seed: int = 0) -> list[Prompt]:
 
 
 def texts(
-    role: ModelConfig, asked: list[Prompt], *, sampling: Sampling = SAMPLING, journal: Path | None = None
+    config: ModelConfig, asked: list[Prompt], *, sampling: Sampling = SAMPLING, cache: Path | None = None
 ) -> dict[tuple[str, int], Trace | Failure]:
-    found = replies(role, requests_for(asked, sampling), cache=journal, label="target/x")
+    found = replies(config, requests_for(asked, sampling), cache=cache, label="target/x")
     return {(one.prompt.id, one.sample): one for one in found}
 
 
@@ -59,11 +59,11 @@ def test_a_text_does_not_depend_on_the_batch(checkpoint: Path) -> None:
 
 
 def test_seeds_and_samples_are_different_draws(checkpoint: Path) -> None:
-    role = Local(path=str(checkpoint))
-    found = raw(texts(role, prompts(3), sampling=Sampling(temperature=1.0, max_tokens=20, n=3)))
-    other = raw(texts(role, prompts(3), sampling=Sampling(temperature=1.0, max_tokens=20, n=3, seed=1)))
+    config = Local(path=str(checkpoint))
+    found = raw(texts(config, prompts(3), sampling=Sampling(temperature=1.0, max_tokens=20, n=3)))
+    other = raw(texts(config, prompts(3), sampling=Sampling(temperature=1.0, max_tokens=20, n=3, seed=1)))
     assert len({*found.values(), *other.values()}) == 18
-    one = raw(texts(role, prompts(3), sampling=Sampling(temperature=1.0, max_tokens=20)))
+    one = raw(texts(config, prompts(3), sampling=Sampling(temperature=1.0, max_tokens=20)))
     assert one.items() <= found.items()
 
 
@@ -95,8 +95,8 @@ sys.path.insert(0, sys.argv[3])
 from tests.models.test_local import prompts, SAMPLING
 
 async def main():
-    journal = ReplyCache(Path(sys.argv[2]))
-    async with open_model(Local(path=sys.argv[1], batch=8), cache=journal) as model:
+    cache = ReplyCache(Path(sys.argv[2]))
+    async with open_model(Local(path=sys.argv[1], batch=8), cache=cache) as model:
         count = 0
         async for _ in model.answers(requests_for(prompts(40), SAMPLING)):
             count += 1
@@ -119,17 +119,17 @@ def test_a_killed_run_goes_on_with_the_same_text(checkpoint: Path, tmp_path: Pat
     )
     with ReplyCache(tmp_path / "a") as cache:
         assert 17 <= cache.count() < 40
-    role = Local(path=str(checkpoint), batch=8)
-    resumed = texts(role, prompts(40), journal=tmp_path / "a")
-    assert resumed == texts(role, prompts(40), journal=tmp_path / "b")
+    config = Local(path=str(checkpoint), batch=8)
+    resumed = texts(config, prompts(40), cache=tmp_path / "a")
+    assert resumed == texts(config, prompts(40), cache=tmp_path / "b")
 
 
 def test_stored_replies_are_not_written_again(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = texts(Local(path=str(checkpoint)), prompts(5), journal=tmp_path)
-    monkeypatch.setattr(LocalModel, "_write", lambda *_: pytest.fail("asked again"))
-    assert texts(Local(path=str(checkpoint)), prompts(5), journal=tmp_path) == first
+    first = texts(Local(path=str(checkpoint)), prompts(5), cache=tmp_path)
+    monkeypatch.setattr(LocalModel, "_generate", lambda *_: pytest.fail("asked again"))
+    assert texts(Local(path=str(checkpoint)), prompts(5), cache=tmp_path) == first
 
 
 def test_a_thinking_budget_ends_the_thinking_and_leaves_room_for_an_answer(checkpoint: Path) -> None:
@@ -196,14 +196,14 @@ def test_the_identity_is_that_of_what_decides_the_text(
 
 
 def test_what_is_no_model_is_a_clear_error(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(UserError, match=r"no checkpoint: it has no config.json"):
+    with pytest.raises(UserError, match=r"is not a checkpoint: it has no config.json"):
         texts(Local(path=str(tmp_path)), prompts(1))
     with pytest.raises(UserError, match=rf"one of its folders: .*{checkpoint.name}"):
         texts(Local(path=str(checkpoint.parent)), prompts(1))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="not a model that transformers can load"):
         texts(Local(path=str(tmp_path)), prompts(1))
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is neither a folder"):
         texts(Local(path=str(tmp_path / "nowhere")), prompts(1))
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="cuda is not there"):
@@ -255,13 +255,13 @@ def test_a_precision_that_a_measurement_chose_is_noted(checkpoint: Path, monkeyp
     (plain,) = texts(Local(path=str(checkpoint)), prompts(1)).values()
     monkeypatch.setattr(local, "SMALL", 0)
     (halved,) = texts(Local(path=str(checkpoint)), prompts(1)).values()
-    (told,) = texts(Local(path=str(checkpoint), dtype="bfloat16"), prompts(1)).values()
+    (declared,) = texts(Local(path=str(checkpoint), dtype="bfloat16"), prompts(1)).values()
     assert isinstance(plain, Trace)
     assert isinstance(halved, Trace)
-    assert isinstance(told, Trace)
-    assert (local.HALVED in plain.notes, local.HALVED in halved.notes, local.HALVED in told.notes) == (
+    assert isinstance(declared, Trace)
+    assert (local.HALVED in plain.notes, local.HALVED in halved.notes, local.HALVED in declared.notes) == (
         False,
         True,
         False,
     )
-    assert halved.raw == told.raw
+    assert halved.raw == declared.raw

@@ -7,43 +7,45 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demur.models.sampler import Rule, gumbel
+from demur.models.sampler import TokenSampler, gumbel
 
 
-def shares(rule: Rule, logits: list[float], *, draws: int = 20_000) -> list[float]:
+def shares(sampler: TokenSampler, logits: list[float], *, draws: int = 20_000) -> list[float]:
     rows = torch.tensor(logits).expand(draws, -1)
-    drawn = rule.draw(rows, torch.arange(draws) * 7919, torch.full((draws,), 3))
+    drawn = sampler.draw(rows, torch.arange(draws) * 7919, torch.full((draws,), 3))
     return [float((drawn == token).float().mean()) for token in range(len(logits))]
 
 
 def test_drawing_follows_the_softmax() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
-    found = shares(Rule(temperature=0.7, top_p=1.0, top_k=None), logits.tolist())
+    found = shares(TokenSampler(temperature=0.7, top_p=1.0, top_k=None), logits.tolist())
     wanted = (logits / 0.7).softmax(-1).tolist()
     assert found == pytest.approx(wanted, abs=0.012)
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it_and_renormalises() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
-    found = shares(Rule(temperature=1.0, top_p=0.8, top_k=None), logits)
+    found = shares(TokenSampler(temperature=1.0, top_p=0.8, top_k=None), logits)
     assert found == pytest.approx([0.625, 0.375, 0, 0], abs=0.012)
-    found = shares(Rule(temperature=1.0, top_p=0.81, top_k=None), logits)
+    found = shares(TokenSampler(temperature=1.0, top_p=0.81, top_k=None), logits)
     assert found == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0], abs=0.012)
 
 
 def test_top_p_counts_within_top_k() -> None:
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().tolist()
-    assert shares(Rule(temperature=1.0, top_p=1.0, top_k=2), logits) == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.012)
-    assert shares(Rule(temperature=1.0, top_p=0.5, top_k=2), logits) == [1.0, 0.0, 0.0, 0.0]
+    assert shares(TokenSampler(temperature=1.0, top_p=1.0, top_k=2), logits) == pytest.approx(
+        [4 / 7, 3 / 7, 0, 0], abs=0.012
+    )
+    assert shares(TokenSampler(temperature=1.0, top_p=0.5, top_k=2), logits) == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_a_flat_distribution_wider_than_the_first_candidates_is_drawn_whole() -> None:
-    found = shares(Rule(temperature=1.0, top_p=0.99, top_k=None), [0.0] * 200, draws=4000)
+    found = shares(TokenSampler(temperature=1.0, top_p=0.99, top_k=None), [0.0] * 200, draws=4000)
     assert sum(share > 0 for share in found) == 198
 
 
 def test_temperature_zero_is_greedy() -> None:
-    assert shares(Rule(temperature=0.0, top_p=0.5, top_k=None), [0.0, 3.0, 1.0], draws=5) == [0.0, 1.0, 0.0]
+    assert shares(TokenSampler(temperature=0.0, top_p=0.5, top_k=None), [0.0, 3.0, 1.0], draws=5) == [0.0, 1.0, 0.0]
 
 
 def test_noise_is_standard_gumbel() -> None:

@@ -49,11 +49,11 @@ http.server.HTTPServer(("127.0.0.1", port), H).serve_forever()
 """
 
 
-def test_vllms_command_line_holds_what_the_role_says(
+def test_vllms_command_line_holds_what_the_configuration_says(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake(tmp_path, monkeypatch, HEALTHY)
-    role = Served(
+    config = Served(
         engine="vllm",
         path=str(checkpoint),
         devices=(0, 1),
@@ -62,7 +62,7 @@ def test_vllms_command_line_holds_what_the_role_says(
         extra_args=("--seed", "3"),
         max_model_len=99,
     )
-    command, environment = serve.plan_of(role, checkpoint, name="demur/x", host="127.0.0.1", port=1)
+    command, environment = serve.command_of(config, checkpoint, name="demur/x", host="127.0.0.1", port=1)
     line = " ".join(command)
     for flag in (
         "--generation-config vllm",
@@ -75,7 +75,7 @@ def test_vllms_command_line_holds_what_the_role_says(
         assert flag in line
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     others = set(psutil.Process().children())
-    with served(role) as remote:
+    with served(config) as remote:
         assert remote.prefill == "vllm"
         assert remote.forbidden == ()
         (child,) = set(psutil.Process().children()) - others
@@ -86,7 +86,7 @@ def test_a_server_does_not_outlive_a_killed_parent(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if sys.platform != "linux":
-        pytest.skip("only Linux tells a child that its parent is gone")
+        pytest.skip("only Linux signals a child when its parent is gone")
     fake(tmp_path, monkeypatch, HEALTHY)
     code = "import sys, time\nfrom demur.models.config import Served\nfrom demur.models.vllm import served\n"
     code += "with served(Served(engine='vllm', path=sys.argv[1])): print('up', flush=True); time.sleep(60)"

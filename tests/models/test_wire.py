@@ -30,7 +30,7 @@ def test_content_may_be_null_parts_or_a_refusal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "finish"),
+    ("reason", "finish"),
     [
         ("stop", "stop"),
         ("eos_token", "stop"),
@@ -39,16 +39,16 @@ def test_content_may_be_null_parts_or_a_refusal() -> None:
         ("model_length", "length"),
     ],
 )
-def test_finishes(said: str, finish: str) -> None:
-    assert wire.read(body({"content": "x"}, finish_reason=said)).finish == finish
+def test_finishes(reason: str, finish: str) -> None:
+    assert wire.read(body({"content": "x"}, finish_reason=reason)).finish == finish
 
 
 @pytest.mark.parametrize(
-    "said", ["abort", "error", "insufficient_system_resource", "tool_calls", "", 7, ["stop"], None]
+    "reason", ["abort", "error", "insufficient_system_resource", "tool_calls", "", 7, ["stop"], None]
 )
-def test_a_reply_that_did_not_end_by_itself_is_no_reply(said: Any) -> None:
+def test_a_reply_that_did_not_end_by_itself_is_no_reply(reason: Any) -> None:
     with pytest.raises(wire.Unreadable, match="finish_reason"):
-        wire.read(body({"content": "half a te"}, finish_reason=said))
+        wire.read(body({"content": "half a te"}, finish_reason=reason))
 
 
 def test_without_a_reason_the_tokens_tell_whether_the_budget_ended_it() -> None:
@@ -63,8 +63,8 @@ def test_a_providers_filter_is_an_outcome_of_its_own() -> None:
     for partial in ("", "Sure, step one"):
         reply = wire.read(body({"content": partial}, finish_reason="content_filter"))
         assert (reply.failure, reply.content) == ("filtered", None)
-    assert wire.refusal(400, "The response was filtered: ResponsibleAIPolicyViolation") == "filtered"
-    assert wire.refusal(400, "content_filter the prompt was blocked") == "filtered"
+    assert wire.failure_kind(400, "The response was filtered: ResponsibleAIPolicyViolation") == "filtered"
+    assert wire.failure_kind(400, "content_filter the prompt was blocked") == "filtered"
 
 
 def test_lone_surrogates_are_kept_as_marks() -> None:
@@ -108,14 +108,14 @@ def test_a_stop_token_in_the_text_is_stripped_and_noted(stop: str) -> None:
     assert wire.without_stop(quoted) == quoted
 
 
-def test_errors_of_servers_are_told_apart() -> None:
+def test_errors_of_servers_are_distinguished() -> None:
     assert wire.error_text(b'{"error": {"message": "too\\nlong"}}') == "too long"
     assert wire.error_text(b'{"detail": "no"}') == "no"
     assert wire.error_text(b"<html>oh</html>") == "<html>oh</html>"
     assert wire.error_text(b'{"error": "\\u001b]0;title\\u0007"}') == "\ufffd]0;title\ufffd"
     assert wire.error_text(b"[" * 100_000).startswith("[[[")
-    assert wire.refusal(400, "This model's maximum context length is 4096 tokens") == "too_long"
-    assert wire.refusal(400, "unknown field") == "refused_by_server"
+    assert wire.failure_kind(400, "This model's maximum context length is 4096 tokens") == "too_long"
+    assert wire.failure_kind(400, "unknown field") == "refused_by_server"
 
 
 @pytest.mark.parametrize(
@@ -163,22 +163,22 @@ def test_one_choice_is_taken_and_a_tool_call_is_no_reply() -> None:
         wire.read(body({"content": None, "tool_calls": [{"id": "x"}]}))
 
 
-def test_log_probabilities_are_ones_or_left_out() -> None:
+def test_log_probabilities_are_valid_or_left_out() -> None:
     tops = [{"token": "yes", "logprob": -0.1}, {"token": "no", "logprob": 710}, {"token": 3, "logprob": -1}, "x"]
-    said = {"content": [{"token": "yes", "top_logprobs": tops}, 5, {"top_logprobs": 7}]}
-    assert wire.read(body({"content": "x"}, logprobs=said)).first_tokens == {"yes": -0.1}
+    logprobs = {"content": [{"token": "yes", "top_logprobs": tops}, 5, {"top_logprobs": 7}]}
+    assert wire.read(body({"content": "x"}, logprobs=logprobs)).first_tokens == {"yes": -0.1}
     for odd in (None, 5, {"content": 5}, {"top_logprobs": [None, 5, {"a": "b"}]}):
         assert wire.read(body({"content": "x"}, logprobs=odd)).first_tokens == {}
 
 
-def test_what_is_begun_joins_the_thinking_where_a_server_takes_that_apart() -> None:
-    begun = thinking.join("First I ask myself", None)
-    apart = wire.joined(begun, Reply(reasoning=" whether", content="No."))
+def test_a_prefill_joins_the_thinking_where_a_server_returns_that_apart() -> None:
+    prefill = thinking.join("First I ask myself", None)
+    apart = wire.with_prefill(prefill, Reply(reasoning=" whether", content="No."))
     assert thinking.from_fields(apart.reasoning, apart.content)[1].thinking == "First I ask myself whether"
-    inside = wire.joined(begun, Reply(content=f" whether{thinking.CLOSE}No."))
+    inside = wire.with_prefill(prefill, Reply(content=f" whether{thinking.CLOSE}No."))
     assert thinking.split(inside.content or "").thinking == "First I ask myself whether"
-    assert wire.joined("Sure", Reply(content=", no.", reasoning="hm")).content == "Sure, no."
-    assert wire.joined("Sure", Reply(failure="timeout")).content is None
+    assert wire.with_prefill("Sure", Reply(content=", no.", reasoning="hm")).content == "Sure, no."
+    assert wire.with_prefill("Sure", Reply(failure="timeout")).content is None
 
 
 @pytest.mark.parametrize("text", ["\n" * 200_000, " " * 1_000_000, "<|" * 300_000, "a\n" * 100_000 + "</s>"])
@@ -189,5 +189,8 @@ def test_reading_takes_linear_time(text: str) -> None:
 
 
 def test_a_server_that_sends_the_beginning_back_is_not_joined_to_it_twice() -> None:
-    assert wire.joined("Sure, the", Reply(content=" capital is Rome.")).content == "Sure, the capital is Rome."
-    assert wire.joined("Sure, the", Reply(content="Sure, the capital is Rome.")).content == "Sure, the capital is Rome."
+    assert wire.with_prefill("Sure, the", Reply(content=" capital is Rome.")).content == "Sure, the capital is Rome."
+    assert (
+        wire.with_prefill("Sure, the", Reply(content="Sure, the capital is Rome.")).content
+        == "Sure, the capital is Rome."
+    )

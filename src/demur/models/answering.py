@@ -1,4 +1,4 @@
-"""What all backends share: from a stored reply to the record that travels on, and many requests over one `answer`."""
+"""What all backends share: many requests by one method `answer`, and the trace that a stored reply becomes."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
@@ -18,39 +18,41 @@ T = TypeVar("T")
 
 
 class Answering:
-    """A model made of `answer`: many requests are many calls of it."""
+    """The base of a model that implements `answer`: many requests are concurrent calls of it."""
 
-    width = 256  # Most requests at work at the same time
+    width = 256  # Most requests in progress at the same time
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The reply to one request; see `interfaces.Model`."""
         raise NotImplementedError
 
     async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
-        """One result a request, as replies come."""
+        """One result per request, in the order in which replies arrive."""
         async with aclosing(answered(requests, self.answer, limit=self.width)) as results:
             async for result in results:
                 yield result
 
 
-def budgets_fit(sampling: Sampling) -> None:
-    """Raise `UserError` where the thinking's budget leaves nothing for an answer."""
+def check_budgets(sampling: Sampling) -> None:
+    """Raise `UserError` where the thinking budget leaves no tokens for an answer."""
     budget, most = sampling.thinking_budget, sampling.max_tokens
     if budget is not None and budget >= most:
         raise UserError(f"thinking_budget {budget} leaves nothing of max_tokens {most} for an answer.")
 
 
 ESTIMATED = "thinking tokens estimated from its share of the characters"
-"""The note of a trace whose server counts all new tokens and not those of the thinking."""
+"""Noted on a trace whose server counts its new tokens, but not those of the thinking alone."""
 
 
 def record(
     request: Request, reply: Reply, *, model: str, opened: bool | None = None, family: str = ""
 ) -> Trace | Failure:
-    """What a reply means for its request.
+    """The trace, or the failure, that a reply is for its request.
 
-    `model` is the identity of who answered. Where the model's declaration says so, `opened` is whether the prompt opened the
-    thinking (else the reply knows), and `family` how it marks its thinking (`thinking.FAMILIES`).
+    Args:
+        model: identity of the model that answered.
+        opened: whether the prompt opened the thinking; `None`: as the reply says.
+        family: how the model marks its thinking, of `thinking.FAMILIES`; empty: detected in the text.
     """
     if reply.failure is not None:
         return Failure(
@@ -71,18 +73,18 @@ def record(
 
 
 def seed_of(request: Request) -> int:
-    """63 bits that belong to this request alone: the same in every batch, every run, on every machine."""
+    """A 63-bit seed derived from the request alone: the same in every batch and run, on every machine."""
     sampling = request.sampling
     return int(digest([request.messages, sampling.prefill, sampling.seed, request.sample]), 16) >> 1
 
 
-def asked(request: Request) -> list[object]:
-    """What of a request decides its reply: part of the cache's key. How many samples there are in all does not."""
+def key_fields(request: Request) -> list[object]:
+    """What of a request decides its reply, for the cache's key. The total number of samples (`n`) does not."""
     return [request.messages, msgspec.structs.replace(request.sampling, n=1), request.sample]
 
 
-def begun(request: Request, opened: bool) -> str:
-    """What the reply is begun with. Where the template opens the thinking, it is not opened twice."""
+def prefill_of(request: Request, opened: bool) -> str:
+    """The prefill as it is sent: without an opening tag where the template has already opened the thinking."""
     prefill = request.sampling.prefill or ""
     return prefill.lstrip().removeprefix(thinking.OPEN).lstrip("\n") if opened else prefill
 
@@ -90,22 +92,22 @@ def begun(request: Request, opened: bool) -> str:
 async def answered(
     requests: Iterable[S] | AsyncIterable[S], answer: Callable[[S], Coroutine[Any, Any, T]], *, limit: int
 ) -> AsyncGenerator[T, None]:
-    """Answers to requests as they become ready, at most `limit` at work; requests are drawn only when there is room.
+    """Yield the answers to requests as they become ready, with at most `limit` in progress.
 
-    The first error ends all, after the others at work were cancelled.
+    A request is taken from `requests` only when there is room for it. The first error cancels the others and is raised.
     """
     ready: asyncio.Queue[asyncio.Task[T | None]] = asyncio.Queue()
     room = asyncio.Semaphore(limit)
-    at_work: set[asyncio.Task[T | None]] = set()
+    running: set[asyncio.Task[T | None]] = set()
 
     def start(work: Coroutine[Any, Any, T | None]) -> asyncio.Task[T | None]:
         task = asyncio.create_task(work)
-        at_work.add(task)
+        running.add(task)
         task.add_done_callback(finish)
         return task
 
     def finish(task: asyncio.Task[T | None]) -> None:
-        at_work.discard(task)
+        running.discard(task)
         ready.put_nowait(task)
 
     async def feed() -> None:
@@ -115,18 +117,18 @@ async def answered(
 
     feeder = start(feed())
     try:
-        while at_work or not ready.empty():
+        while running or not ready.empty():
             task = await ready.get()
             result = task.result()
             if task is not feeder:
                 yield cast(T, result)
-                # Only now may the next be drawn: who reads slowly is not buried.
+                # Released only after the consumer took the result, so that a slow consumer bounds what is in memory.
                 room.release()
     finally:
-        for task in (unfinished := list(at_work)):
+        for task in (unfinished := list(running)):
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
         while not ready.empty():
-            # Nobody will read these; an error among them is not to be reported as forgotten.
+            # Nobody reads these results; asking for the error keeps asyncio from logging it as never retrieved.
             if not (unread := ready.get_nowait()).cancelled():
                 unread.exception()

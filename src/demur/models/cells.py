@@ -1,8 +1,8 @@
-"""Keys and values of rows that are at different places of their texts, in one growing store.
+"""A growing key-value cache for rows of different lengths.
 
-Each row's begin at column 0, whoever its neighbours are, and what lies behind a row's end weighs exactly nothing. Sums over
-columns so have the same order in every batch, and a row has the same logits, bit for bit, in whichever batch it is
-written (as far as the machine's matrix product computes each row alike: torch's on x86 does, from four rows on).
+Each row starts at column 0, whatever its neighbours are, and columns behind a row's end get a weight of exactly zero.
+Sums over columns therefore have the same order in every batch, and a row has the same logits, bit for bit, in any batch
+(as long as the machine's matrix product computes each row alike, as torch's does on x86 from four rows on).
 """
 
 from typing import Any
@@ -14,18 +14,18 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 BLOCK = 64  # Columns are read in whole blocks: the order of a sum does not depend on how many there are
 LEAST = 4  # Products of fewer rows take another path in torch, with another rounding
-SHARE = 0.3  # Of the free memory, what keys and values may fill: room grows by half, and other workers want as much
+SHARE = 0.3  # Fraction of the free memory that the cache may fill: it grows by half, and other workers need as much
 
 
-def cells_for(model: Any) -> "Many | Alone":
-    """What suits a model: many rows where all its layers are attention, else one at a time."""
+def cells_for(model: Any) -> "ManyRows | OneRow":
+    """The cache for a model: for many rows if all its layers are attention, else for one row at a time."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-    attends = kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
-    return Many(model) if attends else Alone(model)
+    attention_only = kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
+    return ManyRows(model) if attention_only else OneRow(model)
 
 
-class Alone:
-    """One row at a time, with the cache that transformers keeps for the model."""
+class OneRow:
+    """One row at a time, in the cache that transformers keeps for the model."""
 
     most = 1
     full = False
@@ -35,23 +35,23 @@ class Alone:
         self._cache: Any = None
 
     def read(self, prompts: list[list[int]]) -> torch.Tensor:
-        """Begin the row; see `Many`."""
+        """Start the row; returns logits `[1, vocabulary]`."""
         self._cache = DynamicCache(config=self._model.config)
         return self.step(prompts[0])
 
     def step(self, tokens: list[int]) -> torch.Tensor:
-        """Take in tokens of the row."""
+        """Append tokens to the row; returns logits `[1, vocabulary]`."""
         ids = torch.tensor([tokens], device=self._model.device)
         out = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1]
 
     def drop(self, at: int) -> None:
-        """End the row."""
+        """Remove the row."""
         self._cache = None
 
 
-class Many:
-    """Many rows. Room for more rows and columns is made as it is needed."""
+class ManyRows:
+    """Many rows. The cache grows as more rows and columns are needed."""
 
     most = 1 << 20
 
@@ -69,23 +69,23 @@ class Many:
         self._lengths: list[int] = []
         self._layers: list[_Layer] = []
         self._mask = torch.empty((0, 0), dtype=model.dtype, device=model.device)
-        self.index = self.places = torch.empty(0, dtype=torch.long)  # Where the next tokens go: `[rows]` each
-        self.columns = 0  # How many columns are read
+        self.index = self.places = torch.empty(0, dtype=torch.long)  # Row and column of each new token, `[rows]`
+        self.columns = 0  # Number of columns that are read
 
     @property
     def full(self) -> bool:
-        """Whether another column is more than memory has room for."""
+        """Whether memory has no room for another column."""
         return len(self._lengths) * (max(self._lengths) + 1) > self._most_cells
 
     def read(self, prompts: list[list[int]]) -> torch.Tensor:
-        """Take in new rows behind the others, all of the same length; returns their logits `[rows, vocabulary]`."""
-        own, size, first = DynamicCache(), len(prompts[0]), len(self._lengths)
+        """Add new rows with prompts of the same length; returns their logits `[rows, vocabulary]`."""
+        cache, size, first = DynamicCache(), len(prompts[0]), len(self._lengths)
         ids = torch.tensor(prompts, device=self._model.device)
-        out = self._model(input_ids=ids, past_key_values=own, use_cache=True, logits_to_keep=1)
+        out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         if not self._layers:
-            self._layers = [_Layer(self, layer) for layer in own.layers]
-        self._room(max(first + len(prompts), LEAST), size + 1)
-        for layer, new in zip(self._layers, own.layers, strict=True):
+            self._layers = [_Layer(self, layer) for layer in cache.layers]
+        self._grow(max(first + len(prompts), LEAST), size + 1)
+        for layer, new in zip(self._layers, cache.layers, strict=True):
             layer.keys[first : first + len(prompts), :, :size] = new.keys
             layer.values[first : first + len(prompts), :, :size] = new.values
         self._mask[first : first + len(prompts)] = torch.finfo(self._mask.dtype).min
@@ -94,10 +94,10 @@ class Many:
         return out.logits[:, -1]
 
     def step(self, tokens: list[int]) -> torch.Tensor:
-        """Take in one token of each row; returns logits `[rows, vocabulary]`."""
+        """Append one token to each row; returns logits `[rows, vocabulary]`."""
         idle = max(0, LEAST - len(tokens))
         longest = max(self._lengths) + 1
-        self._room(len(tokens) + idle, longest)
+        self._grow(len(tokens) + idle, longest)
         device = self._model.device
         self.columns = -(-longest // BLOCK) * BLOCK
         self.places = torch.tensor(self._lengths + [0] * idle, device=device)
@@ -127,7 +127,7 @@ class Many:
         self._lengths.pop()
 
     def _masks(self) -> Any:
-        """What is added to the scores, `[rows, 1, 1, columns]`; one for each kind of layer where there are two."""
+        """What is added to attention scores, `[rows, 1, 1, columns]`; by kind of layer where there are two kinds."""
         full = self._mask[: len(self.index), : self.columns]
         if self._window is None or (self._kinds and "sliding_attention" not in self._kinds):
             return full[:, None, None]
@@ -135,15 +135,15 @@ class Many:
         near = full.masked_fill(far, torch.finfo(full.dtype).min)[:, None, None]
         return {"full_attention": full[:, None, None], "sliding_attention": near} if self._kinds else near
 
-    def _room(self, rows: int, columns: int) -> None:
-        """Make room for so many rows and columns, by half more than there was."""
-        there = self._mask.shape
-        if rows <= there[0] and columns <= there[1]:
+    def _grow(self, rows: int, columns: int) -> None:
+        """Make room for so many rows and columns; a dimension that grows does so by half at least."""
+        old_rows, old_columns = self._mask.shape
+        if rows <= old_rows and columns <= old_columns:
             return
-        rows = there[0] if rows <= there[0] else max(rows, there[0] * 3 // 2)
-        columns = there[1] if columns <= there[1] else -(-max(columns, there[1] * 3 // 2) // BLOCK) * BLOCK
+        rows = old_rows if rows <= old_rows else max(rows, old_rows * 3 // 2)
+        columns = old_columns if columns <= old_columns else -(-max(columns, old_columns * 3 // 2) // BLOCK) * BLOCK
         self._mask = _larger(self._mask[:, None, :, None], rows, columns)[:, 0, :, 0]
-        self._mask[:, there[1] :] = torch.finfo(self._mask.dtype).min
+        self._mask[:, old_columns:] = torch.finfo(self._mask.dtype).min
         for layer in self._layers:
             layer.keys, layer.values = _larger(layer.keys, rows, columns), _larger(layer.values, rows, columns)
 
@@ -159,7 +159,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
     keys: Any
     values: Any
 
-    def __init__(self, store: Many, like: Any) -> None:
+    def __init__(self, store: ManyRows, like: Any) -> None:
         super().__init__()
         self._store = store
         self.keys, self.values = like.keys[:0], like.values[:0]
@@ -174,7 +174,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return self.keys[:rows, :, : store.columns], self.values[:rows, :, : store.columns]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing: the store makes room."""
+        """Do nothing: the store allocates."""
 
     def get_seq_length(self) -> int:
         return self._store.columns

@@ -1,4 +1,4 @@
-"""Checkpoint folders: where a model's lies and what makes its identity. A GGUF file becomes one, dequantised once. Needs no torch."""
+"""Checkpoint folders: where a model's weights are, what its identity is, and how a GGUF file becomes a folder."""
 
 import functools
 import json
@@ -14,12 +14,12 @@ from demur.registry import resolve
 from demur.storage.artifacts import cache_folder, hash_file
 
 DECISIVE = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
-"""Files of a checkpoint that decide what it says."""
+"""Files of a checkpoint that decide its replies."""
 INDIFFERENT = ("trainer_state.json", "training_args.bin", "manifest.json", "optimizer.bin", "scheduler.bin")
 
 
 def identity_of(folder: Path, *, above: tuple[Path, ...] = ()) -> str:
-    """The hash of weights, configuration, tokenizer and template of a checkpoint folder, and of the base of an adapter."""
+    """A hash of a checkpoint's weights, configuration, tokenizer and template, and of an adapter's base."""
     if folder.resolve() in above:
         raise UserError(f"{folder} is an adapter whose base, named in its adapter_config.json, is itself.")
     names = {path for pattern in DECISIVE for path in folder.glob(pattern) if path.name not in INDIFFERENT}
@@ -31,19 +31,22 @@ def identity_of(folder: Path, *, above: tuple[Path, ...] = ()) -> str:
     return f"weights:{digest(parts)}"
 
 
-# A shipped base's folder; its files are checked against their card once a process.
+# The folder of a shipped base. Cached, since its files are checked against their card.
 _shipped = functools.cache(lambda name: Path(resolve("base", name, BASES)(name)))
 
 
 def base_folder(base: str) -> Path | None:
-    """The folder that a base's name means; `None` when it is not on this machine."""
+    """The folder (or GGUF file) of a base, given by name or path; `None` if it is not on this machine."""
     if base in BASES:
         return _shipped(base)
     return Path(base) if Path(base).is_dir() or (base.endswith(".gguf") and Path(base).is_file()) else None
 
 
 def folder_of(config: Local | Served) -> Path:
-    """Where a model's weights lie; a hub id is downloaded first, without Meta's second copy. Raises UserError: it cannot be had."""
+    """The folder of a model's weights. A hub id is downloaded first, without the second copy that Meta's models have.
+
+    Raises UserError: the folder holds no checkpoint, or the hub does not give it.
+    """
     if config.path and config.path.endswith(".gguf"):
         return converted(Path(config.path))
     if config.path:
@@ -51,7 +54,7 @@ def folder_of(config: Local | Served) -> Path:
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
             hint = f" Did you mean one of its folders: {', '.join(inside[:8])}?" if inside else ""
-            raise UserError(f"{folder} is no checkpoint: it has no config.json.{hint}")
+            raise UserError(f"{folder} is not a checkpoint: it has no config.json.{hint}")
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -60,13 +63,13 @@ def folder_of(config: Local | Served) -> Path:
         return Path(snapshot_download(config.hub or "", revision=config.revision or None, ignore_patterns="original/*"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{config.hub} could not be fetched from the hub ({type(error).__name__}). Is the id right, is it gated, is there "
-            "a network? A local folder works without any."
+            f"{config.hub} could not be downloaded from the hub ({type(error).__name__}). Is the id right, is it "
+            "gated, is there a network? A local folder works without one."
         ) from error
 
 
 def converted(path: Path) -> Path:
-    """The folder of a GGUF file's model in float32, made once in the cache folder and found again by the file's hash.
+    """The folder of a GGUF file's model in float32, converted once and kept in the cache folder under the file's hash.
 
     Raises UserError: no such file, or transformers cannot read it.
     """
@@ -76,9 +79,9 @@ def converted(path: Path) -> Path:
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as draft:
-            made = _convert(path, Path(draft) / "made")
+            result = _convert(path, Path(draft) / "model")
             if not folder.exists():  # Another process may have been first.
-                made.rename(folder)
+                result.rename(folder)
     return folder
 
 
@@ -97,8 +100,8 @@ def _convert(path: Path, folder: Path) -> Path:
     except ImportError:
         raise UserError(f"{path}: reading it needs the package gguf: pip install 'demur[gguf]'.") from None
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: no GGUF that transformers can read: {str(error).splitlines()[0]}") from None
-    # What is saved is plain: the weights are no longer quantised.
+        raise UserError(f"{path}: not a GGUF that transformers can read: {str(error).splitlines()[0]}") from None
+    # The weights are no longer quantised, and must not be saved as if they were.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None
     model.save_pretrained(folder)

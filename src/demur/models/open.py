@@ -1,4 +1,4 @@
-"""From a model's configuration to the model. A new backend is a class in `config.py` and a line here."""
+"""From a model's configuration to an open model. A new backend is a class in `config.py` and a line in `BACKENDS`."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -21,14 +21,16 @@ BACKENDS: dict[str, str] = {
     "Scripted": "demur.models.scripted:open_scripted",
     "Custom": "demur.models.open:open_custom",
 }
-"""Kind of configuration -> an asynchronous context manager, called with the configuration, `cache` and `label`."""
+"""Class of the configuration -> asynchronous context manager, called as `opener(config, cache=, label=)`."""
 
 
 @asynccontextmanager
 async def open_model(config: ModelConfig, *, cache: ReplyCache | None = None, label: str = "") -> AsyncIterator[Model]:
     """The model of a configuration, ready to answer.
 
-    Replies are kept in `cache` (`None`: for this use only), and its requests counted under `label`, `PART/STAGE`.
+    Args:
+        cache: where replies are stored; `None`: in a temporary cache, deleted on exit.
+        label: `PART/STAGE`, under which the cache counts the model's requests.
 
     Raises UserError: something that the model needs is missing.
     """
@@ -37,35 +39,35 @@ async def open_model(config: ModelConfig, *, cache: ReplyCache | None = None, la
     opener = registry.resolve("backend", type(config).__name__, BACKENDS)
     with contextlib.nullcontext(cache) if cache is not None else ReplyCache(None) as replies:
         async with opener(config, cache=replies, label=label) as model:
-            yield model if config.sampling == Defaults() else Defaulted(model, config.sampling)
+            yield model if config.sampling == Defaults() else WithDefaults(model, config.sampling)
 
 
-class Defaulted:
-    """A model that draws as its configuration says where a request leaves it open."""
+class WithDefaults:
+    """A model that completes the sampling of each request with the defaults of its configuration."""
 
     def __init__(self, model: Model, defaults: Defaults) -> None:
         self.identity = model.identity
         self._model, self._defaults = model, defaults
 
     def check(self, sampling: Sampling) -> None:
-        """As the model's own."""
+        """Check what the model will be asked for, defaults included."""
         self._model.check(self._defaults.complete(sampling))
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
-        """As the model's own."""
-        return await self._model.answer(self._with(request), fresh=fresh)
+        """The model's reply to the completed request."""
+        return await self._model.answer(self._completed(request), fresh=fresh)
 
     async def answers(self, requests: Requests) -> AsyncIterator[Trace | Failure]:
-        """As the model's own."""
-        async for result in self._model.answers(self._with(request) async for request in stream(requests)):
+        """The model's replies to the completed requests."""
+        async for result in self._model.answers(self._completed(request) async for request in stream(requests)):
             yield result
 
-    def _with(self, request: Request) -> Request:
+    def _completed(self, request: Request) -> Request:
         return replace(request, sampling=self._defaults.complete(request.sampling))
 
 
 @asynccontextmanager
 async def open_custom(config: Custom, *, cache: ReplyCache, label: str) -> AsyncIterator[Model]:
-    """A backend that lives elsewhere."""
-    async with config.made.open(cache=cache, label=label) as model:
+    """The model of a user's own backend."""
+    async with config.backend.open(cache=cache, label=label) as model:
         yield model

@@ -1,7 +1,7 @@
-"""A model that is a function: for tests, dry runs and the miniature teacher. Same Protocol, same cache, no tokens.
+"""A model that is a Python function, for tests, dry runs and the miniature teacher: same Protocol, same cache.
 
-A script is `def script(messages, sampling, rng) -> str`: raw text, tags included, the same for the same request. It counts
-words as tokens, so that budgets bind.
+A script is `def script(messages, sampling, rng) -> str`. It returns raw text with tags, the same for the same request.
+Words count as tokens, so that token budgets take effect.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from demur import registry
 from demur.errors import UserError
 from demur.interfaces import Request
 from demur.models import SCRIPTS
-from demur.models.answering import Answering, asked, record, seed_of
+from demur.models.answering import Answering, key_fields, record, seed_of
 from demur.models.config import Scripted
 from demur.records import Failure, Finish, Message, Sampling, Trace, digest
 from demur.storage.reply_cache import Reply, ReplyCache, key_of
@@ -26,7 +26,7 @@ _WORD = re.compile(r"\s*\S+")
 
 
 def load_script(name: str) -> tuple[Script, str]:
-    """A script and its identity, which changes with its module's source. Raises UserError: there is no such script."""
+    """A script and its identity, which changes with its module's source. Raises UserError: no such script."""
     script: Script = registry.resolve("script", name, SCRIPTS)
     module = sys.modules.get(getattr(script, "__module__", ""))
     try:
@@ -37,7 +37,7 @@ def load_script(name: str) -> tuple[Script, str]:
 
 
 def run_script(script: Script, request: Request) -> tuple[str, Finish, int]:
-    """What a script says to a request within its budget: text, why it ended, and the number of words."""
+    """A script's reply to a request, within its budget: the text, why it ended, and the number of words."""
     sampling = request.sampling
     text = (sampling.prefill or "") + script(request.messages, sampling, random.Random(seed_of(request)))
     words = list(_WORD.finditer(text))
@@ -55,9 +55,9 @@ class ScriptedModel(Answering):
         self.width = config.in_flight
 
     def check(self, sampling: Sampling) -> None:
-        """Scripts have no notion of a thinking budget."""
+        """Raise `UserError` for a thinking budget, which scripts do not support."""
         if sampling.thinking_budget is not None:
-            raise UserError(f"{self._config.where}: a script keeps no thinking budget; leave thinking_budget out.")
+            raise UserError(f"{self._config.where}: a script has no thinking budget; leave thinking_budget out.")
 
     async def answer(self, request: Request, *, fresh: bool = False) -> Trace | Failure:
         """The script's text for one request."""
@@ -71,10 +71,10 @@ class ScriptedModel(Answering):
                     text, finish, count = await asyncio.wait_for(work, self._config.timeout)
                 except TimeoutError:
                     return Reply(content="", failure="timeout", detail=f"no reply in {self._config.timeout:g} s")
-            sent = sum(len(_WORD.findall(turn.content)) for turn in request.messages)
-            return Reply(content=text, finish=finish, tokens_in=sent, tokens_out=count)
+            words_in = sum(len(_WORD.findall(turn.content)) for turn in request.messages)
+            return Reply(content=text, finish=finish, tokens_in=words_in, tokens_out=count)
 
-        key = key_of([self.identity, *asked(request)])
+        key = key_of([self.identity, *key_fields(request)])
         reply = await self._cache.once(key, ask, label=self._label, model=self.identity, fresh=fresh)
         return record(request, reply, model=self.identity, opened=self._config.opens_thinking)
 

@@ -1,4 +1,4 @@
-"""One try over HTTP: secrets in headers, bodies with a bound, waits that a server asks for, and what each failure means."""
+"""One HTTP request: secrets in headers, bodies of bounded size, `Retry-After`, and what each failure means."""
 
 import base64
 import os
@@ -18,74 +18,74 @@ from demur.models.config import Remote
 from demur.records import FailureKind
 from demur.storage.reply_cache import Reply
 
-LARGEST = 64 << 20  # Bytes of a reply, unpacked, beyond which it is taken for one that never ends
-LATER = (408, 409, 425, 429)  # Statuses below 500 after which the same request may succeed
-SPENT = ("insufficient_quota", "insufficient balance", "billing_hard_limit")  # What servers say when no waiting helps
+LARGEST = 64 << 20  # Bytes of an unpacked reply; a larger one is taken for one that never ends
+RETRIED = (408, 409, 425, 429)  # Statuses below 500 after which the same request may succeed
+SPENT = ("insufficient_quota", "insufficient balance", "billing_hard_limit")  # In errors that no waiting cures
 
 
-class Trouble(Exception):
-    """A try failed in a way that another may not."""
+class TryFailed(Exception):
+    """A try failed, and another may succeed."""
 
-    def __init__(self, kind: FailureKind, detail: str, *, status: int = 0, rest: float | None = None) -> None:
+    def __init__(self, kind: FailureKind, detail: str, *, status: int = 0, wait: float | None = None) -> None:
         super().__init__(detail)
         self.kind: FailureKind = kind
         self.detail = detail
-        self.rest = rest  # Seconds that the server asks to wait
-        self.later = status in (429, 503)  # The server is well and says "later": only patience bounds how often
-        self.down = kind == "unavailable" and not self.later  # It did not answer at all, or with an error of its own
+        self.wait = wait  # Seconds that the server asks to wait
+        self.busy = status in (429, 503)  # The server works and asks to come back later
+        self.down = kind == "unavailable" and not self.busy  # No answer at all, or an error of the server's own
         self.unreached = kind == "unavailable" and not status
 
 
 async def post(
     session: aiohttp.ClientSession, url: URL, data: bytes, *, seconds: float, limit: int, key_env: str = ""
 ) -> Reply:
-    """Put a request once.
+    """Send a request once; `limit` is the number of tokens that it asks for.
 
-    Raises Trouble: it failed, and another try may not; WorkError: the server will not have us.
+    Raises TryFailed: another try may succeed. Raises WorkError: no request of this configuration will.
     """
     timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=30)
     try:
         async with session.post(url, data=data, timeout=timeout, allow_redirects=False) as response:
-            body = await all_of(response)
+            body = await read_body(response)
             if response.status == 200:
                 return wire.read(body, limit=limit)
             return _refused(url, response, wire.error_text(body), key_env)
     except wire.Unreadable as error:
-        raise Trouble("unreadable", str(error)) from None
+        raise TryFailed("unreadable", str(error)) from None
     except TimeoutError:
-        raise Trouble("timeout", f"no reply within {seconds:.0f} s") from None
+        raise TryFailed("timeout", f"no reply within {seconds:.0f} s") from None
     except aiohttp.ServerDisconnectedError:
-        raise Trouble("unavailable", "the server closed the connection") from None
+        raise TryFailed("unavailable", "the server closed the connection") from None
     except (aiohttp.ClientConnectionError, aiohttp.ClientOSError) as error:
-        raise Trouble("unavailable", _unreached(error)) from None
+        raise TryFailed("unavailable", _unreached(error)) from None
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
-        raise Trouble("unreadable", f"the reply broke off: {wire.excerpt(str(error).encode())}") from None
+        raise TryFailed("unreadable", f"the reply broke off: {wire.excerpt(str(error).encode())}") from None
 
 
 def _refused(url: URL, response: aiohttp.ClientResponse, text: str, key_env: str) -> Reply:
-    """What a status other than 200 means: another try, a typed failure, or the end."""
+    """What a status other than 200 means: a typed failure, `TryFailed`, or a `WorkError` that ends the run."""
     status, headers = response.status, response.headers
-    said = f"HTTP {status}: {text}"
-    if (status in LATER or status >= 500) and not any(phrase in text.lower() for phrase in SPENT):
+    detail = f"HTTP {status}: {text}"
+    if (status in RETRIED or status >= 500) and not any(phrase in text.lower() for phrase in SPENT):
         kind: FailureKind = "timeout" if status in (408, 504) else "unavailable"
-        raise Trouble(kind, said, status=status, rest=rest_of(headers.get("Retry-After")))
-    failure = wire.refusal(status, text)
+        raise TryFailed(kind, detail, status=status, wait=retry_after(headers.get("Retry-After")))
+    failure = wire.failure_kind(status, text)
     if failure == "filtered":
-        return Reply(failure=failure, detail=said)
+        return Reply(failure=failure, detail=detail)
     if status in (401, 403):
-        raise WorkError(f"{url} refuses us ({said}). {_key(key_env)} Mend that and run the same command.")
+        raise WorkError(f"{url} refuses us ({detail}). {_key(key_env)} Correct that and run the same command.")
     if status in (402, 429):
-        raise WorkError(f"{url}: {said}. What came so far is kept; run the same command when the account allows it.")
+        raise WorkError(f"{url}: {detail}. Replies so far are kept; run the same command when the account allows it.")
     if status in (404, 405):
-        raise WorkError(f"{url}: {said}. Is the URL right up to /v1, and does it serve this model?")
+        raise WorkError(f"{url}: {detail}. Is the URL right up to /v1, and does it serve this model?")
     if status < 400:
         where = wire.excerpt(headers.get("Location", "").encode("utf-8", "replace"))
-        raise WorkError(f"{url} sends us to {where} (HTTP {status}). demur follows no redirect: give that address.")
-    return Reply(failure=failure, detail=said)
+        raise WorkError(f"{url} redirects to {where} (HTTP {status}). demur follows no redirects: give that address.")
+    return Reply(failure=failure, detail=detail)
 
 
-async def all_of(response: aiohttp.ClientResponse) -> bytes:
-    """The whole body, which aiohttp unpacks piece by piece. Raises `wire.Unreadable`: it is larger than any reply."""
+async def read_body(response: aiohttp.ClientResponse) -> bytes:
+    """The whole body, unpacked. Raises `wire.Unreadable`: it is larger than any reply."""
     parts, size = [], 0
     async for part in response.content.iter_any():
         parts.append(part)
@@ -95,8 +95,8 @@ async def all_of(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def rest_of(text: str | None) -> float | None:
-    """The seconds of a `Retry-After`, which may be a date."""
+def retry_after(text: str | None) -> float | None:
+    """The seconds of a `Retry-After` header, which may also be a date; `None`: it is neither."""
     if not text:
         return None
     try:
@@ -109,17 +109,18 @@ def rest_of(text: str | None) -> float | None:
     return max(seconds, 0.0) if seconds == seconds else None
 
 
-def reached(config: Remote) -> tuple[list[str], dict[str, str]]:
-    """The URLs, without user and password, which may stand in those of the environment, and the headers of every request.
+def addresses(config: Remote) -> tuple[list[str], dict[str, str]]:
+    """The URLs, without user and password, and the headers of every request.
 
-    What comes from the environment is a secret from then on. Raises UserError: a secret that no header can hold.
+    What the environment holds is treated as a secret from then on. Raises UserError: a secret that no header can hold.
     """
-    headers, plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}, []
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+    urls: list[str] = []
     secrets = {name: os.environ[value[1:]] for name, value in config.headers.items() if value.startswith("$")}
     key = os.environ[config.key_env].strip() if config.key_env else ""
     for text in (key, *secrets.values()):
         keep_secret(text)
-        if any(ord(sign) < 32 or ord(sign) > 255 for sign in text):
+        if any(ord(character) < 32 or ord(character) > 255 for character in text):
             raise UserError(f"{config.where}: a key or header of the environment holds a line end or an odd character.")
     for url in map(URL, config.urls):
         if url.user is not None or url.password is not None:
@@ -127,33 +128,34 @@ def reached(config: Remote) -> tuple[list[str], dict[str, str]]:
                 keep_secret(secret or "")
             pair = f"{url.user or ''}:{url.password or ''}".encode()
             headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
-        plain.append(str(url.with_user(None)).rstrip("/"))
+        urls.append(str(url.with_user(None)).rstrip("/"))
     bearer = {"Authorization": f"Bearer {key}"} if key else {}
-    return plain, headers | bearer | config.headers | secrets
+    return urls, headers | bearer | config.headers | secrets
 
 
 def _unreached(error: Exception) -> str:
-    """Why no connection could be made, and what to look at."""
+    """Why no connection could be made, and what to check."""
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        look = "its spelling (--target, --judge … of a verb, models.NAME.url of a study) and this machine's network"
-        return f"the host name {error.host} does not resolve ({error.os_error.strerror}): look at {look}"
+        causes = "its spelling (--target, --judge … of a verb, models.NAME.url of a study) and this machine's network"
+        return f"the host name {error.host} does not resolve ({error.os_error.strerror}): look at {causes}"
     return f"{type(error).__name__}: {wire.excerpt(str(error).replace(' ssl:default', '').encode())}"
 
 
 async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str = "", setting: str = "") -> str:
-    """The name of the one model that a server says it serves. Raises UserError: it says none, or several."""
+    """The name of the only model that a server lists. Raises UserError: it lists none or several, or gives no list."""
     hint = "name it: --model NAME, or model: NAME in a study file."
     try:
         status, data = await _listed(url, session)
         bare = re.sub(r"/(chat/completions|completions|models)$", "", url)
         for other in (bare, f"{bare}/v1") if status in (404, 405) else ():
             if other != url and (await _listed(other, session))[0] == 200:
-                raise UserError(f"{url} is not where its models are listed, {other} is: give that address.")
+                raise UserError(f"{url} lists no models, {other} does: give that address.")
     except UserError:
         raise
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
-        named, ask = f"{setting} = {url}" if setting else url, "Is the server up, and the URL right up to /v1?"
-        raise UserError(f"{named} cannot be reached: {_unreached(error)}. {ask}") from error
+        name = f"{setting} = {url}" if setting else url
+        hint = "Is the server up, and the URL right up to /v1?"
+        raise UserError(f"{name} cannot be reached: {_unreached(error)}. {hint}") from error
     except wire.Unreadable as error:
         raise UserError(f"{url} does not say which model it serves: {error}; {hint}") from error
     if status in (401, 403):
@@ -169,31 +171,31 @@ async def only_model(url: str, session: aiohttp.ClientSession, *, key_env: str =
 
 
 async def why_unreachable(config: Remote) -> str:
-    """Why none of a server's addresses takes a connection; empty: one does, whatever it then says."""
-    urls, headers = reached(config)
-    why = ""
+    """Why none of a server's addresses takes a connection; empty: one does, whatever it then answers."""
+    urls, headers = addresses(config)
+    reason = ""
     async with aiohttp.ClientSession(headers=headers) as session:
         for url in urls:
             try:
                 await _listed(url, session)
             except aiohttp.ClientConnectorError as error:
-                why = _unreached(error)
+                reason = _unreached(error)
                 continue
             except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, wire.Unreadable):
                 pass
             return ""
-    return why
+    return reason
 
 
 async def _listed(url: str, session: aiohttp.ClientSession) -> tuple[int, bytes]:
     """Status and body of a server's list of models."""
     timeout = aiohttp.ClientTimeout(total=30)
     async with session.get(f"{url}/models", timeout=timeout, allow_redirects=False) as response:
-        return response.status, await all_of(response)
+        return response.status, await read_body(response)
 
 
 def _key(key_env: str) -> str:
-    """Which key was sent."""
+    """Which key was sent, for a message."""
     if key_env:
-        return f"The key that was sent is {key_env}'s (key_env): is it right?"
+        return f"The key was read from {key_env} (key_env): is it right?"
     return "No key was sent: name the environment variable that holds it (--key-env NAME, or key_env in a study)."

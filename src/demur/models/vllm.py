@@ -1,7 +1,7 @@
-"""Starts vLLM for weights, waits until it is healthy, and stops it at the end.
+"""Starts a vLLM server for weights, waits until it is healthy, and stops it at the end.
 
-vLLM is a process of its own, known by a command line and spoken to over HTTP. A served model's name holds the hash of its
-weights, so that nobody who asks the URL can take one checkpoint for another.
+demur starts vLLM by its command line and talks to it over HTTP. A served model's name contains the hash of its weights,
+so that no client of the URL can take one checkpoint for another.
 """
 
 import asyncio
@@ -26,20 +26,20 @@ from demur.interfaces import Model
 from demur.models.chat_format import template_opens_thinking
 from demur.models.checkpoint import folder_of, identity_of
 from demur.models.client import open_remote
-from demur.models.config import Remote, Served
+from demur.models.config import HttpModel, Remote, Served
 from demur.storage.reply_cache import ReplyCache
 
-LOG_LINES = 40  # Last lines of a failed server's log that the error shows
+LOG_LINES = 40  # Last lines of a failed server's log that an error shows
 VLLM_ENV = "DEMUR_VLLM"  # Environment variable: vLLM's executable, or the virtual environment that holds it
 
 
-def plan_of(config: Served, folder: Path, *, name: str, host: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """vLLM's command line, each flag with its reason, and its environment. This is the only place that knows them."""
+def command_of(config: Served, folder: Path, *, name: str, host: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """vLLM's command line, each flag with its reason, and its environment variables. No other code knows them."""
     command = [executable(), "serve", str(folder)]
-    # The name that requests must give; ours holds the weights' hash.
+    # The name that requests must give; it contains the weights' hash.
     command += ["--served-model-name", name]
     command += ["--host", host, "--port", str(port)]
-    # Without this the model's generation_config.json silently changes the sampling that we asked for.
+    # Without this the model's generation_config.json silently changes the sampling that requests ask for.
     command += ["--generation-config", "vllm"]
     # The share of the device's memory for weights and cache: several servers can then share a device.
     command += ["--gpu-memory-utilization", str(config.memory)]
@@ -59,15 +59,15 @@ def plan_of(config: Served, folder: Path, *, name: str, host: str, port: int) ->
 
 
 def executable() -> str:
-    """Where vLLM's executable is. Raises UserError: nowhere; with the ways to get it."""
-    named = os.environ.get(VLLM_ENV, "")
-    places = [named, str(Path(named) / "bin" / "vllm")] if named else []
-    for place in [*places, shutil.which("vllm") or ""]:
-        if place and Path(place).is_file() and os.access(place, os.X_OK):
-            return place
+    """The path of vLLM's executable. Raises UserError: there is none; the message says how to install it."""
+    configured = os.environ.get(VLLM_ENV, "")
+    candidates = [configured, str(Path(configured) / "bin" / "vllm")] if configured else []
+    for path in [*candidates, shutil.which("vllm") or ""]:
+        if path and Path(path).is_file() and os.access(path, os.X_OK):
+            return path
     raise UserError(
-        "vLLM is not there. It wants an environment of its own: python -m venv ~/vllm && ~/vllm/bin/pip install vllm, then "
-        f"export {VLLM_ENV}=~/vllm. Without a GPU, leave engine out: the weights then run in this process."
+        "vLLM is not there. It needs an environment of its own: python -m venv ~/vllm && ~/vllm/bin/pip install vllm, "
+        f"then export {VLLM_ENV}=~/vllm. Without a GPU, leave engine out: the weights then run in this process."
     )
 
 
@@ -85,43 +85,43 @@ class Running:
         self._command = command
 
     def wait(self, seconds: float) -> None:
-        """Until it answers. Raises WorkError: it has ended, or was not healthy in time; with the end of its log."""
+        """Wait until it is healthy. Raises WorkError: it ended, or was not healthy in time; quotes its log."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if (code := self.process.poll()) is not None:
-                raise WorkError(f"the server ended with exit code {code} before it was ready.\n{self._said()}")
-            with contextlib.suppress(OSError):  # which an error of HTTP is, too
+                raise WorkError(f"the server ended with exit code {code} before it was ready.\n{self._log_end()}")
+            with contextlib.suppress(OSError):  # the base of HTTPError, too
                 urllib.request.urlopen(self.url.removesuffix("/v1") + "/health", timeout=5).close()
                 return
             time.sleep(0.2)
-        raise WorkError(f"the server was not healthy after {seconds:.0f} s.\n{self._said()}")
+        raise WorkError(f"the server was not healthy after {seconds:.0f} s.\n{self._log_end()}")
 
-    def _said(self) -> str:
+    def _log_end(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
         return "\n".join([f"command: {' '.join(self._command)}", "end of its log:", *(f"  {line}" for line in lines)])
 
     def stop(self) -> None:
-        """Ask it to end, then make it."""
-        for how, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+        """Terminate it, and kill it if it does not end within ten seconds."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, how)
+                os.killpg(self.process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(seconds)
+                self.process.wait(10.0)
 
 
 def end_with_parent() -> Callable[[], None]:
-    """For a child: be told to end when the parent is killed, so that no server is left holding a device."""
+    """For `preexec_fn`: the child gets SIGTERM when its parent is killed, so that no server keeps holding a device."""
     libc = ctypes.CDLL(None)
     return lambda: libc.prctl(1, signal.SIGTERM)
 
 
 @contextmanager
 def started(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[tuple[Running, Remote]]:
-    """A started server, perhaps not yet healthy, and how to ask it.
+    """A started server, perhaps not yet healthy, and the configuration of a client.
 
-    It ends with the thread that started it: that is what Linux takes for its parent.
+    It ends with the thread that started it, which is its parent for Linux.
     """
     folder = folder_of(config)
     weights = identity_of(folder)
@@ -132,12 +132,11 @@ def started(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterat
             probe.bind((host, 0))
             port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="demur-serve-") as scratch:
-        plan = plan_of(config, folder, name=name, host=host, port=port)
-        running = Running(*plan, url=f"http://{host}:{port}/v1", home=Path(scratch))
-        shared = {"api", "thinking", "first_tokens", "extra_body", "timeout", "least_speed", "in_flight"}
-        told = config.model_dump(include={*shared, "forbidden", "thinking_budget_field"}, exclude_unset=True)
+        command, environment = command_of(config, folder, name=name, host=host, port=port)
+        running = Running(command, environment, url=f"http://{host}:{port}/v1", home=Path(scratch))
+        fields = config.model_dump(include=HttpModel.model_fields.keys() - {"sampling"}, exclude_unset=True)
         opens = template_opens_thinking(folder)
-        remote = Remote(url=(running.url,), model=name, weights=weights, opens_thinking=opens, prefill="vllm", **told)
+        remote = Remote(url=(running.url,), model=name, weights=weights, opens_thinking=opens, prefill="vllm", **fields)
         try:
             yield running, remote
         finally:
@@ -146,11 +145,9 @@ def started(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterat
 
 @contextmanager
 def served(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[Remote]:
-    """A server for a model's weights while the block lasts; yields the configuration that asks it.
+    """A healthy server for a model's weights while the block lasts; yields the configuration of a client.
 
-    Raises:
-        UserError: the engine or the weights are not there.
-        WorkError: the server did not become healthy; with the end of its log.
+    Raises UserError: the engine or the weights are missing. Raises WorkError: the server did not become healthy.
     """
     with started(config, host=host, port=port) as (running, remote):
         running.wait(config.start_within)
@@ -159,7 +156,7 @@ def served(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterato
 
 @asynccontextmanager
 async def open_served(config: Served, *, cache: ReplyCache, label: str = "") -> AsyncIterator[Model]:
-    """As `served`, asked by a client at once; for those who have an event loop to keep turning."""
+    """A client of a server that runs while the block lasts; starting it does not block the event loop."""
     with started(config, host="127.0.0.1", port=0) as (running, remote):
         await asyncio.to_thread(running.wait, config.start_within)
         async with open_remote(remote, cache=cache, label=label) as model:
