@@ -62,7 +62,7 @@ def test_no_manifest_no_artifact(tmp_path: Path) -> None:
     draft = Draft(folder)
     draft.write("prompts", [Prompt(text="a", intent="benign")])
     assert not is_published(folder)
-    with pytest.raises(UserError, match="no finished stage"):
+    with pytest.raises(UserError, match="not a finished stage"):
         Artifact(folder)
     assert artifacts(tmp_path) == []
     draft.publish(Manifest(name="a", kind="make", version=1, fingerprint="0", settings={}, inputs={}))

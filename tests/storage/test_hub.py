@@ -58,7 +58,7 @@ def test_several_files_become_one_that_keeps_their_order_and_names(cached: Path)
     assert hub.located(None, hub="me/set:data/other.jsonl,me/set:data/one.jsonl") == path
 
 
-def test_what_is_missing_is_said_before_anything_is_fetched(cached: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_an_error_before_anything_is_fetched(cached: Path, tmp_path: Path) -> None:
     here = tmp_path / "here.jsonl"
     here.write_text("{}")
     assert hub.located(here, hub="me/set:none.jsonl") == here
@@ -79,14 +79,14 @@ def test_what_is_missing_is_said_before_anything_is_fetched(cached: Path, tmp_pa
         hub.fetch("me/set:none.jsonl")
 
 
-def test_a_name_that_is_not_at_the_hub_is_told_with_those_that_are(
+def test_a_name_that_is_not_on_the_hub_is_an_error_with_those_that_are(
     cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
     from huggingface_hub import HfApi, constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub._out_of_reach.cache_clear()
+    hub._why_unreachable.cache_clear()
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: None))
     monkeypatch.setattr(HfApi, "list_repo_files", lambda *_, **__: ["a/x.json", "README.md"])
     assert hub.located(None, hub="me/new:*.json") is None
@@ -115,7 +115,7 @@ def test_what_a_run_took_from_the_hub_is_in_its_records(
         assert done[stage].manifest.summary["fetched"] == {place: hash_file(path)}, stage
 
 
-def test_a_hub_that_is_out_of_reach_is_one_sentence_and_asked_once(
+def test_a_hub_that_is_why_unreachable_is_one_sentence_and_asked_once(
     cached: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import huggingface_hub

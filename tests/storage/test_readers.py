@@ -41,20 +41,20 @@ def test_csv_gives_back_cells_with_the_line_where_each_row_starts(
     assert [number for number, _ in found] == starts
 
 
-def test_a_bad_row_is_an_error_with_file_and_line_or_told_and_left_out(tmp_path: Path) -> None:
+def test_a_bad_row_is_an_error_with_file_and_line_or_reported_and_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n\nnot json\n[1]\n{"a": NaN}\n')
     with pytest.raises(UserError, match=r"a\.jsonl:3: not JSON"):
         list(rows(path))
-    told: list[int] = []
-    assert [number for number, _ in rows(path, bad=lambda number, _: told.append(number))] == [1, 5]
-    assert told == [3, 4]
+    reported: list[int] = []
+    assert [number for number, _ in rows(path, bad=lambda number, _: reported.append(number))] == [1, 5]
+    assert reported == [3, 4]
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
-        ("a.csv", "a,a\n1,2\n", "stands there twice"),
+        ("a.csv", "a,a\n1,2\n", "appears twice"),
         ("a.csv", "", "no columns"),
         ("a.csv", "a,b\n1\n", "a.csv:2: 1 cells under 2 columns"),
         ("a.csv", 'a,b\n"1,2\n', "from here on"),
@@ -65,13 +65,13 @@ def test_a_bad_row_is_an_error_with_file_and_line_or_told_and_left_out(tmp_path:
         ("a.jsonl.zst", "{}", "not readable"),
         ("a.csv", "\0a,b\n1,2\n", "not readable"),
         ("a.jsonl", '{"a": 1}\n{"a": 1} {"a": 2}', "several values in a line"),
-        ("a.xml", "<a/>", "cannot tell"),
+        ("a.xml", "<a/>", "unknown file type"),
         ("a.parquet", "no", "not readable as Parquet"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_what_is_wrong_is_an_error(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         list(rows(tmp_path / name))
 
 
@@ -124,10 +124,12 @@ def test_only_the_rows_that_are_not_utf8_are_lost(tmp_path: Path, name: str) -> 
         name
     ]
     (tmp_path / name).write_bytes("\n".join(lines).encode("latin-1"))
-    told: list[tuple[int, str]] = []
-    found = list(rows(tmp_path / name, bad=lambda number, reason: told.append((number, reason))))
+    reported: list[tuple[int, str]] = []
+    found = list(rows(tmp_path / name, bad=lambda number, reason: reported.append((number, reason))))
     assert [row for _, row in found] == [{"prompt": "b"}]
-    assert told == [(len(lines) - 1, "not UTF-8: the byte 0xe4; save the file as UTF-8.")] or "0xe4" in told[0][1]
+    assert (
+        reported == [(len(lines) - 1, "not UTF-8: the byte 0xe4; save the file as UTF-8.")] or "0xe4" in reported[0][1]
+    )
 
 
 def test_a_packed_file_that_is_cut_gives_what_it_holds_and_then_says_so(tmp_path: Path) -> None:

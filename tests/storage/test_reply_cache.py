@@ -1,4 +1,4 @@
-"""The journal: nothing is asked twice, nothing that was kept is lost, damage is seen."""
+"""The reply cache: nothing is asked twice, nothing that was kept is lost, damage is seen."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def keyed(count: int, *, size: int = 40) -> list[tuple[bytes, Reply]]:
 
 
 def fill(folder: Path, pairs: list[tuple[bytes, Reply]], *, label: str = "target/x") -> None:
-    with ReplyCache(folder) as journal:
-        asyncio.run(journal.put(pairs, label=label))
+    with ReplyCache(folder) as cache:
+        asyncio.run(cache.put(pairs, label=label))
 
 
 def test_a_reply_survives_and_is_not_asked_again(tmp_path: Path) -> None:
@@ -40,8 +40,8 @@ def test_a_reply_survives_and_is_not_asked_again(tmp_path: Path) -> None:
         return Reply(content="é\u2028\U0001f600\x00", notes=("n",))
 
     for _ in range(2):
-        with ReplyCache(tmp_path) as journal:
-            reply = asyncio.run(journal.once(key_of("q"), ask))
+        with ReplyCache(tmp_path) as cache:
+            reply = asyncio.run(cache.once(key_of("q"), ask))
             assert reply == Reply(content="é\u2028\U0001f600\x00", notes=("n",))
     assert asked == 1
 
@@ -56,9 +56,9 @@ def test_identical_requests_are_asked_once_at_the_same_time(tmp_path: Path) -> N
         return Reply(content="one")
 
     async def main() -> list[Reply]:
-        return await asyncio.gather(*(journal.once(key_of("q"), ask) for _ in range(50)))
+        return await asyncio.gather(*(cache.once(key_of("q"), ask) for _ in range(50)))
 
-    with ReplyCache(tmp_path) as journal:
+    with ReplyCache(tmp_path) as cache:
         assert {reply.content for reply in asyncio.run(main())} == {"one"}
     assert asked == 1
 
@@ -74,10 +74,10 @@ def test_the_next_in_line_asks_when_the_first_is_cancelled_or_fails(tmp_path: Pa
             await asyncio.sleep(0.02)
             return Reply(content=name)
 
-        first = asyncio.create_task(journal.once(key_of("q"), lambda: ask("first")))
+        first = asyncio.create_task(cache.once(key_of("q"), lambda: ask("first")))
         await asyncio.sleep(0.005)
-        second = asyncio.create_task(journal.once(key_of("q"), lambda: ask("failing")))
-        third = asyncio.create_task(journal.once(key_of("q"), lambda: ask("third")))
+        second = asyncio.create_task(cache.once(key_of("q"), lambda: ask("failing")))
+        third = asyncio.create_task(cache.once(key_of("q"), lambda: ask("third")))
         await asyncio.sleep(0.005)
         first.cancel()
         results = await asyncio.gather(first, second, third, return_exceptions=True)
@@ -86,7 +86,7 @@ def test_the_next_in_line_asks_when_the_first_is_cancelled_or_fails(tmp_path: Pa
         assert isinstance(results[2], Reply)
         assert results[2].content == "third"
 
-    with ReplyCache(tmp_path) as journal:
+    with ReplyCache(tmp_path) as cache:
         asyncio.run(main())
     assert started == ["first", "failing", "third"]
 
@@ -103,8 +103,8 @@ CHILD = textwrap.dedent("""
         return Reply(content=f"{name} {i}")
 
     async def main():
-        with ReplyCache(folder) as journal:
-            found = await asyncio.gather(*(journal.once(key_of(i), lambda i=i: ask(i)) for i in range(40)))
+        with ReplyCache(folder) as cache:
+            found = await asyncio.gather(*(cache.once(key_of(i), lambda i=i: ask(i)) for i in range(40)))
         print("|".join(reply.content for reply in found))
 
     asyncio.run(main())
@@ -113,27 +113,27 @@ CHILD = textwrap.dedent("""
 
 def test_several_processes_ask_once_and_agree(tmp_path: Path) -> None:
     log = tmp_path / "asked"
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "journal"), str(log)]
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "cache"), str(log)]
     children = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "abc"]
-    said = {child.communicate(timeout=60)[0] for child in children}
-    assert len(said) == 1
+    printed = {child.communicate(timeout=60)[0] for child in children}
+    assert len(printed) == 1
     assert sorted(map(int, log.read_text().split())) == list(range(40))
 
 
 def test_failures_are_rows_that_can_be_forgotten(tmp_path: Path) -> None:
     pairs = [*keyed(3), (key_of("bad"), Reply(failure="timeout", detail="60 s"))]
     fill(tmp_path, pairs)
-    with ReplyCache(tmp_path) as journal:
-        assert journal.failures() == {"timeout": 1}
-        found = journal.get(key_of("bad"))
+    with ReplyCache(tmp_path) as cache:
+        assert cache.failures() == {"timeout": 1}
+        found = cache.get(key_of("bad"))
         assert found is not None
         assert found.failure == "timeout"
-        assert journal.forget_failures() == 1
-        assert journal.get(key_of("bad")) is None
-        assert journal.count() == 3
+        assert cache.forget_failures() == 1
+        assert cache.get(key_of("bad")) is None
+        assert cache.count() == 3
 
 
-def test_the_ledger_sums_up_by_role_and_stage_and_survives(tmp_path: Path) -> None:
+def test_the_ledger_sums_up_by_part_and_stage_and_survives(tmp_path: Path) -> None:
     fill(
         tmp_path,
         [(key_of("one"), Reply(tokens_in=10, tokens_out=5, tokens_thinking=2, cost=0.5, retries=1))],
@@ -145,8 +145,8 @@ def test_the_ledger_sums_up_by_role_and_stage_and_survives(tmp_path: Path) -> No
         label="judge/x",
     )
     fill(tmp_path, keyed(2), label="target/y")
-    with ReplyCache(tmp_path) as journal:
-        judge, target = journal.ledger()
+    with ReplyCache(tmp_path) as cache:
+        judge, target = cache.ledger()
     assert (judge.part, judge.stage, judge.requests, judge.failed, judge.retries) == ("judge", "x", 3, 1, 1)
     assert (judge.tokens_in, judge.tokens_out, judge.tokens_thinking, judge.cost) == (11, 5, 2, 0.75)
     assert (target.requests, target.tokens_out, target.cost) == (2, 80, None)
@@ -169,10 +169,10 @@ def test_merging_takes_in_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_fresh_reply_takes_the_place_of_the_stored_one_and_what_was_spent_adds_up(tmp_path: Path) -> None:
-    said = iter(["babble", "no verdict", "unsafe"])
+    texts = iter(["babble", "no verdict", "unsafe"])
 
     async def ask() -> Reply:
-        return Reply(content=next(said), tokens_out=5, cost=0.5)
+        return Reply(content=next(texts), tokens_out=5, cost=0.5)
 
     async def main(cache: ReplyCache) -> list[str | None]:
         first = await cache.once(key_of("q"), ask, label="judge/x")
@@ -195,7 +195,7 @@ def damaged(folder: Path, *spans: tuple[int, int]) -> None:
     path.write_bytes(data)
 
 
-def reckoned(caplog: pytest.LogCaptureFixture) -> list[tuple[int, int]]:
+def rebuilds(caplog: pytest.LogCaptureFixture) -> list[tuple[int, int]]:
     """How many replies could be read, and how many not, each time that a damaged file was rebuilt."""
     found = re.findall(r"(\d+) replies could be read and are used, (\d+) could not", caplog.text)
     return [(int(used), int(lost)) for used, lost in found]
@@ -248,7 +248,7 @@ def test_a_damaged_file_gives_what_can_be_read_and_the_rest_is_asked_again(
         assert asyncio.run(again(cache)) == [reply for _, reply in pairs]
     assert asked <= 400 - fewest
     assert any("damaged" in record.getMessage() for record in caplog.records)
-    for used, lost in reckoned(caplog):
+    for used, lost in rebuilds(caplog):
         assert used + lost == 400
         assert lost <= 400 - fewest
     with ReplyCache(tmp_path) as cache:
@@ -308,7 +308,7 @@ def test_a_log_that_was_cut_short_is_noticed_and_what_is_lost_is_counted(
             there = [cache.get(key_of(i)) is not None for i in range(20)]
         assert 5 < sum(there) < 20
         assert there == sorted(there, reverse=True)
-        assert reckoned(caplog) == [(sum(there), 20 - sum(there))], "said once"
+        assert rebuilds(caplog) == [(sum(there), 20 - sum(there))], "logged once"
 
 
 DYING = """
@@ -366,14 +366,14 @@ def test_what_was_deleted_or_comes_from_an_older_cache_is_not_lost(
     (tmp_path / FILE).unlink()
     with ReplyCache(tmp_path) as cache:
         assert cache.count() == 0
-    assert reckoned(caplog) == [(0, 7)]
+    assert rebuilds(caplog) == [(0, 7)]
 
 
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / FILE)
     connection.execute("CREATE TABLE notes(text)")
     connection.close()
-    with pytest.raises(WorkError, match="no reply cache of demur"):
+    with pytest.raises(WorkError, match="not a reply cache of demur"):
         ReplyCache(tmp_path)
 
 
@@ -386,31 +386,31 @@ def test_a_full_disk_is_an_error_that_leaves_good_rows(tmp_path: Path) -> None:
     try:
         written = 0
 
-        async def until_full(journal: ReplyCache) -> None:
+        async def until_full(cache: ReplyCache) -> None:
             nonlocal written
             for i in range(200):
-                await journal.put([(key_of(i), Reply(content=os.urandom(10_000).hex()))])
+                await cache.put([(key_of(i), Reply(content=os.urandom(10_000).hex()))])
                 written += 1
 
-        with ReplyCache(mounted) as journal, pytest.raises(WorkError, match=r"disk is full.*Make room"):
-            asyncio.run(until_full(journal))
+        with ReplyCache(mounted) as cache, pytest.raises(WorkError, match=r"disk is full.*Make room"):
+            asyncio.run(until_full(cache))
         assert 5 < written < 100
         subprocess.run(["mount", "-o", "remount,size=8m", str(mounted)], check=True)
-        with ReplyCache(mounted) as journal:
-            assert [journal.get(key_of(i)) is not None for i in range(written)] == [True] * written
-            assert journal.get(key_of(written)) is None
-            asyncio.run(journal.put([(key_of("more"), Reply(content="room"))]))
+        with ReplyCache(mounted) as cache:
+            assert [cache.get(key_of(i)) is not None for i in range(written)] == [True] * written
+            assert cache.get(key_of(written)) is None
+            asyncio.run(cache.put([(key_of("more"), Reply(content="room"))]))
     finally:
         subprocess.run(["umount", str(mounted)], check=True)
 
 
-def test_a_closed_transient_journal_leaves_nothing(tmp_path: Path) -> None:
-    journal = ReplyCache(None)
-    folder = journal.folder
-    asyncio.run(journal.put(keyed(2)))
-    assert journal.count() == 2
-    journal.close()
-    journal.close()
+def test_a_closed_temporary_cache_leaves_nothing(tmp_path: Path) -> None:
+    cache = ReplyCache(None)
+    folder = cache.folder
+    asyncio.run(cache.put(keyed(2)))
+    assert cache.count() == 2
+    cache.close()
+    cache.close()
     assert not folder.exists()
 
 
@@ -425,7 +425,7 @@ def test_the_key_is_the_request(one: dict[str, object], two: dict[str, object]) 
     assert key_of(one) == key_of(dict(reversed(one.items())))
 
 
-def test_processes_that_make_a_journal_at_once_all_open_it(tmp_path: Path) -> None:
+def test_processes_that_make_a_cache_at_once_all_open_it(tmp_path: Path) -> None:
     code = "import sys; from demur.storage.reply_cache import ReplyCache\nfor i in range(40):\n    ReplyCache(f'{sys.argv[1]}/{i}').close()"
     opened = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE) for _ in range(4)]
     assert [process.communicate()[1].decode() for process in opened] == [""] * 4
@@ -444,7 +444,7 @@ def test_a_damaged_log_is_noticed_and_what_can_be_read_is_used(
     with ReplyCache(tmp_path) as cache:
         assert sum(cache.get(key_of(i)) is not None for i in range(20)) >= 18
         there = cache.count()
-    assert reckoned(caplog) == [(there, 20 - there)]
+    assert rebuilds(caplog) == [(there, 20 - there)]
     caplog.clear()
     with ReplyCache(tmp_path) as cache:
         assert cache.count() >= 18

@@ -1,1 +1,1 @@
-"""Bytes on disk: record files, artifacts, readers of people's files, the reply cache."""
+"""Bytes on disk: record files, artifacts, readers of users' files, the reply cache."""

@@ -1,10 +1,10 @@
-"""Artifacts: folders that are whole or do not exist, and are reused when nothing that made them has changed.
+"""Artifacts: folders that are complete or do not count, and are reused until something that made them changes.
 
     RUN/stages/NAME-HASH/    records as JSON Lines or a checkpoint, then manifest.json, last and by atomic rename
-    RUN/stages.json          the stages of the present graph; what else lies in `stages` was made by earlier settings
+    RUN/stages.json          the stages of the current graph; other folders in `stages` were made by earlier settings
 
-A stage whose files are no longer what its manifest says is never counted: another size is seen at once, another content
-when a file is first read. Times and hosts stand in the manifest alone.
+A stage whose files differ from its manifest is never used: a wrong size is detected at once, wrong content when a file
+is first read. Only the manifest contains times and hosts.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class FileInfo(Record, frozen=True, kw_only=True):
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """What an artifact is and came from. `host` and `seconds` say where it was made and do not count as results."""
+    """What an artifact is and what it was made from. `host` and `seconds` are not results."""
 
     name: str
     kind: str
@@ -49,7 +49,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     inputs: dict[str, str]  # Part of each input -> its fingerprint; `file:PART` -> hash of an outside file
     models: dict[str, Any] = {}  # Part -> the declaration of the model that played it
     files: dict[str, FileInfo] = {}
-    summary: dict[str, Any] = {}  # For people: counts that one wants at a glance
+    summary: dict[str, Any] = {}  # Counts for people, to be seen at a glance
     host: dict[str, str] = {}
     seconds: float = 0.0
 
@@ -58,12 +58,12 @@ class Artifact:
     """A published folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Open it. Raises UserError: there is no manifest, or it is not one."""
+        """Open it. Raises UserError: there is no manifest, or it cannot be read."""
         self.folder = folder
         try:
             self.manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
         except FileNotFoundError:
-            raise UserError(f"{folder} is no finished stage: it has no {MANIFEST}.") from None
+            raise UserError(f"{folder} is not a finished stage: it has no {MANIFEST}.") from None
         except msgspec.DecodeError as error:
             raise UserError(f"{folder / MANIFEST} is damaged: {error}. Delete the folder and run again.") from None
 
@@ -72,18 +72,15 @@ class Artifact:
         return f"{name}.jsonl" in self.manifest.files
 
     def path(self, name: str) -> Path:
-        """The file `name.jsonl`, compared with its hash in the manifest when it is first asked for.
-
-        Raises WorkError: it is not what the stage wrote.
-        """
+        """The path of `name.jsonl`, verified on first use. Raises WorkError: it is not what the stage wrote."""
         path = self.folder / f"{name}.jsonl"
         info = self.manifest.files.get(path.name)
-        there = path.stat() if path.is_file() else None
-        if info is None or (there and (path, there.st_size, there.st_mtime_ns) in _verified):
+        stat = path.stat() if path.is_file() else None
+        if info is None or (stat and (path, stat.st_size, stat.st_mtime_ns) in _verified):
             return path
-        if there is None or there.st_size != info.size or hash_file(path) != info.sha256:
+        if stat is None or stat.st_size != info.size or hash_file(path) != info.sha256:
             raise WorkError(f"{path} is damaged: it is not what its stage wrote. Delete {self.folder} and run again.")
-        _verified.add((path, there.st_size, there.st_mtime_ns))
+        _verified.add((path, stat.st_size, stat.st_mtime_ns))
         return path
 
     def read(self, name: str, kind: type[T]) -> Iterator[T]:
@@ -100,15 +97,15 @@ class Artifact:
         return info.rows or 0 if info else 0
 
 
-_verified: set[tuple[Path, int, int]] = set()  # Files found to be as their manifest says, with size and time
+_verified: set[tuple[Path, int, int]] = set()  # Path, size and time of files that match their manifest
 
 
 class Draft:
-    """A folder under construction. Whatever an interrupted attempt left is kept for those that can go on from it."""
+    """A folder under construction."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.line = ""  # One line for people: what was done
+        self.line = ""  # What was done, in one line for people
         self.summary: dict[str, Any] = {}
         self._rows: dict[str, int] = {}
 
@@ -120,7 +117,7 @@ class Draft:
         return count
 
     def publish(self, manifest: Manifest) -> Artifact:
-        """Hash and sync the files, then make the folder exist by renaming its manifest into place."""
+        """Hash and sync the files, then publish the folder by renaming its manifest into place."""
         files: dict[str, FileInfo] = {}
         for path in sorted(self.folder.rglob("*")):
             relative = path.relative_to(self.folder).as_posix()
@@ -131,18 +128,18 @@ class Draft:
                 files[relative] = FileInfo(sha256=sha, size=path.stat().st_size, rows=self._rows.get(relative))
         host = {"demur": demur.__version__, "python": platform.python_version(), "machine": platform.machine()}
         summary = self.summary | ({"line": self.line} if self.line else {})
-        whole = replace(manifest, files=files, summary=summary, host=host)
-        atomic_write(self.folder / MANIFEST, msgspec.json.format(encode(whole), indent=1))
+        complete = replace(manifest, files=files, summary=summary, host=host)
+        atomic_write(self.folder / MANIFEST, msgspec.json.format(encode(complete), indent=1))
         return Artifact(self.folder)
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a stage folder exists in the sense of the design: with a manifest."""
+    """Whether a stage folder has a manifest."""
     return (folder / MANIFEST).is_file()
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a stage folder is published and its files have the sizes that its manifest says."""
+    """Whether a stage folder is published and its files have the sizes in its manifest."""
     if not is_published(folder):
         return False
     files = Artifact(folder).manifest.files
@@ -151,7 +148,7 @@ def is_whole(folder: Path) -> bool:
 
 
 class StageEntry(Record, frozen=True, kw_only=True):
-    """A stage of the present graph."""
+    """A stage of a run's current graph."""
 
     folder: str
     kind: str
@@ -159,13 +156,13 @@ class StageEntry(Record, frozen=True, kw_only=True):
 
 
 def stage_graph(run: Path) -> dict[str, StageEntry]:
-    """The stages of a run's present graph by name, done or not; empty where none was ever written."""
+    """The stages of a run's current graph by name, done or not; empty if no graph was ever written."""
     path = run / GRAPH
     return msgspec.json.decode(path.read_bytes(), type=dict[str, StageEntry]) if path.is_file() else {}
 
 
 def artifacts(run: Path) -> list[Artifact]:
-    """The published stages of a run's present graph, in its order; all by name where no graph was written."""
+    """The published stages of a run's current graph, in its order; without a graph, all stages by name."""
     folders = [run / "stages" / stage.folder for stage in stage_graph(run).values()]
     if not folders:
         folders = sorted(path.parent for path in (run / "stages").glob(f"*/{MANIFEST}"))
@@ -173,7 +170,7 @@ def artifacts(run: Path) -> list[Artifact]:
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all: a temporary file beside it, synced, then renamed."""
+    """Write a file completely or not at all: a temporary file beside it is synced, then renamed."""
     content = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
@@ -190,7 +187,7 @@ def hash_file(path: Path) -> str:
 
 
 def hash_path(path: Path) -> str:
-    """A hash of a file, or of a folder's files and their relative names; hidden files and manifests do not count."""
+    """A hash of a file, or of a folder's files and their relative names, without hidden files and the manifest."""
     if path.is_file():
         return hash_file(path)[:16]
     names = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name != MANIFEST)
@@ -199,10 +196,7 @@ def hash_path(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold a run's folder: two processes must not build the same stages at the same time.
-
-    Raises WorkError: another process holds it.
-    """
+    """Lock a run's folder, so that only one process at a time builds its stages. Raises WorkError: it is locked."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("a+") as file:
         try:
@@ -214,7 +208,7 @@ def locked(run: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def drafted(folder: Path, *, fresh: bool = True) -> Iterator[tuple[Draft, float]]:
-    """A draft folder and the time its work began; `fresh` clears what an interrupted attempt left."""
+    """A draft folder and the time when its work began. Unless `fresh`, it keeps what an interrupted attempt left."""
     if folder.exists() and (fresh or is_published(folder)):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -222,6 +216,6 @@ def drafted(folder: Path, *, fresh: bool = True) -> Iterator[tuple[Draft, float]
 
 
 def cache_folder() -> Path:
-    """Where large things lie that can be made again: `DEMUR_CACHE`, or `demur` in the user's cache folder."""
-    own = os.environ.get("DEMUR_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demur"
+    """The folder for large files that can be made again: `DEMUR_CACHE`, or `demur` in the user's cache folder."""
+    configured = os.environ.get("DEMUR_CACHE")
+    return Path(configured or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demur")

@@ -1,4 +1,4 @@
-"""Files of data sets on the Hugging Face hub, by name: `owner/name@REVISION:FILE`, with `*` in FILE where there are several."""
+"""Files of data sets on the Hugging Face hub, named as `owner/name@REVISION:FILE`, where FILE may contain `*`."""
 
 import fnmatch
 import functools
@@ -16,53 +16,53 @@ SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 
 def parse(spec: str) -> list[tuple[str, str | None, str]]:
-    """Repository, revision and file of each part of a specification; commas part them.
+    """Repository, revision and file pattern of each part of a comma-separated specification.
 
-    Raises UserError: it names no file of a data set.
+    Raises UserError: a part does not name a file of a data set.
     """
-    found = []
+    parts = []
     for part in spec.split(","):
         match = SPEC.fullmatch(part.strip())
         if match is None or ending(Path(match["file"])) not in READERS:
             raise UserError(
-                f"hub: '{part.strip()}' names no file. Write owner/name:FILE or owner/name@REVISION:FILE, FILE as it is called "
-                f"there (* stands for anything), ending in {', '.join(READERS)}."
+                f"hub: '{part.strip()}' names no file. Write owner/name:FILE or owner/name@REVISION:FILE, with FILE as "
+                f"it is named on the hub (* matches anything), ending in {', '.join(READERS)}."
             )
-        found.append((match["repo"], match["revision"], match["file"]))
-    return found
+        parts.append((match["repo"], match["revision"], match["file"]))
+    return parts
 
 
 def located(file: Path | None, *, hub: str) -> Path | None:
-    """Where a file is, without fetching it: at its path, or in the hub's cache. `None`: `fetch` gets it.
+    """The local path of a file: its own, or that in the hub's cache. `None`: it is on the hub, to be fetched.
 
-    Raises UserError: it is nowhere; the message says where it was looked for.
+    Raises UserError: it is nowhere; the message names the places.
     """
     if file is not None and file.exists():
         return file
-    said = f"{file}: no such file" if file else "no local copy"
-    cached = [_files(one, local=True) for one in parse(hub)]
+    lack = f"{file}: no such file" if file else "no local copy"
+    cached = [_files(part, local=True) for part in parse(hub)]
     if all(cached):
         return _joined(hub, [path for paths in cached for path in paths])
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{said}; {hub} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
-    if why := _out_of_reach(constants.ENDPOINT):
-        raise UserError(f"{said}; {constants.ENDPOINT}, which has {hub}, is not reached ({why}).")
+        raise UserError(f"{lack}; {hub} is not in the hub's cache, and HF_HUB_OFFLINE is set.")
+    if reason := _why_unreachable(constants.ENDPOINT):
+        raise UserError(f"{lack}; {constants.ENDPOINT}, which has {hub}, is not reached ({reason}).")
     for repo, revision, name in parse(hub):
         try:
-            there = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
-        except Exception as error:  # whatever the hub's client raises: offline, gated, gone
-            raise UserError(f"{said}; the hub does not give {repo}: {type(error).__name__}: {error}") from None
-        if not fnmatch.filter(there, name):
-            tables = ", ".join([path for path in there if ending(Path(path)) in READERS][:20])
-            raise UserError(f"{said}; {repo} has no {name}. It has: {tables or 'no tables'}.")
+            files = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
+        except Exception as error:  # the hub's client raises many types: offline, gated, deleted
+            raise UserError(f"{lack}; the hub does not give {repo}: {type(error).__name__}: {error}") from None
+        if not fnmatch.filter(files, name):
+            tables = ", ".join([path for path in files if ending(Path(path)) in READERS][:20])
+            raise UserError(f"{lack}; {repo} has no {name}. It has: {tables or 'no tables'}.")
     return None
 
 
 @functools.cache
-def _out_of_reach(endpoint: str) -> str:
-    """Why the hub does not answer; empty: it does. Asked once, since its client tries each name for half a minute."""
+def _why_unreachable(endpoint: str) -> str:
+    """Why the hub does not answer; empty: it does. Cached, since its client retries each name for half a minute."""
     from huggingface_hub import get_session
 
     try:
@@ -73,39 +73,39 @@ def _out_of_reach(endpoint: str) -> str:
 
 
 def fetch(spec: str) -> Path:
-    """The local copy of the files of a specification; several become one.
+    """A local copy of the files of a specification, joined if there are several.
 
-    Raises UserError: the hub has no such file, cannot be reached, or wants a login.
+    Raises UserError: the hub has no such file, cannot be reached, or requires a login.
     """
-    found = []
-    for one in parse(spec):
-        if not (files := _files(one, local=True) or _files(one, local=False)):
-            raise UserError(f"the hub gave no {one[2]} of {one[0]}.")
-        found += files
-    return _joined(spec, found)
+    paths = []
+    for part in parse(spec):
+        if not (files := _files(part, local=True) or _files(part, local=False)):
+            raise UserError(f"the hub gave no {part[2]} of {part[0]}.")
+        paths += files
+    return _joined(spec, paths)
 
 
 def provenance(spec: str) -> dict[str, str]:
-    """What of a specification is in the hub's cache, for a run's records: OWNER--NAME/snapshots/COMMIT/FILE -> its SHA-256."""
-    files = [path for one in parse(spec) for path in _files(one, local=True)]
+    """The files of a specification in the hub's cache: OWNER--NAME/snapshots/COMMIT/FILE -> SHA-256."""
+    files = [path for part in parse(spec) for path in _files(part, local=True)]
     return {path.as_posix().rpartition("/datasets--")[2]: _hash(path) for path in files}
 
 
-_hash = functools.cache(hash_file)  # Of a file of a commit, which stays: some are gigabytes, named by every evaluation
+_hash = functools.cache(hash_file)  # A file of a commit never changes; some have gigabytes and many evaluations
 
 
-def _files(wanted: tuple[str, str | None, str], *, local: bool) -> list[Path]:
-    """The files in the hub's cache, fetched first unless `local`; none where some of them are missing."""
+def _files(part: tuple[str, str | None, str], *, local: bool) -> list[Path]:
+    """The files of a part in the hub's cache, fetched first unless `local`; none if a shard is missing."""
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError as error:
         raise missing(error, "a file of the hub") from error
-    repo, revision, name = wanted
+    repo, revision, name = part
     try:
         folder = snapshot_download(
             repo, repo_type="dataset", revision=revision, allow_patterns=[name], local_files_only=local
         )
-    except Exception as error:  # whatever the hub's client raises: offline, gated, gone
+    except Exception as error:  # the hub's client raises many types: offline, gated, deleted
         if local:
             return []
         raise UserError(f"the hub did not give {repo}: {type(error).__name__}: {error}") from None
@@ -116,7 +116,7 @@ def _files(wanted: tuple[str, str | None, str], *, local: bool) -> list[Path]:
 
 
 def _joined(spec: str, files: list[Path]) -> Path:
-    """One file of JSON Lines for several, each row with the name of its own file as `_split`."""
+    """The only file, or one of JSON Lines with the rows of all, each with the name of its file as `_split`."""
     if len(files) == 1:
         return files[0]
     path = cache_folder() / "hub" / f"{digest([spec, [str(file) for file in files]])}.jsonl"

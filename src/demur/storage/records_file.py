@@ -1,8 +1,8 @@
-"""Records on the disk in place of lists: what stays in memory of a row is where it ends, eight bytes, and no text.
+"""Lists of records on disk: only the eight-byte offset of each row is in memory.
 
-A stage that must sort or count its records as a whole appends them to `RecordFile` as they come, works out an order from a few
-numbers of each, and writes them in that order. The files are nameless and vanish with their owner; they lie in `TMPDIR`,
-else in /var/tmp, since /tmp may be memory.
+A stage that sorts or counts all its records appends them to a `RecordFile`, computes an order from a few numbers of
+each, and writes them in that order. The files are unnamed and disappear with their owner. They are in `TMPDIR`, else in
+/var/tmp, since /tmp may be in memory.
 """
 
 from __future__ import annotations
@@ -33,15 +33,12 @@ BUFFER = 1 << 20
 
 
 class RecordFile(Sequence[T]):
-    """A list of records that lies on the disk: append, read, and look at it in another order."""
+    """A list of records on disk, to append to and to read, also in another order."""
 
     def __init__(self, kind: type[T], records: Iterable[T] = (), *, path: Path | None = None) -> None:
-        """Make an empty one and fill it, or open a file of records to read.
+        """Create a list of `records`, or open the JSON Lines at `path` for reading.
 
-        Args:
-            kind: what a row is read as; it may have fewer fields than what was written, where it allows for more.
-            records: to begin with.
-            path: a file of JSON Lines in place of a new one.
+        Rows are read as `kind`, which may have fewer fields than the records that were written.
         """
         self._kind, self._path = kind, path
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(kind)
@@ -49,8 +46,8 @@ class RecordFile(Sequence[T]):
         self._order: Sequence[int] | I64 | None = None
         self._written = [0]
         self._file = path.open("rb") if path else scratch()
-        # When the last list and view of these rows has gone. Not by __del__: of a circle of rubbish the file might go first, and complain.
-        weakref.finalize(self._ends, _closed, self._file)
+        # Runs when the last list or view of these rows is gone. In a cycle, `__del__` might run after the file's own.
+        weakref.finalize(self._ends, _close, self._file)
         self.extend(records)
         end = 0
         for line in self._file if path else ():
@@ -60,7 +57,7 @@ class RecordFile(Sequence[T]):
 
     def append(self, record: T) -> None:
         """Add a record."""
-        assert self._order is None, "a view is for reading"
+        assert self._order is None, "a view is read-only"
         line = encode(record)
         self._file.write(line + b"\n")
         self._ends.append((self._ends[-1] if self._ends else 0) + len(line) + 1)
@@ -103,7 +100,7 @@ class RecordFile(Sequence[T]):
         return os.pread(self._file.fileno(), self._ends[row] - start, start)
 
     def _number(self, at: int) -> int:
-        """The line of the file at which a row stands; empty lines count."""
+        """The line of the file at which a row is; empty lines count."""
         row = at if self._order is None else int(self._order[at])
         return os.pread(self._file.fileno(), self._ends[row] - 1, 0).count(b"\n") + 1
 
@@ -113,68 +110,68 @@ class RecordFile(Sequence[T]):
     __hash__ = None  # type: ignore[assignment]
 
     def lines(self) -> Iterator[msgspec.Raw]:
-        """The rows as they were written, for writing them again without reading them."""
+        """The rows as bytes, to be written again without being decoded."""
         for at in range(len(self)):
             yield msgspec.Raw(self._line(at).strip())
 
     def take(self, order: Sequence[int] | I64) -> RecordFile[T]:
-        """These rows in this order, without copying them."""
+        """A view of these rows in this order."""
         view = copy.copy(self)
         view._order = order if self._order is None else np.asarray(self._order)[np.asarray(order, dtype=np.int64)]
         return view
 
     def read_as(self, kind: type[U]) -> RecordFile[U]:
-        """The same rows read as a kind with fewer fields, which costs less."""
+        """A view that reads the rows as a kind with fewer fields, which is faster."""
         view = cast("RecordFile[Any]", copy.copy(self))
         view._kind, view._decoder = kind, msgspec.json.Decoder(kind)
         return cast("RecordFile[U]", view)
 
 
 def project(path: Path, kind: type, *fields: str) -> Iterator[tuple[Any, ...]]:
-    """`read_jsonl` of some fields of each record; nothing where there is no file.
+    """Yield some fields of each record of a JSON Lines file as tuples; nothing if there is no file.
 
-    `fields` are dotted paths, such as `"id", "prompt.cluster"`; the others are skipped unread.
+    `fields` are dotted paths, such as `"id", "prompt.cluster"`. Other fields are skipped without being decoded.
     """
-    pick, alone = attrgetter(*fields), len(fields) == 1
+    pick, single = attrgetter(*fields), len(fields) == 1
     for record in read_jsonl(path, _reduced(kind, fields)) if path.is_file() else ():
-        yield (pick(record),) if alone else pick(record)
+        yield (pick(record),) if single else pick(record)
 
 
 @cache
-def _reduced(kind: type, fields: tuple[str, ...]) -> type[Any]:
-    """A record with fewer fields, of the same types and defaults."""
-    heads: dict[str, list[str]] = {}
-    for field in fields:
-        head, _, rest = field.partition(".")
-        heads.setdefault(head, []).extend([rest] if rest else [])
-    known = {field.name: field for field in msgspec.structs.fields(kind)}
-    made: list[tuple[str, Any, Any]] = []
-    for head, inner in heads.items():
-        own: Any = known[head]
-        default = {"default": own.default, "default_factory": own.default_factory}
-        made.append((head, _reduced(own.type, tuple(inner)) if inner else own.type, msgspec.field(**default)))
-    return msgspec.defstruct(kind.__name__, made, kw_only=True, gc=False)
+def _reduced(kind: type, paths: tuple[str, ...]) -> type[Any]:
+    """A record with some fields of another, of the same types and defaults."""
+    inner_paths: dict[str, list[str]] = {}
+    for path in paths:
+        name, _, rest = path.partition(".")
+        inner_paths.setdefault(name, []).extend([rest] if rest else [])
+    known: dict[str, Any] = {field.name: field for field in msgspec.structs.fields(kind)}
+    fields: list[tuple[str, Any, Any]] = []
+    for name, inner in inner_paths.items():
+        field = known[name]
+        default = msgspec.field(default=field.default, default_factory=field.default_factory)
+        fields.append((name, _reduced(field.type, tuple(inner)) if inner else field.type, default))
+    return msgspec.defstruct(kind.__name__, fields, kw_only=True, gc=False)
 
 
-def _closed(file: BinaryIO) -> None:
-    """Let a file go; whether its last bytes still fit on the disk no longer matters."""
+def _close(file: BinaryIO) -> None:
+    """Close a file; whether its last bytes still fit on the disk no longer matters."""
     with suppress(OSError):
         file.close()
 
 
 def scratch() -> BinaryIO:
-    """A nameless file that vanishes with its owner."""
-    usual = "/var/tmp" if "TMPDIR" not in os.environ and os.access("/var/tmp", os.W_OK) else None
-    return cast(BinaryIO, tempfile.TemporaryFile(dir=usual, buffering=BUFFER))
+    """An unnamed temporary file."""
+    folder = "/var/tmp" if "TMPDIR" not in os.environ and os.access("/var/tmp", os.W_OK) else None
+    return cast(BinaryIO, tempfile.TemporaryFile(dir=folder, buffering=BUFFER))
 
 
 def numbers(values: Iterable[int]) -> I64:
-    """Whole numbers as an array."""
+    """Integers as an array."""
     return np.fromiter(values, dtype=np.int64)
 
 
 class Places:
-    """Where each of many names stands first, in sixteen bytes a name."""
+    """An index from names to the place of their first occurrence, in sixteen bytes per name."""
 
     def __init__(self, names: Iterable[str]) -> None:
         hashes = numbers(map(hash, names))
@@ -182,10 +179,10 @@ class Places:
         self._sorted = hashes[self._order]
 
     def of(self, names: Iterable[str]) -> I64:
-        """The place of each name; -1: it is not among them."""
-        wanted = numbers(map(hash, names))
+        """The place of each name; -1 if it does not occur."""
+        hashes = numbers(map(hash, names))
         if not len(self._sorted):
-            return np.full(len(wanted), -1, dtype=np.int64)
-        at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
-        found: I64 = np.where(self._sorted[at] == wanted, self._order[at], -1)
-        return found
+            return np.full(len(hashes), -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(self._sorted, hashes), len(self._sorted) - 1)
+        places: I64 = np.where(self._sorted[at] == hashes, self._order[at], -1)
+        return places

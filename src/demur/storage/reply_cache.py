@@ -1,14 +1,14 @@
-"""Every model reply, durable before it counts.
+"""The reply cache: every model reply is durable before it is used.
 
-    RUN/replies/replies.sqlite    one row a reply, keyed by the hash of the exact request and the model's identity
+    RUN/replies/replies.sqlite    one row per reply, keyed by a hash of the exact request and the model's identity
 
-A reply is committed (SQLite, write-ahead log, `synchronous=FULL`) before anyone sees it, so that a killed run never asks
-twice and never loses what was paid for. One thread writes: it takes what has come while it was at work, commits once, and
-wakes those who wait. Identical requests are asked once, in this process by a shared future, between processes by a lock
-on one byte of a side file, which dies with its holder. Failures are rows with a type. What was spent is their sum.
+A reply is committed (SQLite, write-ahead log, `synchronous=FULL`) before it is returned, so that a killed run asks
+nothing twice and loses nothing that was paid for. One thread commits together whatever arrived during its last commit.
+Identical requests are sent once: within a process they share a future, between processes a lock on one byte of a side
+file, which ends with its holder. Failures are rows with a type. What was spent is the sum over all rows.
 
-A damaged file is detected, and rebuilt from the rows that can be read when it is next opened. The side file holds how many rows
-were committed: SQLite reads a log up to its first damaged frame, or to where it was cut, and says nothing.
+A damaged file is detected, and rebuilt from its readable rows when it is next opened. The side file counts committed
+rows, because SQLite silently ignores a log from its first damaged or missing frame on.
 """
 
 import asyncio
@@ -46,14 +46,14 @@ INSERT INTO replies({COLUMNS}) VALUES {ROW} ON CONFLICT(key) DO UPDATE SET
     tokens_thinking = ifnull(tokens_thinking + excluded.tokens_thinking, excluded.tokens_thinking),
     retries = retries + 1 + excluded.retries, cost = ifnull(cost + excluded.cost, excluded.cost)
 """
-"""What was spent on a reply that is replaced stays spent."""
-AT_ONCE = (128, 32, 8, 1)  # Rows of a statement: each step of SQLite gives the interpreter lock to the event loop
+"""Replaces a reply; the tokens and costs of the old one are kept in the sums."""
+AT_ONCE = (128, 32, 8, 1)  # Rows per statement: each one releases the interpreter lock and waits for it again
 
 log = logging.getLogger("demur")
 
 
 class Reply(Record, frozen=True, kw_only=True):
-    """What came back for one request, as it came; or, with `failure`, why nothing did."""
+    """A model's reply to one request, unchanged; or, with `failure`, why there is none."""
 
     content: str | None = None
     reasoning: str | None = None  # The server's own field for the thinking
@@ -65,46 +65,46 @@ class Reply(Record, frozen=True, kw_only=True):
     tokens_thinking: int | None = None
     retries: int = 0
     cost: float | None = None
-    opened: bool = False  # Whether what was sent ended inside an opened thinking
-    served: str = ""  # What the server called itself in this reply
+    opened: bool = False  # Whether the prompt as sent ended inside an opened thinking
+    served: str = ""  # The model's name in the server's reply
     notes: tuple[str, ...] = ()
-    first_tokens: dict[str, float] = {}  # Log-probabilities of the likeliest first tokens, where they were asked for
+    first_tokens: dict[str, float] = {}  # Log-probabilities of the likeliest first tokens, if they were requested
 
 
-class Line(Record, frozen=True, kw_only=True):
-    """What was asked under one label: a line of the ledger."""
+class LedgerLine(Record, frozen=True, kw_only=True):
+    """What was asked and spent under one label."""
 
     part: str
     stage: str
     requests: int
     failed: int
     retries: int
-    tokens_in: int | None  # `None`, as for the others, where no reply says so; few servers count tokens of thinking
+    tokens_in: int | None  # `None`, as below, if no reply gives a count; few servers count thinking tokens
     tokens_out: int | None
     tokens_thinking: int | None
-    cost: float | None  # `None` when no price was declared
+    cost: float | None  # `None` if no price was declared
 
 
 class _Batch(NamedTuple):
-    """Rows to insert and rows to replace in one commit, and whom to tell."""
+    """Rows to insert and rows to replace in one commit, and the futures that wait for it."""
 
     rows: Rows
-    replaced: Rows
+    replacements: Rows
     waiting: list[asyncio.Future[bool]]
 
 
 def key_of(request: Any, body: bytes = b"") -> bytes:
-    """16 bytes of the SHA-256 of the canonical JSON of all that is sent and of who answers, and of the body as sent."""
+    """16 bytes of the SHA-256 of the request's fields, as canonical JSON, and of the body as sent."""
     return hashlib.sha256(encode(request) + b"\n" + body).digest()[:16]
 
 
 class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
-    """A folder's replies. Any number of processes on one host may have it open; close it, or use it in a `with`."""
+    """The replies in a folder. Any number of processes on one host may have it open."""
 
     def __init__(self, folder: Path | None, *, since: float = float("inf")) -> None:
-        """Open the cache of a folder, or make it; `None`: one that is forgotten when closed.
+        """Open or create a folder's cache, or a temporary one. Raises WorkError: the file cannot be used.
 
-        Raises WorkError: what is there cannot be used; the message says what to do.
+        `hits` counts the replies that were found and had been stored before the time `since`.
         """
         self._temporary = tempfile.TemporaryDirectory(prefix="demur-") if folder is None else None
         self.folder = Path(self._temporary.name) if self._temporary else Path(folder or ".")
@@ -120,10 +120,10 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
                 os.close(self._claims)
                 raise
         except sqlite3.DatabaseError as error:
-            raise cache_care.trouble(self.path, error) from error
+            raise cache_care.explained(self.path, error) from error
         except OSError as error:
             raise WorkError(f"{self.folder}: the reply cache cannot be opened: {error.strerror}.") from error
-        self.hits, self._since = 0, since  # Replies that were there already, before this time
+        self.hits, self._since = 0, since
         self._asked: dict[bytes, asyncio.Future[Reply]] = {}
         self._writer = ThreadPoolExecutor(1, "reply cache")
         self._commits = self._connect()
@@ -135,7 +135,7 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
         self.close()
 
     def close(self) -> None:
-        """Wait until all is on disk, then let go."""
+        """Commit everything, then close the file."""
         if self._closed:
             return
         self._closed = True
@@ -150,10 +150,10 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
     async def once(
         self, key: bytes, ask: Callable[[], Awaitable[Reply]], *, label: str = "", model: str = "", fresh: bool = False
     ) -> Reply:
-        """The stored reply of a request, or the one that `ask` gives, stored first.
+        """The stored reply of a request, or the one that `ask` returns, which is stored first.
 
-        Whoever else asks for the same key meanwhile, here or in another process, waits for that one. When the one who asks
-        is cancelled or fails, the next in line asks. With `fresh` it is asked in any case, and what is stored is replaced.
+        Other callers with the same key, here or in another process, wait meanwhile. If `ask` is cancelled or fails, the
+        next caller asks. With `fresh`, `ask` is called in any case, and a stored reply is replaced.
         """
         while (other := self._asked.get(key)) is not None:
             await asyncio.wait([other])
@@ -164,7 +164,7 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
         try:
             at, pause = int.from_bytes(key[:8]) >> 2, 0.01
             while not _lock_byte(self._claims, at, fcntl.F_WRLCK):
-                await asyncio.sleep(pause)  # another process asks it
+                await asyncio.sleep(pause)  # another process is asking
                 pause = min(pause * 1.5, 0.5)
             try:
                 reply = None if fresh else self.get(key)
@@ -179,7 +179,7 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
             mine.cancel()
 
     def get(self, key: bytes) -> Reply | None:
-        """The stored reply of a request; `None` also for a row that no longer is what was written."""
+        """The stored reply of a request; `None` if there is none, or if its row is damaged."""
         for body, crc, at in self._rows("SELECT body, crc, at FROM replies WHERE key = ?", key):
             if zlib.crc32(body) == crc:
                 self.hits += at < self._since
@@ -191,10 +191,10 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
     async def put(
         self, replies: Iterable[tuple[bytes, Reply]], *, label: str = "", model: str = "", replace: bool = False
     ) -> list[Reply]:
-        """Commit replies together, and give what is stored: where another process was first, its reply."""
+        """Commit replies together and return what is stored: where another process was first, its reply."""
         pairs = list(replies)
         rows = [_row(key, reply, label, model, time.time()) for key, reply in pairs]
-        (self._next.replaced if replace else self._next.rows).extend(rows)
+        (self._next.replacements if replace else self._next.rows).extend(rows)
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._next.waiting.append(future)
         if self._flusher is None or self._flusher.done():
@@ -204,12 +204,12 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
         return [self.get(key) or reply for key, reply in pairs]
 
     async def _flush(self) -> None:
-        """Commit what has gathered, in the writer's thread, as long as there is more; tell those who wait."""
+        """Commit in the writer's thread what has gathered, until there is no more, and wake those who wait."""
         while self._next.waiting:
             batch, self._next = self._next, _Batch([], [], [])
             new, failed = await asyncio.get_running_loop().run_in_executor(self._writer, self._commit, batch)
             for future in batch.waiting:
-                # What an event loop left behind that has ended is committed, but nobody waits for it.
+                # An event loop that has ended may leave futures behind: their rows are committed, but nobody waits.
                 if future.done() or future.get_loop().is_closed():
                     continue
                 if failed is None:
@@ -222,15 +222,15 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
         try:
             self._commits.execute("BEGIN IMMEDIATE")
             new = _insert(self._commits, batch.rows) == len(batch.rows)
-            self._commits.executemany(REPLACE, batch.replaced)
+            self._commits.executemany(REPLACE, batch.replacements)
             self._commits.execute("COMMIT")
             self._mark(self._commits)
             return new, None
         except Exception as error:
-            # Whatever it is, those who wait must hear of it: the run ends with the reason.
+            # Those who wait must get any error, so that the run ends with its reason.
             with contextlib.suppress(sqlite3.Error):
                 self._commits.execute("ROLLBACK")
-            return False, cache_care.trouble(self.path, error)
+            return False, cache_care.explained(self.path, error)
 
     def _opened(self) -> sqlite3.Connection:
         """The database, rebuilt first where it is damaged."""
@@ -238,30 +238,30 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
         alone = self._alone()
         stored = int.from_bytes(os.pread(self._claims, 8, 0))
         log_file = self.path.with_name(f"{FILE}-wal")
-        # What another process left that was killed. Closed, SQLite would delete it.
-        left = log_file.read_bytes() if alone and log_file.exists() else b""
+        # The log of a killed process is saved, since SQLite deletes it on closing.
+        log_data = log_file.read_bytes() if alone and log_file.exists() else b""
         if alone and self.path.with_name(cache_care.NEW).exists() and not self.path.exists():
-            cache_care.swapped(self.path)  # killed in the midst of it
+            cache_care.swap_in(self.path)  # a process was killed during it
         if not mark.exists():
             try:
                 database = self._prepared(self._connect())
                 if not alone or database.execute("SELECT n FROM counted").fetchone()[0] >= stored:
                     return database
                 database.close()
-                log_file.write_bytes(left)
+                log_file.write_bytes(log_data)
             except sqlite3.DatabaseError as error:
                 if not cache_care.is_damage(error):
                     raise
         if not alone:
             raise WorkError(f"{self.path} is damaged and another process uses it: end that, then run the same command.")
-        cache_care.rebuilt(self.path, stored)
+        cache_care.rebuild(self.path, stored)
         mark.unlink(missing_ok=True)
         database = self._prepared(self._connect())
         self._mark(database)
         return database
 
     def _alone(self) -> bool:
-        """Whether no other process has the cache open; else waits until the one that found it alone has looked at it."""
+        """Whether no other process has the cache open. If one has, wait until it has checked the file."""
         try:
             fcntl.flock(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -271,7 +271,7 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-        # A change of mode minds no timeout: of two processes that make a cache at once, one waits here.
+        # The change of mode ignores the timeout, so two processes that create a cache at once take turns here.
         _lock_byte(self._claims, 1 << 62, fcntl.F_WRLCK, wait=True)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -282,62 +282,60 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
         return connection
 
     def _prepared(self, database: sqlite3.Connection) -> sqlite3.Connection:
-        """Make the tables, or see that they are ours."""
-        what = "application_id, user_version, (SELECT count(*) FROM sqlite_master)"
-        application, version, tables = database.execute(
-            f"SELECT {what} FROM pragma_application_id, pragma_user_version"
-        ).fetchone()
-        if tables and (application, version) != (APPLICATION, FORMAT):
-            raise WorkError(f"{self.path} is no reply cache of demur in format {FORMAT}. Choose another folder.")
-        if tables < OBJECTS:
+        """Create the tables, or check that they are demur's."""
+        columns = "application_id, user_version, (SELECT count(*) FROM sqlite_master)"
+        query = f"SELECT {columns} FROM pragma_application_id, pragma_user_version"
+        application, version, objects = database.execute(query).fetchone()
+        if objects and (application, version) != (APPLICATION, FORMAT):
+            raise WorkError(f"{self.path} is not a reply cache of demur in format {FORMAT}. Choose another folder.")
+        if objects < OBJECTS:
             database.executescript(cache_care.SCHEMA)
         return database
 
-    def _mark(self, database: sqlite3.Connection, count: int | None = None) -> int:
-        """Write beside the file how many rows it holds, for the next start to compare."""
+    def _mark(self, database: sqlite3.Connection, count: int | None = None) -> None:
+        """Write the number of rows into the side file, which the next start compares with the database."""
         count = database.execute("SELECT n FROM counted").fetchone()[0] if count is None else count
         with contextlib.suppress(OSError):
             os.pwrite(self._claims, count.to_bytes(8), 0)
-        return count
 
-    def _delete(self, which: str, *values: Any) -> int:
-        """Delete rows; gives how many. Killed on the way, no count is better than one that is too high."""
+    def _delete(self, condition: str, *values: Any) -> int:
+        """Delete rows; returns how many. The count is zero meanwhile: if killed, too low is better than too high."""
         self._mark(self.database, 0)
-        deleted = self._rows(f"DELETE FROM replies WHERE {which} RETURNING 1", *values)
+        deleted = self._rows(f"DELETE FROM replies WHERE {condition} RETURNING 1", *values)
         self._mark(self.database)
         return len(deleted)
 
     def merge(self, folder: Path) -> int:
-        """Take in the rows of another cache's folder that are not in this one; gives how many."""
+        """Add the rows of another folder's cache that are not in this one; returns how many."""
         with ReplyCache(folder) as other:
             rows = other._rows(f"SELECT {COLUMNS} FROM replies")
         return _insert(self.database, rows)
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
-        """What a query gives. Raises WorkError: the file is damaged, or cannot be used."""
+        """All rows of a query. Raises WorkError: the file is damaged or cannot be used."""
         try:
             return self.database.execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise cache_care.trouble(self.path, error) from error
+            raise cache_care.explained(self.path, error) from error
 
-    def ledger(self) -> list[Line]:
+    def ledger(self) -> list[LedgerLine]:
         """What was asked and spent, by label."""
-        names = Line.__struct_fields__
+        names = LedgerLine.__struct_fields__
         sums = ", ".join(f"sum({name})" for name in names[4:])
         query = f"SELECT label, count(*), sum(failure != ''), {sums} FROM replies GROUP BY label ORDER BY label"
         rows = [(*label.partition("/")[::2], *counts) for label, *counts in self._rows(query)]
-        return [Line(**dict(zip(names, row, strict=True))) for row in rows]
+        return [LedgerLine(**dict(zip(names, row, strict=True))) for row in rows]
 
     def failures(self) -> dict[str, int]:
-        """How many requests failed, by type."""
+        """The number of failed requests, by type."""
         return dict(self._rows("SELECT failure, count(*) FROM replies WHERE failure != '' GROUP BY failure"))
 
     def forget_failures(self) -> int:
-        """Drop the rows of failed requests, so that they are asked again; gives how many."""
+        """Delete the rows of failed requests, so that they are asked again; returns how many."""
         return self._delete("failure != ''")
 
     def count(self) -> int:
-        """How many rows there are, failures included."""
+        """The number of rows, failures included."""
         return int(self._rows("SELECT n FROM counted")[0][0])
 
     def answered(self, model: str) -> bool:
@@ -345,13 +343,13 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
         return bool(self._rows("SELECT 1 FROM replies WHERE model = ? AND failure = '' LIMIT 1", model))
 
     def served(self, model: str, marks: str) -> str:
-        """What the server of an identity called itself when it was first seen; `marks` when this is the first time."""
+        """The server's name for the model of an identity when it was first used; `marks` if that is now."""
         self._rows("INSERT OR IGNORE INTO served(model, marks) VALUES (?, ?)", model, marks)
         return str(self._rows("SELECT marks FROM served WHERE model = ?", model)[0][0])
 
 
 def _insert(database: sqlite3.Connection, rows: Rows) -> int:
-    """Insert what is not there yet; gives how many rows were new."""
+    """Insert the rows whose key is new; returns how many."""
     at = new = 0
     for size in AT_ONCE:
         statement = INSERT + f",{ROW}" * (size - 1)
@@ -369,7 +367,7 @@ def _row(key: bytes, reply: Reply, label: str, model: str, now: float) -> tuple[
 
 
 def _lock_byte(file: int, at: int, kind: int, *, wait: bool = False) -> bool:
-    """Lock or unlock one byte of a file; the lock belongs to this open file and dies with the process."""
+    """Lock or unlock one byte of a file. The lock belongs to this open file and ends with the process."""
     try:
         fcntl.fcntl(file, _LOCK_WAITING if wait else _LOCK, struct.pack("hhqqi4x", kind, os.SEEK_SET, at, 1, 0))
     except (BlockingIOError, PermissionError):
