@@ -13,8 +13,8 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
+from aiohttp import ClientSession, TCPConnector
 from yarl import URL
 
 from demur import thinking
@@ -40,14 +40,7 @@ class RemoteModel(Answering):
     """A `Model` behind one or several URLs. Opened by `open_remote`."""
 
     def __init__(
-        self,
-        config: Remote,
-        session: aiohttp.ClientSession,
-        urls: list[str],
-        *,
-        name: str,
-        cache: ReplyCache,
-        label: str,
+        self, config: Remote, session: ClientSession, urls: list[str], *, name: str, cache: ReplyCache, label: str
     ) -> None:
         self._config, self._session, self._name = config, session, name
         self._cache, self._label = cache, label
@@ -295,8 +288,8 @@ def _scrubbed(reply: Reply) -> Reply:
 async def open_remote(config: Remote, *, cache: ReplyCache, label: str = "") -> AsyncIterator[RemoteModel]:
     """A client for a model's URLs. Raises UserError: no model is named, and the server does not serve exactly one."""
     urls, headers = addresses(config)
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
-    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+    connector = TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
+    async with ClientSession(connector=connector, headers=headers) as session:
         setting = config.where if config.where.startswith("$") else ""
         name = config.model or await only_model(urls[0], session, key_env=config.key_env, setting=setting)
         yield RemoteModel(config, session, urls, name=name, cache=cache, label=label)

@@ -247,7 +247,6 @@ KINDS = {"url": "Remote", "script": "Scripted", "plugin": "Custom", "engine": "S
 
 
 def _kind(value: Any) -> str:
-    """The discriminator of `ModelConfig`."""
     if isinstance(value, _Config):
         return type(value).__name__
     keys = value if isinstance(value, dict) else {}

@@ -106,8 +106,7 @@ class Health:
 
     def __init__(self, where: str, *, patience: float) -> None:
         self.replies = 0
-        self._where = where
-        self._patience = patience
+        self._where, self._patience = where, patience
         self._last_success = self._since = self._next_line = 0.0
         self._failing: set[bytes] = set()
 
@@ -139,7 +138,7 @@ class Health:
             log.warning("%s: %s", self._where, disarmed(scrubbed(text)))
 
     def is_down(self, since: float, *, unreached: bool, known: bool) -> bool:
-        """Whether a failed request, first tried at `since`, shows that the server is down: not just this request fails.
+        """Whether a request that has failed since `since` shows that the server is down, not that it cannot be answered.
 
         `unreached`: no connection could be made. `known`: the server has answered at some time.
         """

@@ -193,18 +193,17 @@ class LocalModel(Answering):
         batch = BatchGenerator(self._model, stops=self._stops, width=self._batch, force=force, keep_first=first)
         batch.run(TokenSampler(sampling.temperature, sampling.top_p, sampling.top_k), rows, on_end, stop)
 
-    def _split(self, text: str, row: Row, finish: Finish) -> thinking.Split:
-        return thinking.split(text, finish=finish, opened=row.opened, family=self._config.thinking)
+    def _split(self, row: Row, tokens: list[int], finish: Finish) -> tuple[str, thinking.Split]:
+        """The text of a row that has these new tokens, prefill included, and its parts."""
+        text = prefill_of(row.request, row.opened) + self.decode(tokens)
+        return text, thinking.split(text, finish=finish, opened=row.opened, family=self._config.thinking)
 
     def _is_thinking(self, row: Row, tokens: list[int]) -> bool:
-        """Whether a row that has these new tokens is still thinking."""
-        text = prefill_of(row.request, row.opened) + self.decode(tokens)
-        return self._split(text, row, "length").outcome == "cut_in_thinking"
+        return self._split(row, tokens, "length")[1].outcome == "cut_in_thinking"
 
     def _reply(self, row: Row, generated: Generated) -> Reply:
-        text = prefill_of(row.request, row.opened) + self.decode(generated.tokens)
         assert generated.finish is not None
-        parts = self._split(text, row, generated.finish)
+        text, parts = self._split(row, generated.tokens, generated.finish)
         count = len(self._tokenizer.encode(parts.thinking, add_special_tokens=False)) if parts.thinking else 0
         first = {self._tokenizer.decode([token]): logprob for token, logprob in generated.first.items()}
         notes = self._notes if generated.forced is None else (*self._notes, "thinking ended at its budget")
@@ -225,9 +224,9 @@ async def open_local(config: Local, *, cache: ReplyCache, label: str = "") -> As
     load = functools.partial(LocalModel, config, folder=folder_of(config), cache=cache, label=label)
     try:
         model = await _in_daemon_thread(load)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{config.where}: not a model that transformers can load: {error}") from error
     try:
         yield model

@@ -26,13 +26,9 @@ BACKENDS: dict[str, str] = {
 
 @asynccontextmanager
 async def open_model(config: ModelConfig, *, cache: ReplyCache | None = None, label: str = "") -> AsyncIterator[Model]:
-    """The model of a configuration, ready to answer.
+    """The model of a configuration, ready to answer. Raises UserError: something that it needs is missing.
 
-    Args:
-        cache: where replies are stored; `None`: in a temporary cache, deleted on exit.
-        label: `PART/STAGE`, under which the cache counts the model's requests.
-
-    Raises UserError: something that the model needs is missing.
+    Replies are stored in `cache` (`None`: until the model is closed) and counted under `label`, as `PART/STAGE`.
     """
     if lines := config.missing():
         raise UserError("\n".join(f"{config.where}: {line}" for line in lines))

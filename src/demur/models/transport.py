@@ -97,16 +97,11 @@ async def read_body(response: aiohttp.ClientResponse) -> bytes:
 
 def retry_after(text: str | None) -> float | None:
     """The seconds of a `Retry-After` header, which may also be a date; `None`: it is neither."""
-    if not text:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return max(seconds, 0.0) if seconds == seconds else None
+    for seconds_of in (float, lambda date: parsedate_to_datetime(date).timestamp() - time.time()):
+        with suppress(ValueError, TypeError, OverflowError):
+            seconds = seconds_of(text or "")
+            return max(seconds, 0.0) if seconds == seconds else None
+    return None
 
 
 def addresses(config: Remote) -> tuple[list[str], dict[str, str]]:

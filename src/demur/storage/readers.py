@@ -33,9 +33,7 @@ UNDECODED = re.compile("[\udc80-\udcff]")  # How the error handler `surrogateesc
 def rows(path: Path, *, bad: OnBad | None = None) -> Iterator[tuple[int, Row]]:
     """Yield the rows of a table, each with its line number (row number for a JSON document and Parquet), from 1.
 
-    Args:
-        path: a file with a suffix of `READERS`, and perhaps .gz or .zst after it. A line of text is `{"prompt": line}`.
-        bad: called for each row that cannot be read; without it such a row is an error.
+    A row that cannot be read is passed to `bad`, if given. A line of plain text becomes `{"prompt": line}`.
 
     Raises UserError: no such file, an unknown suffix, a damaged file, or an unreadable row (with file and line).
     """

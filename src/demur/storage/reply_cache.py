@@ -159,8 +159,8 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
             await asyncio.wait([other])
             if not fresh and not other.cancelled() and other.exception() is None:
                 return other.result()
-        mine: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._asked[key] = mine
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._asked[key] = future
         try:
             at, pause = int.from_bytes(key[:8]) >> 2, 0.01
             while not _lock_byte(self._claims, at, fcntl.F_WRLCK):
@@ -172,11 +172,11 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
                     (reply,) = await self.put([(key, await ask())], label=label, model=model, replace=fresh)
             finally:
                 _lock_byte(self._claims, at, fcntl.F_UNLCK)
-            mine.set_result(reply)
+            future.set_result(reply)
             return reply
         finally:
             del self._asked[key]
-            mine.cancel()
+            future.cancel()
 
     def get(self, key: bytes) -> Reply | None:
         """The stored reply of a request; `None` if there is none, or if its row is damaged."""
