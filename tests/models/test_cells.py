@@ -1,4 +1,4 @@
-"""Rows of a running batch: as transformers writes them, bit for bit the same in every batch, coming and going."""
+"""Rows of a running batch: as transformers generates them, bit for bit the same in every batch, coming and going."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def rows(count: int) -> list[Row]:
     return [Row(prompt, rng.getrandbits(62), rng.randrange(1, 24)) for prompt in sorted(made, key=len)]
 
 
-def write(
+def generate(
     model: Any, asked: list[Row], *, width: int, sampler: TokenSampler = GREEDY, stops: int = 1
 ) -> dict[int, Generated]:
     found: dict[int, Generated] = {}
@@ -65,9 +65,9 @@ def write(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_model_writes_what_transformers_writes(kind: str) -> None:
+def test_every_kind_of_model_generates_what_transformers_does(kind: str) -> None:
     model, asked = model_of(kind), rows(9)
-    found = write(model, asked, width=4)
+    found = generate(model, asked, width=4)
     for row in asked:
         ids = torch.tensor([row.prompt])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=row.limit, do_sample=False)
@@ -80,9 +80,9 @@ def test_a_rows_logits_are_the_same_bits_in_every_batch() -> None:
     model = model_of("llama", torch.bfloat16)
     drawn = TokenSampler(temperature=1.0, top_p=0.95, top_k=None)
     asked = rows(24)
-    alone = {row.seed: write(model, [row], width=1, sampler=drawn)[row.seed].tokens for row in asked}
+    alone = {row.seed: generate(model, [row], width=1, sampler=drawn)[row.seed].tokens for row in asked}
     for width in (2, 7, 24):
-        assert {seed: one.tokens for seed, one in write(model, asked, width=width, sampler=drawn).items()} == alone
+        assert {seed: one.tokens for seed, one in generate(model, asked, width=width, sampler=drawn).items()} == alone
 
     def logits(prompts: list[list[int]]) -> torch.Tensor:
         store = cells_for(model)
@@ -98,10 +98,10 @@ def test_a_rows_logits_are_the_same_bits_in_every_batch() -> None:
 
 
 @pytest.mark.slow
-def test_where_memory_is_short_fewer_rows_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that grow beyond it are begun anew, one by one, when others have ended; one alone is always generated."""
+def test_where_memory_is_short_fewer_rows_generate_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that grow beyond it start again, one by one, when others have ended; a single row is always generated."""
     model, asked = model_of("llama"), [row._replace(limit=60) for row in rows(8)]
-    whole = write(model, asked, width=8, stops=-1)
+    whole = generate(model, asked, width=8, stops=-1)
     widest: list[tuple[int, int]] = []
     step = cells.ManyRows.step
 
@@ -115,7 +115,7 @@ def test_where_memory_is_short_fewer_rows_write_the_same(monkeypatch: pytest.Mon
         widest.clear()
         memory = SimpleNamespace(available=most * cell / cells.SHARE + 1)
         monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
-        assert write(model, asked, width=8, stops=-1) == whole
+        assert generate(model, asked, width=8, stops=-1) == whole
         assert all(rows * columns <= most or rows == 1 for rows, columns in widest)
         assert max(rows for rows, _ in widest) == together
 

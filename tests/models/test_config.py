@@ -106,7 +106,7 @@ def test_what_is_missing_is_listed_without_asking_anyone(tmp_path: Path, monkeyp
     assert "vLLM is not there" in Served(engine="vllm", path=str(tmp_path)).missing()[0]
 
 
-def test_connection_is_in_no_fingerprint_and_the_address_is_unless_something_else_says_who_it_is() -> None:
+def test_connection_is_in_no_fingerprint_and_the_address_is_unless_something_else_identifies_the_model() -> None:
     one = identity_of(Remote(url=("http://a/v1",), model="m"))
     assert one == identity_of(
         Remote(url=("http://a/v1",), model="m", timeout=9, tries=1, in_flight=3, key_env="K", headers={"X-B": "b"})
@@ -125,7 +125,7 @@ def test_a_guard_plays_its_own_judge_and_nothing_else() -> None:
     assert Requires(family="wildguard").unmet(guard)
     assert guard_of("/models/allenai_wildguard-7B") == "wildguard"
     assert guard_of("", "Qwen3Guard-Gen-8B") == "qwen3guard"
-    # Who knows what a server's model is? Only a known guard is refused.
+    # What a server serves is not known: only a known guard is refused.
     assert Requires(family="llama_guard3").unmet(Remote(url=("http://x",), model="default")) == []
     assert guard_of("/data/llama-guard-3-tests/qwen3") == ""
 
@@ -151,7 +151,7 @@ def test_what_a_model_is_declared_to_refuse() -> None:
     assert Requires(own_thinking=True).unmet(Remote(url=("http://x",), thinking="none"))
 
 
-def test_a_models_sampling_changes_only_what_it_says() -> None:
+def test_sampling_settings_change_only_what_is_set() -> None:
     base = Sampling(temperature=0.1, max_tokens=9, system="s")
     assert SamplingSettings().override(base) == base
     assert SamplingSettings(temperature=0.0, thinking_budget=3).override(base) == Sampling(

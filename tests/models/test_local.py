@@ -1,4 +1,4 @@
-"""The local engine: a row's text is its own, a resumed run writes the same, budgets bind."""
+"""Weights in this process: a text depends on its request alone, a resumed run generates the same, budgets take effect."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_seeds_and_samples_are_different_draws(checkpoint: Path) -> None:
     assert one.items() <= found.items()
 
 
-def test_greedy_writing_is_that_of_transformers(checkpoint: Path) -> None:
+def test_greedy_texts_are_those_of_transformers(checkpoint: Path) -> None:
     sampling = Sampling(temperature=0.0, max_tokens=15)
     found = texts(Local(path=str(checkpoint)), prompts(12), sampling=sampling)
     tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_with_the_same_text(checkpoint: Path, tmp_path: Pat
     assert resumed == texts(config, prompts(40), cache=tmp_path / "b")
 
 
-def test_stored_replies_are_not_written_again(
+def test_stored_replies_are_not_generated_again(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = texts(Local(path=str(checkpoint)), prompts(5), cache=tmp_path)
@@ -195,7 +195,7 @@ def test_the_identity_is_that_of_what_decides_the_text(
     assert identity_of(same) != identity_of(checkpoint)
 
 
-def test_what_is_no_model_is_a_clear_error(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_folder_without_a_model_is_a_clear_error(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(UserError, match=r"is not a checkpoint: it has no config.json"):
         texts(Local(path=str(tmp_path)), prompts(1))
     with pytest.raises(UserError, match=rf"one of its folders: .*{checkpoint.name}"):
@@ -241,7 +241,7 @@ def test_a_row_is_kept_when_it_ends_and_a_stopped_batch_stops_within_seconds(
         assert asyncio.run(first_reply(cache)) < 10
 
 
-def test_an_answer_alone_is_written_with_those_that_are_asked_at_the_same_time(checkpoint: Path) -> None:
+def test_a_single_answer_is_generated_with_those_that_are_asked_at_the_same_time(checkpoint: Path) -> None:
     async def main() -> list[Trace | Failure]:
         async with open_model(Local(path=str(checkpoint))) as model:
             return await asyncio.gather(*(model.answer(one) for one in requests_for(prompts(10), SAMPLING)))

@@ -1,4 +1,4 @@
-"""The noise of a row is its own, and drawing with it is sampling."""
+"""The noise of a row depends on nothing else, and drawing with it samples the distribution."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_noise_is_standard_gumbel() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6, unique=True), st.integers(0, 10**6), st.data())
-def test_a_rows_noise_does_not_know_its_neighbours(seeds: list[int], step: int, data: st.DataObject) -> None:
+def test_a_rows_noise_does_not_depend_on_its_neighbours(seeds: list[int], step: int, data: st.DataObject) -> None:
     row = data.draw(st.integers(0, len(seeds) - 1))
     tokens = torch.tensor([[0, 5, 151_000]])
     together = gumbel(torch.tensor(seeds), torch.full((len(seeds),), step), tokens.expand(len(seeds), -1))

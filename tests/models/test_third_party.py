@@ -56,7 +56,7 @@ def test_eval_asks_it_as_the_readme_says(url: str, tmp_path: Path) -> None:
     assert all(one["answer"] for one in kept)
 
 
-def test_a_begun_reply_is_gone_on_with_and_kept_whole(url: str) -> None:
+def test_a_prefilled_reply_is_continued_and_kept_complete(url: str) -> None:
     for one in traces(url, Sampling(temperature=0.0, top_p=1.0, max_tokens=12, prefill="Sure, the capital")):
         assert one.raw.startswith("Sure, the capital")
         assert one.raw.count("Sure, the capital") == 1

@@ -93,7 +93,7 @@ def test_whatever_comes_is_a_reply_or_unreadable(data: bytes) -> None:
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_reply_says_what_came(data: bytes) -> None:
+def test_an_error_quotes_what_is_not_a_reply(data: bytes) -> None:
     with pytest.raises(wire.Unreadable):
         wire.read(data)
 
@@ -188,7 +188,7 @@ def test_reading_takes_linear_time(text: str) -> None:
     assert time.process_time() - begun < 0.5
 
 
-def test_a_server_that_sends_the_beginning_back_is_not_joined_to_it_twice() -> None:
+def test_a_prefill_that_a_server_repeats_is_not_doubled() -> None:
     assert wire.with_prefill("Sure, the", Reply(content=" capital is Rome.")).content == "Sure, the capital is Rome."
     assert (
         wire.with_prefill("Sure, the", Reply(content="Sure, the capital is Rome.")).content

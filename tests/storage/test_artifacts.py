@@ -1,4 +1,4 @@
-"""Artifacts are whole or do not exist; records survive the trip through a file."""
+"""Artifacts are complete or do not count; records survive the trip through a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of the hub by name, from a cache of our own; the hub itself is never asked."""
+"""Files on the hub by name, from a local cache; the hub itself is never asked."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_what_a_run_took_from_the_hub_is_in_its_records(
         assert done[stage].manifest.summary["fetched"] == {place: hash_file(path)}, stage
 
 
-def test_a_hub_that_is_why_unreachable_is_one_sentence_and_asked_once(
+def test_an_unreachable_hub_is_reported_in_one_sentence_and_asked_once(
     cached: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import huggingface_hub

@@ -75,7 +75,7 @@ def test_what_is_wrong_is_an_error(tmp_path: Path, name: str, text: str, message
         list(rows(tmp_path / name))
 
 
-def test_a_cut_emoji_does_not_break_what_follows(tmp_path: Path) -> None:
+def test_a_truncated_emoji_does_not_break_what_follows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": "so \\ud83d", "b": "\\ud83d\\ude00"}\n')
     ((_, row),) = rows(tmp_path / "a.jsonl")
     assert row == {"a": "so ?", "b": "\U0001f600"}
@@ -112,7 +112,7 @@ def test_however_a_table_was_saved_its_rows_are_the_same(
     assert [row for _, row in rows(path)] == ROWS
 
 
-def test_packed_by_zstandard(tmp_path: Path) -> None:
+def test_compressed_by_zstandard(tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(LINES.encode("utf-16")))
     assert [row for _, row in rows(tmp_path / "a.jsonl.zst")] == ROWS
@@ -132,7 +132,7 @@ def test_only_the_rows_that_are_not_utf8_are_lost(tmp_path: Path, name: str) -> 
     )
 
 
-def test_a_packed_file_that_is_cut_gives_what_it_holds_and_then_says_so(tmp_path: Path) -> None:
+def test_a_truncated_compressed_file_gives_what_it_holds_and_then_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((LINES * 5000).encode())[:-20])
     found: list[tuple[int, Row]] = []
     with pytest.raises(UserError, match="not readable"):

@@ -1,4 +1,4 @@
-"""RecordFile on the disk behave like a list of the same records, and hold no text."""
+"""A RecordFile behaves like a list of the same records, and hold no text."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def test_a_file_is_rows_and_a_bad_line_is_named(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from("abcdef")), st.lists(st.sampled_from("abcdefgh")))
-def test_places_are_those_of_the_first(names: list[str], wanted: list[str]) -> None:
+def test_places_are_those_of_first_occurrences(names: list[str], wanted: list[str]) -> None:
     found = Places(names).of(wanted).tolist()
     assert found == [names.index(name) if name in names else -1 for name in wanted]

@@ -1,4 +1,4 @@
-"""The reply cache: nothing is asked twice, nothing that was kept is lost, damage is seen."""
+"""The reply cache: nothing is asked twice, nothing that was kept is lost, damage is detected."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ for i in range(20):
     asyncio.run(cache.put([(key_of(i), Reply(content=str(i) * 500))]))
 os.kill(os.getpid(), 9)
 """
-"""Twenty commits, of which all but the first few stand in the log when it dies."""
+"""Twenty commits, of which all but the first few are in the log when it is killed."""
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_replies_over_many_pages_and_in_the_log_are_read_from_a_damaged_file(tmp
         assert [cache.get(key_of(i)) for i in range(30)] == [Reply(content=str(i) * 9000) for i in range(30)]
 
 
-def test_a_flipped_byte_in_a_reply_is_seen_and_that_reply_alone_is_gone(tmp_path: Path) -> None:
+def test_a_flipped_byte_in_a_reply_is_detected_and_only_that_reply_is_lost(tmp_path: Path) -> None:
     fill(tmp_path, keyed(3))
     path = tmp_path / FILE
     data = path.read_bytes()
@@ -451,7 +451,7 @@ def test_a_damaged_log_is_noticed_and_what_can_be_read_is_used(
     assert not caplog.text
 
 
-def test_a_log_that_was_not_damaged_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_intact_log_is_not_taken_for_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Killed in the middle, also after the log was begun again from its start."""
     script = "import asyncio, os, sys, pathlib\nfrom demur.storage.reply_cache import *\nj = ReplyCache(pathlib.Path(sys.argv[1]))\n"
     script += (
