@@ -138,7 +138,7 @@ class Health:
             log.warning("%s: %s", self._where, disarmed(scrubbed(text)))
 
     def is_down(self, since: float, *, unreached: bool, known: bool) -> bool:
-        """Whether a request that has failed since `since` shows that the server is down, not that it cannot be answered.
+        """Whether a request that has failed since `since` shows that the server is down, not that it is unanswerable.
 
         `unreached`: no connection could be made. `known`: the server has answered at some time.
         """

@@ -148,8 +148,8 @@ def _reduced(kind: type, paths: tuple[str, ...]) -> type[Any]:
     fields: list[tuple[str, Any, Any]] = []
     for name, inner in inner_paths.items():
         field = known[name]
-        default = msgspec.field(default=field.default, default_factory=field.default_factory)
-        fields.append((name, _reduced(field.type, tuple(inner)) if inner else field.type, default))
+        default = {"default": field.default, "default_factory": field.default_factory}
+        fields.append((name, _reduced(field.type, tuple(inner)) if inner else field.type, msgspec.field(**default)))
     return msgspec.defstruct(kind.__name__, fields, kw_only=True, gc=False)
 
 
