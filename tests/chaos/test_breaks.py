@@ -157,7 +157,7 @@ def test_a_file_that_may_not_be_written_is_not_called_damaged(tmp_path: Path) ->
     sqlite3.connect(path).execute("CREATE TABLE replies(key)").connection.close()
     with pytest.raises(sqlite3.OperationalError) as error:
         sqlite3.connect(f"file:{path}?mode=ro", uri=True).execute("DELETE FROM replies")
-    assert "it may not be written" in str(cache_care.explained(path, error.value))
+    assert "it is not writable" in str(cache_care.explained(path, error.value))
     assert not (tmp_path / cache_care.MARK).exists()
 
 

@@ -232,7 +232,7 @@ def test_a_key_that_is_refused_is_named_by_its_variable(
         assert "--key-env NAME" in capfd.readouterr().err
         for more in ((), ("--model", "m")):
             assert exit_code(*words, "--key-env", "MY_KEY", *more) in (1, 2)
-            assert "MY_KEY's (key_env): is it right?" in capfd.readouterr().err
+            assert "read from MY_KEY (key_env): is it right?" in capfd.readouterr().err
         server.shutdown()
 
 

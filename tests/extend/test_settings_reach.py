@@ -83,7 +83,7 @@ CONNECTION = {
     "Use": {"model", "text"}, "Study": {"data_dir", "workers"}, "BenchUse": {"max_unscored"},
     "Remote": {"url", "key_env", "headers", "prices", "tries", "patience", "on_swap", "timeout", "least_speed", "in_flight"},
     "Served": {"devices", "tensor_parallel", "memory", "start_within", "timeout", "least_speed", "in_flight"},
-    "Local": {"device", "batch", "threads"}, "Scripted": {"timeout", "in_flight"}, "_Asked": {"timeout", "least_speed", "in_flight"},
+    "Local": {"device", "batch", "threads"}, "Scripted": {"timeout", "in_flight"}, "HttpModel": {"timeout", "least_speed", "in_flight"},
     "TrainSettings": {
         "packing", "micro_batch", "micro_tokens", "checkpointing", "checkpoint_every", "threads", "processes", "parallel", "device", "report_to",
     },
