@@ -19,6 +19,7 @@ from tests.chaos.test_storage import CHILD
 from tests.made import demur, python, replies
 
 from demur.interfaces import requests_for
+from demur.models.checkpoint import converted
 from demur.models.config import Local, Remote
 from demur.records import Prompt, Sampling, Trace
 from demur.storage.artifacts import hash_file
@@ -48,6 +49,15 @@ def kept(out: Path) -> dict[str, bytes | str]:
         elif path.suffix == ".safetensors":
             found[name] = hash_file(path)
     return found
+
+
+def test_a_gguf_file_is_converted_without_bars_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They would run through demur's own."""
+    monkeypatch.setenv("DEMUR_CACHE", str(tmp_path))
+    assert (converted(MODEL) / "config.json").is_file()
+    assert "%|" not in capfd.readouterr().err
 
 
 def test_killed_at_named_events_it_ends_in_the_same_bytes(data_dir: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Checkpoint folders: where a model's weights are, what its identity is, and how a GGUF file becomes a folder."""
 
+import contextlib
 import functools
+import io
 import json
 import tempfile
 from pathlib import Path
@@ -78,7 +80,8 @@ def converted(path: Path) -> Path:
     folder = cache_folder() / "gguf" / hash_file(path)[:16]
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as draft:
+        unseen = contextlib.redirect_stderr(io.StringIO())  # Progress bars of other libraries would run through demur's
+        with unseen, tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as draft:
             result = _convert(path, Path(draft) / "model")
             if not folder.exists():  # Another process may have been first.
                 result.rename(folder)
