@@ -220,6 +220,19 @@ def test_arms_are_shown_over_all_bases_and_on_each(tmp_path: Path) -> None:
     assert (success["b"].high or 0) - (success["b"].low or 0) < 0.2
 
 
+def test_every_comparison_counts_the_bases_that_it_pairs(tmp_path: Path) -> None:
+    chances = {"raw": everywhere(0.9), "a": everywhere(0.5), "b": {"x": 0.1, "y": 0.1}}
+    made(tmp_path, chances, {"a": "a", "b": "b", "expect": "higher", "by": 0.05})
+    study = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    study["arms"] |= {"a": {"format": "default"}, "b": {"format": "short"}}
+    study["compare"] = [{"a": "raw", "b": "a"}, {"a": "a", "b": "b"}]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    report = build(tmp_path)
+    assert {(test.a, test.b): test.bases for test in report.claims} == {("raw", "a"): 3, ("a", "b"): 2}
+    assert {test.a: test.bases for test in report.changes} == {"a": 3, "b": 2}
+    assert report.findings[0].evidence[0].bases == 2
+
+
 def test_attacks_weigh_as_the_study_says(tmp_path: Path) -> None:
     """Apart without an attack, alike under one: the difference is a mean of the two, each as heavy as it was declared."""
     for arm, plain in (("a", 1.0), ("b", 0.0)):

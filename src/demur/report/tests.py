@@ -50,7 +50,7 @@ class PairedTest(Record, frozen=True, kw_only=True):
     difference: stats.Difference = LEFT
     p_holm: float | None = None
     comparisons: int = 0  # How many tests Holm's method adjusted for
-    bases: int = 1
+    bases: int = 1  # How many bases the pairs are of
     margin: float | None = None  # How much worse A may be, where the study declares it
     expect: str = ""  # lower, higher or same: what a finding expects of A; empty for a plain comparison
     by: float = 0.0  # The smallest difference that matters
@@ -141,7 +141,7 @@ def _in_column(found: Cells, column: Column, arms: tuple[str, str], margin: floa
             better=column.better, unit=column.unit, estimate_a=mine.estimate(column), estimate_b=its.estimate(column),
             margin=margin if column.metric == "accuracy" else None,
         )  # fmt: skip
-        yield _contrary(_with(test, _by_level(pairs)), found, [column])
+        yield _contrary(_over_pairs(test, pairs), found, [column])
 
 
 def incoherent(found: Cells) -> dict[str, Estimate]:
@@ -209,10 +209,14 @@ def _over(test: PairedTest, found: Cells, columns: Sequence[Column], declared: M
     pairs = [pair for c in columns for pair in aligned(found[test.a][c], found[test.b][c], c)]
     test = replace(
         test, unit=columns[0].unit, better=columns[0].better, estimate_a=sides[0], estimate_b=sides[1],
-        bases=len({base for base, _ in (pair.made for pair in pairs)}),
         weights={column.attack: weight for column, weight in weights.items()} if len(columns) > 1 else {},
     )  # fmt: skip
-    return _contrary(_with(test, _by_level(pairs, weights)), found, columns)
+    return _contrary(_over_pairs(test, pairs, weights), found, columns)
+
+
+def _over_pairs(test: PairedTest, pairs: Sequence["Aligned"], weights: dict[Column, float] | None = None) -> PairedTest:
+    """A test with the numbers of its pairs, and of how many bases those are."""
+    return replace(_with(test, _by_level(pairs, weights)), bases=len({pair.made[0] for pair in pairs}))
 
 
 def _contrary(test: PairedTest, found: Cells, columns: Sequence[Column]) -> PairedTest:
@@ -300,7 +304,7 @@ class Aligned(NamedTuple):
 
 def difference(a: Cell, b: Cell) -> stats.Difference:
     """A minus B on what both were asked, by trainings and by bases: the larger p and the wider interval."""
-    return _with(PairedTest(a="", b="", metric=""), _by_level(aligned(a, b))).difference
+    return _over_pairs(PairedTest(a="", b="", metric=""), aligned(a, b)).difference
 
 
 def _by_level(pairs: Sequence[Aligned], weights: dict[Column, float] | None = None) -> list[stats.Difference]:
