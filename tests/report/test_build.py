@@ -761,6 +761,29 @@ def test_combined_reports_keep_all_traces(tmp_path: Path) -> None:
         assert f"replies of {name}" in page
 
 
+def test_stages_of_the_same_name_in_two_runs_are_all_in_a_combined_report(tmp_path: Path) -> None:
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for number, run in enumerate(runs):
+        traces = [trace_of(prompt, answer=f"answer of {run.name}") for prompt in prompts_of("harm", "harmful", 4)]
+        settings = {"arm": "target", "seed": number, "bench": {"name": "advbench"}}
+        verdicts = [Verdict(trace=traces[0].id, judge="rules", query="question", part="answer", label="full_refusal")]
+        publish(run, "evaluate-t", "evaluate", {"traces": traces, "verdicts": verdicts}, settings=settings)
+        losses = [
+            {"step": s, "loss": 2 / (1 + s), "part": "whole", "loss_per_sequence": 20.0, "rows": 9} for s in (0, 1)
+        ]
+        publish(run, "train-t", "train", {"learnability": losses}, settings={"arm": "target", "seed": number})
+        funnel = {"asked": 4 + number, "kept": 4}
+        publish(run, "distil-d", "distil", {"traces": traces}, summary={"funnel": funnel}, settings={"n": number})
+    built = report.build(runs)
+    assert set(built.stages) == {f"{run}:{name}" for run in "ab" for name in ("evaluate-t", "train-t", "distil-d")}
+    assert built.funnels == {"a:d": {"asked": 4, "kept": 4}, "b:d": {"asked": 5, "kept": 4}}
+    assert {(row.arm, row.seed) for row in built.learnt} == {("a:target", 0), ("b:target", 1)}
+    page = report.write(runs, tmp_path / "both")["html"].read_text()
+    for name in "ab":
+        assert f"replies of {name}:target" in page
+        assert f"answer of {name}" in page
+
+
 def test_two_judges_that_disagree_on_the_sign_are_told() -> None:
     cells = {"x": {}, "y": {}}  # type: dict[str, dict[Column, Cell]]
     for judge, better in (("one", "x"), ("two", "y")):

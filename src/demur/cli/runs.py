@@ -61,7 +61,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     named = {one.arm: (one.base, *one.models[:1]) for one in report.subjects}
     models = {a: ", ".join(m for m in own if m and not {*m.split()} < {*own[-1].split()}) for a, own in named.items()}
     study = report.name if (path.parent / STUDY).is_file() else path.parent.name
-    kinds = ", ".join(dict.fromkeys(name.partition("-")[0] for name in report.stages))
+    kinds = ", ".join(dict.fromkeys(name.rpartition(":")[2].partition("-")[0] for name in report.stages))
     unmeasured = "no judge scored enough" if report.arms else f"no benchmark was run (stages: {kinds})"
     for arm in report.arms or ("",):
         own = {c: e for c in report.columns if (e := report.find(arm, c)) is not None}

@@ -6,11 +6,13 @@ Times, hosts and places are no part of it, so equal stages give equal bytes.
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from copy import copy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from demur.records import Estimate, Record, Result, Trace
 from demur.report import training
@@ -19,9 +21,10 @@ from demur.report.details import details
 from demur.report.labels import Correction, corrections, notes
 from demur.report.metrics import ALL, Cells, Column, averages, cells, headlines, results
 from demur.report.patterns import PatternRate, measures, patterns
-from demur.report.read import Evaluation, Run, read
+from demur.report.read import Evaluation, Run, read, study_of
 from demur.report.tests import Best, Finding, PairedTest, against_raw, best, declared, doubted, findings, incoherent
 from demur.report.training import accounts, in_order
+from demur.storage.artifacts import Artifact
 from demur.storage.records_file import project
 
 SAME = 0.95  # From this share of prompts on whose samples are all the same, a server's samples do not differ
@@ -113,12 +116,30 @@ def build(run: Path | Sequence[Path]) -> Report:
 
 
 def merged(runs: Sequence[Run]) -> Run:
-    """Several runs as one, each called by its study, else by its folder, else by its path."""
-    ways: list[list[str]] = [[str(run.study.get("name")) for run in runs], [run.folder.name for run in runs]]
-    names = next((way for way in ways if len(set(way)) == len(way)), [str(run.folder) for run in runs])
-    evaluations = [e._replace(arm=f"{n}:{e.arm}") for n, run in zip(names, runs, strict=True) for e in run.evaluations]
+    """Several runs as one. The names of arms and stages begin with their run's."""
+    names = run_names([run.folder for run in runs])
+    named = list(zip(names, runs, strict=True))
+    evaluations = [e._replace(arm=f"{name}:{e.arm}") for name, run in named for e in run.evaluations]
+    stages = [_renamed(stage, name) for name, run in named for stage in run.stages]
     study = {"name": " and ".join(names), "stand_in": any(run.study.get("stand_in") for run in runs)}
-    return Run(runs[0].folder, study, [stage for run in runs for stage in run.stages], evaluations)
+    return Run(runs[0].folder, study, stages, evaluations)
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """What runs side by side are called: their studies' names, or else their folders', or else their paths."""
+    studies = [str(study_of(folder).get("name")) for folder in folders]
+    for names in (studies, [folder.name for folder in folders]):
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _renamed(stage: Artifact, run: str) -> Artifact:
+    """A stage whose name and arm begin with its run's: two runs may have stages of the same name."""
+    stage, settings = copy(stage), stage.manifest.settings
+    arm = {"arm": f"{run}:{settings['arm']}"} if settings.get("arm") else {}
+    stage.manifest = replace(stage.manifest, name=f"{run}:{stage.manifest.name}", settings=settings | arm)
+    return stage
 
 
 def of_run(run: Run, *, labels: Path | None = None) -> Report:

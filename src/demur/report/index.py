@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from demur.errors import UserError
 from demur.records import Finding, Trace, Verdict
-from demur.report.read import band, bench_name, family, present
-from demur.settings import read_yaml
+from demur.report.read import band, bench_name, family, present, study_of
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import project
 
@@ -44,8 +43,7 @@ class Index:
     """The index of one run, in a nameless file that vanishes with it."""
 
     def __init__(self, run: Path) -> None:
-        study = run / "study.yaml"
-        arms = list(read_yaml(study)[0].get("arms") or {}) if study.is_file() else []
+        arms = list(study_of(run).get("arms") or {})
         self.stages = [s for s in present(run, arms) if any(map(s.has, ("traces", "verdicts", "findings")))]
         if not any(stage.has("traces") for stage in self.stages):
             raise UserError(f"{run} {'holds no traces yet' if run.is_dir() else 'is no folder'}. Give a run's folder.")

@@ -12,10 +12,9 @@ import msgspec
 from demur.judge.base import ABSTAINS
 from demur.records import Finding, Trace, Verdict
 from demur.report import figures, format
-from demur.report.data import Report
+from demur.report.data import Report, run_names
 from demur.report.format import passages, visible
-from demur.report.patterns import label
-from demur.report.read import about, bench_name, family
+from demur.report.read import about, bench_name, family, label
 from demur.report.sections import own_table, sections
 from demur.report.tables import STAND_IN, Cell, Table, templates
 from demur.storage.artifacts import COMMANDS, Artifact, artifacts
@@ -29,12 +28,10 @@ def page(report: Report, runs: Sequence[Path]) -> str:
     """The whole page."""
     environment = templates()
     environment.globals["ink"] = figures.colour
-    # Of several runs the arms of each begin with its name.
-    heads = dict.fromkeys(f"{arm.rpartition(':')[0]}:" for arm in report.arms) if len(runs) > 1 else {}
-    prefixes = [*heads, *[next(reversed(heads), "")] * len(runs)]
+    prefixes = [f"{name}:" for name in run_names(runs)] if len(runs) > 1 else [""]
     every, shown = list[Artifact](), list[tuple[str, list[Sample]]]()
-    for run, prefix in zip(runs, prefixes, strict=False):
-        own = [s for s in artifacts(run) if report.stages.get(s.manifest.name) == s.manifest.fingerprint]
+    for run, prefix in zip(runs, prefixes, strict=True):
+        own = [s for s in artifacts(run) if report.stages.get(prefix + s.manifest.name) == s.manifest.fingerprint]
         every += own
         shown += samples(own, prefix)
     script = environment.loader.get_source(environment, "report.js")[0]

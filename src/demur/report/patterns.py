@@ -11,7 +11,7 @@ from demur.diagnose import is_screen
 from demur.diagnose.measures import Measures
 from demur.records import CLASSES, PATTERNS, Estimate, Finding, Kept, Pattern, Record, Trace
 from demur.report.metrics import clipped
-from demur.report.read import Run, given
+from demur.report.read import Run, given, label
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import project
 
@@ -63,15 +63,10 @@ def measures(run: Run) -> dict[str, dict[str, Estimate]]:
 
 def diagnosed(run: Run) -> Iterator[tuple[Artifact, Artifact]]:
     """Every diagnosis of the run's own traces, behind the stage that made them."""
-    makers = {stage.manifest.fingerprint: stage for stage in run.stages}
+    makers = {(stage.folder.parent, stage.manifest.fingerprint): stage for stage in run.stages}
     for stage in run.of_kind("diagnose"):
-        if source := makers.get(stage.manifest.inputs.get("traces", "")):
+        if source := makers.get((stage.folder.parent, stage.manifest.inputs.get("traces", ""))):
             yield source, stage
-
-
-def label(stage: Artifact) -> str:
-    """How a set of traces is called: by its strategy and how it was filtered, or by its stage."""
-    return stage.manifest.name.removeprefix("distil-")
 
 
 class _Found:

@@ -160,8 +160,7 @@ def read(folder: Path) -> Run:
     if not (folder / "stages").is_dir():
         why = "is no run: it has no stages" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {why}. Give the folder that was named by --out.")
-    path = folder / "study.yaml"
-    study = read_yaml(path)[0] if path.is_file() else {}
+    study = study_of(folder)
     stages = present(folder, list(study.get("arms") or {}))
     if not stages:
         raise UserError(f"{folder} has no finished stage yet. See: demur status {folder}")
@@ -186,6 +185,12 @@ def read(folder: Path) -> Run:
         return order.index(e.arm), named.index(at) if at in named else len(named), e.attack != "none"
 
     return Run(folder, study, stages, sorted(found, key=as_asked))
+
+
+def study_of(folder: Path) -> dict[str, Any]:
+    """The study of a run; empty where it has none."""
+    path = folder / "study.yaml"
+    return read_yaml(path)[0] if path.is_file() else {}
 
 
 def present(folder: Path, arms: Sequence[str] = ()) -> list[Artifact]:
@@ -266,6 +271,12 @@ def bench_name(stage: Artifact) -> str:
 
 def _name(use: str | dict[str, Any]) -> str:
     return str(use.get("name", "none") if isinstance(use, dict) else use)
+
+
+def label(stage: Artifact, kind: str = "distil") -> str:
+    """The name of a stage in tables: without its kind, and with its run's name where there are several runs."""
+    run, colon, name = stage.manifest.name.rpartition(":")
+    return run + colon + name.removeprefix(f"{kind}-")
 
 
 def protocol_of(name: str) -> Bench | None:

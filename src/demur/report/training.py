@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from demur.records import Record
-from demur.report.read import Run
+from demur.report.read import Run, label
 
 Part = Literal["thinking", "answer", "whole"]
 PARTS: tuple[Part, ...] = ("whole", "thinking", "answer")
@@ -95,7 +95,7 @@ def learnability(run: Run) -> Iterator[Learnability]:
 
 def accounts(run: Run, kind: str, key: str) -> dict[str, Any]:
     """What became of the data in every stage of a kind that says so: a distillation's funnel, a repair's counts, a mix's table."""
-    found = {s.manifest.name.removeprefix(f"{kind}-"): s.manifest.summary.get(key) for s in run.of_kind(kind)}
+    found = {label(s, kind): s.manifest.summary.get(key) for s in run.of_kind(kind)}
     return {name: account for name, account in found.items() if account}
 
 
