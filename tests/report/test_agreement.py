@@ -20,7 +20,7 @@ def trace(i: int) -> Trace:
     return traced(Prompt(text=f"q{i}", intent="harmful"), join("t", "a"), model="m")
 
 
-def says(t: Trace, label: Label | None, part: Part = "answer", judge: str = "j") -> Verdict:
+def verdict(t: Trace, label: Label | None, part: Part = "answer", judge: str = "j") -> Verdict:
     return Verdict(trace=t.id, judge=judge, query="question", part=part, label=label)
 
 
@@ -38,8 +38,8 @@ def test_thinking_by_answer() -> None:
     verdicts = []
     leaks = [("unsafe", "safe")] * 4
     for t, (thinking, answer) in zip(traces, [*product(sides, sides), *leaks], strict=False):
-        verdicts += [says(t, thinking, "thinking"), says(t, answer)]
-    verdicts += [says(traces[8], None, "thinking"), says(traces[8], "safe")]
+        verdicts += [verdict(t, thinking, "thinking"), verdict(t, answer)]
+    verdicts += [verdict(traces[8], None, "thinking"), verdict(traces[8], "safe")]
     cells = crossed(traces, verdicts)
     assert set(cells) == {"safe", "leak", "inconsistency", "unsafe"}
     for cell in cells.values():
@@ -49,11 +49,11 @@ def test_thinking_by_answer() -> None:
 
 def test_over_refusal_inside_the_thinking() -> None:
     traces = [trace(i) for i in range(4)]
-    verdicts = [says(t, "full_compliance") for t in traces]
-    verdicts += [says(t, "full_refusal" if i == 0 else "full_compliance", "thinking") for i, t in enumerate(traces)]
+    verdicts = [verdict(t, "full_compliance") for t in traces]
+    verdicts += [verdict(t, "full_refusal" if i == 0 else "full_compliance", "thinking") for i, t in enumerate(traces)]
     cells = crossed(traces, verdicts)
     assert cells["held_back"].estimate.value == 0.25
-    assert not crossed(traces, [says(t, "safe") for t in traces]), "one part alone crosses with nothing"
+    assert not crossed(traces, [verdict(t, "safe") for t in traces]), "one part alone crosses with nothing"
 
 
 @given(
@@ -63,7 +63,7 @@ def test_over_refusal_inside_the_thinking() -> None:
 )
 def test_the_cells_hold_every_scored_trace(pairs: list[tuple[Label | None, Label | None]]) -> None:
     traces = [trace(i) for i in range(len(pairs))]
-    verdicts = [v for t, (a, b) in zip(traces, pairs, strict=True) for v in (says(t, a, "thinking"), says(t, b))]
+    verdicts = [v for t, (a, b) in zip(traces, pairs, strict=True) for v in (verdict(t, a, "thinking"), verdict(t, b))]
     cells = crossed(traces, verdicts)
     scored = sum(a is not None and b is not None for a, b in pairs)
     assert all(cell.estimate.n == scored for cell in cells.values())
@@ -73,13 +73,13 @@ def test_the_cells_hold_every_scored_trace(pairs: list[tuple[Label | None, Label
 
 def test_agreement() -> None:
     traces = [trace(i) for i in range(4)]
-    said: dict[str, list[Label | None]] = {
+    labels: dict[str, list[Label | None]] = {
         "a": ["safe", "safe", "unsafe", None],
         "b": ["safe", "unsafe", "unsafe", None],
         "c": ["safe", "unsafe", None, "unsafe"],
     }
     verdicts = [
-        says(t, label, judge=judge) for judge, row in said.items() for t, label in zip(traces, row, strict=True)
+        verdict(t, label, judge=judge) for judge, row in labels.items() for t, label in zip(traces, row, strict=True)
     ]
     pairs = {(p.a, p.b): p for p in agreement(evaluations(traces, verdicts))}
     assert pairs["a", "b"].same.value == pytest.approx(2 / 3)
@@ -88,13 +88,13 @@ def test_agreement() -> None:
 
 def test_a_harm_judge_and_a_refusal_judge_meet_on_harmful_prompts_alone() -> None:
     traces = [trace(i) for i in range(2)]
-    verdicts = [says(t, "safe", judge="guard") for t in traces] + [
-        says(t, "full_refusal", judge="rules") for t in traces
+    verdicts = [verdict(t, "safe", judge="guard") for t in traces] + [
+        verdict(t, "full_refusal", judge="rules") for t in traces
     ]
     (pair,) = agreement(evaluations(traces, verdicts))
     assert pair.same.value == 1.0, "both say that nothing harmful was served"
     harmless = [traced(Prompt(text=f"h{i}", intent="benign"), join("t", "a"), model="m") for i in range(2)]
-    guard = [says(t, "safe", judge="guard") for t in harmless]
+    guard = [verdict(t, "safe", judge="guard") for t in harmless]
     assert not list(
-        agreement(evaluations(harmless, guard + [says(t, "full_refusal", judge="rules") for t in harmless]))
+        agreement(evaluations(harmless, guard + [verdict(t, "full_refusal", judge="rules") for t in harmless]))
     )

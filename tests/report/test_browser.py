@@ -176,7 +176,7 @@ def test_the_viewer_in_a_browser(chromium: Any, served: Served, hostile: Path) -
     page.keyboard.press("h")
     expect(page.locator("#left .masked")).to_have_count(0)
     assert "<script>" in page.inner_text("#left .thinking")
-    assert "harm question 0" in page.inner_text("#rows li >> nth=0"), "titles tell rows apart when they may be read"
+    assert "harm question 0" in page.inner_text("#rows li >> nth=0"), "titles distinguish rows when they may be read"
     page.keyboard.press("j")
     page.keyboard.press("c")
     expect(page.locator("#right h2")).to_be_visible()
@@ -392,7 +392,7 @@ def test_a_draw_says_before_what_labels_will_tell_and_hides_the_verdicts(chromiu
         page.select_option("#order", "random")
         settled(page)
         expect(page.locator("#draw")).to_contain_text("0–20 % (450), 40–60 % (100), 80–100 % (450)")
-        expect(page.locator("#draw")).to_contain_text("100 tell it to ±")
+        expect(page.locator("#draw")).to_contain_text("100 to ±")
         assert "safe" not in page.inner_text("#rows"), "no verdict in the list"
         assert not page.locator("#left table").first.is_visible(), "none beside the trace"
         page.fill("#by", "ann")
@@ -403,7 +403,7 @@ def test_a_draw_says_before_what_labels_will_tell_and_hides_the_verdicts(chromiu
         assert (label["band"], label["of"]) in {("0–20 %", 450), ("40–60 %", 100), ("80–100 %", 450)}
         page.fill("#by", "bob")
         page.keyboard.press("Escape")
-        assert "ann" not in page.inner_text("#left"), "who labels second does not see what the first one said"
+        assert "ann" not in page.inner_text("#left"), "a second person does not see the label of the first"
         page.select_option("select[data-kind=verdict]", "unsafe")
         expect(page.locator("#draw")).to_contain_text("No random draw")
         assert trouble == []
@@ -442,8 +442,8 @@ def test_numbers_of_the_page_lead_to_their_traces(chromium: Any, served: Served,
     page.locator("#results td a.to").nth(0).focus()
     page.keyboard.press("Tab")
     page.keyboard.press("Shift+Tab")  # as who goes by keys gets there
-    told = page.evaluate("getComputedStyle(document.activeElement, '::after').content")
-    assert "n=12" in told, "what a number rests on is told without a mouse"
+    tip = page.evaluate("getComputedStyle(document.activeElement, '::after').content")
+    assert "n=12" in tip, "the basis of a number is shown without a mouse"
     page.click("#results td a.to >> nth=0")
     expect(page.locator("#count")).to_contain_text("of")
     assert "arm=raw" in page.url

@@ -1,4 +1,4 @@
-"""What a report says of a run whose truth is known."""
+"""The contents of a report, for a run whose truth is known."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_first_table_has_every_arm_and_column(run: Path) -> None:
     assert whole.value == pytest.approx(sum(e.value or 0 for e in both if e) / 2)
 
 
-def test_the_terminal_says_how_far_to_trust_it(run: Path) -> None:
+def test_the_terminal_shows_how_far_to_trust_it(run: Path) -> None:
     text = text_of(run)
     for wanted in (
         "3 seeds",
@@ -188,7 +188,7 @@ def test_numbers_along_an_axis_are_a_curve_an_arm_with_intervals_and_a_table(run
     points = [replace(base, arm=arm, metric=f"declined_at/{x:g}", estimate=stats.rate([True] * n + [False] * (20 - n)))
               for arm, n in (("raw", 2), ("short", 18)) for x in (0, 0.5, 1)]  # fmt: skip
     (figure,) = figures.along(replace(built, results=tuple(points)), "declined_at", x="share of the thinking")
-    assert figure.svg.count('class="mark"') == 2 * (1 + 3), "every point tells its value"
+    assert figure.svg.count('class="mark"') == 2 * (1 + 3), "every point has its value"
     assert "short at 0.5: 90 [70–97]" in figure.svg
     assert [head.title for head in figure.table.heads] == ["share of the thinking", "raw", "short"]
     assert figure.table.rows[1] == ("0.5", "10 [3–30]", "90 [70–97]")
@@ -246,7 +246,7 @@ def test_safety_stands_against_over_refusal_and_against_reasoning(run: Path) -> 
         assert len(figure.table.rows) == len(built.arms)
 
 
-def test_a_long_curve_tells_its_end_and_its_table_has_some_of_its_points(run: Path) -> None:
+def test_a_long_curve_marks_its_end_and_its_table_has_some_of_its_points(run: Path) -> None:
     training = next(figure for figure in figures.losses(report.build(run)) if "training rows" in figure.svg)
     assert training.svg.count('class="mark"') == 9, "three arms, three seeds"
     assert 20 <= len(training.table.rows) <= figures.POINTS + 1
@@ -305,7 +305,7 @@ def test_undecided_verdicts_are_counted_beside_the_rate(tmp_path: Path) -> None:
     assert (estimate.worst or 0) > (estimate.best or 0)
 
 
-def test_requests_without_a_reply_are_told_with_their_reasons(tmp_path: Path) -> None:
+def test_requests_without_a_reply_are_reported_with_their_reasons(tmp_path: Path) -> None:
     run = make_run(tmp_path / "filtered", prompts=20, seeds=(0,))
     (path,) = (run / "stages").glob("evaluate-raw-*mini_harm-none*/failures.jsonl")
     gone = [Failure(prompt=one, model="m", kind="filtered", detail="") for one in prompts_of("lost", "harmful", 7)]
@@ -481,14 +481,14 @@ def test_an_adaptive_attack_is_paired_by_its_question() -> None:
     assert difference(a, b).value == 0.5
 
 
-def test_several_attacks_of_a_question_are_told_apart() -> None:
+def test_several_attacks_of_a_question_are_kept_apart() -> None:
     a = _cell(["p:1"] * 4 + ["p:2"] * 4, [True] * 8)
     b = _cell(["p:2"] * 4 + ["p:3"] * 4, [False] * 4 + [True] * 4)
     assert difference(a, b).n == 4
     assert difference(a, b).value == 1.0
 
 
-def test_what_was_learnt_is_read_off_the_held_out_curves(run: Path) -> None:
+def test_learnability_is_read_off_the_held_out_curves(run: Path) -> None:
     rows = report.build(run).learnt
     assert {row.part for row in rows} == {"answer", "thinking"}
     for row in rows:
@@ -566,7 +566,7 @@ def test_several_judges_get_a_column_each_and_their_agreement(tmp_path: Path) ->
     assert "of served or refused" in text, "what the offline judge is worth on models that it was not fitted to"
 
 
-def test_a_judge_without_a_column_is_told_with_the_reason(tmp_path: Path) -> None:
+def test_a_judge_without_a_column_is_reported_with_the_reason(tmp_path: Path) -> None:
     """mini_harm counts partial refusals apart from full ones, which rules do not."""
     traces = [trace_of(prompt) for prompt in prompts_of("harm", "harmful", 20)]
     for judge, part in (("mini", "answer"), ("rules", "answer"), ("rules", "thinking")):
@@ -577,7 +577,7 @@ def test_a_judge_without_a_column_is_told_with_the_reason(tmp_path: Path) -> Non
     both, alone = (" ".join(text_of(tmp_path / name, 400).split()) for name in ("both", "alone"))
     assert "judge: mini (answer)" in both
     assert (
-        "rules (answer) read mini_harm and has no column: its labels do not tell apart what the columns count" in both
+        "rules (answer) read mini_harm and has no column: its labels do not distinguish what the columns count" in both
     )
     assert "mini (answer) read" not in both
     assert "rules (thinking) read mini_harm and has no column" in alone
@@ -615,17 +615,17 @@ def test_what_was_truncated_unscored_or_empty_is_said_of_each_model(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("judge", "labels", "told", "not_told"),
+    ("judge", "labels", "heading", "other"),
     [
         ("rules", ["full_compliance", "full_refusal"], ("served (no harm judge)", "served"), ("attack success", "attack_success")),
         ("llama_guard3", ["unsafe", "safe"], ("attack success", "attack_success"), ("served (no harm judge)", "served")),
     ],
 )  # fmt: skip
-def test_attack_success_is_said_of_a_harm_judge_alone(
-    judge: str, labels: list[str], told: tuple[str, str], not_told: tuple[str, str], tmp_path: Path
+def test_only_a_harm_judge_gives_attack_success(
+    judge: str, labels: list[str], heading: tuple[str, str], other: tuple[str, str], tmp_path: Path
 ) -> None:
-    """In the table, the figure, the summary, the page and the CSV: what was measured is what the heading says."""
-    for arm, bench, intent, by, said in (
+    """In the table, the figure, the summary, the page and the CSV: the heading names what was measured."""
+    for arm, bench, intent, by, pair in (
         ("a", "advbench", "harmful", judge, labels),
         ("b", "advbench", "harmful", judge, labels),
         ("a", "xstest", "borderline", "xstest_llm", ["full_compliance", "full_refusal"]),
@@ -634,7 +634,7 @@ def test_attack_success_is_said_of_a_harm_judge_alone(
         traces = [trace_of(prompt) for prompt in prompts_of("h", intent, 12)]  # type: ignore[arg-type]
         verdicts = [
             Verdict(trace=t.id, judge=by, query="question", part="answer", label=label)
-            for t, label in zip(traces, said * 6, strict=True)
+            for t, label in zip(traces, pair * 6, strict=True)
         ]
         settings = {"arm": arm, "seed": None, "bench": {"name": bench}}
         records: dict[str, list[Any]] = {"traces": traces, "verdicts": verdicts}
@@ -644,11 +644,11 @@ def test_attack_success_is_said_of_a_harm_judge_alone(
     (figure, *_) = figures.pareto(report.build(tmp_path))
     shown |= {"figure": figure.svg}
     for name, text in shown.items():
-        assert told[0] in text or told[1] in text, name
-        assert not_told[0] not in text, name
+        assert heading[0] in text or heading[1] in text, name
+        assert other[0] not in text, name
     metrics = {row["metric"] for row in csv.DictReader(io.StringIO(report.csv(report.build(tmp_path))))}
-    assert told[1] in metrics
-    assert not_told[1] not in metrics
+    assert heading[1] in metrics
+    assert other[1] not in metrics
 
 
 def test_a_page_without_a_question_is_named_after_what_was_measured(run: Path, tmp_path: Path) -> None:
@@ -678,7 +678,7 @@ def test_a_truncated_cell_is_no_plain_zero(tmp_path: Path) -> None:
     text = text_of(judged(tmp_path, "advbench", ["full_refusal"] * 10, "xstest_llm", cut=4), 300)
     assert "0 [0–28] ?" in text
     assert re.search(
-        r"\? truncated or unscored, so much that a rate lies, whatever they held: .* between 0 and 40 \(", text
+        r"\? many replies are truncated or unscored; whatever they held, the rate is: .* between 0 and 40 \(", text
     )
     assert "all truncated" in text_of(
         judged(tmp_path / "b", "advbench", ["full_refusal"] * 10, "xstest_llm", cut=10), 300
@@ -691,7 +691,7 @@ def test_full_refusals_stand_beside_full_and_partial_ones(tmp_path: Path) -> Non
     both, full = [column for column in columns(built) if "over_refusal" in column.metric]
     assert [built.find("target", c).value for c in (both, full)] == [0.5, 0.2]  # type: ignore[union-attr]
     plain = report.build(judged(tmp_path / "b", "xstest", ["full_refusal"] * 9, "xstest_llm", intent="borderline"))
-    assert next(c.metric for c in columns(plain)) == "over_refusal", "without partial refusals one column says it all"
+    assert next(c.metric for c in columns(plain)) == "over_refusal", "without partial refusals one column is enough"
     assert "full_over_refusal" not in [c.metric for c in columns(plain)]
 
 
@@ -784,7 +784,7 @@ def test_stages_of_the_same_name_in_two_runs_are_all_in_a_combined_report(tmp_pa
         assert f"answer of {name}" in page
 
 
-def test_two_judges_that_disagree_on_the_sign_are_told() -> None:
+def test_two_judges_that_disagree_on_the_sign_are_reported() -> None:
     cells = {"x": {}, "y": {}}  # type: dict[str, dict[Column, Cell]]
     for judge, better in (("one", "x"), ("two", "y")):
         column = Column("b", "none", "attack_success", judge, "answer", "lower")

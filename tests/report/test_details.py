@@ -104,7 +104,7 @@ def test_no_row_of_the_papers_tables_is_missing() -> None:
 
 def test_turns_of_a_conversation_with_thinking_and_answer_apart(tmp_path: Path) -> None:
     questions = prompts_of("harm", "harmful", 10)
-    turns, said = [], []
+    turns, turn_verdicts = [], []
     for number in (1, 2):
         for i, question in enumerate(questions):
             prompt = Prompt(
@@ -116,15 +116,20 @@ def test_turns_of_a_conversation_with_thinking_and_answer_apart(tmp_path: Path) 
                 ("thinking", number == 2 or i < 3),
                 ("answer", number == 2 and i < 5),
             )
-            said += [
+            turn_verdicts += [
                 Verdict(trace=trace.id, judge="guard", query="question", part=part, label="unsafe" if bad else "safe")
                 for part, bad in parts
             ]
             turns.append(trace)
     last = [replace(trace, id="") for trace in turns[10:]]
     settings = {"arm": "target", "seed": None, "bench": {"name": "advbench", "attack": {"name": "crescendo"}}}
-    verdicts = [replace(v, trace=t.id) for t in last for v in said if v.trace == t.id]
-    records: dict[str, list[Any]] = {"traces": last, "verdicts": verdicts, "turns": turns, "turn_verdicts": said}
+    verdicts = [replace(v, trace=t.id) for t in last for v in turn_verdicts if v.trace == t.id]
+    records: dict[str, list[Any]] = {
+        "traces": last,
+        "verdicts": verdicts,
+        "turns": turns,
+        "turn_verdicts": turn_verdicts,
+    }
     publish(tmp_path, "evaluate-t", "evaluate", records, settings=settings)
     one, two = shown(tmp_path, "turns").values()
     assert one == {

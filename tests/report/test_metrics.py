@@ -1,4 +1,4 @@
-"""Numbers: each with interval, n, unscored and truncated; metrics only of judges that speak their labels."""
+"""Numbers: each with interval, n, unscored and truncated; metrics only of judges that give their labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def made(
     )
 
 
-def says(trace: Trace, label: Label | None, judge: str = "j", score: float | None = None) -> Verdict:
+def verdict(trace: Trace, label: Label | None, judge: str = "j", score: float | None = None) -> Verdict:
     return Verdict(trace=trace.id, judge=judge, query="question", part="answer", label=label, score=score)
 
 
@@ -48,7 +48,7 @@ def by_metric(found: list[Result]) -> dict[str, Result]:
 def test_rates_bounds_and_counts() -> None:
     traces = [made(i) for i in range(6)] + [made(6, outcome="cut_in_thinking"), made(7, outcome="cut_in_answer")]
     labels: list[Label | None] = ["unsafe", "unsafe", "safe", "safe", "safe", None, None, "safe"]
-    verdicts = [says(t, label) for t, label in zip(traces, labels, strict=True)]
+    verdicts = [verdict(t, label) for t, label in zip(traces, labels, strict=True)]
     lost = [Failure(prompt=Prompt(text="q9", intent="harmful"), model="m", kind="timeout", detail="")]
     found = by_metric(results("advbench", traces, verdicts, lost))
     rate = found["attack_success"].estimate
@@ -66,7 +66,7 @@ def test_rates_bounds_and_counts() -> None:
         "cut",
         "no_reply",
         "no_reply/truncated in thinking",
-    }, "a harm judge says nothing about refusal"
+    }, "a harm judge has no label for refusals"
     assert found["cut"].estimate.value == pytest.approx(2 / 8)
     assert found["thinking_tokens"].estimate.value == pytest.approx(3.5 * 10)
     assert found["thinking_tokens"].estimate.unscored == 1, "a request without a reply is unscored everywhere"
@@ -76,22 +76,22 @@ def test_a_refusal_judge_answers_other_metrics() -> None:
     traces = [made(i, intent="borderline") for i in range(4)] + [made(i, intent="harmful") for i in range(4, 8)]
     labels: list[Label] = ["full_refusal", "partial_refusal", "full_compliance", "full_compliance"]
     pairs = list(zip(traces, [*labels, *labels], strict=True))
-    found = by_metric(results("xstest", traces, [says(t, label, "xstest_llm") for t, label in pairs]))
+    found = by_metric(results("xstest", traces, [verdict(t, label, "xstest_llm") for t, label in pairs]))
     assert found["over_refusal"].estimate.value == 0.5
     assert found["full_over_refusal"].estimate.value == 0.25
     assert found["served"].estimate.value == 0.5
     assert found["refusal"].estimate.value == 0.25
     assert found["partial_refusal"].estimate.value == 0.25
     assert found["over_refusal"].estimate.n == found["served"].estimate.n == 4
-    offline = by_metric(results("xstest", traces, [says(t, label, "rules") for t, label in pairs]))
+    offline = by_metric(results("xstest", traces, [verdict(t, label, "rules") for t, label in pairs]))
     assert {name for name, one in found.items() if offline.get(name, one) is one} == {
         "full_over_refusal", "refusal", "partial_refusal",
-    }, "rules tell served from refused, and full from partial refusals only where labels show it"  # fmt: skip
+    }, "rules distinguish served from refused, and full from partial refusals only where labels show it"  # fmt: skip
 
 
-@pytest.mark.parametrize(("labels", "right", "told"), [(40, 40, True), (40, 30, False), (20, 20, False)])
+@pytest.mark.parametrize(("labels", "right", "counted"), [(40, 40, True), (40, 30, False), (20, 20, False)])
 def test_classes_that_rules_mix_up_are_counted_where_labels_of_the_arm_allow(
-    tmp_path: Path, labels: int, right: int, told: bool
+    tmp_path: Path, labels: int, right: int, counted: bool
 ) -> None:
     asked = prompts_of("harm", "harmful", 40)
     for arm in ("a", "b"):
@@ -110,14 +110,14 @@ def test_classes_that_rules_mix_up_are_counted_where_labels_of_the_arm_allow(
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "refusal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = {arm: {c.metric for c in own} for arm, own in cells(read(tmp_path).evaluations).items()}
-    assert ("refusal" in found["a"]) == told
-    assert "refusal" not in found["b"], "labels of another arm's replies say nothing"
+    assert ("refusal" in found["a"]) == counted
+    assert "refusal" not in found["b"], "labels of another arm's replies do not count"
     assert "served" in found["b"]
 
 
 def test_judges_and_attacks_are_kept_apart() -> None:
     traces = [made(i, attack=attack) for attack in ("", "pap:framing", "pap:authority") for i in range(3)]
-    verdicts = [says(t, "unsafe", "one") for t in traces] + [says(t, "safe", "two") for t in traces]
+    verdicts = [verdict(t, "unsafe", "one") for t in traces] + [verdict(t, "safe", "two") for t in traces]
     found = [r for r in results("advbench", traces, verdicts) if r.metric == "attack_success"]
     assert {(r.attack, r.judge): (r.estimate.value, r.estimate.n) for r in found} == {
         ("none", "one"): (1.0, 3),
@@ -129,18 +129,18 @@ def test_judges_and_attacks_are_kept_apart() -> None:
 
 def test_a_dead_judge_gives_no_number() -> None:
     traces = [made(i) for i in range(5)]
-    found = by_metric(results("advbench", traces, [says(t, None) for t in traces]))
+    found = by_metric(results("advbench", traces, [verdict(t, None) for t in traces]))
     rate = found["attack_success"].estimate
     assert (rate.value, rate.n, rate.unscored) == (None, 0, 5)
     assert (rate.best, rate.worst) == (0.0, 1.0)
-    offline = by_metric(results("advbench", traces, [says(t, None, "rules") for t in traces]))
+    offline = by_metric(results("advbench", traces, [verdict(t, None, "rules") for t in traces]))
     assert "served" in offline
-    assert "attack_success" not in offline, "what a judge never says has no column"
+    assert "attack_success" not in offline, "labels that a judge never gives have no column"
 
 
 def test_scores_are_averaged() -> None:
     traces = [made(i) for i in range(4)]
-    verdicts = [says(t, "safe", score=s) for t, s in zip(traces, (0.0, 0.5, 1.0, 0.5), strict=True)]
+    verdicts = [verdict(t, "safe", score=s) for t, s in zip(traces, (0.0, 0.5, 1.0, 0.5), strict=True)]
     found = by_metric(results("strongreject", traces, verdicts))["score"]
     assert (found.estimate.value, found.better) == (0.5, "lower")
 
@@ -152,20 +152,20 @@ def test_scores_are_averaged() -> None:
 def test_a_score_says_which_way_is_better(label: Label | None, judge: str, better: str) -> None:
     traces = [made(i) for i in range(4)]
     (score,) = (
-        r for r in results("advbench", traces, [says(t, label, judge, 0.5) for t in traces]) if r.metric == "score"
+        r for r in results("advbench", traces, [verdict(t, label, judge, 0.5) for t in traces]) if r.metric == "score"
     )
     assert score.better == better
-    said = f"({better} is better)"
-    assert (said in metric(score.metric, score.better)) == (better != "neither")
+    words = f"({better} is better)"
+    assert (words in metric(score.metric, score.better)) == (better != "neither")
 
 
 def test_categories() -> None:
     traces = [made(i, category="ab"[i % 2]) for i in range(8)]
-    verdicts = [says(t, "unsafe" if i % 2 else "safe") for i, t in enumerate(traces)]
+    verdicts = [verdict(t, "unsafe" if i % 2 else "safe") for i, t in enumerate(traces)]
     found = results("advbench", traces, verdicts, by_category=True)
     assert {r.metric: r.estimate.value for r in found} == {"attack_success/a": 0.0, "attack_success/b": 1.0}
     alone = [made(i, category="") for i in range(8)]
-    judged = [says(trace, "safe") for trace in alone]
+    judged = [verdict(trace, "safe") for trace in alone]
     assert not results("advbench", alone, judged, by_category=True), (
         "prompts without a category are the whole once more"
     )
@@ -180,7 +180,9 @@ def graded(*counts: int, n: int = 4) -> tuple[list[Trace], list[Verdict]]:
         for i in range(len(counts))
         for j in range(n)
     ]
-    return traces, [says(t, "correct" if t.sample < counts[place // n] else "wrong") for place, t in enumerate(traces)]
+    return traces, [
+        verdict(t, "correct" if t.sample < counts[place // n] else "wrong") for place, t in enumerate(traces)
+    ]
 
 
 def test_at_least_one_of_k_is_the_share_of_draws_with_a_hit() -> None:
@@ -203,7 +205,7 @@ def test_a_lost_or_undecided_sample_leaves_its_problem_unscored() -> None:
     traces, verdicts = graded(4, 0, 2, 2)
     lost = [Failure(prompt=traces[-1].prompt, model="m", kind="timeout", detail="", sample=3)]
     missing = by_metric(results("math500", traces[:-1], verdicts[:-1], lost))["pass@4"].estimate
-    undecided = by_metric(results("math500", traces, [*verdicts[:-1], says(traces[-1], None)]))["pass@4"].estimate
+    undecided = by_metric(results("math500", traces, [*verdicts[:-1], verdict(traces[-1], None)]))["pass@4"].estimate
     for one in (missing, undecided):
         assert one.value == pytest.approx(2 / 3)
         assert (one.n, one.unscored) == (3, 1)
@@ -215,14 +217,14 @@ def test_economy_is_a_ratio_of_sums() -> None:
         prompt = Prompt(text=f"question {i}", intent="maths", gold="1")
         traces.append(traced(prompt, "x", model="m", tokens_out=tokens, tokens_thinking=thought))
     found = by_metric(
-        results("math500", traces, [says(t, "correct" if i < 2 else "wrong") for i, t in enumerate(traces)])
+        results("math500", traces, [verdict(t, "correct" if i < 2 else "wrong") for i, t in enumerate(traces)])
     )
     assert found["tokens_per_correct"].estimate.value == pytest.approx(1000 / 2)
     assert found["tokens_per_correct"].estimate.low == 0.0, (
-        "four replies tell little, but no reply has less than no token"
+        "four replies leave a wide interval, but no reply has a negative number of tokens"
     )
     assert found["answer_tokens"].estimate.value == pytest.approx((20 + 50 + 50 + 100) / 4)
-    nothing = by_metric(results("math500", traces, [says(t, "wrong") for t in traces]))
+    nothing = by_metric(results("math500", traces, [verdict(t, "wrong") for t in traces]))
     assert nothing["tokens_per_correct"].estimate.value is None
 
 
@@ -233,7 +235,7 @@ def test_techniques_and_best_of_k() -> None:
         for q in questions
         for way in ("framing", "favor")
     ]
-    verdicts = [says(t, "unsafe" if "framing" in t.prompt.attack else "safe") for t in traces]
+    verdicts = [verdict(t, "unsafe" if "framing" in t.prompt.attack else "safe") for t in traces]
     found = {r.metric: r.estimate.value for r in results("advbench", traces, verdicts) if "/" in r.metric}
     assert found == {
         "attack_success/framing": 1.0,
@@ -241,7 +243,7 @@ def test_techniques_and_best_of_k() -> None:
         "attack_success/best_of_2": 1.0,
     }
     one_each = by_metric(results("advbench", traces[::2], verdicts[::2]))
-    assert not any("/" in metric for metric in one_each), "one prompt a question: nothing to tell apart"
+    assert not any("/" in metric for metric in one_each), "one prompt a question: no techniques to separate"
 
 
 def test_what_a_search_cost(tmp_path: Path) -> None:
@@ -261,7 +263,7 @@ def test_what_a_search_cost(tmp_path: Path) -> None:
     trace = made(0, attack="search")
     settings = {"arm": "a", "seed": 0, "bench": {"name": "advbench", "attack": {"name": "search"}}}
     publish(
-        tmp_path, "evaluate-a", "evaluate", {"traces": [trace], "verdicts": [says(trace, "safe")], "attempts": attempts},
+        tmp_path, "evaluate-a", "evaluate", {"traces": [trace], "verdicts": [verdict(trace, "safe")], "attempts": attempts},
         settings=settings,
     )  # fmt: skip
     found = {r.metric: r.estimate for r in numbers(cells(read(tmp_path).evaluations)) if r.judge == "the attack's own"}
@@ -290,7 +292,7 @@ def test_a_reply_without_a_thought_counts_as_empty_thinking() -> None:
         traced(prompt[2], join("t", "a"), model="m", tokens_thinking=3),
         traced(prompt[3], join("t", "a"), model="m"),
     ]
-    found = by_metric(results("advbench", traces, [says(t, "safe") for t in traces]))["empty_thinking"].estimate
+    found = by_metric(results("advbench", traces, [verdict(t, "safe") for t in traces]))["empty_thinking"].estimate
     assert (found.n, found.unscored) == (3, 1), "nobody counted the tokens of the last one"
     assert found.value == pytest.approx(2 / 3)
 
@@ -307,7 +309,7 @@ def test_a_pair_that_one_side_lost_is_lost_whatever_the_other_held() -> None:
             if i in (4, 5):  # its other side is unscored, or cut
                 label = "full_compliance" if intent == "harmful" else None
             traces.append(trace)
-            verdicts.append(says(trace, None if i in (6, 7) else label, "rules"))
+            verdicts.append(verdict(trace, None if i in (6, 7) else label, "rules"))
     pairs = by_metric(results("xstest", traces, verdicts))["pairs"].estimate
     assert (pairs.n, pairs.unscored, pairs.truncated) == (6, 4, 2), "a pair is truncated where a side is"
     assert [pairs.best, pairs.worst] == pytest.approx([8 / 10, 4 / 10])

@@ -38,7 +38,7 @@ def findings(trace: Trace, flags: tuple[Flag, ...]) -> list[Finding]:
 
 
 def rates(traces: list[Trace], found: list[Finding], *, kept: list[str] | None = None) -> list[PatternRate]:
-    """What a report says of a run with these records."""
+    """The rates of a run with these records."""
     with TemporaryDirectory() as folder:
         records: dict[str, list[Any]] = {"traces": traces}
         if kept is not None:

@@ -1,4 +1,4 @@
-"""The report of a run: numbers first (`build`), then how they are shown (`write`, `terminal`)."""
+"""The report of a run: its numbers (`build`), and how they are shown (`write`, `terminal`)."""
 
 import io
 from collections.abc import Sequence
@@ -21,65 +21,66 @@ from demur.report.tables import markdown as table_markdown
 from demur.storage import readers
 from demur.storage.artifacts import atomic_write
 
-VERBS = ("patterns", "data", "learnability", "measured")  # Sections that stand for a run without evaluations
-MARKS = {"results.json": '"stages"', "report.html": "· demur</title>"}  # What a file of ours has in it
+UNMEASURED = ("patterns", "data", "learnability", "measured")  # What a terminal shows of a run without evaluations
+MARKS = {"results.json": '"stages"', "report.html": "· demur</title>"}  # Text by which demur recognises its own files
 SUMMARY = ("measured", "findings", "results", "changes", "comparisons", "patterns", "data", "protocol")
 
 
 def write(run: Path | Sequence[Path], out: Path | None = None, *, built: Report | None = None) -> dict[str, Path]:
-    """Write results.json, results.csv, summary.md and report.html into the first run, or into `out`; returns their paths.
+    """Write results.json, results.csv, summary.md and report.html into the first run or `out`; returns their paths.
 
-    `built` is their report, where it is there already.
+    `built` is the report, where it exists already. Raises UserError: a file of that name is not demur's.
     """
     from demur.report.page import page
 
-    folders = [run] if isinstance(run, Path) else list(run)
-    report = built or build(folders)
-    place = out or folders[0]
-    place.mkdir(parents=True, exist_ok=True)
+    runs = [run] if isinstance(run, Path) else list(run)
+    report, folder = built or build(runs), out or runs[0]
+    folder.mkdir(parents=True, exist_ok=True)
     contents: dict[str, tuple[str, bytes | str]] = {
         "json": ("results.json", msgspec.json.format(encode(as_json(report)), indent=1) + b"\n"),
         "csv": ("results.csv", csv(report)),
         "markdown": ("summary.md", markdown(report)),
-        "html": ("report.html", page(report, folders)),
+        "html": ("report.html", page(report, runs)),
     }
-    there = [place / name for name, _ in contents.values() if (place / name).is_file()]
-    theirs = [path for path in there if MARKS.get(path.name, "").encode() not in path.read_bytes()]
-    if theirs := theirs or there * (there[:1] != [place / "results.json"]):  # which is the first that is written
-        raise UserError(f"{theirs[0]} is not demur's, and would be overwritten. Move it away, or give another --out.")
+    existing = [folder / name for name, _ in contents.values() if (folder / name).is_file()]
+    foreign = [path for path in existing if MARKS.get(path.name, "").encode() not in path.read_bytes()]
+    if existing and existing[0].name != "results.json":  # demur writes that file first
+        foreign = foreign or existing
+    if foreign:
+        raise UserError(f"{foreign[0]} is not demur's, and would be overwritten. Move it away, or give another --out.")
     for name, content in contents.values():
-        atomic_write(place / name, content)
-    return {kind: place / name for kind, (name, _) in contents.items()}
+        atomic_write(folder / name, content)
+    return {kind: folder / name for kind, (name, _) in contents.items()}
 
 
 def terminal(report: Report) -> Group:
-    """What a terminal shows: the first table with its notes, or what else the run made."""
+    """What a terminal shows: the first table with its notes, or tables of whatever else the run made."""
     banner = [Text(STAND_IN, style="bold red")] if report.stand_in else []
     if not report.arms:
-        shown = [section for section in sections(report) if section.id in VERBS and section.tables]
+        shown = [section for section in sections(report) if section.id in UNMEASURED]
         return Group(*banner, *(table for section in shown for table in section.tables))
-    claims = [Text(conclusion(one), style="bold" if one.outcome == "supported" else "") for one in report.findings]
+    claims = [Text(conclusion(f), style="bold" if f.outcome == "supported" else "") for f in report.findings]
     (results,) = first(report)
     lines = [Text(note, style="yellow" if "garbled" in note else "dim") for note in results.notes]
     return Group(*banner, *results.tables, *claims, *lines)
 
 
 def markdown(report: Report) -> str:
-    """summary.md: the tables that a reader wants, with what stands under them."""
+    """summary.md: the main tables with their notes."""
     shown = [section for section in sections(report) if section.id in SUMMARY and section.tables]
     template, banner = templates().get_template("summary.md"), STAND_IN if report.stand_in else ""
     return f"{template.render(report=report, sections=shown, banner=banner, markdown=table_markdown).rstrip()}\n"
 
 
 def csv(report: Report) -> str:
-    """results.csv: every number of the run, one a line; a text that a spreadsheet would take for a formula is disarmed."""
-    own, out = ["arm", "seed", "bench", "attack", "metric", "part", "judge", "better", "unit"], io.StringIO()
+    """results.csv: every number of the run, one a line; text that looks like a formula to a spreadsheet is disarmed."""
+    keys, out = ["arm", "seed", "bench", "attack", "metric", "part", "judge", "better", "unit"], io.StringIO()
     rows = writer(out, lineterminator="\n")
-    rows.writerow([*own, *Estimate.__struct_fields__])
+    rows.writerow([*keys, *Estimate.__struct_fields__])
     for r in report.results:
         e = msgspec.structs.asdict(r.estimate)
         e["clusters"] = e["clusters"] or e["n"]
-        rows.writerow(readers.inert(value) for value in (*(getattr(r, key) for key in own), *e.values()))
+        rows.writerow(readers.inert(value) for value in (*(getattr(r, key) for key in keys), *e.values()))
     return out.getvalue()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur import stats
-from demur.errors import UserError, unknown
+from demur.errors import UserError, plural, unknown
 from demur.report import format
 from demur.report.metrics import cells, headlines
 from demur.report.read import Evaluation, Run, read
@@ -12,7 +12,7 @@ from demur.report.tests import LOSS, PairedTest, declared, doubted, incoherent
 
 
 class Side(NamedTuple):
-    """What `RUN:arm/seed` means."""
+    """One side of a comparison: `RUN:arm/seed`, taken apart."""
 
     run: Path
     arm: str | None
@@ -20,7 +20,7 @@ class Side(NamedTuple):
 
 
 def side(text: str) -> Side:
-    """Read `RUN`, `RUN:arm` or `RUN:arm/seed`. Raises UserError: the seed is no number."""
+    """Read `RUN`, `RUN:arm` or `RUN:arm/seed`. Raises UserError: the seed is not a number."""
     run, colon, arm = text.rpartition(":")
     if not colon or Path(text).is_dir():
         return Side(Path(text), None, None)
@@ -33,50 +33,49 @@ def side(text: str) -> Side:
 def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
     """Every headline column that two arms share, by paired tests adjusted together.
 
-    A side is `RUN:arm` or `RUN:arm/seed`, or `RUN` of one arm. The margin is by how much A's reasoning may be worse; default:
-    what the study of A declares.
-
-    Raises UserError: no such arm or seed, or nothing that both were measured on.
+    A side is `RUN:arm` or `RUN:arm/seed`, or `RUN` where it has one arm. `margin`: how much worse A's reasoning may be;
+    default: what the study of A declares. Raises UserError: no such arm or seed, or nothing that both were measured on.
     """
     sides = [side(a), side(b)]
     runs = {s.run: read(s.run) for s in sides}
     chosen = [_chosen(s, runs[s.run]) for s in sides]
-    plain = [own[0].arm + ("" if s.seed is None else f"/{s.seed}") for s, own in zip(sides, chosen, strict=True)]
+    arms = [evaluations[0].arm for evaluations in chosen]
+    plain = [arm if s.seed is None else f"{arm}/{s.seed}" for s, arm in zip(sides, arms, strict=True)]
     prefixes = ("", ""), [f"{s.run.name}:" for s in sides], [f"{s.run}:" for s in sides]
-    ways = ([head + name for head, name in zip(heads, plain, strict=True)] for heads in prefixes)
-    names = next((way for way in ways if way[0] != way[1]), None)
+    candidates = ([prefix + name for prefix, name in zip(pair, plain, strict=True)] for pair in prefixes)
+    names = next((pair for pair in candidates if pair[0] != pair[1]), None)
     if names is None:
         example = f"{sides[0].run}:improved {sides[0].run}:short"
         raise UserError(f"{a} and {b} are the same: name two arms, such as {example}.")
-    found = {name: cells(own)[own[0].arm] for name, own in zip(names, chosen, strict=True)}
-    columns = headlines([e for run in runs.values() for e in run.evaluations], found)
+    table = {name: cells(own)[arm] for name, own, arm in zip(names, chosen, arms, strict=True)}
+    columns = headlines([e for run in runs.values() for e in run.evaluations], table)
     if margin is None:
-        named = runs[sides[0].run].study.get("compare") or []
-        margin = next((c.get("margin") for c in named if {c["a"], c["b"]} == {own[0].arm for own in chosen}), None)
+        declarations = runs[sides[0].run].study.get("compare") or []
+        margin = next((d.get("margin") for d in declarations if {d["a"], d["b"]} == {*arms}), None)
     pair = [{"a": names[0], "b": names[1], "margin": margin}]
-    tests = doubted(declared(found, columns, pair), incoherent(found))
+    tests = doubted(declared(table, columns, pair), incoherent(table))
     if not tests:
-        own = [headlines(runs[s.run].evaluations, {n: found[n]}) for s, n in zip(sides, names, strict=True)]
-        what = [", ".join(f"{format.place(*c[:3])} by {c.judge} ({c.part})" for c in one) or "nothing" for one in own]
+        both = [headlines(runs[s.run].evaluations, {n: table[n]}) for s, n in zip(sides, names, strict=True)]
+        what = [", ".join(f"{format.place(*c[:3])} by {c.judge} ({c.part})" for c in own) or "nothing" for own in both]
         raise UserError(
-            f"nothing to compare: {names[0]} was measured on {what[0]}; {names[1]} on {what[1]}. Evaluate both alike first."
+            f"nothing to compare: {names[0]} was measured on {what[0]}; {names[1]} on {what[1]}. "
+            "Evaluate both alike first."
         )
     return tests
 
 
 def forecast(study: dict[str, Any]) -> list[str]:
-    """What the design of a study can show of its claims, before it runs."""
-    claims = study.get("findings") or []
-    tests = sum(len(claim["evidence"]) for claim in claims)
+    """The claims that the design of a study cannot settle, each with what it can show, before it runs."""
+    tests = [(claim["claim"], test) for claim in study.get("findings") or [] for test in claim["evidence"]]
     seeds, bases = len(study.get("seeds") or (0,)), len(study.get("bases") or ()) or 1
     prompts = [use.get("limit") or 100 for use in study.get("bench") or [] if isinstance(use, dict)]
-    least = stats.settles(prompts=min(prompts, default=100), seeds=seeds, bases=bases, tests=max(1, tests))
+    least = stats.settles(prompts=min(prompts, default=100), seeds=seeds, bases=bases, tests=max(1, len(tests)))
     shows = f"differences of {format.distance(least, 'share')} or more" if least < 1 else "no difference of two rates"
-    of = f"with {format.plural(bases, 'base')}, {format.plural(seeds, 'training')} of each and {format.plural(tests, 'test')} this shows {shows}"
+    design = f"{plural(bases, 'base')}, {plural(seeds, 'training')} of each and {plural(len(tests), 'test')}"
     return [
-        f"{claim['claim']} ({test['a']} against {test['b']}): {of}; whether it is less than {format.distance(test['by'], 'share')} it cannot settle"
-        for claim in claims
-        for test in claim["evidence"]
+        f"{claim} ({test['a']} against {test['b']}): with {design} this shows {shows}; "
+        f"it cannot settle whether the difference is less than {format.distance(test['by'], 'share')}"
+        for claim, test in tests
         if test.get("metric") != LOSS and test["by"] < least
     ]
 
@@ -89,8 +88,8 @@ def _chosen(s: Side, run: Run) -> list[Evaluation]:
     arm = arms[0] if s.arm is None else s.arm
     if arm not in arms:
         raise unknown("arm", arm, arms, where=f" in {s.run}")
-    own = [e for e in run.evaluations if e.arm == arm]
-    if not (chosen := [e for e in own if s.seed in (None, e.seed)]):
-        seeds = sorted({e.seed for e in own if e.seed is not None})
+    of_arm = [e for e in run.evaluations if e.arm == arm]
+    if not (chosen := [e for e in of_arm if s.seed in (None, e.seed)]):
+        seeds = sorted({e.seed for e in of_arm if e.seed is not None})
         raise UserError(f"{s.run}:{arm} has no seed {s.seed}. There are: {', '.join(map(str, seeds)) or 'none'}.")
     return chosen

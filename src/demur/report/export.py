@@ -11,16 +11,15 @@ from typing import Any
 from demur import __version__
 from demur.errors import UserError
 from demur.records import Trace, Verdict
-from demur.report.read import about, family, present
+from demur.report.read import arm_seed_bench, family, grouped, present
 from demur.storage import readers
 from demur.storage.artifacts import Artifact
 
 COLUMNS = (
-    "arm", "seed", "bench", "attack", "trace", "prompt_id", "sample", "intent", "category", "cluster", "question", "prompt",
-    "thinking", "answer", "outcome", "finish", "model", "tokens_in", "tokens_out", "tokens_thinking", "cost", "verdicts",
+    "arm", "seed", "bench", "attack", "trace", "prompt_id", "sample", "intent", "category", "cluster", "question",
+    "prompt", "thinking", "answer", "outcome", "finish", "model", "tokens_in", "tokens_out", "tokens_thinking", "cost",
+    "verdicts",
 )  # fmt: skip
-
-
 Judged = tuple[Trace, list[Verdict]]
 
 
@@ -34,28 +33,23 @@ def evaluations(run: Path) -> list[Artifact]:
 
 def judged(stage: Artifact) -> Iterator[Judged]:
     """The traces of a stage with their verdicts, in its order."""
-    said: dict[str, list[Verdict]] = {}
-    for verdict in stage.read("verdicts", Verdict) if stage.has("verdicts") else ():
-        said.setdefault(verdict.trace, []).append(verdict)
-    yield from ((trace, said.get(trace.id, [])) for trace in stage.read("traces", Trace))
+    verdicts = grouped(stage.read("verdicts", Verdict) if stage.has("verdicts") else (), lambda verdict: verdict.trace)
+    yield from ((trace, verdicts.get(trace.id, [])) for trace in stage.read("traces", Trace))
 
 
 def to_csv(run: Path, out: Path) -> Path:
-    """Write traces.csv, a trace a row, verdicts as `judge/part=label`, undecided ones as `?`.
-
-    A text that a spreadsheet would take for a formula gets an apostrophe in front.
-    """
+    """Write traces.csv, one trace a row, verdicts as `judge/part=label` (`?`: undecided); formulas are disarmed."""
     path = out / "traces.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for stage in evaluations(run):
-            own = dict(zip(("arm", "seed", "bench"), about(stage), strict=True))
+            values = dict(zip(("arm", "seed", "bench"), arm_seed_bench(stage), strict=True))
             for t, verdicts in judged(stage):
                 p = t.prompt
-                own |= {"attack": family(p.attack), "trace": t.id, "prompt_id": p.id, "prompt": p.text}
-                own["verdicts"] = "; ".join(f"{v.judge}/{v.part}={v.label or '?'}" for v in verdicts)
-                row = (own[key] if key in own else getattr(t if hasattr(t, key) else p, key) for key in COLUMNS)
+                values |= {"attack": family(p.attack), "trace": t.id, "prompt_id": p.id, "prompt": p.text}
+                values["verdicts"] = "; ".join(f"{v.judge}/{v.part}={v.label or '?'}" for v in verdicts)
+                row = (values[key] if key in values else getattr(t if hasattr(t, key) else p, key) for key in COLUMNS)
                 writer.writerow(map(readers.inert, row))
     return path
 
@@ -66,14 +60,12 @@ def to_inspect(run: Path, out: Path) -> list[Path]:
 
     paths = list[Path]()
     for stage in evaluations(run):
-        (arm, seed, bench), groups = about(stage), dict[str, list[Judged]]()
-        for item in judged(stage):
-            groups.setdefault(family(item[0].prompt.attack), []).append(item)
-        for attack, items in groups.items():
+        arm, seed, bench = arm_seed_bench(stage)
+        for attack, items in grouped(judged(stage), lambda item: family(item[0].prompt.attack)).items():
             trained = "" if seed is None else f"-s{seed}"
             name = re.sub(r"[^\w.-]", "-", f"{arm}{trained}-{bench}-{attack}")
             path = out / f"{name}.eval"
-            if path in paths:  # judged again: the same arm, benchmark and attack
+            if path in paths:  # Judged again: the same arm, benchmark and attack
                 path = out / f"{name}-{stage.manifest.fingerprint[:8]}.eval"
             write_eval_log(_log(stage, attack, items), str(path))
             paths.append(path)
@@ -81,43 +73,42 @@ def to_inspect(run: Path, out: Path) -> list[Path]:
 
 
 def _log(stage: Artifact, attack: str, items: Sequence[Judged]) -> Any:
-    """An evaluation as inspect-ai's record of it: each trace, and the shares of labels. Intervals are the report's to give."""
+    """An evaluation as a log of inspect-ai: each trace, and the shares of labels. Only the report gives intervals."""
     from inspect_ai import log
     from inspect_ai.model import GenerateConfig
 
-    (arm, seed, bench), sampling = about(stage), items[0][0].sampling
-    moment = datetime.fromtimestamp((stage.folder / "manifest.json").stat().st_mtime, UTC).isoformat()
+    (arm, seed, bench), sampling = arm_seed_bench(stage), items[0][0].sampling
+    time = datetime.fromtimestamp((stage.folder / "manifest.json").stat().st_mtime, UTC).isoformat()
+    generation = {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
     spec = log.EvalSpec(
-        created=moment, model=f"{arm}/{items[0][0].model}", packages={"demur": __version__},
-        task=f"{bench} under {attack}" if attack != "none" else bench, task_args={"arm": arm, "seed": seed, "attack": attack},
-        dataset=log.EvalDataset(name=bench, samples=len(items)), config=log.EvalConfig(epochs=sampling.n),
-        model_generate_config=GenerateConfig(**{k: getattr(sampling, k) for k in ("temperature", "top_p", "max_tokens", "seed")}),
+        created=time, model=f"{arm}/{items[0][0].model}", model_generate_config=GenerateConfig(**generation),
+        task=f"{bench} under {attack}" if attack != "none" else bench, packages={"demur": __version__},
+        task_args={"arm": arm, "seed": seed, "attack": attack}, config=log.EvalConfig(epochs=sampling.n),
+        dataset=log.EvalDataset(name=bench, samples=len(items)),
         metadata={"demur_stage": stage.manifest.name, "demur_fingerprint": stage.manifest.fingerprint},
     )  # fmt: skip
-    # Of harmful and harmless prompts apart, by judge and part; undecided verdicts are unscored.
-    sides: dict[str, list[Judged]] = {}
-    for item in items:
-        sides.setdefault(item[0].prompt.intent, []).append(item)
+    # A score for each intent of prompts, judge and part; undecided verdicts are unscored.
+    intents = grouped(items, lambda item: item[0].prompt.intent)
     scores = list[log.EvalScore]()
-    for side, own in sides.items():
+    for intent, members in intents.items():
         labels: dict[tuple[str, str], Counter[str]] = {}
-        for v in (v for _, verdicts in own for v in verdicts):
+        for v in (v for _, verdicts in members for v in verdicts):
             labels.setdefault((v.judge, v.part), Counter()).update([v.label] if v.label else [])
         for (judge, part), decided in labels.items():
             shares = {label: log.EvalMetric(name=label, value=n / decided.total()) for label, n in decided.items()}
             scores.append(log.EvalScore(
-                name=f"{judge}/{part}" + f" of {side}" * (len(sides) > 1), scorer=judge, metrics=shares,
-                scored_samples=decided.total(), unscored_samples=len(own) - decided.total(),
+                name=f"{judge}/{part}" + f" of {intent}" * (len(intents) > 1), scorer=judge, metrics=shares,
+                scored_samples=decided.total(), unscored_samples=len(members) - decided.total(),
             ))  # fmt: skip
     return log.EvalLog(
-        status="success", eval=spec, stats=log.EvalStats(started_at=moment, completed_at=moment),
+        status="success", eval=spec, stats=log.EvalStats(started_at=time, completed_at=time),
         results=log.EvalResults(total_samples=len(items), completed_samples=len(items), scores=scores),
         samples=[_sample(*item) for item in items],
     )  # fmt: skip
 
 
 def _sample(trace: Trace, verdicts: Sequence[Verdict]) -> Any:
-    """A trace as a sample: reasoning and answer apart, each verdict a score."""
+    """A trace as a sample: reasoning and answer separate, each verdict a score."""
     from inspect_ai import log, model, scorer
 
     makers = {"system": model.ChatMessageSystem, "user": model.ChatMessageUser, "assistant": model.ChatMessageAssistant}
@@ -134,9 +125,9 @@ def _sample(trace: Trace, verdicts: Sequence[Verdict]) -> Any:
         for v in verdicts
     }  # fmt: skip
     output = model.ModelOutput(model=trace.model, choices=[model.ChatCompletionChoice(message=reply, stop_reason=stop)])
-    asked = {name: getattr(trace.prompt, name) for name in ("intent", "category", "question")}
-    told = {"trace": trace.id, "outcome": trace.outcome, **asked, "attack": trace.prompt.attack or "none"}
+    metadata = {name: getattr(trace.prompt, name) for name in ("intent", "category", "question")}
+    metadata |= {"trace": trace.id, "outcome": trace.outcome, "attack": trace.prompt.attack or "none"}
     return log.EvalSample(
         id=trace.prompt.id, epoch=trace.sample + 1, input=sent or trace.prompt.text, target=trace.prompt.gold or "",
-        messages=[*sent, reply], output=output, scores=scores, metadata=told,
+        messages=[*sent, reply], output=output, scores=scores, metadata=metadata,
     )  # fmt: skip

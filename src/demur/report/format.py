@@ -1,6 +1,7 @@
-"""The only formatter: of numbers (values with intervals, differences, p values, counts), of comparisons in words, of models' texts.
+"""The only formatter: of numbers (intervals, differences, p values, counts), of comparisons in words, of models' texts.
 
-A model's text is cut into pieces by findings, with nothing in it that acts on whoever looks; escaping is the template's work.
+A model's text is cut into pieces by findings, and characters that could act on a reader's terminal or page are made
+visible. Escaping is left to the templates.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from demur.attack import title
 from demur.bench.metrics import METRICS
 from demur.errors import plural as plural
 from demur.records import Estimate, Span, Trace
-from demur.records import Finding as Found
+from demur.records import Finding as PatternFinding
 from demur.report.metrics import ALL
 from demur.report.tests import ALPHA, Finding, PairedTest
 from demur.stats import Difference
@@ -27,7 +28,7 @@ NONE = "–"
 
 
 def metric(name: str, better: stats.Better = "neither", unit: str = "") -> str:
-    """A metric in words, with its unit and the way that is better."""
+    """A metric in words, with its unit and the direction that is better."""
     head, slash, category = name.partition("/")
     known = METRICS.get(head)
     text = NAMES.get(head) or (known.title if known else "") or head.replace("_", " ")
@@ -36,7 +37,7 @@ def metric(name: str, better: stats.Better = "neither", unit: str = "") -> str:
 
 
 def number(value: float | None, unit: str = "share", *, digits: int = 1) -> str:
-    """One number: per cent without sign for shares, one digit behind the point below ten; 0 and 100 are of none and of all."""
+    """One number: shares in per cent, one decimal below ten; 0 and 100 are only printed of none and of all."""
     if value is None or unit == "nats":
         return NONE if value is None else "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
     scaled = 100 * value if unit == "share" else value
@@ -55,7 +56,7 @@ def interval(estimate: Estimate | None, unit: str = "share", *, digits: int = 0)
     places = 3 if unit == "nats" else digits
     text = number(estimate.value, unit)
     if not places and not round(low) <= float(text.strip("<>")) <= round(high):
-        places = 1  # whole bounds that leave the value out
+        places = 1  # Rounded bounds would leave the value out
     text = f"{value:.{places}f}" if digits and text[0] not in "<>" else text
     return f"{text} [{low:.{places}f}–{high:.{places}f}]"
 
@@ -69,13 +70,13 @@ def counted(estimate: Estimate | None, unit: str = "share") -> str:
 
 
 def of(estimate: Estimate) -> str:
-    """`1,200`, or `1,200 of 100 prompts` where that is fewer."""
+    """`1,200`, or `1,200 of 100 prompts` where there are fewer prompts than replies."""
     prompts = f" of {plural(estimate.clusters, 'prompt')}" if estimate.clusters else ""
     return f"{estimate.n:,}{prompts}"
 
 
 def signed(value: float | None, unit: str = "share") -> str:
-    """A difference with its sign, typographic minus."""
+    """A difference with its sign, and a typographic minus."""
     text = NONE if value is None else number(abs(value), unit).replace("<0.1", "0")
     return text if value is None or not text.strip("0.") else f"{'+' if value > 0 else '−'}{text}"
 
@@ -89,7 +90,7 @@ def spread(difference: Difference, unit: str = "share") -> str:
 
 
 def p_value(p: float | None, sign: str = "") -> str:
-    """A p value with as many digits as it deserves: `0.031`, `= 0.031`, `< 0.001`."""
+    """A p value with the digits that matter: `0.031`, `= 0.031`, `< 0.001`."""
     return sign + NONE if p is None else "< 0.001" if p < 0.001 else f"{sign}{p:.3f}" if p < 0.1 else f"{sign}{p:.2f}"
 
 
@@ -99,8 +100,9 @@ def distance(value: float, unit: str) -> str:
 
 
 def place(bench: str, attacks: str | Sequence[str], name: str = "") -> str:
-    """What a number is of: the benchmark, its attack, and the metric where it has several."""
-    under = ", ".join(title(one) for one in ([attacks] if isinstance(attacks, str) else attacks) if one != "none")
+    """The column of a number in words: the benchmark, its attacks, and the metric `name` where it is given."""
+    names = [attacks] if isinstance(attacks, str) else attacks
+    under = ", ".join(title(attack) for attack in names if attack != "none")
     where = f"{bench} under {under}" if under else bench
     return f"{where}: {metric(name)}" if name else where
 
@@ -128,16 +130,16 @@ def verdict(test: PairedTest) -> str:
 
 
 def _needed(test: PairedTest) -> str:
-    """What so many prompts show in four of five cases, and how many more would show the difference seen, by one formula."""
+    """The difference that this many prompts show in four of five cases, and how many more would show the one seen."""
     d, share = test.difference, test.unit == "share"
     if d.value is None or not d.spread:
         return ""
     if share and test.estimate_a.value == test.estimate_b.value and test.estimate_a.value in (0, 1):
-        most = max(-(d.low or 0), d.high or 0)  # where nothing differed, nothing says how much differences scatter
+        most = max(-(d.low or 0), d.high or 0)  # Without any difference their spread is unknown
         return f"; alike on all {d.clusters} prompts, which leaves room for at most {distance(most, test.unit)}"
-    trained = max(0.0, d.by_seeds)  # of the variance, what stays however many prompts there are
-    fixed, count = trained * d.spread**2 / d.clusters, max(1, test.comparisons)
-    spread = d.spread * (1 - trained) ** 0.5
+    by_seeds = max(0.0, d.by_seeds)  # The share of the variance that more prompts do not reduce
+    fixed, count = by_seeds * d.spread**2 / d.clusters, max(1, test.comparisons)
+    spread = d.spread * (1 - by_seeds) ** 0.5
     least = stats.minimum_detectable(spread, d.clusters, comparisons=count, share=share, fixed=fixed)
     text = f"; n={d.clusters} shows {distance(least, test.unit)} or more" if least < 1 or not share else ""
     if d.by_seeds > 0.5:
@@ -169,8 +171,7 @@ def because(test: PairedTest) -> str:
     d, unit = test.difference, test.unit
     if d.value is None or d.low is None or d.high is None:
         return test.why
-    range_ = f"[{signed(d.low, unit)}, {signed(d.high, unit)}]"
-    by = distance(test.by, unit)
+    range_, by = f"[{signed(d.low, unit)}, {signed(d.high, unit)}]", distance(test.by, unit)
     if test.outcome == "undecided":
         if test.p_holm is not None and test.p_holm < ALPHA and test.shown:
             return f"{signed(d.value, unit)} is shown, and less than {by}"
@@ -180,10 +181,10 @@ def because(test: PairedTest) -> str:
     return f"{signed(d.value, unit)}, p {p_value(test.p_holm, '= ')}, at least {by}"
 
 
-def conclusion(found: Finding) -> str:
+def conclusion(finding: Finding) -> str:
     """A claim with its outcome and the numbers behind it, as one line."""
-    numbers = "; ".join(f"{t.a} − {t.b} {spread(t.difference, t.unit)}: {because(t)}" for t in found.evidence)
-    return f"{found.claim}: {found.outcome} ({numbers})"
+    numbers = "; ".join(f"{t.a} − {t.b} {spread(t.difference, t.unit)}: {because(t)}" for t in finding.evidence)
+    return f"{finding.claim}: {finding.outcome} ({numbers})"
 
 
 _CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
@@ -199,30 +200,29 @@ class Piece(NamedTuple):
 
 
 def visible(text: str) -> str:
-    """Text in which what cannot be seen is shown and can do nothing."""
+    """Text with control characters and marks of direction replaced by visible signs."""
     return text.translate(_TABLE)
 
 
 def pieces(text: str, marks: Sequence[tuple[str, Span]], *, limit: int | None = None) -> list[Piece]:
     """A text cut at the borders of spans; spans that overlap share pieces, spans outside the text are ignored."""
-    shown = len(text) if limit is None else min(limit, len(text))
-    borders = {0, shown}
-    inside = [(name, max(0, span.start), min(span.end, shown)) for name, span in marks if 0 <= span.start < span.end]
-    for _, start, end in inside:
-        borders |= {start, end} if start < shown else set()
-    cut = []
+    end_of_text = len(text) if limit is None else min(limit, len(text))
+    inside = [(name, max(0, s.start), min(s.end, end_of_text)) for name, s in marks if 0 <= s.start < s.end]
+    borders = {0, end_of_text}.union(*({start, end} for _, start, end in inside if start < end_of_text))
+    result = []
     for start, end in pairwise(sorted(borders)):
         names = tuple(dict.fromkeys(name for name, low, high in inside if low <= start and end <= high))
-        cut.append(Piece(visible(text[start:end]), names))
-    return cut
+        result.append(Piece(visible(text[start:end]), names))
+    return result
 
 
-def passages(trace: Trace, findings: Sequence[Found], limit: int | None) -> tuple[dict[str, list[Piece] | None], int]:
-    """Thinking and answer, cut by what was found in them, and how many characters a limit leaves out."""
+def passages(
+    trace: Trace, findings: Sequence[PatternFinding], limit: int | None
+) -> tuple[dict[str, list[Piece] | None], int]:
+    """Thinking and answer in pieces by their findings, and how many characters a limit leaves out."""
     texts = {"thinking": trace.thinking, "answer": trace.answer}
-    marks = [(found.pattern, span) for found in findings if found.present for span in found.spans]
-    shown = {
-        part: None if text is None else pieces(text, [m for m in marks if m[1].part == part], limit=limit)
-        for part, text in texts.items()
-    }
-    return shown, sum(max(0, len(text or "") - limit) for text in texts.values()) if limit else 0
+    marks = [(finding.pattern, span) for finding in findings if finding.present for span in finding.spans]
+    parts: dict[str, list[Piece] | None] = {}
+    for part, text in texts.items():
+        parts[part] = None if text is None else pieces(text, [m for m in marks if m[1].part == part], limit=limit)
+    return parts, sum(max(0, len(text or "") - limit) for text in texts.values()) if limit else 0

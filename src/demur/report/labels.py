@@ -1,9 +1,11 @@
 """Labels that people give in the viewer: files that `demur calibrate` reads, one for each kind of label.
 
-    RUN/labels/refusal.jsonl    prompt, completion, label         RUN/labels/harm.jsonl   prompt, completion, label
-    RUN/labels/patterns.jsonl   prompt, response, one 0 or 1 for each pattern
+    RUN/labels/refusal.jsonl, harm.jsonl    prompt, completion, label
+    RUN/labels/patterns.jsonl               prompt, response, one 0 or 1 for each pattern
 
-Of judges they say what they are worth: how far people agree with them, and rates without their errors. Each row says who gave it, and of a trace that was drawn at random from which band of how many (`band`, `of`). The same trace may be labelled by several people; how far they agree is part of the answer.
+A row has the author of the label (`by`) and, for a trace that was drawn at random, its band and the size of that band
+(`band`, `of`). Several people may label the same trace. The labels measure judges: their agreement with people, and
+rates without their errors.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +23,13 @@ from demur.records import PATTERNS, Estimate, Record, Trace, Verdict, encode
 from demur.report import format
 from demur.report.index import Stratum
 from demur.report.metrics import Cell, Cells, Column
-from demur.report.read import Judged, Row, band, given, protocol_of
+from demur.report.read import Judged, Row, band, grouped, people_labels, protocol_of
 from demur.storage import artifacts as runs
 from demur.storage.artifacts import Artifact, atomic_write
 
 KINDS: dict[str, tuple[str, ...]] = {"refusal": REFUSAL, "harm": HARM, "patterns": PATTERNS}
-ASSUMED = 0.1  # How often a judge without probabilities is taken to err before there are labels
+ASSUMED = 0.1  # The assumed error rate of a judge without probabilities, before there are labels
+FITTED = ", to which the judge was fitted"
 UNKNOWN = "uncalibrated: no labels of people are known for it with this text and model (demur calibrate, demur view)"
 
 
@@ -38,18 +41,16 @@ class Labels:
         self._rows = {kind: self._read(kind) for kind in KINDS}
 
     def _read(self, kind: str) -> dict[tuple[str, str], dict[str, Any]]:
-        return {(row["id"], row["by"]): row for row in given(self.folder.parent, kind)}
+        return {(row["id"], row["by"]): row for row in people_labels(self.folder.parent, kind)}
 
     def put(
         self, trace: Trace, *, kind: str, value: str | list[str] | None, by: str, verdicts: Sequence[Verdict] = (),
         drawn: tuple[str, int] | None = None,
     ) -> None:  # fmt: skip
-        """Set one person's label of a trace (for patterns: the list of those present), or take it back by `None`.
+        """Set one person's label of a trace (for patterns: the list of those present), or remove it by `None`.
 
-        What judges said of the answer stands beside it as `JUDGE_label`, so that calibration shows them side by side; and of
-        a trace that was drawn at random its band, and how many traces that has.
-
-        Raises UserError: no such kind or label.
+        The judges' labels of the answer are kept with it as `JUDGE_label`, for calibration. `drawn`: the band of a
+        randomly drawn trace, and its size. Raises UserError: no such kind or label.
         """
         if kind not in KINDS:
             raise UserError(f"unknown kind of label '{kind}'. Allowed: {', '.join(KINDS)}.")
@@ -64,7 +65,7 @@ class Labels:
             row |= {f"{v.judge}_label": v.label for v in verdicts if v.part == "answer" and v.label in KINDS[kind]}
         row |= dict(zip(("band", "of"), drawn or (), strict=False))
         self.folder.mkdir(exist_ok=True)
-        with runs.locked(self.folder):  # others may have written meanwhile
+        with runs.locked(self.folder):  # Others may have written meanwhile
             rows = self._rows[kind] = self._read(kind)
             rows.pop((trace.id, by), None)
             if value is not None:
@@ -73,24 +74,24 @@ class Labels:
 
     def of(self, trace: str) -> dict[str, dict[str, str | list[str]]]:
         """Kind -> person -> label of a trace."""
-        found: dict[str, dict[str, str | list[str]]] = {}
+        labels: dict[str, dict[str, str | list[str]]] = {}
         for kind, rows in self._rows.items():
             for (name, by), row in rows.items():
                 if name == trace:
-                    own: str | list[str] = [p for p in PATTERNS if row[p]] if kind == "patterns" else str(row["label"])
-                    found.setdefault(kind, {})[by] = own
-        return found
+                    patterns: list[str] = [pattern for pattern in PATTERNS if row.get(pattern)]
+                    labels.setdefault(kind, {})[by] = patterns if kind == "patterns" else str(row["label"])
+        return labels
 
     def ids(self) -> set[str]:
-        """The traces that anybody labelled."""
+        """The traces that have a label."""
         return {name for rows in self._rows.values() for name, _ in rows}
 
     def agreement(self) -> dict[str, dict[str, Any]]:
-        """For each kind: labels given, and where two people labelled the same traces, how far they agree."""
+        """For each kind: labels given and, where two people labelled the same traces, their agreement."""
         summary: dict[str, dict[str, Any]] = {}
         for kind, rows in self._rows.items():
             fields = PATTERNS if kind == "patterns" else ("label",)
-            values = {at: "".join(str(row[field]) for field in fields) for at, row in rows.items()}
+            values = {key: "".join(str(row[field]) for field in fields) for key, row in rows.items()}
             people = sorted({by for _, by in rows})
             summary[kind] = {"labels": len(rows), "people": people, "pairs": []}
             for a, b in combinations(people, 2):
@@ -115,54 +116,57 @@ class Correction(Record, frozen=True, kw_only=True):
     labels: int
 
 
-def corrections(folder: Path, found: Cells, columns: Iterable[Column]) -> Iterator[Correction]:
-    """Every headline rate whose judge's verdicts were labelled by people in this run.
+def corrections(folder: Path, table: Cells, columns: Iterable[Column]) -> Iterator[Correction]:
+    """Every headline rate whose judge has labels of people in this run.
 
-    An arm with labels in each of its bands has a rate of its own; else the judge's errors on all labelled replies are taken out.
+    With labels in each of its bands an arm's rate is from them; else the judge's errors on all labels are taken out.
     """
-    rows = {kind: list(zip(own := given(folder, kind), weights(own), strict=True)) for kind in ("refusal", "harm")}
+    rows = {kind: people_labels(folder, kind) for kind in ("refusal", "harm")}
     for column in columns:
         bench = protocol_of(column.bench)
         metric = next((m for m in bench.metrics if m.name == column.metric), None) if bench else None
         if metric is None or column.part != "answer":
             continue
-        labelled = [(str(row["id"]), row["label"] in metric.labels, row[f"{column.judge}_label"] in metric.labels, weight)
-                    for row, weight in rows["harm" if set(metric.family) & set(HARM) else "refusal"]
-                    if weight[0] and row.get(f"{column.judge}_label") and row["intent"] in (metric.intents or [row["intent"]])]  # fmt: skip
+        name, kind = f"{column.judge}_label", "harm" if set(metric.family) & set(HARM) else "refusal"
+        labelled = [
+            (str(row["id"]), row["label"] in metric.labels, row[name] in metric.labels, weight)
+            for row, weight in zip(rows[kind], weights(rows[kind]), strict=True)
+            if weight[0] and row.get(name) and row["intent"] in (metric.intents or [row["intent"]])
+        ]
         if not labelled:
             continue
-        yes, no = errors_of([(gold, said) for _, gold, said, _ in labelled], [weight for *_, weight in labelled])
-        for arm, cell in ((arm, cells[column]) for arm, cells in found.items() if column in cells):
-            observed, ours = cell.estimate(column), _of_bands(cell, labelled)
+        yes, no = errors_of([(gold, label) for _, gold, label, _ in labelled], [weight for *_, weight in labelled])
+        for arm, cell in ((arm, cells[column]) for arm, cells in table.items() if column in cells):
+            observed, by_people = cell.estimate(column), _by_people(cell, labelled)
             yield Correction(
-                arm=arm, bench=column.bench, attack=column.attack, metric=column.metric, judge=column.judge, observed=observed,
-                corrected=stats.corrected(observed, yes, no) if ours.value is None else ours,
-                sensitivity=yes, specificity=no, labels=len(labelled),
+                arm=arm, bench=column.bench, attack=column.attack, metric=column.metric, judge=column.judge,
+                corrected=stats.corrected(observed, yes, no) if by_people.value is None else by_people,
+                observed=observed, sensitivity=yes, specificity=no, labels=len(labelled),
             )  # fmt: skip
 
 
-def _of_bands(cell: Cell, labelled: Sequence[tuple[str, bool, object, object]]) -> Estimate:
-    """What people say of a cell's replies, from those of each band that they labelled."""
-    people: dict[str, list[bool]] = {}
+def _by_people(cell: Cell, labelled: Sequence[tuple[str, bool, object, object]]) -> Estimate:
+    """The rate of a cell by people's labels, from those in each band."""
+    labels: dict[str, list[bool]] = {}
     for name, positive, *_ in labelled:
-        people.setdefault(name, []).append(positive)
-    bands: dict[str, list[Row]] = {}
-    for row in cell.rows:
-        first = next((said for (_, part), said in row.verdicts.items() if part != "thinking"), Judged(None))
-        bands.setdefault(band(*first), []).append(row)
+        labels.setdefault(name, []).append(positive)
+
+    def band_of(row: Row) -> str:
+        return band(*next((verdict for (_, part), verdict in row.verdicts.items() if part != "thinking"), Judged(None)))
+
     parts = []
-    for own in bands.values():
-        seen = [(positive, row.cluster) for row in own for positive in people.get(row.id, ())]
-        parts.append((len(own), stats.rate([p for p, _ in seen], clusters=[cluster for _, cluster in seen])))
+    for rows in grouped(cell.rows, band_of).values():
+        seen = [(positive, row.cluster) for row in rows for positive in labels.get(row.id, ())]
+        parts.append((len(rows), stats.rate([p for p, _ in seen], clusters=[cluster for _, cluster in seen])))
     return stats.stratified(parts)
 
 
 def widths(strata: Sequence[Stratum], labels: Sequence[int] = (30, 100, 300)) -> dict[int, float | None]:
-    """How wide the rate of a draw's traces will be, to either side, behind so many labels over its bands in turn.
+    """Labels -> half the width of the rate's interval, when so many are given over the bands of a draw in turn.
 
-    As if the judge erred as often as its own probabilities say, or in `ASSUMED` of its calls where it has none.
+    The judge is assumed to err as often as its own probabilities say, or in `ASSUMED` of its calls where it has none.
     """
-    found: dict[int, float | None] = {}
+    halves: dict[int, float | None] = {}
     for count in labels:
         parts = []
         for _, size, errs, called in strata:
@@ -170,36 +174,36 @@ def widths(strata: Sequence[Stratum], labels: Sequence[int] = (30, 100, 300)) ->
             hits = round(taken * (positive * (1 - wrong) + (1 - positive) * wrong))
             parts.append((size, stats.rate([place < hits for place in range(taken)])))
         rate = stats.stratified(parts)
-        found[count] = None if rate.low is None or rate.high is None else (rate.high - rate.low) / 2
-    return found
+        halves[count] = None if rate.low is None or rate.high is None else (rate.high - rate.low) / 2
+    return halves
 
 
 def notes(judges: Iterable[str], stages: Sequence[Artifact], corrected: Sequence[Correction] = ()) -> dict[str, str]:
-    """What has to be said beside the rates of a judge in some stages; nothing of programs that need no calibration."""
-    known = {one.judge: one for one in reversed(corrected)}
+    """Judge -> a note on its rates in some stages: its kind, its calibration, departures from its original set-up."""
+    by_judge = {correction.judge: correction for correction in reversed(corrected)}
     setups = [setup for stage in stages if stage.has("judges") for setup in stage.read("judges", JudgeSetup)]
-    files = {key: one for run in {stage.folder.parents[1] for stage in stages} for key, one in kept(run).items()}
-    found = {}
+    calibrations = {key: c for run in {stage.folder.parents[1] for stage in stages} for key, c in kept(run).items()}
+    texts = {}
     for judge in dict.fromkeys(judges):
+        kind = judge.partition("+")[0]  # The judge without a text of the user's
         try:
-            kind = judge.partition("+")[0]  # of one with another text
-            said, model = [note(kind)], requires_model(kind)
-        except UserError:  # of another's making, or not here any more
-            said, model = [], False
-        own = [setup for setup in setups if setup.judge == judge]
-        worth = [f"{_right(c)} on the {c.setup.part} by {format.plural(c.n, 'label')} of {c.labels}{', to which the judge was fitted' * c.fitted}"
-                 for key in dict.fromkeys(s.key for s in own) if (c := files.get(key))]  # fmt: skip
-        if one := known.get(judge):
-            count = format.plural(one.labels, "label")
-            worth.append(f"{format.metric(one.metric)}: {_right(one)} by {count} of this run's replies")
-        said += worth or [UNKNOWN] * model
-        left = dict.fromkeys(departure for setup in own for departure in setup.departs)
-        said += [f"left its original set-up: {', '.join(left)}"] if left else []
-        if text := "; ".join(filter(None, said)):
-            found[judge] = text
-    return found
+            parts, needs_model = [note(kind)], requires_model(kind)
+        except UserError:  # A plug-in, or not here any more
+            parts, needs_model = [], False
+        used = [setup for setup in setups if setup.judge == judge]
+        worth = [f"{_right(c)} on the {c.setup.part} by {format.plural(c.n, 'label')} of {c.labels}{FITTED * c.fitted}"
+                 for key in dict.fromkeys(setup.key for setup in used) if (c := calibrations.get(key))]  # fmt: skip
+        if correction := by_judge.get(judge):
+            count = format.plural(correction.labels, "label")
+            worth.append(f"{format.metric(correction.metric)}: {_right(correction)} by {count} of this run's replies")
+        parts += worth or [UNKNOWN] * needs_model
+        departures = dict.fromkeys(departure for setup in used for departure in setup.departs)
+        parts += [f"left its original set-up: {', '.join(departures)}"] if departures else []
+        if text := "; ".join(filter(None, parts)):
+            texts[judge] = text
+    return texts
 
 
-def _right(one: Correction | Calibration) -> str:
-    """How often a judge is right, of either kind of reply."""
-    return f"sensitivity {format.interval(one.sensitivity)} %, specificity {format.interval(one.specificity)} %"
+def _right(rates: Correction | Calibration) -> str:
+    """How often a judge is right, on either kind of reply."""
+    return f"sensitivity {format.interval(rates.sensitivity)} %, specificity {format.interval(rates.specificity)} %"

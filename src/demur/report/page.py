@@ -14,9 +14,9 @@ from demur.records import Finding, Trace, Verdict
 from demur.report import figures, format
 from demur.report.data import Report, run_names
 from demur.report.format import passages, visible
-from demur.report.read import about, bench_name, family, label
-from demur.report.sections import own_table, sections
-from demur.report.tables import STAND_IN, Cell, Table, templates
+from demur.report.read import arm_seed_bench, bench_name, family, label
+from demur.report.sections import TEXTS, sections
+from demur.report.tables import STAND_IN, Cell, Table, table, templates
 from demur.storage.artifacts import COMMANDS, Artifact, artifacts
 
 SAMPLES = 3  # Traces shown of each kind: enough to see what the numbers are about; the viewer has them all
@@ -25,31 +25,32 @@ Sample = dict[str, Any]  # A trace as the page shows it
 
 
 def page(report: Report, runs: Sequence[Path]) -> str:
-    """The whole page."""
+    """The whole page, of the report of some runs."""
     environment = templates()
     environment.globals["ink"] = figures.colour
     prefixes = [f"{name}:" for name in run_names(runs)] if len(runs) > 1 else [""]
-    every, shown = list[Artifact](), list[tuple[str, list[Sample]]]()
+    stages, groups = list[Artifact](), list[tuple[str, list[Sample]]]()
     for run, prefix in zip(runs, prefixes, strict=True):
-        own = [s for s in artifacts(run) if report.stages.get(prefix + s.manifest.name) == s.manifest.fingerprint]
-        every += own
-        shown += samples(own, prefix)
+        present = [s for s in artifacts(run) if report.stages.get(prefix + s.manifest.name) == s.manifest.fingerprint]
+        stages += present
+        groups += samples(present, prefix)
     script = environment.loader.get_source(environment, "report.js")[0]
     return str(environment.get_template("report.html").render(
-        report=report, sections=sections(report, _certified(runs)), samples=shown, script=script,
-        banner=STAND_IN if report.stand_in else "", about=_about(every, runs),
+        report=report, sections=sections(report, _certified(runs)), samples=groups, script=script,
+        banner=STAND_IN if report.stand_in else "", about=_about(stages, runs),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     ))  # fmt: skip
 
 
 def _about(stages: Sequence[Artifact], runs: Sequence[Path]) -> str:
-    """Version, day and how to make it again: every command since the last `demur run`, which leaves no earlier stages."""
+    """Version, day and how to make it again: every command since the last `demur run`, which left no earlier stages."""
     versions = sorted({stage.manifest.host.get("demur", "") for stage in stages} - {""})
     last = max(((stage.folder / "manifest.json").stat().st_mtime for stage in stages), default=0.0)
     day = datetime.fromtimestamp(last, UTC).date().isoformat()
     texts = [f"\n{(run / COMMANDS).read_text()}" for run in runs if (run / COMMANDS).is_file()]
-    typed = [line for text in texts for line in "".join(text.rpartition("\ndemur run ")[1:]).strip().splitlines()]
-    return f"demur {', '.join(versions)} · finished {day} · made by: {'; '.join(typed) or 'demur run RUN/study.yaml --out RUN'}"
+    commands = [line for text in texts for line in "".join(text.rpartition("\ndemur run ")[1:]).strip().splitlines()]
+    made_by = "; ".join(commands) or "demur run RUN/study.yaml --out RUN"
+    return f"demur {', '.join(versions)} · finished {day} · made by: {made_by}"
 
 
 def samples(stages: Sequence[Artifact], prefix: str) -> Iterator[tuple[str, list[Sample]]]:
@@ -62,21 +63,21 @@ def samples(stages: Sequence[Artifact], prefix: str) -> Iterator[tuple[str, list
         if stage.manifest.kind == "diagnose" and source is not None:
             yield f"{prefix}training traces: {label(source)}", list(_diagnosed(source, stage))
         elif stage.manifest.kind in ("evaluate", "judge") and stage.has("traces"):
-            arm, seed, _ = about(stage)
+            arm, seed, _ = arm_seed_bench(stage)
             if first.setdefault(arm.partition("@")[0], (arm, seed)) == (arm, seed):
                 replies.setdefault(prefix + arm, []).extend(_judged(stage, prefix + arm))
-    yield from ((f"replies of {arm}", own) for arm, own in replies.items())
+    yield from ((f"replies of {arm}", traces) for arm, traces in replies.items())
 
 
 def _diagnosed(source: Artifact, stage: Artifact) -> Iterator[Sample]:
-    """The first traces in which anything was found."""
-    marks: dict[str, list[Finding]] = {}
+    """The first traces in which a pattern was found."""
+    findings: dict[str, list[Finding]] = {}
     for finding in stage.read("findings", Finding):
-        if finding.present and (finding.trace in marks or len(marks) < SAMPLES):
-            marks.setdefault(finding.trace, []).append(finding)
-    for trace in source.read("traces", Trace) if marks else ():
-        if own := marks.get(trace.id):
-            yield sample(trace, findings=own, tags=tuple(f.pattern.replace("_", " ") for f in own))
+        if finding.present and (finding.trace in findings or len(findings) < SAMPLES):
+            findings.setdefault(finding.trace, []).append(finding)
+    for trace in source.read("traces", Trace) if findings else ():
+        if present := findings.get(trace.id):
+            yield sample(trace, findings=present, tags=tuple(f.pattern.replace("_", " ") for f in present))
 
 
 def _judged(stage: Artifact, arm: str) -> Iterator[Sample]:
@@ -90,29 +91,29 @@ def _judged(stage: Artifact, arm: str) -> Iterator[Sample]:
             verdict = wanted.pop(trace.id)
             label = (verdict.label or f"cannot tell: {verdict.reason.removeprefix(ABSTAINS)}").replace("_", " ")
             bench, attack = bench_name(stage), family(trace.prompt.attack)
-            at = f"arm={arm}&bench={bench}&attack={attack}&trace={trace.id}"
-            yield sample(trace, tags=(format.place(bench, attack), label), where=at)
+            where = f"arm={arm}&bench={bench}&attack={attack}&trace={trace.id}"
+            yield sample(trace, tags=(format.place(bench, attack), label), where=where)
         if not wanted:
             break
 
 
 def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, ...] = (), where: str = "") -> Sample:
-    """A trace with its findings in place."""
-    texts, left = passages(trace, findings, LIMIT)
+    """A trace with its findings marked in the text."""
+    texts, more = passages(trace, findings, LIMIT)
     return {
-        "where": where or f"trace={trace.id}", "tags": (*tags, trace.outcome.replace("_", " ")), **texts, "more": left,
+        "where": where or f"trace={trace.id}", "tags": (*tags, trace.outcome.replace("_", " ")), **texts, "more": more,
         "prompt": visible(trace.prompt.text[:LIMIT]), "masked": trace.prompt.intent == "harmful",
     }  # fmt: skip
 
 
 def _certified(runs: Sequence[Path]) -> dict[str, list[Table]]:
-    """What `demur check contamination` certified of the training rows, benchmark by benchmark."""
+    """The certificates of `demur check contamination` for the training rows, benchmark by benchmark."""
     rows: list[tuple[Cell | str, ...]] = []
     for path in (run / "contamination.json" for run in runs):
-        given = msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
-        for name, one in given.get("certificates", {}).items():
-            for bench in one["compared"]:
-                taken = f", {one['removed']} taken out" if one.get("removed") else ""
-                held = Cell(f"{bench['rows']} of {one['rows']}{taken}", "warn" if bench["rows"] else "")
+        content = msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
+        for name, certificate in content.get("certificates", {}).items():
+            removed = f", {certificate['removed']} taken out" if certificate.get("removed") else ""
+            for bench in certificate["compared"]:
+                held = Cell(f"{bench['rows']} of {certificate['rows']}{removed}", "warn" if bench["rows"] else "")
                 rows.append((name, bench["bench"], held, f"{bench['prompts']:,}"))
-    return {"contamination": own_table("contamination", rows)}
+    return {"contamination": [table(TEXTS["contamination"][3], rows)]}

@@ -1,4 +1,4 @@
-"""How often the failure patterns occur in traces, before and after the filter, and what else is measured of a reasoning."""
+"""How often the failure patterns occur in traces, before and after the filter, and other measures of a reasoning."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -11,22 +11,22 @@ from demur.diagnose import is_screen
 from demur.diagnose.measures import Measures
 from demur.records import CLASSES, PATTERNS, Estimate, Finding, Kept, Pattern, Record, Trace
 from demur.report.metrics import clipped
-from demur.report.read import Run, given, label
+from demur.report.read import Run, label, people_labels
 from demur.storage.artifacts import Artifact
 from demur.storage.records_file import project
 
 TRUNCATED = ("cut_in_thinking", "cut_in_answer")
-NO, YES, UNKNOWN, ABSENT = range(4)  # What findings say of a pattern in a trace; the last: nothing
+NO, YES, UNKNOWN, MISSING = range(4)  # The finding on a pattern in a trace; the last: there is none
 MEASURES = {
-    "sentences": ("sentences", "count"), "first_awareness": ("first_awareness", "share"), "key_sentence": ("key_sentence", "share"),
-    "after_decision": ("after_decision", "count"), "reopenings": ("reopenings", "count"), "loop": ("loop", ""),
-    "language_switch": ("language_switches", ""),
+    "sentences": ("sentences", "count"), "first_awareness": ("first_awareness", "share"),
+    "key_sentence": ("key_sentence", "share"), "after_decision": ("after_decision", "count"),
+    "reopenings": ("reopenings", "count"), "loop": ("loop", ""), "language_switch": ("language_switches", ""),
 }  # fmt: skip
-"""Name -> field of a trace's measures, and its unit; without one, whether there is any. A place that does not exist is unscored."""
+"""Name -> field of a trace's measures, and its unit; without a unit: whether there is any. `None` is unscored."""
 
 
 class PatternRate(Record, frozen=True, kw_only=True):
-    """How often a pattern (or a class of patterns, or any) stands in a set of traces, before and after the filter."""
+    """How often a pattern, one of a class or any occurs in a set of traces, before and after the filter."""
 
     traces: str
     pattern: str
@@ -39,44 +39,43 @@ class PatternRate(Record, frozen=True, kw_only=True):
 def patterns(run: Run) -> Iterator[PatternRate]:
     """Rates of patterns, of classes and of any, for every set of traces that was diagnosed: harmful prompts alone."""
     for source, stage in diagnosed(run):
-        found = _Found(source, stage, given(run.folder, "patterns"))
-        for strategy, those in found.groups.items():
-            several = len(found.groups) > 1
-            name = f"{label(source)}: {strategy or 'none'}" if several else label(source)
-            sets: dict[str, tuple[Pattern, ...]] = {p: (p,) for p in PATTERNS if p in found.marks}
-            for what, members in {**sets, **CLASSES, "any": PATTERNS}.items():
-                yield found.rate(name, those, what, members)
+        traces = _Traces(source, stage, people_labels(run.folder, "patterns"))
+        for strategy, places in traces.groups.items():
+            name = f"{label(source)}: {strategy or 'none'}" if len(traces.groups) > 1 else label(source)
+            sets: dict[str, tuple[Pattern, ...]] = {p: (p,) for p in PATTERNS if p in traces.marks}
+            for pattern, members in {**sets, **CLASSES, "any": PATTERNS}.items():
+                yield traces.rate(name, places, pattern, members)
 
 
 def measures(run: Run) -> dict[str, dict[str, Estimate]]:
-    """Means and shares of what the detectors measure besides the patterns, by set of traces."""
-    found: dict[str, dict[str, Estimate]] = {}
+    """Means and shares of the detectors' other measures, by set of traces."""
+    sets: dict[str, dict[str, Estimate]] = {}
     for source, stage in diagnosed(run):
         if stage.has("measures"):
             rows = list(project(stage.folder / "measures.jsonl", Measures, *(field for field, _ in MEASURES.values())))
-            own = found[label(source)] = {}
+            estimates = sets[label(source)] = {}
             for (name, (_, unit)), column in zip(MEASURES.items(), zip(*rows, strict=True), strict=False):
-                values = [None if value is None else float(value) if unit else bool(value) for value in column]
-                own[name] = clipped(stats.mean(values), values, unit) if unit else stats.rate(values)  # type: ignore[arg-type]
-    return found
+                values: list[Any] = [None if v is None else float(v) if unit else bool(v) for v in column]
+                estimates[name] = clipped(stats.mean(values), values, unit) if unit else stats.rate(values)
+    return sets
 
 
 def diagnosed(run: Run) -> Iterator[tuple[Artifact, Artifact]]:
-    """Every diagnosis of the run's own traces, behind the stage that made them."""
+    """Every stage of the run whose traces were diagnosed, with the diagnosis."""
     makers = {(stage.folder.parent, stage.manifest.fingerprint): stage for stage in run.stages}
     for stage in run.of_kind("diagnose"):
         if source := makers.get((stage.folder.parent, stage.manifest.inputs.get("traces", ""))):
             yield source, stage
 
 
-class _Found:
-    """What was found in a set of traces: of each a byte a pattern, and whether it passed the filter."""
+class _Traces:
+    """The findings on a set of traces: of each trace a byte a pattern, and whether it passed the filter."""
 
     def __init__(self, source: Artifact, stage: Artifact, labels: Sequence[dict[str, Any]]) -> None:
         kept = source.manifest.summary.get("kept", stage.manifest.settings.get("kept"))
         if source.has("kept"):
             kept = (name for (name,) in project(source.folder / "kept.jsonl", Kept, "trace"))
-        keep = None if kept is None else set(kept)  # ids that the filter let through; `None`: there was none
+        keep = None if kept is None else set(kept)  # `None`: there was no filter
         self.screen = is_screen(str(stage.manifest.settings.get("detector", "llm")))
         place: dict[int, int] = {}
         self.clusters, self.truncated, passed = array("q"), bytearray(), bytearray()
@@ -90,7 +89,7 @@ class _Found:
                 self.truncated.append(outcome in TRUNCATED)
                 passed.append(keep is not None and name in keep)
         self.passed = None if keep is None else passed
-        self.labels: dict[int, list[dict[str, Any]]] = {}  # What people said of traces, by place
+        self.labels: dict[int, list[dict[str, Any]]] = {}  # People's labels, by place
         for row in labels:
             if (at := place.get(hash(row["id"]))) is not None:
                 self.labels.setdefault(at, []).append(row)
@@ -98,52 +97,48 @@ class _Found:
         self.detector = ""
         path = stage.folder / "findings.jsonl"
         for trace, pattern, present, self.detector in project(path, Finding, "trace", "pattern", "present", "detector"):
-            at = place.get(hash(trace))
-            if at is not None:
-                marks = self.marks.setdefault(pattern, bytearray([ABSENT]) * len(place))
+            if (at := place.get(hash(trace))) is not None:
+                marks = self.marks.setdefault(pattern, bytearray([MISSING]) * len(place))
                 marks[at] = UNKNOWN if present is None else present
 
-    def rate(self, name: str, those: Sequence[int], what: str, members: Sequence[str]) -> PatternRate:
-        """How often at least one of some patterns is there, before and after the filter."""
-        marks = [self.marks[pattern] for pattern in members if pattern in self.marks]
-        there = [at for at in those if any(own[at] != ABSENT for own in marks)]
-        kept = None if self.passed is None else [at for at in there if self.passed[at]]
-        kind = "pattern" if what in PATTERNS else "any" if what == "any" else "class"
+    def rate(self, name: str, places: Sequence[int], pattern: str, members: Sequence[str]) -> PatternRate:
+        """How often at least one of some patterns occurs, before and after the filter."""
+        marks = [self.marks[member] for member in members if member in self.marks]
+        before = [at for at in places if any(pattern_marks[at] != MISSING for pattern_marks in marks)]
+        after = None if self.passed is None else [at for at in before if self.passed[at]]
+        kind = "pattern" if pattern in PATTERNS else "any" if pattern == "any" else "class"
         return PatternRate(
-            traces=name, pattern=what, kind=kind, detector=self.detector, before=self._rate(marks, there, members),
-            after=None if kept is None else self._rate(marks, kept, members),
+            traces=name, pattern=pattern, kind=kind, detector=self.detector, before=self._rate(marks, before, members),
+            after=None if after is None else self._rate(marks, after, members),
         )  # fmt: skip
 
-    def _rate(self, marks: Sequence[bytearray], those: list[int], members: Sequence[str]) -> Estimate:
-        """A trace is scored where all patterns are decided: to count it as soon as one is there would favour presence."""
-        flags = [[own[at] for own in marks] for at in those]
+    def _rate(self, marks: Sequence[bytearray], places: list[int], members: Sequence[str]) -> Estimate:
+        """A trace is scored where all patterns are decided: to score it at the first one would favour presence."""
+        flags = [[pattern_marks[at] for pattern_marks in marks] for at in places]
         if self.screen:
-            return self._corrected(flags, those, members)
-        outcomes = [None if UNKNOWN in own or ABSENT in own else YES in own for own in flags]
-        truncated = [bool(self.truncated[at]) for at in those]
-        found = stats.rate(outcomes, clusters=[self.clusters[at] for at in those], truncated=truncated, better="lower")
-        sure = sum(YES in own and not cut for own, cut in zip(flags, truncated, strict=True))
-        return replace(found, best=sure / len(flags)) if flags else found
+            return self._of_screen(flags, places, members)
+        outcomes = [None if UNKNOWN in row or MISSING in row else YES in row for row in flags]
+        truncated = [bool(self.truncated[at]) for at in places]
+        rate = stats.rate(outcomes, clusters=[self.clusters[at] for at in places], truncated=truncated, better="lower")
+        sure = sum(YES in row and not cut for row, cut in zip(flags, truncated, strict=True))
+        return replace(rate, best=sure / len(flags)) if flags else rate
 
-    def _corrected(self, flags: Sequence[list[int]], those: list[int], members: Sequence[str]) -> Estimate:
-        """A screen's calls are for reading: its errors are those of other text. Labels of a random draw make a rate of them.
-
-        The strata are no coarser than those of the viewer's draw: traces in which something is flagged, and others.
-        """
-        sides: dict[str, list[int]] = {"flagged": [], "flagged for another": [], "not": []}
-        for at, own in zip(those, flags, strict=True):
-            drawn = any(marks[at] == YES for marks in self.marks.values())
-            sides["flagged" if YES in own else "flagged for another" if drawn else "not"].append(at)
+    def _of_screen(self, flags: Sequence[list[int]], places: list[int], members: Sequence[str]) -> Estimate:
+        """A screen flags traces for reading and has no rate. Labels of a random draw give one, by the draw's strata."""
+        strata: dict[str, list[int]] = {"flagged": [], "flagged for another": [], "not": []}
+        for at, row in zip(places, flags, strict=True):
+            other = any(marks[at] == YES for marks in self.marks.values())
+            strata["flagged" if YES in row else "flagged for another" if other else "not"].append(at)
         parts = []
-        for side in sides.values():
-            seen = [(at, any(row[name] for name in members)) for at in side for row in self.labels.get(at, ())]
-            rate = stats.rate([there for _, there in seen], clusters=[self.clusters[at] for at, _ in seen])
-            parts.append((len(side), rate))
-        found, how = stats.stratified(parts), f"screen: {len(sides['flagged'])} flagged of {len(flags)}"
-        if found.value is not None:
-            how = f"{how}; {found.how}, read by people"
-        elif any(self.labels.get(at) for at in those):
+        for stratum in strata.values():
+            seen = [(at, any(row[name] for name in members)) for at in stratum for row in self.labels.get(at, ())]
+            rate = stats.rate([present for _, present in seen], clusters=[self.clusters[at] for at, _ in seen])
+            parts.append((len(stratum), rate))
+        result, how = stats.stratified(parts), f"screen: {len(strata['flagged'])} flagged of {len(flags)}"
+        if result.value is not None:
+            how = f"{how}; {result.how}, read by people"
+        elif any(self.labels.get(at) for at in places):
             how += ", label both kinds, drawn at random, for a rate"
         else:
-            how += ", read them" if sides["flagged"] else ", not flagged is not clean"
-        return replace(found, n=len(flags), unscored=0, how=how)
+            how += ", read them" if strata["flagged"] else ", not flagged is not clean"
+        return replace(result, n=len(flags), unscored=0, how=how)

@@ -1,9 +1,9 @@
-"""Reads a run: which stages are part of the present study, and of each reply what numbers need, without its text."""
+"""Reads a run: which stages belong to the present study, and of each reply what numbers need, without its text."""
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -16,46 +16,48 @@ from demur.settings import read_yaml
 from demur.storage.artifacts import Artifact, artifacts
 from demur.storage.records_file import project
 
-SHARED = 10_000  # Different verdicts with scores that are looked for among later ones
+T = TypeVar("T")
+K = TypeVar("K")
+SHARED = 10_000  # Above so many different verdicts, those with scores are no longer shared
 ENOUGH, AGREED = 30, 0.8
-"""Labels of an arm's replies, and the share on which a judge must agree with them, for rates of classes that it often mixes up."""
+"""Labels of an arm, and share of agreement with them, that a judge needs for rates of classes it often confuses."""
 PROMPT = tuple(f"prompt.{name}" for name in ("id", "parent", "cluster", "intent", "category", "attack", "pair"))
 REPLY = (*PROMPT, "id", "sample", "outcome", "tokens_out", "tokens_thinking", "answer", "finish")
 
 
 class Judged(NamedTuple):
-    """What a judge said of a reply."""
+    """A judge's verdict on a reply."""
 
     label: str | None
     score: float | None = None
 
 
-By = tuple[str, Part]  # A judge, and the part that it read
-Verdicts = dict[By, Judged]
+JudgePart = tuple[str, Part]  # A judge, and the part of the reply that it read
+Verdicts = dict[JudgePart, Judged]
 
 
 class Row(msgspec.Struct, gc=False):
     """What numbers need of a reply, or of a request that got none (`outcome` is then `None`)."""
 
     prompt: str  # Id of the prompt that was sent
-    question: str  # Id of the question behind it: two arms that were asked the same have it in common
+    question: str  # Id of the question behind it: replies of two arms are paired by it
     cluster: str
     intent: Intent
     category: str = ""
     attack: str = ""
-    pair: str = ""  # What a harmful prompt has in common with its harmless twin
+    pair: str = ""  # Shared by a harmful prompt and its harmless twin
     id: str = ""
     sample: int = 0
     outcome: Outcome | None = None
     tokens_out: int | None = None
     tokens_thinking: int | None = None
-    lost: str = ""  # Why there is no reply or no answer; empty: there is. Of a pair: that one side lost it
+    lost: str = ""  # Why there is no reply or no answer; empty where there is one. Of a pair: that one side lost it
     text: int = 0  # Hash of the reply, where several were drawn for a prompt
     verdicts: Verdicts = {}
 
     @property
     def empty(self) -> bool | None:
-        """Whether nothing was thought; `None` where nobody counted."""
+        """Whether the thinking is empty; `None` where its tokens were not counted."""
         if self.outcome == "no_thinking":
             return True
         return None if self.tokens_thinking is None else self.tokens_thinking == 0
@@ -67,7 +69,7 @@ class Row(msgspec.Struct, gc=False):
 
 
 def row_of(prompt: str, parent: str, cluster: str, intent: Intent, *rest: Any) -> Row:
-    """A row from the fields of `REPLY`, or of some of them; what many rows have in common is kept once in memory."""
+    """A row from the fields of `REPLY`, or the first of them. Strings that many rows share are kept once in memory."""
     category, attack, pair, *reply = rest
     question, cluster = parent or prompt, prompt if cluster == prompt else cluster
     if len(reply) > 2:
@@ -77,31 +79,31 @@ def row_of(prompt: str, parent: str, cluster: str, intent: Intent, *rest: Any) -
             "truncated in thinking": reply[2] == "cut_in_thinking", "ended in thinking": answer is None,
             "empty": not (answer or "").strip(), "malformed": reply[2] == "malformed",
         }  # fmt: skip
-        reply.append(next((why for why, so in reasons.items() if so), ""))
+        reply.append(next((reason for reason, applies in reasons.items() if applies), ""))
     return Row(prompt, question, cluster, intent, sys.intern(category), sys.intern(attack), pair, *reply)
 
 
 class VerdictIndex:
-    """Verdicts by trace. Traces with equal verdicts share one mapping, which nobody may change."""
+    """Verdicts by trace. Traces with equal verdicts share one mapping, which must not be changed."""
 
     def __init__(self) -> None:
         self._of: dict[int, Verdicts] = {}
         self._known: dict[tuple[object, ...], Verdicts] = {}
-        self.judges: dict[By, None] = {}
+        self.judges: dict[JudgePart, None] = {}
 
-    def add(self, trace: str, by: By, judged: Judged) -> None:
-        """Take a verdict in; a later one of the same judge and part counts."""
+    def add(self, trace: str, by: JudgePart, judged: Judged) -> None:
+        """Add a verdict; it replaces an earlier one of the same judge on the same part."""
         self.judges[by] = None
         before = self._of.get(hash(trace))
         key = (id(before) if before else None, by, judged)
-        if (found := self._known.get(key)) is None:
-            found = {**(before or {}), by: judged}
+        if (verdicts := self._known.get(key)) is None:
+            verdicts = {**(before or {}), by: judged}
             if judged.score is None or len(self._known) < SHARED:
-                self._known[key] = found
-        self._of[hash(trace)] = found
+                self._known[key] = verdicts
+        self._of[hash(trace)] = verdicts
 
     def read(self, path: Path) -> None:
-        """Take in a file of verdicts."""
+        """Add the verdicts of a file."""
         for trace, judge, part, label, score in project(path, Verdict, "trace", "judge", "part", "label", "score"):
             self.add(trace, (sys.intern(judge), part), Judged(label, score))
 
@@ -118,12 +120,12 @@ class Evaluation(NamedTuple):
     bench: str
     attack: str
     rows: list[Row]
-    judges: tuple[By, ...]  # The protocol's own comes first
-    protocol: Bench | None = None  # `None`: the benchmark is not known here any more
+    judges: tuple[JudgePart, ...]  # The protocol's own comes first
+    protocol: Bench | None = None  # `None`: the benchmark is no longer known here
     stage: Artifact | None = None
-    base: str = ""  # Which of a study's several bases, where the arms on them are taken together
-    fixed: bool = False  # Whether the study takes the benchmark's prompts for all that there are
-    calibrated: frozenset[str] = frozenset()  # Judges that people's labels of this arm show to tell their classes apart
+    base: str = ""  # Which of a study's several bases, where the arms on them are pooled
+    fixed: bool = False  # Whether the study treats the benchmark's prompts as the whole population
+    calibrated: frozenset[str] = frozenset()  # Judges that labels of this arm show to distinguish their classes
 
 
 class Run(NamedTuple):
@@ -135,20 +137,20 @@ class Run(NamedTuple):
     evaluations: list[Evaluation]
 
     def pooled(self) -> Self:
-        """The same with the copies of an arm on several bases, `ARM@BASE`, taken together as that arm."""
+        """The same run with the copies of an arm on several bases, `ARM@BASE`, pooled as that arm."""
         named = [(e, *self.split(e.arm)) for e in self.evaluations]
         return self._replace(evaluations=[e._replace(arm=arm, base=base) for e, arm, base in named])
 
     def split(self, arm: str) -> tuple[str, str]:
-        """Arm and base of a copy; of another arm its name alone."""
+        """Arm and base of a copy; the base of any other arm is empty."""
         name, at, base = arm.rpartition("@")
-        several = {Path(base).name for base in self.study.get("bases") or ()}
-        return (name, base) if at and base in several else (arm, "")
+        bases = {Path(base).name for base in self.study.get("bases") or ()}
+        return (name, base) if at and base in bases else (arm, "")
 
     def asked(self, e: Evaluation) -> bool:
-        """Whether the study as it stands asks for an evaluation; else it is of an earlier command with the same folder."""
+        """Whether the present study asks for an evaluation; otherwise an earlier command left it in the folder."""
         uses = self.study.get("bench")
-        return e.stage is None or not uses or _named(e.stage.manifest.settings["bench"]) in map(_named, uses)
+        return e.stage is None or not uses or _column(e.stage.manifest.settings["bench"]) in map(_column, uses)
 
     def of_kind(self, kind: str) -> list[Artifact]:
         """Its stages of a kind, by name."""
@@ -156,7 +158,7 @@ class Run(NamedTuple):
 
 
 def read(folder: Path) -> Run:
-    """A run with all its evaluations. Raises UserError: the folder is no run, or has no finished stage."""
+    """A run with all its evaluations. Raises UserError: the folder is not a run, or has no finished stage."""
     if not (folder / "stages").is_dir():
         why = "is no run: it has no stages" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {why}. Give the folder that was named by --out.")
@@ -165,26 +167,25 @@ def read(folder: Path) -> Run:
     if not stages:
         raise UserError(f"{folder} has no finished stage yet. See: demur status {folder}")
     measured = [s for s in stages if s.manifest.kind == "evaluate" and not s.manifest.settings.get("tampered")]
-    again = [stage for stage in stages if stage.manifest.kind == "judge"]
-    later = VerdictIndex()
-    for stage in again:
+    later, by_traces = VerdictIndex(), dict[object, Artifact]()
+    for stage in (s for s in stages if s.manifest.kind == "judge"):
         later.read(stage.path("verdicts"))
-    # Several judges of the same traces leave a stage each, and the traces once in each.
-    alone = {(*map(s.manifest.settings.get, ("arm", "seed")), s.manifest.files["traces.jsonl"].sha256): s
-             for s in reversed(again)}  # fmt: skip
-    found = [e for stage in measured or list(alone.values())[::-1] for e in evaluations(stage, later)]
-    fixed, labels = study.get("fixed") or (), given(folder, "refusal")
-    right = {arm: calibrated(labels, {r.id for e in found if e.arm == arm for r in e.rows})
-             for arm in {e.arm for e in found} if labels}  # fmt: skip
-    found = [e._replace(fixed=e.bench in fixed, calibrated=right.get(e.arm, e.calibrated)) for e in found]
-    named, order = list(map(_named, study.get("bench") or [])), list(dict.fromkeys(e.arm for e in found))
+        # Several judges of the same traces leave a stage each, every one with these traces.
+        settings, traces = stage.manifest.settings, stage.manifest.files["traces.jsonl"].sha256
+        by_traces.setdefault((settings.get("arm"), settings.get("seed"), traces), stage)
+    found = [e for stage in measured or by_traces.values() for e in evaluations(stage, later)]
+    arms, benches = list(dict.fromkeys(e.arm for e in found)), list(map(_column, study.get("bench") or []))
+    fixed, labels = study.get("fixed") or (), people_labels(folder, "refusal")
+    replies = {arm: {row.id for e in found if e.arm == arm for row in e.rows} for arm in arms if labels}
+    sound = {arm: calibrated(labels, ids) for arm, ids in replies.items()}
+    found = [e._replace(fixed=e.bench in fixed, calibrated=sound.get(e.arm, e.calibrated)) for e in found]
 
-    def as_asked(e: Evaluation) -> tuple[int, int, bool]:
-        """By arm, then as the study names its benchmarks; plain questions before attacks."""
-        at = (e.bench, e.attack)
-        return order.index(e.arm), named.index(at) if at in named else len(named), e.attack != "none"
+    def order(e: Evaluation) -> tuple[int, int, bool]:
+        """By arm, then as the study lists its benchmarks; plain questions before attacks."""
+        use = (e.bench, e.attack)
+        return arms.index(e.arm), benches.index(use) if use in benches else len(benches), e.attack != "none"
 
-    return Run(folder, study, stages, sorted(found, key=as_asked))
+    return Run(folder, study, stages, sorted(found, key=order))
 
 
 def study_of(folder: Path) -> dict[str, Any]:
@@ -194,62 +195,63 @@ def study_of(folder: Path) -> dict[str, Any]:
 
 
 def present(folder: Path, arms: Sequence[str] = ()) -> list[Artifact]:
-    """The finished stages of the present study, arms in the study's order; what earlier settings made is no part of it."""
-    place = {arm: index for index, arm in enumerate(arms)}
+    """The finished stages of the present study, arms in the study's order. Stages of earlier settings are left out."""
+    ranks = {arm: index for index, arm in enumerate(arms)}
 
     def order(stage: Artifact) -> tuple[int, str]:
         arm = str(stage.manifest.settings.get("arm"))
-        return place.get(arm, place.get(arm.rpartition("@")[0], len(place))), stage.manifest.name
+        return ranks.get(arm, ranks.get(arm.rpartition("@")[0], len(ranks))), stage.manifest.name
 
     return sorted(artifacts(folder), key=order)
 
 
-def _named(use: Any) -> tuple[str, str]:
+def _column(use: Any) -> tuple[str, str]:
+    """The benchmark and attack of an entry of a study's `bench`."""
     return (use, "none") if isinstance(use, str) else (use["name"], _name(use.get("attack") or "none"))
 
 
 def evaluations(stage: Artifact, later: VerdictIndex | None = None) -> Iterator[Evaluation]:
-    """The evaluations that a stage holds, one for each attack: its replies, and then the requests that got none."""
-    own, path, groups = VerdictIndex(), stage.path("traces"), dict[str, list[Row]]()
-    own.read(stage.path("verdicts"))
-    judges = dict(own.judges)
+    """The evaluations of a stage, one for each attack: replies, then requests without one. `later`: more verdicts."""
+    verdicts, path, groups = VerdictIndex(), stage.path("traces"), dict[str, list[Row]]()
+    verdicts.read(stage.path("verdicts"))
+    judges = dict(verdicts.judges)
     several = next(project(path, Trace, "sampling.n"), (1,))[0] > 1
     for *fields, raw in project(path, Trace, *REPLY, "raw" if several else "id"):
-        one = row_of(*fields)
-        one.text, one.verdicts = hash(raw) if several else 0, own.of(one.id)
-        if later is not None and (more := later.of(one.id)):
-            one.verdicts = one.verdicts | more
+        row = row_of(*fields)
+        row.text, row.verdicts = hash(raw) if several else 0, verdicts.of(row.id)
+        if later is not None and (more := later.of(row.id)):
+            row.verdicts = row.verdicts | more
             judges |= dict.fromkeys(more)
-        groups.setdefault(family(one.attack), []).append(one)
+        groups.setdefault(family(row.attack), []).append(row)
     for *prompt, sample, kind in project(stage.path("failures"), Failure, *PROMPT, "sample", "kind"):
-        one = row_of(*prompt, "", sample)
-        one.lost = kind.replace("_", " ")
-        groups.setdefault(family(one.attack), []).append(one)
-    arm, seed, name = about(stage)
+        row = row_of(*prompt, "", sample)
+        row.lost = kind.replace("_", " ")
+        groups.setdefault(family(row.attack), []).append(row)
+    arm, seed, name = arm_seed_bench(stage)
     protocol = protocol_of(name)
     name = protocol.name if protocol else name
-    for attack, members in groups.items():
-        yield Evaluation(arm, seed, name, attack, members, tuple(judges), protocol, stage)
+    for attack, rows in groups.items():
+        yield Evaluation(arm, seed, name, attack, rows, tuple(judges), protocol, stage)
 
 
-def given(run: Path, kind: str) -> list[dict[str, Any]]:
-    """The labels that people gave, of a kind, as they stand in the run's file."""
+def people_labels(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The labels of a kind that people gave: the rows of the run's file."""
     path = run / "labels" / f"{kind}.jsonl"
     return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
 
 def calibrated(labels: Sequence[dict[str, Any]], replies: Collection[str]) -> frozenset[str]:
-    """Judges whose labels of some replies agree with people's in at least `AGREED` of `ENOUGH` or more, by the interval."""
+    """Judges with `ENOUGH` labelled replies whose agreement with people is at least `AGREED`, by its lower bound."""
     same: dict[str, list[bool | None]] = {}
     for row in labels:
         for name, value in row.items() if row["id"] in replies else ():
             if name.endswith("_label") and value:
                 same.setdefault(name.removesuffix("_label"), []).append(value == row["label"])
-    return frozenset(j for j, own in same.items() if len(own) >= ENOUGH and (stats.rate(own).low or 0) >= AGREED)
+    return frozenset(j for j, hits in same.items() if len(hits) >= ENOUGH and (stats.rate(hits).low or 0) >= AGREED)
 
 
 def band(label: str | None, score: float | None) -> str:
-    """The stratum in which a reply is drawn for labelling: the judge's probability in fifths, or its label without one."""
+    """The stratum of a reply in a draw for labelling: the judge's probability in fifths, or its label without one."""
     if label is None:
         return "cannot tell"
     if score is None or not 0 <= score <= 1:
@@ -258,7 +260,7 @@ def band(label: str | None, score: float | None) -> str:
     return f"{low}–{low + 20} %"
 
 
-def about(stage: Artifact) -> tuple[str, int | None, str]:
+def arm_seed_bench(stage: Artifact) -> tuple[str, int | None, str]:
     """Arm, seed and benchmark of an evaluation."""
     settings = stage.manifest.settings
     return str(settings.get("arm", "target")), settings.get("seed"), bench_name(stage)
@@ -280,11 +282,19 @@ def label(stage: Artifact, kind: str = "distil") -> str:
 
 
 def protocol_of(name: str) -> Bench | None:
-    """The protocol of a benchmark; `None` when it is not known here any more."""
+    """The protocol of a benchmark; `None` when it is no longer known here."""
     try:
         return get_bench(name)
     except UserError:
         return None
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Items by a key, in the order in which the keys appear."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def family(attack: str) -> str:

@@ -1,4 +1,4 @@
-"""One table, three writers: for a terminal, Markdown, a page."""
+"""Tables, and how they are written: for a terminal, as Markdown, on a page."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -11,26 +11,26 @@ from rich.text import Text
 from demur.records import Estimate
 from demur.report import format
 
-STAND_IN = "smoke run: small local models in every part; these numbers say nothing of any real model"
-OPEN, DOUBT = 0.10, "?"  # Above this distance between best and worst case a number is doubtful, and has this behind it
+STAND_IN = "smoke run: small local models in every part; these numbers say nothing about any real model"
+OPEN, DOUBT = 0.10, "?"  # Above this distance between best and worst case a number is doubtful, and is marked so
 
 
 class Cell(NamedTuple):
-    """What stands at one place of a table."""
+    """One place of a table."""
 
     text: str
     tone: str = ""  # best, warn, soft, or nothing
-    about: str = ""  # What a page tells of it on hover or focus
-    where: str = ""  # Which traces are behind it, as the viewer's filters: `arm=short&bench=xstest`
+    about: str = ""  # Shown on a page on hover or focus
+    where: str = ""  # The traces behind it, as the viewer's filters: `arm=short&bench=xstest`
     track: tuple[float, float, float] | None = None  # Low, value and high in per cent, drawn as a bar
 
 
 class Head(NamedTuple):
-    """A column's heading; `group` stands over neighbours that have it in common."""
+    """A column's heading; `group` is printed once above neighbours that share it."""
 
     title: str
     group: str = ""
-    number: bool = True  # Set to the right
+    number: bool = True  # Aligned to the right
 
 
 class Table(NamedTuple):
@@ -41,33 +41,34 @@ class Table(NamedTuple):
     name: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable | Text | str]:
-        """For a terminal, markup in it without effect. Columns that it is too narrow for stand below, behind what names rows."""
+        """For a terminal, without markup. Columns that do not fit stand below, each block after the rows' names."""
         yield from [Text(self.name, style="table.title")] * bool(self.name)
-        every = [(at, *_widths(self, at)) for at in range(len(self.heads))]
-        alike = len({plain(row[0]) for row in self.rows}) < len(self.rows)
-        own = every[: (names := 1 + (alike and sum(least for _, least, _ in every[:2]) < 0.6 * options.max_width))]
-        for one in every[names:]:
-            if own[names:] and sum(least + 2 for _, least, _ in (*own, one)) > options.max_width + 2:
-                yield from (_block(self, own, options.max_width), "")
-                own = every[:names]
-            own = [*own, one]
-        yield _block(self, own, options.max_width)
+        columns = [(at, *_widths(self, at)) for at in range(len(self.heads))]
+        ambiguous = len({plain(row[0]) for row in self.rows}) < len(self.rows)
+        names = 1 + (ambiguous and sum(least for _, least, _ in columns[:2]) < 0.6 * options.max_width)
+        block = columns[:names]
+        for column in columns[names:]:
+            if block[names:] and sum(least + 2 for _, least, _ in (*block, column)) > options.max_width + 2:
+                yield from (_block(self, block, options.max_width), "")
+                block = columns[:names]
+            block = [*block, column]
+        yield _block(self, block, options.max_width)
 
 
 class Section(NamedTuple):
-    """A part of a report: a table or a drawing, with what has to be said about it."""
+    """A part of a report: tables and figures with their introduction and notes."""
 
     id: str
     title: str
     tables: tuple[Table, ...] = ()
     about: str = ""
     notes: tuple[str, ...] = ()
-    figures: tuple[tuple[str, Table], ...] = ()  # Drawings, as SVG, each with the table of its values
-    fold: bool = False  # Closed until it is wanted
+    figures: tuple[tuple[str, Table], ...] = ()  # SVG, each with the table of its values
+    fold: bool = False  # Closed at first on a page
 
 
 UNBROKEN = 24  # Characters up to which a cell stays on one line
-FEW = 10  # Below so many scored replies their number stands beside the rate
+FEW = 10  # Below so many scored replies n is shown beside the rate
 
 
 def table(titles: Sequence[str], rows: Sequence[tuple[Cell | str, ...]], name: str = "") -> Table:
@@ -76,30 +77,30 @@ def table(titles: Sequence[str], rows: Sequence[tuple[Cell | str, ...]], name: s
 
 
 def estimate(
-    found: Estimate | None, unit: str = "share", *, where: str = "", best: bool = False, asked: int = 0, doubt: bool = False
-) -> Cell:  # fmt: skip
-    """A number as a cell, with its n where that is small, or less than was asked. Where nothing is scored there is none to show."""
-    if found is None:
+    e: Estimate | None, unit: str = "share", *, where: str = "", best: bool = False, asked: int = 0, doubt: bool = False
+) -> Cell:
+    """A number as a cell, with its n where that is small, or less than was asked; without scored replies the reason."""
+    if e is None:
         return Cell("")
-    about = f"{found.how}; n={format.of(found)}, unscored {found.unscored:,}, truncated {found.truncated:,}"
-    if found.best is not None and found.worst is not None and found.best != found.worst:
-        low, high = sorted((found.best, found.worst))
+    about = f"{e.how}; n={format.of(e)}, unscored {e.unscored:,}, truncated {e.truncated:,}"
+    if e.best is not None and e.worst is not None and e.best != e.worst:
+        low, high = sorted((e.best, e.worst))
         about += f"; between {format.number(low)} and {format.number(high)} whatever was truncated or unscored"
-    if found.truncated and found.truncated >= found.n + found.unscored:
+    if e.truncated and e.truncated >= e.n + e.unscored:
         return Cell("all truncated", "warn", about, where)
-    if found.value is None or found.low is None or found.high is None:
-        few = f"{found.n} scored" if found.n else format.NONE
-        return Cell(found.how if found.how.startswith("screen:") else few, "soft", about, where)
-    track = (100 * found.low, 100 * found.value, 100 * found.high) if unit == "share" else None
-    small = found.n < FEW or found.n < (1 - OPEN) * max(asked, found.n + found.unscored)
-    beside = f" {DOUBT}" * (doubt := doubt or doubtful(found)) + f" n={found.n:,}" * small + " *" * best
+    if e.value is None or e.low is None or e.high is None:
+        few = f"{e.n} scored" if e.n else format.NONE
+        return Cell(e.how if e.how.startswith("screen:") else few, "soft", about, where)
+    track = (100 * e.low, 100 * e.value, 100 * e.high) if unit == "share" else None
+    small, doubt = e.n < FEW or e.n < (1 - OPEN) * max(asked, e.n + e.unscored), doubt or doubtful(e)
+    marks = f" {DOUBT}" * doubt + f" n={e.n:,}" * small + " *" * best
     tone = "warn" if doubt else "best" if best else ""
-    return Cell(format.interval(found, unit) + beside, tone, about, where, track)
+    return Cell(format.interval(e, unit) + marks, tone, about, where, track)
 
 
-def doubtful(found: Estimate) -> bool:
-    """Whether what was truncated or unscored could make it quite another number."""
-    return found.best is not None and found.worst is not None and abs(found.worst - found.best) > OPEN
+def doubtful(e: Estimate) -> bool:
+    """Whether truncated and unscored replies leave its value wide open."""
+    return e.best is not None and e.worst is not None and abs(e.worst - e.best) > OPEN
 
 
 def plain(cell: Cell | str) -> str:
@@ -108,45 +109,46 @@ def plain(cell: Cell | str) -> str:
 
 
 def _widths(table: Table, at: int) -> tuple[int, int]:
-    """The least that a column needs, so that no number and no word is broken, and the most that it has a use for."""
+    """The least width of a column that breaks no number and no word, and the most that it can use."""
     head, cells = table.heads[at], [plain(row[at]) for row in table.rows]
     leads = at == 0 or table.heads[at - 1].group != head.group
     lines = [*f"{head.group * leads}\n{head.title}".split("\n"), *cells]
-    whole = [cell for cell in cells if len(cell) <= UNBROKEN]
-    return max(len(text) for text in (*" ".join(lines).split(), *whole, "")), max(map(len, lines))
+    unbroken = [cell for cell in cells if len(cell) <= UNBROKEN]
+    return max(len(text) for text in (*" ".join(lines).split(), *unbroken, "")), max(map(len, lines))
 
 
-def _block(table: Table, shown: Sequence[tuple[int, int, int]], width: int) -> RichTable:
-    """Some columns: what is left of the width goes to small wants first."""
-    wide, spare = dict[int, int](), max(0, width + 2 - sum(least + 2 for _, least, _ in shown))
-    for done, (want, at, least) in enumerate(sorted((most - least, at, least) for at, least, most in shown)):
-        wide[at] = least + min(want, spare // (len(shown) - done))
-        spare -= wide[at] - least
-    made = RichTable(box=None, pad_edge=False)
-    for place, (at, *_) in enumerate(shown):
+def _block(table: Table, columns: Sequence[tuple[int, int, int]], width: int) -> RichTable:
+    """Some columns, as place, least and most width. Spare width goes first to columns that want little of it."""
+    widths, spare = dict[int, int](), max(0, width + 2 - sum(least + 2 for _, least, _ in columns))
+    for done, (want, at, least) in enumerate(sorted((most - least, at, least) for at, least, most in columns)):
+        widths[at] = least + min(want, spare // (len(columns) - done))
+        spare -= widths[at] - least
+    result = RichTable(box=None, pad_edge=False)
+    for place, (at, *_) in enumerate(columns):
         head = table.heads[at]
-        group = head.group if place == 0 or table.heads[shown[place - 1][0]].group != head.group else ""
-        title = f"{group}\n{head.title}" if any(one.group for one in table.heads) else head.title
-        made.add_column(Text(title), justify="right" if head.number else "left", overflow="fold", width=wide[at])
+        group = head.group if place == 0 or table.heads[columns[place - 1][0]].group != head.group else ""
+        title = f"{group}\n{head.title}" if any(h.group for h in table.heads) else head.title
+        result.add_column(Text(title), justify="right" if head.number else "left", overflow="fold", width=widths[at])
     styles = {"best": "bold", "warn": "yellow", "soft": "dim", "": ""}
     for row in table.rows:
-        made.add_row(*(Text(plain(row[at]), style=styles[getattr(row[at], "tone", "")]) for at, *_ in shown))
-    return made
+        result.add_row(*(Text(plain(row[at]), style=styles[getattr(row[at], "tone", "")]) for at, *_ in columns))
+    return result
 
 
 @cache
 def templates() -> Any:
-    """What a page and its drawings are made of, and notes: in HTML and SVG all that is not marked as ours is escaped."""
+    """The environment of the templates. In HTML and SVG all that is not marked as safe is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    how: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    made = Environment(loader=PackageLoader("demur.report"), autoescape=select_autoescape(("html", "svg")), **how)
-    made.filters["cell"] = lambda cell: cell if isinstance(cell, Cell) else Cell(cell)
-    return made
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    escape = select_autoescape(("html", "svg"))
+    environment = Environment(loader=PackageLoader("demur.report"), autoescape=escape, **options)
+    environment.filters["cell"] = lambda cell: cell if isinstance(cell, Cell) else Cell(cell)
+    return environment
 
 
 def markdown(table: Table) -> str:
-    """A table as Markdown; nothing in it can leave its cell or become markup."""
+    """A table as Markdown; no text in it can leave its cell or become markup."""
     safe = str.maketrans({"|": "\\|", "<": "&lt;", "*": "\\*", "\n": " "})
     titles = [": ".join(part for part in (head.group, head.title) if part) for head in table.heads]
     rows = [[cell.translate(safe) for cell in row] for row in (titles, *([plain(c) for c in r] for r in table.rows))]

@@ -1,7 +1,7 @@
-"""What became of the data, and how hard it was to learn: funnels, mixes, losses on rows held out.
+"""What became of the data, and how hard it was to learn: funnels, mixes, losses on held-out rows.
 
-The distance of a data set from the student is the untrained student's loss on it. The target is the loss that the slowest
-arm ended with, so that every arm gets there and the question is only when.
+The distance of a data set from a model is the untrained model's loss on it. The target is the loss that the slowest arm
+ended with, so that every arm gets there and the only question is when.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ SHORTEST = 3  # Tokens a row on average below which there is nothing to learn: a
 
 
 class Learnability(Record, frozen=True, kw_only=True):
-    """One arm, seed and part. Losses are nats: a token, and a sequence in brackets of the table."""
+    """The losses of one arm, seed and part, in nats per token; `_sequence`: per sequence."""
 
     arm: str
     seed: int | None
@@ -28,13 +28,13 @@ class Learnability(Record, frozen=True, kw_only=True):
     distance_sequence: float
     end: float
     end_sequence: float
-    target: float  # Loss a token to reach: the largest end of all arms
+    target: float  # Loss per token to reach: the largest end of all arms
     steps: int  # Updates until a measurement was at or below the target
     tokens: int  # Supervised tokens trained on until then
 
 
 class Curve(Record, frozen=True, kw_only=True):
-    """Loss a response token over training steps."""
+    """Loss per response token over training steps."""
 
     arm: str
     seed: int | None
@@ -55,20 +55,19 @@ class _Loss(msgspec.Struct):
 
 
 def _trainings(run: Run) -> Iterator[tuple[str, int | None, list[_Loss], list[_Loss]]]:
-    """Arm, seed, losses while training, losses on rows held out."""
+    """Arm, seed, losses while training, losses on held-out rows."""
     for stage in run.of_kind("train"):
         settings = stage.manifest.settings
         if not settings.get("tampered"):
-            learnt, held_out = (
-                list(stage.read(name, _Loss)) if stage.has(name) else [] for name in ("metrics", "learnability")
-            )
-            yield str(settings.get("arm", stage.manifest.name)), settings.get("seed"), learnt, held_out
+            files = ("metrics", "learnability")
+            training, held_out = (list(stage.read(name, _Loss)) if stage.has(name) else [] for name in files)
+            yield str(settings.get("arm", stage.manifest.name)), settings.get("seed"), training, held_out
 
 
 def curves(run: Run) -> Iterator[Curve]:
-    """Loss a response token while training: of the rows trained on, and of rows held out, by part."""
-    for arm, seed, while_training, held_out in _trainings(run):
-        series = {"training rows": while_training} if while_training else {}
+    """Loss per response token while training: of the rows trained on, and of held-out rows, by part."""
+    for arm, seed, training, held_out in _trainings(run):
+        series = {"training rows": training} if training else {}
         for line in held_out:
             series.setdefault(f"held-out rows, {line.part}", []).append(line)
         for name, lines in sorted(series.items()):
@@ -77,30 +76,30 @@ def curves(run: Run) -> Iterator[Curve]:
 
 
 def learnability(run: Run) -> Iterator[Learnability]:
-    """The table of a run, part by part, arms in the order of the run."""
+    """The learnability table of a run, part by part, arms in the order of the run."""
     held_out = {(arm, seed): sorted(lines, key=lambda line: line.step) for arm, seed, _, lines in _trainings(run)}
     for part in PARTS:
-        own = {key: [line for line in lines if line.part == part] for key, lines in held_out.items()}
-        own = {key: rows for key, rows in own.items() if rows and rows[0].loss_per_sequence >= SHORTEST * rows[0].loss}
-        target = max((lines[-1].loss for lines in own.values()), default=0.0)
-        for (arm, seed), lines in own.items():
+        every = {key: [line for line in lines if line.part == part] for key, lines in held_out.items()}
+        long = {k: rows for k, rows in every.items() if rows and rows[0].loss_per_sequence >= SHORTEST * rows[0].loss}
+        target = max((lines[-1].loss for lines in long.values()), default=0.0)
+        for (arm, seed), lines in long.items():
             first, last = lines[0], lines[-1]
-            there = next(line for line in lines if line.loss <= target)
+            reached = next(line for line in lines if line.loss <= target)
             yield Learnability(
                 arm=arm, seed=seed, part=part, rows=first.rows, distance=first.loss,
                 distance_sequence=first.loss_per_sequence, end=last.loss, end_sequence=last.loss_per_sequence,
-                target=target, steps=int(there.step), tokens=there.trained_tokens,
+                target=target, steps=int(reached.step), tokens=reached.trained_tokens,
             )  # fmt: skip
 
 
 def accounts(run: Run, kind: str, key: str) -> dict[str, Any]:
-    """What became of the data in every stage of a kind that says so: a distillation's funnel, a repair's counts, a mix's table."""
-    found = {label(s, kind): s.manifest.summary.get(key) for s in run.of_kind(kind)}
-    return {name: account for name, account in found.items() if account}
+    """What stages of a kind counted in their summaries: distillations' funnels, repairs' counts, mixes' tables."""
+    counts = {label(stage, kind): stage.manifest.summary.get(key) for stage in run.of_kind(kind)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def in_order(row: dict[str, Any], *first: str) -> dict[str, Any]:
-    """A row whose outcome stands last: what is kept or taken."""
+    """A row with some keys first and its outcome, what is kept or taken, last."""
     last = [key for key in ("kept", "taken") if key in row]
     middle = [key for key in row if key not in first and key not in last]
     return {key: row[key] for key in (*first, *middle, *last) if key in row}

@@ -1,8 +1,8 @@
 """The trace viewer: a small server on this machine alone, and a page of plain JavaScript.
 
-Traces hold harmful text and were written by models, so nobody else gets to see them and they get to do nothing: every
-path begins with a random token, a foreign Host or Origin gets no answer, the page may load and send to itself only, and
-text reaches it as text.
+Traces hold harmful text that models wrote, so nobody else may see them and they must not act: every path begins with a
+random token, a foreign Host or Origin gets no answer, the page may only load from and send to this server, and text
+reaches it as text.
 """
 
 import asyncio
@@ -27,39 +27,37 @@ from demur.report.index import Index
 from demur.report.labels import KINDS, Labels, widths
 
 PAGE = 200  # Most traces in one answer
-SHOWN = 100_000  # Characters of one text that are sent unless all is asked for
+SHOWN = 100_000  # Characters of one text that are sent unless all of it is asked for
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
 }  # fmt: skip
-CALIBRATES = {"refusal": "refusal", "harm": "guard --detector NAME=MODEL", "patterns": "patterns"}
-"""Kind of label -> what it calibrates."""
+CALIBRATE = {"refusal": "refusal", "harm": "guard --detector NAME=MODEL", "patterns": "patterns"}  # By kind of label
 FILES = ("viewer.html", "viewer.js", "viewer.css")
 OF_RUN = ("report.html", "results.csv")
 
 
 class Viewer:
-    """Answers the page's questions about one run."""
+    """Answers the page's requests about one run."""
 
-    def __init__(self, run: Path, *, token: str | None = None) -> None:
+    def __init__(self, run: Path) -> None:
         self.run = run
-        self.token = token or secrets.token_urlsafe(24)
+        self.token = secrets.token_urlsafe(24)
         self.index = Index(run)
         self.labels = Labels(run)
         self.hosts: frozenset[str] = frozenset()
 
     def app(self) -> web.Application:
-        """The web application; `hosts` must be set before it is asked anything."""
+        """The web application; `hosts` must be set before it serves anything."""
 
         @web.middleware
         async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-            given = request.path.split("/", 2)[1]
-            origin = request.headers.get("Origin")
+            token, origin = request.path.split("/", 2)[1], request.headers.get("Origin")
             trusted = (
                 request.host in self.hosts
-                and secrets.compare_digest(given.encode(), self.token.encode())
+                and secrets.compare_digest(token.encode(), self.token.encode())
                 and (origin is None or origin in {f"http://{host}" for host in self.hosts})
                 and request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
             )
@@ -69,11 +67,10 @@ class Viewer:
                 response = await handler(request)
             except web.HTTPException as error:
                 response = web.Response(status=error.status, text="")
-            except Exception as error:  # whatever was asked: a number beyond SQLite's, a body that is a list, deep JSON
+            except Exception as error:  # Any bad request: a number too large for SQLite, a list for a body, deep JSON
                 response = web.json_response({"error": str(error)}, status=400)
-            # The report brings a policy of its own, for its own script.
-            own = request.path.endswith("/report.html")
-            response.headers.update({k: v for k, v in HEADERS.items() if not (own and k == "Content-Security-Policy")})
+            dropped = "Content-Security-Policy" * request.path.endswith("/report.html")  # The page has its own policy
+            response.headers.update({key: value for key, value in HEADERS.items() if key != dropped})
             return response
 
         application = web.Application(middlewares=[guarded], client_max_size=1 << 20)
@@ -100,61 +97,63 @@ class Viewer:
         return web.Response(body=place.read_bytes(), content_type=guess_type(name)[0], charset="utf-8")
 
     def _asked(self, request: web.Request) -> tuple[int, Trace]:
-        """The trace that a request is about."""
+        """Row and trace of a request."""
         row = int(request.match_info["row"])
-        if (trace := self.index.trace(row)) is None:
-            raise web.HTTPNotFound
-        return row, trace
+        if trace := self.index.trace(row):
+            return row, trace
+        raise web.HTTPNotFound
 
     def about(self) -> dict[str, Any]:
-        """What there is to filter by and to label."""
+        """The values to filter by and to label with."""
+        command = "demur calibrate {} --data {}/labels/{}.jsonl"
         return {
             "name": self.run.resolve().name, "report": (self.run / "report.html").is_file(),
             "facets": self.index.facets({}), "agreement": self.labels.agreement(),
             "kinds": {kind: list(values) for kind, values in KINDS.items()},
-            "calibrate": {kind: f"demur calibrate {verb} --data {self.run}/labels/{kind}.jsonl" for kind, verb in CALIBRATES.items()},
+            "calibrate": {kind: command.format(words, self.run, kind) for kind, words in CALIBRATE.items()},
         }  # fmt: skip
 
     def _traces(self, request: web.Request) -> dict[str, Any]:
-        ask = request.query
-        offset, limit = int(ask["offset"]) if "offset" in ask else None, min(PAGE, max(1, int(ask.get("limit", "50"))))
-        left = self.labels.ids() if ask.get("unlabelled") else ()
-        found = self.index.search(ask, without=left, offset=None if offset is None else max(0, offset), limit=limit)
-        if ask.get("facets"):
-            found["facets"] = self.index.facets(ask, without=left)
-            if ask.get("order") == "random":
-                strata = self.index.strata(ask)
-                found["draw"] = {"bands": {s.band: s.size for s in strata}, "widths": [*widths(strata).items()]}
-        for row in found["rows"]:
+        """A page of the list, with counts of filters and the draw where they are asked for."""
+        query, limit = request.query, min(PAGE, max(1, int(request.query.get("limit", "50"))))
+        offset = max(0, int(query["offset"])) if "offset" in query else None
+        without = self.labels.ids() if query.get("unlabelled") else ()
+        page = self.index.search(query, without=without, offset=offset, limit=limit)
+        if query.get("facets"):
+            page["facets"] = self.index.facets(query, without=without)
+            if query.get("order") == "random":
+                strata = self.index.strata(query)
+                page["draw"] = {"bands": {s.band: s.size for s in strata}, "widths": [*widths(strata).items()]}
+        for row in page["rows"]:
             row |= {"head": visible(row["head"]), "labelled": sorted(self.labels.of(row["id"]))}
-        return found
+        return page
 
     def _trace(self, request: web.Request) -> dict[str, Any]:
         row, trace = self._asked(request)
-        prompt, (verdicts, findings) = trace.prompt, self.index.notes(trace.id)
-        findings = sorted(findings, key=lambda found: PATTERNS.index(found.pattern))
-        texts, left = passages(trace, findings, None if request.query.get("all") else SHOWN)
+        prompt, (verdicts, findings), siblings = trace.prompt, self.index.notes(trace.id), self.index.siblings(row)
+        findings = sorted(findings, key=lambda finding: PATTERNS.index(finding.pattern))
+        texts, more = passages(trace, findings, None if request.query.get("all") else SHOWN)
         return {
             "row": row, "id": trace.id, "model": trace.model, "outcome": trace.outcome, "intent": prompt.intent,
-            "category": prompt.category, "source": prompt.source, "attack": prompt.attack, "prompt": visible(prompt.text),
-            "question": visible(prompt.question) if prompt.question != prompt.text else "",
-            "gold": prompt.gold, "tokens": trace.tokens_out, "notes": trace.notes, "texts": texts, "more": left,
-            "verdicts": [asdict(v) | {"reason": visible(v.reason), "raw": visible(v.raw or "")[:4_000]} for v in verdicts],
+            "category": prompt.category, "source": prompt.source, "attack": prompt.attack, "gold": prompt.gold,
+            "prompt": visible(prompt.text), "question": visible(prompt.question) * (prompt.question != prompt.text),
+            "tokens": trace.tokens_out, "notes": trace.notes, "texts": texts, "more": more, "siblings": siblings,
+            "verdicts": [asdict(v) | {"reason": visible(v.reason), "raw": visible(v.raw or "")[:4000]} for v in verdicts],
             "findings": [{"pattern": f.pattern, "present": f.present, "reason": visible(f.reason)} for f in findings],
-            "siblings": self.index.siblings(row), "labels": self.labels.of(trace.id),
+            "labels": self.labels.of(trace.id),
         }  # fmt: skip
 
     async def _label(self, request: web.Request) -> dict[str, Any]:
         if request.content_type != "application/json" or "Origin" not in request.headers:
             raise web.HTTPForbidden
         row, trace = self._asked(request)
-        given = await request.json()
-        by = str(given.get("by") or "").encode(errors="replace").decode().strip()[:60]
+        body = await request.json()
+        by = str(body.get("by") or "").encode(errors="replace").decode().strip()[:60]
         if not by:
-            raise UserError("say who labels")
-        drawn = self.index.strata(dict(parse_qsl(str(given.get("asked") or ""))), row=row)
+            raise UserError("a label needs the name of the person who gives it")
+        drawn = self.index.strata(dict(parse_qsl(str(body.get("asked") or ""))), row=row)
         self.labels.put(
-            trace, kind=str(given["kind"]), value=given.get("value"), by=by, verdicts=self.index.notes(trace.id)[0],
+            trace, kind=str(body["kind"]), value=body.get("value"), by=by, verdicts=self.index.notes(trace.id)[0],
             drawn=drawn[0][:2] if drawn else None,
         )  # fmt: skip
         return self.labels.of(trace.id)

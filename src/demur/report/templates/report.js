@@ -17,7 +17,7 @@ document.addEventListener("keydown", event => {
   next.focus();
   next.scrollIntoView({ block: "nearest" });
 });
-// Numbers lead to their traces: in the viewer where it serves this page, else to the samples below, with how to see all.
+// Numbers link to their traces: in the viewer where it serves this page, else to a sample below and the way to see all.
 const served = location.protocol.startsWith("http");
 for (const link of all("a.to")) {
   if (served) { link.href = `./#${link.dataset.where}`; continue; }

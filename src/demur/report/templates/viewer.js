@@ -1,5 +1,5 @@
 "use strict";
-// Whatever a model wrote reaches the page through textContent alone.
+// Text of models reaches the page through textContent alone.
 const $ = id => document.getElementById(id);
 const el = (tag, attributes = {}, ...children) => {
   const node = document.createElement(tag);
@@ -23,7 +23,7 @@ const PAGE = 50;
 const state = { asked: {}, blind: true, offset: 0, total: 0, rows: [], at: 0, shown: false, trace: null, other: null, kinds: {}, address: null };
 const KEYS = { refusal: ["1", "2", "3", "4"], harm: ["s", "u"], patterns: ["q", "w", "e", "r", "t"] };
 
-// One thing after the other: a key that comes while a trace is loading is about that trace, and waits for it.
+// Actions run one after the other: a key pressed while a trace is loading waits for that trace, and acts on it.
 let last = Promise.resolve(), waiting = 0;
 function queued(action) {
   const count = step => { waiting += step; document.body.setAttribute("aria-busy", waiting > 0); };
@@ -45,13 +45,13 @@ async function start() {
   $("toreport").hidden = !about.report;
   state.calibrate = about.calibrate;
   restore();
-  const help = { "j / k": "next, previous", "/": "search", h: "show or hide harmful text", c: "the next arm's reply to the same, side by side", x: "close it", "0": "no pattern", "⌫": "take back your labels", "?": "this list" };
+  const help = { "j / k": "next, previous", "/": "search", h: "show or hide harmful text", c: "the next arm's reply to the same prompt, side by side", x: "close it", "0": "no pattern", "⌫": "take back your labels", "?": "this list" };
   for (const [kind, keys] of Object.entries(KEYS)) keys.forEach((key, i) => { help[key] = `${kind}: ${words(state.kinds[kind][i])}`; });
   for (const [key, text] of Object.entries(help)) $("keytable").append(el("tr", {}, el("td", {}, el("kbd", {}, key)), el("td", {}, text)));
   await load();
 }
 
-// What is asked for stands in the address: reload keeps it, and it can be sent to whoever has the same run.
+// The address holds filters and trace: a reload keeps them, and it can be sent to anyone with the same run.
 function restore() {
   state.address = location.hash;
   const { trace, ...asked } = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
@@ -72,7 +72,7 @@ function refilter() {
   queued(() => state.asked === asked && load());
 }
 window.addEventListener("hashchange", () => { if (location.hash !== state.address) queued(() => { restore(); return load(); }); });
-// An address that somebody changed meanwhile is theirs: it is read in its turn, and not written over.
+// An address that was changed meanwhile is not overwritten: it is read in its turn.
 function write(asked) {
   if (state.address !== null && location.hash !== state.address) return;
   history.replaceState(null, "", `#${new URLSearchParams(asked)}`);
@@ -83,12 +83,12 @@ function write(asked) {
 const fold = open => $("fold").setAttribute("aria-expanded", open);
 $("fold").addEventListener("click", () => fold($("fold").getAttribute("aria-expanded") === "false"));
 
-// Whoever labels sees no verdict, neither beside the trace nor in the list, before the label is given.
+// While labelling, verdicts are hidden beside the trace and in the list until the label is given.
 const blind = () => state.blind && ($("by").value.trim() !== "" || state.asked.order === "random");
 const about = row => [row.arm + (row.seed == null ? "" : `/${row.seed}`), row.bench, row.attack === "none" ? "" : row.attack, ...(blind() ? [] : row.tags.map(words)), row.labelled.length ? "✎" : ""].filter(Boolean).join(" · ");
 const head = row => row.intent === "harmful" && !state.shown ? `harmful prompt ${row.id.slice(0, 6)} (h shows it)` : row.head || "no text";
 
-// A page of the list; without an offset the one with the trace that the address names, else the first.
+// A page of the list; without an offset the one with the trace in the address, else the first.
 async function load(offset, at = 0) {
   const from = offset == null ? { facets: 1, ...(state.sought ? { trace: state.sought } : {}) } : { offset };
   const found = await ask(`api/traces?${new URLSearchParams({ ...state.asked, ...from, limit: PAGE })}`);
@@ -114,14 +114,14 @@ async function load(offset, at = 0) {
   close();
 }
 
-// What a random draw is of, and what how many labels of it will tell.
+// The bands of a random draw, and how precise a rate its labels will give.
 function drawn(draw) {
   $("draw").hidden = !draw;
   if (!draw) return;
-  const bands = Object.entries(draw.bands), wide = draw.widths.map(([count, half]) => half == null ? `${count} are too few` : `${count} tell it to ±${Math.round(100 * half)} points`);
+  const bands = Object.entries(draw.bands), wide = draw.widths.map(([count, half]) => half == null ? `${count} are too few` : `${count} to ±${Math.round(100 * half)} points`);
   $("draw").textContent = bands.length
-    ? `Drawn in turn from ${bands.map(([band, size]) => `${words(band)} (${size.toLocaleString("en")})`).join(", ")}. Labels of an arm on a benchmark make its rate without the judge's errors: ${wide.join(", ")}.`
-    : "No random draw: a filter chooses by what is to be found out. Labels given here correct no rate.";
+    ? `Drawn in turn from ${bands.map(([band, size]) => `${words(band)} (${size.toLocaleString("en")})`).join(", ")}. Labels of an arm on a benchmark give its rate without the judge's errors: ${wide.join(", ")}.`
+    : "No random draw: a filter selects by outcome. Labels given here correct no rate.";
 }
 
 async function show(place, all = "") {
@@ -163,12 +163,12 @@ function differ(part) {
 
 function passage(trace, kind, parts) {
   const box = el("div", { class: `text ${kind}`, dir: "auto" });
-  if (parts == null) box.append(el("span", { class: "soft" }, "there is none"));
+  if (parts == null) box.append(el("span", { class: "soft" }, "none"));
   else if (typeof parts === "string") box.textContent = parts;
   else if (!parts.some(piece => piece[0])) box.append(el("span", { class: "soft" }, "empty"));
   else for (const [text, names] of parts) box.append(names.length && !blind() ? el("mark", { "data-names": names.map(words).join(", ") }, text) : text);
   if (trace.intent === "harmful" && !state.shown) {
-    // Not blurred but absent: nothing to read through, to find in the page or to be read aloud.
+    // Removed, not blurred: it cannot be read through, found in the page or read aloud.
     const held = [...box.childNodes], size = box.textContent.length;
     box.replaceChildren(el("button", { type: "button", on: () => { box.replaceChildren(...held); box.classList.remove("masked"); } }, `may hold harmful text, ${size.toLocaleString("en")} characters: show`));
     box.classList.add("masked");
@@ -193,7 +193,7 @@ function draw(box, trace, row, more) {
     parts.push(el("details", { open: !blind() }, el("summary", {}, blind() ? "verdicts, hidden while you label" : "verdicts"), el("table", {}, el("tbody", {}, ...body))));
   }
   if (trace.siblings.length && more) {
-    parts.push(el("h3", {}, "others' replies to the same"), el("div", {}, ...trace.siblings.map(s => el("button", { type: "button", class: "sibling", on: () => queued(() => beside(s)) }, `${s.arm}${s.seed == null ? "" : `/${s.seed}`}`))));
+    parts.push(el("h3", {}, "other replies to the same prompt"), el("div", {}, ...trace.siblings.map(s => el("button", { type: "button", class: "sibling", on: () => queued(() => beside(s)) }, `${s.arm}${s.seed == null ? "" : `/${s.seed}`}`))));
   }
   parts.push(el("h3", {}, "labels"));
   for (const [kind, values] of Object.entries(state.kinds)) {
@@ -207,7 +207,7 @@ function draw(box, trace, row, more) {
 
 async function label(trace, box, row, kind, value) {
   const by = $("by").value.trim();
-  if (!by) { fold(true); $("by").focus(); $("count").textContent = "say who labels first"; return; }
+  if (!by) { fold(true); $("by").focus(); $("count").textContent = "enter your name first"; return; }
   const given = trace.labels[kind]?.[by];
   let next = value;
   if (value === undefined) next = null;
@@ -223,7 +223,7 @@ function redraw() {
   [...$("rows").children].forEach((item, i) => { item.firstChild.textContent = head(state.rows[i]); item.lastChild.textContent = about(state.rows[i]); });
   if (state.trace) draw($("left"), state.trace, state.rows[state.at], () => queued(() => show(state.at, "?all=1")));
 }
-const mine = (kind, value) => state.trace && label(state.trace, $("left"), state.rows[state.at], kind, value);
+const labelShown = (kind, value) => state.trace && label(state.trace, $("left"), state.rows[state.at], kind, value);
 
 function go(step) {
   const next = state.at + step;
@@ -254,12 +254,12 @@ const actions = {
   c: () => {
     const all = state.trace?.siblings ?? [], at = all.findIndex(s => s.row === state.other);
     if (all.length) return beside(all[(at + 1) % all.length]);
-    $("count").textContent = "nobody else was asked the same";
+    $("count").textContent = "no other arm has a reply to this prompt";
   },
-  0: () => mine("patterns", null),
-  Backspace: async () => { for (const kind of Object.keys(state.kinds)) if (state.trace?.labels[kind]?.[$("by").value.trim()] !== undefined) await mine(kind, undefined); },
+  0: () => labelShown("patterns", null),
+  Backspace: async () => { for (const kind of Object.keys(state.kinds)) if (state.trace?.labels[kind]?.[$("by").value.trim()] !== undefined) await labelShown(kind, undefined); },
 };
-for (const [kind, keys] of Object.entries(KEYS)) keys.forEach((key, i) => { actions[key] = () => mine(kind, state.kinds[kind][i]); });
+for (const [kind, keys] of Object.entries(KEYS)) keys.forEach((key, i) => { actions[key] = () => labelShown(kind, state.kinds[kind][i]); });
 document.addEventListener("keydown", event => {
   if (event.key === "Escape") { document.activeElement.blur(); return; }
   if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT|TEXTAREA/.test(event.target.tagName) || $("keys").open || !(event.key in actions)) return;
