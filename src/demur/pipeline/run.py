@@ -17,7 +17,7 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -84,8 +84,8 @@ def execute(
         return {item.name: Artifact(item.folder) for item in planned}
 
 
-def check_servers(todo: Sequence[Planned], cache: Path) -> None:
-    """Check that servers outside demur are up, unless their replies are cached. Raises UserError: one is down."""
+def check_servers(todo: Sequence[Planned], cache: Path, *, retried: Container[str] = ()) -> None:
+    """Raises UserError: an outside server is down that has no cached replies, or whose address is in `retried` (asked again)."""
     asks = ((item.stage, ask.part) for item in todo for ask in item.stage.estimate() if ask.requests)
     asked = ((part, stage.models.get(part)) for stage, part in asks)
     servers = {model.where: (part, model) for part, model in asked if isinstance(model, Remote) and not model.missing()}
@@ -101,7 +101,7 @@ def check_servers(todo: Sequence[Planned], cache: Path) -> None:
     if down:
         with ReplyCache(cache) as replies:
             for part, model, why in down:
-                if not replies.answered(model.cache_identity(model.model)):
+                if model.where in retried or not replies.answered(model.cache_identity(model.model)):
                     lines.append(f"{part}: {model.where} cannot be reached: {why}.")
     if lines:
         raise UserError("\n".join([*lines, "Nothing was asked. Start what is down, and run the same command."]))
