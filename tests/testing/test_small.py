@@ -84,7 +84,7 @@ def test_a_study_of_large_models_runs_whole_and_again_asks_nothing(tmp_path: Pat
 @pytest.mark.parametrize("name", sorted(n for n in names() if get_bench(n).files and get_bench(n).columns))
 def test_rows_in_the_form_of_a_benchmark_are_read_by_its_reader(name: str, tmp_path: Path) -> None:
     bench = get_bench(name)
-    made = small._absent(study(bench=[{"name": name}]), tmp_path, 12)
+    made = small._copies(study(bench=[{"name": name}]), tmp_path, 12)
     prompts = read_prompts(bench, Path(made[name]))
     assert prompts
     assert bench.count is None or faults(bench, prompts), "what stands in does not pass for the release"
@@ -92,5 +92,5 @@ def test_rows_in_the_form_of_a_benchmark_are_read_by_its_reader(name: str, tmp_p
 
 
 def test_a_real_copy_goes_before_what_stands_in(data_dir: Path, tmp_path: Path) -> None:
-    made = small._absent(study(data_dir=str(data_dir)), tmp_path, 12)
+    made = small._copies(study(data_dir=str(data_dir)), tmp_path, 12)
     assert set(made) == {"livecodebench@paper-v2"}

@@ -1,1 +1,1 @@
-"""Doubles for tests: scripted models, servers and bases. Public: users test their plug-ins with them."""
+"""Test doubles: scripted models, servers and a small base. Public, so that users can test their plug-ins with them."""

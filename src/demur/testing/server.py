@@ -1,8 +1,8 @@
-"""Our own small OpenAI-compatible server: a script answers over HTTP, as slowly and as badly as one asks it to.
+"""A small OpenAI-compatible server: a script answers over HTTP, with the latencies and faults that one asks for.
 
-Tests, smoke runs and benchmarks use it: chat and completions, logprobs, `/v1/models`, latencies with a heavy
-tail, and every fault that a client must survive. Latencies and faults are decided by the hash of the request, so that
-they strike the same requests in every run; `GET /requests` says what was seen.
+Tests, smoke runs and benchmarks use it: chat and completions, logprobs, `/v1/models`, heavy-tailed latencies and every
+fault that a client must survive. The hash of a request decides its latency and its fault, so that each run meets the
+same ones. `GET /requests` returns counts of the requests.
 
     with serving("stand_in", latency=0.05) as server:
         ... server.url ...
@@ -37,33 +37,35 @@ _REFUSALS = {
     "too_long": (400, "This model's maximum context length is 4096 tokens. Please reduce the length of the messages."),
 }
 FAULTS = {*_REFUSALS, "dropped", "half_json", "endless", "filtered"}
-TAIL_SHAPE = 2.5  # Of the Pareto distribution of heavy-tailed latencies
+TAIL_SHAPE = 2.5  # Shape of the Pareto distribution of heavy-tailed latencies
 
 
 class Behaviour(Record, frozen=True, kw_only=True):
-    """How the server behaves. Faults: name -> share of the requests that it strikes."""
+    """How the server behaves."""
 
     script: str = "stand_in"
     model: str = "scripted"
     port: int = 0
     host: str = "127.0.0.1"
-    latency: float = 0.0  # Seconds of every reply; the shortest, with a tail
-    tail: bool = False  # Whether latencies are heavy-tailed: Pareto, bounded at 40 times the shortest
-    faults: dict[str, float] = {}
+    latency: float = 0.0  # Seconds before each reply; with `tail`, the shortest latency
+    tail: bool = False  # Heavy-tailed latencies: Pareto, at most 40 times the shortest
+    faults: dict[str, float] = {}  # One of `FAULTS` -> the share of requests that it strikes
     strikes: int = 1  # How many tries of the same request a fault strikes; 0: all
-    retry_after: float = 0.05
-    cap: int = 0  # Most tokens of a reply, whatever is asked for; 0: no bound of the server's own
-    swap_after: int = 0  # After so many replies another model answers under the same name; 0: never
-    reasoning_field: str = ""  # `reasoning_content` or `reasoning`: the thinking is taken out of the content
+    retry_after: float = 0.05  # Seconds in the Retry-After header of `rate_limited`
+    cap: int = 0  # Most tokens in a reply, whatever the request allows; 0: no such limit
+    swap_after: int = 0  # After so many replies, another model answers under the same name; 0: never
+    reasoning_field: str = (
+        ""  # Field for the thinking, `reasoning_content` or `reasoning`; empty: it stays in the content
+    )
 
 
 class _Server:
-    """The handlers and their counts."""
+    """Request handlers and counts."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         if unknown := set(behaviour.faults) - set(FAULTS):
             raise UserError(f"unknown faults: {', '.join(sorted(unknown))}. Allowed: {', '.join(sorted(FAULTS))}.")
-        self._how = behaviour
+        self._behaviour = behaviour
         self._script, _ = load_script(behaviour.script)
         self._seen: Counter[bytes] = Counter()
         self._replies = 0
@@ -78,7 +80,7 @@ class _Server:
         return app
 
     async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": self._how.model, "object": "model"}]})
+        return web.json_response({"object": "list", "data": [{"id": self._behaviour.model, "object": "model"}]})
 
     async def _requests(self, _: web.Request) -> web.Response:
         seen = sum(self._seen.values())
@@ -97,17 +99,17 @@ class _Server:
             return _error(400, f"not a request: {error}")
 
     def _latency(self, key: bytes) -> float:
-        if not self._how.tail:
-            return self._how.latency
+        if not self._behaviour.tail:
+            return self._behaviour.latency
         share = (int.from_bytes(key[:4]) + 0.5) / 2**32
-        return float(self._how.latency * min(share ** (-1 / TAIL_SHAPE), 40.0))
+        return float(self._behaviour.latency * min(share ** (-1 / TAIL_SHAPE), 40.0))
 
     def _fault(self, key: bytes) -> str:
         """The fault that strikes this try of a request, if any."""
-        if self._how.strikes and self._seen[key] > self._how.strikes:
+        if self._behaviour.strikes and self._seen[key] > self._behaviour.strikes:
             return ""
         share = int.from_bytes(key[4:8]) / 2**32
-        for name, part in self._how.faults.items():
+        for name, part in self._behaviour.faults.items():
             if share < part:
                 return name
             share -= part
@@ -115,64 +117,59 @@ class _Server:
 
     async def _answer(self, http: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
         if fault in _REFUSALS:
-            status, said = _REFUSALS[fault]
-            return _error(status, said, {"Retry-After": str(self._how.retry_after)} if status == 429 else {})
+            status, message = _REFUSALS[fault]
+            return _error(status, message, {"Retry-After": str(self._behaviour.retry_after)} if status == 429 else {})
         if fault == "dropped":
             assert http.transport is not None
             http.transport.abort()
             return web.Response()
-        text, finish, request, count = self._speak(body)
-        text, finish = ("", "content_filter") if fault == "filtered" else (text, finish)
-        self._replies += 1
-        reply = reply_of(request, text, finish, count, body=body, apart=self._how.reasoning_field)
-        reply["model"] = self._how.model + ("-other" if 0 < self._how.swap_after < self._replies else "")
-        if body.get("logprobs"):
-            reply["choices"][0]["logprobs"] = _logprobs(text, chat="messages" in body)
-        return await _sent(http, msgspec.json.encode(reply), fault)
-
-    def _speak(self, body: dict[str, Any]) -> tuple[str, Finish, Request, int]:
-        """What the script says."""
-        # A last assistant's turn is a begun reply, unless it is asked greedily: then a guard is shown a conversation.
-        goes_on = body.get("continue_final_message") or body.get("temperature", 1.0) > 0
-        request, begun = request_of(body, begun=bool(goes_on), cap=self._how.cap)
+        # A last assistant turn is a begun reply unless the request is greedy: then it is a conversation for a guard.
+        continued = body.get("continue_final_message") or body.get("temperature", 1.0) > 0
+        request, begun = request_of(body, begun=bool(continued), cap=self._behaviour.cap)
         text, finish, count = run_script(self._script, request)
         if thinking.CLOSE in begun:
             text = thinking.split(text, finish=finish).answer or text
             count = len(text.split())
-        return text, finish, request, count
+        text, finish = ("", "content_filter") if fault == "filtered" else (text, finish)
+        self._replies += 1
+        reply = reply_of(request, text, finish, count, body=body, reasoning_field=self._behaviour.reasoning_field)
+        reply["model"] = self._behaviour.model + ("-other" if 0 < self._behaviour.swap_after < self._replies else "")
+        if body.get("logprobs"):
+            reply["choices"][0]["logprobs"] = _logprobs(text, chat="messages" in body)
+        return await _sent(http, msgspec.json.encode(reply), fault)
 
 
 def request_of(body: dict[str, Any], *, begun: bool, cap: int = 0) -> tuple[Request, str]:
-    """The request in a body, and the begun reply, where `begun` says that a last assistant's turn is one."""
+    """The request in a JSON body, and the reply's given beginning: the last assistant turn if `begun`, else empty."""
     turns = body["messages"] if "messages" in body else [{"role": "user", "content": body["prompt"]}]
     messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
     start = messages[-1].content if begun and messages[-1].role == "assistant" else ""
     most = body.get("max_tokens") or body.get("max_completion_tokens") or 4096
     drawn = {name: body.get(name, usual) for name, usual in (("temperature", 1.0), ("top_p", 1.0), ("seed", 0))}
     sampling = Sampling(**drawn, max_tokens=min(cap or most, most))
-    asked = messages[:-1] if start else messages
-    prompt = Prompt(text=asked[-1].content, intent="benign")
-    return Request(messages=asked, sampling=sampling, prompt=prompt), start
+    messages = messages[:-1] if start else messages
+    prompt = Prompt(text=messages[-1].content, intent="benign")
+    return Request(messages=messages, sampling=sampling, prompt=prompt), start
 
 
 def reply_of(
-    request: Request, text: str, finish: Finish, count: int, *, body: dict[str, Any], apart: str = ""
+    request: Request, text: str, finish: Finish, count: int, *, body: dict[str, Any], reasoning_field: str = ""
 ) -> dict[str, Any]:
-    """A reply as OpenAI's protocol has it; `apart` names the field that takes the thinking out of the content."""
+    """A reply of `count` tokens in OpenAI's format, with the thinking in `reasoning_field` if that is named."""
     sent = sum(len(turn.content.split()) for turn in request.messages)
     usage: dict[str, Any] = {"prompt_tokens": sent, "completion_tokens": count, "total_tokens": sent + count}
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "text": text}
     if "messages" in body:
         choice["message"] = {"role": "assistant", "content": choice.pop("text")}
         thought, closed, rest = text.removeprefix(thinking.OPEN).partition(thinking.CLOSE)
-        if apart and (closed or thought != text):
-            choice["message"] |= {apart: thought.strip(), "content": rest.strip() or None}
+        if reasoning_field and (closed or thought != text):
+            choice["message"] |= {reasoning_field: thought.strip(), "content": rest.strip() or None}
             usage["completion_tokens_details"] = {"reasoning_tokens": len(thought.split())}
     return {"id": "reply", "created": 0, "model": body.get("model"), "usage": usage, "choices": [choice]}
 
 
 async def _sent(http: web.Request, data: bytes, fault: str) -> web.StreamResponse:
-    """A whole reply, or what a fault makes of it."""
+    """Send a reply, whole or as a fault mangles it."""
     if fault == "half_json":
         return web.Response(body=data[: len(data) // 2], content_type="application/json")
     if fault == "endless":
@@ -186,12 +183,12 @@ async def _sent(http: web.Request, data: bytes, fault: str) -> web.StreamRespons
     return web.Response(body=data, content_type="application/json")
 
 
-def _error(status: int, said: str, headers: dict[str, str] | None = None) -> web.Response:
-    return web.json_response({"error": {"message": said, "code": status}}, status=status, headers=headers)
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.json_response({"error": {"message": message, "code": status}}, status=status, headers=headers)
 
 
 def _logprobs(text: str, *, chat: bool) -> dict[str, Any]:
-    """One token a word; each is nearly sure, and the rest goes to a guard's other word, or to any."""
+    """Log-probabilities with one token per word: 0.95 for the word itself, the rest for a guard's opposite word or any other."""
     others = {"safe": "unsafe", "unsafe": "safe", "yes": "no", "no": "yes"}
     places = [{word: -0.05, others.get(word, "other"): -3.02} for word in text.split()[:64]]
     if not chat:
@@ -201,13 +198,13 @@ def _logprobs(text: str, *, chat: bool) -> dict[str, Any]:
 
 
 class Server(NamedTuple):
-    """A running protocol server."""
+    """A running server."""
 
     url: str  # Up to `/v1`
     process: subprocess.Popen[str]
 
     def requests(self) -> dict[str, int]:
-        """What the server saw: `seen`, `distinct`, `most` (of one request), `replies`."""
+        """Counts: `seen` and `distinct` requests, `most` for the tries of one request, and `replies`."""
         with urllib.request.urlopen(self.url.removesuffix("/v1") + "/requests", timeout=30) as answer:
             counts: dict[str, int] = json.load(answer)
         return counts
@@ -215,7 +212,7 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def serving(script: str = "stand_in", **options: Any) -> Iterator[Server]:
-    """A protocol server in its own process, for as long as the block lasts; `options` are fields of `Behaviour`."""
+    """A server in its own process for the duration of a block; `options` are fields of `Behaviour`."""
     behaviour = msgspec.convert({"script": script, **options}, Behaviour)
     command = [sys.executable, "-m", "demur.testing.server", msgspec.json.encode(behaviour).decode()]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -225,7 +222,7 @@ def serving(script: str = "stand_in", **options: Any) -> Iterator[Server]:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         if not url:
-            raise WorkError(f"the protocol server for '{script}' did not start (exit code {process.wait()})")
+            raise WorkError(f"the server for '{script}' did not start (exit code {process.wait()})")
         yield Server(url, process)
     finally:
         process.kill()
@@ -233,7 +230,7 @@ def serving(script: str = "stand_in", **options: Any) -> Iterator[Server]:
 
 
 async def run(behaviour: Behaviour, *, announce: Any = None) -> None:
-    """Serve until cancelled; `announce(url)` is called once requests are taken."""
+    """Serve until cancelled; calls `announce(url)` when the server is ready."""
     runner = web.AppRunner(_Server(behaviour).app(), access_log=None)
     await runner.setup()
     try:

@@ -1,6 +1,6 @@
-"""What kind of host is behind a URL, told from five short questions before any money is spent.
+"""What kind of server is behind a URL, recognised by five short questions before any money is spent.
 
-A host may have several shapes at once (slow and separating); one that has none answers harmless questions rightly and
+A server may have several shapes at once (slow and separating). One without any answers harmless questions correctly and
 declines a harmful one.
 """
 
@@ -26,53 +26,53 @@ from demur.storage.reply_cache import Reply, ReplyCache
 Shape = Literal[
     "dead", "mute", "endless", "permissive", "refusing", "echoing", "babbling", "slow", "truncating", "separating", "filtering"
 ]  # fmt: skip
-USELESS: tuple[Shape, ...] = ("dead", "mute", "endless", "echoing", "babbling")  # With these no study can be run
-SLOW = 20.0  # Seconds of a short reply from which a host is called slow
-BUDGET = 2048  # Tokens that every question may take: none needs a tenth of it but by thinking
+USELESS: tuple[Shape, ...] = ("dead", "mute", "endless", "echoing", "babbling")  # No study can run with these
+SLOW = 20.0  # Seconds for a short reply, above which a server is called slow
+BUDGET = 2048  # Most tokens for an answer; without thinking, none needs a tenth of that
 TABLE = yaml.safe_load(Path(__file__).with_name("shapes.yaml").read_text(encoding="utf-8"))
-"""The questions, what a right answer holds, and what is said of each shape."""
+"""The questions, the expressions that a correct answer matches, and a sentence for each shape."""
 
 
 class Answered(NamedTuple):
-    """What came of a question."""
+    """A question with its result."""
 
-    found: Trace | Failure
+    result: Trace | Failure
     reply: Reply
     seconds: float
-    question: Mapping[str, Any]  # As `shapes.yaml` has it
+    question: Mapping[str, Any]  # An entry of `questions` in shapes.yaml
 
     @property
     def text(self) -> str:
-        """The answer, where there is one."""
-        return (self.found.answer or "") if isinstance(self.found, Trace) else ""
+        """The answer; empty if there is none."""
+        return (self.result.answer or "") if isinstance(self.result, Trace) else ""
 
     @property
-    def is_right(self) -> bool:
-        """Whether the answer holds what it must."""
+    def is_correct(self) -> bool:
+        """Whether the answer matches the expected expression."""
         return re.search(self.question["right"], self.text.lower()) is not None
 
     @property
     def echoes(self) -> bool:
         """Whether the answer repeats the question."""
-        return self.found.prompt.text in self.text
+        return self.result.prompt.text in self.text
 
     @property
     def label(self) -> str | None:
-        """Whether it serves or refuses, where that can be told."""
-        return RulesJudge().verdict(self.found).label if isinstance(self.found, Trace) else None
+        """Whether the answer serves or refuses the request; `None` if that cannot be decided."""
+        return RulesJudge().verdict(self.result).label if isinstance(self.result, Trace) else None
 
 
-async def shapes(config: Remote) -> dict[Shape, str]:
-    """The shapes of a host, each with a sentence of what was seen; empty: none of them."""
+async def recognised(config: Remote) -> dict[Shape, str]:
+    """The shapes of a server, each with a sentence on what was observed."""
     config = config.model_copy(update={"tries": 2, "patience": 60.0})
     try:
         with (cache := _Replies(None)):
             async with open_model(config, cache=cache, label="check/shapes") as model:
-                # One after the other: a host is judged by what it is, not by what it bears.
+                # One request at a time, so that the server's capacity plays no part.
                 asked = [await _ask(model.answer, cache, question) for question in TABLE["questions"]]
     except DemurError as error:
         return {"dead": str(error)}
-    return _told(asked)
+    return _shapes(asked)
 
 
 async def _ask(
@@ -81,13 +81,13 @@ async def _ask(
     prompt = Prompt(text=question["text"], intent=question.get("intent", "benign"))
     turn = Message(role="user", content=prompt.text)
     request = Request(messages=(turn,), sampling=Sampling(temperature=0.0, max_tokens=BUDGET), prompt=prompt)
-    begun = time.monotonic()
-    found = await answer(request)
-    return Answered(found, cache.last, time.monotonic() - begun, question)
+    start = time.monotonic()
+    result = await answer(request)
+    return Answered(result, cache.last, time.monotonic() - start, question)
 
 
 class _Replies(ReplyCache):
-    """Keeps the last reply as it came: a trace does not tell where its thinking stood."""
+    """Keeps the last reply in raw form, because a trace does not record in which field its thinking was."""
 
     last = Reply()
 
@@ -96,38 +96,37 @@ class _Replies(ReplyCache):
         return self.last
 
 
-def _told(asked: list[Answered]) -> dict[Shape, str]:
+def _shapes(asked: list[Answered]) -> dict[Shape, str]:
     *harmless, harmful = asked
-    failed = [one.found for one in asked if isinstance(one.found, Failure)]
-    filtered = [one for one in asked if isinstance(one.found, Failure) and one.found.kind == "filtered"]
-    if len(failed) == len(asked) and not filtered:
-        return {"dead": f"no question got a reply: {failed[0].detail}"}
-    empty = [one for one in asked if isinstance(one.found, Trace) and not one.found.raw.strip() and one not in filtered]
-    answered = [one for one in harmless if one.text]
-    right = [one for one in answered if one.is_right]
-    echoed = [one for one in answered if one.echoes]
-    refused = [one for one in answered if one.label == "full_refusal"]
-    cut = [one for one in harmless if isinstance(one.found, Trace) and (one.found.truncated or _unfinished(one))]
-    apart = [one for one in asked if one.reply.reasoning]
-    pace, own = median(one.seconds for one in asked), len(harmless)
-    there: dict[Shape, Any] = {
-        "mute": len(empty) * 2 > len(asked),
-        "endless": len(cut) == own and not answered,
-        "permissive": harmful.label == "full_compliance" and right and not harmful.echoes,
-        "refusing": len(refused) * 2 >= own,
-        "echoing": len(echoed) * 2 >= own,
-        "babbling": len(answered) * 2 > own and not right and len(refused) + len(echoed) < len(answered),
+    failures = [a.result for a in asked if isinstance(a.result, Failure)]
+    filtered = sum(failure.kind == "filtered" for failure in failures)
+    if len(failures) == len(asked) and not filtered:
+        return {"dead": f"no question got a reply: {failures[0].detail}"}
+    empty = sum(isinstance(a.result, Trace) and not a.result.raw.strip() for a in asked)
+    answers = [a for a in harmless if a.text]
+    correct = sum(a.is_correct for a in answers)
+    echoed = sum(a.echoes for a in answers)
+    refused = sum(a.label == "full_refusal" for a in answers)
+    cut = sum(isinstance(a.result, Trace) and (a.result.truncated or _unfinished(a)) for a in harmless)
+    answered, count, pace = len(answers), len(harmless), median(a.seconds for a in asked)
+    observed: dict[Shape, object] = {
+        "mute": empty * 2 > len(asked),
+        "endless": cut == count and not answered,
+        "permissive": harmful.label == "full_compliance" and correct and not harmful.echoes,
+        "refusing": refused * 2 >= count,
+        "echoing": echoed * 2 >= count,
+        "babbling": answered * 2 > count and not correct and refused + echoed < answered,
         "slow": pace > SLOW,
-        "truncating": cut and (answered or len(cut) < own),
-        "separating": apart,
+        "truncating": cut and (answered or cut < count),
+        "separating": any(a.reply.reasoning for a in asked),
         "filtering": filtered,
     }
-    lists = {"empty": empty, "asked": asked, "refused": refused, "harmless": harmless, "echoed": echoed}
-    lists |= {"answered": answered, "cut": cut, "filtered": filtered}
-    numbers = {name: len(some) for name, some in lists.items()} | {"pace": pace, "hours": pace / 3.6, "budget": BUDGET}
-    return {shape: TABLE["shapes"][shape].format(**numbers) for shape, seen in there.items() if seen}
+    numbers: dict[str, float] = {"pace": pace, "hours": pace / 3.6, "budget": BUDGET, "asked": len(asked), "cut": cut}
+    numbers |= {"harmless": count, "answered": answered, "empty": empty, "echoed": echoed}
+    numbers |= {"refused": refused, "filtered": filtered}
+    return {shape: TABLE["shapes"][shape].format(**numbers) for shape, seen in observed.items() if seen}
 
 
-def _unfinished(one: Answered) -> bool:
-    """The count began and did not come to its end, though the server calls it whole."""
-    return "counts" in one.question and not one.is_right and len(re.findall(r"\d+", one.text)) > 5
+def _unfinished(answered: Answered) -> bool:
+    """Whether the answer to the counting question stops in the middle, whatever reason the server gives for its end."""
+    return "counts" in answered.question and not answered.is_correct and len(re.findall(r"\d+", answered.text)) > 5

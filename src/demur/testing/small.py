@@ -1,8 +1,8 @@
-"""Studies made small: the smoke run (`--stand-in`), with every model replaced by a local double, and what the GPU world runs.
+"""Studies made small: for the smoke run (`--stand-in`), which replaces every model by a local double, and for the GPU world.
 
-In a smoke run what is trained and measured is a small random model of a real architecture; whoever else answers is a scripted
-model that tells its part from what it is asked. Rows get few, one base and one seed are used unless more are asked for, a file
-that is not here is made in its public form. The report says "smoke run" across its head: its numbers mean nothing.
+In a smoke run, a small random model of a real architecture is trained and measured, and a scripted model plays every other
+part. There are few rows, one base and, by default, one seed; a missing file is generated in its public form. The report is
+marked as a smoke run, because its numbers mean nothing.
 """
 
 import json
@@ -26,14 +26,15 @@ from demur.settings import from_yaml
 from demur.storage.artifacts import atomic_write
 from demur.testing.scripts import teacher
 
-ROWS, TOKENS = 12, 48  # Of a smoke run: rows of a share, and twice the prompts of a benchmark; most tokens of a reply
+ROWS, TOKENS = 12, 48  # In a smoke run: rows of each component, and most tokens in a reply
 PARTS = ("teacher", "filter", "judge", "attacker", "attack_judge", "detector")
-MADE = from_yaml(Path(__file__).with_name("small.yaml").read_text(encoding="utf-8"))
-POOL = 8  # Harmful prompts for each safety row, since filters and patterns take most of their replies
+GENERATED = from_yaml(Path(__file__).with_name("small.yaml").read_text(encoding="utf-8"))
+"""The rows of generated files."""
+POOL = 8  # Harmful prompts for each safety row, since filters and patterns drop most of their replies
 
 
 def standing_in(study: Study, *, out: Path, seeds: int = 1) -> Resolved:
-    """The study as a smoke run."""
+    """The study as a smoke run whose files are in the folder `out`."""
     folder = out / "stand-in"
     base = _base(folder / "base")
     data = reduced(study, rows=ROWS, made=folder, seeds=seeds)
@@ -45,9 +46,8 @@ def standing_in(study: Study, *, out: Path, seeds: int = 1) -> Resolved:
         arm.pop("base", None)
         if "train" in arm:
             arm["train"] = {k: v for k, v in arm["train"].items() if k in ("lr", "loss", "schedule", "template")}
-    data["train"] = data.get("train", {}) | {
-        "steps": 2, "batch": 4, "max_length": 16384, "checkpointing": False, "lora": None, "processes": 1,
-    }  # fmt: skip
+    short = {"steps": 2, "batch": 4, "max_length": 16384, "checkpointing": False, "lora": None, "processes": 1}
+    data["train"] = data.get("train", {}) | short
     data["distil"] = data.get("distil", {}) | {"max_tokens": 1024}
     for use in data["bench"]:
         use["sampling"] = use.get("sampling", {}) | {"max_tokens": TOKENS, "thinking_budget": 0}
@@ -55,44 +55,44 @@ def standing_in(study: Study, *, out: Path, seeds: int = 1) -> Resolved:
 
 
 def _base(folder: Path) -> Path:
-    """The small random model, made once. Most of its replies end by themselves, some are truncated."""
+    """The folder of the small random model, made once. Most of its replies end by themselves, some are truncated."""
     if not (folder / "config.json").is_file():
         try:
             from demur.testing.base import make_base
         except ModuleNotFoundError as error:
-            raise UserError("--stand-in trains: pip install 'demur[train]'") from error
+            raise UserError("--stand-in trains a model: pip install 'demur[train]'") from error
         make_base(folder)
-        # A random model hardly ever stops by itself, and a truncated reply is not judged: many characters end its replies.
-        config = folder / "generation_config.json"
-        said = json.loads(config.read_text())
-        atomic_write(config, json.dumps(said | {"eos_token_id": [said["eos_token_id"], *range(0, 256, 32)]}))
+        # A random model hardly ever stops, and a truncated reply is not judged: let several characters end a reply.
+        path = folder / "generation_config.json"
+        config = json.loads(path.read_text())
+        atomic_write(path, json.dumps(config | {"eos_token_id": [config["eos_token_id"], *range(0, 256, 32)]}))
     return folder
 
 
 def reduced(study: Study, *, rows: int, made: Path, seeds: int = 1) -> dict[str, Any]:
-    """The plain data of a study with few rows; files that are not here are made, in a folder. Models stay as they are.
+    """The plain data of a study with few rows; its models stay as they are. Missing files are generated in the folder `made`.
 
-    `rows` are of each share of a mix, and twice the prompts of a benchmark; `seeds` is how many of its seeds.
+    Each component of a mix gets `rows` rows and each benchmark half as many prompts; the first `seeds` seeds are used.
     """
     data = study.model_dump(mode="json", exclude_unset=True)
     folder = Path(study.data_dir) if study.data_dir else None
     made.mkdir(parents=True, exist_ok=True)
     data |= {"stand_in": True, "seeds": list(study.seeds[:seeds]), "held_out": min(study.held_out, max(1, rows // 3))}
     for name, pool in data.get("prompts", {}).items():
-        _found(pool, "source", folder, made) if pool["source"] not in SOURCES and ":" not in pool["source"] else None
-        for key in ("data", "templates"):
-            _found(pool, key, folder, made)
+        is_file = pool["source"] not in SOURCES and ":" not in pool["source"]
+        for key in (*(("source",) if is_file else ()), "data", "templates"):
+            _replace_missing(pool, key, folder, made)
         pool["n"] = min(pool.get("n") or 10**9, POOL * rows if name == "harmful" else 2 * rows)
-    for name, ready in data.get("traces", {}).items():
-        if not (ready.get("file") and located(Path(ready["file"]), folder).exists()):
+    for name, traces in data.get("traces", {}).items():
+        if not (traces.get("file") and located(Path(traces["file"]), folder).exists()):
             data["traces"][name] = {"file": str(_traces(made, name, rows))}
     for arm in data.get("arms", {}).values():
         _shrink(arm, rows, folder, made)
-    data["stand_in_data"] = _absent(study, made, rows)
+    data["stand_in_data"] = _copies(study, made, rows)
     data["bench"] = [_bench(use.model_dump(mode="json", exclude_unset=True), rows) for use in study.bench]
     for use in data["bench"]:
         if use.get("attack", {}).get("name") == "pap" and not use["attack"].get("file"):
-            _frozen(use, data["stand_in_data"].get(use["name"]), folder, made)
+            _add_rewrites(use, data["stand_in_data"].get(use["name"]), folder, made)
     return data
 
 
@@ -101,77 +101,76 @@ def _filled(row: dict[str, str], **values: Any) -> dict[str, str]:
 
 
 def _written(path: Path, rows: Iterable[dict[str, Any]]) -> str:
-    """Write rows as JSON Lines, or as text where the file is one; returns where."""
+    """Write rows as JSON Lines, or their prompts to a .txt file; returns the path."""
     lines = (row["prompt"] if path.suffix == ".txt" else json.dumps(row) for row in rows)
     atomic_write(path, "".join(line + "\n" for line in lines))
     return str(path)
 
 
-def _found(pool: dict[str, Any], key: str, folder: Path | None, made: Path) -> None:
-    """Name a made file where the one that a pool names is not here."""
+def _replace_missing(pool: dict[str, Any], key: str, folder: Path | None, made: Path) -> None:
+    """Replace the file that a pool of prompts names under `key` by a generated one if it is missing."""
     name = pool.get(key)
     if name and not located(Path(name), folder).exists():
         path = made / f"{key}-{Path(name).name}"
         path = path if path.suffix == ".txt" else path.with_suffix(".jsonl")
-        rows = [_filled(MADE["files"][key]["row"], n=number) for number in range(MADE["files"][key]["rows"])]
-        pool[key] = _written(path, rows)
+        form = GENERATED["files"][key]
+        pool[key] = _written(path, [_filled(form["row"], n=number) for number in range(form["rows"])])
 
 
 def _shrink(arm: dict[str, Any], rows: int, folder: Path | None, made: Path) -> None:
-    """An arm with a few rows of each share."""
+    """Reduce an arm to a few rows of each component."""
     arm.pop("seeds", None)
     for share in ("safety", "maths", "benign"):
-        wanted = arm.get(share)
-        if isinstance(wanted, dict):
-            here = wanted.get("file") and located(Path(wanted["file"]), folder).exists()
-            arm[share] = wanted if here else {"file": str(_traces(made, share, rows))}
-            arm[share] = arm[share] | {"n": min(wanted.get("n") or rows, rows)}
-        elif wanted:
-            arm[share] = min(wanted, max(1, rows // 4) if arm.get("without") else rows)
+        size = arm.get(share)
+        if isinstance(size, dict):
+            exists = size.get("file") and located(Path(size["file"]), folder).exists()
+            component = size if exists else {"file": str(_traces(made, share, rows))}
+            arm[share] = component | {"n": min(size.get("n") or rows, rows)}
+        elif size:
+            arm[share] = min(size, max(1, rows // 4) if arm.get("without") else rows)
 
 
 def _bench(use: dict[str, Any], rows: int) -> dict[str, Any]:
-    """A benchmark of a few prompts. In a smoke run an attack becomes a small one, and is called so."""
+    """A benchmark with a few prompts. In a smoke run its attack gets the attack's `smoke` settings, and is named accordingly."""
     attack = use.get("attack", {})
     if attack and rows <= ROWS:
         attack = attack | attack_class(attack["name"]).smoke
-    # Half of the prompts of XSTest are of the other half.
+    # XSTest has two halves, harmful and harmless.
     most = rows if get_bench(use["name"]).form == "demur.bench.xstest:read" else max(1, rows // 2)
     return use | {"limit": min(use.get("limit") or most, most)} | ({"attack": attack} if attack else {})
 
 
-def _absent(study: Study, folder: Path, rows: int) -> dict[str, str]:
-    """Rows in their form for the benchmarks of a study of which there is no copy of the release."""
-    made = {}
+def _copies(study: Study, folder: Path, rows: int) -> dict[str, str]:
+    """Benchmark -> a generated file in the form of its release, for those without a local copy."""
+    paths = {}
     for use in study.bench:
         bench = get_bench(use.name)
         if use.data or not bench.files or local(bench, Path(study.data_dir) if study.data_dir else None):
             continue
-        path = folder / f"{bench.name.replace('@', '-')}.jsonl"
         count = max(1, rows // 2) if bench.form != "demur.bench.xstest:read" else 2 * rows
-        rows_of = [_row(bench, number) for number in range(count)]
+        generated = [_row(bench, number) for number in range(count)]
         if bench.form == "livecodebench":
-            day = {"contest_date": f"{bench.options.get('first', '2024-11-02')}T00:00:00"}  # the protocol's first
-            rows_of = [row | day for row in MADE["livecodebench"]]
-        made[bench.name] = _written(path, rows_of)
-    return made
+            day = {"contest_date": f"{bench.options.get('first', '2024-11-02')}T00:00:00"}  # the first of the protocol
+            generated = [row | day for row in GENERATED["livecodebench"]]
+        paths[bench.name] = _written(folder / f"{bench.name.replace('@', '-')}.jsonl", generated)
+    return paths
 
 
-def _frozen(use: dict[str, Any], copy: str | None, folder: Path | None, made: Path) -> None:
-    """Frozen rewrites of a benchmark's questions, where their file is not here."""
+def _add_rewrites(use: dict[str, Any], copy: str | None, folder: Path | None, made: Path) -> None:
+    """Generate PAP's frozen rewrites of a benchmark's questions if their file is missing."""
     bench = get_bench(use["name"])
     names = attack_class("pap").files[0].names
     if folder and any((folder / name).exists() for name in names):
         return
     source = Path(copy) if copy else local(bench, folder)
     path = made / f"pap-{bench.name}.jsonl"
-    rows = [_filled(MADE["files"]["pap"], text=prompt.text) for prompt in read_prompts(bench, source)]
+    rows = [_filled(GENERATED["files"]["pap"], text=prompt.text) for prompt in read_prompts(bench, source)]
     use["attack"]["file"] = _written(path, rows)
 
 
 def _row(bench: Bench, number: int) -> dict[str, Any]:
-    """One row with a benchmark's columns: a sum to be done where it has answers, else a request without substance."""
-    known = _filled(MADE["columns"], n=number, double=2 * number)
+    """A row with a benchmark's columns: a sum if it has answers, else a harmless request."""
+    known = _filled(GENERATED["columns"], n=number, double=2 * number)
     text = known.pop("request")
     known["type"] = "homonyms" if number % 2 or "@" in bench.name else "contrast_homonyms"
     intents = bench.options.get("intent")
@@ -180,21 +179,22 @@ def _row(bench: Bench, number: int) -> dict[str, Any]:
     row: dict[str, Any] = {}
     if bench.form == "choice":
         row = {"A": "yes", "B": "no", "answer": "A"} | dict.fromkeys(bench.options.get("wrong", ()), "no")
-    known |= MADE["forms"].get(bench.form, {})
-    for key, said in bench.columns.items():
-        row |= {p.removeprefix("?").partition("|")[0]: known.get(key, text) for p in said.removeprefix("?").split("&")}
+    known |= GENERATED["forms"].get(bench.form, {})
+    for key, spec in bench.columns.items():
+        for column in spec.removeprefix("?").split("&"):
+            row[column.removeprefix("?").partition("|")[0]] = known.get(key, text)
     row |= {name: values[-1] for name, values in bench.options.get("where", {}).items()}
     return row
 
 
 def _traces(folder: Path, share: str, rows: int) -> Path:
-    """A file of a few traces by the scripted teacher: requests without substance, or sums."""
-    kind: Intent = "maths" if share == "maths" else "benign" if share == "benign" else "harmful"
-    path, made = folder / f"{share}.jsonl", list[Trace]()
+    """A file of a few traces that the scripted teacher wrote for sums or for harmless requests."""
+    intent: Intent = "maths" if share == "maths" else "benign" if share == "benign" else "harmful"
+    path, traces = folder / f"{share}.jsonl", list[Trace]()
     for i in range(2 * rows):
-        text = MADE["traces"]["maths" if kind == "maths" else "others"].format(n=i, treble=3 * i)
-        prompt = Prompt(text=text, intent=kind)
+        text = GENERATED["traces"]["maths" if intent == "maths" else "others"].format(n=i, treble=3 * i)
+        prompt = Prompt(text=text, intent=intent)
         raw = teacher((Message(role="user", content=text),), Sampling(), random.Random(prompt.id))
-        made.append(thinking.traced(prompt, raw, model="script:teacher"))
-    write_jsonl(path, made)
+        traces.append(thinking.traced(prompt, raw, model="script:teacher"))
+    write_jsonl(path, traces)
     return path

@@ -1,8 +1,8 @@
-"""A double of `vllm serve`: a process of its own that refuses what vLLM refuses, in vLLM's words, and speaks OpenAI's protocol.
+"""A double of `vllm serve`: a process that refuses what vLLM refuses, with vLLM's messages, and speaks OpenAI's protocol.
 
-It holds memory on the cards of a `gpu_world`, in a ledger that all processes of that world share. The standard library
-alone, so that a start costs a twentieth of a second; what a model says comes from the world, which knows its part.
-Every rule names where the real one was read.
+It holds memory on the cards of a `gpu_world`, in a ledger that all processes of that world share. It imports only the
+standard library, so that it starts in a twentieth of a second; replies come from the world's own process. Each rule names
+its source in vLLM.
 """
 
 import argparse
@@ -22,36 +22,36 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 GIB = 2**30
-WORKSPACE = 2.0  # GiB of each card beside weights and cache: activations of a profiling run, CUDA graphs, communication
-CONTEXT = 0.5  # GiB of a card that a process holds outside of what it was given
-FLAGS, SWITCHES, WORDS = Path(__file__).with_name("vllm.txt").read_text().split("\n\n")
-"""Arguments that exist, with a value and without (docs.vllm.ai, Engine Arguments of 0.8.5 and 0.10, and the pages of `vllm serve`); its errors."""
-SAYS = dict(line.split(": ", 1) for line in WORDS.splitlines())
-Answer = Callable[[str, Any], tuple[int, dict[str, Any]]]  # Path and body of a request to status and body of the reply
+WORKSPACE = 2.0  # GiB on each card beside weights and cache: activations of a profiling run, CUDA graphs, communication
+CONTEXT = 0.5  # GiB that a process holds on a card beyond its share
+FLAGS, SWITCHES, ERRORS = Path(__file__).with_name("vllm.txt").read_text().split("\n\n")
+"""Arguments with a value, arguments without (docs.vllm.ai: Engine Arguments of 0.8.5 and 0.10, `vllm serve`), and messages."""
+MESSAGES = dict(line.split(": ", 1) for line in ERRORS.splitlines())
+Answer = Callable[[str, Any], tuple[int, dict[str, Any]]]  # Path and body of a request -> status and body of the reply
 
 
 class Shape(NamedTuple):
-    """What a model's config.json says of its size."""
+    """The size of a model."""
 
     parameters: float
-    kv_bytes: int  # Of one token, over all layers, in 16 bits
+    kv_bytes: int  # Keys and values of one token over all layers, in 16 bits
     heads: int
     positions: int
 
 
 def shape_of(folder: Path) -> Shape:
-    """The size of a dense decoder, as its configuration gives it."""
+    """The size of a dense decoder, from its config.json."""
     c = json.loads((folder / "config.json").read_text())
     width, layers, heads = c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"]
     kv, head = c.get("num_key_value_heads") or heads, c.get("head_dim") or width // heads
     layer = 2 * width * head * (heads + kv) + 3 * width * c["intermediate_size"]
-    words = c["vocab_size"] * width * (1 if c.get("tie_word_embeddings") else 2)
-    return Shape(layers * layer + words, 4 * layers * kv * head, heads, c["max_position_embeddings"])
+    embeddings = c["vocab_size"] * width * (1 if c.get("tie_word_embeddings") else 2)
+    return Shape(layers * layer + embeddings, 4 * layers * kv * head, heads, c["max_position_embeddings"])
 
 
 @contextmanager
 def ledger(world: Path) -> Iterator[dict[str, Any]]:
-    """The cards and who holds what on them, for one process at a time. Processes that are gone hold nothing."""
+    """The cards and the memory held on them, for one process at a time. Memory of processes that have ended is free."""
     with (world / "ledger.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = world / "ledger.json"
@@ -64,19 +64,19 @@ def ledger(world: Path) -> Iterator[dict[str, Any]]:
 
 
 def note(world: Path, event: str, **fields: Any) -> None:
-    """Write a line of the world's log."""
+    """Write a line to the world's log."""
     line = json.dumps({"time": time.time(), "event": event, "pid": os.getpid(), **fields}) + "\n"
     with (world / "log.jsonl").open("a") as log:
         log.write(line)
 
 
 def free(data: dict[str, Any], card: int) -> float:
-    """GiB that nobody holds of a card."""
+    """The free memory of a card, in GiB."""
     return float(data["cards"][card] - sum(held.get(str(card), 0.0) for held in data["held"].values()))
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Answers HTTP with JSON, a thread a connection."""
+    """An HTTP server for JSON, with a thread for each connection."""
 
     daemon_threads = allow_reuse_address = True
     request_queue_size = 2048
@@ -86,7 +86,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.answer = answer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Those who leave early are no error."""
+        """A client that disconnects early is not an error."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -108,11 +108,11 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: who runs this reads its log."""
+        """Print nothing: stderr is the log that demur shows."""
 
 
 class Engine:
-    """Arguments, memory and limits of one server. Requests that its cache cannot hold wait, as in vLLM's queue."""
+    """Arguments, memory and limits of one server. As in vLLM, requests that do not fit into its cache wait."""
 
     def __init__(self, argv: list[str], world: Path, speaker: str) -> None:
         parser = argparse.ArgumentParser(prog="vllm serve")
@@ -121,18 +121,18 @@ class Engine:
             parser.add_argument(f"--{flag}")
         for flag in SWITCHES.split():
             parser.add_argument(f"--{flag}", action="store_true")
-        told = parser.parse_args(argv)  # argparse's own: "vllm serve: error: unrecognized arguments: --x", exit code 2
-        self.world, self.folder, self._speaker = world, Path(told.model_tag), speaker
-        self.name, self.host, self.port = told.served_model_name or told.model_tag, told.host, int(told.port or 8000)
+        args = parser.parse_args(argv)  # argparse's own: "vllm serve: error: unrecognized arguments: --x", exit code 2
+        self.world, self.folder, self._speaker = world, Path(args.model_tag), speaker
+        self.name, self.host, self.port = args.served_model_name or args.model_tag, args.host, int(args.port or 8000)
         if not (self.folder / "config.json").is_file():
             fail("folder", folder=self.folder)
-        self.shape, self.share = shape_of(self.folder), float(told.gpu_memory_utilization or 0.9)
-        self.width = int(told.tensor_parallel_size or 1)
-        self.length = int(told.max_model_len or self.shape.positions)
+        self.shape, self.share = shape_of(self.folder), float(args.gpu_memory_utilization or 0.9)
+        self.width = int(args.tensor_parallel_size or 1)
+        self.length = int(args.max_model_len or self.shape.positions)
         self.cards = self._cards()
         self._room = 0.0  # GiB for keys and values
-        self._used = self._most = self._requests = 0
-        self._left = threading.Condition()
+        self._used = self._most = self._requests = 0  # Tokens in the cache now and at most, requests
+        self._changed = threading.Condition()
         heads, positions = self.shape.heads, self.shape.positions
         if heads % self.width:  # vllm/config/model.py, verify_with_parallel_config
             fail("heads", heads=heads, width=self.width)
@@ -141,15 +141,15 @@ class Engine:
 
     def _cards(self) -> list[int]:
         with ledger(self.world) as data:
-            there = range(len(data["cards"]))
+            every = range(len(data["cards"]))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        seen = list(there) if visible is None else [int(n) for n in visible.split(",") if n and int(n) in there]
-        if self.width > len(seen):  # vllm/config/parallel.py
-            fail("world", width=self.width, there=len(seen))
-        return seen[: self.width]
+        cards = list(every) if visible is None else [int(n) for n in visible.split(",") if n and int(n) in every]
+        if self.width > len(cards):  # vllm/config/parallel.py
+            fail("world", width=self.width, there=len(cards))
+        return cards[: self.width]
 
     def take(self) -> None:
-        """Take its share of each card, if that is free and holds weights and one request."""
+        """Take the share of each card, if it is free and large enough for the weights and one request."""
         with ledger(self.world) as data:
             for card in self.cards:
                 whole = data["cards"][card]
@@ -162,7 +162,7 @@ class Engine:
         note(self.world, "start", model=self.name, cards=self.cards, share=self.share, length=self.length)
 
     def _fit(self, each: float) -> None:
-        """What is left for keys and values must hold the longest request: vllm/v1/core/kv_cache_utils.py."""
+        """Check that the memory left for keys and values holds the longest request: vllm/v1/core/kv_cache_utils.py."""
         self._room = (each - self.shape.parameters * 2 / GIB / self.width - WORKSPACE) * self.width
         if self._room <= 0:
             fail("blocks")
@@ -172,35 +172,35 @@ class Engine:
             fail("cache", length=self.length, need=need, room=self._room, most=most)
 
     def answer(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
-        """What it replies to a request."""
+        """Status and body of the reply to a request."""
         if body is None:  # /health, /v1/models
             return 200, {"object": "list", "data": [{"id": self.name, "object": "model"}]}
         if body.get("model") != self.name:  # vllm/entrypoints/openai/serving_engine.py, _check_model
-            return _error(404, SAYS["name"].format(name=body.get("model")))
-        asked = json.dumps({"path": path, "folder": str(self.folder), "body": body}).encode()
-        with urllib.request.urlopen(urllib.request.Request(self._speaker, asked), timeout=60) as reply:
-            said = json.load(reply)
-        if "error" in said:
-            return _error(400, said["error"])
-        sent, most = said["usage"]["prompt_tokens"], body.get("max_tokens") or body.get("max_completion_tokens") or 16
+            return _error(404, MESSAGES["name"].format(name=body.get("model")))
+        request = json.dumps({"path": path, "folder": str(self.folder), "body": body}).encode()
+        with urllib.request.urlopen(urllib.request.Request(self._speaker, request), timeout=60) as response:
+            reply = json.load(response)
+        if "error" in reply:
+            return _error(400, reply["error"])
+        sent, most = reply["usage"]["prompt_tokens"], body.get("max_tokens") or body.get("max_completion_tokens") or 16
         if sent + most > self.length:  # serving_engine.py, _validate_input; issue 20409
-            return _error(400, SAYS["context"].format(length=self.length, whole=sent + most, sent=sent, most=most))
-        self._hold(sent + said["usage"]["completion_tokens"], said.pop("seconds"))
-        return 200, said | {"model": self.name}
+            return _error(400, MESSAGES["context"].format(length=self.length, whole=sent + most, sent=sent, most=most))
+        self._hold(sent + reply["usage"]["completion_tokens"], reply.pop("seconds"))
+        return 200, reply | {"model": self.name}
 
     def _hold(self, tokens: int, seconds: float) -> None:
-        """Hold a request's keys and values while it is written."""
-        with self._left:
-            self._left.wait_for(lambda: (self._used + tokens) * self.shape.kv_bytes <= self._room * GIB)
+        """Hold a request's keys and values for the time that its reply takes."""
+        with self._changed:
+            self._changed.wait_for(lambda: (self._used + tokens) * self.shape.kv_bytes <= self._room * GIB)
             self._used, self._requests = self._used + tokens, self._requests + 1
             self._most = max(self._most, self._used)
         time.sleep(0.002 + seconds)
-        with self._left:
+        with self._changed:
             self._used -= tokens
-            self._left.notify_all()
+            self._changed.notify_all()
 
     def leave(self) -> None:
-        """Give the cards back."""
+        """Release the cards."""
         with ledger(self.world) as data:
             data["held"].pop(str(os.getpid()), None)
         cache = self._most * self.shape.kv_bytes / GIB
@@ -208,15 +208,15 @@ class Engine:
 
 
 def fail(why: str, **values: Any) -> NoReturn:
-    """End as vLLM's engine does when it cannot start."""
-    said = SAYS[why].format(**values)
-    note(Path(os.environ["DEMUR_WORLD"]), "refused", why=said)
-    sys.exit(f"(EngineCore_DP0 pid={os.getpid()}) ERROR [core.py] EngineCore failed to start.\nValueError: {said}")
+    """Exit as vLLM's engine does when it cannot start."""
+    message = MESSAGES[why].format(**values)
+    note(Path(os.environ["DEMUR_WORLD"]), "refused", why=message)
+    sys.exit(f"(EngineCore_DP0 pid={os.getpid()}) ERROR [core.py] EngineCore failed to start.\nValueError: {message}")
 
 
-def _error(status: int, said: str) -> tuple[int, dict[str, Any]]:
+def _error(status: int, message: str) -> tuple[int, dict[str, Any]]:
     kind = "NotFoundError" if status == 404 else "BadRequestError"
-    return status, {"object": "error", "message": said, "type": kind, "param": None, "code": status}
+    return status, {"object": "error", "message": message, "type": kind, "param": None, "code": status}
 
 
 def main() -> None:
