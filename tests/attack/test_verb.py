@@ -97,7 +97,7 @@ def test_tap_counts_what_was_pruned_apart(questions: Path, tmp_path: Path) -> No
     ("words", "said"),
     [
         (["pair", "--target", SCRIPT], "for its part 'attacker'"),
-        (["replay", "--target", SCRIPT], "which run"),
+        (["replay", "--target", SCRIPT], "replay needs a run"),
         (["piar", "--target", SCRIPT], "Did you mean 'pair'"),
         (["none", "runs/x", "--target", SCRIPT], "only replay"),
     ],

@@ -150,7 +150,7 @@ def test_a_server_is_one_row_with_and_without_its_models_name_and_two_servers_of
     with serving("stand_in") as one, serving("echo") as other:
         assert exit_code(*words, one.url) == 0
         assert exit_code(*words, one.url, "--model", "scripted") == 0
-        assert "1 of 1 stages were there already" in capfd.readouterr().err
+        assert "1 of 1 stages were done already" in capfd.readouterr().err
         assert exit_code(*words, other.url) == 0
         assert "from the cache" not in capfd.readouterr().err, "the other server's replies are its own"
         assert exit_code(*words, one.url, "--samples", "2") == 0
@@ -179,7 +179,7 @@ def test_what_two_commands_measured_in_one_folder_is_not_averaged(
     assert means("--attack", "mini-seen") == set()
     told = capfd.readouterr().err
     assert "1 other evaluation stays in the table" in told
-    assert "no answer and tokens over all" in told
+    assert "'no answer' and 'tokens' cover all" in told
     assert means("--set", "bench=[{name: mini_harm, limit: 4}, {name: mini_harm, attack: mini-seen, limit: 4}]") == {
         "stand_in"
     }

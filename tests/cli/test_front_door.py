@@ -106,7 +106,7 @@ def test_init_writes_a_study_that_holds(tmp_path: Path, capsys: pytest.CaptureFi
         (train,) = (row for row in json.loads(capsys.readouterr().out)["stages"] if row["kind"] == "train")
         assert train["of"] == trained
     assert exit_code("init", str(path)) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,9 +163,9 @@ def test_help_says_what_is_true_of_each_verb(
     monkeypatch.setenv("COLUMNS", "200")
     for args, said in [
         (("distil",), "such as strategy=improved"), (("repair",), "such as with=trim,drop"), (("mix",), "dedupe=exact"),
-        (("serve",), "latency=0.05"), (("train",), "by the same path as in a study file"),
+        (("serve",), "latency=0.05"), (("train",), "by its path in a study file"),
         (("calibrate", "guard"), "runs/calibrate/replies"), (("check", "contamination"), "else runs/contamination"),
-        (("eval",), "RUN/replies"), (("judge",), "default: rules"), (("view",), "in a browser"),
+        (("eval",), "OUT/replies"), (("judge",), "Default: rules"), (("view",), "in a browser"),
     ]:  # fmt: skip
         assert exit_code(*args, "--help") == 0
         assert said in re.sub(r"\s+", " ", capsys.readouterr().out), args

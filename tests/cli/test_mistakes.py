@@ -60,7 +60,7 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
         ),
         (
             (*EVAL, "--target", "script:echo"),
-            "--target is given twice, and takes one. Type the command once for each",
+            "--target is given twice, and takes one value. Run the command once for each",
         ),
         (("judge", "rows.jsonl", "--part", "answer", "--part=thinking"), "--part is given twice"),
         (
@@ -90,7 +90,7 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
         (("run", str(STUDY), "--set", "train.device=cuda"), "nvidia-smi shows no GPU here"),
         (("plan", str(STUDY), "--set", "bench=[xstest]"), "xstest: no local copy"),
         (("run", str(STUDY.with_suffix(".yml"))), "Did you mean"),
-        (("mix", "--out", "m"), "--share NAME=FILE names a share"),
+        (("mix", "--out", "m"), "--share NAME=FILE names a component"),
         (("diagnose", "binary.jsonl"), "not JSON"),
         (("judge", "rows.jsonl"), "states what the prompts want, and that decides how replies are counted"),
         (("distil", "rows.jsonl", "--set", "strategy=nocot"), "State it for all by --intent harmful (or benign"),
@@ -135,7 +135,7 @@ def test_a_mistake_is_a_sentence(
         (("mix", "--share", "safety=wrong.jsonl:2", "--out", "m"), "no form has a use for all of its columns"),
         (("diagnose", "wrong.jsonl"), "no form has a use for all of its columns"),
         (("distil", "wrong.jsonl", "--set", "strategy=nocot"), "no form has a use for all of its columns"),
-        (("distil",), "which prompts? Name a file of them"),
+        (("distil",), "no prompts: name a file of them"),
     ],
 )
 def test_wrong_columns_are_noticed_before_anything_starts(
@@ -184,7 +184,7 @@ def test_a_port_in_use_is_a_sentence(verb: tuple[str, ...], tmp_path: Path) -> N
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
         port = taken.getsockname()[1]
     assert done.returncode == 2
-    assert done.stderr == f"port {port} is taken; name another by --port, or 0 for any that is free.\n"
+    assert done.stderr == f"port {port} is taken; name another with --port, or 0 for any that is free.\n"
     assert "Traceback" not in done.stderr
 
 
@@ -379,6 +379,15 @@ def test_what_a_run_says_of_its_prompts_is_not_said_again(tmp_path: Path, capfd:
         assert exit_code("judge", str(source), "--intent", "benign", "--out", str(tmp_path / "o")) == 2
         assert said in " ".join(capfd.readouterr().err.split())
     assert exit_code("judge", str(traces), "--out", str(tmp_path / "o")) == 0
+
+
+def test_a_file_that_does_not_say_what_its_prompts_want_is_reported_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (rows := tmp_path / "rows.jsonl").write_text('{"prompt": "What is a hash?", "completion": "A number."}\n')
+    assert exit_code("judge", str(rows), "--out", str(tmp_path / "o")) == 2
+    assert " ".join("".join(capfd.readouterr()).split()).count("what the prompts want") == 1
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_report_that_fails_leaves_no_folder(tmp_path: Path) -> None:

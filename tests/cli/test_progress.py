@@ -46,7 +46,7 @@ def test_plain_lines_say_once_a_minute_how_far_it_is_and_that_it_lives(monkeypat
     lines = out.getvalue().splitlines()
     assert lines[:2] == ["study", "  train-a: started"]
     assert "  train-a: done  120.0 s  120 steps  [1/2]" in lines
-    assert "1 of 2 stages were there already" in lines[-1]
+    assert "1 of 2 stages were done already" in lines[-1]
 
 
 def test_status_says_how_far_a_training_is_and_how_long_it_takes(
@@ -66,12 +66,12 @@ def test_status_says_how_far_a_training_is_and_how_long_it_takes(
             assert exit_code("status", str(tmp_path), "--json") == 0
         *lines, last = capfd.readouterr().out.splitlines(keepends=True)
         shown, told = "".join(lines), json.loads(last)
-        assert "at work: train-a: 61/400  0:05:39 left  loss 0.21  (0:00:0" in shown
+        assert "running: train-a: 61/400  0:05:39 left  loss 0.21  (0:00:0" in shown
         assert "waiting: train-b\n" in shown
         assert (told["running"], told["waiting"]) == ({"train-a": "61/400  0:05:39 left  loss 0.21"}, ["train-b"])
         show(Event("train-a", "done"))
     assert exit_code("status", str(tmp_path)) == 0
-    assert "at work" not in capfd.readouterr().out
+    assert "running:" not in capfd.readouterr().out
 
 
 def test_a_stage_that_has_ended_since_the_last_note_is_not_said_to_be_at_work(

@@ -8,23 +8,36 @@ from pathlib import Path
 import pytest
 from tests.made import demur, exit_code
 
-from demur.cli import main
 from demur.testing.server import serving
+
+
+def _shown(run: Path) -> set[tuple[str, str]]:
+    return {(row["arm"], row["bench"]) for row in json.loads((run / "results.json").read_text())["results"]}
+
+
+def _evaluated(run: Path, *targets: str, limit: int = 3) -> None:
+    for target in targets:
+        words = ("eval", "mini_harm", "--target", target, "--limit", str(limit), "--out", str(run))
+        assert exit_code(*words) == 0
+
+
+@pytest.fixture
+def failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run in the current folder whose model fails as long as the file `down` exists."""
+    monkeypatch.chdir(tmp_path)
+    Path("moody.py").write_text(
+        'from pathlib import Path\n\n\ndef answer(*_):\n    if Path("down").exists():\n'
+        '        raise ValueError("out of order")\n    return "No."\n'
+    )
+    Path("down").touch()
+    with pytest.raises(ValueError, match="out of order"):
+        _evaluated(Path("r"), "script:moody:answer")
+    return Path("r")
 
 
 def test_a_history_of_two_runs_and_a_file_of_somebody_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two"):
-        words = (
-            "eval",
-            "mini_harm",
-            "--target",
-            "script:stand_in",
-            "--limit",
-            "3",
-            "--out",
-            str(tmp_path / "deep" / name),
-        )
-        assert exit_code(*words) == 0
+        _evaluated(tmp_path / "deep" / name, "script:stand_in")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "results.json").write_text("[1]")
     capfd.readouterr()
@@ -35,7 +48,7 @@ def test_a_history_of_two_runs_and_a_file_of_somebody_else(tmp_path: Path, capfd
     assert "script:stand_in" in rows[0]["model"]
     assert list(rows[0]["numbers"]) == ["mini_harm attack_success mini"]
     assert rows[0]["date"].startswith("20")
-    assert "other/results.json is not read" in shown.err
+    assert "other/results.json cannot be read" in shown.err
     assert exit_code("runs", str(tmp_path)) == 0
     table = capfd.readouterr().out
     assert f"under {tmp_path}" in table
@@ -60,17 +73,11 @@ def test_a_run_that_measured_nothing_is_named_after_its_folder_and_says_why(
     assert "looked  –    –      – no benchmark was run" in capfd.readouterr().out
 
 
-def test_a_run_that_is_not_finished_is_listed_as_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("failing.py").write_text('def answer(*_):\n    raise ValueError("out of order")\n')
-    words = ("eval", "mini_harm", "--limit", "3", "--target")
-    with pytest.raises(ValueError, match="out of order"):
-        main([*words, "script:failing:answer", "--out", "broken"])
+def test_a_run_that_is_not_finished_is_listed_as_that(failed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
     assert exit_code("runs", ".", "--json") == 0
     (row,) = json.loads(capfd.readouterr().out)["runs"]
-    assert (row["run"], row["study"], row["model"], row["numbers"]) == ("broken", "eval", "failing:answer", {})
+    assert (row["run"], row["study"], row["model"], row["numbers"]) == (str(failed), "eval", "moody:answer", {})
     assert row["why"].startswith("unfinished, 0 of 1 stages")
     assert exit_code("runs", ".") == 0
     assert "unfinished, 0 of 1 stages" in capfd.readouterr().out
@@ -97,16 +104,6 @@ def test_a_page_names_every_command_that_made_what_it_shows(tmp_path: Path) -> N
     assert exit_code("run", str(study), "--out", str(run)) == 0
     typed = (run / "commands.txt").read_text().splitlines()
     assert typed == [f"demur run {study} --set bench.0.limit=2 --out {run}", f"demur run {study} --out {run}"]
-
-
-def _shown(run: Path) -> set[tuple[str, str]]:
-    return {(one["arm"], one["bench"]) for one in json.loads((run / "results.json").read_text())["results"]}
-
-
-def _evaluated(run: Path, *targets: str, limit: int = 3) -> None:
-    for target in targets:
-        words = ("eval", "mini_harm", "--target", target, "--limit", str(limit), "--out", str(run))
-        assert exit_code(*words) == 0
 
 
 def test_going_on_and_retry_keep_what_other_commands_made(tmp_path: Path) -> None:
@@ -167,28 +164,38 @@ def test_retry_makes_again_what_an_earlier_command_made_by_the_study_of_that_com
     assert "everything is done\n" in capfd.readouterr().out
 
 
-def test_retry_goes_on_with_what_an_earlier_command_left_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("moody.py").write_text(
-        'from pathlib import Path\n\n\ndef answer(*_):\n    if Path("down").exists():\n'
-        '        raise ValueError("out of order")\n    return "No."\n'
-    )
-    Path("down").touch()
-    with pytest.raises(ValueError, match="out of order"):
-        _evaluated(Path("r"), "script:moody:answer")
+def test_retry_removes_nothing_while_the_server_is_down(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The server has answered some requests, so that a run would go on without it, but its failed ones are to be sent again."""
+    run = tmp_path / "r"
+    with serving("stand_in", faults={"too_long": 0.5}) as server:
+        _evaluated(run, server.url, limit=8)
+    files = {path: path.stat().st_mtime_ns for path in run.glob("stages/*/*")}
+    failures = sum(len(path.read_bytes().splitlines()) for path in run.glob("stages/*/failures.jsonl"))
+    assert 0 < failures < 8
     capfd.readouterr()
-    assert exit_code("status", "r") == 0
+    assert exit_code("retry", str(run)) == 2
+    assert f"target: {server.url} cannot be reached" in " ".join(capfd.readouterr().err.split())
+    assert {path: path.stat().st_mtime_ns for path in run.glob("stages/*/*")} == files
+    with serving("stand_in", port=int(server.url.rpartition(":")[2].partition("/")[0])):
+        assert exit_code("retry", str(run)) == 0
+    assert f"{failures} failed request" in capfd.readouterr().err
+    assert not any(path.read_bytes() for path in run.glob("stages/*/failures.jsonl"))
+
+
+def test_retry_goes_on_with_what_an_earlier_command_left_undone(
+    failed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    assert exit_code("status", str(failed)) == 0
     shown = capfd.readouterr().out
     assert "failed: evaluate-moody-answer-s0-mini_harm-none: out of order\n" in shown
     assert "waiting" not in shown
-    assert "go on:   demur run r/study.yaml --out r\n" in shown
-    _evaluated(Path("r"), "script:stand_in")
+    assert "to go on: demur run r/study.yaml --out r\n" in shown
+    _evaluated(failed, "script:stand_in")
     Path("down").unlink()
     capfd.readouterr()
     assert exit_code("status", "r") == 0
-    assert "go on:   demur retry r\n" in capfd.readouterr().out
+    assert "to go on: demur retry r\n" in capfd.readouterr().out
     assert exit_code("runs", ".", "--json") == 0
     assert "unfinished, 1 of 2 stages" in capfd.readouterr().out
     assert exit_code("retry", "r") == 0
@@ -207,7 +214,7 @@ def test_what_a_stopped_process_was_at_is_not_said_to_be_at_work(
     assert exit_code("status", "r") == 0
     shown = capfd.readouterr().out
     assert "stopped: evaluate-" in shown
-    assert "at work" not in shown
+    assert "running:" not in shown
 
 
 def test_status_and_runs_say_the_same_of_what_was_judged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,7 @@ def test_calibrate_refusal(tmp_path: Path) -> None:
     assert report["fitted_to_this_file"] is False
     words = ["refusal", "--data", str(LRM), "--out", str(tmp_path)]
     shown = CliRunner().invoke(APPS[calibrate.__name__], words, catch_exceptions=False)
-    assert "66 replies; unscored ones count as wrong" in shown.stdout.replace("\n", " ")
+    assert "66 replies; unscored replies count as wrong" in shown.stdout.replace("\n", " ")
     assert "specificity, of those scored: " in shown.stdout
     assert "kappa" in shown.stdout
     assert "on models that it was not fitted to" in shown.stdout.replace("\n", " ")
@@ -315,7 +315,7 @@ def test_types_of_xstest_say_what_its_prompts_want(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--judge", "wildguard"], "say which, as --judge wildguard=URL"),
+        (["--judge", "wildguard"], "name it, as --judge wildguard=URL"),
         (["--judge", "rules=http://x"], "needs no model"),
         (["--judge", "rules", "--part", "think"], "Did you mean 'thinking'"),
         (["--judge", "rules", "--intent", "harmful"], "nothing to judge in .*: no replies"),

@@ -128,7 +128,7 @@ def test_again_reuses_everything(finished: tuple[Path, Path]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
     done = _run(study, out)
     assert done.returncode == 0, done.stderr
-    assert f"{len(artifacts(out))} of {len(artifacts(out))} stages were there already" in done.stderr
+    assert f"{len(artifacts(out))} of {len(artifacts(out))} stages were done already" in done.stderr
     assert before == {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*")}
 
 

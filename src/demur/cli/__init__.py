@@ -1,4 +1,4 @@
-"""The command line: one file for each verb, imported only when it is called, so that `demur --help` stays quick."""
+"""The command line: one module for each verb, imported only when that verb is called, so that `demur --help` stays fast."""
 
 import importlib
 import os
@@ -16,23 +16,24 @@ from demur.errors import DemurError, UserError, unknown
 from demur.registry import missing
 
 VERBS: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("verbs.toml").read_text())
-"""Every verb with its line of help and examples, by group. The module is `demur.cli.VERB`, or `VERB_` where Python reserves the word."""
+"""Group -> verb -> its line of help (`about`) and its examples."""
 
-COMMAND: list[str] = []  # What was typed
-MODULES = {"eval": "evaluate"}
+COMMAND: list[str] = []  # The command line as it was typed
+MODULES = {"eval": "evaluate"}  # Verb -> its module in `demur.cli`, where the names differ
 SLOW = ("run", "plan", "eval", "attack", "judge", "distil", "diagnose", "train")
-"""Verbs that import much, and read files and models, before they can show anything."""
-ONE = ("target", "judge", "teacher", "attacker", "attack-judge", "detector", "base", "model", "part", "attack")
-SHOWN = threading.Event()  # A verb has shown something, or has ended
+"""Verbs with heavy imports, or with files and models to read, before their first line of output."""
+ONCE = ("target", "judge", "teacher", "attacker", "attack-judge", "detector", "base", "model", "part", "attack")
+"""Flags that it is an error to repeat; typer would silently use the last."""
+SHOWN = threading.Event()  # Set when a verb has printed something, or has ended
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run one command and leave with its exit code: 0 done, 1 failed, 2 wrong usage, 130 and 143 by a signal."""
+    """Run one command and exit: 0 done, 1 failed, 2 wrong usage, 130 after SIGINT, 143 after SIGTERM."""
     args = sys.argv[1:] if argv is None else argv
     COMMAND[:] = ["demur", *args]
     signal.signal(signal.SIGTERM, _terminated)
     if "" not in sys.path:
-        sys.path.insert(0, "")  # `your_module:thing` of the current folder, as `python -m` has it
+        sys.path.insert(0, "")  # as `python -m` does, so that `your_module:thing` is found in the current folder
     if not args or args[0] in ("--help", "-h", "help"):
         _print_help()
         sys.exit(0)
@@ -42,8 +43,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     try:
         sys.exit(_call(args[0], args[1:]))
     except (KeyboardInterrupt, _Terminated) as stop:
-        code, by = (143, " by SIGTERM") if isinstance(stop, _Terminated) else (130, "")
-        _leave(code, f"stopped{by}; run the same command to go on")
+        code, signal_name = (143, " by SIGTERM") if isinstance(stop, _Terminated) else (130, "")
+        _leave(code, f"stopped{signal_name}; run the same command to go on")
     except DemurError as error:
         _leave(error.exit_code, str(error))
     except ModuleNotFoundError as error:
@@ -54,43 +55,43 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
-        # A full disk, a folder that is a file, a port in use: the system's own words are the best ones.
-        where = "".join(f"{one}: " for one in (error.filename, *getattr(error, "__notes__", ())) if one)
+        # A full disk, a file in place of a folder, a port in use: the system's own message says it best.
+        where = "".join(f"{place}: " for place in (error.filename, *getattr(error, "__notes__", ())) if place)
         _leave(1, f"{where}{error.strerror or error}. What was finished is kept.")
 
 
-def _leave(code: int, why: str) -> NoReturn:
-    print(why, file=sys.stderr)  # noqa: T201
+def _leave(code: int, message: str) -> NoReturn:
+    print(message, file=sys.stderr)  # noqa: T201
     if code > 128 and threading.active_count() > 1:
         sys.stdout.flush()
-        os._exit(code)  # a thread that loads a model is not waited for
+        os._exit(code)  # without waiting for a thread that loads a model
     sys.exit(code)
 
 
 def command_of(verb: str) -> Any:
-    """The command of a verb, or the group of its commands; its module is imported. Raises UserError: there is none."""
-    known = {name: words for group in VERBS.values() for name, words in group.items()}
+    """The click command of a verb, or its group of commands, with help and examples. Raises UserError: there is no such verb."""
+    known = {name: texts for group in VERBS.values() for name, texts in group.items()}
     if verb not in known:
         raise unknown("verb", verb, known)
     import typer.main
 
     from demur.cli.common import APPS
 
-    words, module = known[verb], f"demur.cli.{MODULES.get(verb, verb)}"
+    texts, module = known[verb], f"demur.cli.{MODULES.get(verb, verb)}"
     importlib.import_module(module)
     command: Any = typer.main.get_command(APPS[module])
     if commands := getattr(command, "commands", None):
-        command.help = f"{words['about'].capitalize()}."
-    for name, one in (commands or {"": command}).items():
-        examples = words["examples"][name] if name else words["examples"]
-        one.short_help = str(one.help).partition("\n\n")[0]  # whole, where the group lists its commands
-        # Commands to copy stay one a line.
-        one.help = f"{one.help}\n\n\b\nExamples:\n{textwrap.indent(examples, '  ')}"
+        command.help = f"{texts['about'].capitalize()}."
+    for name, single in (commands or {"": command}).items():
+        examples = texts["examples"][name] if name else texts["examples"]
+        single.short_help = str(single.help).partition("\n\n")[0]  # click would cut it short in the group's list
+        # "\b" keeps click from wrapping the commands, so that they can be copied.
+        single.help = f"{single.help}\n\n\b\nExamples:\n{textwrap.indent(examples, '  ')}"
     return command
 
 
 def _call(verb: str, args: list[str]) -> int:
-    """Import the verb's module and hand it the rest of the line."""
+    """Import the verb's module and run it with the rest of the command line; returns the exit code."""
     if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < 512 << 20:  # with less, OpenBLAS loops for ever
         raise UserError("demur needs 512 MB of address space, and is allowed less: ulimit -v unlimited, or 524288.")
     SHOWN.clear()
@@ -99,11 +100,10 @@ def _call(verb: str, args: list[str]) -> int:
     command = command_of(verb)
     import typer
 
-    every = [option for one in (command, *getattr(command, "commands", {}).values()) for option in one.params]
-    flags = {option.opts[0] for option in every if option.opts[0][2:] in ONE and not option.multiple}
+    flags = {f"--{name}" for name in ONCE if (verb, name) != ("judge", "judge")}  # which takes several judges
     if twice := [flag for flag in flags if sum(word.partition("=")[0] == flag for word in args) > 1]:
-        raise UserError(f"{twice[0]} is given twice, and takes one. Type the command once for each, --out the same.")
-    # Typer carries its own copy of click and names only some of its errors: usage errors are the base of one it names.
+        raise UserError(f"{twice[0]} is given twice, and takes one value. Run the command once for each, same --out.")
+    # Typer has its own copy of click and exports only some of its errors; this base class covers all usage errors.
     usage: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         code = command.main(args=args, prog_name=f"demur {verb}", standalone_mode=False) or 0
@@ -116,19 +116,19 @@ def _call(verb: str, args: list[str]) -> int:
         code = 130
     finally:
         SHOWN.set()
-    if code == 130:  # typer takes Ctrl-C for an ordinary end
+    if code == 130:  # typer turns Ctrl-C into an ordinary return
         raise KeyboardInterrupt
     return int(code)
 
 
 def _loading() -> None:
-    """Say that something happens, where nothing else has been said for a second."""
+    """Print a sign of life if nothing else has been printed for a second."""
     if not SHOWN.wait(1.0):
         print("loading …", file=sys.stderr)  # noqa: T201
 
 
 class _Terminated(SystemExit):
-    """SIGTERM ends the program as Ctrl-C does. An event loop lets no other exceptions but these two out of a callback."""
+    """Raised by SIGTERM. A SystemExit, because an event loop lets only that and KeyboardInterrupt out of a callback."""
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -136,12 +136,12 @@ def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _print_help() -> None:
-    """The verbs, grouped."""
+    """Print all verbs, by group."""
     lines = ["", " demur: reasoning models that decline what they should, and only that.", ""]
     lines += [" Usage: demur VERB [--help] …", ""]
     for group, verbs in VERBS.items():
         lines.append(f" {group}")
-        lines += [f"   {name:<10} {words['about']}" for name, words in verbs.items()]
+        lines += [f"   {name:<10} {texts['about']}" for name, texts in verbs.items()]
         lines.append("")
     lines += [" Start here:   demur run studies/mini.yaml --out runs/mini", " One verb:     demur eval --help", ""]
     print("\n".join(lines))  # noqa: T201

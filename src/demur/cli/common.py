@@ -1,4 +1,4 @@
-"""What every verb shares: the flags, which mean the same everywhere, and how results and progress are shown."""
+"""What the verbs share: flags, which mean the same for every verb, and helpers for models, folders and tables."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ if TYPE_CHECKING:
     from demur.pipeline.resolve import Resolved
 
 console = Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else 156)
-"""Progress and logs: standard error, so that results can be piped."""
+"""For progress and logs: standard error, so that results can be piped."""
 
 stdout = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 156)
 
 FLAGS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("flags.toml").read_text())
+"""Help texts of flags and arguments."""
 
 
-def flag(name: str, words: str = "", **how: Any) -> Any:
-    """A flag with its help, that of `words` where several flags have one name."""
-    return typer.Option(f"--{name}", help=FLAGS[words or name], **how)
+def flag(name: str, text: str = "", **options: Any) -> Any:
+    """A flag with its help: the entry `text` of flags.toml, by default the one of its own name."""
+    return typer.Option(f"--{name}", help=FLAGS[text or name], **options)
 
 
 @dataclass(frozen=True)
 class Flags:
-    """The flags, which mean the same everywhere. A verb names those that it takes; the others are as they are here."""
+    """The shared flags. A verb lists those that it accepts; the others keep the defaults given here."""
 
     out: Annotated[Path | None, flag("out")] = None
     sets: Annotated[list[str] | None, flag("set", metavar="KEY.PATH=VALUE")] = None
@@ -66,59 +67,64 @@ class Flags:
     samples: Annotated[int | None, flag("samples", min=1)] = None
 
     def given(self, *names: str) -> dict[str, Any]:
-        """Those of some flags that were given, by name, as a study file says them."""
+        """The values of those flags among `names` that were given, in the form that a study file has."""
         values = given({name: getattr(self, name) for name in names})
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 APPS: dict[str, typer.Typer] = {}
-"""The commands of each module, examples kept as written, without completion flags and pretty tracebacks."""
+"""Module -> its typer application with all of its commands."""
 
 
 def verb(flags: str, *, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command of its module: it takes its own parameters and these of the shared flags, which come as `Flags`."""
+    """A decorator that makes a function a command of its module.
+
+    The command accepts the function's own parameters and the shared flags listed in `flags`, which the function gets as `Flags`.
+    """
     shared = signature(Flags, eval_str=True).parameters
 
-    def made(work: Callable[..., None]) -> Callable[..., None]:
-        own = [one for one in signature(work, eval_str=True).parameters.values() if one.name != "flags"]
+    def decorated(work: Callable[..., None]) -> Callable[..., None]:
+        own = dict(signature(work, eval_str=True).parameters)
+        del own["flags"]
 
         def command(**values: Any) -> None:
-            work(**{one.name: values.pop(one.name) for one in own}, flags=Flags(**values))
+            work(**{key: values.pop(key) for key in own}, flags=Flags(**values))
 
-        words = FLAGS["verbs"].get(work.__name__, {})
-        taken = [_worded(one, words) for one in (*own, *(shared[one] for one in flags.split()))]
-        command.__signature__ = Signature([one.replace(kind=one.KEYWORD_ONLY) for one in taken])  # type: ignore[attr-defined]
+        texts = FLAGS["verbs"].get(work.__name__, {})
+        accepted = (*own.values(), *(shared[flag] for flag in flags.split()))
+        parameters = [_with_help(parameter, texts).replace(kind=Parameter.KEYWORD_ONLY) for parameter in accepted]
+        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         command.__name__, command.__doc__ = work.__name__, work.__doc__
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         APPS.setdefault(work.__module__, app).command(name)(command)
         return work
 
-    return made
+    return decorated
 
 
-def _worded(one: Parameter, words: Mapping[str, str]) -> Parameter:
-    """A parameter with its help: a flag or an argument, as flags.toml has it, which has the verb's own words before all others."""
-    if get_origin(one.annotation) is Annotated:
-        kind, info = one.annotation.__origin__, copy(one.annotation.__metadata__[0])
-        info.help = words.get(info.default, info.help)  # typer keeps the name of an annotated one there
-        return one.replace(annotation=Annotated[kind, info])
-    option = one.name.replace("_", "-")
-    if f"--{option}" in words:
-        how = typer.Option(f"--{option}", help=words[f"--{option}"])
-    elif one.name in words or option not in FLAGS:
-        how = typer.Argument(help=words.get(one.name) or FLAGS["arguments"][one.name])
+def _with_help(parameter: Parameter, texts: Mapping[str, str]) -> Parameter:
+    """A parameter as a flag or an argument with its help; `texts` are those particular to the verb, which take precedence."""
+    if get_origin(parameter.annotation) is Annotated:
+        kind, info = parameter.annotation.__origin__, copy(parameter.annotation.__metadata__[0])
+        info.help = texts.get(info.default, info.help)  # for an annotated flag, typer keeps its name in `default`
+        return parameter.replace(annotation=Annotated[kind, info])
+    option = parameter.name.replace("_", "-")
+    if f"--{option}" in texts:
+        info = typer.Option(f"--{option}", help=texts[f"--{option}"])
+    elif parameter.name in texts or option not in FLAGS:
+        info = typer.Argument(help=texts.get(parameter.name) or FLAGS["arguments"][parameter.name])
     else:
-        how = flag(option)
-    return one.replace(annotation=Annotated[one.annotation, how])
+        info = flag(option)
+    return parameter.replace(annotation=Annotated[parameter.annotation, info])
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output."""
+    """Print one JSON object on standard output."""
     sys.stdout.write(encode(value).decode() + "\n")
 
 
 def apply_sets(data: dict[str, Any], sets: list[str] | None, model: Any = None) -> dict[str, Any]:
-    """Apply `a.b=value` overrides to nested plain data of the settings `model`, which has the last word on their keys."""
+    """Apply overrides `a.b=value` to nested plain data; their keys are checked against the settings class `model`."""
     from demur.settings import Problems, override
 
     problems = Problems("")
@@ -130,7 +136,7 @@ def apply_sets(data: dict[str, Any], sets: list[str] | None, model: Any = None) 
 
 
 def model(text: str) -> dict[str, Any]:
-    """The model that a flag names, as a study file holds it; a shipped base is its folder. Raises UserError: it is none."""
+    """The model that a flag names, in the form that a study file has. Raises UserError: the text names no model."""
     from demur.models.checkpoint import base_folder
     from demur.models.config import parse_model
 
@@ -141,7 +147,7 @@ def model(text: str) -> dict[str, Any]:
 
 
 def base(text: str) -> Local:
-    """The model to train that a flag names: a shipped base, a folder, a GGUF file, a hub id. Raises UserError: it is none."""
+    """The model to train: a shipped base, a folder, a GGUF file or a hub id. Raises UserError: the text names none of these."""
     from demur.models import BASES
     from demur.models.checkpoint import base_folder
     from demur.models.config import Local, is_hub_id
@@ -153,29 +159,29 @@ def base(text: str) -> Local:
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that were given."""
+    """The values that are not None."""
     return {key: value for key, value in values.items() if value is not None}
 
 
 def judge_of(text: str, *, unnamed: str = "") -> tuple[str, str]:
-    """Name and model in `--judge TEXT`: a judge alone has no model, a model alone (a URL, a folder, a hub id) no name.
-    Raises UserError: an unknown name, or a model alone where `unnamed` says why a name is wanted."""
+    """Name and model in `--judge TEXT`, each "" if not given. Raises UserError: the name is unknown, or there is only a model
+    (a URL, a folder, a hub id) and `unnamed` says why the name is needed."""
     from demur.judge import JUDGES, requires_model
 
     name, equals, model = text.partition("=")
-    alone = "/" in name or name.startswith(("script:", ".", "$")) or Path(text).is_dir()
+    is_model = "/" in name or name.startswith(("script:", ".", "$")) or Path(text).is_dir()
     if name in JUDGES:
         return name, model
-    if re.fullmatch(r"[\w-]+", name) and (equals or not alone):
+    if re.fullmatch(r"[\w-]+", name) and (equals or not is_model):
         raise unknown("judge", name, JUDGES)
-    if alone and unnamed:
-        how = f"--judge NAME={text}, with NAME one of {', '.join(filter(requires_model, JUDGES))}"
-        raise UserError(f"--judge {text}: {unnamed}, so say as what this model judges: {how}.")
-    return ("", text) if alone else (name, model)
+    if is_model and unnamed:
+        form = f"--judge NAME={text}, with NAME one of {', '.join(filter(requires_model, JUDGES))}"
+        raise UserError(f"--judge {text}: {unnamed}; say which judge this model plays: {form}.")
+    return ("", text) if is_model else (name, model)
 
 
 def writable(out: Path) -> None:
-    """Make the run's folder. Raises UserError: it cannot be made, or nothing can be written there."""
+    """Create a folder for results. Raises UserError: it cannot be created, or not written to."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -184,16 +190,16 @@ def writable(out: Path) -> None:
 
 
 def free_port(port: int, host: str = "127.0.0.1") -> None:
-    """Make sure that a server can listen there, before any work for it is done. Raises UserError: it cannot."""
+    """Raises UserError: a server could not listen there. Called before any work for that server is done."""
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
-        why = "is taken" if error.errno == errno.EADDRINUSE else f"of {host} cannot be used ({error.strerror})"
-        raise UserError(f"port {port} {why}; name another by --port, or 0 for any that is free.") from None
+        reason = "is taken" if error.errno == errno.EADDRINUSE else f"of {host} cannot be used ({error.strerror})"
+        raise UserError(f"port {port} {reason}; name another with --port, or 0 for any that is free.") from None
 
 
 def load_study(path: Path, flags: Flags) -> Resolved:
-    """A study file with its overrides, everything about it looked up."""
+    """A study file with its overrides, resolved. Raises UserError: everything that is wrong with it."""
     from demur.pipeline import resolve, study
 
     sets = [*(flags.sets or []), *([f"data_dir={flags.data_dir}"] if flags.data_dir else [])]
@@ -211,11 +217,11 @@ def load_study(path: Path, flags: Flags) -> Resolved:
 
 
 def show(titles: Sequence[str], rows: Sequence[tuple[Any, ...]], name: str = "") -> None:
-    """A table on standard output, as a report has it: a title that begins with # is of numbers."""
+    """Print a table in the style of the report; a title that begins with # heads a column of numbers."""
     from demur.report.tables import Cell, table
 
-    def cell(one: Any) -> Cell | str:
-        one = "–" if one is None else f"{one:,}" if isinstance(one, int) else one
-        return one if isinstance(one, Cell) else str(one)
+    def cell(value: Any) -> Cell | str:
+        value = "–" if value is None else f"{value:,}" if isinstance(value, int) else value
+        return value if isinstance(value, Cell) else str(value)
 
     stdout.print(table(titles, [tuple(map(cell, row)) for row in rows], name))

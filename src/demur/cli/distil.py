@@ -1,4 +1,4 @@
-"""`demur distil`: a teacher's traces for prompts under a strategy, filtered by a judge."""
+"""`demur distil`: have a teacher write traces for prompts, and filter them by a judge."""
 
 from pathlib import Path
 
@@ -19,30 +19,31 @@ from demur.settings import Problems, validate
 
 @common.verb("teacher judge intent limit seed out cache sets json")
 def distil(flags: common.Flags, file: Path | None = None, data: Path | None = None, given: Path | None = None) -> None:
-    """Make traces: ask a teacher under a strategy, judge, keep what the rule keeps. Every drop has a reason."""
+    """Make safety data: a teacher writes traces, a judge reads them, a rule decides which to keep. Every drop has a reason."""
     if (source := file or data) is None:
-        raise UserError("which prompts? Name a file of them: demur distil FILE --teacher MODEL.")
+        raise UserError("no prompts: name a file of them, as in demur distil FILE --teacher MODEL.")
     if file and data and file != data:
         raise UserError(f"prompts are named twice, {file} and --data {data}: give one of the two.")
     settings = validate(DistilSettings, common.apply_sets({"seed": flags.seed}, flags.sets), where="demur distil")
-    drawn = {"source": str(source), "n": flags.limit, "intent": flags.intent}
-    prompts = Prompts("prompts", validate(PromptsSettings, drawn, where="demur distil"), files={"source": source})
+    pool = {"source": str(source), "n": flags.limit, "intent": flags.intent}
+    prompts = Prompts("prompts", validate(PromptsSettings, pool, where="demur distil"), files={"source": source})
     inputs: dict[str, Prompts | Import] = {"prompts": prompts}
     inputs |= {"given": reading(given, name="import-given")} if given else {}
     kind, models, problems = "rules", dict[str, ModelConfig](), Problems("demur distil")
     if settings.parts and load(settings.strategy).constant is None:  # a constant reply needs no filter
         if flags.judge is None:
             problems.add((), "the keep rule needs a judge: --judge NAME or NAME=MODEL, or --set keep=everything.")
-        kind, player = common.judge_of(flags.judge or kind, unnamed="a filter is a judge by name")
+        kind, player = common.judge_of(flags.judge or kind, unnamed="a filter needs a judge's name")
         models |= {"filter": parse_model(player)} if player else {}
     models |= {"teacher": parse_model(flags.teacher)} if flags.teacher else {}
     files = {"strategy": Path(settings.strategy)} if settings.strategy.endswith(".md") else {}
     files |= {"begin": Path(settings.begin.file)} if settings.begin.file else {}
-    own = DistilStageSettings(distil=settings, filter=kind)
-    stage = Distil(f"distil-{Path(settings.strategy).stem}", own, inputs=inputs, files=files, models=models)
+    whole = DistilStageSettings(distil=settings, filter=kind)
+    stage = Distil(f"distil-{Path(settings.strategy).stem}", whole, inputs=inputs, files=files, models=models)
     if problems:
-        needs([stage], problems)  # which says what else is wrong, too
+        needs([stage], problems)  # raises, with everything else that is wrong
     done = run_stage(stage, flags)
-    found = [] if flags.json else done.manifest.summary["tokens"].items()  # a constant reply counts none
-    if rows := [(name, s["n"], *(number(s[key], "tokens") for key in ("mean", "p90"))) for name, s in found if s["n"]]:
+    lengths = done.manifest.summary["tokens"].items()  # n is 0 for a constant reply
+    rows = [(name, s["n"], number(s["mean"], "tokens"), number(s["p90"], "tokens")) for name, s in lengths if s["n"]]
+    if rows and not flags.json:
         common.show(("tokens of", "#n", "#mean", "#90th percentile"), rows)

@@ -1,4 +1,4 @@
-"""`demur eval BENCH…`: run benchmarks against a model. It runs as a study with one arm, named after the model."""
+"""`demur eval BENCH…`: run benchmarks against a model. This is a study with one arm, named after the model."""
 
 import asyncio
 import re
@@ -26,15 +26,15 @@ def evaluate(
     more: Annotated[list[str] | None, common.flag("bench", "tables")] = None,
     attack: str = "none",
 ) -> None:
-    """Run benchmarks against a model: traces, verdicts and a table with intervals.
+    """Run benchmarks against a model and print a table with intervals.
 
-    The table has a row for every model that was measured in the folder; a model is known by its name and address, a
-    folder by its weights. --set takes the paths of a study file: models.target.timeout=60, bench.0.sampling.top_p=0.9.
+    The table has one row for each model that was measured with the same --out. Settings for --set are those of a study
+    file, such as models.target.timeout=60 or bench.0.sampling.top_p=0.9.
     """
     if not (benches := [*(bench or ()), *(more or ())]):
-        raise UserError("which benchmarks? `demur bench list` shows them; harmful=FILE takes a file of yours.")
-    own = flags.given("model", "key_env") | common.given({"in_flight": flags.concurrency})
-    arm, models = tested(target, own, flags, "attacker")
+        raise UserError("no benchmark: `demur bench list` shows all, and harmful=FILE takes a file of your own.")
+    connection = flags.given("model", "key_env") | common.given({"in_flight": flags.concurrency})
+    arm, models = tested(target, connection, flags, "attacker")
     sampling = common.given({"seed": flags.seed or None}) | flags.given("temperature", "max_tokens")
     use: dict[str, Any] = {"attack": attack, "sampling": sampling or None}
     if flags.judge:
@@ -48,28 +48,28 @@ def evaluate(
     run_measuring({"name": "eval", "models": models, "arms": {arm: {}}, "bench": uses}, flags)
 
 
-def tested(target: str, own: dict[str, Any], flags: common.Flags, *others: str) -> tuple[str, dict[str, Any]]:
-    """What the measured model is called in tables, and the models: the target, and those of `others` that a flag names.
+def tested(target: str, settings: dict[str, Any], flags: common.Flags, *parts: str) -> tuple[str, dict[str, Any]]:
+    """The arm's name, and the models by part: the target with more `settings`, and those of `parts` whose flag is given.
 
-    A server says what its only model is called.
+    If no name of the model is given, the server is asked for that of its only model.
     """
-    model = common.model(target) | own
+    model = common.model(target) | settings
 
     async def served() -> str:
         async with open_model(as_model(model)) as opened:
             return opened.identity.partition(" at ")[0]
 
-    said = "model" in model or any(item.startswith("models.target.model=") for item in flags.sets or ())
-    if "url" in model and not said:
+    named = "model" in model or any(item.startswith("models.target.model=") for item in flags.sets or ())
+    if "url" in model and not named:
         model["model"] = asyncio.run(served())
-    players = {part: common.model(text) for part, text in flags.given(*others).items()}
+    players = {part: common.model(text) for part, text in flags.given(*parts).items()}
     return name_of(target, model.get("model")), {"target": model} | players
 
 
 def name_of(target: str, model: str | None = None) -> str:
-    """What a measured model is called in tables: its name and its server's, or the end of its path; long ones end in a hash."""
+    """The name of a measured model in tables: MODEL-at-SERVER, or the last part of a path; a long one is cut and ends in a hash."""
     text = target.removeprefix("script:")
-    model = Path(model).name if model and Path(model).is_absolute() else model  # llama.cpp names its file
+    model = Path(model).name if model and Path(model).is_absolute() else model  # llama.cpp reports the path of its file
     if "://" in text:
         text = text.partition("://")[2].partition("/")[0].rpartition("@")[-1]
         text = f"{model} at {text}" if model else text

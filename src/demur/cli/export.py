@@ -1,6 +1,5 @@
-"""`demur export RUN`: a run for other tools."""
+"""`demur export RUN`: write a run for other tools."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from demur import bench as benches
@@ -9,26 +8,26 @@ from demur.errors import UserError, unknown
 from demur.prompts.publish import export_hf
 from demur.report import export as exports
 
+FORMS = ("hf", "inspect", "csv")
+
 
 @common.verb("json")
 def export(run: Path, to: str, flags: common.Flags, out: Path | None = None) -> None:
-    """Write the traces and verdicts of a run (inspect, csv) or its training rows (hf) in another form."""
-    forms: dict[str, Callable[[Path, Path], Path | list[Path]]] = {"inspect": exports.to_inspect, "csv": exports.to_csv}
-    if to not in ("hf", *forms):
-        raise unknown("form", to, ("hf", *forms))
+    """Write the traces and verdicts of a run (inspect, csv), or its training rows (hf), for other tools."""
+    if to not in FORMS:
+        raise unknown("form", to, FORMS)
     if not run.exists():
         raise UserError(f"{run}: no such run.")
-    place = out or run / f"export-{to}"
+    folder = out or run / f"export-{to}"
     if to == "hf":
-        known = map(benches.get_bench, benches.names())
-        licences = {name: bench.licence for bench in known for name in (bench.name, *bench.files)}
-        made: Path | list[Path] = export_hf(run, place, licences=licences)
+        every = map(benches.get_bench, benches.names())
+        licences = {name: bench.licence for bench in every for name in (bench.name, *bench.files)}
+        paths = [export_hf(run, folder, licences=licences)]
     else:
-        exports.evaluations(run)
-        common.writable(place)
-        made = forms[to](run, place)
-    paths = [str(path) for path in (made if isinstance(made, list) else [made])]
+        exports.evaluations(run)  # raises before the folder is created
+        common.writable(folder)
+        paths = exports.to_inspect(run, folder) if to == "inspect" else [exports.to_csv(run, folder)]
     if flags.json:
-        common.print_json({"run": str(run), "to": to, "paths": paths})
+        common.print_json({"run": str(run), "to": to, "paths": [str(path) for path in paths]})
     else:
-        common.stdout.print("\n".join(paths), soft_wrap=True)
+        common.stdout.print("\n".join(map(str, paths)), soft_wrap=True)

@@ -9,10 +9,10 @@ from demur.storage.artifacts import atomic_write
 
 @common.verb("")
 def init(name: str, flags: common.Flags) -> None:
-    """Write a commented study file: every key with what it means, ready to run on the miniature world."""
+    """Write a study file with comments on every key, ready to run on the miniature models that demur ships."""
     path = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if path.exists():
-        raise UserError(f"{path} is there already: choose another name.")
+        raise UserError(f"{path} exists already: choose another name.")
     text = Path(__file__).with_name("init.yaml").read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, text.replace("name: NAME", f"name: {path.stem}", 1))

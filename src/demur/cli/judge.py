@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from demur.cli import common
-from demur.cli.runner import reading, run_stages, tell
+from demur.cli.runner import reading, run_stages, show_report
 from demur.errors import UserError
 from demur.judge import requires_model
 from demur.models.config import ModelConfig, parse_model
 from demur.pipeline.stages.importing import Import, ImportSettings
 from demur.pipeline.stages.rejudge import Rejudge, RejudgeSettings
-from demur.prompts.forms import require_intent
+from demur.prompts.forms import load_file, require_intent
 from demur.report.agreement import agreement, crossing
 from demur.report.format import number
 from demur.report.metrics import cells, results
@@ -29,76 +29,76 @@ def judge(
     limit: Annotated[int | None, common.flag("limit", "of-a-file", min=1)] = None,
     query: str | None = None,
 ) -> None:
-    """Judge stored traces again: verdicts, a table, and thinking crossed with answer where both were judged.
+    """Judge stored traces again: verdicts, a table and, where both were judged, thinking against answer.
 
-    Several judges are compared with each other, and with those of the run.
+    Several judges are compared with each other and with those of the run.
     """
-    where = flags.out or Path("runs/judge")
+    out = flags.out or Path("runs/judge")
     readers = [_reader(text, flags, query) for text in dict.fromkeys(judges or ["rules"])]
-    sources = _sources(source, reading(source, flags.intent, limit=limit), where, flags.cache)
+    sources = _sources(source, reading(source, flags.intent, limit=limit), out, flags.cache)
     stages = [
-        Rejudge(f"{name}-{of}", settings.model_copy(update=about), files={"traces": path}, models=models)
-        for (name, settings, models), (of, about, path) in itertools.product(readers, sources)
+        Rejudge(f"{prefix}-{name}", settings.model_copy(update=about), files={"traces": path}, models=models)
+        for (prefix, settings, models), (name, about, path) in itertools.product(readers, sources)
     ]
-    done = run_stages(stages, out=where, cache=flags.cache, title="judge")
+    done = run_stages(stages, out=out, cache=flags.cache, title="judge")
     judged, verdicts = [done[stage.name] for stage in stages[: len(sources)]], VerdictIndex()
-    for stage in artifacts(where):
+    for stage in artifacts(out):
         if stage.manifest.kind == "judge":
             verdicts.read(stage.path("verdicts"))
-    found = [one for stage in _measured(source) or judged for one in evaluations(stage, verdicts)]
-    crossed = list(crossing(e._replace(arm="", bench="", attack="") for e in found))
-    agree = list(agreement(found))
+    evaluated = [row for stage in _evaluations(source) or judged for row in evaluations(stage, verdicts)]
+    crossed = list(crossing(row._replace(arm="", bench="", attack="") for row in evaluated))
+    agreements = list(agreement(evaluated))
     if flags.json:
-        names = {cell.judge for cell in crossed}
-        apart = {name: {own.name: {"share": own.estimate} for own in crossed if own.judge == name} for name in names}
-        traces = sum(stage.rows("traces") for stage in judged)
-        told = {"results": list(results(cells(found))), "crossed": apart, "agreement": agree}
-        tell(where, json=True, more={"n": traces, "out": str(where)} | told)
+        by_judge: dict[str, dict[str, Any]] = {}
+        for cell in crossed:
+            by_judge.setdefault(cell.judge, {})[cell.name] = {"share": cell.estimate}
+        more = {"n": sum(stage.rows("traces") for stage in judged), "out": str(out), "crossed": by_judge}
+        more |= {"results": list(results(cells(evaluated))), "agreement": agreements}
+        show_report(out, json=True, more=more)
         return
-    tell(where)
+    show_report(out)
     if crossed:
         rows = [(cell.judge, cell.name.replace("_", " "), estimate(cell.estimate)) for cell in crossed]
         common.show(("judge", "thinking by answer", "#% of traces"), rows)
-    if agree:
-        pairs = [(f"{a.a} and {a.b}", a.part, estimate(a.same), number(a.kappa, "count", digits=2)) for a in agree]
+    if agreements:
+        pairs = [(f"{a.a} and {a.b}", a.part, estimate(a.same), number(a.kappa, "count", digits=2)) for a in agreements]
         common.show(("judges", "part", "#agree, %", "#kappa"), pairs)
 
 
-def _measured(run: Path) -> list[Artifact]:
-    """The evaluations of a run; none where it is a file."""
+def _evaluations(run: Path) -> list[Artifact]:
+    """The evaluations of a run; empty for a file."""
     return [stage for stage in artifacts(run) if stage.manifest.kind == "evaluate" and stage.has("traces")]
 
 
-def _sources(source: Path, read: Import, where: Path, cache: Path | None) -> list[tuple[str, dict[str, Any], Path]]:
-    """Each file of traces with its name, and what its stage says of it: arm, seed and benchmark."""
+def _sources(source: Path, read: Import, out: Path, cache: Path | None) -> list[tuple[str, dict[str, Any], Path]]:
+    """Each file of traces, as its name, the settings that describe it (arm, seed, benchmark) and its path."""
     if (source / "stages").is_dir():
         if read.settings != ImportSettings():
             raise UserError(f"--intent and --limit are for files: {source} says itself what its prompts want.")
         found = []
-        for stage in _measured(source):
+        for stage in _evaluations(source):
             settings = stage.manifest.settings
             about = {"arm": settings["arm"], "seed": settings["seed"], "bench": settings["bench"]["name"]}
             found.append((stage.manifest.name, about, stage.folder / "traces.jsonl"))
         if not found:
             raise UserError(f"{source} has no finished evaluation. See: demur status {source}")
         return found
-    done = run_stages([read], out=where, cache=cache, title="read")["import"]
-    if not done.rows("traces"):
+    loaded = load_file(source, intent=read.settings.intent)
+    if not loaded.traces:
         raise UserError(f"nothing to judge in {source}: no replies.")
-    require_intent(done.manifest.summary["notes"])
+    require_intent(loaded.notes)
+    done = run_stages([read], out=out, cache=cache, title="read")["import"]
     return [(source.stem, {"arm": source.stem}, done.folder / "traces.jsonl")]
 
 
 def _reader(text: str, flags: common.Flags, query: str | None) -> tuple[str, RejudgeSettings, dict[str, ModelConfig]]:
-    """One judge: how its stages' names begin, what they are set to, and its model.
-
-    Raises UserError: an unknown judge or part, or a judge that needs a model and has none.
-    """
-    name, model = common.judge_of(text, unnamed="traces are judged by a name")
+    """One judge, as the prefix of its stages' names, their settings and its model.
+    Raises UserError: the judge or the part is unknown, or its model is missing or superfluous."""
+    name, model = common.judge_of(text, unnamed="the judge's name is needed")
     if requires_model(name) and not model:
-        raise UserError(f"judge '{name}' is a model: say which, as --judge {name}=URL or {name}=FOLDER.")
+        raise UserError(f"judge '{name}' is a model: name it, as --judge {name}=URL or --judge {name}=FOLDER.")
     if model and not requires_model(name):
-        raise UserError(f"judge '{name}' needs no model; say --judge {name}.")
+        raise UserError(f"judge '{name}' needs no model; write --judge {name}.")
     plain = {"judge": name, "query": query} | flags.given("part")
     label = "-".join(filter(None, ("judge", name.replace(":", "."), flags.part)))
     settings = validate(RejudgeSettings, plain, where="demur judge")

@@ -1,4 +1,4 @@
-"""`demur mix`: draw a training set from named shares."""
+"""`demur mix`: draw a training set from several files."""
 
 import re
 from pathlib import Path
@@ -19,34 +19,31 @@ SHARE = re.compile(r"(?P<name>[^=]+)=(?P<file>.+?)(?<!%)(?::(?P<n>\d+)|:(?P<perc
 def mix(
     flags: common.Flags, share: Annotated[list[str] | None, common.flag("share", metavar="NAME=FILE[:N|:P%]")] = None
 ) -> None:
-    """Draw a training set from named shares. Files are recognised: see docs/data-forms.md."""
+    """Draw a training set from named components. The form of each file is recognised (docs/data-forms.md)."""
     plain = common.apply_sets({"shares": shares(share or []), "seed": flags.seed}, flags.sets, MixSettings)
     if not plain["shares"]:
-        raise UserError("a mix of what? --share NAME=FILE names a share; see demur mix --help.")
+        raise UserError("nothing to mix: --share NAME=FILE names a component; see demur mix --help.")
     settings = validate(MixSettings, plain, where="demur mix")
     inputs: dict[str, Import] = {}
-    for name, one in settings.shares.items():
-        if one.file is None:
+    for name, component in settings.shares.items():
+        if component.file is None:
             raise UserError(f"share '{name}' has no file: --share {name}=FILE or --set shares.{name}.file=FILE")
-        how = ImportSettings(form=one.form, intent=one.intent)
-        inputs[name] = Import(f"import-{name}", how, files={"file": Path(one.file)})
+        imported = ImportSettings(form=component.form, intent=component.intent)
+        inputs[name] = Import(f"import-{name}", imported, files={"file": Path(component.file)})
     run_stage(Mix("mix", MixStageSettings(mix=settings), inputs=inputs), flags)
 
 
 def shares(given: list[str]) -> dict[str, Any]:
-    """The shares that `--share` options mean; a name that comes again gets a number.
-
-    Raises UserError: an option that is no share.
-    """
-    found: dict[str, Any] = {}
+    """The settings for `--share` options; a repeated name gets a number, as in `safety-2`. Raises UserError: one cannot be read."""
+    components: dict[str, Any] = {}
     for item in given:
         match = SHARE.fullmatch(item)
         if match is None:
             raise UserError(f"--share {item}: write NAME=FILE, NAME=FILE:200 (rows) or NAME=FILE:20% (of the mix)")
         name = match["name"]
-        if name in found:
-            name = next(f"{name}-{i}" for i in range(2, len(given) + 2) if f"{name}-{i}" not in found)
+        if name in components:
+            name = next(f"{name}-{i}" for i in range(2, len(given) + 2) if f"{name}-{i}" not in components)
         rows, percent = match["n"], match["percent"]
         sizes: dict[str, float] = {"n": int(rows)} if rows else {"ratio": float(percent) / 100} if percent else {}
-        found[name] = {"file": match["file"]} | sizes
-    return found
+        components[name] = {"file": match["file"]} | sizes
+    return components

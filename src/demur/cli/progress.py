@@ -1,7 +1,7 @@
-"""How a running study looks: one line for each group of stages on a terminal, plain lines elsewhere.
+"""Progress of a running study: a live table with one line for each group of stages on a terminal, plain lines elsewhere.
 
-Stages are grouped by the first word of their name (`train-improved-s0` belongs to train), in the order of the graph.
-Without a terminal every stage says when it starts and ends, and once a minute what is running says how far it is.
+Stages are grouped by the first word of their names (`train-improved-s0` belongs to `train`), in the order of the graph.
+The plain lines report the start and the end of each stage and, once a minute, how far each running stage is.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ from demur.cli import SHOWN
 from demur.pipeline.run import Event
 from demur.storage.artifacts import atomic_write
 
-RUNNING = "running.json"  # How far the stages are that run, and why one failed, for `demur status`
-NOTED = 5.0  # Seconds between two notes of it
-EVERY = 60.0  # Seconds between two plain lines about running stages
-STEADY = 10.0  # Seconds of work from which the time that is left is estimated
+RUNNING = "running.json"  # For `demur status`: how far each running stage is, and why a stage failed
+SAVED = 5.0  # Seconds between two updates of that file
+EVERY = 60.0  # Seconds between two plain lines about a running stage
+STEADY = 10.0  # Seconds of work before the remaining time is estimated
 ENDED, RUNS = ("done", "reused"), ("started", "progress")
-FAILED = "failed: "  # How a note of a stage that failed begins
+FAILED = "failed: "  # Prefix in that file for a stage that failed
 
 
 class Display:
-    """Shows events of `execute`; use it as a context manager around the run."""
+    """Shows the events of `execute`. A context manager, entered for the time of the run."""
 
     def __init__(self, console: Console, names: Iterable[str], *, title: str = "", out: Path | None = None) -> None:
-        self.console, self.title, self._out, self._noted = console, title, out, 0.0
+        self.console, self.title, self._out, self._saved = console, title, out, 0.0
         self.states: dict[str, Event] = {name: Event(name, "waiting") for name in names}
         self._began: dict[str, float] = {}
-        self._first: dict[str, tuple[float, int]] = {}  # When a stage first had something done, and how much of it
+        self._first: dict[str, tuple[float, int]] = {}  # Time and count of a stage's first event with something done
         self._over, self._lock = threading.Event(), threading.Lock()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
@@ -55,12 +55,12 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._live.stop()
-        self._note()
+        self._save()
         if reused := self._in("reused"):
-            self.console.print(f"  {len(reused)} of {len(self.states)} stages were there already and were reused")
+            self.console.print(f"  {len(reused)} of {len(self.states)} stages were done already and were reused")
 
     def __call__(self, event: Event) -> None:
-        """Take an event in."""
+        """Handle an event."""
         with self._lock:
             if event.state == "progress" and self.states[event.name].state in ("done", "failed"):
                 return
@@ -68,16 +68,16 @@ class Display:
             self._began.setdefault(event.name, time.monotonic())
             if event.done:
                 self._first.setdefault(event.name, (time.monotonic(), event.done))
-            if time.monotonic() - self._noted >= NOTED:
-                self._note()
+            if time.monotonic() - self._saved >= SAVED:
+                self._save()
         if not self.console.is_terminal:
             self._print(event)
 
-    def _note(self) -> None:
-        """Write down how far the stages are that run, and why one failed; that is no result, so a full disk is no matter."""
+    def _save(self) -> None:
+        """Write `running.json`. It is not a result, so a full disk does not matter."""
         if self._out is not None:
-            self._noted, path = time.monotonic(), self._out / RUNNING
-            far = {one.name: self._far(one) for one in self._in(*RUNS, "failed")}
+            self._saved, path = time.monotonic(), self._out / RUNNING
+            far = {event.name: self._far(event) for event in self._in(*RUNS, "failed")}
             with contextlib.suppress(OSError):
                 atomic_write(path, json.dumps(far, ensure_ascii=False)) if far else path.unlink(missing_ok=True)
 
@@ -86,7 +86,7 @@ class Display:
         return [event for event in self.states.values() if event.state in states]
 
     def _print(self, event: Event) -> None:
-        """Plain lines: starts and ends."""
+        """Print plain lines for starts, ends and remarks."""
         if event.state in ("started", "failed"):
             self.console.print(f"  {event.name}: {event.state}")
         elif event.state == "progress" and not event.done and event.remark:
@@ -96,10 +96,10 @@ class Display:
             self.console.print(f"  {event.name}: done  {event.seconds:.1f} s  {event.remark}  {ended}")
 
     def _minutely(self) -> None:
-        """Once a minute a plain line for each stage that runs, whether or not it has anything to report."""
+        """Once a minute, print a plain line for each running stage, even without news."""
         while not self._over.wait(EVERY):
-            for one in self._in(*RUNS):
-                self.console.print(f"  {one.name}: {self._far(one)}")
+            for event in self._in(*RUNS):
+                self.console.print(f"  {event.name}: {self._far(event)}")
 
     def _far(self, event: Event) -> str:
         """How far a running stage is: `120/400  0:03:10 left  loss 0.21`."""
@@ -117,12 +117,13 @@ class Display:
         return "  ".join([*words, event.remark])
 
     def _render(self) -> Group:
-        """The table of groups as it stands."""
+        """The current table of groups."""
         with self._lock:
             events = list(self.states.values())
         grid = Table.grid(padding=(0, 1))
         for name in dict.fromkeys(event.name.partition("-")[0] for event in events):
-            grid.add_row(f"  {name:<10}", *self._row([one for one in events if one.name.partition("-")[0] == name]))
+            members = [event for event in events if event.name.partition("-")[0] == name]
+            grid.add_row(f"  {name:<10}", *self._row(members))
         over = all(event.state in ENDED for event in events)
         return Group(grid, Text("" if over else "  Ctrl-C is safe: run the same command to go on.", style="dim"))
 

@@ -1,4 +1,4 @@
-"""`demur repair FILE`: mend or drop traces with failure patterns, and say what became of them."""
+"""`demur repair FILE`: mend or drop traces with failure patterns."""
 
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ from demur.settings import validate
 
 @common.verb("detector teacher intent limit out cache sets json")
 def repair(file: Path, flags: common.Flags) -> None:
-    """Repair traces; originals stay beside them, with what was done to each."""
+    """Mend or drop traces with failure patterns. The originals are kept, with what was done to each."""
     plain = common.apply_sets({}, flags.sets, RepairSettings)
     if not flags.teacher and not {"with", "means"} & set(plain):
         plain["with"] = "trim,align,drop"
     kind, models = detecting(flags.detector, file)
-    found = DetectorSettings(detector=kind, limit=flags.limit)
-    own = RepairStageSettings(repair=validate(RepairSettings, plain, where="demur repair"), **dict(found))
+    detection = DetectorSettings(detector=kind, limit=flags.limit)
+    settings = RepairStageSettings(repair=validate(RepairSettings, plain, where="demur repair"), **dict(detection))
     inputs: dict[str, Stage[Any]] = {"traces": reading(file, flags.intent)}
-    inputs["findings"] = Diagnose("diagnose", found, inputs=dict(inputs), models=models)
+    inputs["findings"] = Diagnose("diagnose", detection, inputs=dict(inputs), models=models)
     players = models | ({"teacher": parse_model(flags.teacher)} if flags.teacher else {})
-    done = run_stage(Repair("repair", own, inputs=inputs, models=players), flags)
+    done = run_stage(Repair("repair", settings, inputs=inputs, models=players), flags)
     if not flags.json:
         rows = [(name.replace("_", " "), *counts) for name, counts in done.manifest.summary["patterns"].items()]
-        common.show(("pattern, traces in which it was found", "#before", "#left"), rows)
+        common.show(("pattern, traces that show it", "#before", "#left"), rows)

@@ -1,4 +1,4 @@
-"""`demur run STUDY`: do all that a study says; go on where it stopped."""
+"""`demur run STUDY`: run a study from its first stage to its report, or go on where it stopped."""
 
 from pathlib import Path
 
@@ -8,10 +8,9 @@ from demur.cli.runner import run_study
 
 @common.verb("out sets quick data_dir cache json")
 def run(study: Path, flags: common.Flags, stand_in: bool = False, on: str = "local") -> None:
-    """Do all that a study file says: distil, diagnose, mix, train, evaluate, report.
+    """Run a study file: distil, diagnose, mix, train, evaluate, report.
 
-    Safe to stop at any moment: the same command goes on. Finished stages are reused as long as nothing that made them
-    has changed.
+    You can stop it at any moment; the same command goes on. Finished stages are reused until their inputs change.
     """
     loaded = common.load_study(study, flags)
     folder = flags.out or Path("runs") / loaded.study.name
@@ -19,5 +18,5 @@ def run(study: Path, flags: common.Flags, stand_in: bool = False, on: str = "loc
         from demur.testing.small import standing_in
 
         loaded = standing_in(loaded.study, out=folder)
-    hint = "" if stand_in else "\nTo try the whole path here with small models: add --stand-in"
+    hint = "" if stand_in else "\nTo try the whole path here with small models, add --stand-in"
     run_study(loaded, out=folder, cache=flags.cache, on=on, json=flags.json, hint=hint)

@@ -1,4 +1,4 @@
-"""`demur serve MODEL`: start a server for weights or for a script, and stop it at the end."""
+"""`demur serve MODEL`: start a server for weights or for a script."""
 
 import asyncio
 import signal
@@ -9,7 +9,7 @@ import msgspec
 
 from demur.cli import common
 from demur.errors import UserError
-from demur.models.config import Local, ModelConfig, Scripted, Served, as_model, parse_model
+from demur.models.config import Local, Scripted, Served, as_model, parse_model
 
 
 @common.verb("sets json")
@@ -19,36 +19,28 @@ def serve(
     port: Annotated[int, common.flag("port", min=0, max=65535)] = 8000,
     host: str = "127.0.0.1",
 ) -> None:
-    """Serve until Ctrl-C. Prints the URL once requests are taken; give it to --target, --teacher or --judge.
+    """Serve a model until Ctrl-C. Prints the URL when the server is ready; give it to --target, --teacher or --judge.
 
-    For weights, vLLM serves, and --set takes what a served model takes (devices, dtype, memory, max_model_len); for a
-    script, how the server behaves (latency, tail, faults.NAME=SHARE, reasoning_field, swap_after).
+    Weights are served by vLLM; --set takes the settings of a served model (devices, dtype, memory, max_model_len). For a
+    script, --set says how the server behaves (latency, tail, faults.NAME=SHARE, reasoning_field, swap_after).
     """
     config = parse_model(model)
     common.free_port(port, host)
     if isinstance(config, Scripted):
-        _serve_script(config.script, host, port, flags)
-    else:
-        _serve_weights(config, host, port, flags)
+        from demur.testing.server import Behaviour, run
 
-
-def _serve_script(script: str, host: str, port: int, flags: common.Flags) -> None:
-    from demur.testing.server import Behaviour, run
-
-    data = common.apply_sets({"script": script, "host": host, "port": port}, flags.sets)
-    try:
-        behaviour = msgspec.convert(data, Behaviour)
-    except msgspec.ValidationError as error:
-        fields = ", ".join(field.name for field in msgspec.structs.fields(Behaviour))
-        raise UserError(f"--set: {error}. Allowed: {fields}.") from None
-    asyncio.run(run(behaviour, announce=lambda url: _announce(url, behaviour.model, flags)))
-
-
-def _serve_weights(config: ModelConfig, host: str, port: int, flags: common.Flags) -> None:
+        data = common.apply_sets({"script": config.script, "host": host, "port": port}, flags.sets)
+        try:
+            behaviour = msgspec.convert(data, Behaviour)
+        except msgspec.ValidationError as error:
+            fields = ", ".join(field.name for field in msgspec.structs.fields(Behaviour))
+            raise UserError(f"--set: {error}. Allowed: {fields}.") from None
+        asyncio.run(run(behaviour, announce=lambda url: _announce(url, behaviour.model, flags)))
+        return
     from demur.models.vllm import served
 
     if not isinstance(config, Local):
-        raise UserError(f"{config.where}: only weights and scripts are served; this is a model that answers already.")
+        raise UserError(f"{config.where}: only weights and scripts can be served; this model answers already.")
     plain = {"engine": "vllm", **config.model_dump(exclude_unset=True)}
     weights = as_model(common.apply_sets(plain, flags.sets), where="--set")
     assert isinstance(weights, Served)

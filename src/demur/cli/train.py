@@ -1,4 +1,4 @@
-"""`demur train`: fine-tuning, checked row by row."""
+"""`demur train`: fine-tune a model on rows that are checked one by one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +16,9 @@ from demur.train.settings import TrainSettings
 def train(
     base: str, examples: Path, flags: common.Flags, held_out: Annotated[int, common.flag("held-out", min=0)] = 0
 ) -> None:
-    """Fine-tune a model on reasoning traces. Every row is checked before the first step.
+    """Fine-tune a model on reasoning traces or preference pairs. Every row is checked before the first step.
 
-    Safe to stop: the same command goes on from the last checkpoint. The model is OUT/stages/train-…/model.
+    A stopped training goes on from its last checkpoint with the same command. The model is OUT/stages/train-…/model.
     """
     from demur.train import distributed
 
@@ -29,7 +29,7 @@ def train(
         return
     for item in flags.sets or []:
         if not item.startswith("train."):
-            raise UserError(f"--set {item}: settings of training are named train.NAME, as in a study file.")
+            raise UserError(f"--set {item}: settings of the training are called train.NAME, as in a study file.")
     plain = common.apply_sets({"train": {"seed": flags.seed}}, flags.sets)["train"]
     settings = validate(TrainSettings, plain, where="demur train")
     rows = ImportSettings(limit=flags.limit, held_out=held_out if settings.method == "sft" else None)

@@ -1,4 +1,4 @@
-"""`demur view RUN`: look through traces in the browser."""
+"""`demur view RUN`: browse and label traces in the browser."""
 
 import asyncio
 import signal
@@ -17,22 +17,22 @@ def view(
     browser: Annotated[bool, common.flag("browser/--no-browser", "browser")] = True,
     port: Annotated[int, common.flag("port", min=0, max=65535)] = 0,
 ) -> None:
-    """Page, search, filter, compare and label the traces of a run. Only this machine can see the page, with its URL.
+    """Browse, search, compare and label the traces of a run in the browser. The page is served to this machine only.
 
-    Labels go to RUN/labels/refusal.jsonl, harm.jsonl and patterns.jsonl, which `demur calibrate` reads.
+    Labels are stored in RUN/labels (refusal.jsonl, harm.jsonl, patterns.jsonl), for `demur calibrate`.
     """
     from demur.report.viewer import serve
 
     def ready(url: str) -> None:
         common.stdout.print(url, soft_wrap=True)
-        common.console.print("Ctrl-C ends it. The URL holds a secret: whoever has it can see the traces.")
+        common.console.print("Ctrl-C ends the server. The URL holds a secret: whoever has it can see the traces.")
         if browser:
             import webbrowser
 
             webbrowser.open(url)
 
     async def until_stopped() -> bool:
-        """Serve until Ctrl-C, or until SIGTERM, which must reach the loop and not some callback in it."""
+        """Serve until Ctrl-C or SIGTERM; returns whether it was SIGTERM, which the loop itself must handle."""
         serving = asyncio.ensure_future(serve(run, port=port, ready=ready))
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
         await asyncio.wait([serving])
