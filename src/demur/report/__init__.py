@@ -44,9 +44,7 @@ def write(run: Path | Sequence[Path], out: Path | None = None, *, built: Report 
     }
     existing = [folder / name for name, _ in contents.values() if (folder / name).is_file()]
     foreign = [path for path in existing if MARKS.get(path.name, "").encode() not in path.read_bytes()]
-    if existing and existing[0].name != "results.json":  # demur writes that file first
-        foreign = foreign or existing
-    if foreign:
+    if foreign := foreign or existing * (folder / "results.json" not in existing):  # demur writes that file first
         raise UserError(f"{foreign[0]} is not demur's, and would be overwritten. Move it away, or give another --out.")
     for name, content in contents.values():
         atomic_write(folder / name, content)

@@ -25,10 +25,9 @@ Judged = tuple[Trace, list[Verdict]]
 
 def evaluations(run: Path) -> list[Artifact]:
     """The stages that hold judged traces. Raises UserError: there are none."""
-    found = [stage for stage in present(run) if stage.manifest.kind in ("evaluate", "judge", "attack")]
-    if not found:
-        raise UserError(f"{run} has no finished evaluation to export. See: demur status {run}")
-    return found
+    if stages := [stage for stage in present(run) if stage.manifest.kind in ("evaluate", "judge", "attack")]:
+        return stages
+    raise UserError(f"{run} has no finished evaluation to export. See: demur status {run}")
 
 
 def judged(stage: Artifact) -> Iterator[Judged]:
@@ -62,8 +61,8 @@ def to_inspect(run: Path, out: Path) -> list[Path]:
     for stage in evaluations(run):
         arm, seed, bench = arm_seed_bench(stage)
         for attack, items in grouped(judged(stage), lambda item: family(item[0].prompt.attack)).items():
-            trained = "" if seed is None else f"-s{seed}"
-            name = re.sub(r"[^\w.-]", "-", f"{arm}{trained}-{bench}-{attack}")
+            seeded = arm if seed is None else f"{arm}-s{seed}"
+            name = re.sub(r"[^\w.-]", "-", f"{seeded}-{bench}-{attack}")
             path = out / f"{name}.eval"
             if path in paths:  # Judged again: the same arm, benchmark and attack
                 path = out / f"{name}-{stage.manifest.fingerprint[:8]}.eval"
@@ -88,8 +87,7 @@ def _log(stage: Artifact, attack: str, items: Sequence[Judged]) -> Any:
         metadata={"demur_stage": stage.manifest.name, "demur_fingerprint": stage.manifest.fingerprint},
     )  # fmt: skip
     # A score for each intent of prompts, judge and part; undecided verdicts are unscored.
-    intents = grouped(items, lambda item: item[0].prompt.intent)
-    scores = list[log.EvalScore]()
+    intents, scores = grouped(items, lambda item: item[0].prompt.intent), list[log.EvalScore]()
     for intent, members in intents.items():
         labels: dict[tuple[str, str], Counter[str]] = {}
         for v in (v for _, verdicts in members for v in verdicts):

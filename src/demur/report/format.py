@@ -143,7 +143,7 @@ def _needed(test: PairedTest) -> str:
     least = stats.minimum_detectable(spread, d.clusters, comparisons=count, share=share, fixed=fixed)
     text = f"; n={d.clusters} shows {distance(least, test.unit)} or more" if least < 1 or not share else ""
     if d.by_seeds > 0.5:
-        return f"{text}; {plural(d.seeds, 'training')} differ more than prompts do: more trainings would tell"
+        return f"{text}; {plural(d.seeds, 'training')} differ more than prompts do: more trainings would decide"
     needed = stats.prompts_needed(d.value, spread, comparisons=count, share=share, fixed=fixed)
     if needed is not None and d.clusters < needed <= 100_000:
         more = needed - d.clusters

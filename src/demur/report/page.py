@@ -46,7 +46,7 @@ def _about(stages: Sequence[Artifact], runs: Sequence[Path]) -> str:
     """Version, day and how to make it again: every command since the last `demur run`, which left no earlier stages."""
     versions = sorted({stage.manifest.host.get("demur", "") for stage in stages} - {""})
     last = max(((stage.folder / "manifest.json").stat().st_mtime for stage in stages), default=0.0)
-    day = datetime.fromtimestamp(last, UTC).date().isoformat()
+    day = datetime.fromtimestamp(last, UTC).date()
     texts = [f"\n{(run / COMMANDS).read_text()}" for run in runs if (run / COMMANDS).is_file()]
     commands = [line for text in texts for line in "".join(text.rpartition("\ndemur run ")[1:]).strip().splitlines()]
     made_by = "; ".join(commands) or "demur run RUN/study.yaml --out RUN"
