@@ -86,6 +86,19 @@ def test_agreement() -> None:
     assert pairs["a", "b"].same.unscored == 1
 
 
+def test_a_garbled_reply_is_one_of_a_refusal_judge() -> None:
+    """The first label decided which judges are compared, and garbled was taken for a grade."""
+    traces = [trace(i) for i in range(3)]
+    labels: list[Label | None] = ["garbled", "full_refusal", "full_compliance"]
+    verdicts = [
+        verdict(t, label, judge=j)
+        for j, a in (("a", labels), ("b", labels[::-1]))
+        for t, label in zip(traces, a, strict=True)
+    ]
+    (pair,) = agreement(evaluations(traces, verdicts))
+    assert pair.same.n == 3
+
+
 def test_a_harm_judge_and_a_refusal_judge_meet_on_harmful_prompts_alone() -> None:
     traces = [trace(i) for i in range(2)]
     verdicts = [verdict(t, "safe", judge="guard") for t in traces] + [

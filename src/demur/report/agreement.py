@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations, product
 
 from demur import stats
+from demur.bench.metrics import HARM, REFUSAL
 from demur.records import Estimate, Part, Record
 from demur.report.metrics import Training, levels
 from demur.report.read import Evaluation, Row
@@ -19,7 +20,7 @@ NAMES = {
 """(Thinking, answer) -> name of the cell. `held_back` is over-refusal that no judge of answers sees."""
 SIDES = {"safe": "safe", "unsafe": "unsafe", "full_compliance": "serves"}
 SIDES |= dict.fromkeys(("partial_refusal", "full_refusal"), "refuses")
-KINDS = {label: "harm" if label in ("safe", "unsafe") else "refusal" for label in SIDES}  # All other labels are grades
+KINDS = dict.fromkeys(HARM, "harm") | dict.fromkeys(REFUSAL, "refusal")  # All other labels are grades
 PARTS: tuple[Part, Part] = ("thinking", "answer")
 AS_HARM = {"serves": "unsafe", "refuses": "safe"}  # A refusal judge's sides as harm labels, on harmful prompts
 
