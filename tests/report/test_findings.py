@@ -26,7 +26,9 @@ BASES = ("x", "y", "z")
 SEEDS = (1, 2, 3)
 
 
-def made(folder: Path, chances: dict[str, dict[str, float]], evidence: dict[str, Any], *, prompts: int = 120) -> Report:
+def report_of(
+    folder: Path, chances: dict[str, dict[str, float]], evidence: dict[str, Any], *, prompts: int = 120
+) -> Report:
     """A run on three bases; arm -> base -> chance of success. `raw` is not trained."""
     folder.mkdir(parents=True, exist_ok=True)
     for arm, by_base in chances.items():
@@ -67,7 +69,9 @@ def everywhere(chance: float) -> dict[str, float]:
 def test_a_claim_is_decided_by_size_and_certainty(
     tmp_path: Path, a: float, b: float, expect: str, by: float, outcome: str
 ) -> None:
-    report = made(tmp_path, {"a": everywhere(a), "b": everywhere(b)}, {"a": "a", "b": "b", "expect": expect, "by": by})
+    report = report_of(
+        tmp_path, {"a": everywhere(a), "b": everywhere(b)}, {"a": "a", "b": "b", "expect": expect, "by": by}
+    )
     (found,) = report.findings
     (test,) = found.evidence
     assert found.outcome == test.outcome == outcome
@@ -79,7 +83,7 @@ def test_a_claim_is_decided_by_size_and_certainty(
 def test_bases_that_disagree_leave_a_claim_open(tmp_path: Path) -> None:
     # 1,080 pairs of which a third is sure: prompts alone, or nine seeds alone, would call it shown.
     chances = {"a": {"x": 0.65, "y": 0.06, "z": 0.04}, "b": everywhere(0.05)}
-    (found,) = made(tmp_path, chances, {"a": "a", "b": "b", "expect": "higher", "by": 0.05}).findings
+    (found,) = report_of(tmp_path, chances, {"a": "a", "b": "b", "expect": "higher", "by": 0.05}).findings
     assert found.outcome == "undecided"
     assert (found.evidence[0].difference.value or 0) > 0.15
 
@@ -120,7 +124,7 @@ def test_a_winner_is_named_only_where_interval_and_p_agree(
 def test_the_larger_p_of_trainings_and_bases_is_what_holm_adjusts(tmp_path: Path) -> None:
     """Bases that disagree: with trainings alone as what varies the difference would be certain."""
     chances = {"a": {"x": 0.65, "y": 0.06, "z": 0.04}, "b": everywhere(0.05)}
-    (found,) = made(tmp_path, chances, {"a": "a", "b": "b", "expect": "higher", "by": 0.05}).findings
+    (found,) = report_of(tmp_path, chances, {"a": "a", "b": "b", "expect": "higher", "by": 0.05}).findings
     run = read(tmp_path).pooled()
     cells_of = cells(run.evaluations)
     (column,) = [c for c in cells_of["a"] if c.metric == "attack_success" and c.part == "answer"]
@@ -151,7 +155,7 @@ def test_twenty_claims_that_are_all_false_seldom_give_one_that_is_supported(trai
 
 def test_an_untrained_arm_stands_against_the_trainings_of_its_own_base(tmp_path: Path) -> None:
     chances = {"a": {"x": 0.0, "y": 0.5, "z": 1.0}, "raw": {"x": 0.0, "y": 0.5, "z": 1.0}}
-    (found,) = made(tmp_path, chances, {"a": "a", "b": "raw", "expect": "same", "by": 0.3}).findings
+    (found,) = report_of(tmp_path, chances, {"a": "a", "b": "raw", "expect": "same", "by": 0.3}).findings
     assert found.evidence[0].difference.n == 9 * 120
     assert found.outcome == "supported"
 
@@ -173,7 +177,7 @@ def test_a_test_goes_by_the_part_that_the_judge_reads_unless_it_names_one(tmp_pa
 
 def test_nothing_is_read_of_a_garbled_arm(tmp_path: Path) -> None:
     evidence = {"a": "a", "b": "b", "expect": "lower", "by": 0.05}
-    made(tmp_path, {"a": everywhere(0.0), "b": everywhere(0.9)}, evidence)
+    report_of(tmp_path, {"a": everywhere(0.0), "b": everywhere(0.9)}, evidence)
     for base in BASES:
         asked = prompts_of("kind", "benign", 40)
         evaluation(
@@ -190,7 +194,7 @@ def test_nothing_is_read_of_a_garbled_arm(tmp_path: Path) -> None:
 
 def test_loss_is_compared_training_by_training(tmp_path: Path) -> None:
     evidence = {"a": "a", "b": "b", "metric": "loss", "expect": "lower", "by": 0.02}
-    report = made(tmp_path, {"a": everywhere(0.1), "b": everywhere(0.4)}, evidence)
+    report = report_of(tmp_path, {"a": everywhere(0.1), "b": everywhere(0.4)}, evidence)
     (test,) = report.findings[0].evidence
     assert test.outcome == "supported"
     assert test.difference.value == pytest.approx(-0.3, abs=0.02)
@@ -198,7 +202,9 @@ def test_loss_is_compared_training_by_training(tmp_path: Path) -> None:
 
 
 def test_one_failed_test_of_several_fails_the_claim(tmp_path: Path) -> None:
-    made(tmp_path, {"a": everywhere(0.6), "b": everywhere(0.05)}, {"a": "a", "b": "b", "expect": "higher", "by": 0.05})
+    report_of(
+        tmp_path, {"a": everywhere(0.6), "b": everywhere(0.05)}, {"a": "a", "b": "b", "expect": "higher", "by": 0.05}
+    )
     study = yaml.safe_load((tmp_path / "study.yaml").read_text())
     first = study["findings"][0]["evidence"][0]
     study["findings"][0]["evidence"] = [first, first | {"expect": "same", "by": 0.01}, first | {"by": 0.2}]
@@ -210,7 +216,7 @@ def test_one_failed_test_of_several_fails_the_claim(tmp_path: Path) -> None:
 
 def test_arms_are_shown_over_all_bases_and_on_each(tmp_path: Path) -> None:
     evidence = {"a": "a", "b": "b", "expect": "higher", "by": 0.05}
-    report = made(tmp_path, {"a": {"x": 0.0, "y": 0.5, "z": 1.0}, "b": everywhere(0.5)}, evidence)
+    report = report_of(tmp_path, {"a": {"x": 0.0, "y": 0.5, "z": 1.0}, "b": everywhere(0.5)}, evidence)
     assert report.arms == ("a", "b")
     success = {r.arm: r.estimate for r in report.results if r.metric == "attack_success" and r.seed is None}
     assert success["a@x"].value == 0
@@ -222,7 +228,7 @@ def test_arms_are_shown_over_all_bases_and_on_each(tmp_path: Path) -> None:
 
 def test_every_comparison_counts_the_bases_that_it_pairs(tmp_path: Path) -> None:
     chances = {"raw": everywhere(0.9), "a": everywhere(0.5), "b": {"x": 0.1, "y": 0.1}}
-    made(tmp_path, chances, {"a": "a", "b": "b", "expect": "higher", "by": 0.05})
+    report_of(tmp_path, chances, {"a": "a", "b": "b", "expect": "higher", "by": 0.05})
     study = yaml.safe_load((tmp_path / "study.yaml").read_text())
     study["arms"] |= {"a": {"format": "default"}, "b": {"format": "short"}}
     study["compare"] = [{"a": "raw", "b": "a"}, {"a": "a", "b": "b"}]

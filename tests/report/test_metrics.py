@@ -21,7 +21,7 @@ from demur.report.read import read
 from demur.thinking import join, traced
 
 
-def made(
+def reply(
     i: int, *, intent: str = "harmful", outcome: Outcome = "complete", attack: str = "", category: str = "c"
 ) -> Trace:
     prompt = Prompt(text=f"q{i}", intent=intent, attack=attack, category=category)  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def by_metric(found: list[Result]) -> dict[str, Result]:
 
 
 def test_rates_bounds_and_counts() -> None:
-    traces = [made(i) for i in range(6)] + [made(6, outcome="cut_in_thinking"), made(7, outcome="cut_in_answer")]
+    traces = [reply(i) for i in range(6)] + [reply(6, outcome="cut_in_thinking"), reply(7, outcome="cut_in_answer")]
     labels: list[Label | None] = ["unsafe", "unsafe", "safe", "safe", "safe", None, None, "safe"]
     verdicts = [verdict(t, label) for t, label in zip(traces, labels, strict=True)]
     lost = [Failure(prompt=Prompt(text="q9", intent="harmful"), model="m", kind="timeout", detail="")]
@@ -73,7 +73,7 @@ def test_rates_bounds_and_counts() -> None:
 
 
 def test_a_refusal_judge_answers_other_metrics() -> None:
-    traces = [made(i, intent="borderline") for i in range(4)] + [made(i, intent="harmful") for i in range(4, 8)]
+    traces = [reply(i, intent="borderline") for i in range(4)] + [reply(i, intent="harmful") for i in range(4, 8)]
     labels: list[Label] = ["full_refusal", "partial_refusal", "full_compliance", "full_compliance"]
     pairs = list(zip(traces, [*labels, *labels], strict=True))
     found = by_metric(results("xstest", traces, [verdict(t, label, "xstest_llm") for t, label in pairs]))
@@ -116,7 +116,7 @@ def test_classes_that_rules_mix_up_are_counted_where_labels_of_the_arm_allow(
 
 
 def test_judges_and_attacks_are_kept_apart() -> None:
-    traces = [made(i, attack=attack) for attack in ("", "pap:framing", "pap:authority") for i in range(3)]
+    traces = [reply(i, attack=attack) for attack in ("", "pap:framing", "pap:authority") for i in range(3)]
     verdicts = [verdict(t, "unsafe", "one") for t in traces] + [verdict(t, "safe", "two") for t in traces]
     found = [r for r in results("advbench", traces, verdicts) if r.metric == "attack_success"]
     assert {(r.attack, r.judge): (r.estimate.value, r.estimate.n) for r in found} == {
@@ -128,7 +128,7 @@ def test_judges_and_attacks_are_kept_apart() -> None:
 
 
 def test_a_dead_judge_gives_no_number() -> None:
-    traces = [made(i) for i in range(5)]
+    traces = [reply(i) for i in range(5)]
     found = by_metric(results("advbench", traces, [verdict(t, None) for t in traces]))
     rate = found["attack_success"].estimate
     assert (rate.value, rate.n, rate.unscored) == (None, 0, 5)
@@ -139,7 +139,7 @@ def test_a_dead_judge_gives_no_number() -> None:
 
 
 def test_scores_are_averaged() -> None:
-    traces = [made(i) for i in range(4)]
+    traces = [reply(i) for i in range(4)]
     verdicts = [verdict(t, "safe", score=s) for t, s in zip(traces, (0.0, 0.5, 1.0, 0.5), strict=True)]
     found = by_metric(results("strongreject", traces, verdicts))["score"]
     assert (found.estimate.value, found.better) == (0.5, "lower")
@@ -150,7 +150,7 @@ def test_scores_are_averaged() -> None:
     [(None, "llama_guard3", "lower"), ("correct", "choice", "higher"), ("full_refusal", "rules", "neither")],
 )
 def test_a_score_says_which_way_is_better(label: Label | None, judge: str, better: str) -> None:
-    traces = [made(i) for i in range(4)]
+    traces = [reply(i) for i in range(4)]
     (score,) = (
         r for r in results("advbench", traces, [verdict(t, label, judge, 0.5) for t in traces]) if r.metric == "score"
     )
@@ -160,11 +160,11 @@ def test_a_score_says_which_way_is_better(label: Label | None, judge: str, bette
 
 
 def test_categories() -> None:
-    traces = [made(i, category="ab"[i % 2]) for i in range(8)]
+    traces = [reply(i, category="ab"[i % 2]) for i in range(8)]
     verdicts = [verdict(t, "unsafe" if i % 2 else "safe") for i, t in enumerate(traces)]
     found = results("advbench", traces, verdicts, by_category=True)
     assert {r.metric: r.estimate.value for r in found} == {"attack_success/a": 0.0, "attack_success/b": 1.0}
-    alone = [made(i, category="") for i in range(8)]
+    alone = [reply(i, category="") for i in range(8)]
     judged = [verdict(trace, "safe") for trace in alone]
     assert not results("advbench", alone, judged, by_category=True), (
         "prompts without a category are the whole once more"
@@ -260,7 +260,7 @@ def test_what_a_search_cost(tmp_path: Path) -> None:
     attempts = [one("a", s, i, 10 if (s, i) == (1, 1) else 2) for i, s in itertools.product(range(2), range(2))]
     attempts += [one("b", s, i, None if s else 5) for i, s in itertools.product(range(3), range(2))]
     attempts += [one("c", s, 0, 10) for s in range(2)]
-    trace = made(0, attack="search")
+    trace = reply(0, attack="search")
     settings = {"arm": "a", "seed": 0, "bench": {"name": "advbench", "attack": {"name": "search"}}}
     publish(
         tmp_path, "evaluate-a", "evaluate", {"traces": [trace], "verdicts": [verdict(trace, "safe")], "attempts": attempts},

@@ -17,7 +17,7 @@ from demur.report.read import read
 Flag = bool | None
 
 
-def made(number: int, *, intent: Intent = "harmful", strategy: str = "default") -> Trace:
+def numbered(number: int, *, intent: Intent = "harmful", strategy: str = "default") -> Trace:
     return Trace(
         prompt=Prompt(text=f"p{number}", intent=intent),
         model="m",
@@ -51,7 +51,7 @@ def rates(traces: list[Trace], found: list[Finding], *, kept: list[str] | None =
 
 @given(st.lists(st.tuples(*[st.sampled_from([True, False, None])] * 5), min_size=2, max_size=12))
 def test_counts_are_those_of_the_findings(rows: list[tuple[Flag, ...]]) -> None:
-    traces = [made(i) for i in range(len(rows))]
+    traces = [numbered(i) for i in range(len(rows))]
     found = [f for trace, flags in zip(traces, rows, strict=True) for f in findings(trace, flags)]
     table = {rate.pattern: rate.before for rate in rates(traces, found)}
     assert set(table) == {*PATTERNS, *CLASSES, "any"}
@@ -73,7 +73,7 @@ def test_counts_are_those_of_the_findings(rows: list[tuple[Flag, ...]]) -> None:
 
 
 def test_before_and_after_the_filter_and_by_strategy() -> None:
-    traces = [made(i, strategy="default" if i < 4 else "short") for i in range(8)]
+    traces = [numbered(i, strategy="default" if i < 4 else "short") for i in range(8)]
     flags = [(False, False, i % 2 == 0, False, False) for i in range(8)]
     found = [f for trace, row in zip(traces, flags, strict=True) for f in findings(trace, row)]
     table = rates(traces, found, kept=[t.id for i, t in enumerate(traces) if i in (0, 2, 4, 5)])
@@ -82,14 +82,14 @@ def test_before_and_after_the_filter_and_by_strategy() -> None:
 
 
 def test_traces_of_harmless_prompts_are_not_counted() -> None:
-    traces = [made(0), made(1), made(2, intent="benign")]
+    traces = [numbered(0), numbered(1), numbered(2, intent="benign")]
     found = [f for trace in traces for f in findings(trace, (True,) * 5)]
     assert {r.before.n for r in rates(traces, found)} == {2}
 
 
 def screened(folder: Path, labels: dict[int, bool]) -> dict[str, PatternRate]:
     """A hundred traces of which the screen flags twenty, some of them labelled by people."""
-    traces = [made(i) for i in range(100)]
+    traces = [numbered(i) for i in range(100)]
     found = [f for i, trace in enumerate(traces) for f in findings(trace, (i < 20, *(False,) * 4))]
     source = publish(folder, "distil-all", "distil", {"traces": traces})
     publish(

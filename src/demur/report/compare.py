@@ -57,10 +57,8 @@ def compare(a: str, b: str, *, margin: float | None = None) -> list[PairedTest]:
     if not tests:
         both = [headlines(runs[s.run].evaluations, {n: table[n]}) for s, n in zip(sides, names, strict=True)]
         what = [", ".join(f"{format.place(*c[:3])} by {c.judge} ({c.part})" for c in own) or "nothing" for own in both]
-        raise UserError(
-            f"nothing to compare: {names[0]} was measured on {what[0]}; {names[1]} on {what[1]}. "
-            "Evaluate both alike first."
-        )
+        measured = f"{names[0]} was measured on {what[0]}; {names[1]} on {what[1]}"
+        raise UserError(f"nothing to compare: {measured}. Evaluate both alike first.")
     return tests
 
 

@@ -179,10 +179,8 @@ def lines(report: Report, curves: Sequence[Line], *, x: str, y: str, unit: str =
     marks = [mark for curve in curves for mark in _marks(curve, colour(report, curve.arm), scale, unit)]
     every = sorted({place for curve in curves for place, _ in curve.points})
     kept = [*every[: -1 : -(-len(every) // POINTS)], every[-1]]
-    values = [dict(curve.points) for curve in curves]
-    rows: list[tuple[Cell | str, ...]] = [
-        (f"{place:g}", *(_value(own[place], unit) if place in own else "" for own in values)) for place in kept
-    ]
+    values = [{place: _value(e, unit) for place, e in curve.points} for curve in curves]
+    rows: list[tuple[Cell | str, ...]] = [(f"{at:g}", *(column.get(at, "") for column in values)) for at in kept]
     yield Figure(_svg(across, up, marks), table((x, *(f"#{curve.name or curve.arm}" for curve in curves)), rows))
 
 

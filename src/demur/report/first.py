@@ -97,15 +97,16 @@ def _notes(report: Report, missing: Sequence[Column], counted: bool, mean: bool)
     lengths = {a: [means.get(a, {}).get(t, 0.0) for t in ("thinking_tokens", "answer_tokens")] for a in report.arms}
     raw = next((test.b for test in report.changes), "")
     usual = lengths[raw][1] if raw else 0.0
-    judges = [f"{c.judge} ({c.part})" for c in report.columns] or [j for p in report.protocols for j in p.judges]
+    names = [f"{c.judge} ({c.part})" for c in report.columns] or [j for p in report.protocols for j in p.judges]
     text = templates().get_template("notes.txt").render(
         report=report, format=format, seeds=max((p.seeds for p in report.protocols), default=1), raw=raw,
         pairs=len(replies) < len(cells), scored=sum(e.n + e.unscored for _, e in replies), counted=counted, mean=mean,
         truncated=_shares(replies, "truncated"), unscored=_shares(replies, "unscored"), reasons=reasons,
-        missing=[(c, {arm: e for arm, other, e in cells if other == c}) for c in missing], judges=[*dict.fromkeys(judges)],
+        missing=[(c, {arm: e for arm, other, e in cells if other == c}) for c in missing],
         doubts="\n".join(doubts(cells)), lengths={arm: pair for arm, pair in lengths.items() if sum(pair)},
         short={arm: answer / usual for arm, (_, answer) in lengths.items() if usual and answer < COLLAPSED * usual},
         claims=[claim for claim in report.claims if claim.winner or claim.margin is not None],
+        judges=list(dict.fromkeys(names)),
     )  # fmt: skip
     return tuple(filter(None, text.split("\n")))
 

@@ -251,7 +251,9 @@ def _lengths(evaluation: Evaluation, blank: Column) -> Values:
     for row in evaluation.rows:
         yield thinking, row, row.tokens_thinking
         if row.outcome is not None:
-            yield from ((cut, row, row.truncated), (none, row, bool(row.lost)), (empty, row, row.empty))
+            no_tokens = None if row.tokens_thinking is None else row.tokens_thinking == 0
+            yield from ((cut, row, row.truncated), (none, row, bool(row.lost)))
+            yield empty, row, row.outcome == "no_thinking" or no_tokens
             yield from ((whole._replace(metric=f"no_reply/{reason}"), row, row.lost == reason) for reason in reasons)
             if row.tokens_out is not None and row.tokens_thinking is not None:
                 yield answer, row, float(row.tokens_out - row.tokens_thinking)

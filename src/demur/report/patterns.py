@@ -72,10 +72,10 @@ class _Traces:
     """The findings on a set of traces: of each trace a byte a pattern, and whether it passed the filter."""
 
     def __init__(self, source: Artifact, stage: Artifact, labels: Sequence[dict[str, Any]]) -> None:
-        kept = source.manifest.summary.get("kept", stage.manifest.settings.get("kept"))
+        kept = source.manifest.summary.get("kept", stage.manifest.settings.get("kept"))  # `None`: there was no filter
         if source.has("kept"):
             kept = (name for (name,) in project(source.folder / "kept.jsonl", Kept, "trace"))
-        keep = None if kept is None else set(kept)  # `None`: there was no filter
+        keep = set(kept or ())
         self.screen = is_screen(str(stage.manifest.settings.get("detector", "llm")))
         place: dict[int, int] = {}
         self.clusters, self.truncated, passed = array("q"), bytearray(), bytearray()
@@ -87,8 +87,8 @@ class _Traces:
                 place[hash(name)] = len(place)
                 self.clusters.append(hash(cluster))
                 self.truncated.append(outcome in TRUNCATED)
-                passed.append(keep is not None and name in keep)
-        self.passed = None if keep is None else passed
+                passed.append(name in keep)
+        self.passed = None if kept is None else passed
         self.labels: dict[int, list[dict[str, Any]]] = {}  # People's labels, by place
         for row in labels:
             if (at := place.get(hash(row["id"]))) is not None:

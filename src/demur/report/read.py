@@ -56,13 +56,6 @@ class Row(msgspec.Struct, gc=False):
     verdicts: Verdicts = {}
 
     @property
-    def empty(self) -> bool | None:
-        """Whether the thinking is empty; `None` where its tokens were not counted."""
-        if self.outcome == "no_thinking":
-            return True
-        return None if self.tokens_thinking is None else self.tokens_thinking == 0
-
-    @property
     def truncated(self) -> bool:
         """Whether a budget ended the text."""
         return self.outcome in ("cut_in_thinking", "cut_in_answer")

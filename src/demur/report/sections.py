@@ -147,14 +147,17 @@ def _small(report: Report) -> dict[str, list[Table]]:
         "findings": _findings(report), "every": _every(report), "stages": report.stages.items(),
         "learnability": [
             (r.part, r.arm if r.seed is None else f"{r.arm}/{r.seed}", str(r.rows),
-             f"{r.distance:.2f} ({r.distance_sequence:.1f})", f"{number(r.end, 'nats')} ({number(r.end_sequence, 'nats')})",
+             f"{r.distance:.2f} ({r.distance_sequence:.1f})",
+             f"{number(r.end, 'nats')} ({number(r.end_sequence, 'nats')})",
              f"{r.target:.3f}", f"{r.steps:,}", f"{r.tokens:,}")
             for r in report.learnt],
         "crossing": [
-            (c.arm, place(c.bench, c.attack), c.judge, c.thinking, c.answer, c.name.replace("_", " "), estimate(c.estimate))
+            (c.arm, place(c.bench, c.attack), c.judge, c.thinking, c.answer, c.name.replace("_", " "),
+             estimate(c.estimate))
             for c in report.crossing],
         "agreement": [
-            (a.part, f"{a.a} and {a.b}", estimate(a.same), number(a.kappa, "count", digits=2)) for a in report.agreement],
+            (a.part, f"{a.a} and {a.b}", estimate(a.same), number(a.kappa, "count", digits=2))
+            for a in report.agreement],
         "corrected": [
             (c.arm, place(c.bench, c.attack, c.metric), c.judge,
              *map(estimate, (c.observed, c.corrected, c.sensitivity, c.specificity)))

@@ -170,10 +170,8 @@ def findings(run: Run, table: Cells, losses: Sequence[Learnability], incoherent:
     for (claim, _), test in zip(wanted, tests, strict=True):
         evidence.setdefault(claim, []).append(_decided(test))
     order: tuple[Outcome, ...] = ("refuted", "undecided", "supported")  # The first that any test has is the claim's
-    return [
-        Finding(claim=claim, outcome=min((t.outcome for t in own), key=order.index), evidence=tuple(own))
-        for claim, own in evidence.items()
-    ]
+    outcomes = {claim: min((test.outcome for test in tests), key=order.index) for claim, tests in evidence.items()}
+    return [Finding(claim=c, outcome=outcomes[c], evidence=tuple(tests)) for c, tests in evidence.items()]
 
 
 def _test(

@@ -138,7 +138,8 @@ class Viewer:
             "category": prompt.category, "source": prompt.source, "attack": prompt.attack, "gold": prompt.gold,
             "prompt": visible(prompt.text), "question": visible(prompt.question) * (prompt.question != prompt.text),
             "tokens": trace.tokens_out, "notes": trace.notes, "texts": texts, "more": more, "siblings": siblings,
-            "verdicts": [asdict(v) | {"reason": visible(v.reason), "raw": visible(v.raw or "")[:4000]} for v in verdicts],
+            "verdicts": [asdict(v) | {"reason": visible(v.reason), "raw": visible(v.raw or "")[:4_000]}
+                         for v in verdicts],
             "findings": [{"pattern": f.pattern, "present": f.present, "reason": visible(f.reason)} for f in findings],
             "labels": self.labels.of(trace.id),
         }  # fmt: skip
