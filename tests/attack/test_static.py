@@ -284,7 +284,7 @@ def test_openings_for_each_question(tmp_path: Path) -> None:
     (request,) = requests(attack, run(attack)[1], Sampling())
     parts = thinking.split(request.sampling.prefill or "", finish="length")
     assert (parts.thinking, parts.answer) == ("", f"Sure, {QUESTIONS[1].text}")
-    assert attack.begins
+    assert attack.begins_reply
     write_jsonl(file, [{"prompt": "another", "prefill": "Sure"}])
     with pytest.raises(UserError, match="nothing for 4 of 4"):
         run(opened(parse(f"prefill={file}")))

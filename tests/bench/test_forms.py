@@ -18,7 +18,7 @@ from tests.made import ASSETS
 from demur.bench import get_bench, left_out, names, parse
 from demur.bench.choice import ChoiceJudge, chosen_of
 from demur.bench.ifeval import FollowsJudge
-from demur.bench.load import read_prompts, unread
+from demur.bench.load import read_prompts, unread_columns
 from demur.errors import UserError
 from demur.judge.code import CodeJudge
 from demur.prompts.columns import TABLE
@@ -219,14 +219,14 @@ def test_a_release_is_read_in_its_own_shape(name: str, tmp_path: Path) -> None:
 def test_a_file_of_ones_own_says_what_is_not_read(tmp_path: Path) -> None:
     rows = [{"Goal": "a", "Category": "x", "source": "s"}, {"Goal": "b", "Category": "y", "source": "t"}]
     mine = written(tmp_path / "mine.csv", rows)
-    assert unread("harmful=mine", mine) == "harmful=mine: read: Goal, Category; not read: source"
-    assert unread("advbench", mine) == "", "a release is what it is"
+    assert unread_columns("harmful=mine", mine) == "harmful=mine: read: Goal, Category; not read: source"
+    assert unread_columns("advbench", mine) == "", "a release is what it is"
     later = written(tmp_path / "mine.jsonl", [{"prompt": "a"}, {"prompt": "b", "tags": ["x"]}])
-    assert unread("benign", later) == "benign: read: prompt; not read: tags"
-    assert unread("choice", copy("choice", tmp_path)) == ""
-    assert unread("harmful", tmp_path / "none.csv") == ""
+    assert unread_columns("benign", later) == "benign: read: prompt; not read: tags"
+    assert unread_columns("choice", copy("choice", tmp_path)) == ""
+    assert unread_columns("harmful", tmp_path / "none.csv") == ""
     gaps = written(tmp_path / "gaps.jsonl", [{"prompt": "a"}, {"prompt": "a"}, {"prompt": ""}, {"prompt": None}])
-    assert unread("harmful=gaps", gaps).endswith(
+    assert unread_columns("harmful=gaps", gaps).endswith(
         "3 of 4 rows are left out: no prompt, or one that stands there already"
     )
     assert [prompt.text for prompt in read_prompts(get_bench("harmful=gaps"), gaps)] == ["a"], "nothing empty is asked"
@@ -237,7 +237,7 @@ def test_a_category_is_found_under_the_names_that_files_to_train_on_have(side: s
     for name in ("category_name", "SemanticCategory", "harm_category"):
         mine = written(tmp_path / f"{name}.csv", [{"prompt": "a", name: "x"}, {"prompt": "b", name: "y"}])
         assert [p.category for p in read_prompts(get_bench(side), mine)] == ["x", "y"]
-        assert unread(side, mine) == ""
+        assert unread_columns(side, mine) == ""
     names = get_bench(side).columns["category"].removeprefix("?").split("|")
     assert [name.lower() for name in names] == TABLE["classes"]
 

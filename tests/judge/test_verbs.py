@@ -22,7 +22,7 @@ from demur.cli.common import APPS
 from demur.errors import UserError
 from demur.judge import JUDGES, _found, labels, open_judge, requires, requires_model
 from demur.judge.base import setup_of
-from demur.judge.calibrate import FOLDER, keep
+from demur.judge.calibrate import FOLDER, save
 from demur.judge.calibrate import refusal as against
 from demur.judge.guards import STRONGREJECT
 from demur.judge.model import departures
@@ -145,7 +145,7 @@ def test_a_calibration_by_the_file_that_the_judge_was_fitted_to_says_so_wherever
         run = tmp_path / data.stem / "run"
         report = against(data)
         assert report["fitted_to_this_file"] is told
-        keep(open_judge("rules"), report, data, run / FOLDER)
+        save(open_judge("rules"), report, data, run / FOLDER)
         stage = publish(run, "judge-again", "judge", {"judges": [setup_of(open_judge("rules"))]})
         said = notes(["rules"], [stage])["rules"]
         assert f"labels of {data.name}" in said

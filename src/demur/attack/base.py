@@ -51,10 +51,10 @@ class Attack:
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         """Read its files. Raises UserError: something is wrong with them."""
         self.name, self.settings, self.paths = name, settings, files
-        self.each = 1  # Attacked prompts that come out of a question, at most
-        self.longer = 0  # Characters that an attacked prompt, earlier turns included, exceeds its question by, at most
-        self.heard = 0  # Replies of the target to a question, at most, that end in `conversations`
-        self.begins = False  # Whether it begins the target's reply
+        self.max_prompts = 1  # Attacked prompts that come out of a question, at most
+        self.max_added_chars = 0  # By how much an attacked prompt, earlier turns included, is longer than its question
+        self.max_turns = 0  # Replies of the target to a question, at most, that are kept in `conversations`
+        self.begins_reply = False  # Whether it begins the target's reply
         self.sampling: dict[str, Sampling] = {}  # How it samples, by itself, the target and the models of its parts
         self.records: dict[str, Sequence[Record]] = {}  # Records of its own that the run keeps, by file name
         self.failures: list[Failure] = []  # Prompts that could not be made; they count as unscored
@@ -71,13 +71,13 @@ class Attack:
         """What the target and the models of its parts must offer, by part."""
         warm = {part: sampling.temperature > 0 for part, sampling in self.sampling.items()}
         parts = {part: Requires(system=True, temperature=warm.get(part, False)) for part in self.parts}
-        return {"target": Requires(prefill=self.begins)} | parts
+        return {"target": Requires(prefill=self.begins_reply)} | parts
 
     def estimate(self, questions: int, tokens: int) -> list[Ask]:
         """What it asks by itself at most, for `questions` of `tokens` tokens each: one entry a part, `target` included."""
         return []
 
-    def made(self, prompt: Prompt) -> Iterable[Prompt]:
+    def variants(self, prompt: Prompt) -> Iterable[Prompt]:
         """The attacked prompts of one question, where nobody is asked; none where the attack's file lacks the question."""
         raise NotImplementedError
 
@@ -87,12 +87,12 @@ class Attack:
         Raises UserError: nothing is made of a question, before the first is yielded; a subset would be another benchmark.
         """
         questions = list(prompts)
-        if lacks := [prompt.id for prompt in questions if next(iter(self.made(prompt)), None) is None]:
+        if lacks := [prompt.id for prompt in questions if next(iter(self.variants(prompt)), None) is None]:
             where = (
                 f"{self.paths.get('file', f'attack {self.name}')} holds nothing for {len(lacks)} of {len(questions)}"
             )
             raise UserError(f"{where} questions, such as {lacks[0]}. {self.instead}".rstrip())
-        for prompt in (made for question in questions for made in self.made(question)):
+        for prompt in (made for question in questions for made in self.variants(question)):
             yield prompt
 
     def prefill(self, prompt: Prompt) -> str:

@@ -111,8 +111,9 @@ class Crescendo(Search):
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
-        self.heard = self.turns_at_most()
-        self.longer += WIDEST * self.how.iterations * (self.how.attacker_max_tokens + self.how.target_max_tokens)
+        self.max_turns = self.turns_at_most()
+        turn_tokens = self.how.attacker_max_tokens + self.how.target_max_tokens
+        self.max_added_chars += WIDEST * self.how.iterations * turn_tokens
 
     def learned(self, stream: Stream, after: Stream, said: str, attempt: Attempt, reply: Trace | Failure) -> Stream:
         """What was answered is part of the conversation from now on; what was refused never was."""

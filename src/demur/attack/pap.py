@@ -45,10 +45,10 @@ class FrozenPap(Attack):
         known = {technique for mine in found.values() for technique in mine}
         wanted = _wanted(settings.techniques, known, f" in {files['file']}") or known
         self._rewrites = {q: {t: text for t, text in mine.items() if t in wanted} for q, mine in found.items()}
-        self.each = max(map(len, self._rewrites.values()), default=0)
-        self.longer = max((len(text) for mine in self._rewrites.values() for text in mine.values()), default=0)
+        self.max_prompts = max(map(len, self._rewrites.values()), default=0)
+        self.max_added_chars = max((len(text) for mine in self._rewrites.values() for text in mine.values()), default=0)
 
-    def made(self, prompt: Prompt) -> Iterable[Prompt]:
+    def variants(self, prompt: Prompt) -> Iterable[Prompt]:
         """The rewrites of a question; `attack` is `pap:TECHNIQUE`."""
         for technique, text in self._rewrites.get(key(prompt.question), {}).items():
             yield derived(prompt, text, f"{self.name}:{technique}")
@@ -83,13 +83,13 @@ class WrittenPap(Attack):
         self._words = base.read_texts(files["texts"], "pap")
         known = {key(name): means for name, means in self._words["techniques"].items()}
         self._means = {technique: known[technique] for technique in _wanted(settings.techniques, known)}
-        self.each, how = len(self._means), settings
-        self.longer = WIDEST * how.max_tokens
+        self.max_prompts, how = len(self._means), settings
+        self.max_added_chars = WIDEST * how.max_tokens
         self.sampling["attacker"] = Sampling(temperature=how.temperature, top_p=how.top_p, max_tokens=how.max_tokens)
 
     def estimate(self, questions: int, tokens: int) -> list[Ask]:
         """As if every rewrite took the last try."""
-        asked = questions * self.each * self.settings.tries
+        asked = questions * self.max_prompts * self.settings.tries
         return [Ask("attacker", asked, asked * (INSTRUCTION + tokens), asked * self.settings.max_tokens)]
 
     async def attacked(self, prompts: Iterable[Prompt]) -> AsyncIterator[Prompt]:

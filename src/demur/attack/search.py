@@ -82,7 +82,7 @@ class Search(Attack):
         self.topic = read_text(files["topic"], ("goal", "prompt")) if "topic" in files else ""
         self.attempts: list[Attempt] = []
         self.records["attempts"] = self.attempts
-        self.longer = WIDEST * self.how.attacker_max_tokens
+        self.max_added_chars = WIDEST * self.how.attacker_max_tokens
         fields = ("temperature", "top_p", "max_tokens")
         self.sampling = {}
         for part in ("attacker", "target", "judge"):

@@ -28,7 +28,7 @@ OPENINGS = ("prefill", "prefilling", "opening", "target")  # How files call the 
 class NoAttack(Attack):
     """The question as it is: `attack` of the prompts stays empty."""
 
-    def made(self, prompt: Prompt) -> Iterable[Prompt]:
+    def variants(self, prompt: Prompt) -> Iterable[Prompt]:
         """The question, unchanged."""
         return (prompt,)
 
@@ -41,9 +41,9 @@ class TemplateAttack(Attack):
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
         self.templates = read_templates(files["file"])
-        self.each, self.longer = len(self.templates), max(map(len, self.templates.values()))
+        self.max_prompts, self.max_added_chars = len(self.templates), max(map(len, self.templates.values()))
 
-    def made(self, prompt: Prompt) -> Iterable[Prompt]:
+    def variants(self, prompt: Prompt) -> Iterable[Prompt]:
         """The question in each template; `attack` is `template:NAME`."""
         for name, template in self.templates.items():
             yield derived(prompt, fill(template, prompt.text), f"{self.name}:{name}")
@@ -65,10 +65,10 @@ class PrefillAttack(Attack):
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
         self._own = {row[0]: row[1] for row in by_question(files["file"], OPENINGS)} if "file" in files else None
-        self.begins = bool(settings.prefill or self._own)
-        self.longer = max(map(len, (self._own or {"": settings.prefill}).values()), default=0)
+        self.begins_reply = bool(settings.prefill or self._own)
+        self.max_added_chars = max(map(len, (self._own or {"": settings.prefill}).values()), default=0)
 
-    def made(self, prompt: Prompt) -> Iterable[Prompt]:
+    def variants(self, prompt: Prompt) -> Iterable[Prompt]:
         """The question; what is begun stands in the sampling of its requests."""
         known = self._own is None or key(prompt.question) in self._own
         return (derived(prompt, self.dressed(prompt), self.name),) if known else ()
@@ -119,7 +119,7 @@ class HijackAttack(PrefillAttack):
         if not any(given):
             raise UserError(f"{files['file']}: no puzzles in it (one a line, or a column 'puzzle').")
         self._puzzles = given
-        self.longer += len(WORDS["hijack"]) + (20 + max(map(len, given))) * settings.puzzles
+        self.max_added_chars += len(WORDS["hijack"]) + (20 + max(map(len, given))) * settings.puzzles
 
     def dressed(self, prompt: Prompt) -> str:
         """The request behind its puzzles."""
@@ -146,9 +146,9 @@ class TokensAttack(Attack):
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
         self._marks = WORDS["assistant"][settings.family] + thinking.join("", "")
-        self.longer = len(self._marks)
+        self.max_added_chars = len(self._marks)
 
-    def made(self, prompt: Prompt) -> Iterable[Prompt]:
+    def variants(self, prompt: Prompt) -> Iterable[Prompt]:
         """The question with the tokens behind it."""
         return (derived(prompt, prompt.text + self._marks, self.name),)
 
@@ -170,11 +170,11 @@ class ReplayAttack(Attack):
             prompt = replace(trace.prompt, attack=f"{self.name}:{trace.prompt.attack}")
             self._stored.setdefault(prompt.parent, {})[prompt.id] = prompt
             self._sent[prompt.id] = trace
-        self.each = max(map(len, self._stored.values()))
-        self.longer = max(sum(len(turn.content) for turn in trace.sent) for trace in self._sent.values())
-        self.begins = any(trace.sampling.prefill for trace in self._sent.values())
+        self.max_prompts = max(map(len, self._stored.values()))
+        self.max_added_chars = max(sum(len(turn.content) for turn in trace.sent) for trace in self._sent.values())
+        self.begins_reply = any(trace.sampling.prefill for trace in self._sent.values())
 
-    def made(self, prompt: Prompt) -> Iterable[Prompt]:
+    def variants(self, prompt: Prompt) -> Iterable[Prompt]:
         """The stored prompts of a question."""
         return self._stored.get(prompt.id, {}).values()
 

@@ -78,14 +78,14 @@ class ChoiceJudge(Grader):
     def verdict(self, trace: Trace) -> Verdict:
         """The verdict on one trace: the letter that it chose in its own words, and the score beyond chance."""
         if trace.prompt.gold is None:
-            return self.made(trace.id, None, "the prompt has no options")
+            return self.new_verdict(trace.id, None, "the prompt has no options")
         gold = json.loads(trace.prompt.gold)
         options: list[str] = gold["options"]
         chosen = chosen_of(trace.answer or "", len(options))
         right, chance = chosen == gold["answer"], 1 / len(options)
         label: Label = "no_answer" if chosen is None else "correct" if right else "wrong"
         reason = f"{chosen or trace.outcome}, {gold['answer']} is right" if not right else ""
-        return self.made(trace.id, label, reason, score=(right - chance) / (1 - chance), raw=chosen)
+        return self.new_verdict(trace.id, label, reason, score=(right - chance) / (1 - chance), raw=chosen)
 
 
 def chosen_of(answer: str, options: int) -> str | None:

@@ -39,7 +39,7 @@ class FollowsJudge(Grader):
         """The verdict on one trace; none where a check lacks what it needs."""
         answer, reason = self.visible(trace)
         if answer is None:
-            return self.made(trace.id, "no_answer", reason, score=0.0)
+            return self.new_verdict(trace.id, "no_answer", reason, score=0.0)
         failed, instructions = [], json.loads(trace.prompt.gold or "[]")
         for name, arguments in instructions:
             try:
@@ -47,9 +47,9 @@ class FollowsJudge(Grader):
                     failed.append(name)
             except LookupError as error:
                 why = " ".join(str(error).split())[:200]
-                return self.made(trace.id, None, f"{name} cannot be checked here: {why}")
+                return self.new_verdict(trace.id, None, f"{name} cannot be checked here: {why}")
         score = 1 - len(failed) / max(1, len(instructions))
-        return self.made(trace.id, "wrong" if failed else "correct", ", ".join(failed), score=score)
+        return self.new_verdict(trace.id, "wrong" if failed else "correct", ", ".join(failed), score=score)
 
 
 def follows(answer: str, name: str, arguments: dict[str, Any], *, prompt: str) -> bool:

@@ -79,7 +79,7 @@ def faults(bench: Bench, prompts: Sequence[Prompt]) -> list[str]:
 
 
 @functools.lru_cache(maxsize=64)
-def unread(name: str, path: Path | None) -> str:
+def unread_columns(name: str, path: Path | None) -> str:
     """What of a file of one's own is read, what is not, and which rows are not asked, in one line; empty for a release, and where all is read."""
     bench = get_bench(name)
     if path is None or not path.exists() or bench.count is not None or bench.hub or not bench.columns:

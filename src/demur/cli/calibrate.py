@@ -15,7 +15,7 @@ from demur.diagnose import DETECTORS, open_detector
 from demur.diagnose.exam import calibrated
 from demur.interfaces import Model
 from demur.judge import JUDGES, note, open_judge, requires_model
-from demur.judge.calibrate import FOLDER, keep, read
+from demur.judge.calibrate import FOLDER, read, save
 from demur.judge.calibrate import guard as guard_report
 from demur.judge.calibrate import refusal as refusal_report
 from demur.models.config import ModelConfig, as_model, parse_model
@@ -41,7 +41,7 @@ def refusal(flags: common.Flags, out: Kept = KEPT) -> None:
     data = find(XSTEST, data=flags.data, data_dir=flags.data_dir)
     report = refusal_report(data, limit=flags.limit, seed=flags.seed)
     title = f"rules against {data.name}{SAMPLE.format(flags) * bool(flags.limit)}"
-    _show(report, keep(open_judge("rules"), report, data, out), json=flags.json, title=title)
+    _show(report, save(open_judge("rules"), report, data, out), json=flags.json, title=title)
 
 
 @common.verb("data data_dir part limit seed cache sets json")
@@ -63,7 +63,7 @@ def guard(detector: str, flags: common.Flags, text: Path | None = None, out: Kep
             player = players[0] if players else None
             judge = open_judge(name, model=player, part=flags.part, text=text)  # type: ignore[arg-type]
             report = await guard_report(judge, read(labels, limit=flags.limit, seed=flags.seed))
-            return report, keep(judge, report, labels, out)
+            return report, save(judge, report, labels, out)
 
     report, path = asyncio.run(work())
     _show(report, path, json=flags.json, title=f"{detector}{SAMPLE.format(flags) * bool(flags.limit)}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from demur.bench import get_bench, names
 from demur.bench.forms import solutions
-from demur.bench.load import faults, find, load_prompts, local, read_prompts, text_hash, unread
+from demur.bench.load import faults, find, load_prompts, local, read_prompts, text_hash, unread_columns
 from demur.cli import common
 from demur.cli.runner import require
 from demur.errors import CheckFailed, UserError
@@ -133,7 +133,7 @@ def bench(name: str, flags: common.Flags) -> None:
         for prompt in prompts[:3]:
             shown = prompt.question if prompt.intent in ("maths", "code", "benign") else masked(prompt.question)
             common.stdout.print(f"  {prompt.intent:<8} {prompt.category:<24} {shown[:90]}")
-        if note := unread(name, path):
+        if note := unread_columns(name, path):
             common.stdout.print(note)
     if problems:
         raise CheckFailed(f"{name}: {len(problems)} faults: {'; '.join(problems[:3])}")

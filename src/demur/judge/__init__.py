@@ -65,9 +65,9 @@ def labels(name: str) -> tuple[Label, ...]:
     return tuple(getattr(getattr(found, "func", found), "labels", ()))
 
 
-def unsure(name: str) -> frozenset[str]:
+def unreliable_labels(name: str) -> frozenset[str]:
     """Labels that a judge does not tell apart well enough for rates of their own, unless labels of people show that it does."""
-    return frozenset(getattr(_found(name), "unsure", ()) if name in JUDGES else ())
+    return frozenset(getattr(_found(name), "unreliable_labels", ()) if name in JUDGES else ())
 
 
 def note(name: str) -> str:
@@ -97,7 +97,7 @@ def open_judge(
     own = (("query", query), ("part", part), ("text", text))
     given: dict[str, Any] = {key: value for key, value in own if value is not None}
     if text is not None:
-        own_text(name, text)
+        replacement_text(name, text)
     if requires(name) is not None:
         if model is None:
             raise UserError(f"judge '{name}' is a model: say which, as --judge {name}=URL, or model: in the study.")
@@ -110,7 +110,7 @@ def open_judge(
     return played
 
 
-def own_text(name: str, path: Path) -> str:
+def replacement_text(name: str, path: Path) -> str:
     """The content of a file in the place of a judge's text.
 
     Raises UserError: the judge has no text that a file could replace, or the file lacks the places that it fills.

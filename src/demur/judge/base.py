@@ -59,7 +59,7 @@ class BaseJudge:
             return None, f"{NO_PART}{self.part}: it is empty"
         return text, ""
 
-    def made(
+    def new_verdict(
         self, trace: str, label: Label | None, reason: str, *, score: float | None = None, raw: str | None = None
     ) -> Verdict:
         """Its verdict on the trace of an id."""
@@ -69,7 +69,7 @@ class BaseJudge:
     def verdict(self, trace: Trace) -> Verdict:
         """The verdict on one trace."""
         text, reason = self.visible(trace)
-        return self.made(trace.id, *((None, reason) if text is None else self.decide(trace, text)))
+        return self.new_verdict(trace.id, *((None, reason) if text is None else self.decide(trace, text)))
 
     async def verdicts(self, traces: Traces) -> AsyncIterator[Verdict]:
         """Exactly one verdict a trace, in the order of the traces."""

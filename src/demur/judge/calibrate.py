@@ -197,7 +197,7 @@ class Calibration(Record, frozen=True, kw_only=True):
     fitted: bool = False  # The judge was fitted to this very file: its figures are better than on unseen replies
 
 
-def keep(judge: Judge, report: Mapping[str, Any], labels: Path, folder: Path) -> Path:
+def save(judge: Judge, report: Mapping[str, Any], labels: Path, folder: Path) -> Path:
     """Write a calibration to `FOLDER/KEY.json`, where reports of the runs beside that folder look."""
     setup, figures = setup_of(judge), {name: report[name] for name in ("n", "sensitivity", "specificity")}
     path, fitted = folder / f"{setup.key}.json", bool(report.get("fitted_to_this_file"))
@@ -206,7 +206,7 @@ def keep(judge: Judge, report: Mapping[str, Any], labels: Path, folder: Path) ->
     return path
 
 
-def kept(run: Path) -> dict[str, Calibration]:
+def saved(run: Path) -> dict[str, Calibration]:
     """Calibrations by the key of their judge: those in a run's folder, and those beside it.
 
     Raises UserError: a file among them is none.

@@ -79,12 +79,14 @@ class CodeJudge(Grader):
         """The verdict on one trace. Raises UserError: its prompt has no tests, or they are not in the cache."""
         tests = load_tests(trace.prompt.gold)
         if trace.answer is None or trace.outcome == "cut_in_answer":
-            return self.made(trace.id, "no_answer", f"no program: {trace.outcome}")
+            return self.new_verdict(trace.id, "no_answer", f"no program: {trace.outcome}")
         program = extract(trace.answer)
         if program is None:
-            return self.made(trace.id, "no_answer", "no program in the answer")
+            return self.new_verdict(trace.id, "no_answer", "no program in the answer")
         fault = self.fault(program, tests)
-        return self.made(trace.id, "wrong" if fault else "correct", fault or f"{len(tests['tests'])} tests passed")
+        if fault:
+            return self.new_verdict(trace.id, "wrong", fault)
+        return self.new_verdict(trace.id, "correct", f"{len(tests['tests'])} tests passed")
 
     def fault(self, program: str, tests: dict[str, Any]) -> str:
         """The first test that a program fails, and how; empty when it passes all."""

@@ -70,13 +70,14 @@ class MathsJudge(Grader):
             source = trace.prompt.source or "the data"
             raise UserError(f"prompt {trace.prompt.id} of {source} has no gold: it cannot be graded.")
         if trace.answer is None or trace.outcome == "cut_in_answer":
-            return self.made(trace.id, "no_answer", f"no final answer: {trace.outcome}")
+            return self.new_verdict(trace.id, "no_answer", f"no final answer: {trace.outcome}")
         found = final_answer(trace.answer)
         if found is None:
-            return self.made(trace.id, "no_answer", "no final answer in the text")
+            return self.new_verdict(trace.id, "no_answer", "no final answer in the text")
         graded = equal(graders, gold, found)
         label: GradeLabel | None = None if graded.equal is None else "correct" if graded.equal else "wrong"
-        return self.made(trace.id, label, "; ".join(filter(None, [graded.reason, f"final answer: {found[:200]}"])))
+        reason = f"final answer: {found[:200]}"
+        return self.new_verdict(trace.id, label, f"{graded.reason}; {reason}" if graded.reason else reason)
 
 
 def final_answer(text: str) -> str | None:

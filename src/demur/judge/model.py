@@ -117,7 +117,7 @@ class ModelJudge(BaseJudge):
         """The verdict on a trace."""
         text, reason = self.visible(trace)
         if text is None:
-            return self.made(trace.id, None, reason)
+            return self.new_verdict(trace.id, None, reason)
         # A context is part of HarmBench's contextual behaviours.
         context = trace.prompt.gold or "" if trace.prompt.intent == "harmful" else ""
         case = Case(asked(trace, self.query), text, context)
@@ -155,15 +155,15 @@ class ModelJudge(BaseJudge):
 
     def _read(self, trace: str, reply: Trace | Failure) -> Verdict:
         if isinstance(reply, Failure):
-            return self.made(trace, None, f"the judge failed: {reply.kind}: {reply.detail}")
+            return self.new_verdict(trace, None, f"the judge failed: {reply.kind}: {reply.detail}")
         said = reply.raw if reply.outcome == "no_thinking" else reply.answer
         if said is None:
             reason = f"its own thinking ended at the budget of {self._form.max_tokens} tokens"
-            return self.made(trace, None, reason, raw=reply.raw)
+            return self.new_verdict(trace, None, reason, raw=reply.raw)
         reading = self._form.parse(said)
         if reading.label is not None and self._form.first is not None and reply.first_tokens:
             reading = reading._replace(score=chance(reply.first_tokens, *self._form.first))
-        return self.made(trace, reading.label, reading.reason, score=reading.score, raw=reply.raw)
+        return self.new_verdict(trace, reading.label, reading.reason, score=reading.score, raw=reply.raw)
 
 
 def departures(form: Format, text: Path | None, model: Mapping[str, Any]) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ class RulesJudge(BaseJudge):
 
     name = "rules"
     labels = CLASSES
-    unsure = CLASSES[1:]
+    unreliable_labels = CLASSES[1:]
 
     @staticmethod
     def note() -> str:
@@ -63,9 +63,10 @@ class RulesJudge(BaseJudge):
         """The verdict on one trace."""
         text, reason = self.visible(trace)
         if text is None:
-            return self.made(trace.id, None, reason)
-        found = classify(text, asked(trace, self.query), aloud=self.part != "answer")
-        return self.made(trace.id, found.label, ("" if found.label else ABSTAINS) + found.reason, score=found.refused)
+            return self.new_verdict(trace.id, None, reason)
+        opinion = classify(text, asked(trace, self.query), aloud=self.part != "answer")
+        reason = opinion.reason if opinion.label else ABSTAINS + opinion.reason
+        return self.new_verdict(trace.id, opinion.label, reason, score=opinion.refused)
 
 
 @functools.cache

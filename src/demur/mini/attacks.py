@@ -32,9 +32,9 @@ class Framed(Attack):
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
-        self.longer = LONGEST
+        self.max_added_chars = LONGEST
 
-    def made(self, prompt: Prompt) -> Iterable[Prompt]:
+    def variants(self, prompt: Prompt) -> Iterable[Prompt]:
         """The question in its framing; `attack` is `NAME:KIND`."""
         rng = random.Random(f"{self.name} {prompt.id}")
         framing = world.framing(rng, rng.choice(self.kinds))
@@ -67,7 +67,7 @@ class Adaptive(Attack):
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
-        self.sampling["target"], self.longer = ASK, LONGEST * BUDGET
+        self.sampling["target"], self.max_added_chars = ASK, LONGEST * BUDGET
 
     def estimate(self, questions: int, tokens: int) -> list[Ask]:
         """The whole budget for every goal; a framing adds at most a few words, and framings nest."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from demur.attack.base import TEXTS
 from demur.bench import get_bench, names
-from demur.bench.load import unread
+from demur.bench.load import unread_columns
 from demur.bench.spec import Bench
 from demur.diagnose import requires_model as detector_requires
 from demur.distil.strategy import load as load_strategy
@@ -57,7 +57,7 @@ def resolve(loaded: Loaded) -> Resolved:
         lacks = [(("data_dir",), Lack("data_dir", f"{study.data_dir}: no such folder")), *lacks]
     missing = needs(stages, problems, lacks)
     measured = [stage for stage in stages if isinstance(stage, Evaluate)]
-    notes = dict.fromkeys(unread(stage.use.name, stage.files.get("data")) for stage in measured if not missing)
+    notes = dict.fromkeys(unread_columns(stage.use.name, stage.files.get("data")) for stage in measured if not missing)
     texts = [(stage.use.attack.name, path) for stage in measured for path in stage.attack_files().values()]
     notes |= dict.fromkeys(f"{name}: from {path}" for name, path in texts if path.parent != TEXTS)
     return Resolved(study, stages, missing, [*loaded.notes, *filter(None, notes)])

@@ -163,7 +163,7 @@ class Stage(Generic[S]):
         requires, text = judges.requires(kind), self.files.get(f"{part}_text")
         try:
             if text and text.is_file():
-                judges.own_text(kind, text)
+                judges.replacement_text(kind, text)
         except UserError as error:
             return [Lack(part, str(error), True)]
         if requires is None:

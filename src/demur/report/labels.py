@@ -18,7 +18,7 @@ from demur.bench.metrics import HARM, REFUSAL
 from demur.errors import UserError
 from demur.judge import note, requires_model
 from demur.judge.base import JudgeSetup
-from demur.judge.calibrate import Calibration, errors_of, kept, weights
+from demur.judge.calibrate import Calibration, errors_of, saved, weights
 from demur.records import PATTERNS, Estimate, Record, Trace, Verdict, encode
 from demur.report import format
 from demur.report.index import Stratum
@@ -182,7 +182,7 @@ def notes(judges: Iterable[str], stages: Sequence[Artifact], corrected: Sequence
     """Judge -> a note on its rates in some stages: its kind, its calibration, departures from its original set-up."""
     by_judge = {correction.judge: correction for correction in reversed(corrected)}
     setups = [setup for stage in stages if stage.has("judges") for setup in stage.read("judges", JudgeSetup)]
-    calibrations = {key: c for run in {stage.folder.parents[1] for stage in stages} for key, c in kept(run).items()}
+    calibrations = {key: c for run in {stage.folder.parents[1] for stage in stages} for key, c in saved(run).items()}
     texts = {}
     for judge in dict.fromkeys(judges):
         kind = judge.partition("+")[0]  # The judge without a text of the user's

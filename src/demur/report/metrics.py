@@ -17,7 +17,7 @@ from demur import stats
 from demur.attack.search import OFF_TOPIC
 from demur.bench.metrics import HARM, REFUSAL, SUCCESS
 from demur.bench.spec import Metric
-from demur.judge import JUDGES, labels, unsure
+from demur.judge import JUDGES, labels, unreliable_labels
 from demur.records import Attempt, Estimate, Part, Result
 from demur.report.read import Evaluation, Judged, Row, grouped
 from demur.storage.records_file import project
@@ -265,7 +265,7 @@ Judgements = list[tuple[Row, Judged | None]]
 def _metrics(evaluation: Evaluation, judge: str, judged: Judgements) -> Iterator[tuple[Metric, Judgements]]:
     """The metrics that a judge's labels can answer, with their replies; none that splits classes the judge confuses."""
     seen = {verdict.label for _, verdict in judged if verdict and verdict.label is not None} or _known(judge)
-    confused = frozenset[str]() if judge in evaluation.calibrated else unsure(judge)
+    confused = frozenset[str]() if judge in evaluation.calibrated else unreliable_labels(judge)
     for metric in evaluation.protocol.metrics if evaluation.protocol else ():
         if (not seen or seen.intersection(metric.family)) and len(confused & set(metric.labels)) in (0, len(confused)):
             yield metric, [(r, v) for r, v in judged if not metric.intents or r.intent in metric.intents]

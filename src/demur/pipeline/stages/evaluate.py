@@ -187,12 +187,12 @@ class Evaluate(Stage[EvaluateSettings]):
             attack = attacks.make(use.attack, self.attack_files())
         except (UserError, KeyError):  # which `needs` reports
             attack = attacks.make("none")
-        replies = asked.rows * attack.each * sampling.n
-        sent = asked.tokens + attack.longer // CHARACTERS
+        replies = asked.rows * attack.max_prompts * sampling.n
+        sent = asked.tokens + attack.max_added_chars // CHARACTERS
         requests = replies * (1 + isinstance(self.settings.decoding, Intervention))  # which interrupts and asks again
         asks = [Ask("target", requests, requests * sent, requests * sampling.max_tokens)]
         readers = 1 + len(use.also)
-        turns, limit = asked.rows * attack.heard, attack.sampling.get("target", sampling).max_tokens
+        turns, limit = asked.rows * attack.max_turns, attack.sampling.get("target", sampling).max_tokens
         judged = Size((replies + turns) * readers, sent + max(sampling.max_tokens, limit))
         asks += judge_asks(self, use.judge_kind, judged, readers=readers)
         return asks + [Ask(player(part), *rest) for part, *rest in attack.estimate(asked.rows, asked.tokens)]
