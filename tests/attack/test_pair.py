@@ -135,7 +135,7 @@ def test_the_best_prompt_is_the_earliest_of_the_highest_score() -> None:
 
 def test_streams_share_nothing_and_take_turns_in_strategy() -> None:
     attack, _, (attacker, *_) = search(streams=4, iterations=3)
-    strategies = list(attack.words["strategies"].values())
+    strategies = list(attack.texts["strategies"].values())
     for request in attacker.asked:
         goal, stream_, iteration, _ = request.prompt.id.split(".")
         text = "\n".join(turn.content for turn in request.messages[1:])

@@ -380,7 +380,7 @@ def test_opening_judges() -> None:
         open_judge("wildgard")
     with pytest.raises(UserError, match="--judge"):
         open_judge("wildguard")
-    with pytest.raises(UserError, match="sees the answer and nothing else; thinking"):
+    with pytest.raises(UserError, match="sees only the answer; thinking"):
         open_judge("maths", part="thinking")
 
 

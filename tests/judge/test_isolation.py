@@ -15,7 +15,7 @@ import pytest
 
 from demur.errors import UserError
 from demur.judge import isolation
-from demur.judge.escapes import LIMITS, Escape, attempt, judged, load, located
+from demur.judge.escapes import LIMITS, Escape, attempt, load, located, result_of
 from demur.judge.isolation import Limits, Run, run_program
 
 PROGRAMS = load() | load(Path(__file__).with_name("escapes.toml"))
@@ -45,7 +45,7 @@ def test_hostile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here = set(os.listdir("."))
     program = PROGRAMS[name]
     run = attempt(program)
-    assert judged(name, program, run).held, (run.ending, run.stdout[:300], run.stderr[-300:])
+    assert result_of(name, program, run).held, (run.ending, run.stdout[:300], run.stderr[-300:])
     assert token.encode() not in run.stdout
     deadline = time.monotonic() + 5
     while left_over(token) and time.monotonic() < deadline:
@@ -65,9 +65,9 @@ def test_the_same_programs_do_get_out_without_isolation(name: str, tmp_path: Pat
 
 def test_an_escape_or_a_wrong_ending_is_said() -> None:
     program = Escape("", ("time",))
-    assert judged("x", program, Run("time", None, 1.0, b"", b"")).held
-    assert not judged("x", program, Run("time", None, 1.0, b"ESCAPED", b"")).held
-    assert not judged("x", program, Run("ok", 0, 1.0, b"", b"")).held
+    assert result_of("x", program, Run("time", None, 1.0, b"", b"")).held
+    assert not result_of("x", program, Run("time", None, 1.0, b"ESCAPED", b"")).held
+    assert not result_of("x", program, Run("ok", 0, 1.0, b"", b"")).held
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from demur.bench import get_bench, names
 from demur.cli import bench, calibrate, evaluate, judge
 from demur.cli.common import APPS
 from demur.errors import UserError
-from demur.judge import JUDGES, _found, labels, open_judge, requires, requires_model
+from demur.judge import JUDGES, _resolve, labels, open_judge, requires, requires_model
 from demur.judge.base import setup_of
 from demur.judge.calibrate import FOLDER, save
 from demur.judge.calibrate import refusal as against
@@ -173,7 +173,7 @@ def other(messages: Sequence[Message], sampling: Sampling, rng: random.Random) -
     ],
 )  # fmt: skip
 def test_what_left_its_original_setup_is_told(kind: str, model: dict[str, Any], left: tuple[str, ...]) -> None:
-    assert departures(_found(kind), None, as_model(model).model_dump(exclude_defaults=True)) == left
+    assert departures(_resolve(kind), None, as_model(model).model_dump(exclude_defaults=True)) == left
 
 
 @pytest.mark.parametrize("part", ["answer", "thinking"])

@@ -1,7 +1,7 @@
-"""Attacks that change the text, begin the reply, or send again what an earlier run found, and ask nobody.
+"""Attacks without an attacker model: they change the text, begin the reply, or send an earlier run's prompts again.
 
-Those on the thinking itself are for servers that go on from a begun assistant turn: with open weights anybody can write
-there.
+Attacks that begin the thinking need a server that continues a begun assistant turn; with open weights anybody can do
+that.
 """
 
 import random
@@ -22,7 +22,7 @@ from demur.storage import readers
 from demur.untrusted import filled
 
 WORDS: dict[str, Any] = from_yaml((TEXTS / "static.yaml").read_text(encoding="utf-8"))
-OPENINGS = ("prefill", "prefilling", "opening", "target")  # How files call the beginning of a reply
+OPENINGS = ("prefill", "prefilling", "opening", "target")  # Names of the column with the beginning of a reply
 
 
 class NoAttack(Attack):
@@ -50,64 +50,64 @@ class TemplateAttack(Attack):
 
 
 class PrefillSettings(AttackSettings):
-    """How the reply is begun; `{question}` is the bare question."""
+    """How the reply begins; `{question}` is the bare question."""
 
     prefill: str = WORDS["prefill"]
-    begin: Literal["thinking", "answer"] = "thinking"  # What is begun: the thinking, or the answer behind an empty one
+    begin: Literal["thinking", "answer"] = "thinking"  # Which part is begun; before an answer the thinking is empty
 
 
 class PrefillAttack(Attack):
-    """The question unchanged, with the reply begun by one text for all, or by a file's for each."""
+    """The question unchanged; the reply begins with one text for all questions, or with a file's text for each."""
 
     Settings: ClassVar[type[PrefillSettings]] = PrefillSettings
     files = (File("file", "openings by question, in columns 'prompt' and 'prefill'", required=False),)
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
-        self._own = {row[0]: row[1] for row in by_question(files["file"], OPENINGS)} if "file" in files else None
-        self.begins_reply = bool(settings.prefill or self._own)
-        self.max_added_chars = max(map(len, (self._own or {"": settings.prefill}).values()), default=0)
+        self._openings = {row[0]: row[1] for row in by_question(files["file"], OPENINGS)} if "file" in files else None
+        self.begins_reply = bool(settings.prefill or self._openings)
+        self.max_added_chars = max(map(len, (self._openings or {"": settings.prefill}).values()), default=0)
 
     def variants(self, prompt: Prompt) -> Iterable[Prompt]:
-        """The question; what is begun stands in the sampling of its requests."""
-        known = self._own is None or key(prompt.question) in self._own
-        return (derived(prompt, self.dressed(prompt), self.name),) if known else ()
+        """The question; the beginning of the reply is part of its requests' sampling."""
+        known = self._openings is None or key(prompt.question) in self._openings
+        return (derived(prompt, self.user_text(prompt), self.name),) if known else ()
 
-    def dressed(self, prompt: Prompt) -> str:
-        """The text that is sent."""
+    def user_text(self, prompt: Prompt) -> str:
+        """The text of the user turn."""
         return prompt.text
 
     def prefill(self, prompt: Prompt) -> str:
-        """The begun reply, with its tags."""
-        own = filled(self.settings.prefill, question=prompt.question)
-        start = own if self._own is None else self._own[key(prompt.question)]
+        """The beginning of the reply, with its tags."""
+        common = filled(self.settings.prefill, question=prompt.question)
+        start = common if self._openings is None else self._openings[key(prompt.question)]
         begun = thinking.join(start, None) if self.settings.begin == "thinking" else thinking.join("", start)
         return begun if start else ""
 
 
 class PivotSettings(PrefillSettings):
-    """A thinking that sees the harm and then turns: what a model falls for that only learned to say that it sees it."""
+    """A thinking that recognises the harm and then complies. It works on models that only learned to say so."""
 
     prefill: str = WORDS["pivot"]
 
 
 class PivotAttack(PrefillAttack):
-    """A begun thinking that sees the harm, and turns."""
+    """A begun thinking that recognises the harm and then complies."""
 
     Settings = PivotSettings
 
 
 class HijackSettings(PrefillSettings):
-    """Puzzles before the request; with `prefill` the thinking is begun, too."""
+    """Puzzles before the request; with `prefill` the thinking is begun as well."""
 
     prefill: str = ""
     puzzles: int = Field(default=3, ge=1)  # Harmless puzzles before the request
 
 
 class HijackAttack(PrefillAttack):
-    """Chain-of-thought hijacking (arXiv 2510.26418): harmless puzzles that need long reasoning, the request as their last step.
+    """Chain-of-thought hijacking (arXiv 2510.26418): puzzles that need long reasoning, and the request as last step.
 
-    Refusal weakens as the harmless thinking before it grows. The same question gets the same puzzles.
+    Refusal weakens as the harmless thinking before it grows. The same question always gets the same puzzles.
     """
 
     Settings = HijackSettings
@@ -115,13 +115,12 @@ class HijackAttack(PrefillAttack):
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, {})
-        given = [str(row.get("puzzle") or row.get("prompt") or "") for _, row in readers.rows(files["file"])]
-        if not any(given):
+        self._puzzles = [str(row.get("puzzle") or row.get("prompt") or "") for _, row in readers.rows(files["file"])]
+        if not any(self._puzzles):
             raise UserError(f"{files['file']}: no puzzles in it (one a line, or a column 'puzzle').")
-        self._puzzles = given
-        self.max_added_chars += len(WORDS["hijack"]) + (20 + max(map(len, given))) * settings.puzzles
+        self.max_added_chars += len(WORDS["hijack"]) + (20 + max(map(len, self._puzzles))) * settings.puzzles
 
-    def dressed(self, prompt: Prompt) -> str:
+    def user_text(self, prompt: Prompt) -> str:
         """The request behind its puzzles."""
         count = min(self.settings.puzzles, len(self._puzzles))
         chosen = random.Random(f"puzzles {prompt.question}").sample(self._puzzles, count)
@@ -130,37 +129,37 @@ class HijackAttack(PrefillAttack):
 
 
 class TokensSettings(AttackSettings):
-    """Whose tokens."""
+    """The family of chat templates whose tokens are sent."""
 
     family: Literal["chatml", "r1", "llama3", "gemma"] = "chatml"
 
 
 class TokensAttack(Attack):
-    """Template-token bypass (arXiv 2510.11570): the user's text ends its own turn and opens a reply whose thinking is over.
+    """Template-token bypass (arXiv 2510.11570): the user's text ends its turn and opens a reply with empty thinking.
 
-    It works where a server takes tokens of the chat template inside a user's text for the template's own.
+    It works where a server treats chat-template tokens in a user's text as part of the template.
     """
 
     Settings = TokensSettings
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
-        self._marks = WORDS["assistant"][settings.family] + thinking.join("", "")
-        self.max_added_chars = len(self._marks)
+        self._tokens = WORDS["assistant"][settings.family] + thinking.join("", "")
+        self.max_added_chars = len(self._tokens)
 
     def variants(self, prompt: Prompt) -> Iterable[Prompt]:
         """The question with the tokens behind it."""
-        return (derived(prompt, prompt.text + self._marks, self.name),)
+        return (derived(prompt, prompt.text + self._tokens, self.name),)
 
 
 class ReplayAttack(Attack):
-    """What an earlier run found, put to another target: whether an attack transfers.
+    """The attacked prompts of an earlier run, sent to another target: does an attack transfer?
 
-    Every attacked prompt of the run is sent as it was then, behind the same turns and with the same beginning of the reply.
+    Each is sent as it was then, behind the same turns and with the same beginning of the reply.
     """
 
     files = (File("file", "the run whose prompts are sent again"),)
-    instead = "They were not attacked in that run."
+    hint = "They were not attacked in that run."
 
     def __init__(self, name: str, settings: Any, files: Mapping[str, Path]) -> None:
         super().__init__(name, settings, files)
@@ -179,31 +178,31 @@ class ReplayAttack(Attack):
         return self._stored.get(prompt.id, {}).values()
 
     def prefill(self, prompt: Prompt) -> str:
-        """How the reply was begun then."""
+        """The beginning of the reply in that run."""
         return self._sent[prompt.id].sampling.prefill or ""
 
     def turns(self, prompt: Prompt) -> tuple[Message, ...]:
-        """The turns before it; a system turn belongs to the sampling."""
+        """The turns before it, without the system turn, which is part of the sampling."""
         return tuple(turn for turn in self._sent[prompt.id].sent[:-1] if turn.role != "system")
 
 
 def stored(path: Path) -> Iterator[Trace]:
-    """The traces of attacked prompts under a path. Raises UserError: there are none."""
-    inside = {*path.glob("traces.jsonl"), *path.glob("stages/evaluate-*/traces.jsonl")}
+    """The traces of attacked prompts in a run or a file. Raises UserError: there are none."""
+    inside = [*path.glob("traces.jsonl"), *path.glob("stages/evaluate-*/traces.jsonl")]
     files = [path] if path.is_file() else sorted(inside)
-    count = 0
-    for trace in (trace for file in files for trace in read_jsonl(file, Trace) if trace.prompt.attack):
-        count += 1
-        yield trace
-    if not count:
+    traces = (trace for file in files for trace in read_jsonl(file, Trace) if trace.prompt.attack)
+    first = next(traces, None)
+    if first is None:
         how = "give a run of `demur attack` or `demur eval --attack`, or its traces.jsonl"
         raise UserError(f"{path} holds no attacked prompts: {how}.")
+    yield first
+    yield from traces
 
 
 def read(bench: object, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """The questions that were attacked in a run, once each, in the order in which they stand there."""
-    found: dict[str, Prompt] = {}
+    """The questions that were attacked in a run, once each, in the order of its traces."""
+    questions: dict[str, Prompt] = {}
     for prompt in (trace.prompt for trace in stored(path)):
-        plain = replace(prompt, id=prompt.parent, text=prompt.question, attack="", parent="", cluster=prompt.cluster)
-        found.setdefault(prompt.parent, plain)
-    return list(found.values())
+        question = replace(prompt, id=prompt.parent, text=prompt.question, attack="", parent="")
+        questions.setdefault(prompt.parent, question)
+    return list(questions.values())

@@ -1,8 +1,8 @@
-"""What is measured. Most benchmarks are a form plus a source and stand in `table.yaml`; others are a file, listed here.
+"""Benchmarks by name. `table.yaml` lists demur's own, each a form plus a source; `module:attribute` names any other.
 
-A benchmark is prompts, sampling, judge, query and part, metrics and a version in one record (`spec.Bench`). A name with `@`
-is a protocol of its own (`xstest@paper-v2`), one with `=` a benchmark on a file of yours (`harmful=my_prompts`). Loading
-its prompts is `load.load_prompts`; numbers of its verdicts are made in `report.metrics`.
+A benchmark is one record (`spec.Bench`) of prompts, sampling, judge, query and part, metrics and a version. A name with
+`@` is a separate protocol (`xstest@paper-v2`), one with `=` is a benchmark on a user's file (`harmful=my_prompts`).
+`load.load_prompts` reads the prompts; `report.metrics` computes the numbers.
 """
 
 from collections.abc import Mapping
@@ -29,46 +29,43 @@ def _data() -> Any:
 
 
 def left_out() -> dict[str, str]:
-    """Benchmarks that are not here, and why."""
+    """Benchmarks that demur leaves out -> the reason."""
     return dict(_data()["left_out"])
 
 
 @cache
 def _table() -> dict[str, Bench]:
     """The benchmarks of the table and their protocols."""
-    data, made = _data(), dict[str, Bench]()
+    data, benches = _data(), dict[str, Bench]()
     for name, entry in data["benches"].items():
-        own = {key: value for key, value in entry.items() if key not in ("kind", "protocols")}
-        plain = _over(data["kinds"][entry["kind"]], own)
+        fields = {key: value for key, value in entry.items() if key not in ("kind", "protocols")}
+        base = _merged(data["kinds"][entry["kind"]], fields)
         for protocol, changes in {"": {}, **entry.get("protocols", {})}.items():
-            full, own = f"{name}@{protocol}".rstrip("@"), _over(plain, changes)
-            metrics = [METRICS[metric] for metric in own["metrics"]]
-            made[full] = msgspec.convert(own | {"name": full, "metrics": metrics}, Bench)
-    return made
+            full, fields = f"{name}@{protocol}".rstrip("@"), _merged(base, changes)
+            metrics = [METRICS[metric] for metric in fields["metrics"]]
+            benches[full] = msgspec.convert(fields | {"name": full, "metrics": metrics}, Bench)
+    return benches
 
 
-def _over(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data with changes; options are merged, all else is replaced."""
-    options = {**plain.get("options", {}), **changes.get("options", {})}
-    return {**plain, **changes} | ({"options": options} if options else {})
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with changes: options are merged, all else is replaced."""
+    options = {**base.get("options", {}), **changes.get("options", {})}
+    return {**base, **changes} | ({"options": options} if options else {})
 
 
 def parse(text: str) -> dict[str, str]:
-    """A benchmark as it is written in a study or on the command line: a name, or `harmful=FILE` for one on your own file."""
+    """A benchmark as a study or the command line writes it: a name, or `harmful=FILE` for one on a user's file."""
     name, equals, file = text.partition("=")
     return {"name": f"{name}={Path(file).stem}", "data": file} if equals else {"name": name}
 
 
 def names() -> list[str]:
-    """Every benchmark that has a name."""
+    """The names of all benchmarks of the table, protocols included."""
     return [*_table()]
 
 
 def get_bench(name: str) -> Bench:
-    """The benchmark of a name, or of a `module:attribute`.
-
-    Raises UserError: there is none; the nearest name and all names are given.
-    """
+    """A benchmark by name or `module:attribute`. Raises UserError: it is unknown, left out, or a bare file name."""
     base, equals, _ = name.partition("=")
     if equals:
         return replace(get_bench(base), name=name)

@@ -1,7 +1,8 @@
-"""Forms of benchmarks: how the rows of a copy become prompts. What differs between releases of one form is data.
+"""Forms of benchmarks: how the rows of a local copy become prompts. Differences between releases of one form are data.
 
-A column is named by what releases call it: `a|b` is the first of these that the file has, whatever its case, `a&b` both
-joined by a comma, and a leading `?` says that a file may lack it. A cell that holds a conversation stands for its first turn.
+Columns are named as releases spell them. `a|b` is the first of these that the file has, in any case of letters; `a&b`
+is both, joined by a comma; a leading `?` marks a column that may be missing. Of a cell that holds a conversation the
+first turn counts.
 """
 
 import contextlib
@@ -36,18 +37,20 @@ class NoColumn(UserError):
 
 
 def rows(path: Path, columns: Mapping[str, str], where: Mapping[str, Sequence[str]] | None = None) -> Iterator[Row]:
-    """The rows of a copy under the names of `columns`, as text; those alone whose cells are among the values of `where`.
+    """The rows of a copy as text, under the keys of `columns`.
 
-    Raises UserError: an empty file, or a column that is missing.
+    With `where` (column -> allowed values) only the rows that have an allowed value in each of its columns.
+
+    Raises UserError: an empty file, or a missing column.
     """
+    allowed = {column: [value.lower() for value in values] for column, values in (where or {}).items()}
     for row in raw_rows(path):
-        asked = {name: cell(pick(row, f"?{name}", path)).lower() for name in where or {}}
-        if all(asked[name] in map(str.lower, allowed) for name, allowed in (where or {}).items()):
-            yield {name: _joined(row, said, path) for name, said in columns.items()}
+        if all(cell(pick(row, f"?{column}", path)).lower() in values for column, values in allowed.items()):
+            yield {key: _joined(row, names, path) for key, names in columns.items()}
 
 
 def raw_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a copy as they are, of a folder table by table, with what `ADDED` names: the stem of its file, and its place."""
+    """The rows of a file, or of a folder's files. The keys `ADDED` hold the file's stem and `FILE:NUMBER`."""
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         count = 0
         for number, row in readers.rows(file):
@@ -57,95 +60,90 @@ def raw_rows(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{file}: it has no rows.")
 
 
-def pick(row: Mapping[str, Any], said: str, where: object) -> Any:
-    """The cell of the first of some columns `a|b` that a row has, whatever its case; `None` where a `?` allows none.
-
-    Raises NoColumn: there is none.
-    """
-    column = column_of(row, said.removeprefix("?"))
-    if column is not None:
-        return row[column]
-    if said.startswith("?"):
-        return None
-    shown = ", ".join(str(key) for key in row if key not in ADDED)
-    raise NoColumn(f"{where}: no column {' or '.join(said.split('|'))}; there are: {shown}.")
+def pick(row: Mapping[str, Any], names: str, where: object) -> Any:
+    """The cell of a row's first column of `a|b`; `None` where `?` lets it be missing. Raises NoColumn otherwise."""
+    column = column_of(row, names.removeprefix("?"))
+    if column is None and not names.startswith("?"):
+        present = ", ".join(str(key) for key in row if key not in ADDED)
+        raise NoColumn(f"{where}: no column {' or '.join(names.split('|'))}; there are: {present}.")
+    return None if column is None else row[column]
 
 
-def listed(value: Any, said: str, where: object) -> list[Any]:
-    """The list that a cell holds, also as a text of JSON. Raises UserError: it holds none."""
+def listed(value: Any, column: str, where: object) -> list[Any]:
+    """The list in a cell, which may be JSON text. Raises UserError: it is not a list."""
     with contextlib.suppress(ValueError):
-        if isinstance(found := json.loads(value) if isinstance(value, str) else value, list):
-            return found
-    raise UserError(f'{where}: column {said}: a list is wanted, such as ["a", "b"]; this is {str(value)[:60]!r}.')
+        items = json.loads(value) if isinstance(value, str) else value
+        if isinstance(items, list):
+            return items
+    raise UserError(f'{where}: column {column}: a list is wanted, such as ["a", "b"]; this is {str(value)[:60]!r}.')
 
 
-def column_of(row: Mapping[str, Any], said: str) -> str | None:
-    """The first of some columns `a|b` that a row has, as it writes it."""
-    there = {str(key).lower(): key for key in row}
-    return next((there[name.lower()] for name in said.split("|") if name.lower() in there), None)
+def column_of(row: Mapping[str, Any], names: str) -> str | None:
+    """The first column of `a|b` that a row has, as the row spells it."""
+    columns = {str(key).lower(): key for key in row}
+    return next((columns[name.lower()] for name in names.split("|") if name.lower() in columns), None)
 
 
 def text(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """One request a row: `prompt`, and where there are such columns `category`, `context`, `pair` and `question`.
+    """One request a row: `prompt`, and if present `category`, `context`, `pair` and `question`.
 
-    A context stands before the request, and alone in `gold`. Options: `intent`, one of `records.Intent` or a mapping of
-    column `intent`'s values to intents; `where`, which rows; `unique`, each request once.
+    A context is put before the request, and alone into `gold`. Options: `intent`, one of `records.Intent`, or a mapping
+    from the values of column `intent`; `where`, which rows; `unique`, each request once.
     """
-    options, made = bench.options, []
+    options, prompts, name = bench.options, [], bench.name.partition("@")[0]
     for row in rows(path, bench.columns, options.get("where")):
-        request, context = row["prompt"], row.get("context", "")
+        request, context, pair = row["prompt"], row.get("context", ""), row.get("pair", "")
         if not request and bench.count is None:
-            continue  # a row of one's own file without a question; a release has none
-        name, pair = bench.name.partition("@")[0], row.get("pair", "")
-        made.append(Prompt(
-            text=f"{context}\n\n---\n\n{request}" if context else request, question=row.get("question") or request,
-            gold=context or None, intent=_intent(bench, row, path), category=row.get("category", ""), pair=pair,
-            source=path.stem if options.get("unique") else name, cluster=f"{name}-{pair}" if pair else "",
-        ))  # fmt: skip
-    return list({prompt.id: prompt for prompt in made}.values()) if options.get("unique") else made
+            continue  # only a user's file has rows without a question
+        text = f"{context}\n\n---\n\n{request}" if context else request
+        question, intent = row.get("question") or request, _intent(bench, row, path)
+        source, cluster = path.stem if options.get("unique") else name, f"{name}-{pair}" if pair else ""
+        fields: dict[str, Any] = {"category": row.get("category", ""), "pair": pair, "gold": context or None}
+        prompts.append(Prompt(text=text, question=question, intent=intent, source=source, cluster=cluster, **fields))
+    return list({prompt.id: prompt for prompt in prompts}.values()) if options.get("unique") else prompts
 
 
 def maths(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """One problem a row: `problem`, `answer`, and perhaps `category`; what stands before `####` in a gold is working.
+    """One problem a row: `problem`, `answer` (behind `####`, if it has that) and perhaps `category`.
 
-    Options: `boxed`, whether a boxed answer is asked for; the question stays the bare problem.
+    Option: `boxed`, whether a boxed answer is asked for; the question remains the bare problem.
     """
-    made = []
+    prompts, source = [], bench.name.partition("@")[0]
     for row in rows(path, bench.columns):
-        gold, problem = row["answer"].rpartition("####")[2].strip(), row["problem"]
-        if "####" in row["answer"]:
-            gold = gold.replace(",", "")
-        source = bench.name.partition("@")[0]
-        prompt = Prompt(text=problem, intent="maths", source=source, category=row.get("category", ""), gold=gold)
+        _, separator, gold = row["answer"].rpartition("####")
+        gold = gold.strip().replace(",", "") if separator else gold.strip()
+        problem, category = row["problem"], row.get("category", "")
+        prompt = Prompt(text=problem, intent="maths", source=source, category=category, gold=gold)
         if bench.options.get("boxed", True):
             prompt = replace(prompt, id="", text=f"{problem}\n\n{BOXED}", cluster=prompt.cluster)
-        made.append(prompt)
-    return made
+        prompts.append(prompt)
+    return prompts
 
 
 def solutions(bench: Bench, path: Path) -> dict[str, str]:
     """Problem -> its worked solution, where the release has a column `solution`."""
-    found = rows(path, {"problem": bench.columns["problem"], "solution": "?solution"})
-    return {row["problem"]: row["solution"] for row in found if row["solution"]}
+    columns = {"problem": bench.columns["problem"], "solution": "?solution"}
+    return {row["problem"]: row["solution"] for row in rows(path, columns) if row["solution"]}
 
 
 def _intent(bench: Bench, row: Row, path: Path) -> Intent:
-    intents = bench.options["intent"]
-    found: Intent | None = intents if isinstance(intents, str) else intents.get(row["intent"].lower())  # type: ignore[assignment]
-    if found is None:
-        told = f"{path}: a row of {bench.name} does not say whether it is harmful: '{row['intent']}'"
-        raise UserError(f"{told} in {bench.columns['intent']}. Known: {', '.join(intents)}.")
-    return found
+    intents: Intent | dict[str, Intent] = bench.options["intent"]
+    if isinstance(intents, str):
+        return intents
+    if (value := row["intent"]).lower() in intents:
+        return intents[value.lower()]
+    unclear = f"a row of {bench.name} does not say whether it is harmful: '{value}' in {bench.columns['intent']}"
+    raise UserError(f"{path}: {unclear}. Known: {', '.join(intents)}.")
 
 
-def _joined(row: Mapping[str, Any], said: str, where: object) -> str:
-    optional = "?" if said.startswith("?") else ""
-    cells = [cell(pick(row, optional + part, where)) for part in said.removeprefix("?").split("&")]
+def _joined(row: Mapping[str, Any], names: str, where: object) -> str:
+    optional = "?" if names.startswith("?") else ""
+    cells = [cell(pick(row, optional + name, where)) for name in names.removeprefix("?").split("&")]
     return ", ".join(dict.fromkeys(filter(None, cells)))
 
 
 def cell(value: Any) -> str:
-    """A cell as text; nothing is the empty text, a conversation its first turn."""
+    """A cell as text: empty for `None`, the first turn for a conversation."""
     if isinstance(value, list):
         turn = value[0] if value else ""
         return cell(turn.get("content") or turn.get("value")) if isinstance(turn, dict) else cell(turn)

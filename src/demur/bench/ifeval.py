@@ -1,7 +1,7 @@
-"""IFEval (Zhou et al. 2023, arXiv 2311.07911): instructions whose following a program can check; no judge model is needed.
+"""IFEval (Zhou et al. 2023, arXiv 2311.07911): instructions that a program can check; no judge model is needed.
 
-The checks are those of the release, from the package `if-verifiable`, in their strict form. A reply is correct when it follows
-all of a prompt's instructions; its score is the share that it follows.
+The checks are those of the release, from the package `if-verifiable`, in their strict form. A reply is correct when it
+follows all instructions of its prompt; the score is the share that it follows.
 """
 
 import json
@@ -18,25 +18,25 @@ from demur.registry import missing
 
 def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """One prompt a row: `prompt`, `instruction_id_list`, `kwargs`; the first instruction's group is its category."""
-    made = []
+    prompts = []
     for row in raw_rows(path):
-        text, lists = str(pick(row, "prompt", path)), ("instruction_id_list", "kwargs")
-        names, kwargs = (listed(pick(row, said, path), said, row["_at"]) for said in lists)
-        if not names or len(names) != len(kwargs) or not all(isinstance(one or {}, dict) for one in kwargs):
+        text, columns = str(pick(row, "prompt", path)), ("instruction_id_list", "kwargs")
+        names, kwargs = (listed(pick(row, column, path), column, row["_at"]) for column in columns)
+        if not names or len(names) != len(kwargs) or not all(isinstance(args or {}, dict) for args in kwargs):
             raise UserError(f"{row['_at']}: column kwargs: an object for each instruction is wanted, and one at least.")
-        given = [{key: value for key, value in (one or {}).items() if value is not None} for one in kwargs]
+        given = [{key: value for key, value in (args or {}).items() if value is not None} for args in kwargs]
         gold, group = json.dumps(list(zip(names, given, strict=True))), str(names[0]).partition(":")[0]
-        made.append(Prompt(text=text, intent="benign", source="ifeval", category=group, gold=gold))
-    return made
+        prompts.append(Prompt(text=text, intent="benign", source="ifeval", category=group, gold=gold))
+    return prompts
 
 
 class FollowsJudge(Grader):
-    """Correct where all instructions are followed, with the share that is as the score."""
+    """Correct where all instructions are followed; the score is the share that is."""
 
     name = "ifeval"
 
     def verdict(self, trace: Trace) -> Verdict:
-        """The verdict on one trace; none where a check lacks what it needs."""
+        """The verdict on one trace; without a label where a check cannot run here."""
         answer, reason = self.visible(trace)
         if answer is None:
             return self.new_verdict(trace.id, "no_answer", reason, score=0.0)
@@ -53,10 +53,7 @@ class FollowsJudge(Grader):
 
 
 def follows(answer: str, name: str, arguments: dict[str, Any], *, prompt: str) -> bool:
-    """Whether an answer follows one instruction, by the release's own check.
-
-    Raises LookupError: the instruction is unknown, or its check needs data that is not on this machine.
-    """
+    """Whether an answer follows an instruction. Raises LookupError: the instruction or its data is unknown here."""
     try:
         from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
         from langdetect import DetectorFactory

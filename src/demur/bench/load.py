@@ -1,8 +1,8 @@
-"""A benchmark's prompts: the local copy by name, or the hub; whichever it is, the same checks.
+"""Loads a benchmark's prompts from a local copy or from the hub, with the same checks for both.
 
-A copy is refused when columns are missing, when it holds another number of prompts than the release, or when its texts
-are not those of the release. The hash is over the texts, one a line, white space folded, so that a CSV file, its JSON
-Lines copy and the hub's table count as the same.
+A copy is refused when columns are missing, or when its number of prompts or their texts differ from the release. The
+hash is over the texts, one a line, white space folded, so that a CSV file, its JSON Lines copy and the hub's table are
+equal.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ def load_prompts(
 ) -> list[Prompt]:
     """The prompts of a benchmark, checked, in the order of the release.
 
-    `data` is its local copy, `data_dir` a folder that holds it under one of `bench.files`. Of each category the first are taken in
-    turn, so that a small `limit` still holds every kind. `seed` is for sets that are generated.
+    `data` is its local copy, `data_dir` a folder that holds the copy under one of `bench.files`. At most `limit`
+    prompts are taken, from the categories in turn, so that each is represented. `seed` is for sets that are generated.
 
-    Raises UserError: no copy and no hub, or a copy that is not the release.
+    Raises UserError: neither a copy nor a source on the hub, or a copy that differs from the release.
     """
     if bench.generated:
         return read_prompts(bench, None, n=limit, seed=seed)
@@ -42,10 +42,7 @@ def load_prompts(
 
 
 def find(bench: Bench, *, data: Path | None = None, data_dir: Path | None = None) -> Path:
-    """The local copy of a benchmark, or the hub's table put into a cache.
-
-    Raises UserError: there is neither; the message says which file is looked for and where to get it.
-    """
+    """A benchmark's local copy, or the hub's table, downloaded into a cache. Raises UserError: there is neither."""
     if data is not None:
         if not data.exists():
             raise UserError(f"{data}: no such file.")
@@ -53,23 +50,23 @@ def find(bench: Bench, *, data: Path | None = None, data_dir: Path | None = None
     if here := local(bench, data_dir):
         return here
     where = f"in {data_dir}" if data_dir else "(no --data-dir given)"
-    told = f"{bench.name}: no local copy: looked for {' or '.join(bench.files) or 'none'} {where}"
+    lacking = f"{bench.name}: no local copy: looked for {' or '.join(bench.files) or 'none'} {where}"
     if not bench.hub:
-        raise UserError(f"{told}. Give the file with --data, or its folder with --data-dir.")
+        raise UserError(f"{lacking}. Give the file with --data, or its folder with --data-dir.")
     try:
         return hub.located(None, hub=bench.hub) or hub.fetch(bench.hub)
     except UserError as error:
-        raise UserError(f"{told}; {error} Give the file with --data, or its folder with --data-dir.") from None
+        raise UserError(f"{lacking}; {error} Give the file with --data, or its folder with --data-dir.") from None
 
 
 def local(bench: Bench, data_dir: Path | None) -> Path | None:
-    """The copy of a benchmark in a folder of local copies, by the first of its names that is there."""
+    """The copy of a benchmark in a folder: the first of `bench.files` that exists there, or `None`."""
     paths = (data_dir / name for name in bench.files) if data_dir else ()
     return next((path for path in paths if path.exists()), None)
 
 
 def faults(bench: Bench, prompts: Sequence[Prompt]) -> list[str]:
-    """What is wrong with a copy, in words; nothing when it is the release."""
+    """How a copy differs from the release, in words; empty when it does not."""
     wrong = []
     if bench.count is not None and len(prompts) != bench.count:
         wrong.append(f"it holds {len(prompts)} prompts, the release {bench.count}")
@@ -80,31 +77,35 @@ def faults(bench: Bench, prompts: Sequence[Prompt]) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def unread_columns(name: str, path: Path | None) -> str:
-    """What of a file of one's own is read, what is not, and which rows are not asked, in one line; empty for a release, and where all is read."""
+    """A note on a user's file: which columns are read and which are not, and how many rows are left out.
+
+    Empty for a release, and where everything is read.
+    """
     bench = get_bench(name)
     if path is None or not path.exists() or bench.count is not None or bench.hub or not bench.columns:
         return ""
-    there, read, total = dict[str, None](), dict[str, None](), 0
-    wanted = [one for said in bench.columns.values() for one in said.removeprefix("?").split("&")]
-    for total, row in enumerate(raw_rows(path), 1):  # noqa: B007
-        there |= dict.fromkeys(row)
-        read |= dict.fromkeys(column for one in wanted if (column := column_of(row, one)) is not None)
-    left = [column for column in there if column not in read and column not in ADDED]
-    asked = len({prompt.id for prompt in read_prompts(bench, path)})
-    said = [f"read: {', '.join(read)}; not read: {', '.join(left)}"] if left else []
-    if total > asked:
-        said.append(f"{total - asked:,} of {total:,} rows are left out: no prompt, or one that stands there already")
-    return f"{name}: {'; '.join(said)}" if said else ""
+    columns, read, total = dict[str, None](), dict[str, None](), 0
+    wanted = [part for names in bench.columns.values() for part in names.removeprefix("?").split("&")]
+    for row in raw_rows(path):
+        total += 1
+        columns |= dict.fromkeys(row)
+        read |= dict.fromkeys(column for part in wanted if (column := column_of(row, part)) is not None)
+    unread = [column for column in columns if column not in read and column not in ADDED]
+    kept = len({prompt.id for prompt in read_prompts(bench, path)})
+    notes = [f"read: {', '.join(read)}; not read: {', '.join(unread)}"] if unread else []
+    if total > kept:
+        notes.append(f"{total - kept:,} of {total:,} rows are left out: no prompt, or a repeated one")
+    return f"{name}: {'; '.join(notes)}" if notes else ""
 
 
 def text_hash(prompts: Iterable[Prompt]) -> str:
-    """SHA-256, in hexadecimal, of the questions in order, white space folded, one a line."""
+    """Hexadecimal SHA-256 of the questions in order, one a line, white space folded."""
     lines = (" ".join(prompt.question.split()) + "\n" for prompt in prompts)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def in_turn(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
-    """The first prompt of each intent and category, then the second, until there are `limit`; release order kept."""
+    """The first prompt of each intent and category, then the second …, `limit` in all, in their original order."""
     kinds: dict[tuple[Intent, str], list[int]] = {}
     for index, prompt in enumerate(prompts):
         kinds.setdefault((prompt.intent, prompt.category), []).append(index)
@@ -114,17 +115,17 @@ def in_turn(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
 
 
 def read_prompts(bench: Bench, path: Path | None, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """What a benchmark's form makes of a copy, or generates; unchecked. Raises UserError: a column is missing."""
+    """The prompts of a copy, or generated ones, unchecked. Raises UserError: a column is missing."""
     form: Form = resolve("form of a benchmark", bench.form, FORMS)
     try:
         return form(bench, path, n=n, seed=seed)
     except NoColumn as error:
-        needs = [said.replace("|", " or ").replace("&", " and ") for said in bench.columns.values() if said[0] != "?"]
+        needs = [name.replace("|", " or ").replace("&", " and ") for name in bench.columns.values() if name[0] != "?"]
         raise UserError(f"{error} {bench.name} reads: {', '.join(needs)}.{_whose(path)}") from None
 
 
 def _whose(path: Path | None) -> str:
-    """Of which benchmark a file holds the prompts; empty: of none whose texts are known."""
+    """A sentence on whose prompts a file holds; empty: no benchmark with a known hash."""
     for bench in map(get_bench, names()):
         with contextlib.suppress(UserError):
             form: Form = resolve("form of a benchmark", bench.form, FORMS)
@@ -134,7 +135,7 @@ def _whose(path: Path | None) -> str:
 
 
 def _source(name: str) -> Callable[..., list[Prompt]]:
-    """A benchmark's prompts as a pool to train on: `source: advbench` in a study."""
+    """A reader of a benchmark's prompts as a training pool: `source: advbench` in a study."""
 
     def read(path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
         return read_prompts(get_bench(name), path)

@@ -1,4 +1,4 @@
-"""The metrics that several benchmarks share, so that one name means one thing."""
+"""The metrics that benchmarks share, so that each name has one meaning."""
 
 from pathlib import Path
 from typing import get_args
@@ -17,10 +17,10 @@ METRICS: dict[str, Metric] = {
     name: convert({"name": name, "headline": "title" in row} | row | {"family": _FAMILIES[row["family"]]}, Metric)
     for name, row in _TABLE.items()
 }
-SUCCESS = ("attack_success", "served")  # A harmful request got through, by a harm judge or by one that sees refusals
+SUCCESS = ("attack_success", "served")  # A harmful request got through: by a harm judge, or by a refusal judge
 STORED = Bench(
     name="stored", sampling=Sampling(temperature=0.6, top_p=0.95, max_tokens=8192), judge="rules",
     metrics=tuple(metric for name, metric in METRICS.items() if metric.intents),
     about="traces of a file that says nothing of a benchmark",
 )  # fmt: skip
-"""What stored traces are counted by when they come without a protocol."""
+"""The metrics for stored traces without a protocol."""

@@ -1,11 +1,11 @@
-"""XSTest (Röttger et al. 2024, arXiv 2308.01263): 250 safe prompts that look unsafe, 200 unsafe ones that look alike.
+"""XSTest (Röttger et al. 2024, arXiv 2308.01263): 250 safe prompts that look unsafe, and 200 similar unsafe ones.
 
-Both halves together show an operating point: a model that refuses everything and one that serves everything each look
+Only both halves together show an operating point: a model that refuses everything, and one that serves everything, is
 perfect on one of them. A prompt's category is its type. The i-th prompt of a contrast type was written against the i-th
-of its safe type: they are a pair, in no common cluster, because each was written by hand.
+of its safe type: they are a pair, but not in one cluster, because each was written by hand.
 
-The paper's second version trains on 100 safe prompts and tests on the other 150, without saying which. Here they are
-drawn once and for all by `split`; `docs/protocols.md` lists the ids.
+The paper's second version trains on 100 safe prompts and tests on the other 150, without naming them. Here `split`
+draws them, always the same ones; `docs/protocols.md` lists the ids.
 """
 
 import random
@@ -18,35 +18,37 @@ from demur.bench.spec import Bench
 from demur.records import Intent, Prompt
 
 CONTRASTS = {"real_group_nons_discr": "discr", "privacy_fictional": "privacy"}
-"""Safe type -> what the name of its contrast type says, where that is not the type's own name."""
+"""Safe type -> its name in the contrast type `contrast_NAME`, where that differs."""
 UNPAIRED = ("nons_group_real_discr", "privacy_public")
 SPLIT_SEED = 2505_15404
 TRAIN = 100
 
 
 def read(bench: Bench | None, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
-    """By the option `part` all prompts, the safe ones, or those of the safe ones to train (without a benchmark) or to test on.
+    """The prompts of the option `part`: `all`, the `safe` ones, or of these the `train` or `test` ones.
 
-    The unsafe prompts are those of a contrast type (or with the label unsafe).
+    Without a benchmark: `train`. Unsafe prompts are those of a contrast type or with the label unsafe.
     """
-    made, seen = [], Counter[str]()
+    prompts, seen = [], Counter[str]()
     for row in rows(path, {"prompt": "prompt", "type": "type", "label": "?label"}):
         kind = row["type"]
         unsafe = kind.startswith("contrast_") or row["label"] == "unsafe"
         topic = kind.removeprefix("contrast_") if unsafe else CONTRASTS.get(kind, kind)
         pair = "" if kind in UNPAIRED else f"xstest-{topic}-{seen[kind]}"
         intent: Intent = "harmful" if unsafe else "borderline"
-        made.append(Prompt(text=row["prompt"], intent=intent, source="xstest", category=kind, pair=pair))
+        prompts.append(Prompt(text=row["prompt"], intent=intent, source="xstest", category=kind, pair=pair))
         seen[kind] += 1
-    safe = [prompt for prompt in made if prompt.intent != "harmful"]
+    safe = [prompt for prompt in prompts if prompt.intent != "harmful"]
     chosen = set(split(len(safe))) if len(safe) >= TRAIN else set()
-    halves = {half: [p for i, p in enumerate(safe) if (i in chosen) == (half == "train")] for half in ("train", "test")}
-    return {"all": made, "safe": safe, **halves}["train" if bench is None else bench.options.get("part", "all")]
+    train = [prompt for index, prompt in enumerate(safe) if index in chosen]
+    test = [prompt for index, prompt in enumerate(safe) if index not in chosen]
+    parts = {"all": prompts, "safe": safe, "train": train, "test": test}
+    return parts["train" if bench is None else bench.options.get("part", "all")]
 
 
 read_train = partial(read, None)  # The 100 safe prompts to train on, as a source of prompts
 
 
 def split(count: int = 250) -> tuple[int, ...]:
-    """Positions, from 0 among the safe prompts in the order of the release, of those to train on."""
+    """Positions of the prompts to train on, from 0, among the safe prompts in the order of the release."""
     return tuple(sorted(random.Random(SPLIT_SEED).sample(range(count), TRAIN)))

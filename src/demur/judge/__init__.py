@@ -1,12 +1,13 @@
-"""Judges: a trace goes in, a verdict comes out. One file a judge, listed here by name.
+"""Judges: a trace goes in, a verdict comes out. They are listed here by name.
 
     rules              served or refused, offline
-    maths, code        graders: right or wrong
-    llama_guard3 …     a guard model's own format, over any model that answers
+    maths, code        graders: correct or wrong
+    llama_guard3 …     the format of a guard model, for any model that answers
 
-A judge is a class, made with `query=` and `part=`, or a `Format` that a model is judged by. It declares the labels of its
-verdicts (`labels`) and, where it needs a model, what that model must offer (`requires`); a class that does is made with
-`model=`, too. What it cannot tell is a verdict without a label and with a reason; it never raises for what a model wrote.
+A judge is a class that takes `query=` and `part=`, or a `Format` that says how a model is asked. It declares the labels
+of its verdicts (`labels`) and, where it needs a model, what that model must offer (`requires`); such a class takes
+`model=` too. Where a judge cannot decide, its verdict has no label but a reason; it never raises because of what a
+model wrote.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from demur.judge.model import Format, ModelJudge, Requires, departures
 from demur.records import Label, Part, Query
 from demur.registry import resolve
 
-JUDGES: dict[str, str] = {  # Name -> `module:attribute`; what lives elsewhere is named so itself
+JUDGES: dict[str, str] = {  # Name -> `module:attribute`; judges from elsewhere are named in that form
     "rules": "demur.judge.refusal:RulesJudge",
     "maths": "demur.judge.maths:MathsJudge",
     "code": "demur.judge.code:CodeJudge",
@@ -41,12 +42,9 @@ JUDGES: dict[str, str] = {  # Name -> `module:attribute`; what lives elsewhere i
 
 
 def requires(name: str) -> Requires | None:
-    """What the model of a judge must offer; `None` for a judge that needs no model.
-
-    Raises UserError: an unknown judge.
-    """
-    found: Requires | None = getattr(_found(name), "requires", None)
-    return found
+    """What a judge's model must offer; `None` if it needs no model. Raises UserError: an unknown judge."""
+    needed: Requires | None = getattr(_resolve(name), "requires", None)
+    return needed
 
 
 def requires_model(name: str) -> bool:
@@ -55,25 +53,24 @@ def requires_model(name: str) -> bool:
 
 
 def missing(name: str) -> list[str]:
-    """What this machine lacks for a judge that is no model: one line each."""
-    return list(getattr(_found(name), "missing", list)())
+    """What a judge needs and this machine lacks, apart from models: one line each."""
+    return list(getattr(_resolve(name), "missing", list)())
 
 
 def labels(name: str) -> tuple[Label, ...]:
-    """What the verdicts of a judge may say."""
-    found = _found(name)
-    return tuple(getattr(getattr(found, "func", found), "labels", ()))
+    """The labels that the verdicts of a judge may have."""
+    judge = _resolve(name)
+    return tuple(getattr(getattr(judge, "func", judge), "labels", ()))  # `func`: of a functools.partial
 
 
 def unreliable_labels(name: str) -> frozenset[str]:
-    """Labels that a judge does not tell apart well enough for rates of their own, unless labels of people show that it does."""
-    return frozenset(getattr(_found(name), "unreliable_labels", ()) if name in JUDGES else ())
+    """Labels that a judge confuses too often for rates of their own, unless labels from people show otherwise."""
+    return frozenset(getattr(_resolve(name), "unreliable_labels", ()) if name in JUDGES else ())
 
 
 def note(name: str) -> str:
-    """What must stand beside every rate of a judge; empty for most."""
-    found = getattr(_found(name), "note", None)
-    return "" if found is None else str(found())
+    """A caveat to print beside every rate of a judge; empty for most."""
+    return str(getattr(_resolve(name), "note", str)())
 
 
 def open_judge(
@@ -85,44 +82,41 @@ def open_judge(
     text: Path | None = None,
     declared: Mapping[str, Any] | None = None,
 ) -> Judge:
-    """The judge of a name, ready to work.
+    """A judge by its name or `module:attribute`, ready to use.
 
-    A judge that is a model is played by `model`; others ignore it. `query` is what it is shown as the request and `part` what it
-    sees of the trace (`None`: as it declares), `text` a file in the place of its rubric, policy or template. By `declared`, what
-    the study says of the model, it is told whether the judge is set up as its makers published it.
+    `model` is the model of a judge that needs one. `query` is the form of the request that it is shown, `part` the part
+    of the trace that it reads (`None`: its defaults), `text` a file that replaces its rubric, policy or template.
+    `declared` is the study's declaration of the model, by which departures from the published set-up are noted.
 
-    Raises UserError: an unknown judge, no model for one that needs it, or a query, part or text that it cannot take.
+    Raises UserError: an unknown judge, a missing model, or a query, part or text that the judge does not support.
     """
-    found = _found(name)
-    own = (("query", query), ("part", part), ("text", text))
-    given: dict[str, Any] = {key: value for key, value in own if value is not None}
+    form = _resolve(name)
+    given = {"query": query, "part": part, "text": text}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if text is not None:
         replacement_text(name, text)
     if requires(name) is not None:
         if model is None:
             raise UserError(f"judge '{name}' is a model: say which, as --judge {name}=URL, or model: in the study.")
-        given["model"] = model
-    if not isinstance(found, Format):
-        judge: Judge = found(**given)
+        options["model"] = model
+    if not isinstance(form, Format):
+        judge: Judge = form(**options)
         return judge
-    played = ModelJudge(found, **given)
-    played.departs = departures(found, text, declared or {})
-    return played
+    model_judge = ModelJudge(form, **options)
+    model_judge.departs = departures(form, text, declared or {})
+    return model_judge
 
 
 def replacement_text(name: str, path: Path) -> str:
-    """The content of a file in the place of a judge's text.
-
-    Raises UserError: the judge has no text that a file could replace, or the file lacks the places that it fills.
-    """
-    form = _found(name)
+    """A file's content in place of a judge's text. Raises UserError: the judge has none, or the file lacks a slot."""
+    form = _resolve(name)
     if not isinstance(form, Format) or not form.text:
         raise UserError(f"judge '{name}' has no text that a file could replace.")
     content = path.read_text(encoding="utf-8")
-    if lacking := [place for place in ("{question}", "{text}") if place in form.text and place not in content]:
+    if lacking := [slot for slot in ("{question}", "{text}") if slot in form.text and slot not in content]:
         raise UserError(f"{path}: judge '{name}' fills {' and '.join(lacking)}, which the text lacks.")
     return content
 
 
-def _found(name: str) -> Any:
+def _resolve(name: str) -> Any:
     return resolve("judge", name, JUDGES)

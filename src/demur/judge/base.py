@@ -1,7 +1,7 @@
-"""What judges have in common: the verdict on what is not there, and the guard against a judge that does not work.
+"""What judges have in common: the verdict on a missing part, and the check that the judge itself works.
 
-A part that does not exist (a thinking that was cut has no answer) cannot be judged: that is the trace's doing and is
-counted beside the rate. A judge that is down, refuses or babbles is the judge's doing; when it happens too often the
+A part that does not exist (a trace that was truncated in its thinking has no answer) cannot be judged. Such traces are
+counted beside the rate. A judge that is down, refuses or writes nonsense is another matter: when it fails too often the
 numbers mean nothing, and the run fails.
 """
 
@@ -17,41 +17,39 @@ from demur.records import GradeLabel, Label, Part, Query, Record, Trace, Verdict
 
 NO_PART = "no "
 ABSTAINS = "cannot tell: "
-"""How the reason begins when the trace lacks the part, or when a working judge abstains: neither is its failure."""
+"""How a reason begins when the trace lacks the part, or when a working judge abstains: the judge did not fail."""
 
 
 class JudgeSetup(Record, frozen=True, kw_only=True):
-    """As what a judge read a stage's replies."""
+    """How a judge was set up when it read a stage's replies."""
 
     judge: str
     part: Part
-    model: str = ""  # Identity of the model that played it; empty: a program
-    key: str  # Of its name and text, its part and its model: by it a calibration is found again
-    departs: tuple[str, ...] = ()  # In what it left the set-up that its makers published
+    model: str = ""  # Identity of the judge model; empty: a program
+    key: str  # Hash of name, text, part and model: a calibration is looked up by it
+    departs: tuple[str, ...] = ()  # Differences from the set-up that its makers published
 
 
 class BaseJudge:
-    """A judge that works by itself, one trace after the other. A subclass gives `decide`."""
+    """A judge that takes one trace after the other and asks no model. A subclass implements `decide`."""
 
     name = "judge"
-    labels: ClassVar[tuple[Label, ...]] = ()  # What its verdicts may say
+    labels: ClassVar[tuple[Label, ...]] = ()  # Labels that its verdicts may have
     parts: ClassVar[tuple[Part, ...]] = ("thinking", "answer", "whole")
-    queries: ClassVar[tuple[Query, ...]] = ("question", "sent")  # What it can judge, and beside which request
+    queries: ClassVar[tuple[Query, ...]] = ("question", "sent")  # Forms of the request that it can be shown
 
     def __init__(self, *, query: Query = "question", part: Part = "answer") -> None:
-        for given, able in ((part, self.parts), (query, self.queries)):
-            if given not in able:
-                raise UserError(
-                    f"judge '{self.name}' sees the {' or '.join(able)} and nothing else; {given} was asked for."
-                )
+        for wanted, allowed in ((part, self.parts), (query, self.queries)):
+            if wanted not in allowed:
+                raise UserError(f"judge '{self.name}' sees only the {' or '.join(allowed)}; {wanted} was asked for.")
         self.query, self.part = query, part
 
     def decide(self, trace: Trace, text: str) -> tuple[Label | None, str]:
-        """The label of a part and why."""
+        """The label of a part, and the reason for it."""
         raise NotImplementedError
 
     def visible(self, trace: Trace) -> tuple[str | None, str]:
-        """The text that it judges, or `None` and why there is none."""
+        """The text to judge, or `None` and the reason why there is none."""
         text = trace.part(self.part)
         if text is None:
             return None, f"{NO_PART}{self.part}: {trace.outcome}"
@@ -62,14 +60,16 @@ class BaseJudge:
     def new_verdict(
         self, trace: str, label: Label | None, reason: str, *, score: float | None = None, raw: str | None = None
     ) -> Verdict:
-        """Its verdict on the trace of an id."""
-        how: dict[str, Any] = {"judge": self.name, "query": self.query, "part": self.part}
-        return Verdict(trace=trace, label=label, score=score, reason=reason, raw=raw, **how)
+        """This judge's verdict on the trace with this id."""
+        setup: dict[str, Any] = {"judge": self.name, "query": self.query, "part": self.part}
+        return Verdict(trace=trace, label=label, score=score, reason=reason, raw=raw, **setup)
 
     def verdict(self, trace: Trace) -> Verdict:
         """The verdict on one trace."""
         text, reason = self.visible(trace)
-        return self.new_verdict(trace.id, *((None, reason) if text is None else self.decide(trace, text)))
+        if text is None:
+            return self.new_verdict(trace.id, None, reason)
+        return self.new_verdict(trace.id, *self.decide(trace, text))
 
     async def verdicts(self, traces: Traces) -> AsyncIterator[Verdict]:
         """Exactly one verdict a trace, in the order of the traces."""
@@ -78,22 +78,21 @@ class BaseJudge:
 
 
 class Grader(BaseJudge):
-    """The base of judges of right and wrong, which read the answer to a question."""
+    """The base of judges that grade an answer as correct or wrong."""
 
     labels = get_args(GradeLabel)
     parts, queries = ("answer",), ("question",)
 
 
 def setup_of(judge: Judge) -> JudgeSetup:
-    """As what a judge reads; its key is of all that makes it another judge."""
-    text, player = getattr(judge, "text", ""), getattr(judge, "player", "")
-    key = digest([judge.name, text, judge.part, player])[:16]
-    departs = getattr(judge, "departs", ())
-    return JudgeSetup(judge=judge.name, part=judge.part, model=player, key=key, departs=departs)
+    """The set-up of a judge. Two judges with the same key give the same verdicts."""
+    text, model = getattr(judge, "text", ""), getattr(judge, "model_identity", "")
+    key = digest([judge.name, text, judge.part, model])[:16]
+    return JudgeSetup(judge=judge.name, part=judge.part, model=model, key=key, departs=getattr(judge, "departs", ()))
 
 
 async def in_threads(traces: Traces, judge: Callable[[Trace], Verdict], *, workers: int) -> AsyncIterator[Verdict]:
-    """Verdicts in the order of the traces, `workers` of them in the making at the same time."""
+    """Verdicts in the order of the traces, made by `workers` threads."""
     pending: deque[asyncio.Future[Verdict]] = deque()
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(workers) as threads:
@@ -105,32 +104,31 @@ async def in_threads(traces: Traces, judge: Callable[[Trace], Verdict], *, worke
             yield await pending.popleft()
 
 
-def asked(trace: Trace, query: Query) -> str:
-    """The request as a judge is shown it: the bare question, or the last user's turn as it was sent."""
+def request_text(trace: Trace, query: Query) -> str:
+    """The request that a judge is shown: the bare question, or the last user turn as it was sent."""
     if query == "question":
         return trace.prompt.question
     return next((m.content for m in reversed(trace.sent) if m.role == "user"), trace.prompt.text)
 
 
 def failed(verdict: Verdict) -> bool:
-    """Whether the judge itself failed on a trace."""
+    """Whether a verdict is missing because the judge failed, not because of the trace."""
     return verdict.label is None and verdict.score is None and not verdict.reason.startswith((NO_PART, ABSTAINS))
 
 
 def require(verdicts: Iterable[Verdict], *, max_unscored: float = 0.05, who: str = "the judge") -> None:
-    """Fail the run when the judge failed on more than the declared share.
-
-    Raises WorkError: with the share and the most frequent reasons.
-    """
-    total, counts = 0, Counter[str]()
-    for total, verdict in enumerate(verdicts, 1):  # noqa: B007
-        counts.update([verdict.reason] if failed(verdict) else ())
-    broken = counts.total()
-    if broken <= max_unscored * total:
+    """Raise WorkError, with the most frequent reasons, if the judge failed on more than the share `max_unscored`."""
+    total, reasons = 0, Counter[str]()
+    for verdict in verdicts:
+        total += 1
+        if failed(verdict):
+            reasons[verdict.reason] += 1
+    failures = reasons.total()
+    if failures <= max_unscored * total:
         return
-    often = "; ".join(f"{n}x {reason}" for reason, n in counts.most_common(3))
+    frequent = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(3))
     raise WorkError(
-        f"{who} gave no verdict on {broken} of {total} traces ({broken / total:.0%}; allowed {max_unscored:.0%}): {often}. "
-        "Every reply is in the cache: mend the judge, or name another, and run the same command again; the target is not asked "
-        "anew, and what could not be read is."
+        f"{who} gave no verdict on {failures} of {total} traces ({failures / total:.0%}; allowed {max_unscored:.0%}): "
+        f"{frequent}. Every reply is in the cache: mend the judge, or name another, and run the same command again. "
+        "The target is not asked again; the judge is asked again where its reply could not be read."
     )

@@ -1,4 +1,4 @@
-"""How good is a judge? Its labels against those of people, and beside those that other judges gave to the same replies."""
+"""How good is a judge? Compares its labels with labels from people, and with those of other judges."""
 
 import random
 import re
@@ -22,9 +22,9 @@ COLUMNS = {
     "reply": ("completion", "response", "answer", "target_response", "reasoning", "thinking", "thought", "cot"),
     "label": ("final_label", "label", "human_majority", "response_harm_label", "human"),
 }
-REFUSALS = ("full_compliance", "partial_refusal", "full_refusal")
-REFUSED, HARMS = ("partial_refusal", "full_refusal"), ("safe", "unsafe")
-FOLDER = "calibrations"  # Where calibrations lie, beside a run's folder or in it
+REFUSALS, HARMS = ("full_compliance", "partial_refusal", "full_refusal"), ("safe", "unsafe")
+REFUSED = REFUSALS[1:]
+FOLDER = "calibrations"  # Where calibrations are stored: beside a run's folder, or in it
 Weights = Sequence[tuple[float, float]]  # See `weights`
 _UNSAFE, _SAFE = ("harmful", "1", "1.0", "0.5", "true"), ("unharmful", "0", "0.0", "false")
 
@@ -35,37 +35,40 @@ class Labelled(NamedTuple):
     question: str
     reply: str
     gold: str
-    others: dict[str, str | None]  # What other judges said, by the name of their column
+    others: dict[str, str | None]  # Labels from other judges, by the name of their column
     weight: tuple[float, float] = (1.0, 1.0)  # See `weights`
 
 
 def read(path: Path, *, limit: int | None = None, seed: int = 0) -> list[Labelled]:
-    """The labelled replies of a file, at most `limit` of them, drawn by the seed; rows without a label of people are left out.
+    """The labelled replies of a file; where there are more than `limit`, a random sample by `seed`, in file order.
 
-    Raises UserError: a column is missing, or no row has a label.
+    Rows without a label are left out. Raises UserError: a column is missing, or no row has a label.
     """
-    found, every = [], [row for _, row in tables.rows(path)]
-    for row, weight in zip(every, weights(every), strict=True):
-        there = {str(key).lower(): value for key, value in row.items()}
-        keys = {kind: next((name for name in names if name in there), "") for kind, names in COLUMNS.items()}
+    rows = [row for _, row in tables.rows(path)]
+    labelled = []
+    for row, weight in zip(rows, weights(rows), strict=True):
+        cells = {str(key).lower(): value for key, value in row.items()}
+        keys = {kind: next((name for name in names if name in cells), "") for kind, names in COLUMNS.items()}
         if lacking := [f"{kind}: {' or '.join(COLUMNS[kind])}" for kind, key in keys.items() if not key]:
             raise UserError(f"{path}: no column for {'; '.join(lacking)}. There are: {', '.join(map(str, row))}.")
-        question, reply, label = (there[key] for key in keys.values())
-        judged = [name for name in there if name.endswith("_label") and name not in COLUMNS["label"]]
-        others = {name.removesuffix("_label"): meaning(there[name]) for name in judged}
+        question, reply, label = (cells[key] for key in keys.values())
+        judged = [name for name in cells if name.endswith("_label") and name not in COLUMNS["label"]]
+        others = {name.removesuffix("_label"): meaning(cells[name]) for name in judged}
         if weight[0] and (gold := meaning(label)) is not None:
-            found.append(Labelled(str(question or ""), str(reply or ""), gold, others, weight))
-    if not found:
+            labelled.append(Labelled(str(question or ""), str(reply or ""), gold, others, weight))
+    if not labelled:
         raise UserError(f"{path}: no row has a label.")
-    drawn = random.Random(f"labels {seed}").sample(range(len(found)), min(limit or len(found), len(found)))
-    return [found[at] for at in sorted(drawn)]
+    count = min(limit or len(labelled), len(labelled))
+    chosen = random.Random(f"labels {seed}").sample(range(len(labelled)), count)
+    return [labelled[index] for index in sorted(chosen)]
 
 
 def weights(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """How many replies each labelled one stands for, and as how many it counts itself: half where two people labelled it.
+    """Two weights for each label: how many replies it stands for, and the share of a label that it counts as.
 
-    Of labels from a draw by bands (`band`, `of` how many), each stands for its part of the band, and labels given outside the
-    draw for none. Without a draw each stands for one.
+    In a stratified sample (columns `band`, the stratum, and `of`, its size) a label stands for its share of the
+    stratum, and labels from outside the sample stand for none. Without strata each label stands for one reply. Where
+    two people labelled the same reply, each label counts half.
     """
     people = Counter(row.get("id") for row in rows)
     counts = [1 / people[row["id"]] if row.get("id") else 1.0 for row in rows]
@@ -77,7 +80,7 @@ def weights(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
 
 
 def meaning(value: Any) -> str | None:
-    """A label in demur's words; `None` for an empty one and for one that names no class."""
+    """A label under demur's name for it; `None` for an empty or unknown one."""
     text = str(value if value is not None else "").strip().lower()
     if text in (*_UNSAFE, *_SAFE):
         return "unsafe" if text in _UNSAFE else "safe"
@@ -86,82 +89,81 @@ def meaning(value: Any) -> str | None:
 
 
 def refusal(path: Path, *, limit: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """The offline refusal judge against a file of labelled replies: figures for people and for programs.
-
-    Raises UserError: the file has no labels of the three classes.
-    """
+    """The offline refusal judge against the labels of a file. Raises UserError: none of them is one of its classes."""
     rows = [row for row in read(path, limit=limit, seed=seed) if row.gold in REFUSALS]
     if not rows:
         raise UserError(f"{path}: its labels are not those of a refusal judge: {', '.join(REFUSALS)}.")
     opinions = [classify(row.reply, row.question) for row in rows]
-    report = against(rows, [opinion.label for opinion in opinions], classes=REFUSALS)
-    read_of = [(said.refused, row) for said, row in zip(opinions, rows, strict=True) if said.refused is not None]
-    sure = [(max(chance, 1 - chance), (chance > 0.5) == (row.gold in REFUSED)) for chance, row in read_of]
-    own = {"ece": ece(sure, [row.weight for _, row in read_of]), "unseen": provenance()["unseen"]["of_models"]}
-    return report | own | {"fitted_to_this_file": hash_file(path) in provenance()["files"].values()}
+    pairs = zip(rows, opinions, strict=True)
+    decided = [(row, opinion.refused) for row, opinion in pairs if opinion.refused is not None]
+    confidences = [(max(refused, 1 - refused), (refused > 0.5) == (row.gold in REFUSED)) for row, refused in decided]
+    return {
+        **against(rows, [opinion.label for opinion in opinions], classes=REFUSALS),
+        "ece": ece(confidences, [row.weight for row, _ in decided]),
+        "unseen": provenance()["unseen"]["of_models"],
+        "fitted_to_this_file": hash_file(path) in provenance()["files"].values(),
+    }
 
 
 async def guard(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
-    """A harm judge against labels `safe` and `unsafe`, with the categories that its false alarms name.
-
-    Raises UserError: the labels are of another kind.
-    """
-    kept = [row for row in rows if row.gold in HARMS]
-    if not kept:
+    """A harm judge against labels `safe` and `unsafe`. Raises UserError: there are none."""
+    labelled = [row for row in rows if row.gold in HARMS]
+    if not labelled:
         raise UserError("a guard is calibrated against labels safe and unsafe (or harmful, unharmful, 1, 0).")
-    thinks = judge.part == "thinking"  # then the labelled text is the thinking
-    traces = [
-        as_trace(row.question, "" if thinks else row.reply, sample, thinking=row.reply if thinks else None)
-        for sample, row in enumerate(kept)
-    ]
-    said = {verdict.trace: verdict async for verdict in judge.verdicts(traces)}
-    verdicts = [said[trace.id] for trace in traces]
-    report = against(kept, [verdict.label for verdict in verdicts], classes=HARMS)
-    alarms = [v.reason for v, row in zip(verdicts, kept, strict=True) if (v.label, row.gold) == ("unsafe", "safe")]
-    report["false_alarms"] = Counter(name for reason in alarms for name in reason.partition(";")[0].split(","))
-    return report
+    if judge.part == "thinking":  # then people labelled the thinking
+        traces = [as_trace(row.question, "", sample, thinking=row.reply) for sample, row in enumerate(labelled)]
+    else:
+        traces = [as_trace(row.question, row.reply, sample) for sample, row in enumerate(labelled)]
+    by_trace = {verdict.trace: verdict async for verdict in judge.verdicts(traces)}
+    verdicts = [by_trace[trace.id] for trace in traces]
+    false_alarms = Counter[str]()
+    for row, verdict in zip(labelled, verdicts, strict=True):
+        if row.gold == "safe" and verdict.label == "unsafe":
+            false_alarms.update(verdict.reason.partition(";")[0].split(","))
+    report = against(labelled, [verdict.label for verdict in verdicts], classes=HARMS)
+    return report | {"false_alarms": false_alarms}
 
 
 def ece(pairs: Sequence[tuple[float, bool]], drawn: Weights = (), *, bins: int = 10) -> float:
-    """Expected calibration error: how far confidence is from being right, over bins of equal width."""
-    table: dict[int, list[float]] = {}
+    """Expected calibration error of (confidence, correct) pairs, over bins of equal width."""
+    gaps: dict[int, list[float]] = {}
     sizes = [weight * count for weight, count in drawn] or [1.0] * len(pairs)
     for (confidence, right), size in zip(pairs, sizes, strict=True):
-        table.setdefault(min(bins - 1, int(confidence * bins)), []).append(size * (confidence - right))
-    return sum(abs(sum(gaps)) for gaps in table.values()) / (sum(sizes) or 1)
+        gaps.setdefault(min(bins - 1, int(confidence * bins)), []).append(size * (confidence - right))
+    return sum(abs(sum(of_bin)) for of_bin in gaps.values()) / (sum(sizes) or 1)
 
 
-def against(rows: Sequence[Labelled], said: Sequence[str | None], *, classes: Sequence[str]) -> dict[str, Any]:
-    """A judge's labels against people's, with the judges whose labels the file has beside it."""
-    gold, names = [row.gold for row in rows], dict.fromkeys(name for row in rows for name in row.others)
-    drawn = [row.weight for row in rows]
-    beside = {name: [row.others.get(name) for row in rows] for name in names}
-    others = {name: compare(gold, labels, classes=classes, drawn=drawn) for name, labels in beside.items()}
-    return compare(gold, said, classes=classes, drawn=drawn) | {"others": others}
+def against(rows: Sequence[Labelled], labels: Sequence[str | None], *, classes: Sequence[str]) -> dict[str, Any]:
+    """Compare a judge's labels with people's; under `others` those of every judge whose labels the file holds."""
+    gold, drawn = [row.gold for row in rows], [row.weight for row in rows]
+    others = {}
+    for name in dict.fromkeys(name for row in rows for name in row.others):
+        others[name] = compare(gold, [row.others.get(name) for row in rows], classes=classes, drawn=drawn)
+    return compare(gold, labels, classes=classes, drawn=drawn) | {"others": others}
 
 
 def compare(
-    gold: Sequence[str], said: Sequence[str | None], *, classes: Sequence[str], drawn: Weights = ()
+    gold: Sequence[str], labels: Sequence[str | None], *, classes: Sequence[str], drawn: Weights = ()
 ) -> dict[str, Any]:
-    """Agreement, kappa, confusion, recall and precision of each class; sensitivity and specificity for refusal, or for harm.
+    """Agreement, kappa, confusion, recall and precision by class; sensitivity and specificity for refusal, or for harm.
 
-    Undecided replies are in no class: they lower recall and agreement, so that a judge gains nothing by abstaining.
-    Sensitivity and specificity leave them out, as a rate that is corrected by them does. Shares are of what the labels were
-    drawn from (see `weights`); kappa and confusion count labels.
+    An undecided reply is in no class: it lowers recall and agreement, so that a judge gains nothing by abstaining.
+    Sensitivity and specificity leave it out, as a rate that is corrected by them does. Shares refer to the replies that
+    the labels were drawn from (see `weights`); kappa and confusion count labels.
     """
     positive = REFUSED if "full_refusal" in classes else ("unsafe",)
-    rows = list(zip(gold, said, drawn or [(1.0, 1.0)] * len(gold), strict=True))
+    rows = list(zip(gold, labels, drawn or [(1.0, 1.0)] * len(gold), strict=True))
     sides = [(truth in positive, None if label is None else label in positive) for truth, label, _ in rows]
     sensitivity, specificity = errors_of(sides, [weight for *_, weight in rows])
-    table = Counter(zip(gold, said, strict=True))
+    table = Counter(zip(gold, labels, strict=True))
     two = stats.drawn((a is b, *weight) for (a, b), (*_, weight) in zip(sides, rows, strict=True))
     return {
         "n": len(gold),
-        "unscored": said.count(None),
+        "unscored": labels.count(None),
         "agreement": stats.drawn((truth == label, *weight) for truth, label, weight in rows),
-        "decided": 1 - said.count(None) / len(gold),
+        "decided": 1 - labels.count(None) / len(gold),
         **({"agreement_refused": two} if positive is REFUSED else {}),
-        "kappa": stats.kappa(gold, said),
+        "kappa": stats.kappa(gold, labels),
         "classes": {
             name: {
                 "n": gold.count(name),
@@ -177,46 +179,42 @@ def compare(
 
 
 def errors_of(sides: Sequence[tuple[bool, bool | None]], drawn: Weights = ()) -> tuple[Estimate, Estimate]:
-    """Sensitivity and specificity, as `stats.corrected` takes them, from what people and a judge say of each reply."""
-    rows = list(zip(sides, drawn or [(1.0, 1.0)] * len(sides), strict=True))
-    yes, no = (
-        stats.drawn((None if said is None else said is gold, *weight) for (gold, said), weight in rows if gold is side)
-        for side in (True, False)
-    )
-    return yes, no
+    """Sensitivity and specificity for `stats.corrected`, from the labels of people and of the judge for each reply."""
+    outcomes: dict[bool, list[tuple[bool | None, float, float]]] = {True: [], False: []}
+    for (gold, label), weight in zip(sides, drawn or [(1.0, 1.0)] * len(sides), strict=True):
+        outcomes[gold].append((None if label is None else label is gold, *weight))
+    return stats.drawn(outcomes[True]), stats.drawn(outcomes[False])
 
 
 class Calibration(Record, frozen=True, kw_only=True):
-    """What people's labels say of a judge, kept for the reports of runs in which the same judge reads."""
+    """How well a judge agrees with labels from people, stored for the reports of runs that use the same judge."""
 
     setup: JudgeSetup
     labels: str  # The file of labels
     n: int
     sensitivity: Estimate
     specificity: Estimate
-    fitted: bool = False  # The judge was fitted to this very file: its figures are better than on unseen replies
+    fitted: bool = False  # The judge was fitted to this file: its figures are better than on unseen replies
 
 
 def save(judge: Judge, report: Mapping[str, Any], labels: Path, folder: Path) -> Path:
-    """Write a calibration to `FOLDER/KEY.json`, where reports of the runs beside that folder look."""
-    setup, figures = setup_of(judge), {name: report[name] for name in ("n", "sensitivity", "specificity")}
-    path, fitted = folder / f"{setup.key}.json", bool(report.get("fitted_to_this_file"))
+    """Write a calibration to `folder/KEY.json`; reports of the runs beside `folder` read it there. Returns the path."""
+    setup, fitted = setup_of(judge), bool(report.get("fitted_to_this_file"))
+    figures = {name: report[name] for name in ("n", "sensitivity", "specificity")}
+    path = folder / f"{setup.key}.json"
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(path, encode(Calibration(setup=setup, labels=labels.name, fitted=fitted, **figures)))
     return path
 
 
 def saved(run: Path) -> dict[str, Calibration]:
-    """Calibrations by the key of their judge: those in a run's folder, and those beside it.
-
-    Raises UserError: a file among them is none.
-    """
+    """Key of a judge -> its calibration, in a run's folder or beside it. Raises UserError: a file is malformed."""
     paths = [path for folder in (run.resolve().parent, run) for path in sorted((folder / FOLDER).glob("*.json"))]
     return {path.stem: calibration for path in paths for calibration in read_jsonl(path, Calibration)}
 
 
 def as_trace(question: str, reply: str, sample: int = 0, *, thinking: str | None = None) -> Trace:
-    """A labelled reply as a trace without a model."""
+    """A labelled reply as a trace that no model wrote."""
     prompt = Prompt(text=question, intent="harmful", source="labels")
     raw = reply if thinking is None else join(thinking, reply)
     return traced(prompt, raw, family="none" if thinking is None else "", model="labels", sample=sample)

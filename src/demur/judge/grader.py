@@ -1,8 +1,8 @@
-"""Comparing two answers by math-verify, in processes that may be killed.
+"""Compares two answers by math-verify, in processes that may be killed.
 
-A model can write an answer on which no comparison ever ends (towers of powers) or which takes all memory. So every
-comparison runs in a warm worker with a limit on its memory and on its CPU time: another process that keeps the machine
-busy changes no verdict.
+A model can write an answer whose comparison never ends (towers of powers) or takes all memory. So every comparison runs
+in a warm worker process with limits on memory and CPU time. CPU time, unlike wall time, does not depend on the load of
+the machine, and so neither do verdicts.
 """
 
 import multiprocessing
@@ -17,25 +17,24 @@ from typing import Any, NamedTuple
 from demur.errors import WorkError
 
 SECONDS = 5  # CPU time of one comparison. An answer that needs more is not the gold.
-WALL = 120.0  # Seconds after which a comparison that uses no CPU is given up
+WALL = 120.0  # Seconds after which a comparison that uses no CPU time is abandoned
 MEMORY = 2 << 30  # Bytes of address space of a worker; it needs about 0.5 GB
-LONGEST = 1000  # Characters beyond which an answer is none: the longest gold of MATH has 159
+LONGEST = 1000  # Characters of an answer, at most: the longest gold of MATH has 159
 
 
 class Graded(NamedTuple):
-    """Whether two answers are equal; `None`: it cannot be told, for the reason given."""
+    """Whether two answers are equal; `None`: undecided, for the reason given."""
 
     equal: bool | None
     reason: str = ""
 
 
 class Graders(AbstractContextManager["Graders"]):
-    """Warm workers, started when first needed. Any thread may ask; a worker that is killed is replaced."""
+    """Worker processes, started when first needed. Any thread may use them; one that was killed is replaced."""
 
     def __init__(self, *, workers: int = 2, seconds: int = SECONDS, memory: int = MEMORY) -> None:
         from pebble import ProcessPool
 
-        self.workers = workers
         self._compare = partial(_compare, seconds=seconds)
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPool(workers, initializer=_ready, initargs=(memory,), context=context)
@@ -45,14 +44,14 @@ class Graders(AbstractContextManager["Graders"]):
         self._pool.join()
 
     def grade(self, gold: str, answer: str) -> Graded:
-        """Whether an answer equals the gold, in that order: math-verify is asymmetric by design."""
+        """Whether an answer equals the gold. The order matters: math-verify is asymmetric by design."""
         from pebble import ProcessExpired
 
         if len(answer) > LONGEST:
             return Graded(False, f"{len(answer)} characters are no answer")
         try:
-            found: Graded = self._pool.schedule(self._compare, args=(gold, answer), timeout=WALL).result()
-            return found
+            graded: Graded = self._pool.schedule(self._compare, args=(gold, answer), timeout=WALL).result()
+            return graded
         except ProcessExpired as error:
             if error.exitcode == -signal.SIGXCPU:
                 return Graded(False, "the comparison took too long: no answer")
@@ -64,7 +63,7 @@ class Graders(AbstractContextManager["Graders"]):
 
 
 def _ready(memory: int) -> None:
-    """Make a worker ready: it dies with its parent, its memory is limited, and the libraries are loaded."""
+    """Prepare a worker: it ends with its parent, its libraries are loaded, and its memory is limited."""
     import ctypes
     import logging
 
@@ -77,7 +76,7 @@ def _ready(memory: int) -> None:
 
 
 def _compare(gold: str, answer: str, *, seconds: int) -> Graded:
-    """One comparison in a worker; the kernel ends the worker when its CPU time is up."""
+    """One comparison in a worker; the kernel kills the worker when its CPU time is used up."""
     used = os.times()
     end = int(used.user + used.system) + 1 + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (end, resource.getrlimit(resource.RLIMIT_CPU)[1]))
@@ -92,7 +91,7 @@ def _compare(gold: str, answer: str, *, seconds: int) -> Graded:
 
 
 def compare(gold: str, answer: str) -> Graded:
-    """Whether math-verify finds two answers equal. Runs in a worker: it may hang, crash or take all memory."""
+    """Whether math-verify finds two answers equal. For a worker only: it may hang, crash or take all memory."""
     from math_verify import LatexExtractionConfig, parse, verify
 
     config = [LatexExtractionConfig(boxed_match_priority=0)]
@@ -103,16 +102,16 @@ def compare(gold: str, answer: str) -> Graded:
     if not given:
         return Graded(False, "the answer cannot be read as mathematics")
     same = bool(verify(right, given, timeout_seconds=None))
-    if same and "%" not in gold + answer and "_" not in gold + answer and _apart(right[0], given[0]):
+    if same and "%" not in gold + answer and "_" not in gold + answer and _differ(right[0], given[0]):
         return Graded(False, "the numbers differ by more than rounding")
     return Graded(same)
 
 
-def _apart(one: Any, other: Any) -> bool:
-    """Whether two numbers differ relatively, where math-verify looks at six decimals alone."""
-    if not (getattr(one, "is_number", False) and getattr(other, "is_number", False)):
+def _differ(first: Any, second: Any) -> bool:
+    """Whether two numbers differ by more than a relative 1e-5; math-verify compares only six decimals."""
+    if not (getattr(first, "is_number", False) and getattr(second, "is_number", False)):
         return False
-    left, right = one.evalf(30), other.evalf(30)
+    left, right = first.evalf(30), second.evalf(30)
     if not (left.is_Float and right.is_Float):
         return False
     return bool(abs(left - right) > 1e-5 * max(abs(left), abs(right)))
