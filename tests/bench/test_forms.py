@@ -226,9 +226,7 @@ def test_a_file_of_ones_own_says_what_is_not_read(tmp_path: Path) -> None:
     assert unread_columns("choice", copy("choice", tmp_path)) == ""
     assert unread_columns("harmful", tmp_path / "none.csv") == ""
     gaps = written(tmp_path / "gaps.jsonl", [{"prompt": "a"}, {"prompt": "a"}, {"prompt": ""}, {"prompt": None}])
-    assert unread_columns("harmful=gaps", gaps).endswith(
-        "3 of 4 rows are left out: no prompt, or a repeated one"
-    )
+    assert unread_columns("harmful=gaps", gaps).endswith("3 of 4 rows are left out: no prompt, or a repeated one")
     assert [prompt.text for prompt in read_prompts(get_bench("harmful=gaps"), gaps)] == ["a"], "nothing empty is asked"
 
 
