@@ -67,8 +67,8 @@ def _options(bench: Bench, row: dict[str, Any], where: str) -> tuple[list[str], 
     places += [LETTERS.index(answer.upper())] if len(answer) == 1 and answer.upper() in LETTERS else []
     places += [int(answer)] if answer.isdecimal() else []
     if not 2 <= len(options) <= len(LETTERS) or not places or places[0] >= len(options):
-        wrong = f"{len(options)} options, and '{answer}' names none by its text, letter or place"
-        raise UserError(f"{where}: {wrong}; 2 to {len(LETTERS)} are wanted, and an answer among them.")
+        fault = f"{len(options)} options, and '{answer}' names none by its text, letter or place"
+        raise UserError(f"{where}: {fault}; 2 to {len(LETTERS)} are wanted, and an answer among them.")
     return options, places[0]
 
 
