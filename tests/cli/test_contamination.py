@@ -42,9 +42,9 @@ def run(tmp_path: Path) -> Path:
 def test_each_arm_is_compared_with_what_it_was_scored_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CheckFailed, match="1 of 3 training rows"):
         check_contamination(run, Flags(json=True))
-    said = json.loads(capsys.readouterr().out)
-    held = {name: one["compared"][0]["rows"] for name, one in said["certificates"].items()}
+    report = json.loads(capsys.readouterr().out)
+    held = {name: one["compared"][0]["rows"] for name, one in report["certificates"].items()}
     assert held == {"held": 1, "free": 0}
-    assert said["certificates"]["held"]["compared"][0]["prompts"] == 4
+    assert report["certificates"]["held"]["compared"][0]["prompts"] == 4
     with pytest.raises(UserError, match="rows of 2 arms"):
         check_contamination(run, Flags(), remove=True)

@@ -32,8 +32,8 @@ def run(tmp_path: Path) -> Path:
 
 def test_cost_as_json_and_as_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("cost", str(run), "--json") == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["total"] == {
+    costs = json.loads(capsys.readouterr().out)
+    assert costs["total"] == {
         "requests": 3,
         "failed": 1,
         "retries": 0,
@@ -42,8 +42,8 @@ def test_cost_as_json_and_as_a_table(run: Path, capsys: pytest.CaptureFixture[st
         "tokens_thinking": None,
         "cost": 0.5,
     }
-    assert [(line["part"], line["stage"]) for line in said["lines"]] == [("target", "eval-a"), ("teacher", "distil-b")]
-    assert said["failures"] == {"timeout": 1}
+    assert [(line["part"], line["stage"]) for line in costs["lines"]] == [("target", "eval-a"), ("teacher", "distil-b")]
+    assert costs["failures"] == {"timeout": 1}
     assert exit_code("cost", str(run / "replies")) == 0
     shown = capsys.readouterr().out
     assert "demur retry" in shown
@@ -71,8 +71,8 @@ def test_retry_makes_again_what_lacked_replies_and_all_that_came_of_it(
     stage(run, "eval-c", inputs={"prompts": prompts})
     assert exit_code("retry", str(run)) == 0
     assert {artifact.manifest.name for artifact in artifacts(run)} == {"prompts", "eval-c"}
-    said = capsys.readouterr().err
-    assert "1 failed request will be asked again; 4 stages will be made again" in said
+    err = capsys.readouterr().err
+    assert "1 failed request will be asked again; 4 stages will be made again" in err
     with ReplyCache(run / "replies") as cache:
         assert cache.failures() == {}
     assert lacking(run, set()) == []
@@ -91,14 +91,14 @@ def test_serve_announces_a_script_and_ends_on_sigterm() -> None:
     command = [sys.executable, "-m", "demur", "serve", "script:echo", "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None
-        said = json.loads(child.stdout.readline())
-        assert said["url"].startswith("http://127.0.0.1:")
-        assert said["model"] == "scripted"
+        announced = json.loads(child.stdout.readline())
+        assert announced["url"].startswith("http://127.0.0.1:")
+        assert announced["model"] == "scripted"
         child.send_signal(signal.SIGTERM)
         assert child.wait(20) == 143
 
 
-def test_serve_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_serve_reports_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert exit_code("serve", "script:echo", "--set", "latncy=1") == 2
     assert "Allowed" in capsys.readouterr().err
     assert exit_code("serve", "script:echo", "--set", "faults.lateness=1") == 2

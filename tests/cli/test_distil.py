@@ -15,8 +15,8 @@ def test_its_tables_count_as_the_traces_do(tmp_path: Path, capsys: pytest.Captur
     data.write_text("".join(json.dumps({"prompt": f"How would one forge document {i}?"}) + "\n" for i in range(8)))
     words = ("--teacher", "script:stand_in", "--intent", "harmful", "--set", "keep=everything", "--out", str(out))
     assert exit_code("distil", str(data), "--set", "strategy=improved", *words) == 0
-    shown, told = capsys.readouterr()
-    assert re.search(r"  prompts: done  \d+\.\d s  8 prompts  \[1/2\]", told), "what there are 8 of"
+    shown, err = capsys.readouterr()
+    assert re.search(r"  prompts: done  \d+\.\d s  8 prompts  \[1/2\]", err), "what there are 8 of"
     (folder,) = (out / "stages").glob("distil-*")
     tokens = sorted(json.loads(line)["tokens_out"] for line in (folder / "traces.jsonl").read_text().splitlines())
     (row,) = (line.split() for line in shown.splitlines() if line.startswith("all "))

@@ -177,9 +177,9 @@ def test_what_two_commands_measured_in_one_folder_is_not_averaged(
     assert means() == set()
     assert "other evaluation" not in capfd.readouterr().err
     assert means("--attack", "mini-seen") == set()
-    told = capfd.readouterr().err
-    assert "1 other evaluation stays in the table" in told
-    assert "'no answer' and 'tokens' cover all" in told
+    err = capfd.readouterr().err
+    assert "1 other evaluation stays in the table" in err
+    assert "'no answer' and 'tokens' cover all" in err
     assert means("--set", "bench=[{name: mini_harm, limit: 4}, {name: mini_harm, attack: mini-seen, limit: 4}]") == {
         "stand_in"
     }
@@ -197,7 +197,9 @@ def test_a_file_of_ones_own_is_named_with_its_hash_as_the_source(
     assert row["file"] in (run / "summary.md").read_text()
 
 
-def test_a_row_says_of_how_many_replies_what_is_over_all_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_row_states_how_many_replies_its_overall_numbers_cover(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     words = ("--limit", "12", "--out", str(tmp_path), "--target")
     assert exit_code("eval", "mini_harm", "mini_benign", *words, "script:stand_in") == 0
     assert exit_code("eval", "mini_harm", *words, "script:echo") == 0

@@ -54,7 +54,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "expected"),
     [
         (["rnu"], "Did you mean 'run'"),
         (["run"], "Missing argument"),
@@ -69,13 +69,13 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["check", "bench", "xstest", "--data", "none.csv"], "does not exist"),
     ],
 )
-def test_mistakes_are_told_and_exit_with_2(
-    args: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_mistakes_are_reported_with_exit_code_2(
+    args: list[str], expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert exit_code(*args) == 2
     shown = capsys.readouterr()
-    assert said in shown.err + shown.out
+    assert expected in shown.err + shown.out
     assert "Traceback" not in shown.err
 
 
@@ -114,7 +114,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("demur 0.")
 
 
-def test_what_prompts_want_is_said_by_a_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flag_states_the_intent_of_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "ask.csv").write_text("prompt\nHow do I boil an egg?\nHow do I fry an egg?\n")
     words = ["distil", "--data", str(tmp_path / "ask.csv"), "--teacher", "script:stand_in", "--set", "keep=everything"]
     words += ["--out", str(tmp_path / "d")]
@@ -157,25 +157,25 @@ def test_one_wrong_word_is_one_error(
     assert not first.startswith("✗ first.yaml: first.yaml")
 
 
-def test_help_says_what_is_true_of_each_verb(
+def test_help_describes_each_verbs_own_flags(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    for args, said in [
+    for args, expected in [
         (("distil",), "such as strategy=improved"), (("repair",), "such as with=trim,drop"), (("mix",), "dedupe=exact"),
         (("serve",), "latency=0.05"), (("train",), "by its path in a study file"),
         (("calibrate", "guard"), "runs/calibrate/replies"), (("check", "contamination"), "else runs/contamination"),
         (("eval",), "OUT/replies"), (("judge",), "Default: rules"), (("view",), "in a browser"),
     ]:  # fmt: skip
         assert exit_code(*args, "--help") == 0
-        assert said in re.sub(r"\s+", " ", capsys.readouterr().out), args
+        assert expected in re.sub(r"\s+", " ", capsys.readouterr().out), args
     for verb in ("check", "bench", "calibrate"):
         assert exit_code(verb, "--help") == 0
         assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "expected"),
     [
         ("distil none.jsonl", ("needs a judge", "none.jsonl: no such file", "--teacher")),
         ("distil ask.csv --data other.csv", ("named twice, ask.csv and --data other.csv",)),
@@ -188,9 +188,9 @@ def test_help_says_what_is_true_of_each_verb(
         ),
     ],
 )
-def test_what_is_wrong_is_said_with_the_flag_that_helps(
+def test_an_error_names_the_flag_that_helps(
     args: str,
-    said: tuple[str, ...],
+    expected: tuple[str, ...],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -200,7 +200,7 @@ def test_what_is_wrong_is_said_with_the_flag_that_helps(
         Path(name).write_text("prompt\nHow do I boil an egg?\nHow do I fry an egg?\n")
     assert exit_code(*args.split(), "--out", "m") == 2
     shown = capsys.readouterr().err
-    assert all(words in shown for words in said), shown
+    assert all(words in shown for words in expected), shown
     assert "{'" not in shown
 
 

@@ -24,7 +24,7 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "expected"),
     [
         ((*EVAL, "--out", "afile"), "--out afile: File exists; name a folder"),
         (
@@ -103,7 +103,11 @@ EVAL = ("eval", "mini_harm", "--target", "script:stand_in", "--limit", "2")
     ],
 )
 def test_a_mistake_is_a_sentence(
-    args: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    args: tuple[str, ...],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")
@@ -120,13 +124,13 @@ def test_a_mistake_is_a_sentence(
     assert exit_code(*args) == 2
     shown = capfd.readouterr()
     text = re.sub(r"[\s│]+", " ", shown.err + shown.out)
-    assert said in text
+    assert expected in text
     assert "Traceback" not in text
     assert not list(Path().glob("runs/*/replies")), "nothing was asked"
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "expected"),
     [
         (("eval", "advbench", "--data", "wrong.jsonl", "--target", "script:stand_in"), "no column query or goal or"),
         (("eval", "harmful=wrong.jsonl", "--target", "script:stand_in"), "there are: foo, bar"),
@@ -139,17 +143,21 @@ def test_a_mistake_is_a_sentence(
     ],
 )
 def test_wrong_columns_are_noticed_before_anything_starts(
-    args: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    args: tuple[str, ...],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("wrong.jsonl").write_text('{"foo": "a", "bar": "b"}\n{"foo": "c", "bar": "d"}\n')
     assert exit_code(*args) == 2
     shown = "".join(capfd.readouterr())
-    assert said in shown
+    assert expected in shown
     assert "started" not in shown
 
 
-def test_a_verb_that_takes_long_to_begin_says_that_it_is_loading(
+def test_a_verb_that_is_slow_to_start_reports_that_it_is_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -157,8 +165,8 @@ def test_a_verb_that_takes_long_to_begin_says_that_it_is_loading(
         "import time\ntime.sleep(1.3)\nfrom demur.bench import get_bench\nMINI = get_bench('mini_harm')\n"
     )
     assert exit_code("eval", "slow:MINI", "--target", "script:stand_in", "--limit", "2") == 0
-    said = capfd.readouterr().err
-    assert said.index("loading …") < said.index("eval · 1 arm"), "before the first line of the run"
+    err = capfd.readouterr().err
+    assert err.index("loading …") < err.index("eval · 1 arm"), "before the first line of the run"
     SHOWN.set()
     _loading()
     assert "loading" not in capfd.readouterr().err, "nothing where something was shown"
@@ -188,16 +196,16 @@ def test_a_port_in_use_is_a_sentence(verb: tuple[str, ...], tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_the_right_address_is_found_and_said(
+def test_the_correct_address_is_found_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with serving("stand_in") as server:
         for wrong in (server.url.removesuffix("/v1"), f"{server.url}/chat/completions"):
             assert exit_code("eval", "mini_harm", "--target", wrong, "--limit", "2", "--out", "o") == 2
-            told = capfd.readouterr().err
-            assert f"{server.url} does: give that address" in told
-            assert "cannot be reached" not in told, "it was"
+            err = capfd.readouterr().err
+            assert f"{server.url} does: give that address" in err
+            assert "cannot be reached" not in err, "it was"
         assert exit_code("eval", "mini_harm", "--target", server.url, "--limit", "2", "--out", "o") == 0
         capfd.readouterr()
         assert exit_code("runs", "o", "--json") == 0
@@ -259,22 +267,22 @@ def test_a_model_that_is_still_loading_is_not_waited_for(how: signal.Signals, co
         assert child.stdout is not None
         assert child.stdout.readline() == "loading\n"
         child.send_signal(how)
-        _, told = child.communicate(timeout=60)
+        _, err = child.communicate(timeout=60)
     assert child.returncode == code
-    assert "run the same command to go on" in told
-    assert "Traceback" not in told
+    assert "run the same command to go on" in err
+    assert "Traceback" not in err
 
 
 IN_A_CALLBACK = """
 import asyncio, os, signal
 from demur.cli import _terminated
 
-def told():
+def callback():
     os.kill(os.getpid(), signal.SIGTERM)
     sum(range(1000))
 
 async def work():
-    asyncio.get_running_loop().call_soon(told)
+    asyncio.get_running_loop().call_soon(callback)
     await asyncio.sleep(20)
 
 signal.signal(signal.SIGTERM, _terminated)
@@ -293,18 +301,18 @@ def test_a_folder_that_is_not_there_is_not_called_empty(tmp_path: Path, capfd: p
         assert "nope is no folder" in " ".join(capfd.readouterr().err.split())
 
 
-def test_compare_says_what_was_measured_of_another_part(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_compare_reports_that_another_part_was_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     answer, thinking = str(tmp_path / "answer"), str(tmp_path / "thinking")
     assert exit_code(*EVAL, "--out", answer) == 0
     assert exit_code("judge", answer, "--judge", "mini", "--part", "thinking", "--out", thinking) == 0
     capfd.readouterr()
     assert exit_code("compare", f"{answer}:stand_in", f"{thinking}:stand_in") == 2
-    said = " ".join(capfd.readouterr().err.split())
-    assert "by mini (thinking)" in said
-    assert "on nothing" not in said
+    err = " ".join(capfd.readouterr().err.split())
+    assert "by mini (thinking)" in err
+    assert "on nothing" not in err
 
 
-def test_a_screen_says_how_many_traces_have_no_thinking(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_screen_counts_traces_without_thinking(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"How do I do {n}?", "response": "I cannot help with that."} for n in range(3)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -313,18 +321,18 @@ def test_a_screen_says_how_many_traces_have_no_thinking(tmp_path: Path, capfd: p
 
 
 @pytest.mark.parametrize("verb", [("check", "study"), ("plan",), ("run",)])
-def test_a_study_of_no_stages_is_told_so(
+def test_a_study_without_stages_is_an_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], verb: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty.yaml").write_text("name: x\narms: {raw: {}}\n")
     assert exit_code(*verb, "empty.yaml") == 2
-    told = capfd.readouterr()
-    assert "there is nothing to do" in " ".join((told.out + told.err).split())
+    shown = capfd.readouterr()
+    assert "there is nothing to do" in " ".join((shown.out + shown.err).split())
     assert not Path("runs").exists()
 
 
-def test_a_share_that_no_prompts_can_fill_is_told_before_a_teacher_is_paid(
+def test_a_share_that_no_prompts_can_fill_is_reported_before_a_teacher_is_paid(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     study = tmp_path / "s.yaml"
@@ -333,7 +341,7 @@ def test_a_share_that_no_prompts_can_fill_is_told_before_a_teacher_is_paid(
         "distil: {{samples: 2}}\nmix: {{dedupe: {dedupe}}}\narms: {{a: {{format: improved, safety: {safety}}}}}\n"
     )
 
-    def told(dedupe: str, safety: str) -> str:
+    def output(dedupe: str, safety: str) -> str:
         study.write_text(text.format(dedupe=dedupe, safety=safety))
         codes = {exit_code(*verb, str(study)) for verb in (("check", "study"), ("plan", "--out", str(tmp_path / "o")))}
         shown = " ".join("".join(capfd.readouterr()).split())
@@ -342,16 +350,16 @@ def test_a_share_that_no_prompts_can_fill_is_told_before_a_teacher_is_paid(
 
     assert (
         f"{study}:6: share 'safety' wants 50 rows and can have 40 at most: prompts.harmful gives 20 prompts, 2 samples each"
-        in told("none", "50")
+        in output("none", "50")
     )
-    assert "can have 20 at most: prompts.harmful gives 20 prompts; rows with the same question count once" in told(
+    assert "can have 20 at most: prompts.harmful gives 20 prompts; rows with the same question count once" in output(
         "near", "30"
     )
     for dedupe, safety in (("none", "40"), ("near", "20"), ("near", "{n: up to 50}")):
-        assert "at most: prompts" not in told(dedupe, safety)
+        assert "at most: prompts" not in output(dedupe, safety)
 
 
-def test_a_server_that_is_down_is_told_before_another_is_asked(
+def test_a_server_that_is_down_is_reported_before_another_is_asked(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -359,10 +367,10 @@ def test_a_server_that_is_down_is_told_before_another_is_asked(
     with serving("stand_in") as server:
         judge = ("--judge", "llama_guard3=http://127.0.0.1:9/v1", "--set", "models.judge.model=guard")
         assert exit_code(*words, server.url, *judge) == 2
-        told = " ".join(capfd.readouterr().err.split())
-        assert "judge: http://127.0.0.1:9/v1 cannot be reached: ClientConnectorError: Cannot connect to host" in told
-        assert "Nothing was asked. Start what is down" in told
-        assert "ssl:default" not in told
+        err = " ".join(capfd.readouterr().err.split())
+        assert "judge: http://127.0.0.1:9/v1 cannot be reached: ClientConnectorError: Cannot connect to host" in err
+        assert "Nothing was asked. Start what is down" in err
+        assert "ssl:default" not in err
         assert exit_code("cost", str(run), "--json") == 0
         assert json.loads(capfd.readouterr().out)["lines"] == []
         assert exit_code(*words, server.url) == 0
@@ -371,19 +379,17 @@ def test_a_server_that_is_down_is_told_before_another_is_asked(
     assert exit_code(*words, "http://127.0.0.1:9/v1") == 2
 
 
-def test_what_a_run_says_of_its_prompts_is_not_said_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_intent_of_a_runs_prompts_cannot_be_given_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert exit_code(*EVAL, "--out", str(run)) == 0
     (traces,) = run.glob("stages/evaluate-*/traces.jsonl")
-    for source, said in ((run, "--intent and --limit are for files"), (traces, "leave the intent (benign) out")):
+    for source, expected in ((run, "--intent and --limit are for files"), (traces, "leave the intent (benign) out")):
         assert exit_code("judge", str(source), "--intent", "benign", "--out", str(tmp_path / "o")) == 2
-        assert said in " ".join(capfd.readouterr().err.split())
+        assert expected in " ".join(capfd.readouterr().err.split())
     assert exit_code("judge", str(traces), "--out", str(tmp_path / "o")) == 0
 
 
-def test_a_file_that_does_not_say_what_its_prompts_want_is_reported_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_without_intents_is_reported_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (rows := tmp_path / "rows.jsonl").write_text('{"prompt": "What is a hash?", "completion": "A number."}\n')
     assert exit_code("judge", str(rows), "--out", str(tmp_path / "o")) == 2
     assert " ".join("".join(capfd.readouterr()).split()).count("what the prompts want") == 1

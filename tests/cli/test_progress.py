@@ -16,7 +16,7 @@ from demur.pipeline.run import Event
 from demur.storage.artifacts import locked
 
 
-def test_plain_lines_say_once_a_minute_how_far_it_is_and_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_report_progress_once_a_minute_even_without_news(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(progress, "EVERY", 0.01)
@@ -49,7 +49,7 @@ def test_plain_lines_say_once_a_minute_how_far_it_is_and_that_it_lives(monkeypat
     assert "1 of 2 stages were done already" in lines[-1]
 
 
-def test_status_says_how_far_a_training_is_and_how_long_it_takes(
+def test_status_shows_how_far_a_training_is_and_the_time_left(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     clock = [0.0]
@@ -65,16 +65,16 @@ def test_status_says_how_far_a_training_is_and_how_long_it_takes(
             assert exit_code("status", str(tmp_path)) == 0
             assert exit_code("status", str(tmp_path), "--json") == 0
         *lines, last = capfd.readouterr().out.splitlines(keepends=True)
-        shown, told = "".join(lines), json.loads(last)
+        shown, status = "".join(lines), json.loads(last)
         assert "running: train-a: 61/400  0:05:39 left  loss 0.21  (0:00:0" in shown
         assert "waiting: train-b\n" in shown
-        assert (told["running"], told["waiting"]) == ({"train-a": "61/400  0:05:39 left  loss 0.21"}, ["train-b"])
+        assert (status["running"], status["waiting"]) == ({"train-a": "61/400  0:05:39 left  loss 0.21"}, ["train-b"])
         show(Event("train-a", "done"))
     assert exit_code("status", str(tmp_path)) == 0
     assert "running:" not in capfd.readouterr().out
 
 
-def test_a_stage_that_has_ended_since_the_last_note_is_not_said_to_be_at_work(
+def test_a_stage_that_ended_since_the_last_update_is_not_shown_as_running(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A note is a few seconds old, and stays for good where a run was killed."""
@@ -83,8 +83,8 @@ def test_a_stage_that_has_ended_since_the_last_note_is_not_said_to_be_at_work(
     (tmp_path / progress.RUNNING).write_text(json.dumps(dict.fromkeys((*graph, "train-gone"), "9/10")))
     monkeypatch.setattr("demur.cli.status.is_whole", lambda folder: folder.name == "train-a-0")
     assert exit_code("status", str(tmp_path), "--json") == 0
-    told = json.loads(capfd.readouterr().out)
-    assert (told["running"], told["stopped"], told["waiting"]) == ({}, {"train-b": "9/10"}, [])
+    status = json.loads(capfd.readouterr().out)
+    assert (status["running"], status["stopped"], status["waiting"]) == ({}, {"train-b": "9/10"}, [])
     monkeypatch.setattr("demur.cli.status.is_whole", lambda folder: True)
     assert exit_code("status", str(tmp_path)) == 0
     assert "everything is done" in capfd.readouterr().out

@@ -107,8 +107,8 @@ def test_the_gate_is_closed_before_the_first_file_and_only_what_belongs_is_sent(
     (folder / "replies.db").write_text("x")
     done = pushed(folder, hub[1], "--yes", "--public", "--json")
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (said["sent"], said["gate"], said["private"]) == (True, "manual", False)
+    report = json.loads(done.stdout)
+    assert (report["sent"], report["gate"], report["private"]) == (True, "manual", False)
     kinds = [
         path.rsplit("/", 1)[-1] if "commit" not in path else "commit"
         for method, path, _ in hub[0].asked
@@ -126,7 +126,7 @@ def test_the_gate_is_closed_before_the_first_file_and_only_what_belongs_is_sent(
     assert "hf_secretsecret" not in done.stdout + done.stderr
 
 
-def test_a_refusal_of_the_hub_is_told_and_nothing_becomes_public(
+def test_a_refusal_of_the_hub_is_reported_and_nothing_becomes_public(
     folder: Path, hub: tuple[type[Hub], dict[str, str]]
 ) -> None:
     hub[0].refuse = "/settings"
@@ -142,14 +142,14 @@ def test_what_may_not_be_pushed(folder: Path, tmp_path: Path, capsys: pytest.Cap
     model.mkdir()
     for name in ("config.json", "model.safetensors", "optimizer.pt", "trainer_state.json"):
         (model / name).write_text("{}")
-    for words, said in (
+    for words, expected in (
         ((str(folder), "--to", "me/set", "--public", "--gate", "none"), "public without a gate"),
         ((str(folder), "--to", "set"), "write owner/name"),
         ((str(tmp_path), "--to", "me/set"), "neither a model"),
         ((str(model), "--to", "me/model"), "has no card"),
     ):
         assert exit_code("push", *words) == 2
-        assert said in " ".join(capsys.readouterr().err.split())
+        assert expected in " ".join(capsys.readouterr().err.split())
     (model / "README.md").write_text("# A model")
     assert exit_code("push", str(model), "--to", "me/model", "--public", "--json") == 0
     plan = json.loads(capsys.readouterr().out)

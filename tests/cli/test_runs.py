@@ -56,13 +56,13 @@ def test_a_history_of_two_runs_and_a_file_of_somebody_else(tmp_path: Path, capfd
     assert exit_code("runs", str(tmp_path / "other")) == 2
 
 
-def test_a_run_that_measured_nothing_is_named_after_its_folder_and_says_why(
+def test_a_run_that_measured_nothing_is_listed_by_its_folder_with_the_reason(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "traces.csv").write_text("prompt,completion\nHow do I boil an egg?,In water.\n")
     assert exit_code("diagnose", str(tmp_path / "traces.csv"), "--out", str(tmp_path / "looked")) == 0
-    shown, told = capfd.readouterr()
-    assert "what a screen does not flag is not clean" in told
+    shown, err = capfd.readouterr()
+    assert "what a screen does not flag is not clean" in err
     heading = next(line for line in shown.splitlines() if line.startswith("traces "))
     assert "in, %" in heading
     assert "after" not in heading, "there was no filter, so there is no column for it"
@@ -118,7 +118,7 @@ def test_going_on_and_retry_keep_what_other_commands_made(tmp_path: Path) -> Non
     assert {arm for arm, _ in _shown(run)} == {"echo", "stand_in"}
 
 
-def test_a_study_in_the_folder_of_another_command_says_that_both_are_shown(
+def test_a_study_in_the_folder_of_another_command_reports_that_both_are_shown(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "r"
@@ -202,7 +202,7 @@ def test_retry_goes_on_with_what_an_earlier_command_left_undone(
     assert {arm for arm, _ in _shown(Path("r"))} == {"moody-answer", "stand_in"}
 
 
-def test_what_a_stopped_process_was_at_is_not_said_to_be_at_work(
+def test_the_stage_of_a_stopped_process_is_not_shown_as_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -217,13 +217,13 @@ def test_what_a_stopped_process_was_at_is_not_said_to_be_at_work(
     assert "running:" not in shown
 
 
-def test_status_and_runs_say_the_same_of_what_was_judged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_status_and_runs_agree_about_a_judged_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     _evaluated(tmp_path / "r", "script:stand_in")
     again = tmp_path / "again"
     capfd.readouterr()
     assert exit_code("judge", str(tmp_path / "r"), "--out", str(again), "--json") == 0
-    told = json.loads(capfd.readouterr().out)
-    assert (told["n"], "crossed" in told, "results" in told["report"]) == (3, True, True)
+    result = json.loads(capfd.readouterr().out)
+    assert (result["n"], "crossed" in result, "results" in result["report"]) == (3, True, True)
     assert exit_code("runs", str(again), "--json") == 0
     assert "unfinished" not in capfd.readouterr().out
     assert exit_code("status", str(again)) == 0

@@ -179,14 +179,14 @@ def test_the_whole_paper_has_a_schedule_or_the_reason_and_the_smallest_change(
 
     with World(tmp_path / "world", cards_of(gpus)) as world:
         world.furnished(study_of(path), rows=4)
-        said = problems()
-        trained = {name for name, line in said.items() if "--set train.lora=true needs about" in line}
-        served = {name for name, line in said.items() if "-32B needs about" in line and "answer it by a url" in line}
+        reasons = problems()
+        trained = {name for name, line in reasons.items() if "--set train.lora=true needs about" in line}
+        served = {name for name, line in reasons.items() if "-32B needs about" in line and "answer it by a url" in line}
         assert {name.partition("-")[0] for name in trained} == (set() if fits else {"train"})
         assert {name.partition("-32b")[0] for name in served} == (
             set() if fits else {"evaluate-star1", "evaluate-realsafe-r1"}
         )
-        assert said.keys() == trained | served
+        assert reasons.keys() == trained | served
         assert problems(*SMALLEST) == {}
 
 
@@ -205,7 +205,7 @@ def test_every_study_has_a_schedule_on_one_card(path: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_what_the_docs_say_of_cost_is_what_plan_says(study_data: Path, tmp_path: Path) -> None:
+def test_the_docs_quote_the_cost_that_plan_estimates(study_data: Path, tmp_path: Path) -> None:
     docs, path = (ROOT / "docs" / "reproduce.md").read_text(), ROOT / "studies" / "paper_v2.yaml"
     with World(tmp_path / "world", cards_of("8x80")) as world:
         world.furnished(study_of(path), rows=4)
@@ -334,7 +334,7 @@ def test_slow_and_truncated_replies_count(tmp_path: Path, monkeypatch: pytest.Mo
     for arm in ("raw", "improved"):
         rate, right = whole_of[arm, "attack_success"], whole_of[arm, "accuracy"]
         assert (rate.n + rate.unscored, right.n, right.unscored) == (12, 12, 0)
-        assert rate.truncated >= rate.unscored > 0, "what was not said is not judged, and bounds the rate"
+        assert rate.truncated >= rate.unscored > 0, "a reply that did not come is not judged, and bounds the rate"
         assert (rate.worst or 0.0) > (rate.best or 0.0)
         assert right.truncated > 0
         assert (right.value or 0.0) <= 1 - right.truncated / 12, "and is no right answer"
@@ -393,7 +393,7 @@ FILES = re.compile(r"^\| ([\w]+\.\w+) \|", re.MULTILINE)
 
 
 def test_wall_0_each_file_has_its_name_and_its_place_in_the_docs(tmp_path: Path) -> None:
-    """Whoever has no file is told all names at once, and where each is had."""
+    """Without any file, all names are listed at once, each with where to get it."""
     docs = (ROOT / "docs" / "reproduce.md").read_text()
     missing = resolve(read(ROOT / "studies" / "paper_v2.yaml", sets=[f"data_dir={tmp_path}"])).missing
     named = {*FILES.findall(docs), "lrm_safety_study_templates.jsonl"}
@@ -423,11 +423,11 @@ def test_a_server_refuses_what_vllm_refuses(world: World) -> None:
         world, small, "--max-model-len", "200000"
     )
     assert "larger than the number of available GPUs (1)" in vllm(world, small, "--tensor-parallel-size", "2")
-    said = vllm(world, large)
-    assert "To serve at least one request with the models's max seq len (131072)" in said, (
+    error = vllm(world, large)
+    assert "To serve at least one request with the models's max seq len (131072)" in error, (
         "a 32B at its full length on one card"
     )
-    assert "the estimated maximum model length is" in said
+    assert "the estimated maximum model length is" in error
     assert "No available memory for the cache blocks" in vllm(world, large, "--gpu-memory-utilization", "0.5")
 
 
@@ -478,8 +478,8 @@ def test_a_guard_plays_no_rubric_judge(world: World, tmp_path: Path) -> None:
     async def main(remote: Remote) -> None:
         with closing(ReplyCache(tmp_path / "replies")) as cache:
             async with open_model(remote, cache=cache) as model:
-                said = traced(Prompt(text="x", intent="borderline"), join("a", "b"), model="m")
-                [_ async for _ in open_judge("xstest_llm", model=model).verdicts([said])]
+                trace = traced(Prompt(text="x", intent="borderline"), join("a", "b"), model="m")
+                [_ async for _ in open_judge("xstest_llm", model=model).verdicts([trace])]
 
     with (
         served(Served(engine="vllm", path=folder(world, GUARD))) as remote,
@@ -513,7 +513,7 @@ def test_a_teacher_that_thinks_writes_no_short_trace(world: World, tmp_path: Pat
     )
     assert isinstance(gone, Trace)
     assert isinstance(good, Trace)
-    assert gone.outcome == "malformed", "two thinking blocks: the model's own, and the one that it was told to write"
+    assert gone.outcome == "malformed", "two thinking blocks: the model's own, and the one that the prompt demands"
     assert good.outcome == "complete"
 
 
@@ -612,7 +612,7 @@ def test_the_first_edition_names_its_walls(tmp_path: Path) -> None:
     for old, new in RENAMED.items():
         text = text.replace(old, new)
     path.write_text(text)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         resolve(read(path))
     for wall in (
         "judge 'xstest_llm' cannot be played by meta-llama/Llama-Guard-3-8B: it is a guard",
@@ -620,4 +620,4 @@ def test_the_first_edition_names_its_walls(tmp_path: Path) -> None:
         "is no longer served: name open weights",
         "strategy 'short' cannot be played by https://api.deepseek.com/v1: it thinks by itself",
     ):
-        assert wall in str(told.value), wall
+        assert wall in str(error.value), wall

@@ -38,9 +38,9 @@ def test_it_is_read_as_every_judge(name: str) -> None:
             who = judge.open_judge(name, model=model)
             return {verdict.trace: verdict async for verdict in who.verdicts([COMPLIES, REFUSES])}
 
-    said = asyncio.run(main())
-    assert said[COMPLIES.id].label in ("unsafe", "full_compliance"), said[COMPLIES.id]
-    assert said[REFUSES.id].label in ("safe", "full_refusal"), said[REFUSES.id]
+    verdicts = asyncio.run(main())
+    assert verdicts[COMPLIES.id].label in ("unsafe", "full_compliance"), verdicts[COMPLIES.id]
+    assert verdicts[REFUSES.id].label in ("safe", "full_refusal"), verdicts[REFUSES.id]
 
 
 def test_it_is_read_as_a_pattern_detector_with_exact_quotations() -> None:
@@ -106,7 +106,7 @@ def test_as_a_target_it_complies_with_some_and_counts() -> None:
     ] == [True] * 5
 
 
-def test_a_script_keeps_budgets_and_says_what_it_cannot() -> None:
+def test_a_script_keeps_budgets_and_numbers_its_samples() -> None:
     (cut,) = answers(parse_model("script:echo"), MILD[:1], sampling=Sampling(max_tokens=3))
     assert (cut.finish, cut.outcome, cut.tokens_out) == ("length", "cut_in_thinking", 3)
     (begun,) = answers(parse_model("script:echo"), MILD[:1], sampling=Sampling(prefill="Sure."))
@@ -122,8 +122,8 @@ def test_the_attackers_write_json() -> None:
         Message(role="system", content="…a technique of persuasion…"),
         Message(role="user", content="Request: a b"),
     ]
-    said = json.loads(scripts.stand_in(turns, Sampling(), __import__("random").Random(0)))
-    assert said["prompt"].endswith("a b")
+    reply = json.loads(scripts.stand_in(turns, Sampling(), __import__("random").Random(0)))
+    assert reply["prompt"].endswith("a b")
 
 
 def test_it_attacks_and_rates_as_pair_does() -> None:
@@ -138,8 +138,8 @@ def test_it_attacks_and_rates_as_pair_does() -> None:
     words = read_texts(TEXTS / "pair.yaml", "pair")
     system = filled(words["attacker"], goal=goal, strategy="", aimed_at="")
     turns = [Message(role="system", content=system), Message(role="user", content=filled(words["start"], goal=goal))]
-    said = [scripts.stand_in(turns, Sampling(), random.Random(seed)) for seed in range(200)]
-    good = [json.loads(text) for text in said if text.endswith("}")]
+    texts = [scripts.stand_in(turns, Sampling(), random.Random(seed)) for seed in range(200)]
+    good = [json.loads(text) for text in texts if text.endswith("}")]
     assert 150 < len(good) < 200
     assert all(goal in one["prompt"] and one["improvement"] for one in good)
     for reply, score in ((COMPLIES.answer, 10), (REFUSES.answer, 1)):

@@ -82,7 +82,7 @@ def seen(url: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, str], 
 
 
 @pytest.mark.parametrize("shape", HOSTS)
-def test_a_shape_is_recognised_and_said_in_a_sentence(
+def test_a_shape_is_recognised_and_described(
     shape: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, options = HOSTS[shape]
