@@ -186,8 +186,8 @@ def scored_on(run: Path, arm: str) -> dict[str, list[Prompt]]:
     for stage in artifacts(run):
         if stage.manifest.kind == "evaluate" and stage.manifest.settings["arm"] == arm:
             questions = benches.setdefault(bench_name(stage), {})
-            records: list[Trace | Failure] = [*stage.read("traces", Trace), *stage.read("failures", Failure)]
-            for prompt in (record.prompt for record in records):
+            prompts = [trace.prompt for trace in stage.read("traces", Trace)]
+            for prompt in (*prompts, *(failure.prompt for failure in stage.read("failures", Failure))):
                 key = prompt.parent or prompt.id
                 questions[key] = Prompt(text=prompt.question, intent=prompt.intent, id=key)
     return {bench: list(questions.values()) for bench, questions in benches.items()}

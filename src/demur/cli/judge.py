@@ -75,14 +75,14 @@ def _sources(source: Path, read: Import, out: Path, cache: Path | None) -> list[
     if (source / "stages").is_dir():
         if read.settings != ImportSettings():
             raise UserError(f"--intent and --limit are for files: {source} says itself what its prompts want.")
-        found = []
+        sources = []
         for stage in _evaluations(source):
             settings = stage.manifest.settings
             about = {"arm": settings["arm"], "seed": settings["seed"], "bench": settings["bench"]["name"]}
-            found.append((stage.manifest.name, about, stage.folder / "traces.jsonl"))
-        if not found:
+            sources.append((stage.manifest.name, about, stage.folder / "traces.jsonl"))
+        if not sources:
             raise UserError(f"{source} has no finished evaluation. See: demur status {source}")
-        return found
+        return sources
     loaded = load_file(source, intent=read.settings.intent)
     if not loaded.traces:
         raise UserError(f"nothing to judge in {source}: no replies.")

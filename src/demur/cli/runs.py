@@ -9,7 +9,7 @@ import msgspec
 
 from demur.cli import common
 from demur.cli.runner import STUDY
-from demur.cli.status import standing
+from demur.cli.status import state_of
 from demur.errors import UserError
 from demur.report import Report, format
 from demur.settings import read_yaml
@@ -22,7 +22,7 @@ MODEL = ("model", "path", "hub", "script", "plugin", "url")  # Fields that name 
 @common.verb("json")
 def runs(flags: common.Flags, folder: Path = Path("runs")) -> None:
     """List date, study, arm, model and headline numbers of every run in a folder, the newest last."""
-    unfinished = {path: left for path in folder.rglob(GRAPH) if (left := standing(path.parent).left(path.parent))}
+    unfinished = {path: left for path in folder.rglob(GRAPH) if (left := state_of(path.parent).left(path.parent))}
     rows: list[dict[str, Any]] = []
     for path in sorted([*folder.rglob("results.json"), *unfinished], key=lambda path: path.stat().st_mtime):
         date = f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"

@@ -2,6 +2,7 @@
 
 import fcntl
 import time
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from demur.errors import UserError
 from demur.storage.artifacts import LOCK, is_whole, stage_graph
 
 
-class Standing(NamedTuple):
+class State(NamedTuple):
     """How far a run is."""
 
     stages: dict[str, tuple[str, bool]]  # Stage -> its kind, and whether it is done
@@ -32,7 +33,7 @@ class Standing(NamedTuple):
         return "" if (run / "results.json").exists() else f"everything is done but the report: demur report {run}"
 
 
-def standing(run: Path) -> Standing:
+def state_of(run: Path) -> State:
     """How far a run is, from its graph, its finished stages and what its last process wrote to `running.json`."""
     stages = {name: (stage.kind, is_whole(run / "stages" / stage.folder)) for name, stage in stage_graph(run).items()}
     saved: dict[str, str] = msgspec.json.decode(path.read_bytes()) if (path := run / RUNNING).is_file() else {}
@@ -41,7 +42,7 @@ def standing(run: Path) -> Standing:
     far = {name: text for name, text in saved.items() if name not in failed}
     waiting = [name for name, (_, done) in stages.items() if not done and name not in saved]
     running, stopped = (far, {}) if far and _in_use(run) else ({}, far)
-    return Standing(stages, running, stopped, failed, waiting)
+    return State(stages, running, stopped, failed, waiting)
 
 
 def _in_use(run: Path) -> bool:
@@ -61,24 +62,23 @@ def status(run: Path, flags: common.Flags) -> None:
     """Show which stages of a run are done, how far the running ones are (12/120 steps or replies), and which wait."""
     if not stage_graph(run):
         raise UserError(f"{run} {'is no run: it has no stages.json' if run.is_dir() else 'is no folder'}.")
-    found = standing(run)
-    groups: dict[str, list[bool]] = {}
-    for kind, done in found.stages.values():
-        groups.setdefault(kind, []).append(done)
+    state = state_of(run)
+    total = Counter(kind for kind, _ in state.stages.values())
+    finished = Counter(kind for kind, done in state.stages.values() if done)
     if flags.json:
-        counts = {kind: {"done": sum(done), "of": len(done)} for kind, done in groups.items()}
-        common.print_json({"run": str(run)} | found._asdict() | {"stages": counts})
+        counts = {kind: {"done": finished[kind], "of": count} for kind, count in total.items()}
+        common.print_json({"run": str(run)} | state._asdict() | {"stages": counts})
         return
-    common.show(("stage", "#done", "#of"), [(kind, sum(done), len(done)) for kind, done in groups.items()])
-    for state, far in (("running", found.running), ("stopped", found.stopped)):
+    common.show(("stage", "#done", "#of"), [(kind, finished[kind], count) for kind, count in total.items()])
+    for word, far in (("running", state.running), ("stopped", state.stopped)):
         for name, text in far.items():
             ago = timedelta(seconds=round(time.time() - (run / RUNNING).stat().st_mtime))
-            common.stdout.print(f"{state}: {name}: {text}  ({ago} ago)")
-    for name, text in found.failed.items():
+            common.stdout.print(f"{word}: {name}: {text}  ({ago} ago)")
+    for name, text in state.failed.items():
         common.stdout.print(f"failed: {name}: {text}", soft_wrap=True)
-    if waiting := found.waiting:
+    if waiting := state.waiting:
         common.stdout.print(f"waiting: {', '.join(waiting[:8])}{' …' if len(waiting) > 8 else ''}")
     command = f"demur retry {run}" if (run / STUDIES).is_dir() else f"demur run {run}/{STUDY} --out {run}"
     command = command if (run / STUDY).exists() else "run the same command again"
-    unfinished = any(not done for _, done in found.stages.values())
-    common.stdout.print(f"to go on: {command}" if unfinished else found.left(run) or "everything is done")
+    unfinished = finished != total
+    common.stdout.print(f"to go on: {command}" if unfinished else state.left(run) or "everything is done")

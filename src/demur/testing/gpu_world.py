@@ -115,7 +115,7 @@ class World(contextlib.ExitStack):
 
     def furnished(self, study: Study, *, rows: int, up: Mapping[str, Any] = MappingProxyType({})) -> Resolved:
         """The study with few rows, its URLs leading here and its weights in the hub's cache; models in `up` are served already."""
-        data = small.reduced(study, rows=rows, made=self.folder / "made")
+        data = small.reduced(study, rows=rows, scratch=self.folder / "made")
         for model in data.get("models", {}).values():
             self._redirect(model)
         arms = data.get("arms", {}).values()

@@ -37,7 +37,7 @@ def standing_in(study: Study, *, out: Path, seeds: int = 1) -> Resolved:
     """The study as a smoke run whose files are in the folder `out`."""
     folder = out / "stand-in"
     base = _base(folder / "base")
-    data = reduced(study, rows=ROWS, made=folder, seeds=seeds)
+    data = reduced(study, rows=ROWS, scratch=folder, seeds=seeds)
     for name in ("serve", "bases", "revisions"):
         data.pop(name, None)
     data["base"] = str(base)
@@ -69,30 +69,30 @@ def _base(folder: Path) -> Path:
     return folder
 
 
-def reduced(study: Study, *, rows: int, made: Path, seeds: int = 1) -> dict[str, Any]:
-    """The plain data of a study with few rows; its models stay as they are. Missing files are generated in the folder `made`.
+def reduced(study: Study, *, rows: int, scratch: Path, seeds: int = 1) -> dict[str, Any]:
+    """The plain data of a study with few rows; its models stay as they are. Missing files are generated in the folder `scratch`.
 
     Each component of a mix gets `rows` rows and each benchmark half as many prompts; the first `seeds` seeds are used.
     """
     data = study.model_dump(mode="json", exclude_unset=True)
     folder = Path(study.data_dir) if study.data_dir else None
-    made.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     data |= {"stand_in": True, "seeds": list(study.seeds[:seeds]), "held_out": min(study.held_out, max(1, rows // 3))}
     for name, pool in data.get("prompts", {}).items():
         is_file = pool["source"] not in SOURCES and ":" not in pool["source"]
         for key in (*(("source",) if is_file else ()), "data", "templates"):
-            _replace_missing(pool, key, folder, made)
+            _replace_missing(pool, key, folder, scratch)
         pool["n"] = min(pool.get("n") or 10**9, POOL * rows if name == "harmful" else 2 * rows)
     for name, traces in data.get("traces", {}).items():
         if not (traces.get("file") and located(Path(traces["file"]), folder).exists()):
-            data["traces"][name] = {"file": str(_traces(made, name, rows))}
+            data["traces"][name] = {"file": str(_traces(scratch, name, rows))}
     for arm in data.get("arms", {}).values():
-        _shrink(arm, rows, folder, made)
-    data["stand_in_data"] = _copies(study, made, rows)
+        _shrink(arm, rows, folder, scratch)
+    data["stand_in_data"] = _copies(study, scratch, rows)
     data["bench"] = [_bench(use.model_dump(mode="json", exclude_unset=True), rows) for use in study.bench]
     for use in data["bench"]:
         if use.get("attack", {}).get("name") == "pap" and not use["attack"].get("file"):
-            _add_rewrites(use, data["stand_in_data"].get(use["name"]), folder, made)
+            _add_rewrites(use, data["stand_in_data"].get(use["name"]), folder, scratch)
     return data
 
 
@@ -107,24 +107,24 @@ def _written(path: Path, rows: Iterable[dict[str, Any]]) -> str:
     return str(path)
 
 
-def _replace_missing(pool: dict[str, Any], key: str, folder: Path | None, made: Path) -> None:
+def _replace_missing(pool: dict[str, Any], key: str, folder: Path | None, scratch: Path) -> None:
     """Replace the file that a pool of prompts names under `key` by a generated one if it is missing."""
     name = pool.get(key)
     if name and not located(Path(name), folder).exists():
-        path = made / f"{key}-{Path(name).name}"
+        path = scratch / f"{key}-{Path(name).name}"
         path = path if path.suffix == ".txt" else path.with_suffix(".jsonl")
         form = GENERATED["files"][key]
         pool[key] = _written(path, [_filled(form["row"], n=number) for number in range(form["rows"])])
 
 
-def _shrink(arm: dict[str, Any], rows: int, folder: Path | None, made: Path) -> None:
+def _shrink(arm: dict[str, Any], rows: int, folder: Path | None, scratch: Path) -> None:
     """Reduce an arm to a few rows of each component."""
     arm.pop("seeds", None)
     for share in ("safety", "maths", "benign"):
         size = arm.get(share)
         if isinstance(size, dict):
             exists = size.get("file") and located(Path(size["file"]), folder).exists()
-            component = size if exists else {"file": str(_traces(made, share, rows))}
+            component = size if exists else {"file": str(_traces(scratch, share, rows))}
             arm[share] = component | {"n": min(size.get("n") or rows, rows)}
         elif size:
             arm[share] = min(size, max(1, rows // 4) if arm.get("without") else rows)
@@ -156,14 +156,14 @@ def _copies(study: Study, folder: Path, rows: int) -> dict[str, str]:
     return paths
 
 
-def _add_rewrites(use: dict[str, Any], copy: str | None, folder: Path | None, made: Path) -> None:
+def _add_rewrites(use: dict[str, Any], copy: str | None, folder: Path | None, scratch: Path) -> None:
     """Generate PAP's frozen rewrites of a benchmark's questions if their file is missing."""
     bench = get_bench(use["name"])
     names = attack_class("pap").files[0].names
     if folder and any((folder / name).exists() for name in names):
         return
     source = Path(copy) if copy else local(bench, folder)
-    path = made / f"pap-{bench.name}.jsonl"
+    path = scratch / f"pap-{bench.name}.jsonl"
     rows = [_filled(GENERATED["files"]["pap"], text=prompt.text) for prompt in read_prompts(bench, source)]
     use["attack"]["file"] = _written(path, rows)
 
