@@ -76,16 +76,16 @@ async def distil(
         return _constant(stored, strategy, settings)
     if teacher is None:
         raise UserError(f"strategy '{strategy.name}' needs a model: give --teacher (or a model named teacher).")
-    work = _Distillation(stored, settings, (strategy, teacher), tuple(judges), given or {})
+    work = _Distillation(stored, settings, strategy, teacher, judges, given or {})
     work.check()
     if settings.until_safe is None:
         await work.round(stored, range(settings.samples), progress)
     else:
         for sample in range(settings.bound):
-            short = stored.take(np.flatnonzero(work.kept_counts < settings.until_safe))
-            if not short:
+            unfinished = stored.take(np.flatnonzero(work.kept_counts < settings.until_safe))
+            if not unfinished:
                 break
-            await work.round(short, range(sample, sample + 1), progress)
+            await work.round(unfinished, range(sample, sample + 1), progress)
     return work.result()
 
 
@@ -108,15 +108,15 @@ class _Distillation:
         self,
         prompts: RecordFile[Prompt],
         settings: DistilSettings,
-        strategy_and_teacher: tuple[Strategy, Model],
-        judges: tuple[Judge, ...],
+        strategy: Strategy,
+        teacher: Model,
+        judges: Sequence[Judge],
         given: Mapping[str, Trace] | Mapping[str, str],
     ) -> None:
-        self.prompts, self.settings, self.judges = prompts, settings, judges
-        self.strategy, self.teacher = strategy_and_teacher
-        rewrites = self.strategy.needs_trace
-        self.given = cast("Mapping[str, Trace]", given if rewrites else {})
-        self.begun = cast("Mapping[str, str]", {} if rewrites else given)
+        self.prompts, self.settings, self.strategy, self.teacher = prompts, settings, strategy, teacher
+        self.judges = judges
+        self.given = cast("Mapping[str, Trace]", given if strategy.needs_trace else {})
+        self.begun = cast("Mapping[str, str]", {} if strategy.needs_trace else given)
         self.ids = [prompt.id for prompt in prompts.read_as(_WithId)]
         self.places = Places(self.ids)
         self.flow = Flow(RecordFile(Trace), RecordFile(Failure), RecordFile(Verdict))

@@ -132,7 +132,7 @@ def _items(name: str, share: ShareSettings, pool: Pool) -> list[Item]:
     for place, example in enumerate(map(_side, pool)):
         origin = example.origin
         stratum = "" if by == "none" else origin.attack if by == "template" else str(getattr(origin, by))
-        key = _renamed(name, example).id
+        key = _moved(example, name, example.cluster).id
         # By prompt first: of pools with the same prompts, such as two formats, the same prompts are drawn.
         sort_key = f"{origin.prompt} {key} {origin.trace}"
         text_hash, words = hash(normal(user_text(example))), (sys.intern(origin.attack), sys.intern(stratum))
@@ -143,18 +143,17 @@ def _items(name: str, share: ShareSettings, pool: Pool) -> list[Item]:
     return items
 
 
-def _renamed(share: str, example: Example) -> Example:
-    return example if example.share == share else replace(example, share=share, id="")
+def _moved(example: Example, share: str, cluster: str) -> Example:
+    """An example under a share's name, which its id covers, and in a cluster."""
+    return replace(example, share=share, cluster=cluster, id=example.id if example.share == share else "")
 
 
 def _row(item: Item, pool: Pool) -> Example | Pair:
-    """The row of an item, under its share's name and in its cluster."""
     row = pool[item.place]
-    sides = (row.chosen, row.rejected) if isinstance(row, Pair) else (row,)
-    clustered = [replace(_renamed(item.share, side), cluster=item.cluster) for side in sides]
-    return (
-        Pair(chosen=clustered[0], rejected=clustered[1], reason=row.reason) if isinstance(row, Pair) else clustered[0]
-    )
+    if isinstance(row, Pair):
+        chosen, rejected = (_moved(side, item.share, item.cluster) for side in (row.chosen, row.rejected))
+        return Pair(chosen=chosen, rejected=rejected, reason=row.reason)
+    return _moved(row, item.share, item.cluster)
 
 
 def _cluster(given: Mapping[str, list[Item]], pools: Mapping[str, Pool], settings: MixSettings) -> None:

@@ -154,27 +154,27 @@ def _record(row: dict[str, Any], form: str) -> Prompt | Trace | Example:
 
 def _recognised(path: Path, rows: list[dict[str, Any]], form: str | None, intent: Intent | None) -> File:
     """The form that most of the first rows have, and whether their answers are those of maths problems."""
-    own = next((name for name, (columns, _) in OWN_FORMS.items() if all(columns <= set(row) for row in rows)), form)
-    if own in OWN_FORMS:
-        return File(path.name, own, intent, maths=False, named=form is not None)
+    record = next((name for name, (columns, _) in OWN_FORMS.items() if all(columns <= set(row) for row in rows)), form)
+    if record in OWN_FORMS:
+        return File(path.name, record, intent, maths=False, named=form is not None)
     try:
         rows = [keyed(row) for row in rows]
     except OddRow as error:
         raise UserError(f"{path}: {error}.") from None
     shapes = [shape(row) for row in rows]
-    found = [slots(columns) for columns in shapes]
-    answer_columns = [by_slot.get("answer", by_slot.get("gold", [])) for by_slot in found]
+    slots_of_rows = [slots(columns) for columns in shapes]
+    answer_columns = [columns.get("answer", columns.get("gold", [])) for columns in slots_of_rows]
     answers = [text(row[names[0]]) for row, names in zip(rows, answer_columns, strict=True) if names]
-    alike = [bool(MATHS.fullmatch(answer)) for answer in answers if answer]
-    share = sum(alike) / len(alike) if alike else 1.0
+    mathematical = [bool(MATHS.fullmatch(answer)) for answer in answers if answer]
+    share = sum(mathematical) / len(mathematical) if mathematical else 1.0
     forms = {maths: [_form_of(filled(columns, maths=maths)) for columns in shapes] for maths in (True, False)}
     if form is None and 0.2 < share < 0.8 and forms[True] != forms[False]:
-        how = "Name the form: maths, where they are the right answers, or pairs, where they are the replies"
-        raise UserError(f"{path}: its answers are those of maths problems in some rows and texts in others. {how}.")
+        remedy = "Name the form: maths, where they are the right answers, or pairs, where they are the replies"
+        raise UserError(f"{path}: its answers are those of maths problems in some rows and texts in others. {remedy}.")
     maths = share >= 0.5 if form is None else form != "pairs"
     form_of_file = form or Counter(forms[maths]).most_common(1)[0][0]
     if not form_of_file:
-        listed = [f"{name} ({slot})" if slot else name for slot, names in found[0].items() for name in names]
+        listed = [f"{name} ({slot})" if slot else name for slot, names in slots_of_rows[0].items() for name in names]
         raise UserError(
             f"{path}: no form has a use for all of its columns: {', '.join(listed or rows[0])}. Names for a prompt are "
             f"{', '.join(TABLE['columns']['prompt'])}. Rename or remove a column, or name the form: {', '.join(FORMS)}."
@@ -182,8 +182,8 @@ def _recognised(path: Path, rows: list[dict[str, Any]], form: str | None, intent
     return File(path.name, form_of_file, intent, maths, named=form is not None)
 
 
-def _form_of(by_slot: Slots) -> str:
-    return next((form for form in TABLE["forms"] if misfit(by_slot, form) == ([], [])), "")
+def _form_of(columns: Slots) -> str:
+    return next((form for form in TABLE["forms"] if misfit(columns, form) == ([], {})), "")
 
 
 def _sorted_out(path: Path, file: File, items: list[tuple[int, Any]], odd: list[Odd], notes: list[str]) -> Loaded:

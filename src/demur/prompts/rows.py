@@ -75,11 +75,11 @@ def filled(shape: Shape, *, maths: bool) -> Slots:
     return slots
 
 
-def misfit(slots: Slots, form: str) -> tuple[list[str], list[str]]:
-    """The slots that a form needs and a row leaves empty, and the columns with a meaning that the form cannot use."""
+def misfit(slots: Slots, form: str) -> tuple[list[str], dict[str, str]]:
+    """The slots that a form needs and a row leaves empty, and the columns that the form cannot use, with their slots."""
     needs = TABLE["forms"][form]["needs"]
     used = (*needs, *TABLE["forms"][form].get("may", []), "", "reply?")
-    extra = [f"{name} ({slot})" for slot, names in slots.items() if slot not in used for name in names]
+    extra = {name: slot for slot, names in slots.items() if slot not in used for name in names}
     return [slot for slot in needs if slot not in slots and f"{slot}?" not in slots], extra
 
 
@@ -91,13 +91,14 @@ def _used(shape: Shape, file: File) -> tuple[Slots, list[str]]:
     if missing:
         raise OddRow(f"no text under {', '.join(TABLE['columns'][missing[0]][:8])}")
     if extra and not file.named:
-        raise OddRow(f"the form '{file.form}' has no use for {', '.join(extra)}")
-    ignored, unused = {name.partition(" (")[0] for name in extra}, list[str]()
+        listed = ", ".join(f"{name} ({slot})" for name, slot in extra.items())
+        raise OddRow(f"the form '{file.form}' has no use for {listed}")
+    unused = []
     for slot, names in slots.items():
         count = {"": 0, "other reply": 0, "generations": len(names), "two": len(names)}.get(slot, 1)
-        count = 0 if file.form == "messages" and slot in ("prompt", "solution") else count
-        unused += [*names[count:], *ignored.intersection(names[:count])]
-    return {slot.rstrip("?"): names for slot, names in slots.items() if names[0] not in ignored}, unused
+        count = 0 if slot in extra.values() or (file.form == "messages" and slot in ("prompt", "solution")) else count
+        unused += names[count:]
+    return {slot.rstrip("?"): names for slot, names in slots.items() if slot not in extra.values()}, unused
 
 
 def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace | Preference | LeftOut]:

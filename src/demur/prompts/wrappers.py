@@ -84,7 +84,7 @@ class Unwrapped(NamedTuple):
 
 
 def unwrap(texts: Iterable[str]) -> dict[str, Unwrapped]:
-    """The question inside each text that stands in a wrapper."""
+    """The question and the template of each text that has a wrapper."""
     every, found = dict.fromkeys(texts), dict[str, Unwrapped]()
 
     def peel(search: Callable[[set[str]], dict[str, Unwrapped]], texts: Iterable[str]) -> bool:
