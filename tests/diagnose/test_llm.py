@@ -201,7 +201,7 @@ def test_the_instruction_names_every_key_and_rule_and_a_file_takes_its_place(tmp
     assert judge.asked[0].messages[0].content == "Judge this."
 
 
-def test_a_panel_votes_and_tells_how_far_it_agrees() -> None:
+def test_a_panel_votes_and_reports_its_agreement() -> None:
     def saying(*flagged: str) -> Callable[[Request], str]:
         return lambda request: json.dumps(TURNED if request.prompt.text in flagged else CLEAN)
 

@@ -136,7 +136,7 @@ def test_of_a_harmless_request_awareness_is_not_asked() -> None:
     assert "harmless" in found.reason
 
 
-def test_a_screen_ranks_by_score_and_says_which_judgements_cross() -> None:
+def test_a_screen_ranks_by_score_and_names_crossed_judgements() -> None:
     turned = findings_of(trace("This is a crime. I must refuse.", "Sure! You mix [A] with [B], then you heat it."))
     assert turned[4].present
     assert re.fullmatch(r"the reasoning declines \(1\.00\), the answer gives \(0\.\d\d\)", turned[4].reason)
@@ -182,7 +182,7 @@ def test_the_exam_scores_what_the_docs_say() -> None:
 
 
 class Abstaining(RulesDetector):
-    """It decides nothing."""
+    """It abstains from every finding."""
 
     async def findings(self, traces: Traces) -> AsyncIterator[tuple[Finding, ...]]:
         async for one in stream(traces):
@@ -205,7 +205,7 @@ def test_the_exam_is_large_enough_and_differs_from_what_the_rules_were_fitted_to
         assert sum(not any(q.labels.values()) for q in questions) >= 20
 
 
-def test_a_labelled_file_is_read_and_a_bad_one_told(tmp_path: Path) -> None:
+def test_a_labelled_file_is_read_and_a_bad_one_is_an_error(tmp_path: Path) -> None:
     row = '{"prompt": "p", "response": "<think>x</think>y", ' + ", ".join(f'"{p}": 0' for p in PATTERNS) + "}\n"
     path = tmp_path / "labels.jsonl"
     path.write_text(row * 2)

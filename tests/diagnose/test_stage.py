@@ -95,7 +95,7 @@ def test_the_verbs_diagnose_and_repair_a_file(tmp_path: Path) -> None:
 
 
 def test_a_runs_own_model_is_the_detector_where_none_is_named(tmp_path: Path) -> None:
-    """Rules are for where no model is there: in a study, and for a file of a run whose study has one."""
+    """The rules are used only where there is no model: in a study, and for a file of a run whose study has one."""
     models = {"detector": {"url": "http://127.0.0.1:9/v1", "model": "m"}}
     given = {"name": "s", "arms": {"raw": {}}}
     assert Study.model_validate(given | {"models": models}).detector == Use(kind="llm")

@@ -23,7 +23,7 @@ THOUGHT_BAD = "<think>\nBADNESS\n</think>\n\nSorry."
 
 
 class Teacher(Speaker):
-    """It answers in no order, and a reply that ends so is cut."""
+    """It answers in random order; a reply that ends in CUT is truncated."""
 
     lost = "too_long"
 

@@ -71,7 +71,7 @@ TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=14).map(" ".join)
 
 
 @given(st.lists(TEXT, min_size=1, max_size=8), st.lists(TEXT, max_size=8))
-def test_coverage_is_what_a_plain_count_says(bench: list[str], rows: list[str]) -> None:
+def test_coverage_equals_a_plain_count(bench: list[str], rows: list[str]) -> None:
     """Against the definition, spelled out: weight of the prompt's words that stand in a run that the row has too."""
     import math
 
@@ -128,7 +128,7 @@ def test_a_certificate_counts_and_masks() -> None:
     assert certify(left, {"a": prompts})[0].clean
 
 
-def test_the_check_fails_says_what_to_do_and_can_take_rows_out(
+def test_the_check_fails_with_a_remedy_and_can_take_rows_out(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = data_dir / "lrm_safety_study_nocot.json"

@@ -445,7 +445,7 @@ def test_the_command_draws_pairs_from_a_file(tmp_path: Path) -> None:
         ("safety={folder}/a.jsonl:3", "'safety' wants 3, there are 1", 2),
     ],
 )
-def test_the_command_says_what_is_wrong(tmp_path: Path, share: str, words: str, code: int) -> None:
+def test_the_command_names_the_problem(tmp_path: Path, share: str, words: str, code: int) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "x", "response": thinking.join("t", "no")}))
     done = run_mix(tmp_path, "--share", share.format(folder=tmp_path))
     assert words in " ".join(done.stderr.split())

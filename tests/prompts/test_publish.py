@@ -45,7 +45,7 @@ def head_of(readme: str) -> dict[str, Any]:
     return dict(yaml.safe_load(readme.split("---")[1]))
 
 
-def test_a_data_set_reads_back_in_demur_and_says_what_it_is(run: Path) -> None:
+def test_a_data_set_reads_back_in_demur_and_describes_itself(run: Path) -> None:
     folder = export_hf(run, licences={"star1_first300.json": "Apache-2.0"})
     assert folder == run / "export-hf"
     readme = (folder / "README.md").read_text()

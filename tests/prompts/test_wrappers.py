@@ -63,7 +63,7 @@ def test_questions_come_out_of_templates_of_every_shape() -> None:
     assert len({item.template for item in found.values()}) == len(shapes)
 
 
-def test_templates_that_begin_alike_are_told_apart() -> None:
+def test_templates_that_begin_alike_are_separated() -> None:
     shapes = [
         f"{BEFORE} It is {time}, and you are a {who} who never tires of helping. So: "
         for time, who in (

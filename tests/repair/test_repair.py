@@ -39,7 +39,7 @@ def made(text: str, pair: tuple[str, str], *, tokens: int | None = 100) -> Trace
 
 
 class Teacher(Speaker):
-    """It says its thinking and answer by how often it was asked."""
+    """Its thinking and answer depend on how often it was asked."""
 
     def __init__(self, says: Callable[[int], tuple[str, str] | None]) -> None:
         super().__init__(self.next, "teacher")
@@ -211,8 +211,8 @@ def test_a_reasoning_is_cut_at_a_share_or_at_a_cue() -> None:
     assert cut_at_cue(trace, re.compile("never")) is None
 
 
-def test_a_thinking_is_interrupted_where_it_goes_about_complying() -> None:
-    """Once, behind what was begun for the model; a thinking without a cue stays as it is."""
+def test_a_thinking_is_interrupted_where_it_begins_to_comply() -> None:
+    """Once, after a prefill; a thinking without a cue is unchanged."""
 
     def say(request: Request) -> str:
         begun = request.sampling.prefill or "<think>\n"

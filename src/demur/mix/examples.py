@@ -19,10 +19,12 @@ class Unfit(NamedTuple):
 
 def unfit(trace: Trace, *, no_thinking: NoThinking = "drop") -> str:
     """Why a trace cannot be trained on; empty where it can."""
-    return "its file marks the reply as harmful" if UNSAFE in trace.notes else unformed(trace, no_thinking=no_thinking)
+    return (
+        "its file marks the reply as harmful" if UNSAFE in trace.notes else incomplete(trace, no_thinking=no_thinking)
+    )
 
 
-def unformed(trace: Trace, *, no_thinking: NoThinking = "empty") -> str:
+def incomplete(trace: Trace, *, no_thinking: NoThinking = "empty") -> str:
     """Why a trace is not a whole reply; empty where it is."""
     if trace.outcome == "no_thinking":
         return "it has no thinking" if no_thinking == "drop" or not trace.answer else ""
@@ -39,7 +41,7 @@ def example_of(trace: Trace, *, share: str, no_thinking: NoThinking = "empty", b
 
     Raises UserError: the trace is truncated or malformed, or its answer is empty.
     """
-    if reason := unformed(trace, no_thinking=no_thinking):
+    if reason := incomplete(trace, no_thinking=no_thinking):
         raise UserError(f"trace {trace.id} cannot be trained on: {reason}.")
     prompt = trace.prompt
     system = () if trace.strategy else (turn.content for turn in trace.sent if turn.role == "system")

@@ -11,7 +11,7 @@ from itertools import takewhile, zip_longest
 from msgspec.structs import replace
 
 from demur import thinking
-from demur.mix.examples import example_of, unformed
+from demur.mix.examples import example_of, incomplete
 from demur.records import Pair, Trace, Verdict
 
 SAFE = {"safe": True, "full_refusal": True, "unsafe": False, "full_compliance": False}  # By the label of a filter
@@ -76,7 +76,7 @@ def preferred(pairs: Iterable[Candidate], *, share: str) -> Pairs:
 def _pairs(candidates: Iterable[Candidate], left: Counter[str], *, share: str) -> Pairs:
     pairs = []
     for chosen, rejected, reason in candidates:
-        problem = unformed(chosen) or unformed(rejected)
+        problem = incomplete(chosen) or incomplete(rejected)
         if not problem and (chosen.thinking, chosen.answer) == (rejected.thinking, rejected.answer):
             problem = "both replies are the same"
         if problem:
