@@ -201,8 +201,7 @@ def certify(
         match = Match(example=examples[row].id, bench=bench, prompt=prompt.id, rule=rule, score=score, **texts)
         matches[bench].append(match)
     compared = [_compared(bench, prompts, matches[bench]) for bench, prompts in benches.items()]
-    rows_hash = hash_of(examples)
-    certificate = Certificate(rows=len(rows), rows_hash=rows_hash, compared=tuple(compared), **limits._asdict())
+    certificate = Certificate(rows=len(rows), rows_hash=hash_of(examples), compared=tuple(compared), **limits._asdict())
     return certificate, [match for bench in benches for match in matches[bench]]
 
 

@@ -19,9 +19,9 @@ class Unfit(NamedTuple):
 
 def unfit(trace: Trace, *, no_thinking: NoThinking = "drop") -> str:
     """Why a trace cannot be trained on; empty where it can."""
-    return (
-        "its file marks the reply as harmful" if UNSAFE in trace.notes else incomplete(trace, no_thinking=no_thinking)
-    )
+    if UNSAFE in trace.notes:
+        return "its file marks the reply as harmful"
+    return incomplete(trace, no_thinking=no_thinking)
 
 
 def incomplete(trace: Trace, *, no_thinking: NoThinking = "empty") -> str:

@@ -24,7 +24,7 @@ Pairs = tuple[list[Pair], Counter[str]]
 def judged(traces: Iterable[Trace], verdicts: Iterable[Verdict], *, share: str) -> Pairs:
     """A safe trace of each prompt preferred to an unsafe one, in order, each trace at most once.
 
-    A trace is unsafe where one verdict on it is, and safe where all are; with an undecided verdict it is neither.
+    A trace is unsafe where one verdict on it is, and safe where all are; any other trace is left out.
     """
     labels: dict[str, set[bool | None]] = {}
     for verdict in verdicts:

@@ -28,11 +28,9 @@ class ShareSettings(Strict):
     cap: int | None = Field(default=None, ge=1)  # At most so many of one cluster: of one question, however wrapped
     no_thinking: NoThinking = "drop"  # Replies without thinking: left out, or with an empty block, trained or masked
     pairs: Literal["none", "judged", "repaired", "against", "file"] = "none"
-    """Preference pairs in place of examples: of safe and unsafe samples of a prompt, of repaired traces and their
-    originals, of traces and the one reply `against`, or those of a file. A mix is of pairs or of examples."""
+    """Preference pairs, no examples: of judged samples, of repairs, of traces and the reply `against`, or of a file."""
     against: str = ""
-    """A raw reply that every trace is preferred to, such as a needless refusal; its thinking follows the trace's first
-    sentence."""
+    """A raw reply that every trace is preferred to; its thinking follows the first sentence of the trace's thinking."""
     grade: bool = False  # Leave out maths traces whose final answer is not the gold one, or that have none to compare
     licence: str = ""  # Licence of the source, for the card of a published set
 
@@ -58,8 +56,7 @@ class MixDefaults(Strict):
     shares: dict[str, ShareSettings] = {}
     total: int | None = Field(default=None, ge=1)  # Of the whole mix; needed only where every share is a ratio
     dedupe: Literal["near", "exact", "none"] = "near"
-    """One of several examples that ask the same in the same wrapper is kept: the same except for case, punctuation and
-    white space (exact), or in nearly the same words (near)."""
+    """Keep one of examples that ask the same in one wrapper: equal after normalisation (exact), or nearly (near)."""
     similarity: float = Field(default=0.8, gt=0.4, le=1)  # Least estimated Jaccard similarity of near questions
     seed: int = 0  # Seed of every draw and of the order
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from demur.errors import UserError, unknown
 from demur.prompts.columns import TABLE, OddRow, keyed, shape, slots, text
-from demur.prompts.rows import UNUSED, File, LeftOut, Preference, Slots, filled, misfit, read
+from demur.prompts.rows import UNUSED, File, Preference, Slots, filled, misfit, read
 from demur.prompts.wrappers import unwrap
 from demur.records import Example, Intent, Origin, Prompt, Record, Trace
 from demur.storage import readers
@@ -128,8 +128,8 @@ def _load(path: Path, form: str | None, intent: Intent | None, *, glance: bool) 
         count += 1
         try:
             for item in (_record(row, file.form),) if file.form in OWN_FORMS else read(row, file, notes):
-                if isinstance(item, LeftOut):
-                    odd.append(Odd(where=f"{path}:{number}", reason=item.reason, row=row))
+                if isinstance(item, str):  # why a reply is left out
+                    odd.append(Odd(where=f"{path}:{number}", reason=item, row=row))
                 else:
                     items.append((number, item))
         except (OddRow, msgspec.ValidationError, RecursionError) as error:

@@ -32,9 +32,8 @@ def load(settings: PromptsSettings) -> list[Prompt]:
 
 def located(path: Path, data_dir: Path | None) -> Path:
     """The path itself, or the one of that name in the data folder."""
-    if path.exists() or data_dir is None or not (data_dir / path).exists():
-        return path
-    return data_dir / path
+    inside = data_dir / path if data_dir else path
+    return inside if inside.exists() and not path.exists() else path
 
 
 def _read(settings: PromptsSettings) -> list[Prompt]:

@@ -26,9 +26,8 @@ CERTIFICATE = "contamination.json"
 def export_hf(source: Path, out: Path | None = None, *, licences: Mapping[str, str] | None = None) -> Path:
     """Write the training rows of a run as a data set that `datasets.load_dataset` reads, and return its folder.
 
-    `source` is a run (one configuration a mixture), a finished stage, or a JSON Lines file of examples; `out` is by default
-    `export-hf` in the run or beside the file. `licences` of files and sources, by name, are used where a
-    component does not state its own.
+    `source` is a run (one configuration a mixture), a finished stage, or a JSON Lines file of examples; `out` is
+    `export-hf` in the run or beside the file by default. `licences` are by file or source, for components without.
 
     Raises UserError: there are no examples, or `out` holds something else.
     """

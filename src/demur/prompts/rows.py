@@ -1,7 +1,7 @@
 """One row of a file to prompts, traces and preference pairs, by the slots of `forms.yaml` that its columns fill.
 
-A row that cannot be read raises `OddRow`; a reply that the row itself marks as cut or wrong becomes a `LeftOut`; unused
-columns and assumed intents are counted in `notes`. A trace has the model `file:NAME` and the system text of its row.
+A row that cannot be read raises `OddRow`; unused columns and assumed intents are counted in `notes`. A trace has the
+model `file:NAME` and the system text of its row.
 """
 
 import re
@@ -21,12 +21,6 @@ ASSUMED = "no column that demur reads states what the prompts want; unless inten
 LABELS = frozenset((*TABLE["labels"], *TABLE["harmful prompt"]))  # Columns that should state an intent
 REPLIES = frozenset(("reply", "messages", "generations", "chosen", "two"))
 WRITERS = ("deepseek_", "gemini_")  # Two models wrote in s1K-1.1; their columns begin so
-
-
-class LeftOut(NamedTuple):
-    """A reply that is not used, and why."""
-
-    reason: str
 
 
 class Preference(NamedTuple):
@@ -76,7 +70,7 @@ def filled(shape: Shape, *, maths: bool) -> Slots:
 
 
 def misfit(slots: Slots, form: str) -> tuple[list[str], dict[str, str]]:
-    """The slots that a form needs and a row leaves empty, and the columns that the form cannot use, with their slots."""
+    """The empty slots that a form needs, and the columns that it cannot use, with their slots."""
     needs = TABLE["forms"][form]["needs"]
     used = (*needs, *TABLE["forms"][form].get("may", []), "", "reply?")
     extra = {name: slot for slot, names in slots.items() if slot not in used for name in names}
@@ -101,8 +95,8 @@ def _used(shape: Shape, file: File) -> tuple[Slots, list[str]]:
     return {slot.rstrip("?"): names for slot, names in slots.items() if slot not in extra.values()}, unused
 
 
-def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace | Preference | LeftOut]:
-    """The prompt of a row, then its replies or its preference pair. Raises OddRow."""
+def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace | Preference | str]:
+    """The prompt of a row, then its replies, or why one is left out, or its preference pair. Raises OddRow."""
     row = c.keyed(row)
     slots, unused = _used(c.shape(row), file)
     for name in unused:
@@ -126,7 +120,7 @@ def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace |
     marks = (UNSAFE,) if statements and c.unsafe(statements) else marks
     for at in range(len(talk.replies)):
         if statements and (flaw := c.flaw(statements, at)):
-            yield LeftOut(f"generation {at} {flaw}" if "generations" in slots else f"its reply {flaw}")
+            yield f"generation {at} {flaw}" if "generations" in slots else f"its reply {flaw}"
         else:
             yield _trace(prompt, talk, at, file, notes=marks)
 
