@@ -67,7 +67,7 @@ def forecast(study: dict[str, Any]) -> list[str]:
     tests = [(claim["claim"], test) for claim in study.get("findings") or [] for test in claim["evidence"]]
     seeds, bases = len(study.get("seeds") or (0,)), len(study.get("bases") or ()) or 1
     prompts = [use.get("limit") or 100 for use in study.get("bench") or [] if isinstance(use, dict)]
-    least = stats.settles(prompts=min(prompts, default=100), seeds=seeds, bases=bases, tests=max(1, len(tests)))
+    least = stats.detectable(prompts=min(prompts, default=100), seeds=seeds, bases=bases, tests=max(1, len(tests)))
     shows = f"differences of {format.distance(least, 'share')} or more" if least < 1 else "no difference of two rates"
     design = f"{plural(bases, 'base')}, {plural(seeds, 'training')} of each and {plural(len(tests), 'test')}"
     return [
