@@ -1,4 +1,4 @@
-"""One number with its interval: a share, a mean, a ratio, a rate without its judge's errors."""
+"""One number with its interval: a rate, a mean, a ratio, a rate corrected for its judge's errors."""
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -8,9 +8,9 @@ import numpy as np
 from msgspec.structs import replace
 
 from demur.records import Estimate
-from demur.stats.spread import Sample, Z, correlation, picked, t_quantile, weighed
+from demur.stats.spread import Sample, Z, correlation, picked, t_quantile, weighted
 
-USUAL = 0.5  # How much trainings differ where nothing is known: the standard deviation of their log odds
+USUAL = 0.5  # How much trainings differ when nothing is known: the standard deviation of their log odds
 NONE = Estimate(value=None, low=None, high=None, n=0, unscored=0)
 Better = Literal["lower", "higher", "neither"]
 
@@ -24,32 +24,33 @@ def rate(
     better: Better = "neither",
     fixed: bool = False,
 ) -> Estimate:
-    """A share with its interval: Wilson's, on as many observations as the replies are worth.
+    """A rate with Wilson's interval, on the effective number of replies.
 
-    Replies to one prompt agree to a degree (the intraclass correlation, shrunk towards 1 where events are too rare to
-    tell), which makes n replies worth fewer. With several seeds, their spread is added and t replaces the normal.
+    Replies to one prompt are correlated (the intraclass correlation, shrunk towards 1 where events are too rare for an
+    estimate), so that n replies are worth fewer. With several seeds, their spread is added and t replaces the normal.
 
     Args:
         outcomes: one for each reply; `None`: could not be scored.
-        clusters: of each outcome; replies of one cluster are not independent. Default: all are.
-        seeds: of the training behind each outcome.
+        clusters: the cluster of each outcome; replies of one cluster are not independent. Default: all are.
+        seeds: the seed of the training behind each outcome.
         truncated: which outcomes are of texts that a budget cut.
         better: the direction in which `best` lies; for `neither` it is the lower bound.
-        fixed: the clusters are all that there are (AIME's 30 problems), not a sample: only replies vary.
+        fixed: the clusters are all that exist (AIME's 30 problems), not a sample: only replies vary.
     """
-    known = [i for i, outcome in enumerate(outcomes) if outcome is not None]
-    data = Sample.of([float(bool(outcomes[i])) for i in known], picked(clusters, known), picked(seeds, known))
-    cut = [bool(at < len(truncated) and truncated[at]) for at in range(len(outcomes))]
-    sure = sum(outcome is True and not unsure for outcome, unsure in zip(outcomes, cut, strict=True))
-    unsure = sum(outcome is None or own for outcome, own in zip(outcomes, cut, strict=True))
-    ends = ((sure / len(cut), (sure + unsure) / len(cut)) if cut else (None, None))[:: -1 if better == "higher" else 1]
-    blank = _blank(known, outcomes, data, best=ends[0], worst=ends[1], truncated=sum(cut))
+    scored = [i for i, outcome in enumerate(outcomes) if outcome is not None]
+    data = Sample.of([float(bool(outcomes[i])) for i in scored], picked(clusters, scored), picked(seeds, scored))
+    cut = [bool(i < len(truncated) and truncated[i]) for i in range(len(outcomes))]
+    certain = sum(outcome is True and not short for outcome, short in zip(outcomes, cut, strict=True))
+    unknown = sum(outcome is None or short for outcome, short in zip(outcomes, cut, strict=True))
+    bounds = (certain / len(cut), (certain + unknown) / len(cut)) if cut else (None, None)
+    best, worst = bounds[::-1] if better == "higher" else bounds
+    blank = _blank(scored, outcomes, data, best=best, worst=worst, truncated=sum(cut))
     if data.clusters < 2:
-        why = "all is of one prompt: too few to say how far to trust it" if known else "nothing was scored"
+        why = "all is of one prompt: too few to say how far to trust it" if scored else "nothing was scored"
         return replace(blank, how=why)
     p = float(data.values.mean())
-    worth, quantile, how = _worth(data, p, fixed=fixed)
-    low, high = wilson(p, worth, quantile)
+    n, quantile, how = _effective(data, p, fixed=fixed)
+    low, high = wilson(p, n, quantile)
     return replace(blank, value=p, low=low, high=high, how=how)
 
 
@@ -62,54 +63,56 @@ def mean(
     stratum: Sequence[Hashable] = (),
     strata: Mapping[Any, float] | None = None,
 ) -> Estimate:
-    """A mean with Student's interval, of shares over strata with Wilson's; clustered, with the spread between seeds if several.
+    """A mean with Student's interval (Wilson's for rates over strata), clustered, with the spread between seeds.
 
-    `stratum` says to which stratum each value belongs, and `strata` how much each of them weighs.
+    `stratum` names the stratum of each value, `strata` the weight of each stratum.
     """
-    known = [i for i, value in enumerate(values) if value is not None]
-    _, linear = weighed([float(v) for v in values if v is not None], picked(stratum, known) if strata else None, strata)
-    data = Sample.of(linear, picked(clusters, known), picked(seeds, known))
-    blank = _blank(known, values, data, truncated=truncated)
+    scored = [i for i, value in enumerate(values) if value is not None]
+    names = picked(stratum, scored) if strata else None
+    _, linear = weighted([float(value) for value in values if value is not None], names, strata)
+    data = Sample.of(linear, picked(clusters, scored), picked(seeds, scored))
+    blank = _blank(scored, values, data, truncated=truncated)
     if data.clusters < 2:
-        why = "all is of one prompt: no spread to tell an interval from" if known else "nothing was counted"
+        why = "all is of one prompt: no spread to tell an interval from" if scored else "nothing was counted"
         return replace(blank, how=why)
     value = float(data.values.mean())
     variance, freedom, how = data.variance(data.cluster_variance())
-    if variance <= (1e-12 * value) ** 2:  # float noise apart, none
-        # All alike says that others are rare, not that there are none: two more observations, at zero and at twice the value.
+    if variance <= (1e-12 * value) ** 2:  # zero but for float noise
+        # Equal values show that others are rare, not that none exist: add one at zero and one at twice the value.
         scale, n = abs(value) or 1.0, data.clusters + 2
         variance, how = 2 * scale * scale / (n * (n - 1)), f"{how}; all values equal, two pseudo-observations"
-    if strata and 0.0 < value < 1.0 and {*values} <= {0.0, 1.0, None}:  # a mean of shares: rare events are skewed
+    if strata and 0.0 < value < 1.0 and {*values} <= {0.0, 1.0, None}:  # a mean of rates: rare events are skewed
         low, high = wilson(value, value * (1.0 - value) / variance, t_quantile(freedom))
         return replace(blank, value=value, low=low, high=high, how=f"Wilson, {how}".removesuffix(", Student's t"))
     half = t_quantile(freedom) * math.sqrt(variance)
     return replace(blank, value=value, low=value - half, high=value + half, how=how)
 
 
-def _blank(known: Sequence[int], values: Sequence[object], data: Sample, **more: Any) -> Estimate:
+def _blank(scored: Sequence[int], values: Sequence[object], data: Sample, **fields: Any) -> Estimate:
     """An estimate without its value."""
-    clusters = data.clusters if data.clusters < len(known) else 0
-    return replace(NONE, n=len(known), unscored=len(values) - len(known), clusters=clusters, **more)
+    clusters = data.clusters if data.clusters < len(scored) else 0
+    return replace(NONE, n=len(scored), unscored=len(values) - len(scored), clusters=clusters, **fields)
 
 
-def ratio(pairs: Sequence[tuple[float, float] | None], **ways: Any) -> Estimate:
-    """A ratio of two sums, its interval by linearisation; `ways` are those of `mean`."""
-    known = [pair for pair in pairs if pair is not None]
-    above, below = sum(a for a, _ in known), sum(b for _, b in known)
-    value, share = (above / below, below / len(known)) if below else (0.0, 1.0)
-    found = mean([None if pair is None else value + (pair[0] - value * pair[1]) / share for pair in pairs], **ways)
+def ratio(pairs: Sequence[tuple[float, float] | None], **options: Any) -> Estimate:
+    """A ratio of two sums, its interval by linearisation; `options` are those of `mean`."""
+    scored = [pair for pair in pairs if pair is not None]
+    above, below = sum(a for a, _ in scored), sum(b for _, b in scored)
+    value, share = (above / below, below / len(scored)) if below else (0.0, 1.0)
+    linear = [None if pair is None else value + (pair[0] - value * pair[1]) / share for pair in pairs]
+    estimate = mean(linear, **options)
     if not below:
-        return replace(found, value=None, low=None, high=None, how="nothing to divide by")
-    return replace(found, how=f"{found.how}, linearised ratio")
+        return replace(estimate, value=None, low=None, high=None, how="nothing to divide by")
+    return replace(estimate, how=f"{estimate.how}, linearised ratio")
 
 
 def at_least_one(n: int, hits: int, k: int) -> float | None:
-    """The chance that k replies, drawn from n of which so many hit, hold a hit: 1 - C(n-hits, k) / C(n, k); `None` for k > n."""
+    """The chance that k of n replies hold a hit: 1 - C(n - hits, k) / C(n, k); `None` for k > n."""
     return 1.0 - math.comb(n - hits, k) / math.comb(n, k) if 1 <= k <= n else None
 
 
 def wilson(p: float, n: float, quantile: float = Z) -> tuple[float, float]:
-    """Wilson's score interval of a share of n observations; n need not be whole."""
+    """Wilson's score interval of a rate over n observations; n need not be whole."""
     square = quantile * quantile
     centre = p + square / (2 * n)
     half = quantile * math.sqrt(p * (1 - p) / n + square / (4 * n * n))
@@ -118,9 +121,9 @@ def wilson(p: float, n: float, quantile: float = Z) -> tuple[float, float]:
 
 
 def corrected(observed: Estimate, sensitivity: Estimate, specificity: Estimate) -> Estimate:
-    """What a rate would be under the labels against which its judge was calibrated, with all three uncertainties."""
+    """The rate under the labels that its judge was calibrated against, with the uncertainty of all three estimates."""
     blank = replace(observed, value=None, low=None, high=None, best=None, worst=None)
-    parts = [_worth_of(estimate) for estimate in (observed, sensitivity, specificity)]
+    parts = [_effective_of(estimate) for estimate in (observed, sensitivity, specificity)]
     if any(part is None for part in parts):
         return replace(blank, how="the judge's rate or its calibration has no interval")
     (p, n), (se, n_se), (sp, n_sp) = (part for part in parts if part is not None)
@@ -135,70 +138,68 @@ def corrected(observed: Estimate, sensitivity: Estimate, specificity: Estimate) 
     shift = 2 * Z * Z * (centre * var_se - (1 - centre) * var_sp)
     error = math.sqrt(p * (1 - p) / n + centre**2 * var_se + (1 - centre) ** 2 * var_sp) / (se + sp - 1)
     low, high = (min(1.0, max(0.0, centre + shift + side * Z * error)) for side in (-1, 1))
-    how = f"judge's errors taken out (sensitivity {sensitivity.value:.2f}, specificity {specificity.value:.2f}), Lang and Reiczigel"
+    known = f"sensitivity {sensitivity.value:.2f}, specificity {specificity.value:.2f}"
+    how = f"judge's errors taken out ({known}), Lang and Reiczigel"
     return replace(blank, value=value, low=min(low, value), high=max(high, value), how=how)
 
 
 def drawn(observations: Iterable[tuple[bool | None, float, float]]) -> Estimate:
-    """A share of what was drawn with unequal chances: Wilson's interval on Kish's effective number.
+    """A rate from a draw with unequal chances: Wilson's interval on Kish's effective sample size.
 
-    Of each observation: what it is, how many it stands for, and as how many it counts (a second label of it: half).
+    Each observation has its outcome, how many it stands for, and as how many it counts (a second label of it: half).
     """
-    every = list(observations)
-    rows = [row for row in every if row[0] is not None and row[1] > 0]
-    blank = replace(NONE, n=round(sum(count for *_, count in rows)), unscored=len(every) - len(rows))
+    observed = list(observations)
+    rows = [row for row in observed if row[0] is not None and row[1] > 0]
+    blank = replace(NONE, n=round(sum(count for *_, count in rows)), unscored=len(observed) - len(rows))
     if len(rows) < 2:
         return replace(blank, how="too few to say how far to trust it")
     total = sum(weight * count for _, weight, count in rows)
-    value = sum(weight * count for yes, weight, count in rows if yes) / total
-    worth = total**2 / sum(weight**2 * count for _, weight, count in rows)
-    low, high = wilson(value, worth)
-    return replace(blank, value=value, low=low, high=high, how=f"Wilson, worth {worth:.0f} of a plain draw")
+    value = sum(weight * count for outcome, weight, count in rows if outcome) / total
+    n = total**2 / sum(weight**2 * count for _, weight, count in rows)
+    low, high = wilson(value, n)
+    return replace(blank, value=value, low=low, high=high, how=f"Wilson, worth {n:.0f} of a plain draw")
 
 
 def stratified(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
-    """A rate over strata, from the size of each and the rate of a random draw of it (Zou and Donner 2008, MOVER)."""
+    """A rate over strata, from each one's size and its rate in a random draw (Zou and Donner 2008, MOVER)."""
     parts = [(size, rate) for size, rate in parts if size]
-    n, looked = sum(size for size, _ in parts), sum(rate.n for _, rate in parts)
-    blank = replace(NONE, n=looked, unscored=sum(rate.unscored for _, rate in parts))
+    n, labels = sum(size for size, _ in parts), sum(rate.n for _, rate in parts)
+    blank = replace(NONE, n=labels, unscored=sum(rate.unscored for _, rate in parts))
     if not parts or any(rate.low is None or rate.high is None for _, rate in parts):
         return replace(blank, how="a stratum of which too little was looked at")
-    shares, values = [size / n for size, _ in parts], [float(rate.value or 0) for _, rate in parts]
-    value = sum(share * own for share, own in zip(shares, values, strict=True))
-    # How the traces themselves fell into strata is a draw, too.
-    drawn = Z * Z * sum(share * (own - value) ** 2 for share, own in zip(shares, values, strict=True)) / n
-    ends = [(share * (own - float(rate.low or 0)), share * (float(rate.high or 0) - own))
-            for share, own, (_, rate) in zip(shares, values, parts, strict=True)]  # fmt: skip
-    below, above = (math.sqrt(drawn + sum(end[side] ** 2 for end in ends)) for side in (0, 1))
-    return replace(
-        blank, value=value, low=max(0.0, value - below), high=min(1.0, value + above),
-        how=f"from {looked} labels over {len(parts)} strata of {n}",
-    )  # fmt: skip
+    shares = [size / n for size, _ in parts]
+    rates = [(float(rate.value or 0), float(rate.low or 0), float(rate.high or 0)) for _, rate in parts]
+    value = sum(share * rate for share, (rate, *_) in zip(shares, rates, strict=True))
+    # Which stratum each trace falls into is random, too.
+    between = Z * Z * sum(share * (rate - value) ** 2 for share, (rate, *_) in zip(shares, rates, strict=True)) / n
+    below = between + sum((share * (rate - low)) ** 2 for share, (rate, low, _) in zip(shares, rates, strict=True))
+    above = between + sum((share * (high - rate)) ** 2 for share, (rate, _, high) in zip(shares, rates, strict=True))
+    low, high = max(0.0, value - math.sqrt(below)), min(1.0, value + math.sqrt(above))
+    return replace(blank, value=value, low=low, high=high, how=f"from {labels} labels over {len(parts)} strata of {n}")
 
 
-def _worth(data: Sample, p: float, *, fixed: bool) -> tuple[float, float, str]:
-    """Of how many independent observations the replies are worth, with which quantile, and how that was found."""
+def _effective(data: Sample, p: float, *, fixed: bool) -> tuple[float, float, str]:
+    """How many independent observations the replies are worth, the quantile to use with that number, and the method."""
     sizes = np.bincount(data.cluster).astype(float)
-    yes = np.asarray(np.bincount(data.cluster, weights=data.values), dtype=np.float64)
+    hits = np.asarray(np.bincount(data.cluster, weights=data.values), dtype=np.float64)
     n, how = float(sizes.sum()), "Wilson"
     effective = n
-    if fixed:  # these prompts are all that there are: what varies is a prompt's replies
+    if fixed:  # these prompts are all that exist: what varies is a prompt's replies
         several = sizes > 1
-        spread = (yes * (sizes - yes))[several] / (sizes - 1)[several]
+        spread = (hits * (sizes - hits))[several] / (sizes - 1)[several]
         within = float(spread.sum()) * len(sizes) / max(1, several.sum())
-        effective = p * (1 - p) * n * n / within if within else n
-        how += (
-            ", of these prompts alone: replies vary, prompts do not"
-            if within
-            else ", over replies: one a prompt, or all alike"
-        )
+        if within:
+            effective = p * (1 - p) * n * n / within
+            how += ", of these prompts alone: replies vary, prompts do not"
+        else:
+            how += ", over replies: one a prompt, or all alike"
     elif n > len(sizes):
-        effective = n / (1 + (float((sizes**2).sum() / n) - 1) * correlation(yes, sizes, p))
+        effective = n / (1 + (float((sizes**2).sum() / n) - 1) * correlation(hits, sizes, p))
         how += ", clustered by prompt"
     if data.seeds < 2:
         return effective, Z, how
     if p in (0.0, 1.0):
-        # No event says nothing of how trainings differ: the bound is that of a usual spread.
+        # Without events nothing shows how trainings differ: the bound assumes their usual spread.
         how = f"{how}; {data.seeds} seeds assumed to differ by {USUAL} on the logit scale"
         return effective * (1 - (Z * USUAL) ** 2 / data.seeds), Z, how
     variance, freedom, between = data.variance(p * (1 - p) / effective)
@@ -206,7 +207,7 @@ def _worth(data: Sample, p: float, *, fixed: bool) -> tuple[float, float, str]:
     return p * (1 - p) / variance, quantile, f"{'these prompts alone, ' * fixed}Wilson, {between}"
 
 
-def _worth_of(estimate: Estimate) -> tuple[float, float] | None:
+def _effective_of(estimate: Estimate) -> tuple[float, float] | None:
     """A rate, and the number of independent observations that its Wilson interval stands for."""
     p, low, high = estimate.value, estimate.low, estimate.high
     if p is None or low is None or high is None:

@@ -1,4 +1,4 @@
-"""The arithmetic underneath: values with their prompts and seeds, variances between them, and resampling."""
+"""The arithmetic underneath: values with their prompts and seeds, the variances between them, and resampling."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 
 Z = 1.959963984540054  # The normal quantile of a two-sided 95 % interval
 DRAWS = 10_000  # Random sign flips where the exact distribution is out of reach: p is known to about 0.002 near 0.05
-
 PRIOR = 4.0  # Degrees of freedom that the usual spread of trainings counts for, beside the trainings of a test
 AGREE = {2: (0.13, 0.7)}
 AGREE_OR = (0.7, 0.5)
-"""By the number of seeds (`AGREE_OR`: any other): the ratio to what single replies explain below which seeds count as alike,
-and how much of what is missing to 1 is taken off. Found by simulation, so that coverage is near 95 % whatever seeds do."""
-SHRINK = 0.2  # Clusters of the rarer outcome that the belief in wholly alike replies counts for
+"""By the number of seeds (`AGREE_OR`: any other): the ratio to the noise of single replies below which seeds count as
+alike, and the part of the difference to be subtracted. Found by simulation: coverage near 95 % however seeds differ."""
+SHRINK = 0.2  # Weight of the prior that replies to one prompt are all alike, in clusters of the rarer outcome
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -23,7 +22,7 @@ T = TypeVar("T")
 
 
 class Sample(NamedTuple):
-    """Scored values with the index of the cluster and of the seed of each."""
+    """Scored values, with the index of each one's cluster and seed."""
 
     values: Floats
     cluster: Ints
@@ -33,7 +32,7 @@ class Sample(NamedTuple):
 
     @classmethod
     def of(cls, values: list[float], clusters: Sequence[Hashable] | None, seeds: Sequence[int | None] | None) -> Self:
-        """Values with their clusters and seeds as names; default: each of its own cluster, all of one seed."""
+        """Values with the names of their clusters and seeds; default: each a cluster of its own, all of one seed."""
         cluster, count = _index(clusters if clusters is not None else range(len(values)))
         seed, trained = _index(seeds if seeds is not None else [0] * len(values))
         return cls(np.asarray(values, dtype=float), cluster, count, seed, trained)
@@ -49,15 +48,14 @@ class Sample(NamedTuple):
     def variance(self, by_prompt: float) -> tuple[float, float, str]:
         """Variance of the mean, degrees of freedom and method: prompts alone, or prompts crossed with seeds.
 
-        What differs between seeds beyond the noise of single replies is added to the variance between prompts, with seeds - 1
-        degrees of freedom; where three or more add less than a fifth, with Satterthwaite's. Seeds that agree clearly
-        better than replies do by chance take part of that chance off: the variance of two crossed factors without its truncation
-        at zero. Otherwise intervals of few seeds would be too wide wherever seeds agree.
+        The variance between seeds beyond the noise of single replies is added to that between prompts, with seeds - 1
+        degrees of freedom, or Satterthwaite's where three or more seeds add less than a fifth. Seeds that agree clearly
+        better than chance subtract part of that noise (the variance of two crossed factors, not truncated at zero), or
+        intervals of few seeds would be too wide.
         """
         prompts = self.clusters - 1
         if self.seeds < 2:
-            unclustered = self.clusters == len(self.values)
-            return by_prompt, prompts, "Student's t" if unclustered else "clustered by prompt"
+            return by_prompt, prompts, "Student's t" if self.clusters == len(self.values) else "clustered by prompt"
         (by_seed, noise), least = self._by_seed(), self.seeds - 1.0
         ratio, part = AGREE.get(self.seeds, AGREE_OR)
         if by_seed <= ratio * noise:
@@ -71,26 +69,24 @@ class Sample(NamedTuple):
         return variance, freedom, how
 
     def moderated(self, by_prompt: float, usual: float) -> tuple[float, float, str]:
-        """The same for tests, which must not take a few seeds that happen to agree for proof that seeds agree.
+        """The same for tests, where a few seeds that happen to agree must not count as proof that all seeds do.
 
-        The variance between seeds is an average of what was seen and of what is usual, the latter weighing as much as `PRIOR`
-        degrees of freedom (a moderated t, Smyth 2004): a family of tests then stays at its level (`benchmarks/coverage.py`).
+        The variance between seeds is an average of the observed and the usual one, the latter weighing `PRIOR` degrees
+        of freedom (a moderated t, Smyth 2004): a family of tests then keeps its level (`benchmarks/coverage.py`).
         """
         if self.seeds < 2:
             return self.variance(by_prompt)
-        (by_seed, noise), own = self._by_seed(), self.seeds - 1.0
-        seen = max(0.0, by_seed - noise) * self.seeds
-        extra = (PRIOR * usual * usual + own * seen) / (PRIOR + own) / self.seeds
+        (by_seed, noise), observed = self._by_seed(), self.seeds - 1.0
+        between = max(0.0, by_seed - noise) * self.seeds
+        extra = (PRIOR * usual * usual + observed * between) / (PRIOR + observed) / self.seeds
         variance = by_prompt + extra
-        freedom = _satterthwaite(variance, (by_prompt, self.clusters - 1), (extra, PRIOR + own))
+        freedom = _satterthwaite(variance, (by_prompt, self.clusters - 1), (extra, PRIOR + observed))
         how = f"clustered by prompt, {self.seeds} seeds by moderated t, {freedom:.0f} degrees of freedom"
         return variance, freedom, how
 
     def _by_seed(self) -> tuple[float, float]:
-        """Variance of the mean from how seeds' means differ, and what of it the noise of single replies explains.
-
-        The latter is the mean square of the interaction of prompts and seeds, over the prompts that every seed answered.
-        """
+        """The variance of the mean by the spread of the seeds' means, and the part that single replies' noise explains:
+        the mean square of the interaction of prompts and seeds, over the prompts that every seed answered."""
         means = np.array([self.values[self.seed == s].mean() for s in range(self.seeds)])
         between, shape = float(means.var(ddof=1)) / self.seeds, (self.clusters, self.seeds)
         cells = self.cluster * self.seeds + self.seed
@@ -105,7 +101,7 @@ class Sample(NamedTuple):
         return between, float((rest**2).sum()) / ((rows - 1) * (self.seeds - 1)) / (rows * self.seeds)
 
     def with_pseudo_clusters(self, scale: float = 1.0) -> Self:
-        """One more cluster in which A won by `scale` and one in which B did, of the usual size and over all seeds."""
+        """Two more clusters of the usual size over all seeds: A wins by `scale` in one of them, B in the other."""
         size = max(self.seeds, round(len(self.values) / self.clusters))
         values = np.concatenate([self.values, np.full(size, scale), np.full(size, -scale)])
         cluster = np.concatenate([self.cluster, np.repeat([self.clusters, self.clusters + 1], size)])
@@ -125,59 +121,61 @@ def picked(items: Sequence[T] | None, places: Sequence[int]) -> list[T] | None:
     return None if items is None else [items[i] for i in places]
 
 
-def weighed(
+def weighted(
     values: list[float], stratum: Sequence[Hashable] | None, strata: Mapping[Any, float] | None
 ) -> tuple[Floats, list[float]]:
-    """Values whose plain mean is the weighted mean of the strata's; and the same with only their spread within strata."""
+    """Values scaled so that their mean is the strata's weighted mean, and these with the spread within strata only."""
     flat = np.asarray(values, dtype=float)
     if stratum is None or strata is None or not values:
         return flat, values
     places: dict[Hashable, list[int]] = {}
     for place, name in enumerate(stratum):
         places.setdefault(name, []).append(place)
-    weight, middle = np.ones(len(flat)), np.zeros(len(flat))
-    for name, those in places.items():
-        weight[those] = strata[name] / sum(strata[name] for name in places) * len(flat) / len(those)
-        middle[those] = flat[those].mean()
-    whole = float((weight * flat).mean())
-    return weight * flat, list(whole + weight * (flat - middle))
+    total = sum(strata[name] for name in places)
+    weight, centre = np.ones(len(flat)), np.zeros(len(flat))
+    for name, inside in places.items():
+        weight[inside] = strata[name] / total * len(flat) / len(inside)
+        centre[inside] = flat[inside].mean()
+    mean = float((weight * flat).mean())
+    return weight * flat, list(mean + weight * (flat - centre))
 
 
 def _index(names: Sequence[object]) -> tuple[Ints, int]:
-    places: dict[object, int] = {}
-    index = np.fromiter((places.setdefault(name, len(places)) for name in names), dtype=np.intp, count=len(names))
-    return index, len(places)
+    """Each name as a number, in the order of first occurrence, and how many there are."""
+    numbers: dict[object, int] = {}
+    index = np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), dtype=np.intp, count=len(names))
+    return index, len(numbers)
 
 
-def correlation(yes: Floats, sizes: Floats, p: float) -> float:
-    """The intraclass correlation by analysis of variance, shrunk towards 1 by `SHRINK` clusters of the rarer outcome."""
+def correlation(hits: Floats, sizes: Floats, p: float) -> float:
+    """The intraclass correlation by analysis of variance, from each cluster's hits and size, shrunk towards 1."""
     count, n = len(sizes), float(sizes.sum())
     if n == count:
         return 1.0
-    between = float((sizes * (yes / sizes - p) ** 2).sum()) / (count - 1)
-    within = float((yes * (sizes - yes) / sizes).sum()) / (n - count)
+    between = float((sizes * (hits / sizes - p) ** 2).sum()) / (count - 1)
+    within = float((hits * (sizes - hits) / sizes).sum()) / (n - count)
     size = (n - float((sizes**2).sum()) / n) / (count - 1)
     total = between + (size - 1) * within
     raw = min(1.0, max(0.0, (between - within) / total)) if total > 0 else 1.0
-    events = min(np.count_nonzero(yes > 0), np.count_nonzero(yes < sizes))
+    events = min(np.count_nonzero(hits > 0), np.count_nonzero(hits < sizes))
     return float((raw * events + SHRINK) / (events + SHRINK))
 
 
-def flip_test(values: Floats, cluster: Ints) -> float:
-    """The two-sided p of the hypothesis that A and B could be exchanged within every cluster.
+def flip_test(differences: Floats, cluster: Ints) -> float:
+    """The two-sided p of the hypothesis that A and B are exchangeable within every cluster, from the differences A - B.
 
-    Exact where the clusters' summed differences are whole numbers, by convolution; else from random sign flips.
+    Exact, by convolution, where these sum to a whole number in each cluster; else from random sign flips.
     """
     from scipy.special import gammaln
 
-    sums = np.bincount(cluster, weights=values)
+    sums = np.bincount(cluster, weights=differences)
     sums = sums[np.abs(sums) > 1e-12]
     observed = abs(float(sums.sum()))
     if not len(sums):
         return 1.0
     whole = np.rint(sums)
     if np.allclose(sums, whole, atol=1e-9) and np.abs(whole).sum() <= 20_000:
-        # For each size a binomial on a lattice of its own, then their sum.
+        # The clusters of one size give a binomial distribution on their own lattice; the sum of all is its convolution.
         chance = np.ones(1)
         for size, count in zip(*np.unique(np.abs(whole).astype(int), return_counts=True), strict=True):
             k, lattice = np.arange(count + 1), np.zeros(2 * size * count + 1)
@@ -194,17 +192,14 @@ def flip_test(values: Floats, cluster: Ints) -> float:
 
 
 def t_quantile(freedom: float = math.inf, share: float = 0.975) -> float:
-    """The point below which so much of Student's distribution lies, of the normal one for infinitely many degrees of freedom.
-
-    By default that of a two-sided 95 % interval.
-    """
+    """The quantile of Student's t (infinite `freedom`: the normal); by default that of a two-sided 95 % interval."""
     from scipy.special import ndtri, stdtrit
 
     return float(ndtri(share) if math.isinf(freedom) else stdtrit(freedom, share))
 
 
 def t_test(value: float, variance: float, freedom: float) -> float:
-    """The two-sided p of a mean of zero."""
+    """The two-sided p of the hypothesis that a mean is zero."""
     from scipy.special import stdtr
 
     return float(2 * stdtr(min(freedom, 1e9), -abs(value) / math.sqrt(variance))) if variance > 0 else 1.0
