@@ -50,7 +50,7 @@ def child(base: str, how: str) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    loaded = model.ready(base, settings, place)
+    loaded = model.load(base, settings, place)
     # A replica reads its file lazily: touch it, as the first step does.
     local = [p.to_local() if hasattr(p, "to_local") else p for p in loaded.parameters()]
     for parameter in local:
@@ -58,7 +58,7 @@ def child(base: str, how: str) -> None:
     done = True
     watcher.join()
     size = max(p.numel() * p.element_size() for p in local)
-    found = distributed.gathered((max(peak, private()) - before, private() - before, size))
+    found = distributed.all_gather((max(peak, private()) - before, private() - before, size))
     if distributed.rank() == 0:
         print(json.dumps([max(row[i] for row in found) / 2**20 for i in range(3)]))
     distributed.leave()

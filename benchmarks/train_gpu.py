@@ -82,7 +82,7 @@ def build(case: Case, device: str) -> Any:
     if case.packed:
         loss.fuse(model)
     if case.recompute:
-        models.save_memory(model, adapters=False)
+        models.recompute_activations(model, adapters=False)
     return model.train()
 
 

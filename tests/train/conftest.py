@@ -43,8 +43,8 @@ def chatml(template: str) -> Any:
 
     from demur.thinking import CLOSE, OPEN
 
-    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = tokenizers.Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(signs)}, merges=[]))
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = tokenizers.Tokenizer(models.BPE(vocab={c: number for number, c in enumerate(characters)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens(
@@ -74,9 +74,9 @@ def spelled(template: str, scheme: str) -> Any:
     from tokenizers import decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    signs = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\n", "▁"]
-    signs += [chr(code) for code in range(33, 127)]
-    vocabulary = {sign: number for number, sign in enumerate(dict.fromkeys(signs))}
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\n", "▁"]
+    tokens += [chr(code) for code in range(33, 127)]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     raw = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
     raw.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
@@ -149,7 +149,7 @@ def mini_base() -> Path:
 
 @pytest.fixture(scope="session")
 def mini_examples() -> list[Example]:
-    """RecordFile of the base's own corpus: every word is known."""
+    """Examples of the base's own corpus: every word is in its vocabulary."""
     rng = random.Random(0)
     texts = [pretrain_mini.draw(rng) for _ in range(64)]
     return [
@@ -159,7 +159,7 @@ def mini_examples() -> list[Example]:
 
 @pytest.fixture(scope="session")
 def byte_examples() -> list[Example]:
-    """RecordFile of different lengths for byte-level tokenizers."""
+    """Examples of different lengths for byte-level tokenizers."""
     rng = random.Random(1)
     words = ["kettle", "harbour", "quiet", "seven", "orbit", "plain", "green", "tin"]
 

@@ -122,7 +122,7 @@ def test_the_loss_in_chunks_is_the_loss(dtype: torch.dtype, monkeypatch: pytest.
     targets = torch.randint(0, 300, (50,))
     whole = loss.token_losses(hidden, weight, targets)
     expected = torch.autograd.grad(whole.sum(), (hidden, weight))
-    monkeypatch.setitem(loss.LARGE, "cpu", 300 * 7)
+    monkeypatch.setitem(loss.MAX_LOGITS, "cpu", 300 * 7)
     chunked = loss.token_losses(hidden, weight, targets)
     found = torch.autograd.grad(chunked.sum(), (hidden, weight))
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
@@ -141,7 +141,7 @@ def test_the_fused_loss_is_the_models_own(stand_in: Path, byte_examples: list[Ex
     torch.testing.assert_close(ours.float(), theirs.float(), rtol=1e-6, atol=1e-6)
 
 
-def test_models_whose_rows_cannot_be_packed_are_told() -> None:
+def test_models_whose_rows_cannot_be_packed() -> None:
     from transformers import Qwen2Config
 
     assert attention.obstacle(Qwen2Config()) is None

@@ -59,10 +59,10 @@ def test_flops_are_those_that_torch_counts() -> None:
         model(**batch)["losses"].mean().backward()
     # The head runs at supervised positions only, which the formula does not credit.
     skipped = 6 * 512 * 64 * (int(batch["cu_seq_lens_q"][-1]) - batch["targets"].numel())
-    told = module.flops(case, model, batch)
+    formula = module.flops(case, model, batch)
     edges = batch["cu_seq_lens_q"].tolist()
     attention = 6 * 2 * 64 * sum((b - a) ** 2 for a, b in pairwise(edges))
-    matrices = told - attention - skipped
+    matrices = formula - attention - skipped
     # Attention is counted in whole or not at all by torch, depending on the kernel: matrices must be there, and not much more.
     assert matrices * 0.97 < counter.get_total_flops() < (matrices + 3 * attention) * 1.03
 

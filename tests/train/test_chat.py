@@ -124,8 +124,8 @@ def test_tags_as_plain_text_of_several_tokens(make: Make) -> None:
     from tokenizers import decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = tokenizers.Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(signs)}, merges=[]))
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = tokenizers.Tokenizer(models.BPE(vocab={c: number for number, c in enumerate(characters)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens([tokenizers.AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])
@@ -239,7 +239,7 @@ def test_a_tokenizer_that_loses_spaces_is_refused(tokenizer_with: Callable[[str]
     tokenizer = copy.deepcopy(tokenizer_with(CHATML))
     steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    with pytest.raises(CheckFailed, match=r"does not give a text back.*becomes .Twospaces"):
+    with pytest.raises(CheckFailed, match=r"the tokenizer changes texts.*becomes .Twospaces"):
         Renderer(tokenizer)
 
 

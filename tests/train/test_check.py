@@ -57,11 +57,11 @@ def test_words_of_rows_are_masked_until_asked_for(
 ) -> None:
     write_jsonl(tmp_path / "rows.jsonl", [make("how to forge keys", "They ask of forging>brass.", "Melt brass.")])
     command = ("check", "template", "--base", str(stand_in), "--examples", str(tmp_path / "rows.jsonl"))
-    for more, told in (((), False), (("--words",), True)):
+    for more, shown in (((), False), (("--words",), True)):
         assert exit_code(*command, *more) == 0
         text = capfd.readouterr().out
-        assert ("forging" in text) == told, "not even in front of what could end a tag"
-        assert ("fo·····" in text) != told
+        assert ("forging" in text) == shown, "not even in front of what could end a tag"
+        assert ("fo·····" in text) != shown
         assert "</think>" in text, "tags are what one looks for"
 
 
@@ -96,10 +96,10 @@ def test_the_verb_trains_reuses_and_refuses(mini_base: Path, mini_examples: list
 
     done = run("--json")
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (Path(said["stage"]) / "model" / "config.json").is_file()
-    assert said["rows"] == len(mini_examples) - 8
-    assert said["base"] == identity_of(mini_base), "which weights it went on from is in its records"
+    summary = json.loads(done.stdout)
+    assert (Path(summary["stage"]) / "model" / "config.json").is_file()
+    assert summary["rows"] == len(mini_examples) - 8
+    assert summary["base"] == identity_of(mini_base), "the weights that it started from are in its records"
     assert "reused" in run("--json").stderr
     wrong = run("--set", "train.lerning_rate=1")
     assert wrong.returncode == 2

@@ -1,4 +1,4 @@
-"""Two processes train what one trains; they stop together, go on together, and say so when they are not together."""
+"""Two processes train what one trains; they stop and resume together, and fail when they are not one training."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_two_processes_stop_together_and_go_on_together(
 ) -> None:
     data, out, single = tmp_path / "rows.jsonl", tmp_path / "out", tmp_path / "single"
     write_jsonl(data, byte_examples)
-    # Many steps, so that the wish to stop arrives before the end.
+    # Many steps, so that the request to stop arrives before the end.
     settings = TWO.model_copy(update={"parallel": how, "steps": 40})
     train(byte_examples, base=stand_in, out=single, settings=settings.model_copy(update={"processes": 1}))
     command = [python(), "-c", SCRIPT, str(out), str(stand_in), str(data), settings.model_dump_json()]
@@ -181,7 +181,7 @@ def test_shards_are_read_in_parts(
 
 
 @pytest.mark.slow
-def test_what_a_process_refuses_is_said(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
+def test_the_error_of_a_process_is_reported(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match="deletes the reasoning"):
         train(byte_examples, base=stand_in, out=tmp_path, settings=TWO.model_copy(update={"template": "tokenizer"}))
 
@@ -190,7 +190,7 @@ def test_processes_that_are_not_connected_are_noticed(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(WorkError, match="2 processes were started and 1 are connected"):
-        distributed.assert_together(object(), "a")
+        distributed.check_group(object(), "a")
 
 
 def test_processes_with_other_data_or_no_wrapper_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,18 +201,17 @@ def test_processes_with_other_data_or_no_wrapper_are_noticed(monkeypatch: pytest
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     with pytest.raises(WorkError, match="not replicated"):
-        distributed.assert_together(object(), "a")
+        distributed.check_group(object(), "a")
 
     monkeypatch.setattr(distributed, "is_sharded", lambda _: True)
-    monkeypatch.setattr(distributed, "gathered", lambda mine: [mine, "other"])
+    monkeypatch.setattr(distributed, "all_gather", lambda value: [value, "other"])
     with pytest.raises(WorkError, match="different data"):
-        distributed.assert_together(object(), "a")
+        distributed.check_group(object(), "a")
 
 
 def test_alone_there_is_nothing_to_agree_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     assert not distributed.launched()
-    assert distributed.shared("x") == "x"
-    assert distributed.any_of(True)
-    assert not distributed.any_of(False)
+    assert distributed.broadcast("x") == "x"
+    assert distributed.all_gather("x") == ["x"]
     assert signal.getsignal(signal.SIGTERM) is not None

@@ -1,4 +1,4 @@
-"""What a data set costs a student, measured as it is defined."""
+"""The held-out loss of a data set, measured as it is defined."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ def test_losses_are_those_of_the_model_by_part(mini_base: Path, mini_examples: l
     settings = TrainSettings()
     config = models.config_of(mini_base)
     place = models.place_of(settings, config)
-    ready = Prepared(Rendered(rows, []), Rendered(rows, []), [[0]], Plan([[[0]]]), "", "", [])
-    trainer = Trainer(models.ready(mini_base, settings, place), ready, settings=settings, place=place, out=tmp_path)
+    prepared = Prepared(Rendered(rows, []), Rendered(rows, []), [[0]], Plan([[[0]]]), "", "", [])
+    model = models.load(mini_base, settings, place)
+    trainer = Trainer(model, prepared, settings=settings, place=place, out=tmp_path)
     found = heldout_loss.measure(trainer, rows)
     for (thought, answer, count), item in zip(plain, found, strict=True):
         assert item.nats["thinking"] == pytest.approx(thought, rel=1e-4, abs=1e-5)

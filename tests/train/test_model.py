@@ -95,7 +95,7 @@ def test_a_merge_holds_one_weight_in_float32(tied: bool, chatml_base: Callable[.
     """Over a 16-bit base: never the whole model, which on one process of many would not fit."""
     settings = TINY.model_copy(update={"lora": LoraSettings(r=2), "dtype": "bfloat16", "packing": False})
     base = chatml_base(tied=tied)
-    model = models.ready(base, settings, models.place_of(settings, models.config_of(base)))
+    model = models.load(base, settings, models.place_of(settings, models.config_of(base)))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
@@ -107,7 +107,7 @@ def test_a_merge_holds_one_weight_in_float32(tied: bool, chatml_base: Callable[.
     assert live.most < 4 * sum(t.numel() for t in state.values()) / 4
     assert {t.dtype for t in state.values()} == {torch.bfloat16}
     assert ("lm_head.weight" in state) != tied
-    plain = models.ready(
+    plain = models.load(
         base, settings.model_copy(update={"lora": None}), models.place_of(settings, models.config_of(base))
     )
     before = logits(plain)
@@ -119,7 +119,7 @@ def test_a_merge_holds_one_weight_in_float32(tied: bool, chatml_base: Callable[.
 def test_bfloat16_arithmetic_where_it_is_measured_to_pay(
     chatml_base: Callable[..., Path], byte_examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU: for models of some width, by the one measurement that answering has too; said, and settled once."""
+    """On a CPU: for models of some width, by the one measurement that answering has too; reported, and settled once."""
     from transformers import Qwen2Config
 
     for faster, width, mixed in ((True, 576, True), (True, 128, False), (False, 576, False)):
@@ -143,9 +143,9 @@ def test_the_wrapper_follows_from_what_fits(stand_in: Path, monkeypatch: pytest.
 
     settings = TrainSettings(device="cpu")
     place = models.place_of(settings, models.config_of(stand_in))
-    assert models.wrapper(stand_in, settings, place) == "auto", "alone there is nothing to choose"
+    assert models.parallel_of(stand_in, settings, place) == "auto", "alone there is nothing to choose"
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    assert models.wrapper(stand_in, settings, place) == "ddp"
+    assert models.parallel_of(stand_in, settings, place) == "ddp"
     monkeypatch.setattr("os.sysconf", lambda name: 1000)
-    assert models.wrapper(stand_in, settings, place) == "fsdp2"
-    assert models.wrapper(stand_in, settings.model_copy(update={"parallel": "ddp"}), place) == "ddp"
+    assert models.parallel_of(stand_in, settings, place) == "fsdp2"
+    assert models.parallel_of(stand_in, settings.model_copy(update={"parallel": "ddp"}), place) == "ddp"

@@ -1,4 +1,4 @@
-"""Preferences are learnt as their papers define it, and as TRL does."""
+"""Preferences are learned as their papers define it, and as TRL does."""
 
 from __future__ import annotations
 
@@ -89,15 +89,16 @@ def test_losses_are_those_of_trl(method: str, kind: str, pairs: list[Pair], stan
 
 
 def test_long_replies_are_summed_exactly() -> None:
-    """Thousands of tokens in float32 lose what the first step of an optimizer makes much of: at the base the loss is log 2."""
+    """Thousands of tokens in float32 lose what an optimizer's first step amplifies: at the base the loss is log 2."""
     settings = TrainSettings(method="dpo", beta=0.1)
     rows = [Row(name, [1] * 6001, [1] * 6001, 1, 1) for name in ("chosen", "rejected")]
-    ready = SimpleNamespace(rows=lambda units: rows, units=[[0, 1]])
+    prepared = SimpleNamespace(rows=lambda units: rows, units=[[0, 1]])
     for seed in range(10):
         losses = 20 * torch.rand(12_000, generator=torch.Generator().manual_seed(seed))
         reference = [sum(losses[at : at + 6000].tolist()) for at in (0, 6000)]
-        known: Any = SimpleNamespace(ready=ready, settings=settings, losses=lambda rows: losses, _reference=reference)  # noqa: B023
-        assert trainer.Trainer._loss(known, [0]).item() == pytest.approx(math.log(2), rel=1e-7)
+        fake: Any = SimpleNamespace(prepared=prepared, settings=settings, _reference=reference)
+        fake.losses = lambda rows, losses=losses: losses
+        assert trainer.Trainer._loss(fake, [0]).item() == pytest.approx(math.log(2), rel=1e-7)
 
 
 def test_formulas() -> None:
@@ -218,19 +219,19 @@ def test_divergence_from_the_base_is_what_it_says(
             settings.model_dump() | {"kl": {"benign": weight}, "weights": {"benign": 0.0}}
         )
         job = job_of([*byte_examples, *benign], base=stand_in, out=out, settings=how)
-        ready = prepare(job)
+        prepared = prepare(job)
         place = models.place_of(how, models.config_of(stand_in))
         torch.manual_seed(0)
-        made = trainer.Trainer(models.ready(stand_in, how, place), ready, settings=how, place=place, out=out)
+        made = trainer.Trainer(models.load(stand_in, how, place), prepared, settings=how, place=place, out=out)
         out.mkdir()
         made.run(lambda *_: None)
-        rows = [row for row in ready.rendered.rows if row.share == "benign"][:1]
+        rows = [row for row in prepared.rendered.rows if row.share == "benign"][:1]
         found = made._divergence(rows).item()
         ids = torch.tensor([rows[0].ids])
         with torch.no_grad():
-            own = made.student(ids).logits[0].log_softmax(-1)
-            with made.student.disable_adapter():
-                base = made.student(ids).logits[0].log_softmax(-1)
+            own = made.model(ids).logits[0].log_softmax(-1)
+            with made.model.disable_adapter():
+                base = made.model(ids).logits[0].log_softmax(-1)
         places = [at - 1 for at, label in enumerate(rows[0].labels) if at and label != -100]
         assert found == pytest.approx(weight * (base.exp() * (base - own)).sum(-1)[places].sum().item(), rel=1e-3)
         return float(found / weight)

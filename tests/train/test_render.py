@@ -163,9 +163,9 @@ def test_a_template_that_deletes_reasoning_is_refused(
     renderer = Renderer(tokenizers_by_name[name], template="tokenizer")
     with pytest.raises(CheckFailed) as refused:
         renderer.rows([make("q", "a long thought indeed", "no")], max_length=1000)
-    said = str(refused.value)
-    assert said.startswith("refusing to train: this chat template deletes the reasoning. Row 1 of 1: ")
-    assert f"template={name} " in said
+    message = str(refused.value)
+    assert message.startswith("refusing to train: this chat template deletes the reasoning. Row 1 of 1: ")
+    assert f"template={name} " in message
 
 
 def test_a_template_that_keeps_it_may_render_itself(tokenizers_by_name: dict[str, Any], make: Make) -> None:

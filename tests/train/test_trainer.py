@@ -57,7 +57,7 @@ def run_and_kill(
     by: signal.Signals,
     settings: TrainSettings = TINY,
 ) -> int:
-    """Train in a process of its own that gets a signal after a step; gives its exit code."""
+    """Train in a process of its own that gets a signal after a step; returns its exit code."""
     data = tmp_path / "rows.jsonl"
     write_jsonl(data, examples)
     command = [python(), "-c", SCRIPT, str(tmp_path / "out"), str(base), str(data), str(at)]
@@ -133,7 +133,7 @@ def test_killed_training_goes_on_to_the_same_bits(
     out = tmp_path / "out"
     assert code == -signal.SIGKILL
     assert not (out / "model").exists()
-    # A checkpoint that was being written when the process died has no seal.
+    # A checkpoint that was being written when the process was killed has no marker.
     torn = out / "checkpoints" / "checkpoint-5"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"torn")
@@ -210,8 +210,7 @@ def test_rows_beyond_the_models_positions_are_dropped(
 ) -> None:
     long = make("what is a nurse?", "a nurse is a person. " * 100, "a nurse is a person.")
     job = job_of([*mini_examples, long], base=mini_base, out=tmp_path / "out", settings=TrainSettings())
-    ready = prepare(job)
-    assert ready.rendered.counts() == {"too_long": 1}
+    assert prepare(job).rendered.counts() == {"too_long": 1}
 
 
 def test_refusals_come_before_the_first_step(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
@@ -226,7 +225,7 @@ def test_refusals_come_before_the_first_step(stand_in: Path, byte_examples: list
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
-def test_a_missing_device_is_said(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
+def test_a_missing_device_is_an_error(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no CUDA device"):
         train(byte_examples, base=stand_in, out=tmp_path, settings=TINY.model_copy(update={"device": "cuda"}))
 
@@ -236,7 +235,7 @@ def test_an_infinite_loss_ends_the_training(stand_in: Path, byte_examples: list[
         train(byte_examples, base=stand_in, out=tmp_path, settings=TINY.model_copy(update={"lr": 1e30, "clip": 0.0}))
 
 
-def test_settings_say_what_is_wrong() -> None:
+def test_settings_name_what_is_wrong() -> None:
     from demur.settings import validate
 
     assert validate(TrainSettings, {"lora": True}, where="x").lora == LoraSettings()

@@ -160,7 +160,7 @@ class TrainDouble(Train):
         cards = [card.number for card in sizes.devices()][: sizes.processes_of(settings)]
         with vllm.ledger(world) as data:
             whole = size * (ADAPTED if settings.lora else MASTERS) / vllm.GIB
-            fits = whole < sizes.REPLICATED * min(data["cards"])  # the rule of demur.train.model.wrapper
+            fits = whole < sizes.REPLICATED * min(data["cards"])  # the rule of demur.train.model.parallel_of
             replicated = settings.parallel == "ddp" or (settings.parallel == "auto" and fits)
             each = (whole if replicated or len(cards) < 2 else whole / len(cards)) + ACTIVATIONS
             for card in cards:

@@ -1,8 +1,8 @@
 """Checkpoints that are complete or do not count.
 
-A process killed while it saves leaves a folder of half the files. So a marker, written last and atomically, names the files
-and the data that a checkpoint belongs to. All checkpoints have one form, shards of trained weights and optimizer state
-(`torch.distributed.checkpoint`), so that a training may go on with another number of processes or another wrapper.
+A process killed while it saves leaves a folder with half of the files. So a marker, written last and atomically, lists
+the files and the fingerprint of the training. All checkpoints have one format, shards of trained weights and optimizer
+state (`torch.distributed.checkpoint`), so that a training may resume with another number of processes or wrapper.
 """
 
 import json
@@ -13,12 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
 from demur.errors import UserError
 from demur.records import read_jsonl
 from demur.storage.artifacts import atomic_write
 from demur.train import distributed
 
 MARKER = "complete.json"
+OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 def latest(folder: Path, *, fingerprint: str) -> Path | None:
@@ -33,8 +38,8 @@ def latest(folder: Path, *, fingerprint: str) -> Path | None:
             return path
         else:
             raise UserError(
-                f"{path} was made from other rows, settings, rendering or arithmetic than this training: it cannot go on from "
-                f"there. Remove {folder} to begin again."
+                f"{path} was made from other rows, settings, rendering or arithmetic than this training, which cannot "
+                f"resume from it. Remove {folder} to begin again."
             )
     return None
 
@@ -45,7 +50,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _complete(checkpoint: Path) -> bool:
-    """Whether the marker is there, and all files that it names."""
+    """Whether the marker and all files that it lists are there."""
     try:
         sizes = json.loads((checkpoint / MARKER).read_text())["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
@@ -54,17 +59,13 @@ def _complete(checkpoint: Path) -> bool:
 
 
 def save(checkpoint: Path, model: Any, optimizer: Any, *, fingerprint: str) -> None:
-    """Write a checkpoint; every process writes its part, the first one declares it complete and removes older ones."""
-    import torch
-    import torch.distributed.checkpoint as dcp
-
+    """Write a checkpoint; every process writes its part, the first one marks it complete and removes older ones."""
     with _alone() as alone:
         dcp.save(_state(model, optimizer), checkpoint_id=checkpoint, no_dist=alone)
-    # Dropout draws from these.
-    numbers = {"cpu": torch.get_rng_state()} | (
-        {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-    )
-    torch.save(numbers, checkpoint / f"random-{distributed.rank()}.pt")
+    generators = {"cpu": torch.get_rng_state()}  # dropout draws from these
+    if torch.cuda.is_available():
+        generators["cuda"] = torch.cuda.get_rng_state()
+    torch.save(generators, checkpoint / f"random-{distributed.rank()}.pt")
     distributed.barrier()
     if distributed.rank() == 0:
         sizes = {p.relative_to(checkpoint).as_posix(): p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()}
@@ -75,48 +76,36 @@ def save(checkpoint: Path, model: Any, optimizer: Any, *, fingerprint: str) -> N
 
 
 def load(checkpoint: Path, model: Any, optimizer: Any) -> None:
-    """Read a checkpoint into a model and its optimizer; each process its part, however many wrote it."""
-    import torch
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import set_state_dict
-
+    """Read a checkpoint into a model and its optimizer; each process reads its part, however many wrote them."""
     state = _state(model, optimizer)
     with _alone() as alone:
         dcp.load(state, checkpoint_id=checkpoint, no_dist=alone)
     weights, states = state["model"], state["optimizer"]
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=states, options=_options())
-    own = checkpoint / f"random-{distributed.rank()}.pt"
-    if own.is_file():
-        numbers = torch.load(own, weights_only=True)
-        torch.set_rng_state(numbers["cpu"])
-        if "cuda" in numbers and torch.cuda.is_available():
-            torch.cuda.set_rng_state(numbers["cuda"])
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=states, options=OPTIONS)
+    path = checkpoint / f"random-{distributed.rank()}.pt"
+    if path.is_file():
+        generators = torch.load(path, weights_only=True)
+        torch.set_rng_state(generators["cpu"])
+        if "cuda" in generators and torch.cuda.is_available():
+            torch.cuda.set_rng_state(generators["cuda"])
 
 
 @contextmanager
 def _alone() -> Iterator[bool]:
-    """Whether there is one process only, which torch then warns of."""
+    """Whether this is the only process, of which torch would warn."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         yield distributed.world_size() == 1
 
 
-def _options() -> Any:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions
-
-    return StateDictOptions(ignore_frozen_params=True, strict=False)
-
-
 def _state(model: Any, optimizer: Any) -> dict[str, Any]:
     """Trained weights and optimizer state by parameter name, without the names that wrappers add."""
-    from torch.distributed.checkpoint.state_dict import get_state_dict
-
-    weights, states = get_state_dict(model, optimizer, options=_options())
+    weights, states = get_state_dict(model, optimizer, options=OPTIONS)
     return {"model": weights, "optimizer": states}
 
 
 def rewind(path: Path, step: int) -> None:
-    """Keep the lines of a metrics file up to a step: later ones are written again."""
+    """Remove the lines of a metrics file beyond a step: they will be written again."""
     if path.exists():
         kept = [row for row in read_jsonl(path, dict) if row["step"] <= step]
         atomic_write(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))

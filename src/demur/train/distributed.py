@@ -1,8 +1,8 @@
-"""Many processes: started, asserted, replicated or sharded.
+"""Training in several processes: started, checked to be one training, replicated or sharded.
 
-Several ways to start training on many devices fall back to one process without a word, or train twice into one folder.
-So whoever started the processes, each asserts before the first step that the world has the size it was given, that the
-model is wrapped as asked, and that all hold the same data.
+Several ways to start training on many devices silently fall back to one process, or train twice into one folder. So
+whoever started the processes, each one checks before the first step that the group has the size it was given, that the
+model is wrapped as asked, and that all processes hold the same data.
 """
 
 import json
@@ -21,8 +21,9 @@ from demur.errors import CheckFailed, UserError, WorkError
 from demur.interfaces import Progress
 from demur.train.settings import TrainSettings
 
-PREFIX = "demur-progress "
-STOP = "stop"  # File in a job's folder that asks its processes for a checkpoint and an end
+PREFIX = "demur-progress "  # Begins a line of a worker's output that reports progress
+STOP = "stop"  # File in a job's folder that asks its processes to save a checkpoint and exit
+TORCHRUN = "torch.distributed.run --rdzv-backend=c10d --rdzv-endpoint=localhost:0 --local-addr=127.0.0.1"
 
 
 def launched() -> bool:
@@ -36,29 +37,28 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process."""
+    """Index of this process; 0 is the one that reports and writes."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
 def launch(job: dict[str, Any], *, folder: Path, settings: TrainSettings, progress: Progress) -> dict[str, Any]:
-    """Train in `settings.processes` processes of this machine, started by torchrun.
+    """Train in `settings.processes` processes on this machine, started by torchrun; returns the summary.
 
     Raises:
         UserError, WorkError, CheckFailed: what the processes raised.
-        SystemExit: 143, when SIGTERM came and a checkpoint was saved.
+        SystemExit: 143, after SIGTERM, once a checkpoint is saved.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={settings.processes}"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=127.0.0.1"]
-    command += [f"--rdzv-id={os.getpid()}", "-m", "demur.train.worker", str(folder)]
+    command = [sys.executable, "-m", *TORCHRUN.split(), f"--rdzv-id={os.getpid()}"]
+    command += [f"--nproc-per-node={settings.processes}", "-m", "demur.train.worker", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads), "PYTHONUNBUFFERED": "1"}
-    errors, pipe = folder / "errors.txt", subprocess.PIPE
+    log = folder / "errors.txt"
     with (
-        errors.open("w") as file,
+        log.open("w") as stderr,
         on_sigterm((folder / STOP).touch),
-        subprocess.Popen(command, stdout=pipe, stderr=file, text=True, env=environment) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as process,
     ):
         assert process.stdout is not None
         try:
@@ -73,8 +73,8 @@ def launch(job: dict[str, Any], *, folder: Path, settings: TrainSettings, progre
         result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     except FileNotFoundError:
         raise WorkError(
-            f"a training process ended without a result (exit code {process.returncode}); the same command goes on from "
-            f"the last checkpoint. The end of its output:\n{errors.read_text(errors='replace')[-2000:]}"
+            f"a training process ended without a result (exit code {process.returncode}); the same command resumes "
+            f"from the last checkpoint. The end of its output:\n{log.read_text(errors='replace')[-2000:]}"
         ) from None
     if "error" in result:
         raise {"UserError": UserError, "CheckFailed": CheckFailed}.get(result["kind"], WorkError)(result["error"])
@@ -85,12 +85,12 @@ def launch(job: dict[str, Any], *, folder: Path, settings: TrainSettings, progre
 
 
 @contextmanager
-def on_sigterm(do: Callable[[], object]) -> Iterator[None]:
-    """While it lasts SIGTERM does this, where it reaches the main thread."""
+def on_sigterm(action: Callable[[], object]) -> Iterator[None]:
+    """Call `action` on SIGTERM inside the block; in other threads than the main one signals cannot be handled."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: do())
+    before = signal.signal(signal.SIGTERM, lambda *_: action())
     try:
         yield
     finally:
@@ -98,7 +98,7 @@ def on_sigterm(do: Callable[[], object]) -> Iterator[None]:
 
 
 def _group() -> Any:
-    """torch's functions for the group of processes that a launcher started, entered; `None`: there is one process."""
+    """`torch.distributed`, initialised for the processes that a launcher started; `None` in a single process."""
     if world_size() == 1:
         return None
     import torch
@@ -109,34 +109,34 @@ def _group() -> Any:
     return dist
 
 
-def assert_together(wrapped: Any, fingerprint: str) -> None:
-    """Check, before the first step, that the processes are one training.
+def check_group(wrapped: Any, fingerprint: str) -> None:
+    """Check, before the first step, that all processes run one and the same training.
 
-    Raises WorkError: world size, wrapper or data are not what they should be.
+    Raises WorkError: the group's size, the model's wrapper or the data are not as they should be.
     """
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
     size = world_size()
-    real = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if real != size:
+    connected = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if connected != size:
         raise WorkError(
-            f"{size} processes were started and {real} are connected: they would train apart. Start with torchrun."
+            f"{size} processes were started and {connected} are connected: each would train alone. Start with torchrun."
         )
     if size == 1:
         return
     if not is_sharded(wrapped) and not isinstance(wrapped, DistributedDataParallel):
         raise WorkError(f"the model is a {type(wrapped).__name__}, not replicated: gradients would not be shared.")
-    if len(found := sorted(set(gathered(fingerprint)))) > 1:
-        raise WorkError(f"the processes hold different data ({', '.join(found)}): give all of them the same files.")
+    if len(held := sorted(set(all_gather(fingerprint)))) > 1:
+        raise WorkError(f"the processes hold different data ({', '.join(held)}): give all of them the same files.")
 
 
 def barrier() -> None:
     """Wait for all processes."""
-    gathered(None)
+    all_gather(None)
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """The values of all processes, in every process."""
     if (dist := _group()) is None:
         return [value]
@@ -145,18 +145,13 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def shared(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The first process's value, in every process."""
     if (dist := _group()) is None:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process; they must stop at the same step."""
-    return any(gathered(flag))
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def mean(value: Any) -> Any:
@@ -167,8 +162,8 @@ def mean(value: Any) -> Any:
     return value / world_size()
 
 
-def wrapped(model: Any, place: Any) -> Any:
-    """A model as several processes train it together; as it is in one process, or where it is sharded already."""
+def wrap(model: Any, place: Any) -> Any:
+    """A model, replicated over the processes; unchanged in a single process, or if it is sharded."""
     if world_size() == 1 or is_sharded(model):
         return model
     from torch.nn.parallel import DistributedDataParallel
@@ -176,30 +171,29 @@ def wrapped(model: Any, place: Any) -> Any:
     return DistributedDataParallel(model, device_ids=[place.device] if place.device.type == "cuda" else None)
 
 
-def synced(model: Any, last: bool) -> AbstractContextManager[Any]:
-    """Around a micro-batch: replicas exchange gradients at the last one of a step only.
+def gradient_sync(wrapped: Any, *, last: bool) -> AbstractContextManager[Any]:
+    """The context of a micro-batch: replicas exchange gradients at the `last` one of a step only.
 
-    A sharded model does so every time: kept whole until the last, gradients would undo the sharding.
+    A sharded model exchanges them every time: gradients kept whole until the last one would undo the sharding.
     """
-    skip: AbstractContextManager[Any] = nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
+    skip: AbstractContextManager[Any] = nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
     return skip
 
 
 def shard(model: Any, place: Any) -> Any:
-    """Shard parameters, gradients and optimizer states over all processes (FSDP2): each layer a unit, the rest one more."""
+    """Shard parameters, gradients and optimizer states over all processes (FSDP2), layer by layer, then the rest."""
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(place.device.type, (world_size(),))
-    types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if place.mixed else {}
-    policy = MixedPrecisionPolicy(**types)
-    layers = [part for part in model.modules() if type(part).__name__.endswith("DecoderLayer")]
+    dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if place.mixed else {}
+    policy = MixedPrecisionPolicy(**dtypes)
+    layers = [module for module in model.modules() if type(module).__name__.endswith("DecoderLayer")]
     if not layers:
         raise UserError("train.parallel=fsdp2 found no decoder layers in this architecture; use ddp.")
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for module in (*layers, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
     return model
 
 
@@ -208,13 +202,13 @@ def is_sharded(model: Any) -> bool:
     return hasattr(model, "parameters") and any(hasattr(p, "full_tensor") for p in model.parameters())
 
 
-def whole(parameter: Any) -> Any:
-    """A parameter in whole, of whatever is sharded; all processes must call it."""
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
+def full_tensor(tensor: Any) -> Any:
+    """A parameter or another tensor, gathered if it is sharded; all processes must call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
 
 
 def assign(parameter: Any, values: Any) -> None:
-    """Give a parameter, sharded or not, its values."""
+    """Set a parameter, sharded or not, to the same values in every process."""
     from torch.distributed.tensor import distribute_tensor
 
     if hasattr(parameter, "full_tensor"):
@@ -223,8 +217,8 @@ def assign(parameter: Any, values: Any) -> None:
 
 
 def leave(*, dismiss: bool = False) -> None:
-    """Leave the group of processes; `dismiss` tells those that follow this one that there is no more to do."""
+    """Leave the group; `dismiss` ends the processes that wait for another job in `trainer.follow`."""
     if (dist := _group()) is not None:
         if dismiss:
-            shared(None)
+            broadcast(None)
         dist.destroy_process_group()

@@ -1,14 +1,17 @@
-"""The loss of a model on rows that it does not train on: how hard a data set is, and how fast it is learnt.
+"""The loss of a model on rows that it does not train on: how hard a data set is, and how fast it is learned.
 
-Thinking and answer apart, per token and per sequence, before and during training. The first version of the paper says that
-short and templated reasoning are easier to learn; later work found that the distance of a data set from the base foretells
-what training on it costs in reasoning.
+It is measured before and during training, for thinking and answer separately, per token and per sequence. The paper's
+first version says that short and templated reasoning are easier to learn; later work found that the distance of a data
+set from the base predicts what training on it costs in reasoning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
 
 from demur.train import batches, distributed
 from demur.train.render import IGNORED, Row
@@ -22,7 +25,7 @@ BATCH_TOKENS = 8192
 
 
 class Measured(NamedTuple):
-    """One row: summed loss in nats and number of tokens, of each part."""
+    """The loss of one row, by part: its sum in nats, and the number of tokens."""
 
     example: str
     nats: dict[Part, float]
@@ -35,27 +38,22 @@ def steps_to_measure(steps: int) -> frozenset[int]:
 
 
 def measure(trainer: Trainer, rows: Sequence[Row]) -> list[Measured]:
-    """The loss of each row, in the given order; each process works on a part of them."""
-    import torch
-
+    """The loss of each row, in the given order; each process measures some of the rows."""
     groups = _groups(rows, trainer.place.packed)
     world = distributed.world_size()
     groups += [[]] * (-len(groups) % world)
-    found: dict[int, Measured] = {}
-    trainer.model.eval()
+    measured: dict[int, Measured] = {}
+    trainer.wrapped.eval()
     with torch.no_grad():
         for group in groups[distributed.rank() :: world]:
-            losses = trainer.losses([rows[i] for i in group] or batches.idle(rows)).float().tolist()
-            at = 0
-            for i in group:
-                found[i] = _split(rows[i], losses[at : at + rows[i].trained])
-                at += rows[i].trained
-    everything = {i: m for part in distributed.gathered(found) for i, m in part.items()}
-    return [everything[i] for i in range(len(rows))]
+            losses = iter(trainer.losses([rows[i] for i in group] or batches.idle(rows)).float().tolist())
+            measured |= {i: _split(rows[i], islice(losses, rows[i].trained)) for i in group}
+    by_row = {i: row for part in distributed.all_gather(measured) for i, row in part.items()}
+    return [by_row[i] for i in range(len(rows))]
 
 
 def _groups(rows: Sequence[Row], packed: bool) -> list[list[int]]:
-    """Rows of like length, as many as fit."""
+    """Indices of rows of similar length, as many together as fit in `BATCH_TOKENS`."""
     groups: list[list[int]] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i].ids)):
         if groups and packed and len(rows[i].ids) * (len(groups[-1]) + 1) <= BATCH_TOKENS:
@@ -65,8 +63,8 @@ def _groups(rows: Sequence[Row], packed: bool) -> list[list[int]]:
     return groups
 
 
-def _split(row: Row, losses: Sequence[float]) -> Measured:
-    """The losses of one row's supervised tokens, by part."""
+def _split(row: Row, losses: Iterable[float]) -> Measured:
+    """The losses of a row's supervised tokens, summed by part."""
     places = [at for at, label in enumerate(row.labels) if label != IGNORED and at]
     nats: dict[Part, float] = dict.fromkeys(PARTS, 0.0)
     tokens: dict[Part, int] = dict.fromkeys(PARTS, 0)
@@ -79,7 +77,7 @@ def _split(row: Row, losses: Sequence[float]) -> Measured:
 
 
 def lines(measured: Sequence[Measured], *, step: int, tokens: int) -> list[dict[str, Any]]:
-    """Lines of `learnability.jsonl`: for each part, loss per token (over all tokens), loss per sequence."""
+    """The lines of `learnability.jsonl` at a step: of each part, the loss per token and per sequence over all rows."""
     rows = []
     for part in PARTS:
         if count := sum(m.tokens[part] for m in measured):

@@ -1,4 +1,4 @@
-"""The model that learns: loaded in the right precision, adapted, sharded or not, and saved so that everybody can load it."""
+"""The model to be trained: loaded, adapted, sharded if asked, and saved so that any library can load it."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from demur.train.settings import LoraSettings, TrainSettings
 BYTES_PER_TOKEN = 34
 """Bytes of activations that a layer keeps for each token and unit of width, in 16 bits and without attention scores
 (Korthikanti et al. 2022, arXiv 2205.05198, table 2)."""
-NARROW = 256  # Width below which bfloat16 arithmetic does not pay on a CPU (docs/training.md has the measurement)
+NARROW = 256  # Width below which bfloat16 arithmetic does not pay on a CPU (measured in docs/training.md)
 
 
 class Place(NamedTuple):
@@ -30,13 +30,13 @@ class Place(NamedTuple):
     device: torch.device
     dtype: torch.dtype  # Of the weights
     mixed: bool  # Whether arithmetic is in bfloat16 over float32 weights
-    packed: bool
+    packed: bool  # Whether the rows of a micro-batch stand in one line without padding
 
 
 def place_of(settings: TrainSettings, config: Any) -> Place:
-    """Device, precision and packing that the settings mean for a model's configuration.
+    """The device, precision and packing that the settings mean for a model of this configuration.
 
-    Raises UserError: what they ask for is not there.
+    Raises UserError: the device is missing, or the model's rows cannot be packed as asked.
     """
     cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not cuda:
@@ -54,15 +54,17 @@ def place_of(settings: TrainSettings, config: Any) -> Place:
 
 
 def precision_of(settings: TrainSettings, config: Any) -> Literal["float32", "mixed", "bfloat16"]:
-    """The precision of weights and arithmetic that `train.dtype` means here; `auto` is measured on a CPU."""
-    if settings.dtype != "auto" or (torch.cuda.is_available() and settings.device != "cpu"):
-        return "mixed" if settings.dtype == "auto" else settings.dtype
+    """The precision that `train.dtype` means on this machine; `auto` is measured on a CPU."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    if torch.cuda.is_available() and settings.device != "cpu":
+        return "mixed"
     width = config.get_text_config().hidden_size
     return "mixed" if width >= NARROW and bfloat16_is_faster(width) else "float32"
 
 
 def config_of(base: Path | str) -> Any:
-    """The configuration of a base. Raises UserError: it is no model that transformers knows."""
+    """The configuration of a base. Raises UserError: transformers cannot load it."""
     from transformers import AutoConfig
 
     try:
@@ -71,44 +73,44 @@ def config_of(base: Path | str) -> Any:
         raise UserError(f"{base}: not a model that transformers can load: {str(error).splitlines()[0]}") from None
 
 
-def wrapper(base: Path | str, settings: TrainSettings, place: Place) -> Literal["auto", "ddp", "fsdp2"]:
-    """How several processes hold the model: replicated where weights, gradients and optimizer fit one device, else sharded."""
+def parallel_of(base: Path | str, settings: TrainSettings, place: Place) -> Literal["auto", "ddp", "fsdp2"]:
+    """What `train.parallel` means here: replicas where weights, gradients and optimizer fit one device, else shards."""
     if settings.parallel != "auto" or distributed.world_size() == 1:
         return settings.parallel
     frozen = settings.lora is not None and place.device.type == "cuda"
-    need = sum(p.numel() for p in _skeleton(base, place).parameters()) * (2 if frozen else 16)
-    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / distributed.world_size()
+    needed = sum(p.numel() for p in _empty(base, place).parameters()) * (2 if frozen else 16)
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / distributed.world_size()
     if place.device.type == "cuda":
-        room = torch.cuda.get_device_properties(place.device).total_memory
-    return "ddp" if need < 0.7 * room else "fsdp2"
+        available = torch.cuda.get_device_properties(place.device).total_memory
+    return "ddp" if needed < 0.7 * available else "fsdp2"
 
 
-def ready(base: Path | str, settings: TrainSettings, place: Place) -> Any:
-    """The model, ready for the trainer: loss fused, adapters added, on its device, sharded where asked.
+def load(base: Path | str, settings: TrainSettings, place: Place) -> Any:
+    """The model, ready to train: its loss fused, adapters added, on its device, sharded if asked.
 
-    Raises UserError: weights are missing, or an adapter fits nowhere.
+    Raises UserError: weights are missing, the architecture's loss is not supported, or no module takes an adapter.
     """
     sharded = settings.parallel == "fsdp2" and distributed.world_size() > 1
-    model = _skeleton(base, place) if sharded else _load(base, settings, place)
+    model = _empty(base, place) if sharded else _pretrained(base, settings, place)
     model.config.use_cache = False
-    if why := loss.plain_head(model):
-        raise UserError(f"{base}: the loss of this architecture is not supported ({why}).")
+    if obstacle := loss.obstacle(model):
+        raise UserError(f"{base}: the loss of this architecture is not supported ({obstacle}).")
     loss.fuse(model)
     if settings.lora:
-        model = _adapted(model, settings.lora)
+        model = _with_adapters(model, settings.lora)
     if wants_checkpointing(settings, place, model):
-        save_memory(model, adapters=settings.lora is not None)
+        recompute_activations(model, adapters=settings.lora is not None)
     if sharded:
         model = distributed.shard(model, place)
-        _fill(model, base, place)
+        _load_shards(model, base, place)
     else:
         model.to(place.device)
     if settings.lora:
-        _begin(model, seed=settings.seed)
+        _init_adapters(model, seed=settings.seed)
     return model
 
 
-def _load(base: Path | str, settings: TrainSettings, place: Place) -> Any:
+def _pretrained(base: Path | str, settings: TrainSettings, place: Place) -> Any:
     """The whole model with its weights."""
     from transformers import AutoModelForCausalLM
 
@@ -120,7 +122,7 @@ def _load(base: Path | str, settings: TrainSettings, place: Place) -> Any:
         raise UserError(f"{base}: its weights cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
-def _skeleton(base: Path | str, place: Place) -> Any:
+def _empty(base: Path | str, place: Place) -> Any:
     """The model without weights."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
@@ -132,10 +134,10 @@ def _skeleton(base: Path | str, place: Place) -> Any:
     return model
 
 
-def _fill(model: Any, base: Path | str, place: Place) -> None:
-    """Give a sharded model without weights those of its base; each process reads its own part.
+def _load_shards(model: Any, base: Path | str, place: Place) -> None:
+    """Read the base's weights into a sharded model without any; each process reads its own part.
 
-    Raises UserError: the base's files name their weights in another way.
+    Raises UserError: the base's files name their weights differently.
     """
     import torch.distributed.checkpoint as dcp
     from huggingface_hub import snapshot_download
@@ -152,8 +154,8 @@ def _fill(model: Any, base: Path | str, place: Place) -> None:
         raise UserError(f"{base}: its weights cannot be read in parts; use train.parallel=ddp. {reason}") from None
 
 
-def _adapted(model: Any, lora: LoraSettings) -> Any:
-    """The model with adapters, all else frozen. Raises UserError: no module has one of the names, or the head has."""
+def _with_adapters(model: Any, lora: LoraSettings) -> Any:
+    """The model with adapters, all else frozen. Raises UserError: no linear layer has one of the names."""
     from peft import LoraConfig, get_peft_model
 
     head = model.get_output_embeddings()
@@ -162,36 +164,38 @@ def _adapted(model: Any, lora: LoraSettings) -> Any:
     config = LoraConfig(**sizes, target_modules=targets, task_type="CAUSAL_LM")
     try:
         with warnings.catch_warnings():
-            # peft reads attributes that transformers has renamed, and warns of tied weights, which `save` takes apart.
+            # peft reads attributes that transformers has renamed, and warns of tied weights, which `save` handles.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings", category=UserWarning)
-            wrapped = get_peft_model(model, config, low_cpu_mem_usage=next(model.parameters()).is_meta)
+            adapted = get_peft_model(model, config, low_cpu_mem_usage=next(model.parameters()).is_meta)
     except ValueError as error:
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
         first = str(error).splitlines()[0]
         raise UserError(f"train.lora.targets: {first} Linear layers here: {', '.join(sorted(linear))}.") from None
-    embedded = any("lora_embedding" in name for name, _ in wrapped.named_parameters())
-    if embedded or wrapped.get_base_model().get_output_embeddings() is not head:
+    embedded = any("lora_embedding" in name for name, _ in adapted.named_parameters())
+    if embedded or adapted.get_base_model().get_output_embeddings() is not head:
         raise UserError("train.lora.targets: linear layers are adapted, neither the embeddings nor the head.")
     # Adapters stay in float32 over a 16-bit base: they are small, and small updates would be rounded away.
-    for parameter in wrapped.parameters():
+    for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return wrapped
+    return adapted
 
 
-def _begin(model: Any, *, seed: int) -> None:
-    """The first values of adapters, the same however the model is spread: A uniform, B zero."""
+def _init_adapters(model: Any, *, seed: int) -> None:
+    """Set the first values of adapters, the same however the model is spread: A uniform, B zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            bound = 1 / math.sqrt(parameter.shape[1]) if "lora_A" in name else 0.0
             values = torch.zeros(parameter.shape)
-            distributed.assign(parameter, values.uniform_(-bound, bound, generator=generator) if bound else values)
+            if "lora_A" in name:
+                bound = 1 / math.sqrt(parameter.shape[1])
+                values.uniform_(-bound, bound, generator=generator)
+            distributed.assign(parameter, values)
 
 
-def save_memory(model: Any, *, adapters: bool) -> None:
-    """Recompute activations in the backward pass."""
+def recompute_activations(model: Any, *, adapters: bool) -> None:
+    """Recompute activations in the backward pass instead of keeping them."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     if adapters:
@@ -199,7 +203,7 @@ def save_memory(model: Any, *, adapters: bool) -> None:
 
 
 def wants_checkpointing(settings: TrainSettings, place: Place, model: Any) -> bool:
-    """Whether activations must be recomputed for memory's sake."""
+    """Whether to recompute activations; by default, where they would not fit in memory."""
     if settings.checkpointing != "auto":
         return settings.checkpointing
     if place.device.type != "cuda":
@@ -221,26 +225,27 @@ def plain_name(name: str) -> str:
 def merged_state(model: Any, dtype: torch.dtype, *, scale: float = 0.0) -> dict[str, Any]:
     """The weights under the base's names, adapters merged, on the first process; empty elsewhere.
 
-    One weight at a time is whole and in float32: a merge needs no second copy of the model. All processes must call it.
+    Only one weight at a time is gathered and in float32: a merge needs no second copy of the model. All processes must
+    call it.
     """
     parameters = dict(model.named_parameters())
     state: dict[str, Any] = {}
     for name, parameter in parameters.items():
         if "lora_" in name:
             continue
-        whole = distributed.whole(parameter)
+        weight = distributed.full_tensor(parameter)
         module = name.removesuffix(".base_layer.weight")
         pair = [parameters.get(f"{module}.lora_{letter}.default.weight") for letter in "AB"]
         if scale and None not in pair:
-            down, up = (distributed.whole(p).float() for p in pair)
-            whole = whole.float() + (up @ down) * scale
+            down, up = (distributed.full_tensor(p).float() for p in pair)
+            weight = weight.float() + (up @ down) * scale
         if distributed.rank() == 0:
-            state[plain_name(name)] = whole.to(dtype).cpu()
+            state[plain_name(name)] = weight.to(dtype).cpu()
     return state
 
 
 def save(model: Any, *, base: Path | str, folder: Path, settings: TrainSettings) -> None:
-    """Write the result: weights (adapters merged), tokenizer, the inference template, generation settings.
+    """Write the result: weights (adapters merged), and the base's tokenizer, template and generation settings.
 
     All processes must call it; the first one writes.
     """
@@ -248,35 +253,34 @@ def save(model: Any, *, base: Path | str, folder: Path, settings: TrainSettings)
 
     lora, first = settings.lora, distributed.rank() == 0
     config = config_of(base)
-    own = getattr(config, "dtype", None) or torch.float32
-    dtype = own if settings.save_dtype == "base" else getattr(torch, settings.save_dtype)
+    base_dtype = getattr(config, "dtype", None) or torch.float32
+    dtype = base_dtype if settings.save_dtype == "base" else getattr(torch, settings.save_dtype)
     if lora:
-        adapter = {n: distributed.whole(p).cpu() for n, p in model.named_parameters() if "lora_" in n}
+        adapter = {n: distributed.full_tensor(p).cpu() for n, p in model.named_parameters() if "lora_" in n}
         if first:
             model.save_pretrained(folder.parent / "adapter", state_dict=adapter, save_embedding_layers=False)
     state = merged_state(model, dtype, scale=lora.alpha / lora.r if lora else 0.0)
     if not first:
         return
-    # The configuration must say what the weights are.
     config.dtype, config.use_cache = dtype, True
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, dtype=dtype)
     shell.save_pretrained(folder, state_dict=state)
-    # The base's own tokenizer, template and generation settings: what was trained for is what is served.
+    # Unchanged from the base: the model is served with the template that it was trained for.
     load_tokenizer(base).save_pretrained(folder)
     with suppress(OSError):
         GenerationConfig.from_pretrained(base).save_pretrained(folder)
 
 
 def write_card(folder: Path, *, name: str, settings: TrainSettings, data: dict[str, Any]) -> None:
-    """The model card: from what, on what, how, with which versions. No dates or hosts: equal runs write equal cards."""
+    """Write the model card. It holds no dates or hosts: equal runs write equal cards."""
     import transformers
     from huggingface_hub import ModelCard, ModelCardData
 
     tags = ["demur", "safety", "reasoning", "sft"]
-    about = ModelCardData(base_model=name, library_name="transformers", pipeline_tag="text-generation", tags=tags)
+    header = ModelCardData(base_model=name, library_name="transformers", pipeline_tag="text-generation", tags=tags)
     changed = json.dumps(settings.model_dump(mode="json", exclude_defaults=True), indent=1, sort_keys=True)
-    more: dict[str, Any] = {"name": name, "settings": changed, "seed": settings.seed}
-    more |= {"demur": demur.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    card = ModelCard.from_template(about, template_path=str(Path(__file__).with_name("card.md")), **data, **more)
+    fields: dict[str, Any] = {"name": name, "settings": changed, "seed": settings.seed}
+    fields |= {"demur": demur.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    card = ModelCard.from_template(header, template_path=str(Path(__file__).with_name("card.md")), **data, **fields)
     atomic_write(folder / "README.md", str(card))

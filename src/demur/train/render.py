@@ -1,13 +1,13 @@
-"""An example and a tokenizer to tokens and labels, with proof that what should be trained is.
+"""Examples to tokens and labels, with proof that exactly what should be trained is.
 
-Trainers that render chat templates lose reasoning: the stock R1-Distill template deletes it, others add an empty block or
-a second one, and the loss still falls. So the context is the inference prompt, token for token; the response is joined
-by `thinking.join` and tokenised behind it; its labels follow the flags of the example's parts; and every row is checked
-before the first step:
+Trainers that render chat templates lose reasoning: the stock R1-Distill template deletes it, others add an empty block
+or a second one, and the loss still falls. So the context is the inference prompt, token for token; the response is
+joined in the form of `thinking.join` and tokenised after it; its labels follow the flags of the example's parts; and
+every row is checked before the first step:
 
     context         the inference prompt, all turns in it, no control token inside a turn, one beginning
     first label     the first token that the model writes, where the first piece is trained
-    one block       one thinking block, counted in the tokens' text, not in the parts that were meant
+    one block       one thinking block, counted in the text of the tokens, not in the intended parts
     reasoning       every character of a trained part is covered by a supervised token
     stop            the last token ends a reply at inference, and is supervised where the answer's end is trained
     whole           nothing is truncated: a longer row is dropped, counted and listed
@@ -27,7 +27,7 @@ from demur.thinking import CANONICAL
 from demur.train.chat import FAMILIES, Chat, Messages, Unfit, load_tokenizer, stops_of
 
 NAMES = ("auto", "tokenizer", "generic")
-IGNORED = -100  # The label of a token on which no loss falls
+IGNORED = -100  # The label of a token without loss
 
 
 class Row(NamedTuple):
@@ -37,12 +37,12 @@ class Row(NamedTuple):
     ids: list[int]
     labels: list[int]
     context: int  # Number of tokens before the response
-    answer: int  # Index of the first token behind the closing tag
-    share: str = ""
+    answer: int  # Index of the first token after the closing tag
+    share: str = ""  # The mixture component of the example
 
     @property
     def trained(self) -> int:
-        """Number of targets: supervised tokens but for the first of the row, which nothing predicts."""
+        """Number of targets: the supervised tokens, without the first of the row, which nothing predicts."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
@@ -66,7 +66,7 @@ class Rendered(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A stretch of the response's text: characters `start:end`, and whether loss falls on it."""
+    """A stretch of the response's text: characters `start:end`, and whether it is trained."""
 
     start: int
     end: int
@@ -74,69 +74,73 @@ class Piece(NamedTuple):
 
 
 class Renderer:
-    """Renders for one tokenizer and template."""
+    """Renders examples for one tokenizer and template."""
 
     def __init__(
         self, tokenizer: Any, *, template: str = "auto", stops: Iterable[int] = (), loss: str = "response"
     ) -> None:
-        """Find the family and the token that ends a reply.
+        """Find the template's family and the token that ends a reply.
 
-        `template` is `auto`, a family's name, `generic`, or `tokenizer` for the template's own rendering; `stops` are as of
-        `Chat`; `loss` is `response`, or `all` to train on the context too.
+        `template` is `auto`, a family's name, `generic`, or `tokenizer` for the template's own rendering; `stops` are
+        those of `Chat`; `loss` is `response`, or `all` to train on the context too.
 
         Raises:
             UserError: no chat template, no fast tokenizer, no end token, an unknown name.
-            CheckFailed: the tokenizer loses text, the model would not stop, or `auto` met a template that is unknown and wrong.
+            CheckFailed: the tokenizer loses text, the model would not stop, or the template is unknown and wrong.
         """
         if template not in (*NAMES, *FAMILIES):
             raise unknown("template", template, (*NAMES, *FAMILIES))
         self.tokenizer = tokenizer
-        self.own, self.loss = template == "tokenizer", loss
+        self.by_template, self.loss = template == "tokenizer", loss
         self.mask: Sequence[str] = ()  # Parts that are not trained, whatever their flags
-        self.primer: Mapping[str, int] = {}  # Component -> how many tokens of its thinking are trained, and no others
+        self.primer: Mapping[
+            str, int
+        ] = {}  # Component -> number of first tokens of its thinking that alone are trained
         self.chat = Chat(tokenizer, stops)
         self.opened, self.stop = self.chat.opened, self.chat.stop
         known = self.chat.family()
         self.family = template if template not in ("auto", "tokenizer") else known or "generic"
         if template != "auto" or known:
             return
-        insist = "--set train.template=generic"
+        override = "--set train.template=generic"
         if mark := thinking.foreign(self.chat.template):
-            said = f"this chat template marks thinking by {mark!r}, and rows would be written with {thinking.OPEN}"
-            raise CheckFailed(f"refusing to train: {said}. If that is meant: {insist}")
-        if problem := self.own_rendering():
             raise CheckFailed(
-                f"refusing to train: this chat template is unknown, and what it makes of a whole conversation is not its "
-                f"inference prompt followed by the response: {problem}. If the form that R1-like models share is "
-                f"right for this model: {insist}"
+                f"refusing to train: this chat template marks thinking by {mark!r}, and rows would be written with "
+                f"{thinking.OPEN}. If that is intended: {override}"
+            )
+        if fault := self.template_fault():
+            raise CheckFailed(
+                "refusing to train: this chat template is unknown, and its rendering of a whole conversation is not "
+                f"its inference prompt followed by the response: {fault}. If the form that R1-like models share is "
+                f"right for this model: {override}"
             )
 
     @classmethod
     def of(cls, base: Path | str, *, template: str = "auto", loss: str = "response") -> Self:
-        """The renderer for a base: its tokenizer, and the tokens at which its generation settings stop."""
+        """The renderer for a base, with the tokens at which its generation settings stop."""
         return cls(load_tokenizer(base), template=template, stops=stops_of(base), loss=loss)
 
     def rows(self, examples: Sequence[Example | Pair], *, max_length: int) -> Rendered:
-        """Render and check all examples; of a pair both replies or none, one behind the other.
+        """Render and check all examples; of a pair both replies or none, one after the other.
 
-        Raises:
-            CheckFailed: the template deletes the reasoning, or no row is left.
+        Raises CheckFailed: the template deletes the reasoning, or no row is left.
         """
         rows: list[Row] = []
         dropped: list[Dropped] = []
         for number, example in enumerate(examples, 1):
+            sides = (example,) if isinstance(example, Example) else (example.chosen, example.rejected)
             try:
-                sides = (example,) if isinstance(example, Example) else (example.chosen, example.rejected)
-                made = [self.row(side) for side in sides]
-                longest = max(len(row.ids) for row in made)
+                rendered = [self.row(side) for side in sides]
+                longest = max(len(row.ids) for row in rendered)
                 if longest > max_length:
                     raise Unfit("too_long", f"{longest} tokens; at most {max_length} are taken")
-                rows += made
+                rows += rendered
             except Unfit as problem:
                 if problem.reason == "reasoning_deleted":
                     raise CheckFailed(
-                        f"refusing to train: this chat template deletes the reasoning. Row {number} of {len(examples):,}: "
-                        f"{problem.detail}.\ndemur's own rendering for this family: --set train.template={self.family} "
+                        "refusing to train: this chat template deletes the reasoning. "
+                        f"Row {number} of {len(examples):,}: {problem.detail}.\n"
+                        f"demur's own rendering for this family: --set train.template={self.family} "
                         "(chosen by default; you passed train.template=tokenizer)."
                     ) from None
                 dropped.append(Dropped(example=example.id, reason=problem.reason, detail=problem.detail))
@@ -147,50 +151,42 @@ class Renderer:
         return Rendered(rows, dropped)
 
     def row(self, example: Example) -> Row:
-        """The last reply of an example as tokens and labels, behind all that stood before it.
-
-        Raises:
-            Unfit: a check does not hold, with its name and what was seen.
-        """
+        """The tokens and labels of an example's last reply, after all that precedes it. Raises Unfit: a check fails."""
         messages, response = conversation(example)
-        prompt, before = self.chat.context(messages)
+        prompt, context = self.chat.context(messages)
         text, pieces = self._text(response)
-        if self.own:
-            self._check_own(messages, prompt, text)
-        ids, offsets = self.chat.continued(prompt, before, text)
-        flags = _flags(offsets, pieces)
-        close = text.find(thinking.CLOSE) + len(thinking.CLOSE)
-        answer = next((i for i, (start, _) in enumerate(offsets) if start >= close), len(ids))
-        ids, flags = [*ids, self.stop], [*flags, pieces[-1].train]
+        if self.by_template:
+            self._check_template(messages, prompt, text)
+        ids, offsets = self.chat.continued(prompt, context, text)
+        lead = 0 if self.opened else len(thinking.OPEN + CANONICAL.after_open)
+        first = _token_at(offsets, lead)
+        answer = _token_at(offsets, text.find(thinking.CLOSE) + len(thinking.CLOSE))
+        ids, flags = [*ids, self.stop], [*_flags(offsets, pieces), pieces[-1].train]
         labels = [token if flag else IGNORED for token, flag in zip(ids, flags, strict=True)]
         self._check_response(text, response, ids)
         _check_labels(text, pieces, offsets, labels)
-        lead = 0 if self.opened else len(thinking.OPEN + CANONICAL.after_open)
-        first = next((i for i, (start, _) in enumerate(offsets) if start >= lead), len(ids))
         end = first + self.primer[example.share] if example.share in self.primer else len(ids)
         for at in range(len(ids)):
             if at >= end or ("thinking" if at < answer else "answer") in self.mask:
                 labels[at] = IGNORED
         if all(label == IGNORED for label in labels):
             raise Unfit("nothing_trained", "no part of the response is flagged for training")
-        head = [IGNORED, *before[1:]] if self.loss == "all" else [IGNORED] * len(before)
-        return Row(example.id, before + ids, head + labels, len(before), len(before) + answer, example.share)
+        head = [IGNORED, *context[1:]] if self.loss == "all" else [IGNORED] * len(context)
+        return Row(example.id, context + ids, head + labels, len(context), len(context) + answer, example.share)
 
-    def own_rendering(self) -> str:
+    def template_fault(self) -> str:
         """What is wrong with the template's own rendering of a small conversation; empty: nothing."""
-        parts = (
-            ExamplePart(role="thinking", text="one two", train=True),
-            ExamplePart(role="answer", text="six", train=True),
-        )
+        thought = ExamplePart(role="thinking", text="one two", train=True)
+        answer = ExamplePart(role="answer", text="six", train=True)
         messages = [{"role": "user", "content": "five"}]
         try:
-            self._check_own(messages, self.chat.prompt(messages), self._text(parts)[0])
+            self._check_template(messages, self.chat.prompt(messages), self._text((thought, answer))[0])
         except Unfit as problem:
             return f"{problem.reason} ({problem.detail})"
         return ""
 
     def _text(self, response: Sequence[ExamplePart]) -> tuple[str, list[Piece]]:
-        """The response's text without its stop token, and which stretches of it are trained."""
+        """The response's text without its stop token, and the pieces it consists of."""
         thought = [part for part in response if part.role == "thinking"]
         answer = [part for part in response if part.role == "answer"]
         if not thought:
@@ -209,43 +205,44 @@ class Renderer:
                 at += len(text)
         return "".join(text for text, _ in texts), pieces
 
-    def _check_own(self, messages: Messages, prompt: str, text: str) -> None:
-        """With the template's own rendering: it must go on from the prompt with exactly the response."""
+    def _check_template(self, messages: Messages, prompt: str, text: str) -> None:
+        """The template's own rendering of the conversation must be the prompt followed by exactly the response."""
         lead = thinking.OPEN + CANONICAL.after_open if self.opened else ""
-        whole = self.chat.render([*messages, {"role": "assistant", "content": lead + text}]).rstrip()
-        wanted = prompt + text + self.tokenizer.convert_ids_to_tokens(self.stop)
+        rendered = self.chat.render([*messages, {"role": "assistant", "content": lead + text}]).rstrip()
+        expected = prompt + text + self.tokenizer.convert_ids_to_tokens(self.stop)
         # Where the next role's mark ends a reply, nothing ends the last one.
-        if whole in (wanted.rstrip(), (prompt + text).rstrip()):
+        if rendered in (expected.rstrip(), (prompt + text).rstrip()):
             return
-        at = next((i for i, (a, b) in enumerate(zip_longest(whole, wanted)) if a != b), 0)
+        at = next((i for i, (a, b) in enumerate(zip_longest(rendered, expected)) if a != b), 0)
         thought = text.partition(thinking.CLOSE)[0].removeprefix(thinking.OPEN).strip()
-        if thought and thought not in whole:
+        if thought and thought not in rendered:
             given = len(self.chat.tokens(text)[0]) + 1
-            kept = min(given, len(self.chat.tokens(whole[at:])[0]))
+            kept = min(given, len(self.chat.tokens(rendered[at:])[0]))
             raise Unfit("reasoning_deleted", f"{given:,} response tokens given, {kept:,} would be trained")
-        kind = "opened_twice" if whole.count(thinking.OPEN) > wanted.count(thinking.OPEN) else "template_differs"
-        detail = f"the template writes {whole[at : at + 40]!r} where {wanted[at : at + 40]!r} belongs"
-        raise Unfit(kind, detail)
+        reason = "opened_twice" if rendered.count(thinking.OPEN) > expected.count(thinking.OPEN) else "template_differs"
+        raise Unfit(reason, f"the template writes {rendered[at : at + 40]!r} where {expected[at : at + 40]!r} belongs")
 
     def _check_response(self, text: str, response: Sequence[ExamplePart], ids: list[int]) -> None:
-        """One thinking block with the given thinking, no control token, a stop token at the end."""
-        parts = thinking.split(text, opened=self.opened)
-        meant = ["".join(p.text for p in response if p.role == role).strip() for role in ("thinking", "answer")]
-        blocks = text.count(thinking.CLOSE), text.count(thinking.OPEN) + self.opened
-        if blocks != (1, 1) or parts.outcome != "complete" or [parts.thinking, parts.answer] != meant:
-            raise Unfit("thinking_blocks", f"{blocks[1]} opening and {blocks[0]} closing tags in one response")
-        if found := self.chat.control(text):
-            raise Unfit("control_token", f"the response holds {found!r}, which begins or ends turns")
+        """The response must have one thinking block, that of its parts, no control token and no unknown one."""
+        split = thinking.split(text, opened=self.opened)
+        given = [
+            "".join(part.text for part in response if part.role == role).strip() for role in ("thinking", "answer")
+        ]
+        opening, closing = text.count(thinking.OPEN) + self.opened, text.count(thinking.CLOSE)
+        if (opening, closing, split.outcome) != (1, 1, "complete") or [split.thinking, split.answer] != given:
+            raise Unfit("thinking_blocks", f"{opening} opening and {closing} closing tags in one response")
+        if mark := self.chat.control(text):
+            raise Unfit("control_token", f"the response holds {mark!r}, which begins or ends turns")
         if self.chat.unknown is not None and self.chat.unknown in ids[:-1]:
             raise Unfit("unknown_token", f"{ids[:-1].count(self.chat.unknown)} words are not in the vocabulary")
 
 
 def conversation(example: Example) -> tuple[Messages, list[ExamplePart]]:
-    """The messages before an example's last reply, and that reply. Consecutive pieces of one turn are one message.
+    """The messages before an example's last reply, and the parts of that reply.
 
-    Reasoning of earlier replies is left out, as it is at inference.
+    Consecutive parts of one turn become one message. Reasoning of earlier replies is left out, as it is at inference.
 
-    Raises Unfit: loss would fall on an earlier reply: each trained reply is an example of its own.
+    Raises Unfit: an earlier reply is flagged for training; each trained reply must be an example of its own.
     """
     parts = list(example.parts)
     at = len(parts)
@@ -265,6 +262,11 @@ def conversation(example: Example) -> tuple[Messages, list[ExamplePart]]:
     return messages, parts[at:]
 
 
+def _token_at(offsets: list[tuple[int, int]], place: int) -> int:
+    """Index of the first token that begins at a character or after it."""
+    return next((i for i, (start, _) in enumerate(offsets) if start >= place), len(offsets))
+
+
 def _flags(offsets: list[tuple[int, int]], pieces: list[Piece]) -> list[bool]:
     """Whether each token is trained: its last character decides."""
     ends = [piece.end for piece in pieces[:-1]]
@@ -272,7 +274,7 @@ def _flags(offsets: list[tuple[int, int]], pieces: list[Piece]) -> list[bool]:
 
 
 def _check_labels(text: str, pieces: list[Piece], offsets: list[tuple[int, int]], labels: list[int]) -> None:
-    """Every visible character of a trained piece lies under a supervised token, and none of an untrained one alone."""
+    """Every visible character of a trained piece must be covered by a supervised token."""
     covered = bytearray(len(text))
     for (start, end), label in zip(offsets, labels, strict=False):
         if label != IGNORED:
@@ -280,8 +282,8 @@ def _check_labels(text: str, pieces: list[Piece], offsets: list[tuple[int, int]]
     for piece in pieces:
         at = covered.find(0, piece.start, piece.end) if piece.train else -1
         while at >= 0:
-            # A token's last character decides its flag: one that ends in an untrained piece is not trained.
             if text[at].isprintable() and not text[at].isspace():
+                # A token's last character decides its flag, so that one may reach into an untrained piece.
                 start, end = next(((start, end) for start, end in offsets if start <= at < end), (0, 0))
                 if not any(not p.train and p.start < end and start < p.end for p in pieces):
                     raise Unfit("label_missing", f"{text[at : at + 30]!r} is to be trained and has no label")

@@ -17,9 +17,9 @@ from demur.train.trainer import train_here
 
 
 def report(folder: Path, done: int, total: int | None, remark: str) -> None:
-    """Report a step by a line on standard output, and look whether the launcher wants an end.
+    """Report a step by a line on standard output, and stop if the launcher asks for it.
 
-    The wish comes by a file: torchrun gives its processes 30 seconds after SIGTERM, too few to save a large model.
+    It asks by a file: torchrun gives its processes 30 seconds after SIGTERM, too few to save a large model.
     """
     sys.stdout.write(distributed.PREFIX + json.dumps([done, total, remark]) + "\n")
     sys.stdout.flush()
@@ -28,12 +28,12 @@ def report(folder: Path, done: int, total: int | None, remark: str) -> None:
 
 
 def main(folder: Path) -> None:
-    """Do the job in a folder that `distributed.launch` wrote, and leave its result there."""
+    """Do the job that `distributed.launch` wrote to a folder, and write its result there."""
     job = json.loads((folder / "job.json").read_text())
     result: dict[str, Any]
     try:
         settings = TrainSettings.model_validate(job.pop("settings"))
-        summary = train_here(distributed.shared(Job(**job, settings=settings)), partial(report, folder))
+        summary = train_here(distributed.broadcast(Job(**job, settings=settings)), partial(report, folder))
         distributed.leave()
         result = {"summary": summary}
     except DemurError as error:
@@ -43,13 +43,13 @@ def main(folder: Path) -> None:
     except Exception:
         rank = distributed.rank()
         result = {"error": f"process {rank} failed:\n{traceback.format_exc()[-3000:]}", "kind": "WorkError"}
-    # The first error is the cause: the others only miss the process that had it.
-    known = "error" in result and (folder / "result.json").exists()
-    if not known and (distributed.rank() == 0 or "error" in result):
-        atomic_write(folder / "result.json", json.dumps(result))
-    if "error" in result:
-        # The launcher ends the others, which would wait for this one.
-        sys.exit(1)
+    failed, path = "error" in result, folder / "result.json"
+    # The first error is the cause: later ones come from processes that lost the one that failed.
+    reports = not path.exists() if failed else distributed.rank() == 0
+    if reports:
+        atomic_write(path, json.dumps(result))
+    if failed:
+        sys.exit(1)  # the launcher ends the other processes, which would wait for this one
 
 
 if __name__ == "__main__":
