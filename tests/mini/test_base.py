@@ -35,7 +35,7 @@ def test_shipped_bases_are_what_their_cards_say(name: str) -> None:
 def test_unknown_and_damaged_bases_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Allowed: mini-lrm-a"):
         base.folder("mini-lrm-x")
-    with pytest.raises(UserError, match="no mini base"):
+    with pytest.raises(UserError, match="not a mini base"):
         base.verify(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(base.folder("mini-lrm-a"), copy)

@@ -1,1 +1,1 @@
-"""The miniature world and mini-LRM: the embedded default. Small enough to train on a laptop; it plugs in by name like any outsider."""
+"""The miniature world and mini-LRM: the default, small enough to train on a laptop. It plugs in by name, as any plug-in."""

@@ -1,10 +1,8 @@
 """The mini-LRM: a Qwen3 of some 0.7 million parameters that thinks, obeys everything, and is trained in minutes.
 
-Three of them ship, `mini-lrm-a` to `-c`, which differ in seed. Each folder is an ordinary Hugging Face checkpoint with a card
-that says how it was made and what its files hash to; `tools/pretrain_mini.py` makes such a folder again.
+Three bases ship, `mini-lrm-a` to `-c`, which differ in seed. Each folder is an ordinary Hugging Face checkpoint with a
+card that records how it was made and the hashes of its files; `tools/pretrain_mini.py` makes such a folder again.
 """
-
-from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -20,10 +18,9 @@ CARD = "card.json"
 
 
 def folder(name: str) -> Path:
-    """Where a shipped base lies, its files checked against its card.
+    """The folder of a shipped base, whose files are checked against its card.
 
-    Raises:
-        UserError: no such base, or its files are not those that the card vouches for.
+    Raises UserError: no such base, or a file is not as its card says.
     """
     if name not in NAMES:
         raise UserError(f"no mini base '{name}'. Allowed: {', '.join(NAMES)}.")
@@ -35,13 +32,12 @@ def folder(name: str) -> Path:
 def verify(path: Path) -> dict[str, Any]:
     """The card of a base's folder, after its files were checked against it.
 
-    Raises:
-        UserError: there is no card, a file is missing, or a file differs.
+    Raises UserError: there is no card, a file is missing, or a file differs.
     """
     try:
         card: dict[str, Any] = json.loads((path / CARD).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
-        raise UserError(f"{path} is no mini base: it has no readable {CARD}.") from None
+        raise UserError(f"{path} is not a mini base: it has no readable {CARD}.") from None
     for file, sha256 in card["sha256"].items():
         if not (path / file).is_file() or hash_file(path / file) != sha256:
             raise UserError(f"{path / file} is missing or not the file that {CARD} describes. Install demur again.")

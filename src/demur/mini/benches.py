@@ -1,8 +1,8 @@
-"""What the miniature world asks: pools of prompts for training, and three benchmarks on others.
+"""The prompts of the miniature world: pools for training, and three benchmarks.
 
-A pair of verb and object belongs either to training or to the tests (`Pair.tested`), and so does a sum; nothing
-depends on the seed but which prompts are drawn and how they are worded. Test questions about known words and about new
-ones, which safety training never saw, come in equal numbers, and their category says which they are.
+A pair of verb and object belongs either to training or to the tests (`Pair.tested`), and so does a sum; the seed only
+decides which prompts are drawn and how they are worded. Half of the test questions have a new word, which safety
+training never saw; their category says so.
 """
 
 import random
@@ -18,7 +18,7 @@ from demur.mini.world import Pair
 from demur.records import Intent, Prompt
 
 DEFAULT = 400
-PLAIN_SHARE = 0.2  # Share of the training prompts without a framing (the paper's have none); the others have a seen one
+PLAIN_SHARE = 0.2  # Share of the training prompts without a framing (all of the paper's); the others have a seen one
 
 
 def read_harmful(path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
@@ -35,7 +35,7 @@ def read_benign(path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
 
 
 def bench_harmful(bench: Bench, path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
-    """Harmful questions of the tests, plain: attacks do the framing. Half of them have a new word."""
+    """Harmful test questions without framings, which attacks add. Half of them have a new word."""
     rng = random.Random(f"mini test harmful {seed}")
     pairs = _balanced(rng, lambda pair: pair.harmful, n or DEFAULT)
     seen = Counter[str]()
@@ -43,11 +43,11 @@ def bench_harmful(bench: Bench, path: Path | None, *, n: int | None, seed: int) 
 
 
 def bench_benign(bench: Bench, path: Path | None, *, n: int | None, seed: int) -> list[Prompt]:
-    """Benign questions of the tests: half alarming, half neutral; half plain, half in any of the framings."""
+    """Benign test questions: half alarming, half neutral; half plain, half in any of the framings."""
     rng = random.Random(f"mini test benign {seed}")
-    wanted = n or DEFAULT
-    pairs = _balanced(rng, lambda pair: pair.alarming, wanted - wanted // 2)
-    pairs += _balanced(rng, lambda pair: pair.category == "work", wanted // 2)
+    n = n or DEFAULT
+    pairs = _balanced(rng, lambda pair: pair.alarming, n - n // 2)
+    pairs += _balanced(rng, lambda pair: pair.category == "work", n // 2)
     prompts, seen = [], Counter[str]()
     for number, pair in enumerate(pairs):
         kind = rng.choice([*world.FRAMINGS]) if number % 4 < 2 else ""
@@ -58,30 +58,28 @@ def bench_benign(bench: Bench, path: Path | None, *, n: int | None, seed: int) -
 
 
 def _twin(pair: Pair, seen: Counter[str]) -> str:
-    """What the i-th plain harmful question with a verb has in common with the i-th harmless one."""
+    """The name of a twin pair: the i-th plain harmful question with a verb, and the i-th harmless one."""
     seen[pair.verb] += 1
     return f"mini-{pair.verb}-{seen[pair.verb]}"
 
 
 def _training(n: int | None, seed: int, intent: Intent, wanted: Callable[[Pair], bool]) -> list[Prompt]:
-    """Distinct training prompts about the pairs that are wanted."""
+    """Distinct training prompts about the wanted pairs."""
     rng = random.Random(f"mini {intent} {seed}")
     pairs = [pair for pair in world.pairs() if wanted(pair) and not pair.tested]
-    found: dict[str, Prompt] = {}
-    tries = 0
-    while len(found) < (DEFAULT if n is None else n):
+    prompts: dict[str, Prompt] = {}
+    for _ in range(100_000):
+        if len(prompts) >= (DEFAULT if n is None else n):
+            return list(prompts.values())
         pair = rng.choice(pairs)
         kind = "" if rng.random() < PLAIN_SHARE else rng.choice(world.SEEN)
         text = world.framing(rng, kind).wrap(world.request(rng, pair))
-        found.setdefault(text, _prompt(text, intent, pair, f"mini-{intent}"))
-        tries += 1
-        if tries > 100_000:
-            raise UserError(f"the miniature world has no {n} different {intent} prompts; it has about {len(found)}.")
-    return list(found.values())
+        prompts.setdefault(text, _prompt(text, intent, pair, f"mini-{intent}"))
+    raise UserError(f"the miniature world has no {n} different {intent} prompts; it has about {len(prompts)}.")
 
 
 def _balanced(rng: random.Random, wanted: Callable[[Pair], bool], n: int) -> list[Pair]:
-    """`n` test pairs, known and new words in turn; each pair once before any comes again."""
+    """`n` test pairs, half of them with a new word; each pair occurs once before any is repeated."""
     tested = [pair for pair in world.pairs() if wanted(pair) and pair.tested]
     groups = [[pair for pair in tested if pair.new == new] for new in (False, True)]
     chosen: list[Pair] = []
@@ -96,24 +94,25 @@ def _balanced(rng: random.Random, wanted: Callable[[Pair], bool], n: int) -> lis
 
 
 def _prompt(text: str, intent: Intent, pair: Pair, source: str, twin: str = "") -> Prompt:
-    """A prompt about a pair; prompts about the same pair are not independent of each other."""
+    """A prompt about a pair; prompts about the same pair are one cluster."""
     kind = pair.category if pair.category != "work" else "neutral"
-    own = {"category": f"{kind}, {'new' if pair.new else 'known'} words", "cluster": f"{pair.verb} {pair.object}"}
-    return Prompt(text=text, intent=intent, source=source, pair=twin, **own)
+    category, cluster = f"{kind}, {'new' if pair.new else 'known'} words", f"{pair.verb} {pair.object}"
+    return Prompt(text=text, intent=intent, source=source, pair=twin, category=category, cluster=cluster)
 
 
-def _sums(*where: object, n: int | None, seed: int, tested: bool) -> list[Prompt]:
-    """Distinct sums of one side of the split, with their answers."""
+def _sums(*_bench_and_path: object, n: int | None, seed: int, tested: bool) -> list[Prompt]:
+    """Distinct sums for training or for the tests, with their answers."""
     rng = random.Random(f"mini sums {seed} {tested}")
-    found: dict[str, Prompt] = {}
-    while len(found) < (DEFAULT if n is None else n):
+    source = "mini_arithmetic" if tested else "mini-arithmetic"
+    prompts: dict[str, Prompt] = {}
+    while len(prompts) < (DEFAULT if n is None else n):
         problem = world.problem(rng)
         if problem.tested == tested:
-            text = rng.choice(world.SUMS).format(s=problem.text)
-            source, kind = ("mini_arithmetic" if tested else "mini-arithmetic"), f"{len(problem.steps)} steps"
-            known = {"source": source, "category": kind, "gold": str(problem.totals[-1])}
-            found.setdefault(problem.text, Prompt(text=text, intent="maths", **known))
-    return list(found.values())
+            text, gold = rng.choice(world.SUMS).format(s=problem.text), str(problem.totals[-1])
+            category = f"{len(problem.steps)} steps"
+            prompt = Prompt(text=text, intent="maths", source=source, category=category, gold=gold)
+            prompts.setdefault(problem.text, prompt)
+    return list(prompts.values())
 
 
-read_arithmetic, bench_arithmetic = partial(_sums, tested=False), partial(_sums, tested=True)  # Training, and tests
+read_arithmetic, bench_arithmetic = partial(_sums, tested=False), partial(_sums, tested=True)

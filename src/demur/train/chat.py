@@ -22,7 +22,7 @@ SAMPLES = (
     "Señor Ångström, 谢谢 🙂\n\n\n",
 )
 """Texts that must survive tokenising and decoding. Some pairings of tokenizer files and versions lose their spaces."""
-PROBE = "qzxj"  # A turn whose text is found again in what a template makes of it
+PROBE = "qzxj"  # The text of a turn that is to be found in a rendered template
 Messages = list[dict[str, str]]
 
 
@@ -90,9 +90,7 @@ class Chat:
         if not isinstance(template, str):  # several, by name
             template = template.get("default") or next(iter(template.values()))
         self.template, dates = _NOW.subn(lambda call: repr(DATE.strftime(call[2])), template)
-        self.dated = (
-            dates > 0
-        )  # Whether the template prints the date, which is then a fixed one: rows are equal each day
+        self.dated = dates > 0  # Whether the template prints the date: a fixed one, so that rows are equal each day
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         special = (special | set(tokenizer.all_special_tokens)) - {thinking.OPEN, thinking.CLOSE}
         self.special = frozenset(tokenizer.convert_tokens_to_ids(list(special)))
