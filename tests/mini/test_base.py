@@ -61,16 +61,16 @@ def test_every_word_has_a_token_and_text_comes_back() -> None:
 
 
 def test_the_template_is_like_that_of_r1() -> None:
-    """It opens the thinking, and deletes the thinking of what was said before."""
+    """It opens the thinking, and deletes the thinking of earlier turns."""
     words = pretrain_mini.tokenizer()
     turns = [{"role": "user", "content": "what is 1 + 2?"}]
     prompt = words.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert thinking.opens_thinking(prompt)
     assert words(prompt, add_special_tokens=False)["input_ids"].count(words.bos_token_id) == 1
     reply = {"role": "assistant", "content": thinking.join("1 + 2 = 3.", "the answer is 3.")}
-    said = words.apply_chat_template([*turns, reply], tokenize=False)
-    assert "1 + 2 = 3" not in said
-    assert "the answer is 3." in said
+    rendered = words.apply_chat_template([*turns, reply], tokenize=False)
+    assert "1 + 2 = 3" not in rendered
+    assert "the answer is 3." in rendered
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_recognises_the_matched_instructions(pattern: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["default", "realsafe", "improved", "short", "template", *PATTERNS])
 def test_the_detector_finds_exactly_what_the_teacher_put_in(strategy: str) -> None:
-    """Precision and recall of every pattern are 1 in this language; the teacher's own word is the truth."""
+    """Precision and recall of every pattern are 1 in this language; the teacher's own account is the truth."""
     rng = random.Random(2)
     flaw = next((p for p in PATTERNS if p == strategy), None)
     order = teacher.Order("improved", flaw, 0.5) if flaw else teacher.Order(strategy)

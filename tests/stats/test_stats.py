@@ -214,10 +214,10 @@ def test_no_number_of_prompts_takes_away_what_trainings_differ_by() -> None:
     assert stats.minimum_detectable(0.5 / math.sqrt(2), 100, fixed=half) == pytest.approx(shown)
     alone, both = (stats.prompts_needed(0.12, 0.5 / math.sqrt(1 + bool(f)), fixed=f) or 0 for f in (0.0, half))
     assert 100 < alone < both / 1.5
-    assert stats.prompts_needed(0.05, 0.5 / math.sqrt(2), fixed=half) is None, "more trainings would tell"
+    assert stats.prompts_needed(0.05, 0.5 / math.sqrt(2), fixed=half) is None, "more trainings would show it"
 
 
-def test_a_design_says_before_the_run_what_it_can_show() -> None:
+def test_what_a_design_can_show_is_known_before_the_run() -> None:
     one = stats.detectable_by_design(prompts=100, seeds=1)
     assert stats.detectable_by_design(prompts=400, seeds=1) < one < 0.25
     three = stats.detectable_by_design(prompts=100, seeds=3, bases=3)
@@ -228,7 +228,7 @@ def test_a_design_says_before_the_run_what_it_can_show() -> None:
 
 
 @pytest.mark.parametrize(("prompts", "tests"), [(50, 1), (100, 1), (100, 20), (200, 1)])
-def test_a_design_shows_in_four_runs_of_five_what_it_says_it_can(prompts: int, tests: int) -> None:
+def test_a_design_shows_in_four_runs_of_five_what_it_promises(prompts: int, tests: int) -> None:
     """Prompts differ in difficulty and each arm has one training: true power, at Holm's first level, by simulation."""
     rng, hits = np.random.default_rng(6), 0
     gap = stats.detectable_by_design(prompts=prompts, seeds=1, tests=tests)
@@ -274,7 +274,7 @@ def test_a_few_trainings_that_agree_prove_little() -> None:
     assert (both.high or 0) - (both.low or 0) > 1.5 * ((alone.high or 0) - (alone.low or 0))
 
 
-def test_strata_weigh_as_they_are_told() -> None:
+def test_strata_weigh_as_given() -> None:
     """A hundred prompts of no difference and ten of a large one: each stratum the same is not each prompt the same."""
     a, b = [True] * 50 + [False] * 50 + [True] * 10, [True] * 50 + [False] * 50 + [False] * 10
     kinds = ["plain"] * 100 + ["adaptive"] * 10

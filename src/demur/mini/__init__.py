@@ -1,1 +1,1 @@
-"""The miniature world and mini-LRM: the default, small enough to train on a laptop. It plugs in by name, as any plug-in."""
+"""The miniature world and mini-LRM: the default, small enough to train on a laptop; a plug-in like any other."""
