@@ -100,7 +100,7 @@ class Adaptive(Attack):
 
 
 def _next(goal: Prompt, attempts: list[Attempt]) -> tuple[world.Framing, ...]:
-    """The next framings: none; then single ones in an order drawn for the goal; then one more around the best so far."""
+    """The next framings: none; then one, in an order drawn for the goal; then one more around the best so far."""
     if not attempts:
         return ()
     rng = random.Random(f"adaptive {goal.id}")

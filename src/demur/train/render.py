@@ -13,7 +13,6 @@ every row is checked before the first step:
     whole           nothing is truncated: a longer row is dropped, counted and listed
 """
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
@@ -63,14 +62,6 @@ class Rendered(NamedTuple):
     def counts(self) -> dict[str, int]:
         """Reason -> number of rows left out."""
         return dict(sorted(Counter(item.reason for item in self.dropped).items()))
-
-
-class Piece(NamedTuple):
-    """A stretch of the response's text: characters `start:end`, and whether it is trained."""
-
-    start: int
-    end: int
-    train: bool
 
 
 class Renderer:
@@ -154,18 +145,19 @@ class Renderer:
         """The tokens and labels of an example's last reply, after all that precedes it. Raises Unfit: a check fails."""
         messages, response = conversation(example)
         prompt, context = self.chat.context(messages)
-        text, pieces = self._text(response)
+        text, flags = self._text(response)
         if self.by_template:
             self._check_template(messages, prompt, text)
         ids, offsets = self.chat.continued(prompt, context, text)
-        lead = 0 if self.opened else len(thinking.OPEN + CANONICAL.after_open)
-        first = _token_at(offsets, lead)
-        answer = _token_at(offsets, text.find(thinking.CLOSE) + len(thinking.CLOSE))
-        ids, flags = [*ids, self.stop], [*_flags(offsets, pieces), pieces[-1].train]
-        labels = [token if flag else IGNORED for token, flag in zip(ids, flags, strict=True)]
+        ids, offsets = [*ids, self.stop], [*offsets, (len(text), len(text) + 1)]
+        # A token's last character decides whether it is trained.
+        trained = [bool(flags[max(start, end - 1)]) for start, end in offsets]
         self._check_response(text, response, ids)
-        _check_labels(text, pieces, offsets, labels)
+        _check_trained(text, flags, offsets, trained)
+        first = _token_at(offsets, 0 if self.opened else len(thinking.OPEN + CANONICAL.after_open))
+        answer = _token_at(offsets, text.find(thinking.CLOSE) + len(thinking.CLOSE))
         end = first + self.primer[example.share] if example.share in self.primer else len(ids)
+        labels = [token if flag else IGNORED for token, flag in zip(ids, trained, strict=True)]
         for at in range(len(ids)):
             if at >= end or ("thinking" if at < answer else "answer") in self.mask:
                 labels[at] = IGNORED
@@ -185,8 +177,8 @@ class Renderer:
             return f"{problem.reason} ({problem.detail})"
         return ""
 
-    def _text(self, response: Sequence[ExamplePart]) -> tuple[str, list[Piece]]:
-        """The response's text without its stop token, and the pieces it consists of."""
+    def _text(self, response: Sequence[ExamplePart]) -> tuple[str, bytes]:
+        """The response's text without its stop token; and for each character and for that token, 1 if it is trained."""
         thought = [part for part in response if part.role == "thinking"]
         answer = [part for part in response if part.role == "answer"]
         if not thought:
@@ -197,13 +189,8 @@ class Renderer:
         close = CANONICAL.before_close + thinking.CLOSE
         texts = [(lead, thought[0].train), *((part.text, part.train) for part in thought), (close, thought[-1].train)]
         texts += [(CANONICAL.after_close, answer[0].train), *((part.text, part.train) for part in answer)]
-        pieces: list[Piece] = []
-        at = 0
-        for text, train in texts:
-            if text:
-                pieces.append(Piece(at, at + len(text), train))
-                at += len(text)
-        return "".join(text for text, _ in texts), pieces
+        flags = b"".join(bytes([train]) * len(text) for text, train in texts)
+        return "".join(text for text, _ in texts), flags + flags[-1:]
 
     def _check_template(self, messages: Messages, prompt: str, text: str) -> None:
         """The template's own rendering of the conversation must be the prompt followed by exactly the response."""
@@ -264,27 +251,20 @@ def conversation(example: Example) -> tuple[Messages, list[ExamplePart]]:
 
 def _token_at(offsets: list[tuple[int, int]], place: int) -> int:
     """Index of the first token that begins at a character or after it."""
-    return next((i for i, (start, _) in enumerate(offsets) if start >= place), len(offsets))
+    return next(i for i, (start, _) in enumerate(offsets) if start >= place)
 
 
-def _flags(offsets: list[tuple[int, int]], pieces: list[Piece]) -> list[bool]:
-    """Whether each token is trained: its last character decides."""
-    ends = [piece.end for piece in pieces[:-1]]
-    return [pieces[bisect_right(ends, max(start, end - 1))].train for start, end in offsets]
-
-
-def _check_labels(text: str, pieces: list[Piece], offsets: list[tuple[int, int]], labels: list[int]) -> None:
-    """Every visible character of a trained piece must be covered by a supervised token."""
-    covered = bytearray(len(text))
-    for (start, end), label in zip(offsets, labels, strict=False):
-        if label != IGNORED:
+def _check_trained(text: str, flags: bytes, offsets: list[tuple[int, int]], trained: list[bool]) -> None:
+    """Every visible character that is flagged must be covered by a trained token."""
+    covered = bytearray(flags.translate(bytes.maketrans(b"\0\1", b"\1\0")))  # what is not flagged counts as covered
+    for (start, end), flag in zip(offsets, trained, strict=True):
+        if flag:
             covered[start:end] = b"\1" * (end - start)
-    for piece in pieces:
-        at = covered.find(0, piece.start, piece.end) if piece.train else -1
-        while at >= 0:
-            if text[at].isprintable() and not text[at].isspace():
-                # A token's last character decides its flag, so that one may reach into an untrained piece.
-                start, end = next(((start, end) for start, end in offsets if start <= at < end), (0, 0))
-                if not any(not p.train and p.start < end and start < p.end for p in pieces):
-                    raise Unfit("label_missing", f"{text[at : at + 30]!r} is to be trained and has no label")
-            at = covered.find(0, at + 1, piece.end)
+    at = covered.find(0)
+    while at >= 0:
+        if text[at].isprintable() and not text[at].isspace():
+            # A token that ends in untrained text is not trained, and may begin in trained text.
+            start, end = next(((start, end) for start, end in offsets if start <= at < end), (0, 0))
+            if all(flags[start:end]):
+                raise Unfit("label_missing", f"{text[at : at + 30]!r} is to be trained and has no label")
+        at = covered.find(0, at + 1)
