@@ -39,7 +39,7 @@ def packed_attention(
         return varlen_attn(*flat, bounds, bounds, longest, longest, window_size=(-1, 0), **shared).unsqueeze(0), None
     # Split, not sliced: the gradient of a slice is as long as the whole line.
     rows = zip(*(tensor.split(bounds.diff().tolist(), dim=2) for tensor in (query, key, value)), strict=True)
-    outputs = [scaled_dot_product_attention(*row, is_causal=True, **shared).transpose(1, 2) for row in rows]
+    outputs = [scaled_dot_product_attention(q, k, v, is_causal=True, **shared).transpose(1, 2) for q, k, v in rows]
     return torch.cat(outputs, dim=1), None
 
 
