@@ -84,9 +84,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.by_template, self.loss = template == "tokenizer", loss
         self.mask: Sequence[str] = ()  # Parts that are not trained, whatever their flags
-        self.primer: Mapping[
-            str, int
-        ] = {}  # Component -> number of first tokens of its thinking that alone are trained
+        self.primer: Mapping[str, int] = {}  # Component -> number of tokens of its thinking that alone are trained
         self.chat = Chat(tokenizer, stops)
         self.opened, self.stop = self.chat.opened, self.chat.stop
         known = self.chat.family()
@@ -116,16 +114,15 @@ class Renderer:
 
         Raises CheckFailed: the template deletes the reasoning, or no row is left.
         """
-        rows: list[Row] = []
-        dropped: list[Dropped] = []
+        rendered = Rendered([], [])
         for number, example in enumerate(examples, 1):
             sides = (example,) if isinstance(example, Example) else (example.chosen, example.rejected)
             try:
-                rendered = [self.row(side) for side in sides]
-                longest = max(len(row.ids) for row in rendered)
+                rows = [self.row(side) for side in sides]
+                longest = max(len(row.ids) for row in rows)
                 if longest > max_length:
                     raise Unfit("too_long", f"{longest} tokens; at most {max_length} are taken")
-                rows += rendered
+                rendered.rows.extend(rows)
             except Unfit as problem:
                 if problem.reason == "reasoning_deleted":
                     raise CheckFailed(
@@ -134,12 +131,14 @@ class Renderer:
                         f"demur's own rendering for this family: --set train.template={self.family} "
                         "(chosen by default; you passed train.template=tokenizer)."
                     ) from None
-                dropped.append(Dropped(example=example.id, reason=problem.reason, detail=problem.detail))
-        if not rows:
-            why = ", ".join(f"{n} {reason}" for reason, n in Rendered(rows, dropped).counts().items()) or "no examples"
-            first = f" The first: {dropped[0].detail}." if dropped and dropped[0].detail else ""
+                dropped = Dropped(example=example.id, reason=problem.reason, detail=problem.detail)
+                rendered.dropped.append(dropped)
+        if not rendered.rows:
+            why = ", ".join(f"{count} {reason}" for reason, count in rendered.counts().items()) or "no examples"
+            detail = rendered.dropped[0].detail if rendered.dropped else ""
+            first = f" The first: {detail}." if detail else ""
             raise CheckFailed(f"refusing to train: no row is left of {len(examples)} examples ({why}).{first}")
-        return Rendered(rows, dropped)
+        return rendered
 
     def row(self, example: Example) -> Row:
         """The tokens and labels of an example's last reply, after all that precedes it. Raises Unfit: a check fails."""
