@@ -29,24 +29,24 @@ def flips(count: int, of: int) -> list[bool]:
 
 @pytest.mark.parametrize(("count", "of"), [(0, 50), (1, 7), (5, 50), (25, 250), (50, 50), (2, 2)])
 def test_a_plain_rate_is_wilsons(count: int, of: int) -> None:
-    found = stats.rate(flips(count, of))
+    estimate = stats.rate(flips(count, of))
     low, high = proportion_confint(count, of, method="wilson")
-    assert found.value == count / of
-    assert found.low == pytest.approx(low, abs=1e-12)
-    assert found.high == pytest.approx(high, abs=1e-12)
+    assert estimate.value == count / of
+    assert estimate.low == pytest.approx(low, abs=1e-12)
+    assert estimate.high == pytest.approx(high, abs=1e-12)
 
 
 def test_none_of_fifty_is_not_certainty() -> None:
-    found = stats.rate(flips(0, 50), better="lower")
-    assert found.low == 0
-    assert found.high == pytest.approx(0.0713, abs=1e-4)
+    estimate = stats.rate(flips(0, 50), better="lower")
+    assert estimate.low == 0
+    assert estimate.high == pytest.approx(0.0713, abs=1e-4)
 
 
 @pytest.mark.parametrize("outcomes", [[], [None, None], [True]])
 def test_too_little_gives_none_with_the_reason(outcomes: list[bool | None]) -> None:
-    found = stats.rate(outcomes)
-    assert (found.value, found.low, found.high) == (None, None, None)
-    assert found.how
+    estimate = stats.rate(outcomes)
+    assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
+    assert estimate.how
     assert stats.mean([1.0]).value is None
     assert stats.rate([True] * 9, clusters=["a"] * 9).value is None
     assert stats.paired([True], [False]).value is None
@@ -55,28 +55,28 @@ def test_too_little_gives_none_with_the_reason(outcomes: list[bool | None]) -> N
 def test_cut_and_unscored_bound_the_rate() -> None:
     outcomes = [True, True, False, None, False, None]
     cut = [True, False, True, False, False, False]
-    found = stats.rate(outcomes, truncated=cut, better="lower")
-    assert (found.n, found.unscored, found.truncated) == (4, 2, 2)
-    assert found.best == pytest.approx(1 / 6)
-    assert found.worst == pytest.approx(5 / 6)
+    estimate = stats.rate(outcomes, truncated=cut, better="lower")
+    assert (estimate.n, estimate.unscored, estimate.truncated) == (4, 2, 2)
+    assert estimate.best == pytest.approx(1 / 6)
+    assert estimate.worst == pytest.approx(5 / 6)
     flipped = stats.rate(outcomes, truncated=cut, better="higher")
-    assert (flipped.best, flipped.worst) == (found.worst, found.best)
+    assert (flipped.best, flipped.worst) == (estimate.worst, estimate.best)
 
 
 @given(OUTCOMES, st.data())
 def test_a_rate_lies_in_its_interval_and_its_bounds(outcomes: list[bool | None], data: st.DataObject) -> None:
     clusters = data.draw(st.lists(st.sampled_from("abcdef"), min_size=len(outcomes), max_size=len(outcomes)))
     cut = data.draw(st.lists(st.booleans(), min_size=len(outcomes), max_size=len(outcomes)))
-    found = stats.rate(outcomes, clusters=clusters, truncated=cut, better="lower")
-    assert found.n + found.unscored == len(outcomes)
-    if found.value is not None:
-        assert found.low is not None
-        assert found.high is not None
-        assert 0 <= found.low <= found.value <= found.high <= 1
-        assert found.low < found.high
-    if found.best is not None:
-        assert found.worst is not None
-        assert found.best <= found.worst
+    estimate = stats.rate(outcomes, clusters=clusters, truncated=cut, better="lower")
+    assert estimate.n + estimate.unscored == len(outcomes)
+    if estimate.value is not None:
+        assert estimate.low is not None
+        assert estimate.high is not None
+        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+        assert estimate.low < estimate.high
+    if estimate.best is not None:
+        assert estimate.worst is not None
+        assert estimate.best <= estimate.worst
 
 
 def test_repeating_every_reply_teaches_nothing() -> None:
@@ -103,8 +103,8 @@ def width(estimate: Estimate) -> float:
 def test_a_mean_has_students_interval() -> None:
     values = [3.0, 4.5, 1.0, 9.0, 2.0, 2.5]
     low, high = scipy_stats.t.interval(0.95, 5, loc=np.mean(values), scale=scipy_stats.sem(values))
-    found = stats.mean(values)
-    assert (found.low, found.high) == pytest.approx((low, high))
+    estimate = stats.mean(values)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high))
 
 
 def test_seeds_are_their_own_level() -> None:
@@ -115,12 +115,12 @@ def test_seeds_are_their_own_level() -> None:
         values += [bool(v) for v in rng.random(4000) < rate]
         seeds += [seed] * 4000
         clusters += [str(i) for i in range(4000)]
-    found = stats.rate(values, clusters=clusters, seeds=seeds)
-    assert "2 degrees of freedom" in found.how
-    assert found.low is not None
-    assert found.low < 0.1
+    estimate = stats.rate(values, clusters=clusters, seeds=seeds)
+    assert "2 degrees of freedom" in estimate.how
+    assert estimate.low is not None
+    assert estimate.low < 0.1
     alone = stats.rate(values, clusters=clusters)
-    assert width(alone) < 0.1 * width(found)
+    assert width(alone) < 0.1 * width(estimate)
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (5, 0), (9, 2), (6, 6), (30, 12)])
@@ -128,14 +128,14 @@ def test_one_reply_a_prompt_is_mcnemars_exact_test(only_a: int, only_b: int) -> 
     a = [True] * only_a + [False] * only_b + [True] * 20 + [False] * 15
     b = [False] * only_a + [True] * only_b + [True] * 20 + [False] * 15
     expected = mcnemar([[20, only_a], [only_b, 15]], exact=True).pvalue
-    found = stats.paired(a, b)
-    assert found.p == pytest.approx(expected)
-    assert "McNemar" in found.how
-    assert found.value == pytest.approx((only_a - only_b) / len(a))
-    assert found.low is not None
-    assert found.high is not None
-    assert found.value is not None
-    assert found.low < found.value < found.high
+    difference = stats.paired(a, b)
+    assert difference.p == pytest.approx(expected)
+    assert "McNemar" in difference.how
+    assert difference.value == pytest.approx((only_a - only_b) / len(a))
+    assert difference.low is not None
+    assert difference.high is not None
+    assert difference.value is not None
+    assert difference.low < difference.value < difference.high
 
 
 def test_the_interval_of_a_paired_difference_is_bonett_and_prices() -> None:
@@ -145,8 +145,8 @@ def test_the_interval_of_a_paired_difference_is_bonett_and_prices() -> None:
     n = len(a) + 2
     one, two = 13 / n, 5 / n
     half = scipy_stats.t.ppf(0.975, n - 1) * math.sqrt((one + two - (one - two) ** 2) / (n - 1))
-    found = stats.paired(a, b)
-    assert (found.low, found.high) == pytest.approx((one - two - half, one - two + half))
+    difference = stats.paired(a, b)
+    assert (difference.low, difference.high) == pytest.approx((one - two - half, one - two + half))
 
 
 def test_flips_of_averages_are_enumerated_exactly() -> None:
@@ -172,12 +172,12 @@ def test_swapping_the_arms_turns_the_sign_alone() -> None:
 @settings(max_examples=30)
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=8))
 def test_holm_is_statsmodels(ps: list[float | None]) -> None:
-    found = stats.holm(ps)
+    adjusted = stats.holm(ps)
     known = [p for p in ps if p is not None]
-    assert [p is None for p in found] == [p is None for p in ps]
+    assert [p is None for p in adjusted] == [p is None for p in ps]
     if known:
         expected = multipletests(known, method="holm")[1]
-        assert [p for p in found if p is not None] == pytest.approx(list(expected))
+        assert [p for p in adjusted if p is not None] == pytest.approx(list(expected))
 
 
 def test_not_worse_than_a_margin() -> None:
@@ -233,9 +233,9 @@ def test_a_design_shows_in_four_runs_of_five_what_it_promises(prompts: int, test
     rng, hits = np.random.default_rng(6), 0
     gap = stats.detectable_by_design(prompts=prompts, seeds=1, tests=tests)
     for _ in range(400):
-        own = rng.standard_normal(prompts)
+        difficulty = rng.standard_normal(prompts)
         a, b = (
-            own + rng.standard_normal(prompts) + math.sqrt(2) * scipy_stats.norm.ppf(rate) > 0
+            difficulty + rng.standard_normal(prompts) + math.sqrt(2) * scipy_stats.norm.ppf(rate) > 0
             for rate in (0.3 + gap / 2, 0.3 - gap / 2)
         )
         hits += (stats.paired(flat(a), flat(b)).p or 1) * tests < 0.05
@@ -254,17 +254,17 @@ def test_seeds_that_saw_nothing_promise_less_than_prompts_do() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 21.0])
-def test_equal_values_are_no_certainty(value: float) -> None:
-    found, more = stats.mean([value] * 30), stats.mean([value] * 300)
-    assert None not in (found.low, found.high, more.low, more.high)
-    assert found.low < value < found.high  # type: ignore[operator]
-    assert more.high - more.low < found.high - found.low  # type: ignore[operator]
+def test_equal_values_are_not_certainty(value: float) -> None:
+    estimate, more = stats.mean([value] * 30), stats.mean([value] * 300)
+    assert None not in (estimate.low, estimate.high, more.low, more.high)
+    assert estimate.low < value < estimate.high  # type: ignore[operator]
+    assert more.high - more.low < estimate.high - estimate.low  # type: ignore[operator]
     delta = stats.paired([value] * 30, [value] * 30)
     assert delta.low < 0 < delta.high  # type: ignore[operator]
 
 
 def test_a_few_trainings_that_agree_prove_little() -> None:
-    """Two arms apart by ten points in each of two trainings: the prompts say yes, two trainings cannot."""
+    """Two arms apart by ten points in each of two trainings: the prompts show it, two trainings cannot."""
     rng = np.random.default_rng(8)
     a, b = ([bool(v) for v in rng.random(400) < p] for p in (0.35, 0.2))
     names, seeds = [str(i % 200) for i in range(400)], [i // 200 for i in range(400)]
@@ -275,7 +275,7 @@ def test_a_few_trainings_that_agree_prove_little() -> None:
 
 
 def test_strata_weigh_as_given() -> None:
-    """A hundred prompts of no difference and ten of a large one: each stratum the same is not each prompt the same."""
+    """A hundred prompts of no difference and ten of a large one: equal strata differ from equal prompts."""
     a, b = [True] * 50 + [False] * 50 + [True] * 10, [True] * 50 + [False] * 50 + [False] * 10
     kinds = ["plain"] * 100 + ["adaptive"] * 10
     assert stats.paired(a, b).value == pytest.approx(10 / 110)
@@ -291,16 +291,20 @@ def test_strata_weigh_as_given() -> None:
 
 def test_a_difference_at_a_margin_has_the_p_of_its_interval() -> None:
     rng = np.random.default_rng(6)
-    found = stats.paired([bool(v) for v in rng.random(80) < 0.5], [bool(v) for v in rng.random(80) < 0.3])
-    assert found.low is not None
-    assert found.high is not None
-    for bound in (found.low, found.high):
-        assert stats.p_at(found, bound) == pytest.approx(0.05)
-    assert (stats.p_at(found, found.high + 0.05) or 1) < 0.05 < (stats.p_at(found, (found.low + found.high) / 2) or 0)
+    difference = stats.paired([bool(v) for v in rng.random(80) < 0.5], [bool(v) for v in rng.random(80) < 0.3])
+    assert difference.low is not None
+    assert difference.high is not None
+    for bound in (difference.low, difference.high):
+        assert stats.p_at(difference, bound) == pytest.approx(0.05)
+    assert (
+        (stats.p_at(difference, difference.high + 0.05) or 1)
+        < 0.05
+        < (stats.p_at(difference, (difference.low + difference.high) / 2) or 0)
+    )
 
 
-def test_a_fixed_set_of_items_is_no_sample() -> None:
-    """Thirty problems, four replies each: of these thirty the mean is known better than of problems like them."""
+def test_a_fixed_set_of_items_is_not_a_sample() -> None:
+    """Thirty problems, four replies each: their own mean is known better than that of problems like them."""
     rng = np.random.default_rng(7)
     chances = rng.beta(0.5, 0.5, 30)
     hits = 0
@@ -328,12 +332,12 @@ def test_a_fixed_set_over_trainings_knows_of_trainings() -> None:
 
 
 def test_a_rate_over_strata_covers() -> None:
-    """A screen that finds six of ten and errs on one of twenty, thirty labels of each side: the truth is held."""
+    """A screen that finds six of ten and errs on one of twenty, with thirty labels of each side: the truth is covered."""
     rng, held = np.random.default_rng(1), 0
     for _ in range(400):
-        there = rng.random(300) < 0.1
-        flagged = np.where(there, rng.random(300) < 0.6, rng.random(300) < 0.05)
-        sides = [there[flagged == side] for side in (True, False)]
+        present = rng.random(300) < 0.1
+        flagged = np.where(present, rng.random(300) < 0.6, rng.random(300) < 0.05)
+        sides = [present[flagged == side] for side in (True, False)]
         held += covers(stats.stratified([(len(side), stats.rate(side[:30].tolist())) for side in sides]), 0.1)
     assert 0.92 < held / 400 < 0.98
     assert stats.stratified([(5, stats.rate([True] * 5)), (9, stats.rate([]))]).value is None
@@ -364,15 +368,15 @@ def test_kappa() -> None:
 def test_a_judge_without_errors_changes_nothing_much() -> None:
     perfect = stats.rate(flips(10_000, 10_000))
     observed = stats.rate(flips(60, 200))
-    found = stats.corrected(observed, perfect, perfect)
-    assert found.value == pytest.approx(0.3)
-    assert (found.low, found.high) == pytest.approx((observed.low, observed.high), abs=0.01)
+    estimate = stats.corrected(observed, perfect, perfect)
+    assert estimate.value == pytest.approx(0.3)
+    assert (estimate.low, estimate.high) == pytest.approx((observed.low, observed.high), abs=0.01)
 
 
 def test_a_judge_no_better_than_chance_corrects_nothing() -> None:
-    found = stats.corrected(stats.rate(flips(60, 200)), stats.rate(flips(6, 10)), stats.rate(flips(5, 10)))
-    assert found.value is None
-    assert "chance" in found.how
+    estimate = stats.corrected(stats.rate(flips(60, 200)), stats.rate(flips(6, 10)), stats.rate(flips(5, 10)))
+    assert estimate.value is None
+    assert "chance" in estimate.how
 
 
 def drawn(rng: np.random.Generator, rate: float, prompts: int, samples: int, tie: float) -> NDArray[np.bool_]:
@@ -406,8 +410,8 @@ def test_intervals_cover_what_they_promise() -> None:
                 names = [str(i // samples) for i in range(prompts * samples)]
                 for tie in (0.0, 0.4, 0.9):
                     draws = [flat(drawn(rng, rate, prompts, samples, tie)) for _ in range(300)]
-                    found = [covers(stats.rate(values, clusters=names), rate) for values in draws]
-                    coverage[rate, prompts, samples, tie] = float(np.mean(found))
+                    hits = [covers(stats.rate(values, clusters=names), rate) for values in draws]
+                    coverage[rate, prompts, samples, tie] = float(np.mean(hits))
     assert np.mean(list(coverage.values())) >= 0.94
     assert min(coverage.values()) >= 0.90, min(coverage.items(), key=lambda item: item[1])
 
@@ -424,10 +428,10 @@ def test_intervals_over_seeds_cover_what_they_promise() -> None:
                 names = [str(i // 3) for i in range(prompts * 3)]
                 hits = []
                 for _ in range(250):
-                    own, seed = rng.standard_normal((prompts, 1)), between * rng.standard_normal((1, 3))
-                    values = level + own + seed + rng.standard_normal((prompts, 3)) > 0
-                    found = stats.rate(flat(values), clusters=names, seeds=[0, 1, 2] * prompts)
-                    hits.append(covers(found, rate))
+                    difficulty, seed = rng.standard_normal((prompts, 1)), between * rng.standard_normal((1, 3))
+                    values = level + difficulty + seed + rng.standard_normal((prompts, 3)) > 0
+                    estimate = stats.rate(flat(values), clusters=names, seeds=[0, 1, 2] * prompts)
+                    hits.append(covers(estimate, rate))
                 coverage.append(float(np.mean(hits)))
     assert np.mean(coverage) >= 0.94
     assert min(coverage) >= 0.88
@@ -458,8 +462,11 @@ def test_seeds_that_differ_raise_no_alarms(between: float) -> None:
     prompts, count = 60, 0
     names = [str(i // 3) for i in range(prompts * 3)]
     for _ in range(600):
-        own = rng.standard_normal((prompts, 1))
-        a, b = (own + between * rng.standard_normal((1, 3)) + rng.standard_normal((prompts, 3)) > 0.5 for _ in range(2))
+        difficulty = rng.standard_normal((prompts, 1))
+        a, b = (
+            difficulty + between * rng.standard_normal((1, 3)) + rng.standard_normal((prompts, 3)) > 0.5
+            for _ in range(2)
+        )
         count += (stats.paired(flat(a), flat(b), clusters=names, seeds=[0, 1, 2] * prompts).p or 1) < 0.05
     assert count / 600 <= 0.06
 
@@ -468,12 +475,12 @@ def test_averages_of_any_value_are_tested_and_bounded() -> None:
     rng = np.random.default_rng(15)
     alarms, covered = 0, 0
     for _ in range(150):
-        own = rng.exponential(5, 30)
-        a, b = (own + rng.exponential(2, 30) for _ in range(2))
-        found = stats.paired(list(a + 1.0), list(b))
-        assert found.low is not None
-        assert found.high is not None
-        covered += found.low <= 1.0 <= found.high
+        difficulty = rng.exponential(5, 30)
+        a, b = (difficulty + rng.exponential(2, 30) for _ in range(2))
+        difference = stats.paired(list(a + 1.0), list(b))
+        assert difference.low is not None
+        assert difference.high is not None
+        covered += difference.low <= 1.0 <= difference.high
         alarms += (stats.paired(list(a), list(b)).p or 1) < 0.05
     assert covered / 150 >= 0.90
     assert alarms / 150 <= 0.09
@@ -489,8 +496,8 @@ def test_corrected_rates_cover_the_truth() -> None:
             for _ in range(300):
                 seen = rng.binomial(150, truth * se + (1 - truth) * (1 - sp))
                 labels = [flips(rng.binomial(80, chance), 80) for chance in (se, sp)]
-                found = stats.corrected(stats.rate(flips(seen, 150)), *(stats.rate(rows) for rows in labels))
-                hits += covers(found, truth)
+                estimate = stats.corrected(stats.rate(flips(seen, 150)), *(stats.rate(rows) for rows in labels))
+                hits += covers(estimate, truth)
             coverage.append(hits / 300)
     assert np.mean(coverage) >= 0.94
     assert min(coverage) >= 0.90
@@ -500,11 +507,11 @@ def test_corrected_rates_cover_the_truth() -> None:
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(5, 30), st.integers(5, 30))
 def test_a_corrected_rate_is_a_rate(count: int, more: int, se: int, sp: int) -> None:
     observed = stats.rate(flips(count, count + more))
-    found = stats.corrected(observed, stats.rate(flips(se, 30)), stats.rate(flips(sp, 30)))
-    if found.value is not None:
-        assert found.low is not None
-        assert found.high is not None
-        assert 0 <= found.low <= found.value <= found.high <= 1
+    estimate = stats.corrected(observed, stats.rate(flips(se, 30)), stats.rate(flips(sp, 30)))
+    if estimate.value is not None:
+        assert estimate.low is not None
+        assert estimate.high is not None
+        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
 def test_the_same_data_give_the_same_numbers() -> None:
@@ -516,10 +523,10 @@ def test_the_same_data_give_the_same_numbers() -> None:
 @pytest.mark.parametrize("value", [0.9993, 0.1, 7.0, 0.0])
 @pytest.mark.parametrize("n", [3, 7, 60])
 def test_equal_values_are_equal_whatever_floats_make_of_their_mean(value: float, n: int) -> None:
-    found = stats.mean([value] * n)
-    assert "all values equal" in found.how
-    assert found.high is not None
-    assert found.high - value > 0.02 * value
+    estimate = stats.mean([value] * n)
+    assert "all values equal" in estimate.how
+    assert estimate.high is not None
+    assert estimate.high - value > 0.02 * value
 
 
 def test_a_mean_of_rare_shares_covers_what_it_promises() -> None:
@@ -532,8 +539,8 @@ def test_a_mean_of_rare_shares_covers_what_it_promises() -> None:
     }
     rng = np.random.default_rng(0)
     for p in (0.005, 0.01):
-        found = [stats.mean([float(one) for one in rng.random(len(names)) < p], **where) for _ in range(300)]
-        assert sum((e.low or 0) <= p <= (e.high or 0) for e in found) >= 0.92 * len(found)
+        estimates = [stats.mean([float(one) for one in rng.random(len(names)) < p], **where) for _ in range(300)]
+        assert sum((e.low or 0) <= p <= (e.high or 0) for e in estimates) >= 0.92 * len(estimates)
     none, one = (stats.mean([float(at < events) for at in range(len(names))], **where) for events in (0, 1))
     assert (one.high or 0) > (none.high or 1)
     assert 0.0 < (one.low or 0) < (one.value or 0)
