@@ -1,4 +1,4 @@
-"""Framings and the searcher."""
+"""Framings and the search."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Target(Speaker):
         return thinking.join("i must refuse.", "sorry.")
 
     def texts(self) -> dict[str, list[str]]:
-        """What was asked of each question."""
+        """The texts that were asked for each question."""
         asked: dict[str, list[str]] = {}
         for request in self.asked:
             asked.setdefault(request.prompt.parent, []).append(request.prompt.text)

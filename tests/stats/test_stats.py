@@ -218,20 +218,20 @@ def test_no_number_of_prompts_takes_away_what_trainings_differ_by() -> None:
 
 
 def test_what_a_design_can_show_is_known_before_the_run() -> None:
-    one = stats.detectable_by_design(prompts=100, seeds=1)
-    assert stats.detectable_by_design(prompts=400, seeds=1) < one < 0.25
-    three = stats.detectable_by_design(prompts=100, seeds=3, bases=3)
+    one = stats.detectable(prompts=100, seeds=1)
+    assert stats.detectable(prompts=400, seeds=1) < one < 0.25
+    three = stats.detectable(prompts=100, seeds=3, bases=3)
     assert 0.3 < three < 0.5, "three bases are few whatever the prompts"
-    assert stats.detectable_by_design(prompts=100_000, seeds=3, bases=3) > 0.3
-    assert stats.detectable_by_design(prompts=100, seeds=3, bases=3, tests=20) > three
-    assert stats.detectable_by_design(prompts=100, seeds=3, bases=3, tests=20) < 1
+    assert stats.detectable(prompts=100_000, seeds=3, bases=3) > 0.3
+    assert stats.detectable(prompts=100, seeds=3, bases=3, tests=20) > three
+    assert stats.detectable(prompts=100, seeds=3, bases=3, tests=20) < 1
 
 
 @pytest.mark.parametrize(("prompts", "tests"), [(50, 1), (100, 1), (100, 20), (200, 1)])
 def test_a_design_shows_in_four_runs_of_five_what_it_promises(prompts: int, tests: int) -> None:
     """Prompts differ in difficulty and each arm has one training: true power, at Holm's first level, by simulation."""
     rng, hits = np.random.default_rng(6), 0
-    gap = stats.detectable_by_design(prompts=prompts, seeds=1, tests=tests)
+    gap = stats.detectable(prompts=prompts, seeds=1, tests=tests)
     for _ in range(400):
         difficulty = rng.standard_normal(prompts)
         a, b = (

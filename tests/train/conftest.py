@@ -1,4 +1,4 @@
-"""Small tokenizers, bases and examples for the tests of training; all of them our own."""
+"""Small tokenizers, bases and examples for the tests of training, made by demur itself."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Make = Callable[..., Example]
 
 
 def example_of(*parts: tuple[Role, str, bool], share: str = "safety") -> Example:
-    made = tuple(ExamplePart(role=role, text=text, train=train) for role, text, train in parts)
-    return Example(parts=made, origin=Origin(prompt="p"), share=share)
+    records = tuple(ExamplePart(role=role, text=text, train=train) for role, text, train in parts)
+    return Example(parts=records, origin=Origin(prompt="p"), share=share)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The plan is made once, loses nothing, and depends on rows and seed where it should and on nothing else."""
+"""A plan is made once, loses no row, and depends on nothing but rows, seed, memory and processes."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ def test_plans_lose_nothing_and_keep_processes_in_step(
     lengths: list[int], tokens: int, rows: int | None, seed: int, world: int, batch: int
 ) -> None:
     order = batches.order(len(lengths), total=len(lengths) * 2, seed=seed)
-    made = batches.plan(lengths, rows=order, batch=batch, limits=batches.Limits(tokens, rows), world=world)
-    for at, step in enumerate(made.steps):
+    plan = batches.plan(lengths, rows=order, batch=batch, limits=batches.Limits(tokens, rows), world=world)
+    for at, step in enumerate(plan.steps):
         assert len(step) % world == 0
         # The rows of an update are those of the seed, whatever the devices and the memory.
         assert sorted(i for group in step for i in group) == sorted(order[at * batch : (at + 1) * batch])
-        per_rank = [made.of_rank(at, rank) for rank in range(world)]
+        per_rank = [plan.of_rank(at, rank) for rank in range(world)]
         assert len({len(groups) for groups in per_rank}) == 1
         assert sorted(i for groups in per_rank for group in groups for i in group) == sorted(
             order[at * batch : (at + 1) * batch]
         )
-    assert sorted(made.rows()) == sorted(order)
+    assert sorted(plan.rows()) == sorted(order)
 
 
 @settings(max_examples=80, deadline=None)
 @given(lengths=LENGTHS, tokens=st.integers(50, 2000), rows=st.none() | st.integers(1, 8))
 def test_micro_batches_keep_within_memory(lengths: list[int], tokens: int, rows: int | None) -> None:
     order = list(range(len(lengths)))
-    made = batches.plan(lengths, rows=order, batch=len(order), limits=batches.Limits(tokens, rows), world=1)
-    for group in made.steps[0]:
+    plan = batches.plan(lengths, rows=order, batch=len(order), limits=batches.Limits(tokens, rows), world=1)
+    for group in plan.steps[0]:
         assert len(group) == 1 or sum(lengths[i] for i in group) <= tokens
         assert rows is None or len(group) <= rows
 
@@ -79,9 +79,9 @@ def test_packed_rows_do_not_see_each_other(stand_in: Path, byte_examples: list[E
     total = sum(label != IGNORED for row in rows for label in row.labels)
     line = packed(**batches.collate(rows, packed=True))
     (line["losses"].sum() / total).backward()
-    alone = [single(**batches.collate([row], packed=False)) for row in rows]
-    (sum(out["losses"].sum() for out in alone) / total).backward()
-    torch.testing.assert_close(line["losses"], torch.cat([out["losses"] for out in alone]), rtol=1e-12, atol=1e-12)
+    separate = [single(**batches.collate([row], packed=False)) for row in rows]
+    (sum(out["losses"].sum() for out in separate) / total).backward()
+    torch.testing.assert_close(line["losses"], torch.cat([out["losses"] for out in separate]), rtol=1e-12, atol=1e-12)
     for (name, a), (_, b) in zip(packed.named_parameters(), single.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
     bare = copy.deepcopy(packed.base_model).eval()
@@ -90,8 +90,8 @@ def test_packed_rows_do_not_see_each_other(stand_in: Path, byte_examples: list[E
     hidden = bare(**inputs, use_cache=False).last_hidden_state[0]
     at = 0
     for row in rows:
-        own = single.base_model(input_ids=torch.tensor([row.ids]), use_cache=False).last_hidden_state[0]
-        torch.testing.assert_close(hidden[at : at + len(row.ids)], own, rtol=1e-10, atol=1e-10)
+        alone = single.base_model(input_ids=torch.tensor([row.ids]), use_cache=False).last_hidden_state[0]
+        torch.testing.assert_close(hidden[at : at + len(row.ids)], alone, rtol=1e-10, atol=1e-10)
         at += len(row.ids)
 
 
@@ -124,10 +124,10 @@ def test_the_loss_in_chunks_is_the_loss(dtype: torch.dtype, monkeypatch: pytest.
     expected = torch.autograd.grad(whole.sum(), (hidden, weight))
     monkeypatch.setitem(loss.MAX_LOGITS, "cpu", 300 * 7)
     chunked = loss.token_losses(hidden, weight, targets)
-    found = torch.autograd.grad(chunked.sum(), (hidden, weight))
+    gradients = torch.autograd.grad(chunked.sum(), (hidden, weight))
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(chunked, whole, rtol=tolerance, atol=tolerance)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
@@ -151,7 +151,7 @@ def test_models_whose_rows_cannot_be_packed() -> None:
 
 
 def test_attention_is_in_the_type_of_the_arithmetic() -> None:
-    """Norms give float32 queries and keys over float32 weights: the kernel must get what autocast means all the same."""
+    """Over float32 weights norms return float32 queries and keys: the kernel must get the type of autocast."""
     bounds = torch.tensor([0, 3, 8], dtype=torch.int32)
     query, key = (torch.randn(1, 2, 8, 16) for _ in range(2))
     value = torch.randn(1, 2, 8, 16, dtype=torch.bfloat16)
@@ -163,7 +163,7 @@ def test_attention_is_in_the_type_of_the_arithmetic() -> None:
 
 
 def test_float32_masters_take_the_variable_length_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernel of a GPU would be called with, over float32 queries and keys as norms leave them."""
+    """The arguments that a GPU's kernel would get, with float32 queries and keys as norms return them."""
     from torch.nn.attention import varlen
 
     calls: list[tuple[Any, ...]] = []

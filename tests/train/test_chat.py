@@ -1,4 +1,4 @@
-"""What is true of chat templates: each way that real ones differ is a case, with the reason where it is refused."""
+"""Chat templates: each way in which real ones differ is a case, with the reason where it is refused."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_tags_as_plain_text_of_several_tokens(make: Make) -> None:
 
 
 def test_the_unknown_token_may_be_the_end_token(tokenizer_with: Callable[[str], Any], make: Make) -> None:
-    """As GPT-2's and SmolLM2's: nothing is unknown to bytes, and the end of a row is no unknown word."""
+    """As GPT-2's and SmolLM2's: nothing is unknown to bytes, and the end of a row is not an unknown word."""
     tokenizer = tokenizer_with(CHATML)
     tokenizer.unk_token = tokenizer.eos_token
     assert one(tokenizer, make("q", "t 🙂", "a")).labels[-1] == tokenizer.eos_token_id
@@ -148,7 +148,7 @@ def test_the_unknown_token_may_be_the_end_token(tokenizer_with: Callable[[str], 
 def test_no_marker_of_a_word_before_the_response(
     scheme: str, sentencepiece: Callable[[str, str], Any], make: Make
 ) -> None:
-    """The response's tokens are those that the whole text has behind the prompt."""
+    """The response's tokens are those of the whole text after the prompt."""
     template = (
         "{{ bos_token }}{% for m in messages %}{{ '[' + m.role + ']\\n' + m.content + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '[assistant]\\n' }}{% endif %}"
@@ -161,7 +161,7 @@ def test_no_marker_of_a_word_before_the_response(
 
 
 def test_a_token_that_would_reach_over_the_border(tokenizer_with: Callable[[str], Any], make: Make) -> None:
-    """Two line ends are one token of the whole text; at inference the prompt's stands already."""
+    """Two line ends are one token of the whole text; at inference the prompt's is already fixed."""
     from tokenizers import models
 
     tokenizer = copy.deepcopy(tokenizer_with(CHATML.replace("assistant\\n", "assistant\\n" + thinking.OPEN + "\\n")))
@@ -187,7 +187,7 @@ def test_templates_that_raise_end_in_a_sentence(tokenizer_with: Callable[[str], 
 
 
 def test_the_next_roles_mark_as_the_stop(tokenizer_with: Callable[[str], Any], make: Make) -> None:
-    """As GLM's: nothing is written behind a reply but the next turn, whose mark inference stops at, and which is trained."""
+    """As GLM's: a reply is followed only by the next turn, at whose mark inference stops, and which is trained."""
     template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}{% endfor %}" + ASK
     tokenizer = tokenizer_with(template)
     tokenizer.eos_token = "<|endoftext|>"
@@ -244,7 +244,7 @@ def test_a_tokenizer_that_loses_spaces_is_refused(tokenizer_with: Callable[[str]
 
 
 def test_the_whole_is_rendered_not_message_by_message(tokenizer_with: Callable[[str], Any], make: Make) -> None:
-    """A template that looks at other turns: one turn by itself would be written otherwise."""
+    """A template that looks at other turns: a turn rendered by itself would differ."""
     template = "{% for m in messages %}{{ '<|im_start|>' + m.role + (' last' if loop.last else '') + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
     tokenizer = tokenizer_with(template + ASK)
     row = one(tokenizer, make(*KIND), template="generic")

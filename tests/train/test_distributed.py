@@ -38,7 +38,7 @@ train(
 
 @pytest.fixture(autouse=True)
 def started_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Launchers and what they launch, three processes a training, are forks of one that has imported torch."""
+    """Launchers and the processes that they launch are forked from one that has imported torch."""
     monkeypatch.setattr(sys, "executable", python())
     monkeypatch.setenv("PYTHON_EXEC", python())
 
@@ -116,7 +116,7 @@ def test_two_processes_stop_together_and_go_on_together(
 
 @pytest.mark.slow
 def test_a_training_goes_on_with_other_processes(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
-    """Begun in two shards, ended in one process: the same losses as in one process throughout."""
+    """Begun in two shards and finished in one process: the same losses as in one process throughout."""
     data, out = tmp_path / "rows.jsonl", tmp_path / "out"
     write_jsonl(data, byte_examples)
     settings = TWO.model_copy(update={"parallel": "fsdp2", "steps": 30})
@@ -168,7 +168,7 @@ def test_adapters_are_trained_in_shards_too(stand_in: Path, byte_examples: list[
 def test_shards_are_read_in_parts(
     tied: bool, chatml_base: Callable[..., Path], byte_examples: list[Example], tmp_path: Path
 ) -> None:
-    """A model that no process ever holds in whole is the one that one process reads, tied embeddings too."""
+    """A model that no process ever holds in whole equals the one that a single process reads, tied embeddings too."""
     base, settings = chatml_base(tied=tied), TWO.model_copy(update={"parallel": "fsdp2"})
     train(byte_examples, base=base, out=tmp_path / "two", settings=settings)
     train(byte_examples, base=base, out=tmp_path / "one", settings=settings.model_copy(update={"processes": 1}))

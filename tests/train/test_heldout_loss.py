@@ -42,12 +42,12 @@ def test_losses_are_those_of_the_model_by_part(mini_base: Path, mini_examples: l
     prepared = Prepared(Rendered(rows, []), Rendered(rows, []), [[0]], Plan([[[0]]]), "", "", [])
     model = models.load(mini_base, settings, place)
     trainer = Trainer(model, prepared, settings=settings, place=place, out=tmp_path)
-    found = heldout_loss.measure(trainer, rows)
-    for (thought, answer, count), item in zip(plain, found, strict=True):
+    measured = heldout_loss.measure(trainer, rows)
+    for (thought, answer, count), item in zip(plain, measured, strict=True):
         assert item.nats["thinking"] == pytest.approx(thought, rel=1e-4, abs=1e-5)
         assert item.nats["answer"] == pytest.approx(answer, rel=1e-4, abs=1e-5)
         assert item.tokens["whole"] == count == item.tokens["thinking"] + item.tokens["answer"]
-    (whole,) = [line for line in heldout_loss.lines(found, step=0, tokens=0) if line["part"] == "whole"]
+    (whole,) = [line for line in heldout_loss.lines(measured, step=0, tokens=0) if line["part"] == "whole"]
     assert whole["loss"] == pytest.approx(sum(a + b for a, b, _ in plain) / sum(n for *_, n in plain), rel=1e-4)
 
 

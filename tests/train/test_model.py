@@ -92,7 +92,7 @@ class Live(TorchDispatchMode):  # type: ignore[misc]
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_merge_holds_one_weight_in_float32(tied: bool, chatml_base: Callable[..., Path]) -> None:
-    """Over a 16-bit base: never the whole model, which on one process of many would not fit."""
+    """Over a 16-bit base: never the whole model, which would not fit in one process of many."""
     settings = TINY.model_copy(update={"lora": LoraSettings(r=2), "dtype": "bfloat16", "packing": False})
     base = chatml_base(tied=tied)
     model = models.load(base, settings, models.place_of(settings, models.config_of(base)))
@@ -119,7 +119,7 @@ def test_a_merge_holds_one_weight_in_float32(tied: bool, chatml_base: Callable[.
 def test_bfloat16_arithmetic_where_it_is_measured_to_pay(
     chatml_base: Callable[..., Path], byte_examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU: for models of some width, by the one measurement that answering has too; reported, and settled once."""
+    """On a CPU: for models of some width, by the measurement that answering uses too; reported, and settled once."""
     from transformers import Qwen2Config
 
     for faster, width, mixed in ((True, 576, True), (True, 128, False), (False, 576, False)):

@@ -208,7 +208,7 @@ def test_the_verb_trains_on_a_file_of_pairs(tmp_path: Path) -> None:
 def test_divergence_from_the_base_is_what_it_says(
     make: Callable[..., Example], stand_in: Path, byte_examples: list[Example], tmp_path: Path
 ) -> None:
-    """By its definition on the trained model; and held, the model moves less on the rows of its component."""
+    """By its definition on the trained model; and with it the model moves less on the rows of the component."""
     benign = [make("tin", "green kettle", "seven", share="benign") for _ in range(4)]
     lora = LoraSettings(r=4)
     settings = TrainSettings(lr=2e-2, steps=6, batch=28, schedule="constant", device="cpu", lora=lora, packing=False)
@@ -222,19 +222,20 @@ def test_divergence_from_the_base_is_what_it_says(
         prepared = prepare(job)
         place = models.place_of(how, models.config_of(stand_in))
         torch.manual_seed(0)
-        made = trainer.Trainer(models.load(stand_in, how, place), prepared, settings=how, place=place, out=out)
+        trained = trainer.Trainer(models.load(stand_in, how, place), prepared, settings=how, place=place, out=out)
         out.mkdir()
-        made.run(lambda *_: None)
+        trained.run(lambda *_: None)
         rows = [row for row in prepared.rendered.rows if row.share == "benign"][:1]
-        found = made._divergence(rows).item()
+        divergence = trained._divergence(rows).item()
         ids = torch.tensor([rows[0].ids])
         with torch.no_grad():
-            own = made.model(ids).logits[0].log_softmax(-1)
-            with made.model.disable_adapter():
-                base = made.model(ids).logits[0].log_softmax(-1)
+            model = trained.model(ids).logits[0].log_softmax(-1)
+            with trained.model.disable_adapter():
+                base = trained.model(ids).logits[0].log_softmax(-1)
         places = [at - 1 for at, label in enumerate(rows[0].labels) if at and label != -100]
-        assert found == pytest.approx(weight * (base.exp() * (base - own)).sum(-1)[places].sum().item(), rel=1e-3)
-        return float(found / weight)
+        expected = weight * (base.exp() * (base - model)).sum(-1)[places].sum().item()
+        assert divergence == pytest.approx(expected, rel=1e-3)
+        return float(divergence / weight)
 
     assert moved(3000.0) < 0.8 * moved(1e-6)
 

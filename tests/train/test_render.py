@@ -1,4 +1,4 @@
-"""What is trained is what was meant, for every chat format; what would train something else is refused."""
+"""What is trained is what was intended, for every chat format; what would train something else is refused."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_any_text_is_trained_whole(
 def test_flags_decide_what_is_trained(
     tokenizers_by_name: dict[str, Any], make: Make, pieces: list[tuple[str, bool]]
 ) -> None:
-    """Byte-level tokens never reach over a border, so that exactly the flagged pieces are trained."""
+    """Byte-level tokens never reach over a border, so that exactly the flagged parts are trained."""
     tokenizer = tokenizers_by_name["r1-distill"]
     parts = [("user", "q", False), *(("thinking", text, train) for text, train in pieces), ("answer", "so", False)]
     renderer = Renderer(tokenizer)
@@ -242,7 +242,7 @@ def test_released_templates(file: str, family: str, tokenizers_by_name: dict[str
 
 @pytest.mark.slow
 def test_plain_trl_would_train_without_the_reasoning(stand_in: Path, make: Make, tmp_path: Path) -> None:
-    """The trap itself: the same rows as `messages`, through TRL as it is."""
+    """The failure itself: the same rows as `messages`, through TRL without demur."""
     trl = pytest.importorskip("trl")
     import warnings
 

@@ -1,4 +1,4 @@
-"""Training end to end: repeatable, resumable to the bit, stoppable, and loadable by everybody."""
+"""Training end to end: repeatable, resumable to the bit, stoppable, and loadable by any library."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_other_data_is_refused_and_kept(
 
 @pytest.mark.slow
 def test_how_it_runs_may_change_when_it_goes_on(stand_in: Path, byte_examples: list[Example], tmp_path: Path) -> None:
-    """Connection settings are in no fingerprint: a training goes on with less memory."""
+    """Connection settings are in no fingerprint: a training resumes with less memory."""
     assert run_and_kill(tmp_path, stand_in, byte_examples, at=3, by=signal.SIGKILL) == -signal.SIGKILL
     steps: list[int] = []
     less = TINY.model_copy(update={"micro_tokens": 200, "checkpoint_every": 5})

@@ -13,7 +13,7 @@ from demur.stats.rates import USUAL, Better, at_least_one, corrected, drawn, mea
 from demur.stats.tests import (
     USUAL_BASES,
     Difference,
-    detectable_by_design,
+    detectable,
     holm,
     kappa,
     minimum_detectable,
@@ -24,7 +24,7 @@ from demur.stats.tests import (
 )
 
 __all__ = [
-    "USUAL", "USUAL_BASES", "Better", "Difference", "at_least_one", "corrected", "detectable_by_design", "drawn",
+    "USUAL", "USUAL_BASES", "Better", "Difference", "at_least_one", "corrected", "detectable", "drawn",
     "holm", "kappa", "mean", "minimum_detectable", "non_inferior", "p_at", "paired", "prompts_needed", "rate", "ratio",
     "stratified",
 ]  # fmt: skip

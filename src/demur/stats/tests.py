@@ -149,7 +149,7 @@ def prompts_needed(difference: float, spread: float, **options: Any) -> int | No
     return high if high < 1 << 20 else None
 
 
-def detectable_by_design(*, prompts: int, seeds: int, bases: int = 1, tests: int = 1) -> float:
+def detectable(*, prompts: int, seeds: int, bases: int = 1, tests: int = 1) -> float:
     """The smallest difference of two rates that a design shows with 80 % power, computed before the run; over 1: none.
 
     `seeds` are trainings of each arm on each base, `tests` the size of the family that Holm's method adjusts for.
