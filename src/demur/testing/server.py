@@ -10,6 +10,7 @@ same ones. `GET /requests` returns counts of the requests.
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -245,7 +246,5 @@ async def run(behaviour: Behaviour, *, announce: Any = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    asyncio.run(
-        run(msgspec.json.decode(sys.argv[1], type=Behaviour), announce=lambda url: sys.stdout.write(url + "\n"))
-    )
+    announce = functools.partial(print, flush=True)
+    asyncio.run(run(msgspec.json.decode(sys.argv[1], type=Behaviour), announce=announce))

@@ -65,25 +65,18 @@ class Answered(NamedTuple):
 async def recognised(config: Remote) -> dict[Shape, str]:
     """The shapes of a server, each with a sentence on what was observed."""
     config = config.model_copy(update={"tries": 2, "patience": 60.0})
+    sampling, asked = Sampling(temperature=0.0, max_tokens=BUDGET), list[Answered]()
     try:
         with (cache := _Replies(None)):
             async with open_model(config, cache=cache, label="check/shapes") as model:
-                # One request at a time, so that the server's capacity plays no part.
-                asked = [await _ask(model.answer, cache, question) for question in TABLE["questions"]]
+                for question in TABLE["questions"]:  # one at a time, so that the server's capacity plays no part
+                    prompt = Prompt(text=question["text"], intent=question.get("intent", "benign"))
+                    turn, start = Message(role="user", content=prompt.text), time.monotonic()
+                    result = await model.answer(Request(messages=(turn,), sampling=sampling, prompt=prompt))
+                    asked.append(Answered(result, cache.last, time.monotonic() - start, question))
     except DemurError as error:
         return {"dead": str(error)}
     return _shapes(asked)
-
-
-async def _ask(
-    answer: Callable[[Request], Awaitable[Trace | Failure]], cache: _Replies, question: Mapping[str, Any]
-) -> Answered:
-    prompt = Prompt(text=question["text"], intent=question.get("intent", "benign"))
-    turn = Message(role="user", content=prompt.text)
-    request = Request(messages=(turn,), sampling=Sampling(temperature=0.0, max_tokens=BUDGET), prompt=prompt)
-    start = time.monotonic()
-    result = await answer(request)
-    return Answered(result, cache.last, time.monotonic() - start, question)
 
 
 class _Replies(ReplyCache):
