@@ -122,7 +122,7 @@ def _headline(bench: str) -> set[str]:
 
 def run(path: Path, gpus: str, tmp_path: Path, *sets: str) -> World:
     with World(tmp_path / "world", cards_of(gpus)) as world:
-        resolved = world.furnished(study_of(path, *sets), rows=4)
+        resolved = world.prepared(study_of(path, *sets), rows=4)
         assert resolved.missing == []
         phases = schedule(plan(resolved.stages, tmp_path / "run"))
         printed = outlook(plan(resolved.stages, tmp_path / "run"), phases)["phases"]
@@ -178,7 +178,7 @@ def test_the_whole_paper_has_a_schedule_or_the_reason_and_the_smallest_change(
         return {item.name: phase.problem for phase in phases for item in phase.stages if phase.problem}
 
     with World(tmp_path / "world", cards_of(gpus)) as world:
-        world.furnished(study_of(path), rows=4)
+        world.prepared(study_of(path), rows=4)
         reasons = problems()
         trained = {name for name, line in reasons.items() if "--set train.lora=true needs about" in line}
         served = {name for name, line in reasons.items() if "-32B needs about" in line and "answer it by a url" in line}
@@ -196,7 +196,7 @@ def test_every_study_has_a_schedule_on_one_card(path: Path, tmp_path: Path) -> N
     """Models side by side or in turns, trainings by adapters; of the paper's rivals those that a card holds."""
     sets = SMALLEST if path.stem == "paper_v2" else SMALLEST[:1] if path.stem != "check_model" else []
     with World(tmp_path / "world", cards_of("1x80")) as world:
-        resolved = world.furnished(study_of(path, *sets), rows=4)
+        resolved = world.prepared(study_of(path, *sets), rows=4)
         phases = schedule(plan(resolved.stages, tmp_path / "run"))
     assert resolved.missing == []
     assert [phase.problem for phase in phases if phase.problem] == []
@@ -208,7 +208,7 @@ def test_every_study_has_a_schedule_on_one_card(path: Path, tmp_path: Path) -> N
 def test_the_docs_quote_the_cost_that_plan_estimates(study_data: Path, tmp_path: Path) -> None:
     docs, path = (ROOT / "docs" / "reproduce.md").read_text(), ROOT / "studies" / "paper_v2.yaml"
     with World(tmp_path / "world", cards_of("8x80")) as world:
-        world.furnished(study_of(path), rows=4)
+        world.prepared(study_of(path), rows=4)
         stages = resolve(read(path, sets=[f"data_dir={study_data}"])).stages
         planned = plan(stages, tmp_path / "run")
         seen = outlook(planned, schedule(planned))
@@ -252,7 +252,7 @@ class Meeting(World):
         super().__init__(folder, cards_of("2x80"))
         self.late, self.asking, self.alone = late, set[str](), False
 
-    def spoke(self, folder: Path, body: dict[str, Any]) -> dict[str, Any]:
+    def served_reply(self, folder: Path, body: dict[str, Any]) -> dict[str, Any]:
         if "Guard" not in str(folder):
             self.asking.add(str(folder))
             for _ in range(2400):
@@ -261,7 +261,7 @@ class Meeting(World):
                 time.sleep(0.05)
             else:
                 self.alone = True
-        return super().spoke(folder, body)
+        return super().served_reply(folder, body)
 
 
 ABREAST: dict[str, Any] = SMALL | {
@@ -277,7 +277,7 @@ def log_of(world: World) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_two_arms_are_asked_at_the_same_time(tmp_path: Path) -> None:
     with Meeting(tmp_path / "world", late=False) as world:
-        resolved = world.furnished(Study(**ABREAST), rows=4)
+        resolved = world.prepared(Study(**ABREAST), rows=4)
         phases = schedule(plan(resolved.stages, tmp_path / "run"))
         run_study(resolved, out=tmp_path / "run")
         seen = world.report()
@@ -294,7 +294,7 @@ def test_two_arms_are_asked_at_the_same_time(tmp_path: Path) -> None:
 def test_stopped_no_server_and_no_worker_stays(how: signal.Signals, code: int, tmp_path: Path) -> None:
     """While two targets, each in a process of its own, wait for replies that are long in coming."""
     with Meeting(tmp_path / "world", late=True) as world:
-        save(world.furnished(Study(**ABREAST), rows=4).study, tmp_path / "study.yaml")
+        save(world.prepared(Study(**ABREAST), rows=4).study, tmp_path / "study.yaml")
         command = [sys.executable, "-m", "demur", "run", "study.yaml", "--out", "run"]
         with subprocess.Popen(
             command,
@@ -327,7 +327,7 @@ def test_slow_and_truncated_replies_count(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(client, "BACKOFF", (0.01, 0.02))
     shares = {"slow": {"target": 0.3}, "cut": {"target": 0.2, "filter": 0.2}}
     with World(tmp_path / "world", cards_of("2x80"), **shares) as world:
-        run_study(world.furnished(Study(**SMALL), rows=24), out=tmp_path / "run")
+        run_study(world.prepared(Study(**SMALL), rows=24), out=tmp_path / "run")
         seen = world.report()
     assert (seen.held, seen.refused) == ({}, [])
     whole_of = {(c.arm, c.metric): c.estimate for c in build(tmp_path / "run").results if c.bench != "all"}
@@ -536,7 +536,7 @@ def test_wall_6_held_out_rows_starve_no_arm(world: World, tmp_path: Path, monkey
     arm = {"format": "default", "safety": 4, "without": [*PATTERNS]}
     plain: dict[str, Any] = SMALL | {"arms": {"clean": arm}, "detector": {"kind": "llm", "model": "o3"}, "held_out": 50}
     plain["prompts"] = {"harmful": {"source": "harmbench200.txt", "intent": "harmful", "n": 60}}
-    mixes = [stage for stage in ordered(world.furnished(Study(**plain), rows=25).stages) if stage.kind == "mix"]
+    mixes = [stage for stage in ordered(world.prepared(Study(**plain), rows=25).stages) if stage.kind == "mix"]
     assert execute(mixes, out=tmp_path / "run")[mixes[0].name].rows("examples") == 4
 
     def as_it_was(rows: Any, count: int, share: Any) -> Any:

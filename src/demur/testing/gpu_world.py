@@ -113,7 +113,7 @@ class World(contextlib.ExitStack):
             (top / "refs" / "main").write_text(folder.name)
         return folder
 
-    def furnished(self, study: Study, *, rows: int, up: Mapping[str, Any] = MappingProxyType({})) -> Resolved:
+    def prepared(self, study: Study, *, rows: int, up: Mapping[str, Any] = MappingProxyType({})) -> Resolved:
         """The study with few rows, its URLs leading here and its weights in the hub's cache; models in `up` are served already."""
         data = small.reduced(study, rows=rows, scratch=self.folder / "made")
         for model in data.get("models", {}).values():
@@ -156,14 +156,14 @@ class World(contextlib.ExitStack):
     def answer(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         """Status and body for a request: from a `vllm` double that needs its model's reply, or from a client of a hosted model."""
         if path == "/speak":
-            return 200, self.spoke(Path(body["folder"]), body["body"])
+            return 200, self.served_reply(Path(body["folder"]), body["body"])
         if why := players.refusal(body["model"], body):
             return 400, {"error": {"message": why, "type": "invalid_request_error", "code": "unsupported_value"}}
         reply = self._reply(body["model"], {}, body)
         time.sleep(reply.pop("seconds"))
         return 200, reply
 
-    def spoke(self, folder: Path, body: dict[str, Any]) -> dict[str, Any]:
+    def served_reply(self, folder: Path, body: dict[str, Any]) -> dict[str, Any]:
         """The reply of a served model, with the `seconds` that it takes, or an `error`."""
         config = json.loads((folder / "config.json").read_text())
         if body.get("continue_final_message"):
@@ -297,12 +297,12 @@ def main(argv: list[str] | None = None) -> None:
         shares = {"slow": shares_of(args.slow), "cut": shares_of(args.cut)}
         with World(out / "world", cards_of(args.gpus), **shares) as world:
             if args.plan:
-                world.furnished(study, rows=args.rows)
+                world.prepared(study, rows=args.rows)
                 flags = [word for item in sets for word in ("--set", item)]
                 demur(["plan", str(args.study), "--out", str(out / "run"), *flags])  # exits
             with contextlib.ExitStack() as stack:
                 up = stack.enter_context(cluster(world, study, args.nodes)) if args.on == "ray" else {}
-                run_study(world.furnished(study, rows=args.rows, up=up), out=out / "run", on=args.on)
+                run_study(world.prepared(study, rows=args.rows, up=up), out=out / "run", on=args.on)
             report = world.report()
     except DemurError as error:
         sys.exit(str(error))
