@@ -54,20 +54,22 @@ def record(
         opened: whether the prompt opened the thinking; `None`: as the reply says.
         family: how the model marks its thinking, of `thinking.FAMILIES`; empty: detected in the text.
     """
+    prompt, sample = request.prompt, request.sample
     if reply.failure is not None:
-        return Failure(
-            prompt=request.prompt, model=model, kind=reply.failure, detail=reply.detail, sample=request.sample
-        )
+        return Failure(prompt=prompt, model=model, kind=reply.failure, detail=reply.detail, sample=sample)
     opened = reply.opened if opened is None else opened
     raw, parts = thinking.from_fields(reply.reasoning, reply.content, finish=reply.finish, opened=opened, family=family)
-    notes = (*reply.notes, *parts.notes, *[thinking.AS_TEXT] * (family == "none"))
+    notes = (*reply.notes, *parts.notes)
+    if family == "none":
+        notes += (thinking.AS_TEXT,)
     tokens_thinking = reply.tokens_thinking
     if tokens_thinking is None and reply.tokens_out is not None and parts.thinking is not None:
         share = len(parts.thinking) / max(1, len(parts.thinking) + len(parts.answer or ""))
-        tokens_thinking, notes = round(reply.tokens_out * share), (*notes, ESTIMATED)
+        tokens_thinking = round(reply.tokens_out * share)
+        notes += (ESTIMATED,)
     return Trace(
-        prompt=request.prompt, model=model, sampling=request.sampling, sent=request.messages, sample=request.sample,
-        raw=raw, finish=reply.finish, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out, cost=reply.cost,
+        prompt=prompt, model=model, sampling=request.sampling, sent=request.messages, sample=sample, raw=raw,
+        finish=reply.finish, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out, cost=reply.cost,
         tokens_thinking=tokens_thinking, first_tokens=reply.first_tokens, notes=notes, **thinking.fields(parts),
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ _shipped = functools.cache(lambda name: Path(resolve("base", name, BASES)(name))
 
 
 def base_folder(base: str) -> Path | None:
-    """The folder (or GGUF file) of a base, given by name or path; `None` if it is not on this machine."""
+    """The folder (or GGUF file) of a base, given by name or path; `None`: it is not on this machine."""
     if base in BASES:
         return _shipped(base)
     return Path(base) if Path(base).is_dir() or (base.endswith(".gguf") and Path(base).is_file()) else None
@@ -71,9 +71,9 @@ def folder_of(config: Local | Served) -> Path:
 
 
 def converted(path: Path) -> Path:
-    """The folder of a GGUF file's model in float32, converted once and kept in the cache folder under the file's hash.
+    """The folder of a GGUF file's model in float32, converted once and cached by the file's hash.
 
-    Raises UserError: no such file, or transformers cannot read it.
+    Raises UserError: no such file, transformers cannot read it, or the package gguf is missing.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
@@ -89,10 +89,7 @@ def converted(path: Path) -> Path:
 
 
 def _convert(path: Path, folder: Path) -> Path:
-    """Write weights, tokenizer and chat template into a folder.
-
-    Raises UserError: transformers cannot read the file, or the package gguf is missing.
-    """
+    """Write weights, tokenizer and chat template of a GGUF file into a folder, which is returned."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

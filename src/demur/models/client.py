@@ -191,10 +191,7 @@ class RemoteModel(Answering):
         return thinking.opens_thinking(self._prompt(request.messages)) if self._template else None
 
     async def _retried(self, data: bytes, key: bytes, limit: int) -> Reply:
-        """Send a request until there is a reply or no hope of one.
-
-        Raises WorkError: the server is down, or refuses every request.
-        """
+        """Send a request until it has a reply or a typed failure. Raises WorkError: the server is down, or is not usable."""
         started = time.monotonic()
         address: Address | None = None
         tries = counted = 0
@@ -227,10 +224,11 @@ class RemoteModel(Answering):
         """A typed failure, while other requests succeed. Raises WorkError: none does, and the server is down."""
         known = self._health.replies > 0 or self._cache.answered(self.identity)
         if self._health.is_down(started, unreached=last.unreached, known=known):
-            down = "cannot be reached" if last.unreached else "is down"
-            down = "answers, but not as a model does" if last.kind == "unreadable" else down
+            state = "cannot be reached" if last.unreached else "is down"
+            if last.kind == "unreadable":
+                state = "answers, but not as a model does"
             raise WorkError(
-                f"{self._config.where} {down}: {last.detail} ({tries} tries in {time.monotonic() - started:.0f} s, no "
+                f"{self._config.where} {state}: {last.detail} ({tries} tries in {time.monotonic() - started:.0f} s, no "
                 "request succeeded). All replies so far are kept; run the same command when the server is back."
             )
         return Reply(failure=last.kind, detail=f"{last.detail} ({tries} tries)", retries=tries - 1)

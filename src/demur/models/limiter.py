@@ -15,7 +15,7 @@ from demur.errors import disarmed, scrubbed
 
 START = 64  # The limit at the start
 STRETCH = 4.0  # The limit grows while the average latency is at most this multiple of the best
-RESTS = (0.2, 30.0)  # Shortest and longest pause of an address that only fails, in seconds
+PAUSES = (0.2, 30.0)  # Shortest and longest pause of an address that only fails, in seconds
 HOPELESS = 8  # So many failing requests, and none that succeeds: the server is down
 REPORT = 30.0  # Seconds between two lines about a server that does not answer
 
@@ -60,7 +60,7 @@ class Address:
             self.width = max(1.0, self.width / 2)
             self.failures += down
             if down and self.failures >= 3:
-                wait = max(wait or 0.0, min(RESTS[1], RESTS[0] * 2.0 ** min(self.failures - 3, 10)))
+                wait = max(wait or 0.0, min(PAUSES[1], PAUSES[0] * 2.0 ** min(self.failures - 3, 10)))
             self._round_ends = now + max(self._latency or 0.1, wait or 0.0)
         if wait is not None:
             self.closed_until = max(self.closed_until, now + wait)

@@ -221,9 +221,9 @@ class LocalModel(Answering):
 @asynccontextmanager
 async def open_local(config: Local, *, cache: ReplyCache, label: str = "") -> AsyncIterator[LocalModel]:
     """A model in this process. Raises UserError: its weights are missing or cannot be read."""
-    load = functools.partial(LocalModel, config, folder=folder_of(config), cache=cache, label=label)
+    folder = folder_of(config)
     try:
-        model = await _in_daemon_thread(load)
+        model = await _in_daemon_thread(lambda: LocalModel(config, folder=folder, cache=cache, label=label))
     except UserError:
         raise
     except (OSError, ValueError, KeyError) as error:

@@ -15,7 +15,7 @@ GUARDS: dict[str, str] = {
     "shieldgemma": "shieldgemma",
     "graniteguardian": "granite_guardian",
 }
-"""Name of a guard's weights, reduced to letters and digits -> the kind of judge that speaks its format."""
+"""Name of a guard's weights, reduced to letters and digits -> the kind of judge that uses its format."""
 
 REASONS = re.compile(r"(?<![a-z0-9])(r1|reasoner|qwq|o[134]|gpt-5)(?![a-z0-9])", re.IGNORECASE)
 """Names of models that always think, whatever the request."""
@@ -34,7 +34,7 @@ class Requires(NamedTuple):
     prefill: bool = False  # A reply whose beginning is given
     own_thinking: bool | None = None  # Whether the model must think by itself, or must not
     temperature: bool = False  # The temperature is honoured
-    family: str = ""  # The kind of guard whose format is spoken; empty: a model that follows instructions
+    family: str = ""  # The kind of guard whose format is used; empty: a model that follows instructions
 
     def unmet(self, config: Any) -> list[str]:
         """What a model, as declared, cannot do: one line for each unmet requirement, with what to do."""
@@ -53,7 +53,7 @@ class Requires(NamedTuple):
             "refuses a system turn (forbidden)": self.system and "system" in forbidden,
             "refuses a temperature (forbidden)": self.temperature and "temperature" in forbidden,
             "must give log-probabilities: first_tokens: 20": self.logprobs and not getattr(config, "first_tokens", 1),
-            "must take a prefill: prefill: vllm, prefill: plain, or api: completions": self.prefill and not prefills,
+            "must take prefilled replies: prefill: vllm or plain, or api: completions": self.prefill and not prefills,
             "must think by itself, and is declared not to (thinking: none)": self.own_thinking and thinking == "none",
             "thinks by itself: name a model that does not, or declare thinking: none": (
                 self.own_thinking is False and thinks

@@ -235,7 +235,12 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
     def _opened(self) -> sqlite3.Connection:
         """The database, rebuilt first where it is damaged."""
         mark = self.folder / cache_care.MARK
-        alone = self._alone()
+        try:
+            fcntl.flock(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            fcntl.flock(self._claims, fcntl.LOCK_SH)  # once a process that opens the file at this moment has checked it
+            alone = False
         stored = int.from_bytes(os.pread(self._claims, 8, 0))
         log_file = self.path.with_name(f"{FILE}-wal")
         # The log of a killed process is saved, since SQLite deletes it on closing.
@@ -259,15 +264,6 @@ class ReplyCache(contextlib.AbstractContextManager["ReplyCache"]):
         database = self._prepared(self._connect())
         self._mark(database)
         return database
-
-    def _alone(self) -> bool:
-        """Whether no other process has the cache open. If one has, wait until it has checked the file."""
-        try:
-            fcntl.flock(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fcntl.flock(self._claims, fcntl.LOCK_SH)
-            return False
-        return True
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
