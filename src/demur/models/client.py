@@ -191,7 +191,7 @@ class RemoteModel(Answering):
         return thinking.opens_thinking(self._prompt(request.messages)) if self._template else None
 
     async def _retried(self, data: bytes, key: bytes, limit: int) -> Reply:
-        """Send a request until it has a reply or a typed failure. Raises WorkError: the server is down, or is not usable."""
+        """Send a request until it has a reply or a typed failure. Raises WorkError: the server is down or unusable."""
         started = time.monotonic()
         address: Address | None = None
         tries = counted = 0
