@@ -59,8 +59,8 @@ class Index:
     def __init__(self, prompts: Sequence[str], *, limits: Limits = USUAL) -> None:
         self.limits = limits
         self.texts = [normal(text) for text in prompts]
-        self._exact: dict[str, list[int]] = {}
-        self._runs: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+        self._exact: dict[str, list[int]] = {}  # Text -> prompts
+        self._runs: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # Run -> prompts, and its first word in each
         split = [text.split() for text in self.texts]
         frequency = Counter(word for words in split for word in set(words))
         rarity = {word: math.log((len(split) + 1) / count) for word, count in frequency.items()}

@@ -77,7 +77,7 @@ def mix(pools: Mapping[str, Pool], settings: MixSettings) -> Mixed:
     drops = RecordFile(Drop)
     usable = {name: _capped(name, _new(pool, settings.dedupe, drops), settings, drops) for name, pool in given.items()}
     drawn: dict[str, list[Item]] = {}
-    taken: dict[int, str] = {}
+    taken: dict[int, str] = {}  # What drawn examples ask (`_keys`) -> id
     short: list[str] = []
 
     def draw(name: str, n: int | None) -> None:

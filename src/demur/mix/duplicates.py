@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from demur.records import Example
 from demur.storage.records_file import I64, numbers, scratch
 
-LETTERS = 5
-VALUES = 128
+LETTERS = 5  # Of a run
+VALUES = 128  # Of MinHash for each text
 BANDS, BAND_VALUES = 25, 5
 SEED = 20250521
 _PUNCTUATION = str.maketrans({chr(i): " " for i in range(128) if not chr(i).isalnum()})

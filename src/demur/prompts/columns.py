@@ -24,7 +24,7 @@ WORDS: dict[str, Intent] = {word: intent for intent, words in TABLE["words"].ite
 CLASSES: dict[str, Intent] = {name: intent for intent, names in TABLE["types"].items() for name in names}
 ROLES = {name: role for role, names in TABLE["roles"].items() for name in names}
 HEADINGS: dict[str, list[str]] = {heading: names for heading, names in TABLE.items() if isinstance(names, list)}
-STATED = {name for names in HEADINGS.values() for name in names}
+STATED = {name for names in HEADINGS.values() for name in names}  # Columns that describe their row
 FLAGS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
 SWITCH, SWITCHES = re.compile(TABLE["switch"]), {*TABLE["columns"]["attacked"], *TABLE["columns"]["thinking"]}
 Row = Mapping[str, Any]
@@ -86,7 +86,7 @@ def slots(columns: Shape) -> dict[str, list[str]]:
         if slot is not None and kind in ("text", "other"):
             ranked.setdefault("" if slot == "other reply" and kind == "other" else slot, []).append((rank, name))
     found = {slot: [name for _, name in sorted(names)] for slot, names in ranked.items()}
-    for slot in ("context", "attacked"):
+    for slot in ("context", "attacked"):  # which are the prompt where nothing else is
         if slot in found and "prompt" not in found:
             found["prompt"] = found.pop(slot)
     return found

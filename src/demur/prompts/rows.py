@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from demur import thinking
-from demur.prompts import columns as c
+from demur.prompts import columns
 from demur.prompts.columns import TABLE, OddRow, Row, Shape, Statements, text, truth
 from demur.records import UNSAFE, Intent, Message, Prompt, Sampling, Trace
 
@@ -55,7 +55,7 @@ Slots = dict[str, list[str]]  # Columns by slot, the preferred one first
 @lru_cache(maxsize=4096)
 def filled(shape: Shape, *, maths: bool) -> Slots:
     """The filled columns by slot, with `answer` and `solution`, which may be gold or the reply, under one of these."""
-    slots = c.slots(shape)
+    slots = columns.slots(shape)
     if "answer" in slots:
         replied = {"reply", "generations"} & set(slots)
         gold = replied or ((maths or "messages" in slots) and "thinking" not in slots)
@@ -64,7 +64,7 @@ def filled(shape: Shape, *, maths: bool) -> Slots:
     if {"solution", "thinking", "reply"} <= set(slots) and "gold" not in slots:  # s1K
         slots["gold"] = slots.pop("solution")
     if "reply" not in slots:  # a reply may be empty: some models answer nothing
-        blank = [name for name, kind in shape if kind == "blank" and c.slot_of(name)[0] == "reply"]
+        blank = [name for name, kind in shape if kind == "blank" and columns.slot_of(name)[0] == "reply"]
         slots |= {"reply?": blank} if blank else {}
     return slots
 
@@ -97,11 +97,11 @@ def _used(shape: Shape, file: File) -> tuple[Slots, list[str]]:
 
 def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace | Preference | str]:
     """The prompt of a row, then its replies, or why one is left out, or its preference pair. Raises OddRow."""
-    row = c.keyed(row)
-    slots, unused = _used(c.shape(row), file)
+    row = columns.keyed(row)
+    slots, unused = _used(columns.shape(row), file)
     for name in unused:
         notes[UNUSED + name] += 1
-    statements = c.stated(row)
+    statements = columns.stated(row)
     if file.form in ("preferences", "two replies"):
         names, reason = _ranked(row, slots, statements)
         chosen, rejected = (_conversation(row, slots | {"reply": [name]}, file) for name in names)
@@ -117,9 +117,9 @@ def read(row: Row, file: File, notes: Counter[str]) -> Iterator[Prompt | Trace |
     prompt = _prompt(row, talk.question, slots, file, statements, notes)
     yield prompt
     marks = ("the worked solution stands as thinking",) if "maths" in file.form else ()
-    marks = (UNSAFE,) if statements and c.unsafe(statements) else marks
+    marks = (UNSAFE,) if statements and columns.unsafe(statements) else marks
     for at in range(len(talk.replies)):
-        if statements and (flaw := c.flaw(statements, at)):
+        if statements and (flaw := columns.flaw(statements, at)):
             yield f"generation {at} {flaw}" if "generations" in slots else f"its reply {flaw}"
         else:
             yield _trace(prompt, talk, at, file, notes=marks)
@@ -130,7 +130,7 @@ def _cell(row: Row, slots: Slots, slot: str) -> Any:
     value = row[slots[slot][0]] if slot in slots else None
     if value is None or (isinstance(value, str) and not value.startswith("[")):
         return value
-    items = c.parsed(value)
+    items = columns.parsed(value)
     turns = isinstance(items, list) and all(isinstance(item, dict) and {"role", "from"} & item.keys() for item in items)
     if items and isinstance(items, list) and (turns or slot == "messages"):
         return items
@@ -165,9 +165,9 @@ def _conversation(row: Row, slots: Slots, file: File) -> Conversation:
 
 def _from_turns(row: Row, slots: Slots, prompt: Any, reply: Any, *, chat: bool) -> tuple[str, str, list[str]]:
     """Question, system text and replies of a conversation whose turns are in lists."""
-    turns = c.turns(reply) if isinstance(reply, list) else []
+    turns = columns.turns(reply) if isinstance(reply, list) else []
     if not any(role == "user" for role, _ in turns):
-        turns = [*([("user", prompt)] if isinstance(prompt, str) and not chat else c.turns(prompt)), *turns]
+        turns = [*([("user", prompt)] if isinstance(prompt, str) and not chat else columns.turns(prompt)), *turns]
     answers = [at for at, (role, _) in enumerate(turns) if role == "assistant"]
     if answers and chat and "thinking" in slots and thinking.split(turns[answers[-1]][1]).thinking is None:
         turns[answers[-1]] = ("assistant", _with_thinking(row, slots, turns[answers[-1]][1]))
@@ -209,7 +209,7 @@ def _with_thinking(row: Row, slots: Slots, reply: Any) -> str:
 def _worked(row: Row, slots: Slots) -> tuple[str, str]:
     """The worked solution of a maths problem and its final answer."""
     solution = text(_cell(row, slots, "solution")) or ""
-    gold = text(_cell(row, slots, "gold")) if "gold" in slots else c.boxed(solution)
+    gold = text(_cell(row, slots, "gold")) if "gold" in slots else columns.boxed(solution)
     if gold is None:
         where = slots["gold"][0] if "gold" in slots else f"a box of {slots['solution'][0]}"
         raise OddRow(f"no single answer under {where}")
@@ -222,7 +222,7 @@ def _prompt(row: Row, question: str, slots: Slots, file: File, statements: State
     gold = _worked(row, slots)[1] if file.maths and ("gold" in slots or "maths" in file.form) else None
     if "gold" in slots and gold is None:
         notes[UNUSED + slots["gold"][0]] += 1
-    stated = c.intent(statements, replied=not REPLIES.isdisjoint(slots)) if statements else None
+    stated = columns.intent(statements, replied=not REPLIES.isdisjoint(slots)) if statements else None
     intent = file.intent or stated or ("maths" if gold else None)
     labels = [name for name in row if name in LABELS and truth(row[name]) is not False]
     if intent is None:
@@ -231,7 +231,7 @@ def _prompt(row: Row, question: str, slots: Slots, file: File, statements: State
         notes[f"{ASSUMED} {intent}{unclear}"] += 1
     elif labels == ["label"] and "reply" in slots and file.intent is None:
         notes["'label' is taken to be about the prompt, not about the reply"] += 1
-    source, category = text(row.get("source")) or file.name, c.category(statements) if statements else ""
+    source, category = text(row.get("source")) or file.name, columns.category(statements) if statements else ""
     attacked = text(_cell(row, slots, "attacked"))
     if attacked is None:
         return Prompt(text=question, intent=intent, source=source, category=category, gold=gold)
@@ -263,8 +263,8 @@ def _ranked(row: Row, slots: Slots, statements: Statements) -> tuple[list[str], 
     if not better and sorted(map(str, safe)) == ["False", "True"]:
         better = {endings[safe.index(True)]}
     if len(names) != 2 or len(better) != 1 or not better <= set(endings):
-        columns = [name for name in row if name in TABLE["better"]] or ["no " + ", ".join(TABLE["better"])]
-        raise OddRow(f"it is not clear which of {', '.join(names)} is better ({' and '.join(columns)})")
+        named = [name for name in row if name in TABLE["better"]] or ["no " + ", ".join(TABLE["better"])]
+        raise OddRow(f"it is not clear which of {', '.join(names)} is better ({' and '.join(named)})")
     best = endings.index(better.pop())
     if (safe[best], safe[1 - best]) == (False, True):
         raise OddRow(f"{names[best]} is better and marked unsafe, {names[1 - best]} is marked safe")
