@@ -51,8 +51,8 @@ def order(count: int, *, total: int, seed: int) -> list[int]:
 
 
 def plan(lengths: Sequence[int], *, rows: Sequence[int], batch: int, limits: Limits, world: int) -> Plan:
-    """Cut the sequence of rows into steps of `batch` rows (the last may have fewer), and each step into micro-batches
-    within `limits`, as many for each of `world` processes. A single row always fits."""
+    """Cut the rows in this order into steps of `batch` rows (the last may have fewer), and each step into micro-batches
+    within `limits`, equally many for each of `world` processes. A single row always fits."""
     steps = [list(rows[at : at + batch]) for at in range(0, len(rows), batch)]
     return Plan([_bins(step, lengths, limits, world) for step in steps], world)
 

@@ -45,7 +45,7 @@ def latest(folder: Path, *, fingerprint: str) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of steps behind a checkpoint."""
+    """The number of steps taken before a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

@@ -5,8 +5,6 @@ first version says that short and templated reasoning are easier to learn; later
 set from the base predicts what training on it costs in reasoning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -37,7 +35,7 @@ def steps_to_measure(steps: int) -> frozenset[int]:
     return frozenset({0, steps, *(1 << power for power in range(steps.bit_length()) if 1 << power <= steps)})
 
 
-def measure(trainer: Trainer, rows: Sequence[Row]) -> list[Measured]:
+def measure(trainer: "Trainer", rows: Sequence[Row]) -> list[Measured]:
     """The loss of each row, in the given order; each process measures some of the rows."""
     groups = _groups(rows, trainer.place.packed)
     world = distributed.world_size()

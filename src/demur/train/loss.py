@@ -4,7 +4,7 @@ A causal model's own forward makes logits for every position: with a vocabulary 
 10 GB in float32, mostly for positions of the prompt. Here the body runs as it is, the hidden states that predict a
 trained token are selected, and head and cross entropy run over these alone, in chunks where they are many.
 
-Preference methods have losses of pairs of replies:
+The losses of preference methods are those of pairs of replies:
 
     dpo    -log sigmoid(beta h)                          Rafailov et al. 2023, arXiv 2305.18290
     ipo    (h - 1 / (2 beta))^2, h per token             Azar et al. 2023, arXiv 2310.12036

@@ -38,13 +38,12 @@ def place_of(settings: TrainSettings, config: Any) -> Place:
 
     Raises UserError: the device is missing, or the model's rows cannot be packed as asked.
     """
-    cuda = torch.cuda.is_available()
-    if settings.device == "cuda" and not cuda:
-        raise UserError("train.device=cuda, and no CUDA device is here. Allowed here: auto, cpu.")
-    on_cuda = cuda and settings.device != "cpu"
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_cuda else torch.device("cpu")
-    if on_cuda:
+    device = torch.device("cpu")
+    if torch.cuda.is_available() and settings.device != "cpu":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+    elif settings.device == "cuda":
+        raise UserError("train.device=cuda, and no CUDA device is here. Allowed here: auto, cpu.")
     precision = precision_of(settings, config)
     obstacle = attention.obstacle(config)
     packed = obstacle is None if settings.packing == "auto" else settings.packing
@@ -225,8 +224,7 @@ def plain_name(name: str) -> str:
 def merged_state(model: Any, dtype: torch.dtype, *, scale: float = 0.0) -> dict[str, Any]:
     """The weights under the base's names, adapters merged, on the first process; empty elsewhere.
 
-    Only one weight at a time is gathered and in float32: a merge needs no second copy of the model. All processes must
-    call it.
+    One weight at a time is gathered in float32: a merge needs no second copy of the model. All processes must call it.
     """
     parameters = dict(model.named_parameters())
     state: dict[str, Any] = {}

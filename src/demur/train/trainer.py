@@ -306,7 +306,7 @@ class Trainer:
         self._curves.log(row)
 
     def _resume(self) -> int:
-        """Load the last complete checkpoint; returns the number of steps behind it. Later metrics are removed."""
+        """Load the last complete checkpoint, and remove later metrics; returns the number of steps already taken."""
         path = None
         if distributed.rank() == 0:
             path = checkpoints.latest(self.out / "checkpoints", fingerprint=self.prepared.fingerprint)
