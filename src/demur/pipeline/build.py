@@ -170,10 +170,8 @@ class Builder:
         return self.study.distil.teachers.get(strategy) or self.study.distil.teacher
 
     def weights(self, part: str, copy: Copy, seed: int, models: dict[str, ModelConfig]) -> dict[str, Stage[Any]]:
-        """Part -> the stage that trains the weights from which a copy starts; empty where it starts from its base.
-
-        The base is added to `models` either way, since a checkpoint has its properties.
-        """
+        """Part -> the stage that trains the weights from which a copy starts; empty where it starts from its base, which is
+        added to `models` either way, since a checkpoint has the properties of its base."""
         models[part] = base_of(self.study, copy.base)
         after = self.study.arms[copy.arm].after
         if after not in self.study.arms or copy in self.building:  # `check_study` reports it
@@ -270,9 +268,8 @@ class Builder:
         return self.add(kind(label, settings, inputs=inputs, models=models, place=owner.place))
 
     def training(self, arm: Arm, place: Location, **more: int) -> tuple[type[Stage[Any]], BaseModel | None]:
-        """The kind of stage that trains an arm, and its settings: the study's, the arm's, and `more`. They are `None` where
-        the arm and `more` have none. A kind that differs from the study's takes those of the study's settings that it knows.
-        """
+        """The kind of stage that trains an arm, and its settings: the study's, the arm's, and `more`; `None` where the latter
+        two are empty. A kind that differs from the study's takes those of the study's settings that it knows."""
         shared, changes = dict(self.study.train), dict(arm.train)
         usual = shared.pop("stage", "train")
         stage, kind = changes.pop("stage", usual), cast("type[Stage[Any]]", Train)

@@ -168,9 +168,7 @@ def _merged(wanted: Mapping[str, Need], more: Iterable[Need]) -> dict[str, Need]
 
 def place(needs: Iterable[Need], cards: Sequence[Device]) -> tuple[tuple[Place, ...], str]:
     """Places for models, or why they do not fit: the largest first, on the card with most room, targets on separate cards.
-
-    A model that no card holds is spread over two, four or eight. The models on a card share what is left of it.
-    """
+    A model that no card holds is spread over two, four or eight. The models on a card share what is left of it."""
     needs = sorted(needs, key=lambda need: -need.gigabytes)
     if not cards:
         return tuple(Place(need, _fixed(need), USABLE) for need in needs), ""
@@ -232,10 +230,8 @@ class Servers:
         self._stopped: dict[str, ModelConfig] = {}  # How to ask for what is in the cache of a stopped server
 
     def move_to(self, phase: Phase) -> Callable[[ModelConfig], ModelConfig]:
-        """Stop the servers that the phase does not need, or needs elsewhere or for longer exchanges, then start what is not up.
-
-        Returns a function from a model to how it is asked; it can be pickled. Raises WorkError: a server does not start.
-        """
+        """Stop servers that the phase does not need, or needs elsewhere or for longer exchanges; then start what is not up.
+        Returns a function from a model to how it is asked; it can be pickled. Raises WorkError: a server does not start."""
         wanted = {place.need.key: place for place in phase.places}
         up = {key: place for key, (place, _, _) in self._up.items()}
         same = {key for key in up.keys() & wanted.keys() if wanted[key][1:] == up[key][1:]}
@@ -276,7 +272,7 @@ def _start(new: Mapping[str, Place], stacks: Mapping[str, contextlib.ExitStack])
     """Start servers, at once those that share no card, since a server measures free memory. Returns how each is asked."""
     from demur.models.vllm import started
 
-    waiting = [(key, model) for key, place in new.items() for model in _settled(place)]
+    waiting = [(key, model) for key, place in new.items() for model in _server_settings(place)]
     remotes: dict[str, list[Remote]] = {key: [] for key in new}
     while waiting:
         taken: set[int] = set()
@@ -295,7 +291,7 @@ def _start(new: Mapping[str, Place], stacks: Mapping[str, contextlib.ExitStack])
     return remotes
 
 
-def _settled(place: Place) -> list[Served]:
+def _server_settings(place: Place) -> list[Served]:
     """The settings of each server of a model, with its devices and its share of them."""
     model = place.need.model
     assert isinstance(model, Served)

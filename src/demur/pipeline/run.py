@@ -59,7 +59,6 @@ def execute(
 
     `workers` is a number of processes of this machine (1: this one), for models without cards, or a pool elsewhere. Replies are
     stored in `cache`, by default in the run's folder `out`. With `add` the run's other stages stay in its graph.
-
     Raises WorkError: a stage failed; finished stages are kept, and the same call continues from there.
     """
     watch = watch or (lambda event: None)

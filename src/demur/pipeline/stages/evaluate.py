@@ -189,7 +189,7 @@ class Evaluate(Stage[EvaluateSettings]):
             attack = attacks.make("none")
         replies = asked.rows * attack.max_prompts * sampling.n
         sent = asked.tokens + attack.max_added_chars // CHARACTERS
-        requests = replies * (1 + isinstance(self.settings.decoding, Intervention))  # which interrupts and asks again
+        requests = replies * (1 + isinstance(self.settings.decoding, Intervention))  # an interruption asks again
         asks = [Ask("target", requests, requests * sent, requests * sampling.max_tokens)]
         readers = 1 + len(use.also)
         turns, limit = asked.rows * attack.max_turns, attack.sampling.get("target", sampling).max_tokens
