@@ -329,6 +329,17 @@ def test_a_tampering_loses_the_arms_that_are_left_out_and_goes_with_its_last(
     assert len(load_study(path).study.tamper) == 3  # type: ignore[union-attr]
 
 
+def test_a_problem_behind_a_row_that_is_left_out_has_its_own_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path := tmp_path / "wrong.yaml").write_text(
+        HEAD + "  long: {format: default, safety: 4}\nbench: [mini_harm]\ncompare:\n"
+        "  - {a: raw, b: short}\n  - {a: raw, b: long, bench: mini_hrm}\n"
+    )
+    assert exit_code("plan", str(path), "--set", "arms.short=null") == 2
+    assert "wrong.yaml:15: unknown benchmark 'mini_hrm'" in capsys.readouterr().err
+
+
 def test_a_copy_that_is_not_the_release_is_reported_before_anything_is_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from demur.pipeline.stages.probe import ProbeSettings
 from demur.prompts import PromptsSettings
 from demur.records import Part, Pattern
 from demur.repair.settings import Intervention, RepairSettings
-from demur.settings import Problems, Strict, changed, connection, names, override, read_yaml, validate
+from demur.settings import LineTable, Problems, Strict, changed, connection, names, override, read_yaml, validate
 from demur.storage.artifacts import atomic_write
 
 SELF = "self"  # A teacher: the weights under training
@@ -250,7 +250,7 @@ def read(path: Path, *, sets: list[str] | None = None, quick: bool = False) -> L
             if item in removals:
                 del data["arms"][removals[item]]
             lines.overridden.append(item.partition("=")[0].split("."))
-    data, notes = _pruned(data, gone=arms - set(_entries(data, "arms")))
+    data, notes = _pruned(data, lines, gone=arms - set(_entries(data, "arms")))
     several = data.get("bases") and any(item.startswith("bases=") for item in sets or [])
     if base and data.get("base") == base and several:
         del data["base"]
@@ -273,7 +273,7 @@ def _spelled_out(data: dict[str, Any], item: str) -> dict[str, Any]:
     return data | {"models": data["models"] | {match[1]: model}}
 
 
-def _pruned(data: dict[str, Any], *, gone: set[str]) -> tuple[dict[str, Any], list[str]]:
+def _pruned(data: dict[str, Any], lines: LineTable, *, gone: set[str]) -> tuple[dict[str, Any], list[str]]:
     """The data without what names arms that an override left out, and a note on each section that this changed."""
     notes: list[str] = []
     for key in ("compare", "findings", "tamper"):
@@ -281,6 +281,8 @@ def _pruned(data: dict[str, Any], *, gone: set[str]) -> tuple[dict[str, Any], li
         if gone and isinstance(rows, list):
             pruned = [_without_arms(row, gone) for row in rows]
             data = data | {key: [row for row in pruned if row is not None]}
+            for new, old in enumerate(at for at, row in enumerate(pruned) if row is not None):
+                lines.move((key, str(old)), (key, str(new)))
             if lost := pruned.count(None):
                 notes.append(f"{key}: {lost} of {len(rows)} left out: they name arms left out")
             if shorter := sum(after not in (None, row) for row, after in zip(rows, pruned, strict=True)):
