@@ -165,7 +165,7 @@ def _benches() -> list[str]:
 
 
 ONE_OF_EACH = """\
-base: mini-lrm-z                                        # 'mini-lrm-z' is no model
+base: mini-lrm-z                                        # 'mini-lrm-z' is not a model
 models:
   teacher: script:demur.mini.teacher:script
   guard: {hub: meta-llama/Llama-Guard-3-8B, revison: b} # 'revison'; Did you mean 'revision'?
