@@ -64,7 +64,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "xtest", "--target", "script:echo"], "Did you mean 'xstest'"),
         (["eval", "xstest", "--target", "nowhere"], "is not a model"),
         (["diagnose", "none.jsonl"], "none.jsonl"),
-        (["status", "none"], "is no folder"),
+        (["status", "none"], "is not a folder"),
         (["mix"], "--share NAME=FILE"),
         (["check", "bench", "xstest", "--data", "none.csv"], "does not exist"),
     ],

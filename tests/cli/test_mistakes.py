@@ -298,7 +298,7 @@ def test_a_sigterm_that_meets_a_callback_of_the_event_loop_is_not_lost() -> None
 def test_a_folder_that_is_not_there_is_not_called_empty(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for verb in ("view", "status"):
         assert exit_code(verb, str(tmp_path / "nope")) == 2
-        assert "nope is no folder" in " ".join(capfd.readouterr().err.split())
+        assert "nope is not a folder" in " ".join(capfd.readouterr().err.split())
 
 
 def test_compare_reports_that_another_part_was_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

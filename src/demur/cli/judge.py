@@ -74,7 +74,7 @@ def _sources(source: Path, read: Import, out: Path, cache: Path | None) -> list[
     """Each file of traces, as its name, the settings that describe it (arm, seed, benchmark) and its path."""
     if (source / "stages").is_dir():
         if read.settings != ImportSettings():
-            raise UserError(f"--intent and --limit are for files: {source} says itself what its prompts want.")
+            raise UserError(f"--intent and --limit are for files: the run {source} states the intents of its prompts.")
         sources = []
         for stage in _evaluations(source):
             settings = stage.manifest.settings

@@ -61,7 +61,7 @@ def _in_use(run: Path) -> bool:
 def status(run: Path, flags: common.Flags) -> None:
     """Show which stages of a run are done, how far the running ones are (12/120 steps or replies), and which wait."""
     if not stage_graph(run):
-        raise UserError(f"{run} {'is no run: it has no stages.json' if run.is_dir() else 'is no folder'}.")
+        raise UserError(f"{run} is not a {'run: it has no stages.json' if run.is_dir() else 'folder'}.")
     state = state_of(run)
     total = Counter(kind for kind, _ in state.stages.values())
     finished = Counter(kind for kind, done in state.stages.values() if done)

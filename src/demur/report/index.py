@@ -43,7 +43,7 @@ class Index:
         arms = list(study_of(run).get("arms") or {})
         self.stages = [s for s in present(run, arms) if any(map(s.has, ("traces", "verdicts", "findings")))]
         if not any(stage.has("traces") for stage in self.stages):
-            raise UserError(f"{run} {'holds no traces yet' if run.is_dir() else 'is no folder'}. Give a run's folder.")
+            raise UserError(f"{run} {'holds no traces yet' if run.is_dir() else 'is not a folder'}. Give a run.")
         self._table: Callable[[int, str, type], Any] = cache(lambda at, name, kind: self.stages[at].table(name, kind))
         self._filled = 0  # Texts indexed
         self.db = sqlite3.connect("", check_same_thread=False)
