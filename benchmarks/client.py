@@ -4,7 +4,7 @@
     python benchmarks/client.py --rows 20000        a shorter run for memory
     python benchmarks/client.py --json out.json     flat figures for programs
 
-Compared are demur with its durable journal (each reply committed with a synced log before it is seen), a bare aiohttp loop
+Compared are demur with its durable reply cache (each reply committed with a synced log before it is seen), a bare aiohttp loop
 that keeps nothing, the openai SDK on each of its two transports (httpx, and aiohttp: `pip install openai[aiohttp]`) with a
 connection for every request in flight, of which the better counts, and inspect-ai's evaluation loop at the margin: what a
 sample more costs, by the difference of two sizes, so that its start is not counted. Each is given the same number of
@@ -45,14 +45,14 @@ def requests(count: int) -> Iterator[Request]:
 
 
 async def by_demur(url: str, count: int, in_flight: int, folder: Path) -> None:
-    with ReplyCache(folder) as journal:
-        role = Remote(url=(url,), model="scripted", in_flight=in_flight)
-        async with open_model(role, cache=journal, label="target/benchmark") as model:
+    with ReplyCache(folder) as cache:
+        config = Remote(url=(url,), model="scripted", in_flight=in_flight)
+        async with open_model(config, cache=cache, label="target/benchmark") as model:
             done = 0
             async for found in model.answers(requests(count)):
                 assert isinstance(found, Trace)
                 done += 1
-        assert done == journal.count() == count
+        assert done == cache.count() == count
 
 
 async def by_aiohttp(url: str, count: int, in_flight: int) -> None:

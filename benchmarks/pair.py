@@ -68,14 +68,14 @@ class Latencies:
 
 
 async def attack(goals: int, url: dict[str, str], folder: Path, **how: int) -> tuple[float, float, Pair]:
-    """Wall and CPU seconds of one search, journal on disk included."""
+    """Wall and CPU seconds of one search, reply cache on disk included."""
     questions = [Prompt(text=f"Say how thing {i} is done.", intent="harmful") for i in range(goals)]
-    with ReplyCache(folder) as journal:
+    with ReplyCache(folder) as cache:
         async with AsyncExitStack() as stack:
-            roles = {who: Remote(url=(url[who],), model=who, in_flight=1024) for who in url}
+            configs = {who: Remote(url=(url[who],), model=who, in_flight=1024) for who in url}
             models = {
-                who: await stack.enter_async_context(open_model(role, cache=journal, label=f"{who}/benchmark"))
-                for who, role in roles.items()
+                who: await stack.enter_async_context(open_model(config, cache=cache, label=f"{who}/benchmark"))
+                for who, config in configs.items()
             }
             found = open_attack(parse({"name": "pair", **how}), target=models.pop("target"), models=models)
             assert isinstance(found, Pair)

@@ -4,7 +4,7 @@
     python benchmarks/pipeline.py --json out.json   flat figures for programs
 
 The critical path is the slowest single trace: its generation, then its judgement, with nothing else in the way. No
-schedule can be faster. It is measured with everything in flight at once. What `demur eval` does (`demur.generate.ask_and_judge`, with journal, client and judge as they are) is
+schedule can be faster. It is measured with everything in flight at once. What `demur eval` does (`demur.generate.ask_and_judge`, with reply cache, client and judge as they are) is
 measured as a multiple of it, its careful start included. The server's latencies follow from the requests: the same in
 every run.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from demur import judge as judges
 from demur.generate import ask_and_judge
 from demur.interfaces import Judge, Model, requests_for
-from demur.models import limiter as lanes
+from demur.models import limiter
 from demur.models.config import Remote
 from demur.models.open import open_model
 from demur.records import Prompt, Sampling, Trace
@@ -39,14 +39,14 @@ def prompts(count: int) -> list[Prompt]:
 
 @asynccontextmanager
 async def ready(url: str) -> AsyncIterator[tuple[Model, Judge]]:
-    """A target and a judge at the server, over a journal that is new."""
-    role = Remote(url=(url,), model="scripted", in_flight=2048)
-    with tempfile.TemporaryDirectory() as folder, ReplyCache(Path(folder)) as journal:
+    """A target and a judge at the server, over a new reply cache."""
+    config = Remote(url=(url,), model="scripted", in_flight=2048)
+    with tempfile.TemporaryDirectory() as folder, ReplyCache(Path(folder)) as cache:
         async with (
-            open_model(role, cache=journal, label="target/pipeline") as target,
-            open_model(role, cache=journal, label="judge/pipeline") as mind,
+            open_model(config, cache=cache, label="target/pipeline") as target,
+            open_model(config, cache=cache, label="judge/pipeline") as judge_model,
         ):
-            yield target, judges.open_judge("harmbench", model=mind)
+            yield target, judges.open_judge("harmbench", model=judge_model)
 
 
 async def overlapped(url: str, count: int) -> float:
@@ -85,9 +85,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with serving("stand_in", latency=args.latency, tail=True) as server:
-        careful, lanes.START = lanes.START, args.count
+        careful, limiter.START = limiter.START, args.count
         staged, path = asyncio.run(one_after_the_other(server.url, args.count))
-        lanes.START = careful
+        limiter.START = careful
         together = asyncio.run(overlapped(server.url, args.count))
     figures = {
         "critical_path_s": path,

@@ -29,7 +29,7 @@ from demur.records import encode, read_jsonl
 T = TypeVar("T")
 U = TypeVar("U")
 I64 = NDArray[np.int64]
-BUFFER = 1 << 20
+BUFFER = 1 << 20  # Bytes that are written at once
 
 
 class RecordFile(Sequence[T]):
