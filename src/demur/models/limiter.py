@@ -50,12 +50,10 @@ class Address:
             self.width = min(self._most, self.width + (1 / self.width if self._steady else 1))
 
     def failed(self, *, down: bool = False, wait: float | None = None) -> None:
-        """Record a failure: the server is overloaded, slow or (`down`) broken, and may ask for a `wait` in seconds.
-
-        Requests that were in flight together fail together, so that one round counts as one failure.
-        """
+        """Record a failure: the server is overloaded, slow or (`down`) broken, and may ask for a `wait` in seconds."""
         now = time.monotonic()
         self._steady = True
+        # Requests that were in flight together fail together: a round counts as one failure.
         if now >= self._round_ends:
             self.width = max(1.0, self.width / 2)
             self.failures += down

@@ -39,10 +39,7 @@ class TryFailed(Exception):
 async def post(
     session: aiohttp.ClientSession, url: URL, data: bytes, *, seconds: float, limit: int, key_env: str = ""
 ) -> Reply:
-    """Send a request once; `limit` is the number of tokens that it asks for.
-
-    Raises TryFailed: another try may succeed. Raises WorkError: no request of this configuration will.
-    """
+    """Send a request once. Raises TryFailed: another try may succeed. Raises WorkError: no request will."""
     timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=30)
     try:
         async with session.post(url, data=data, timeout=timeout, allow_redirects=False) as response:

@@ -16,10 +16,7 @@ SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 
 def parse(spec: str) -> list[tuple[str, str | None, str]]:
-    """Repository, revision and file pattern of each part of a comma-separated specification.
-
-    Raises UserError: a part does not name a file of a data set.
-    """
+    """Repository, revision and pattern of each comma-separated part. Raises UserError: a part names no table."""
     parts = []
     for part in spec.split(","):
         match = SPEC.fullmatch(part.strip())
@@ -73,10 +70,7 @@ def _why_unreachable(endpoint: str) -> str:
 
 
 def fetch(spec: str) -> Path:
-    """A local copy of the files of a specification, joined if there are several.
-
-    Raises UserError: the hub has no such file, cannot be reached, or requires a login.
-    """
+    """A local copy of the files of a specification, joined if there are several. Raises UserError: the hub gives none."""
     paths = []
     for part in parse(spec):
         if not (files := _files(part, local=True) or _files(part, local=False)):
