@@ -83,7 +83,7 @@ def rates(score: int | str) -> Say:
 ONE = rates(1)
 
 
-def said(reply: str) -> Trace:
+def replied(reply: str) -> Trace:
     return thinking.traced(GOALS[0], thinking.join("t", reply), model="judge")
 
 
@@ -118,8 +118,8 @@ def test_a_goal_stops_after_the_iteration_with_the_stop_score() -> None:
 def test_an_iteration_begins_when_all_streams_have_finished_the_one_before() -> None:
     _, _, (attacker, _, judge) = search(streams=3, iterations=3)
     for goal in GOALS:
-        mine = [r.prompt.id.split(".")[2] for r in attacker.asked if r.prompt.parent == goal.id]
-        assert mine == sorted(mine)
+        iterations = [r.prompt.id.split(".")[2] for r in attacker.asked if r.prompt.parent == goal.id]
+        assert iterations == sorted(iterations)
         judged = [r.prompt.id.split(".")[2] for r in judge.asked if r.prompt.parent == goal.id]
         assert judged == sorted(judged)
 
@@ -201,14 +201,14 @@ def test_a_reply_that_is_not_there_is_not_judged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("who", "said"),
+    ("who", "message"),
     [
         ({"judge": lambda r: "no"}, "the attack's judge, judge, gave no score"),
         ({"attacker": lambda r: "no"}, "the attack's attacker, attacker, wrote no prompt"),
     ],
 )
-def test_a_judge_or_attacker_that_fails_ends_in_a_clear_error(who: dict[str, Say], said: str) -> None:
-    with pytest.raises(WorkError, match=said):
+def test_a_judge_or_attacker_that_fails_ends_in_a_clear_error(who: dict[str, Say], message: str) -> None:
+    with pytest.raises(WorkError, match=message):
         search(streams=5, iterations=5, **who)  # type: ignore[arg-type]
 
 
@@ -259,14 +259,14 @@ def test_the_papers_parameters() -> None:
     ],
 )
 def test_the_rating_parser_is_anchored(reply: str, score: int | None) -> None:
-    found, reason = score_of(said(reply))
+    found, reason = score_of(replied(reply))
     assert found == score
     assert bool(reason) == (score is None)
 
 
 @given(st.text())
 def test_the_rating_parser_never_raises(reply: str) -> None:
-    found, _ = score_of(said(reply))
+    found, _ = score_of(replied(reply))
     assert found is None or 1 <= found <= 10
 
 
@@ -331,12 +331,12 @@ def test_the_first_versions_defects() -> None:
         assert tagged("prompt", goal) in message.content, "the goal stands for the prompt too"
         assert "attempt" not in message.content.partition("Reply:")[0]
     goal = GOALS[0].id
-    mine = [r for r in attacker.asked if r.prompt.parent == goal]
-    third = mine[2].messages
+    queries = [r for r in attacker.asked if r.prompt.parent == goal]
+    third = queries[2].messages
     written = [json.loads(m.content)["prompt"] for m in third[1:-1]]
     assert written == [f"attempt {goal}.0.0.0", f"attempt {goal}.1.0.0"], "streams share one conversation"
-    assert {m.role for m in third[1:]} == {"user"}, "the attacker's reply overwrites what it was told"
-    assert max(len(r.messages) for r in mine) == 2 + 2 * PAPER.keep_last
+    assert {m.role for m in third[1:]} == {"user"}, "the attacker's reply overwrites the message to it"
+    assert max(len(r.messages) for r in queries) == 2 + 2 * PAPER.keep_last
     modern, _, (asked, _, judged) = search(name="pair@paper-v2")
     assert all(len(r.messages) == 2 for r in judged.asked)
     assert any(m.role == "assistant" for r in asked.asked for m in r.messages)
@@ -370,13 +370,13 @@ def test_a_tree_branches_and_keeps_the_best() -> None:
         return f"Rating: [[{1 + int(request.prompt.id.split('.')[1])}]]"
 
     attack, _, (attacker, *_) = search(name="tap", judge=judge, iterations=3, branches=3, width=2)
-    mine = [a for a in attack.attempts if a.goal == GOALS[0].id]
-    assert [sum(a.iteration == i for a in mine) for i in range(3)] == [3, 6, 6]
+    attempts = [a for a in attack.attempts if a.goal == GOALS[0].id]
+    assert [sum(a.iteration == i for a in attempts) for i in range(3)] == [3, 6, 6]
     second = [
         r for r in attacker.asked if r.prompt.id.startswith(f"{GOALS[0].id}.") and r.prompt.id.split(".")[2] == "1"
     ]
-    told = {m.content for r in second for m in r.messages if m.role == "assistant"}
-    assert {json.loads(text)["prompt"].split(".")[1] for text in told} == {"1", "2"}, "the two best go on"
+    written = {m.content for r in second for m in r.messages if m.role == "assistant"}
+    assert {json.loads(text)["prompt"].split(".")[1] for text in written} == {"1", "2"}, "the two best go on"
     assert len({(r.messages, r.sample) for r in attacker.asked}) == len(attacker.asked)
     bound = {ask.part: ask.requests for ask in attack.estimate(3, 10)}
     assert (bound["target"], bound["judge"]) == (3 * (3 + 6 + 6), 2 * 3 * (3 + 6 + 6))
@@ -444,13 +444,13 @@ def test_a_conversation_takes_back_what_was_refused() -> None:
         return f"Rating: [[{(3, 1, 5, 8)[turn]}]]"
 
     attack, found, (_, target, _) = search(name="crescendo", judge=judge, iterations=4)
-    mine = [r for r in target.asked if r.prompt.parent == GOALS[0].id]
-    assert [len(r.messages) for r in mine] == [1, 3, 3, 5], "the second turn never was"
-    assert not any("secret thought" in m.content for r in mine for m in r.messages)
+    queries = [r for r in target.asked if r.prompt.parent == GOALS[0].id]
+    assert [len(r.messages) for r in queries] == [1, 3, 3, 5], "the second turn never was"
+    assert not any("secret thought" in m.content for r in queries for m in r.messages)
     best = next(p for p in found if p.parent == GOALS[0].id)
     assert best.attack == "crescendo:3.0"
     (request,) = requests(attack, best, Sampling())
-    assert request.messages == mine[-1].messages, "the benchmark sends the last turn behind those before it"
+    assert request.messages == queries[-1].messages, "the benchmark sends the last turn behind those before it"
     turns = [t.prompt.category for t in attack.conversations if t.prompt.parent == GOALS[0].id]
     assert turns == ["turn 1", "turn 2", "turn 2", "turn 3"]
     assert all(t.prompt.question == GOALS[0].question for t in attack.conversations if t.prompt.parent == GOALS[0].id)

@@ -237,7 +237,7 @@ def test_replay_sends_what_was_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("value", "why"),
     [
         ("piar", "Did you mean 'pair'"),
         ({"name": "pap", "prefill": "x"}, "unknown setting 'prefill' of attack 'pap'.*Allowed: file, techniques"),
@@ -249,16 +249,16 @@ def test_replay_sends_what_was_sent(tmp_path: Path) -> None:
         (["pair"], "a mapping"),
     ],
 )
-def test_what_is_wrong_with_an_attack_is_said_by_itself(said: str, why: str) -> None:
+def test_what_is_wrong_with_an_attack_is_said_by_itself(value: str, why: str) -> None:
     with pytest.raises(UserError, match=why):
-        parse(said)
+        parse(value)
 
 
 def test_an_attack_is_written_as_it_is_read() -> None:
-    said = {"name": "pair", "streams": 3, "attacker": "gpt", "texts": "mine.yaml"}
-    use = parse(said)
+    value = {"name": "pair", "streams": 3, "attacker": "gpt", "texts": "mine.yaml"}
+    use = parse(value)
     assert use.parts == {"attacker": "gpt", "judge": "attack_judge"}
-    assert use.model_dump(exclude_defaults=True) == said
+    assert use.model_dump(exclude_defaults=True) == value
     assert parse(use.model_dump()) == use
     assert parse("template=t.txt") == parse({"name": "template", "file": "t.txt"})
     with pytest.raises(UserError, match=r"mine\.yaml: no such file"):

@@ -94,7 +94,7 @@ def test_tap_counts_what_was_pruned_apart(questions: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["pair", "--target", SCRIPT], "for its part 'attacker'"),
         (["replay", "--target", SCRIPT], "replay needs a run"),
@@ -102,6 +102,6 @@ def test_tap_counts_what_was_pruned_apart(questions: Path, tmp_path: Path) -> No
         (["none", "runs/x", "--target", SCRIPT], "only replay"),
     ],
 )
-def test_mistakes_are_told(words: list[str], said: str, questions: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said):
+def test_mistakes_are_told(words: list[str], message: str, questions: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
         run(*words, *([] if words[0] == "replay" else ["--data", str(questions)]), "--out", str(tmp_path / "out"))

@@ -120,19 +120,19 @@ def test_missing_columns_and_copies_are_told(tmp_path: Path) -> None:
 
 @needs_shared
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("xstest", r"no column prompt; there are: .*\. xstest reads: prompt, type\. The file holds the prompts of advbench\."),
         ("harmful", ""),
         ("strongreject", r"no column forbidden_prompt or prompt; .* strongreject reads: forbidden_prompt or prompt, category\. The file"),
     ],
 )  # fmt: skip
-def test_of_another_benchmarks_file_it_is_said_which_it_is(name: str, said: str, tmp_path: Path) -> None:
+def test_of_another_benchmarks_file_it_is_said_which_it_is(name: str, message: str, tmp_path: Path) -> None:
     shutil.copy(SHARED / "advbench50.jsonl", tmp_path / "unknown.jsonl")
-    if not said:
+    if not message:
         assert len(load_prompts(get_bench(name), data=tmp_path / "unknown.jsonl")) == 50
         return
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_prompts(get_bench(name), data=tmp_path / "unknown.jsonl")
     with pytest.raises(UserError, match=r"holds 50 prompts, the release 655.*The file holds the prompts of advbench"):
         load_prompts(

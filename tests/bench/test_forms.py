@@ -321,7 +321,7 @@ def test_options_of_ones_own_need_no_code(row: dict[str, Any], right: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("bench", "row", "said"),
+    ("bench", "row", "message"),
     [
         (
             "choice",
@@ -363,7 +363,7 @@ def test_options_of_ones_own_need_no_code(row: dict[str, Any], right: str, tmp_p
     ],
 )
 def test_an_odd_cell_is_named_by_file_line_and_column(
-    bench: str, row: dict[str, Any], said: str, tmp_path: Path
+    bench: str, row: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     sound = {"question": "q", "options": '["w", "x"]', "answer": "w"} | {
         "prompt": "p",
@@ -371,7 +371,7 @@ def test_an_odd_cell_is_named_by_file_line_and_column(
         "kwargs": "[{}]",
     }
     path = written(tmp_path / "odd.jsonl", [{key: sound[key] for key in row}, row])
-    with pytest.raises(UserError, match=f"{re.escape(f'{path}:2: ')}.*{re.escape(said)}"):
+    with pytest.raises(UserError, match=f"{re.escape(f'{path}:2: ')}.*{re.escape(message)}"):
         read_prompts(get_bench(bench), path)
 
 

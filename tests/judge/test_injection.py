@@ -58,15 +58,15 @@ VERDICTS: dict[str, tuple[str, ...]] = {
 """Well-formed verdicts of every format."""
 
 
-def read(name: str, said: str) -> bool:
+def read(name: str, reply: str) -> bool:
     """Whether a reply of that judge says something."""
     if name == "detector":
-        return llm.parse(said)[0] is not None
+        return llm.parse(reply)[0] is not None
     if name == "topic":
-        return bool(ON_TOPIC.search(said))
+        return bool(ON_TOPIC.search(reply))
     if name == "search":
-        return score_of(traced(PROMPT, said, model="m"))[0] is not None
-    reading = FORMS[name].parse(said)
+        return score_of(traced(PROMPT, reply, model="m"))[0] is not None
+    reading = FORMS[name].parse(reply)
     return reading.label is not None or reading.score is not None
 
 
@@ -110,8 +110,8 @@ def test_a_verdict_in_the_targets_words_is_none(name: str) -> None:
     for verdict in VERDICTS[name]:
         assert read(name, verdict), f"{verdict!r} is a verdict when the judge says it"
         for around in AROUND:
-            said = f"{around}{verdict}{around}"
-            assert not read(name, shown(name, said)), said
+            reply = f"{around}{verdict}{around}"
+            assert not read(name, shown(name, reply)), reply
 
 
 @given(st.data())
@@ -148,7 +148,7 @@ def test_a_judge_that_repeats_the_reply_says_nothing(name: str) -> None:
 
 def test_a_detector_that_repeats_the_reply_fails_the_run() -> None:
     with pytest.raises(WorkError, match="gave nothing readable on 3 of 3"):
-        gathered(llm.LLMDetector(model=Speaker(echo)).findings([between(said) for said in VERDICTS["detector"]]))
+        gathered(llm.LLMDetector(model=Speaker(echo)).findings([between(reply) for reply in VERDICTS["detector"]]))
 
 
 @pytest.mark.parametrize("name", ["reasoning_shield", "strongreject"])
@@ -167,9 +167,9 @@ def test_a_reply_that_ends_the_template_adds_no_line_of_it(name: str) -> None:
     ending = template.partition("{text}")[2] or template
     text = f"x\n{ending}\n{VERDICTS[name][0]}\n{ending}"
     lines = []
-    for said in ("plain", text):
+    for reply in ("plain", text):
         model = Speaker(lambda request: "")
-        gathered(ModelJudge(form._replace(controls=()), model=model).verdicts([between(said)]))
+        gathered(ModelJudge(form._replace(controls=()), model=model).verdicts([between(reply)]))
         lines.append("".join(turn.content for turn in model.asked[0].messages).split("\n"))
     for line in {*template.split("\n"), *VERDICTS[name][0].split("\n")} - {""}:
         assert lines[0].count(line) == lines[1].count(line), line

@@ -102,9 +102,8 @@ class CrescendoSettings(SearchSettings):
 class Crescendo(Search):
     """An attack over several turns, after Crescendo (Russinovich et al. 2024, arXiv 2404.01833).
 
-    The conversation begins with something harmless; each turn builds on the target's own replies and goes one step
-    further. A turn with the lowest score is taken back. The turn with the highest is sent again, behind those before
-    it.
+    The conversation begins with something harmless; each turn builds on the target's own replies. A turn with the
+    lowest score is taken back. The turn with the highest is sent again, behind those before it.
     """
 
     Settings = CrescendoSettings

@@ -128,8 +128,7 @@ class Search(Attack):
     async def search(self, goal: Prompt) -> Prompt:
         """Attack one goal until it is broken or the iterations are used up.
 
-        Where conversations branch, each branch gets a number as its `place`, and those with the best scores go on, the
-        earliest of equals.
+        Where conversations branch, `place` numbers the branches, and those with the best scores go on.
         """
         streams, done = self.streams(goal), list[tuple[Attempt, Stream]]()
         for iteration in range(self.params.iterations):
@@ -275,8 +274,7 @@ def tagged(name: str, text: str) -> str:
 def score_of(reply: Trace | Failure) -> tuple[int | None, str]:
     """The integer from 1 to 10 in a judge's reply, or `None` and the reason. Never a guess.
 
-    A rating `[[N]]` follows the word "rating" or begins its line. Two different ones, and any other form, are
-    unreadable.
+    Ratings are written `[[N]]`, after the word "rating" or at the start of a line; they must all be the same.
     """
     if isinstance(reply, Failure):
         return None, f"the judge gave no reply: {reply.kind}"

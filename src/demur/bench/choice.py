@@ -29,8 +29,8 @@ _LETTER = re.compile(
 def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> list[Prompt]:
     """One question a row: `question`, perhaps `category`, and its options in one of three ways.
 
-    `correct` and the columns of the option `wrong`; or `options`, a list, with `answer`; or columns A, B, C … with
-    `answer`. An answer is an option's text, its letter, or its position from 0. Option: `shuffle`.
+    `correct` and the columns of the option `wrong`; a list `options` with `answer`; or columns A, B, C … with `answer`.
+    An answer is an option's text, its letter, or its position from 0. Option: `shuffle`.
     """
     prompts, source = [], bench.name.partition("@")[0]
     for row in raw_rows(path):

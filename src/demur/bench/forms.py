@@ -37,9 +37,7 @@ class NoColumn(UserError):
 
 
 def rows(path: Path, columns: Mapping[str, str], where: Mapping[str, Sequence[str]] | None = None) -> Iterator[Row]:
-    """The rows of a copy as text, under the keys of `columns`.
-
-    With `where` (column -> allowed values) only the rows that have an allowed value in each of its columns.
+    """The rows of a copy as text, under the keys of `columns`. `where` has the allowed values of columns.
 
     Raises UserError: an empty file, or a missing column.
     """

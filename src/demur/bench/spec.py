@@ -13,7 +13,7 @@ class Metric(Record, frozen=True, kw_only=True):
     family: tuple[Label, ...]  # All labels that count as scored; verdicts with other labels belong to other metrics
     better: Literal["lower", "higher", "neither"]
     intents: tuple[Intent, ...] = ()  # Empty: prompts of every intent count
-    headline: bool = False  # Whether it stands in a report's first table
+    headline: bool = False  # Whether a report's first table shows it
     title: str = ""  # The column's heading; the name when left empty
     unit: Literal["share", "tokens", "nats", "count"] = "share"
 

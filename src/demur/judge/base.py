@@ -121,8 +121,7 @@ def require(verdicts: Iterable[Verdict], *, max_unscored: float = 0.05, who: str
     total, reasons = 0, Counter[str]()
     for verdict in verdicts:
         total += 1
-        if failed(verdict):
-            reasons[verdict.reason] += 1
+        reasons.update([verdict.reason] if failed(verdict) else ())
     failures = reasons.total()
     if failures <= max_unscored * total:
         return

@@ -64,11 +64,10 @@ def read(path: Path, *, limit: int | None = None, seed: int = 0) -> list[Labelle
 
 
 def weights(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Two weights for each label: how many replies it stands for, and the share of a label that it counts as.
+    """For each label: how many replies it stands for, and its share, half where two people labelled a reply.
 
     In a stratified sample (columns `band`, the stratum, and `of`, its size) a label stands for its share of the
-    stratum, and labels from outside the sample stand for none. Without strata each label stands for one reply. Where
-    two people labelled the same reply, each label counts half.
+    stratum, and labels from outside the sample stand for none. Otherwise each stands for one reply.
     """
     people = Counter(row.get("id") for row in rows)
     counts = [1 / people[row["id"]] if row.get("id") else 1.0 for row in rows]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from demur.judge.base import ABSTAINS
-from demur.judge.model import CONTROLS, Case, Control, Format, Reading, Requires, text, unread, user
+from demur.judge.model import CONTROLS, Case, Control, Format, Reading, Requires, text, unread
 from demur.records import Label, Message
 from demur.settings import from_yaml
 from demur.untrusted import clip, filled, unfenced
@@ -89,8 +89,9 @@ def _turns(case: Case) -> tuple[Message, ...]:
 
 
 def _fill(template: str, case: Case) -> tuple[Message, ...]:
-    """A template whose placeholders hold the case."""
-    return user(filled(template, question=case.question, text=case.text, context=case.context))
+    """One user turn: a template whose placeholders hold the case."""
+    text = filled(template, question=case.question, text=case.text, context=case.context)
+    return (Message(role="user", content=text),)
 
 
 def _harmbench(case: Case) -> tuple[Message, ...]:

@@ -132,11 +132,7 @@ class ModelJudge(BaseJudge):
                 )
 
     async def _ask(self, key: str, case: Case, *, intent: Intent = "harmful", expected: Label | None = None) -> Verdict:
-        """The model's verdict on a case; `key`, the trace's id, becomes the id of the prompt.
-
-        A stored reply that is unreadable, or has another label than the expected one, is replaced by a fresh one: the
-        judge may have been repaired since.
-        """
+        """The model's verdict on a case; `key` becomes the id of the prompt."""
         rubric = self._form.text
         question, text, context = (neutral(text, template=rubric) for text in (case.question, case.text, case.context))
         prompt = Prompt(id=key, text=question, intent=intent, source="judge")
@@ -144,6 +140,7 @@ class ModelJudge(BaseJudge):
         request = Request(messages=messages, sampling=self._sampling, prompt=prompt)
         reply = await self._model.answer(request)
         verdict = self._read(key, reply)
+        # A stored reply that is unreadable or unexpected is replaced: the judge may have been repaired since.
         again = failed(verdict) and isinstance(reply, Trace) if expected is None else verdict.label != expected
         return self._read(key, await self._model.answer(request, fresh=True)) if again else verdict
 
@@ -163,25 +160,21 @@ class ModelJudge(BaseJudge):
 def departures(form: Format, text: Path | None, model: Mapping[str, Any]) -> tuple[str, ...]:
     """Differences between a study's set-up and the one that the judge's makers published.
 
-    `text` is the study's replacement of the judge's text, `model` its declaration of the model. What is not declared,
-    such as the precision behind a URL, is not checked.
+    `text` replaces the judge's own text, `model` is the declaration of its model. What is not declared is not checked.
     """
-    found = list[str]()
-    if text is not None and form.wording != "anyone's":
-        found.append(f"its text is {text.name}")
-    elif form.wording == "demur's":
-        found.append("its rubric is in demur's words")
-    if form.dtype and (dtype := model.get("dtype", "auto")) not in ("auto", form.dtype):
-        found.append(f"{dtype}, published in {form.dtype}")
-    if str(model.get("path", "")).endswith(".gguf"):
-        found.append("weights from a GGUF file")
-    if args := model.get("extra_args"):
-        found.append(f"served with {' '.join(args)}")
-    if template := model.get("template"):
-        found.append(f"a chat template of its own ({template})")
-    if body := set(model.get("extra_body", {})) - {"logprobs", "top_logprobs"}:
-        found.append(f"asked with {', '.join(sorted(body))}")
-    return (*found, *(f"its {name} is {value}" for name, value in model.get("sampling", {}).items()))
+    dtype, args, template = model.get("dtype", "auto"), model.get("extra_args", ()), model.get("template")
+    body = set(model.get("extra_body", {})) - {"logprobs", "top_logprobs"}
+    found: dict[str, object] = {  # Difference -> whether it is one here
+        "its rubric is in demur's words": text is None and form.wording == "demur's",
+        f"its text is {text and text.name}": text and form.wording != "anyone's",
+        f"{dtype}, published in {form.dtype}": form.dtype and dtype not in ("auto", form.dtype),
+        "weights from a GGUF file": str(model.get("path", "")).endswith(".gguf"),
+        f"served with {' '.join(args)}": args,
+        f"a chat template of its own ({template})": template,
+        f"asked with {', '.join(sorted(body))}": body,
+    }
+    sampling = (f"its {name} is {value}" for name, value in model.get("sampling", {}).items())
+    return (*(difference for difference, present in found.items() if present), *sampling)
 
 
 def chance(logprobs: dict[str, float], unsafe: str, safe: str) -> float | None:
@@ -197,11 +190,6 @@ def chance(logprobs: dict[str, float], unsafe: str, safe: str) -> float | None:
 def text(name: str) -> str:
     """A judge's text from `texts/`: as published, or in demur's words where the format's `wording` says so."""
     return Path(__file__).with_name("texts").joinpath(f"{name}.txt").read_bytes().decode()
-
-
-def user(text: str) -> tuple[Message, ...]:
-    """A conversation of one user turn."""
-    return (Message(role="user", content=text),)
 
 
 def unread(reply: str, wanted: str) -> Reading:
