@@ -18,7 +18,7 @@ from demur.errors import UserError
 from demur.judge.base import Grader
 from demur.records import Label, Prompt, Trace, Verdict
 
-WISH = "Think it through, then end with one line that holds the letter of the right option: Answer: X"
+ANSWER_FORMAT = "Think it through, then end with one line that holds the letter of the right option: Answer: X"
 _LETTER = re.compile(
     r"\b(?i:answer|option|choice)\b(?:\s+is\b)?[\s:=*_`$\\({\[\"']*(?:boxed\{)?(?:text\{)?\(?([A-Z])\b(?!['’])"
     r"|\\boxed\{\s*(?:\\text\{)?\(?([A-Z])\)?\s*\}|^[\s*_`(\[]*([A-Z])[)\].:*_`\s]*$",
@@ -41,7 +41,7 @@ def read(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) -> li
             random.Random(f"options {seed} {question}").shuffle(order)
         lines = "\n".join(f"{LETTERS[place]}. {options[index]}" for place, index in enumerate(order))
         answer = {"answer": LETTERS[order.index(right)], "options": [options[index] for index in order]}
-        text, gold = f"{question}\n\n{lines}\n\n{WISH}", json.dumps(answer, ensure_ascii=False)
+        text, gold = f"{question}\n\n{lines}\n\n{ANSWER_FORMAT}", json.dumps(answer, ensure_ascii=False)
         category = cell(pick(row, bench.columns.get("category", "?"), path))
         fields = {"source": source, "category": category, "gold": gold}
         prompts.append(Prompt(text=text, question=question, intent="benign", **fields))

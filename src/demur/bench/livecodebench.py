@@ -29,7 +29,7 @@ LARGEST = 1 << 30  # Bytes that packed tests may unpack to
 STDIN = "Write a Python 3 program that reads from standard input and prints to standard output."
 FUNCTION = "Complete this Python 3 code; do not read any input:\n\n```python\n{starter}\n```"
 FENCED = "Give the whole program at the end, in one block that opens with ```python."
-COMPLETE = "Complete this Python 3 function. Give it whole, with its imports, in one block that opens with ```python.\n\n```python\n{prompt}\n```"
+COMPLETE = "Complete this Python 3 function. Give it whole, with its imports, in one block that opens with ```python."
 CHECK = "\n\n{before}\n{test}\n\ncheck({name})\nprint('\\n{done}')\n"
 """Code that is appended to a program. `before` are the helpers that the prompt defines before the function."""
 _TEXTS = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE")
@@ -111,6 +111,6 @@ def humaneval(bench: Bench, path: Path, *, n: int | None = None, seed: int = 0) 
         before = code[: code.rfind(f"def {name}(")]
         check = CHECK.format(before=before, test=row["test"], name=name, done=done)
         tests = {"func_name": None, "tests": [{"input": "", "output": done}], "check": check}
-        text, gold = COMPLETE.format(prompt=code), json.dumps(tests)
+        text, gold = f"{COMPLETE}\n\n```python\n{code}\n```", json.dumps(tests)
         prompts.append(Prompt(text=text, question=code, intent="code", source="humaneval", gold=gold))
     return prompts
