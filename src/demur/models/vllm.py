@@ -112,14 +112,14 @@ class Running:
 
 
 def end_with_parent() -> Callable[[], None]:
-    """For `preexec_fn`: the child gets SIGTERM when its parent (for Linux, a thread) ends, and holds no device longer."""
+    """For `preexec_fn`: the child gets SIGTERM when its parent (on Linux, a thread) ends, and frees its devices."""
     libc = ctypes.CDLL(None)
     return lambda: libc.prctl(1, signal.SIGTERM)
 
 
 @contextmanager
 def started(config: Served, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[tuple[Running, Remote]]:
-    """A started server, perhaps not yet healthy, and a client's configuration. It ends with the thread that starts it."""
+    """A started server, perhaps not yet healthy, and a client's configuration. It ends with the calling thread."""
     folder = folder_of(config)
     weights = identity_of(folder)
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", folder.resolve().name).strip("-.") or "model"

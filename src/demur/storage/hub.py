@@ -70,7 +70,7 @@ def _why_unreachable(endpoint: str) -> str:
 
 
 def fetch(spec: str) -> Path:
-    """A local copy of the files of a specification, joined if there are several. Raises UserError: the hub gives none."""
+    """A local copy of a specification's files, joined if there are several. Raises UserError: the hub gives none."""
     paths = []
     for part in parse(spec):
         if not (files := _files(part, local=True) or _files(part, local=False)):
