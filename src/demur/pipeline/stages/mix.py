@@ -43,9 +43,9 @@ class Mix(Stage[MixStageSettings]):
         pools: dict[str, RecordFile[Any]] = {}
         left_out: dict[str, int] = {}
         odd: list[Odd] = []
-        for name, options in settings.shares.items():
-            # A record omits a default only if it is the same object, which an unpickled name is not.
-            share = sys.intern(name)
+        # A record omits a default only if it is the same object, which an unpickled name is not.
+        shares = {sys.intern(name): options for name, options in settings.shares.items()}
+        for share, options in shares.items():
             source, only = self._source(context, share, options), self._chosen(context, share)
             drawn_from = await pool(source, share=share, options=options, only=only)
             pools[share] = drawn_from.examples
@@ -53,8 +53,8 @@ class Mix(Stage[MixStageSettings]):
             left_out |= {f"{share}: {reason}": count for reason, count in sorted(drawn_from.left_out.items())}
         held: RecordFile[Any] = RecordFile(Example)
         if self.settings.held_out and "safety" in pools:
-            held, pools["safety"] = hold_out(pools["safety"], self.settings.held_out, settings.shares["safety"])
-        shares = {name: share.model_copy(update={"file": None, "hub": ""}) for name, share in settings.shares.items()}
+            held, pools["safety"] = hold_out(pools["safety"], self.settings.held_out, shares["safety"])
+        shares = {name: share.model_copy(update={"file": None, "hub": ""}) for name, share in shares.items()}
         mixed = mix(pools, settings.model_copy(update={"shares": shares}))
         kind = "examples" if all(share.pairs == "none" for share in shares.values()) else "pairs"
         for name, rows in ((kind, mixed.examples), ("drops", mixed.drops), ("held_out", held), ("odd", odd)):
