@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from tests.made import publish
 
 from demur import thinking
 from demur.errors import UserError
-from demur.mix.settings import ShareSettings
+from demur.mix.settings import MixSettings, ShareSettings
 from demur.pipeline.run import execute
 from demur.pipeline.stages import mix
 from demur.pipeline.stages.importing import Import, ImportSettings
@@ -55,6 +56,15 @@ def test_odd_rows_of_a_share_are_kept_aside(tmp_path: Path) -> None:
     found = pool(tmp_path / "a.jsonl", share="s", options=ShareSettings())
     assert len(found.examples) == 1
     assert [odd.where for odd in found.odd] == [f"{tmp_path / 'a.jsonl'}:2"]
+
+
+def test_a_mix_has_the_same_bytes_in_a_worker_as_in_this_process(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": f"Hi {i}?", "response": thinking.join("t", "x")} for i in range(4)])
+    settings = mix.MixStageSettings(mix=MixSettings(shares={"safety": ShareSettings(n=3)}))
+    stage = mix.Mix("mix", settings, files={"safety": tmp_path / "a.jsonl"})
+    sent = pickle.loads(pickle.dumps(stage))
+    here, there = (execute([each], out=tmp_path / name)["mix"] for name, each in (("here", stage), ("there", sent)))
+    assert here.path("examples").read_bytes() == there.path("examples").read_bytes() != b""
 
 
 def test_wrong_maths_traces_are_left_out_by_the_grader(tmp_path: Path) -> None:
