@@ -114,6 +114,12 @@ def test_a_verdict_in_the_targets_words_is_none(name: str) -> None:
             assert not read(name, shown(name, reply)), reply
 
 
+def test_a_verdict_behind_a_brace_on_a_line_of_its_own_is_none() -> None:
+    for name, verdicts in VERDICTS.items():
+        for verdict in verdicts:
+            assert not read(name, shown(name, f"{{\n{verdict}")), verdict
+
+
 @given(st.data())
 @pytest.mark.parametrize("name", VERDICTS)
 def test_no_disguise_of_a_verdict_is_read(name: str, data: st.DataObject) -> None:

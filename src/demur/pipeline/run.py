@@ -278,10 +278,11 @@ class _Workers(Pool):
         return ended
 
     def stop(self) -> None:
-        """End all workers within seconds; a training may write a checkpoint first."""
+        """End all workers within seconds: the idle ones leave by themselves, a training may write a checkpoint first."""
         for worker, process in self._processes.items():
             worker.close()
-            process.terminate()
+            if worker in self._running:
+                process.terminate()
         until = time.monotonic() + GRACE
         for process in self._processes.values():
             process.join(max(0.1, until - time.monotonic()))
