@@ -184,9 +184,7 @@ class Attempt(Record, frozen=True, kw_only=True):
     reason: str = ""
     strategy: str = ""
     improvement: str = ""  # The attacker's account of what it changed
-    written: bool = (
-        True  # Whether the attacker wrote the prompt; where its last try is unreadable the goal itself is sent
-    )
+    written: bool = True  # Whether the attacker wrote it; where its last try is unreadable the goal itself is sent
     outcome: str = ""  # How the target's reply ended, the kind of failure, or `off_topic`: the target was not asked
     attacker_queries: int = 0
     judge_queries: int = 0  # The target is asked once in each turn that is on topic

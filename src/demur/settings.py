@@ -283,7 +283,7 @@ def _explain(model: type[BaseModel], problem: Any, location: Location) -> str:
         message, value = (message, min(words)) if words else (message.partition(", such as")[0], value)
     hint = f".{nearest(str(problem['input']), words)}" if words else ""
     place = f"'{'.'.join(map(str, location))}' {stated}".strip() + ": " if location else ""
-    return f"{place}{message.replace('{value}', str(value))}{hint}"
+    return f"{place}{message.replace('{value}', ' '.join(str(value).split()))}{hint}"
 
 
 def _words_at(model: type[BaseModel], location: Location) -> set[str]:

@@ -23,7 +23,7 @@ class Begin(Strict):
     """The beginning of a thinking, which the model continues; a plain text is short for `{text: …}`."""
 
     text: str = ""
-    file: str | None = None  # Beginnings, one a line or in a column `begin`, one for each prompt
+    file: str | None = None  # Beginnings, one a line or in a column `begin`; each prompt gets one
     traces: str | None = names("strategy", None)  # A strategy: its unsafe traces of the same prompts, cut
     share: float = Field(default=0.5, ge=0, le=1)  # Where they are cut, as a share of the thinking's sentences
 

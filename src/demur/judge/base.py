@@ -31,7 +31,7 @@ class JudgeSetup(Record, frozen=True, kw_only=True):
 
 
 class BaseJudge:
-    """A judge that takes one trace after the other and asks no model. A subclass implements `decide`."""
+    """A judge that takes one trace after the other. A subclass implements `decide`, or replaces `verdicts`."""
 
     name = "judge"
     labels: ClassVar[tuple[Label, ...]] = ()  # Labels that its verdicts may have
@@ -85,7 +85,7 @@ class Grader(BaseJudge):
 
 
 def setup_of(judge: Judge) -> JudgeSetup:
-    """The set-up of a judge. Two judges with the same key give the same verdicts."""
+    """The set-up of a judge. Its key does not cover which form of the request it is shown."""
     text, model = getattr(judge, "text", ""), getattr(judge, "model_identity", "")
     key = digest([judge.name, text, judge.part, model])[:16]
     return JudgeSetup(judge=judge.name, part=judge.part, model=model, key=key, departs=getattr(judge, "departs", ()))

@@ -132,7 +132,7 @@ def _items(name: str, share: ShareSettings, pool: Pool) -> list[Item]:
     for place, example in enumerate(map(_side, pool)):
         origin = example.origin
         stratum = "" if by == "none" else origin.attack if by == "template" else str(getattr(origin, by))
-        key = _moved(example, name, example.cluster).id
+        key = example.id if example.share == name else _moved(example, name, example.cluster).id
         # By prompt first: of pools with the same prompts, such as two formats, the same prompts are drawn.
         sort_key = f"{origin.prompt} {key} {origin.trace}"
         text_hash, words = hash(normal(user_text(example))), (sys.intern(origin.attack), sys.intern(stratum))

@@ -46,7 +46,8 @@ def ordered(stages: Iterable[Stage[Any]]) -> list[Stage[Any]]:
     def visit(stage: Stage[Any]) -> int:
         if stage.name not in known:
             depth[stage.name] = 1 + max((visit(source) for source in stage.inputs.values()), default=0)
-        assert known.setdefault(stage.name, stage) == stage, f"two different stages named {stage.name}"
+        first = known.setdefault(stage.name, stage)
+        assert first == stage, f"two different stages named {stage.name}"
         return depth[stage.name]
 
     for stage in stages:

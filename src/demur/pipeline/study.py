@@ -280,10 +280,11 @@ def _pruned(data: dict[str, Any], lines: LineTable, *, gone: set[str]) -> tuple[
         rows = data.get(key)
         if gone and isinstance(rows, list):
             pruned = [_without_arms(row, gone) for row in rows]
-            data = data | {key: [row for row in pruned if row is not None]}
-            for new, old in enumerate(at for at, row in enumerate(pruned) if row is not None):
+            kept = [at for at, row in enumerate(rows) if pruned[at] is not None or row is None]
+            data = data | {key: [pruned[at] for at in kept]}
+            for new, old in enumerate(kept):
                 lines.move((key, str(old)), (key, str(new)))
-            if lost := pruned.count(None):
+            if lost := len(rows) - len(kept):
                 notes.append(f"{key}: {lost} of {len(rows)} left out: they name arms left out")
             if shorter := sum(after not in (None, row) for row, after in zip(rows, pruned, strict=True)):
                 notes.append(f"{key}: {shorter} of {len(rows)} now without the arms left out")

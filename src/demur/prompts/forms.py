@@ -35,7 +35,7 @@ OWN_FORMS: dict[str, tuple[set[str], type[Prompt | Trace | Example]]] = {
 """demur's own records, by the columns that they all have."""
 FORMS = (*OWN_FORMS, *TABLE["forms"])
 WRAPPED = ("pairs", "reasoning", "table")  # Forms whose prompts may be questions in shared wrappers
-INTENT_ASSUMED = re.compile(r"(.* what the prompts want); [^(]*(.*)")  # A note that begins with `rows.ASSUMED`
+INTENT_ASSUMED = re.compile(r"(.* what the prompts want); [^(]*(.*)", re.DOTALL)  # A note of `rows.ASSUMED`
 
 
 class Odd(Record, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def page(report: Report, runs: Sequence[Path]) -> str:
         groups += samples(present, prefix)
     script = environment.loader.get_source(environment, "report.js")[0]
     return str(environment.get_template("report.html").render(
-        report=report, sections=sections(report, _certified(runs)), samples=groups, script=script,
+        report=report, sections=sections(report, _certified(dict(zip(prefixes, runs, strict=True)))), samples=groups, script=script,
         banner=STAND_IN if report.stand_in else "", about=_about(stages, runs),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     ))  # fmt: skip
@@ -106,14 +106,15 @@ def sample(trace: Trace, *, findings: Sequence[Finding] = (), tags: tuple[str, .
     }  # fmt: skip
 
 
-def _certified(runs: Sequence[Path]) -> dict[str, list[Table]]:
+def _certified(runs: Mapping[str, Path]) -> dict[str, list[Table]]:
     """The certificates of `demur check contamination` for the training rows, benchmark by benchmark."""
     rows: list[tuple[Cell | str, ...]] = []
-    for path in (run / "contamination.json" for run in runs):
+    for prefix, run in runs.items():
+        path = run / "contamination.json"
         content = msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
         for name, certificate in content.get("certificates", {}).items():
             removed = f", {certificate['removed']} taken out" if certificate.get("removed") else ""
             for bench in certificate["compared"]:
                 held = Cell(f"{bench['rows']} of {certificate['rows']}{removed}", "warn" if bench["rows"] else "")
-                rows.append((name, bench["bench"], held, f"{bench['prompts']:,}"))
+                rows.append((prefix + name, bench["bench"], held, f"{bench['prompts']:,}"))
     return {"contamination": [table(TEXTS["contamination"][3], rows)]}

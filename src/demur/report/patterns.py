@@ -39,7 +39,7 @@ class PatternRate(Record, frozen=True, kw_only=True):
 def patterns(run: Run) -> Iterator[PatternRate]:
     """Rates of patterns, of classes and of any, for every set of traces that was diagnosed: harmful prompts alone."""
     for source, stage in diagnosed(run):
-        traces = _Traces(source, stage, people_labels(run.folder, "patterns"))
+        traces = _Traces(source, stage, people_labels(stage.folder.parents[1], "patterns"))
         for strategy, places in traces.groups.items():
             name = f"{label(source)}: {strategy or 'none'}" if len(traces.groups) > 1 else label(source)
             sets: dict[str, tuple[Pattern, ...]] = {p: (p,) for p in PATTERNS if p in traces.marks}

@@ -36,7 +36,7 @@ class Plan(NamedTuple):
         return self.steps[step][rank :: self.world]
 
     def rows(self) -> list[int]:
-        """Indices of all rows of the plan, with repetitions."""
+        """Indices of all units of the plan, with repetitions."""
         return [i for step in self.steps for group in step for i in group]
 
 

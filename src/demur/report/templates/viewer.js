@@ -55,6 +55,7 @@ async function start() {
 function restore() {
   state.address = location.hash;
   const { trace, ...asked } = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  if (asked.arm) asked.arm = asked.arm.split(":").pop(); // a combined report names an arm RUN:ARM
   Object.assign(state, { asked, sought: trace });
   document.querySelectorAll("select[data-kind]").forEach(select => { select.value = state.asked[select.dataset.kind] ?? ""; });
   $("q").value = state.asked.q ?? "";
