@@ -100,7 +100,8 @@ def _call(verb: str, args: list[str]) -> int:
     command = command_of(verb)
     import typer
 
-    flags = {f"--{name}" for name in ONCE if (verb, name) != ("judge", "judge")}  # which takes several judges
+    options = [option for one in (command, *getattr(command, "commands", {}).values()) for option in one.params]
+    flags = {option.opts[0] for option in options if option.opts[0][2:] in ONCE and not option.multiple}
     if twice := [flag for flag in flags if sum(word.partition("=")[0] == flag for word in args) > 1]:
         raise UserError(f"{twice[0]} is given twice, and takes one value. Run the command once for each, same --out.")
     # Typer has its own copy of click and exports only some of its errors; this base class covers all usage errors.

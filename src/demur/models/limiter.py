@@ -72,7 +72,7 @@ class Limiter:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def enter(self, *, again: bool = False, avoid: Address | None = None) -> Address:
-        """Wait for a place at the least loaded address. A retry (`again`) goes first, to another one than `avoid`."""
+        """Wait for a place at the least loaded address. A retry (`again`) goes first, not to `avoid` if possible."""
         while True:
             now = time.monotonic()
             with_room = [address for address in self.addresses if address.has_room(now)]

@@ -112,7 +112,7 @@ class BatchGenerator:
     def __init__(
         self, model: Any, *, stops: frozenset[int], width: int, force: Force | None = None, keep_first: int = 0
     ) -> None:
-        """An empty batch of at most `width` rows, which `stops` end; `keep_first` first tokens of each are recorded."""
+        """An empty batch of at most `width` rows, which `stops` end; `keep_first` alternatives to first tokens are kept."""
         self._cells = cells_for(model)
         self._stops, self._force, self._keep_first = stops, force, keep_first
         self._width = min(width, self._cells.most)
