@@ -61,8 +61,9 @@ small: setup $(SMALL)
 test: setup-dev
 	$(BIN)/python -m pytest $(TWO)
 
+# Three at a time: many of these wait for servers.
 test-fast: setup-dev
-	$(BIN)/python -m pytest $(TWO) -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow"
 
 check: setup-dev
 	$(BIN)/ruff format --check .

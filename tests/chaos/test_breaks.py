@@ -77,6 +77,7 @@ def filtering(share: int, n: int) -> tuple[int, dict[str, Any]]:
     return 200, said("Sure.", "stop" if n % share else "content_filter")
 
 
+@pytest.mark.slow
 def test_a_filter_on_replies_is_neither_a_number_nor_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for share, words in ((1, "no reply is scored"), (2, "unscored 50.0 %")):
         out = tmp_path / str(share)

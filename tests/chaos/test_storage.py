@@ -216,6 +216,7 @@ def test_what_a_study_runs_and_what_is_broken_is_said(
     assert "not readable as YAML" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_a_terminal_obeys_is_not_printed(tmp_path: Path) -> None:
     said = demur(
         "eval", "mini_harm", "--target", "script:stand_in", "--set", 'name="x\x1b[31m\u202e"', "--out", str(tmp_path)

@@ -202,6 +202,7 @@ def test_retry_goes_on_with_what_an_earlier_command_left_undone(
     assert {arm for arm, _ in _shown(Path("r"))} == {"moody-answer", "stand_in"}
 
 
+@pytest.mark.slow
 def test_the_stage_of_a_stopped_process_is_not_shown_as_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -152,6 +152,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return log
 
 
+@pytest.mark.slow
 def test_what_is_read_later_is_written_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
 ) -> None:
@@ -322,6 +323,7 @@ def test_servers_live_as_long_as_they_are_needed_and_never_beyond(
     assert sorted(log[4:]) == ["stop Llama-Guard-3-8B", "stop b"], "the judge is kept for both arms"
 
 
+@pytest.mark.slow
 def test_a_target_that_fails_leaves_the_others_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from demur.pipeline.run import Event
     from demur.testing.server import serving
@@ -365,6 +367,7 @@ def test_a_server_is_started_anew_for_exchanges_that_it_is_too_short_for(monkeyp
     assert log == [1000, "stop", 2000, "stop"]
 
 
+@pytest.mark.slow
 def test_what_begins_with_traces_of_another_distillation_is_asked_after_those_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

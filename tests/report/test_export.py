@@ -20,6 +20,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("export") / "run", prompts=6, seeds=(0,), text="=1+1 " + HOSTILE)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inspect_reads_its_logs(small: Path, tmp_path: Path) -> None:
     log = pytest.importorskip("inspect_ai.log", reason="the group 'inspect' is not installed")

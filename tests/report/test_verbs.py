@@ -22,6 +22,7 @@ from demur.report.labels import Labels
 from demur.report.viewer import Viewer
 
 
+@pytest.mark.slow
 def test_report_prints_the_table_and_writes_the_files(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", prompts=12, seeds=(0,))
     done = demur("report", str(run))

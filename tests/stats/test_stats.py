@@ -169,6 +169,7 @@ def test_swapping_the_arms_turns_the_sign_alone() -> None:
     assert one.low == pytest.approx(-(two.high or 0))
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=8))
 def test_holm_is_statsmodels(ps: list[float | None]) -> None:

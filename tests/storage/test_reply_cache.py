@@ -328,6 +328,7 @@ ReplyCache(pathlib.Path(sys.argv[1])).close()
 """
 
 
+@pytest.mark.slow
 def test_killed_while_a_damaged_file_is_rebuilt_it_loses_nothing_that_could_be_read(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     subprocess.run([sys.executable, "-c", KILLED, str(whole)], timeout=60, check=False)

@@ -57,6 +57,7 @@ def study(**changes: object) -> Study:
     return resolved(**changes).study
 
 
+@pytest.mark.slow
 def test_a_study_of_large_models_runs_whole_and_again_asks_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run_study(small.standing_in(study(), out=out), out=out)

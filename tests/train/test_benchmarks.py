@@ -24,6 +24,7 @@ def loaded(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_the_gpu_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     module = loaded("train_gpu")
     found = module.run("cpu", 2, 1e12)

@@ -119,6 +119,7 @@ def rounds(**more: Any) -> dict[str, Any]:
     ) | more  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_round_goes_on_from_another_arms_weights_which_write_its_rows(tmp_path: Path) -> None:
     done = execute(make(rounds(), where="test").stages, out=tmp_path)
     written = {trace.model for trace in done["distil-default-second-s0"].read("traces", Trace)}
