@@ -120,6 +120,8 @@ def test_override_reads_yaml_and_leaves_the_original() -> None:
     assert data == {"name": "x", "items": [{"steps": 1}]}
     with pytest.raises(UserError, match="write it as"):
         override(data, "items")
+    with pytest.raises(UserError, match=r"what is there, 'vllm', has no 'width'"):  # the word would be lost
+        override({"serve": "vllm"}, "serve.width=2")
 
 
 KEYS = st.text(alphabet="abc", min_size=1, max_size=3)

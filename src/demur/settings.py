@@ -38,8 +38,7 @@ def names(kind: str, default: Any = ..., **limits: Any) -> Any:
 
 
 def identity_of(settings: BaseModel) -> dict[str, Any]:
-    """The plain data of settings without connection fields, at any depth: what a fingerprint is made of.
-    A settings class with a method `identity(fields)` decides for itself, such as one that knows a better name."""
+    """What fingerprints are made of: settings without connection fields, or what their own `identity(fields)` returns."""
     fields = {
         name: _identity(getattr(settings, name))
         for name, field in type(settings).model_fields.items()
@@ -93,16 +92,17 @@ def changed(data: Any, keys: Sequence[str], value: Any, item: str = "", kinds: S
         return [changed(old, rest, value, item, inner) if i == int(head) else old for i, old in enumerate(data)]
     if isinstance(data, (list, tuple)):
         raise UserError(f"{item}: '{head}' is not a place in a list of {len(data)}")
-    if data is None or isinstance(data, dict):
-        return (data or {}) | {head: changed((data or {}).get(head), rest, value, item, inner)}
+    data = {} if data is None or data is True else data  # true: with the usual settings
+    if isinstance(data, dict):
+        return data | {head: changed(data.get(head), rest, value, item, inner)}
     for kind in (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)):
         try:  # a word that is short for a mapping is written out
-            data = kind.model_validate(data).model_dump(mode="json", exclude_defaults=True)
-            break
+            written_out = kind.model_validate(data).model_dump(mode="json", exclude_defaults=True)
+            return changed(written_out, keys, value, item, kinds)
         except pydantic.ValidationError as error:
             if error.errors()[0]["type"] != "model_type":
                 return data  # a wrong word, which is reported when the data are read
-    return changed(data if isinstance(data, dict) else {}, keys, value, item, kinds)
+    raise UserError(f"{item}: what is there, {data!r}, has no '{head}'. Give a mapping in its place.")
 
 
 WANTED = {  # Messages for those of pydantic's error types whose own messages speak of Python
