@@ -16,6 +16,7 @@ import pytest
 
 # A busy machine is no failure: what a test may take is said where it is measured.
 hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.register_profile("fast", deadline=None, max_examples=30)
 hypothesis.settings.load_profile("unhurried")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
