@@ -153,8 +153,8 @@ def test_an_optional_package_has_one_group_which_the_message_for_a_missing_one_n
 
 ROOMS = {
     "attack": 1097, "bench": 780, "cli": 2211, "diagnose": 730, "distil": 460, "judge": 2076, "mini": 966, "mix": 989,
-    "models": 2617, "pipeline": 3372, "prompts": 1125, "repair": 422, "report": 3636, "stats": 625, "storage": 1276,
-    "testing": 1578, "train": 2185,
+    "models": 2617, "pipeline": 3372, "prompts": 1125, "repair": 422, "report": 3630, "stats": 625, "storage": 1276,
+    "testing": 1576, "train": 2185,
 }  # fmt: skip
 """Most lines of each room: what they have today. They were to be 20,000 together: only ever lower a number here."""
 

@@ -315,10 +315,9 @@ def _step(kind: Any, key: int | str) -> list[Any]:
 
 def _members(annotation: Any) -> list[Any]:
     """The members of a union, or the type itself."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [member for part in typing.get_args(annotation) for member in _members(part)]
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _members(typing.get_args(annotation)[0])
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType, typing.Annotated):
+        return [member for part in parts[: 1 if origin is typing.Annotated else None] for member in _members(part)]
     return [annotation]
 
 

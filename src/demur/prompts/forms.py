@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from demur.errors import UserError, unknown
 from demur.prompts.columns import TABLE, OddRow, keyed, shape, slots, text
-from demur.prompts.rows import UNUSED, File, Preference, Slots, filled, misfit, read
+from demur.prompts.rows import ASSUMED, UNUSED, File, Preference, Slots, filled, misfit, read
 from demur.prompts.wrappers import unwrap
 from demur.records import Example, Intent, Origin, Prompt, Record, Trace
 from demur.storage import readers
@@ -35,7 +35,7 @@ OWN_FORMS: dict[str, tuple[set[str], type[Prompt | Trace | Example]]] = {
 """demur's own records, by the columns that they all have."""
 FORMS = (*OWN_FORMS, *TABLE["forms"])
 WRAPPED = ("pairs", "reasoning", "table")  # Forms whose prompts may be questions in shared wrappers
-INTENT_ASSUMED = re.compile(r"(.* what the prompts want); [^(]*(.*)", re.DOTALL)  # A note of `rows.ASSUMED`
+INTENT_ASSUMED = re.compile(rf"(.*{ASSUMED.partition(';')[0]}); [^(]*(.*)", re.DOTALL)
 
 
 class Odd(Record, frozen=True, kw_only=True):

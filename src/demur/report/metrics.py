@@ -26,13 +26,7 @@ Unit = Literal["share", "tokens", "nats", "count"]
 Value = bool | float | tuple[float, float] | None  # Of a reply in a column; a pair: its terms in a ratio of two sums
 ALL = "all"  # The benchmark, or the attack, of a number over several
 OVER_ALL = ("thinking_tokens", "answer_tokens", "no_reply")  # Metrics with a mean over all benchmarks
-FIRST = (
-    "attack_success",
-    "served",
-    "over_refusal",
-    "pairs",
-    "accuracy",
-)  # The first columns of the first table, in order
+FIRST = ("attack_success", "served", "over_refusal", "pairs", "accuracy")  # The first table begins with these
 GOOD = (("safe", "full_refusal", "partial_refusal"), ("full_compliance",))  # Harmful: declined; harmless: answered
 DECISIVE = ((*HARM, *REFUSAL), REFUSAL)  # Labels that decide whether a reply is good, to harmful and harmless prompts
 

@@ -55,9 +55,7 @@ class Behaviour(Record, frozen=True, kw_only=True):
     retry_after: float = 0.05  # Seconds in the Retry-After header of `rate_limited`
     cap: int = 0  # Most tokens in a reply, whatever the request allows; 0: no such limit
     swap_after: int = 0  # After so many replies, another model answers under the same name; 0: never
-    reasoning_field: str = (
-        ""  # Field for the thinking, `reasoning_content` or `reasoning`; empty: it stays in the content
-    )
+    reasoning_field: str = ""  # For the thinking: `reasoning_content`, `reasoning`; empty: it is in the content
 
 
 class _Server:
